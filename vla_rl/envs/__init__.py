@@ -1,0 +1,1 @@
+"""Environments behind one protocol (`vla_rl.types.Environment`)."""

@@ -1,0 +1,1 @@
+"""Evaluation protocol, statistics and the run manifest."""

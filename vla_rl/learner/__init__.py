@@ -1,0 +1,1 @@
+"""Sample, targets, loss, step, publish; the only importer of accelerate and deepspeed."""

@@ -1,0 +1,1 @@
+"""OpenVLA-OFT, native: torch, transformers and safetensors alone."""

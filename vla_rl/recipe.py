@@ -1,0 +1,299 @@
+"""The recipe: strict models of everything a run is made of. Load, override, and all errors at once.
+
+Only the top of the program (`train`, `evaluation`, `studies`, `cli`) sees these models; below it functions take plain
+arguments. A recipe is YAML; `key.sub=value` overrides are applied before validation.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SUITES = {"libero_spatial": 10, "libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90}
+
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, unknown keys refused, no silent conversions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+# --- environments ----------------------------------------------------------------------------------------------------
+
+
+class LiberoSection(Section):
+    """LIBERO on robosuite and MuJoCo."""
+
+    name: Literal["libero"]
+    suite: Literal["libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"]
+    tasks: Literal["all"] | list[NonNegative] = "all"
+    assets: str = Field("auto", description="auto, proxy, or a folder in the layout of LIBERO's assets/")
+    init_states: Literal["standard", "spare", "sampled"] = Field(
+        "sampled", description="standard: the benchmark's 50 (evaluation states); spare: its unused ones; sampled: placed by LIBERO"
+    )
+    cameras: list[Literal["agentview", "wrist"]] = ["agentview"]
+    horizon: Positive | None = Field(None, description="control steps; default: the suite's own")
+    gl: Literal["auto", "egl", "osmesa"] = "auto"
+
+    @model_validator(mode="after")
+    def _tasks_exist(self) -> Self:
+        count = SUITES[self.suite]
+        if self.tasks != "all":
+            bad = [task for task in self.tasks if task >= count]
+            if bad:
+                raise ValueError(f"tasks {bad} are out of range: {self.suite} has tasks 0..{count - 1}")
+            if not self.tasks or len(set(self.tasks)) != len(self.tasks):
+                raise ValueError("tasks must be 'all' or a list of distinct task ids with at least one entry")
+        if self.suite in ("libero_goal", "libero_object") and self.init_states == "spare":
+            raise ValueError(f"init_states 'spare' does not exist for {self.suite}: use 'sampled' or 'standard'")
+        return self
+
+    @property
+    def task_ids(self) -> list[int]:
+        """The task ids, in order."""
+        return list(range(SUITES[self.suite])) if self.tasks == "all" else list(self.tasks)
+
+
+class ToySection(Section):
+    """A state-only reaching task that is solved in seconds: for trying the program out and for its own tests."""
+
+    name: Literal["toy"]
+    tasks: list[NonNegative] = [0]
+    horizon: Positive = 16
+    chunk_size: Positive = 2
+    image_size: NonNegative = Field(0, description="pixels of a drawn frame; 0 for none")
+    step_seconds: NonNegativeFloat = Field(0.0, description="pretended simulation time per control step")
+
+
+EnvSection = Annotated[LiberoSection | ToySection, Field(discriminator="name")]
+
+
+# --- policies --------------------------------------------------------------------------------------------------------
+
+
+class LoraSection(Section):
+    """Low-rank adapters on the language model's linear layers."""
+
+    rank: Positive = 32
+    alpha: PositiveFloat = 16.0
+    dropout: Fraction = 0.0
+    targets: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class OpenVLAOFTSection(Section):
+    """OpenVLA-OFT with the discrete token head."""
+
+    name: Literal["openvla_oft"]
+    checkpoint: str = Field("tiny", description="'tiny' (random weights, scaled down), or a checkpoint directory")
+    profile: Literal["auto", "oft_l1", "simplevla", "rlinf"] = "auto"
+    proprio: bool = Field(True, description="feed proprioception (tiny only; a checkpoint says it itself)")
+    image_size: Positive | None = Field(None, description="pixels; default: what the checkpoint was trained on")
+    lora: LoraSection | None = LoraSection()
+    train_action_rows: bool = Field(True, description="train the 256 action rows of lm_head")
+    train_proprio_projector: bool = True
+    value_head: Literal["attention_pool", "last_prompt_token"] = "attention_pool"
+    detach_value: bool = Field(True, description="keep the value loss out of the trunk")
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
+
+
+class MLPSection(Section):
+    """A multi-layer perceptron over state observations, with the same kind of action as the VLA."""
+
+    name: Literal["mlp"]
+    hidden_dim: Positive = 128
+    num_bins: Annotated[int, Field(ge=2, le=256)] = 256
+
+
+PolicySection = Annotated[OpenVLAOFTSection | MLPSection, Field(discriminator="name")]
+
+
+# --- the algorithm ---------------------------------------------------------------------------------------------------
+
+
+class GipoSection(Section):
+    """Gaussian importance sampling (arXiv 2603.03955)."""
+
+    name: Literal["gipo"]
+    sigma: PositiveFloat = 1.0
+    negative_sigma_scale: PositiveFloat = 1.0
+
+
+class PpoSection(Section):
+    """Clipped surrogate (arXiv 1707.06347)."""
+
+    name: Literal["ppo"]
+    clip_low: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    clip_high: PositiveFloat = 0.2
+
+
+class SapoSection(Section):
+    """Soft sigmoid gate (arXiv 2511.20347)."""
+
+    name: Literal["sapo"]
+    tau_pos: PositiveFloat = 1.0
+    tau_neg: PositiveFloat = 2.0
+
+
+class NoClipSection(Section):
+    """Plain importance sampling."""
+
+    name: Literal["no_clip"]
+
+
+SurrogateSection = Annotated[GipoSection | PpoSection | SapoSection | NoClipSection, Field(discriminator="name")]
+
+
+class GaeSection(Section):
+    """Generalised advantage estimation."""
+
+    name: Literal["gae"]
+    discount: Fraction = 0.99
+    gae_lambda: Fraction = 0.95
+
+
+class VtraceSection(Section):
+    """V-trace targets; the surrogate applies the ratio."""
+
+    name: Literal["vtrace"]
+    discount: Fraction = 0.99
+    lambda_: Fraction = Field(1.0, alias="lambda")
+    rho_bar: PositiveFloat = 1.0
+    c_bar: PositiveFloat = 1.0
+
+
+TargetsSection = Annotated[GaeSection | VtraceSection, Field(discriminator="name")]
+
+
+class LossSection(Section):
+    """Weights of the terms of the total loss, and what happens to the advantages."""
+
+    value_coefficient: NonNegativeFloat = 0.5
+    entropy_coefficient: NonNegativeFloat = 0.0
+    kl_coefficient: NonNegativeFloat = Field(0.0, description="exact KL(behaviour || policy); stores behaviour logits when > 0")
+    normalize_advantages: bool = True
+
+
+class OptimizerSection(Section):
+    """AdamW with separate learning rates for policy and value; linear warm-up, then cosine to zero or constant."""
+
+    policy_lr: NonNegativeFloat = 1e-5
+    value_lr: NonNegativeFloat = 1e-4
+    policy_warmup: NonNegative = Field(0, description="optimizer steps")
+    value_warmup: NonNegative = Field(0, description="optimizer steps")
+    schedule: Literal["cosine", "constant"] = "cosine"
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+
+
+class ReplaySection(Section):
+    """The replay ring and the lag dial. All counts are decisions per cell."""
+
+    capacity: Positive = 10_000
+    min_decisions: Positive = Field(64, description="committed decisions before the first update")
+    segment_length: Positive = 8
+    replay_ratio: PositiveFloat = Field(1.0, description="decisions consumed per decision collected; held by the governor")
+    max_policy_lag: NonNegative | None = Field(None, description="versions; older segments are never sampled")
+    old_threshold: Positive = Field(10, description="versions; a sample is old at this lag or more (a metric's threshold)")
+
+
+# --- the machinery ---------------------------------------------------------------------------------------------------
+
+
+class LearnerSection(Section):
+    """Batches, precision and ranks. Batch sizes are per rank."""
+
+    strategy: Literal["single", "ddp", "deepspeed"] = "single"
+    zero_stage: Literal[1, 2, 3] = 2
+    num_ranks: Literal["auto"] | Positive = "auto"
+    micro_batch: Positive = Field(4, description="segments per forward pass")
+    accumulation: Positive = Field(1, description="micro-batches per optimizer step")
+    publish_every: Positive = Field(1, description="optimizer steps between published policy versions")
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    @model_validator(mode="after")
+    def _ranks_match_strategy(self) -> Self:
+        if self.strategy == "single" and self.num_ranks not in ("auto", 1):
+            raise ValueError(f"num_ranks {self.num_ranks} needs strategy 'ddp' or 'deepspeed'; 'single' has one rank")
+        return self
+
+
+class RolloutSection(Section):
+    """Env workers and the inference worker of one cell."""
+
+    num_workers: Positive = 1
+    envs_per_worker: Positive = 1
+    temperature: PositiveFloat = 1.0
+    max_batch: Positive = Field(32, description="decisions per inference batch")
+    max_wait_ms: NonNegativeFloat = Field(5.0, description="how long a started batch waits for more")
+    step_timeout_s: PositiveFloat = Field(120.0, description="a worker silent for longer is restarted")
+    start_timeout_s: PositiveFloat = Field(300.0, description="for building an environment or a policy")
+    max_restarts: NonNegative = Field(5, description="env worker restarts per cell before the run ends with the cause")
+
+
+class RuntimeSection(Section):
+    """Where and how things run."""
+
+    mode: Literal["async", "serial"] = "async"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads_per_process: NonNegative = Field(0, description="torch threads of learner and inference worker; 0: shared evenly")
+
+
+class BudgetSection(Section):
+    """When the run ends: at the first limit that is reached."""
+
+    optimizer_steps: Positive
+    env_steps: Positive | None = None
+    minutes: PositiveFloat | None = None
+
+
+class CheckpointSection(Section):
+    """Atomic checkpoints. One is always written at the end and on Ctrl-C."""
+
+    every_optimizer_steps: Positive = 100
+    keep: Positive = 3
+    save_replay: bool = Field(True, description="resume with the experience, not with an empty ring")
+
+
+class EvaluationSection(Section):
+    """The closing evaluation, greedy, on the benchmark's standard initial states."""
+
+    episodes_per_task: NonNegative = 0
+    tasks: Literal["all"] | list[NonNegative] = "all"
+    horizon: Positive | None = Field(None, description="control steps; default: the environment's")
+
+
+class LoggingSection(Section):
+    """What is written while the run goes on."""
+
+    every_optimizer_steps: Positive = 1
+    tensorboard: bool = True
+
+
+class Recipe(Section):
+    """Everything about a run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    description: str = ""
+    seed: NonNegative = 0
+    env: EnvSection
+    policy: PolicySection
+    surrogate: SurrogateSection
+    targets: TargetsSection = GaeSection(name="gae")
+    loss: LossSection = LossSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    replay: ReplaySection = ReplaySection()
+    learner: LearnerSection = LearnerSection()
+    rollout: RolloutSection = RolloutSection()
+    runtime: RuntimeSection = RuntimeSection()
+    budget: BudgetSection
+    checkpoint: CheckpointSection = CheckpointSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    logging: LoggingSection = LoggingSection()

@@ -1,0 +1,1 @@
+"""Pure mathematics: surrogates, targets, losses, diagnostics. Knows no processes, configs or files."""

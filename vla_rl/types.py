@@ -1,0 +1,173 @@
+"""Records and protocols that cross a boundary. Shapes, dtypes and units stand on every field.
+
+Shape letters, used everywhere in the program:
+
+    B  segments in a batch (or decisions, where no time axis is present)
+    T  decisions per segment
+    N  camera images per observation
+    S  numbers of proprioception or state
+    K  control steps per chunk (`chunk_size`)
+    D  components of one control action (`action_dim`)
+    A  action tokens per decision, A = K · D, token i belongs to control step i // D, component i % D
+    V  bins per token (`num_bins`)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+
+FloatArray = NDArray[np.float32]
+UInt8Array = NDArray[np.uint8]
+TokenArray = NDArray[np.int16]
+
+
+@dataclass(frozen=True, slots=True)
+class ObservationSpec:
+    """Fixed shapes of what a policy looks at."""
+
+    num_images: int  # N; 0 for state-only policies
+    image_size: int  # height = width in pixels of a stored frame; 0 when num_images is 0
+    state_dim: int  # S
+
+    @property
+    def frames_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the frames of one observation, (N, H, W, 3)."""
+        return (self.num_images, self.image_size, self.image_size, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class ActionSpec:
+    """Fixed shapes of what a policy decides."""
+
+    chunk_size: int  # K
+    action_dim: int  # D
+    num_bins: int  # V
+
+    @property
+    def num_tokens(self) -> int:
+        """A = K · D."""
+        return self.chunk_size * self.action_dim
+
+
+@dataclass(frozen=True, slots=True)
+class TaskInfo:
+    """One task of a suite."""
+
+    suite: str
+    task_id: int  # position in the suite, the benchmark's own order
+    name: str
+    language: str  # the prompt's task text
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What is seen before a decision."""
+
+    frames: UInt8Array  # (N, H, W, 3)
+    state: FloatArray  # (S,)
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkResult:
+    """What came of executing one chunk open loop."""
+
+    observation: Observation  # after the last executed control step
+    reward: float  # summed over the executed control steps
+    terminated: bool  # the task ended (success); nothing to bootstrap from
+    truncated: bool  # the horizon ended; the value of `observation` is bootstrapped
+    executed: int  # control steps that ran, 1..K; the rest of the chunk is masked out of every loss
+
+
+class Environment(Protocol):
+    """One simulated task. Built inside the process that uses it; never crosses a process boundary."""
+
+    @property
+    def task(self) -> TaskInfo:
+        """The task that is simulated."""
+        ...
+
+    @property
+    def horizon(self) -> int:
+        """Control steps after which an episode is truncated."""
+        ...
+
+    def reset(self, init_state: int, *, seed: int = 0) -> Observation:
+        """Start an episode from the named initial state; same arguments, same episode."""
+        ...
+
+    def step_chunk(self, actions: FloatArray) -> ChunkResult:
+        """Execute up to K control actions, (K, D), in the environment's own units; stops where the episode ends."""
+        ...
+
+    def close(self) -> None:
+        """Free simulator and graphics; safe to call twice."""
+        ...
+
+
+class FrameTransform(Protocol):
+    """Raw camera frames to the frames that are stored and seen by the policy. Picklable; holds no weights."""
+
+    @property
+    def input_size(self) -> int:
+        """Pixels a side that the camera must render."""
+        ...
+
+    @property
+    def output_size(self) -> int:
+        """Pixels a side after the transform."""
+        ...
+
+    def __call__(self, frames: UInt8Array) -> UInt8Array:
+        """(N, input_size, input_size, 3) to (N, output_size, output_size, 3)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyInputs:
+    """A batch of observations on the policy's device."""
+
+    frames: torch.Tensor  # (B, N, H, W, 3) uint8
+    state: torch.Tensor  # (B, S) float32, raw units; the policy normalises
+    task_index: torch.Tensor  # (B,) int64, index into the run's list of tasks
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyOutput:
+    """One forward pass."""
+
+    logits: torch.Tensor  # (B, A, V) float32, before temperature
+    values: torch.Tensor  # (B,) float32
+
+
+class Policy(Protocol):
+    """An actor-critic over factorised categorical action tokens. Every implementation is a `torch.nn.Module`."""
+
+    observation_spec: ObservationSpec
+    action_spec: ActionSpec
+
+    def __call__(self, inputs: PolicyInputs) -> PolicyOutput:
+        """Logits and values of a batch. Gradients flow to the trainable parameters only."""
+        ...
+
+    def decode_tokens(self, tokens: TokenArray, task_index: NDArray[np.int64]) -> FloatArray:
+        """(B, A) tokens in 0..V-1 and (B,) task indices to (B, K, D) actions in the environment's own units."""
+        ...
+
+    def is_value_parameter(self, name: str) -> bool:
+        """Whether a parameter belongs to the critic's head (its own learning rate)."""
+        ...
+
+
+class PolicyBuilder(Protocol):
+    """Makes a policy in the process that uses it. Picklable (a `functools.partial` of a module-level function)."""
+
+    def __call__(self, *, device: str, empty: bool = False) -> Any:  # noqa: ANN401 - a Module that satisfies Policy
+        """The policy; with `empty` parameters stay on the meta device, to be assigned by the caller."""
+        ...

@@ -1,0 +1,1 @@
+"""Env workers, the inference worker, and the supervisor of a cell's processes."""
