@@ -36,7 +36,8 @@ class LiberoSection(Section):
     tasks: Literal["all"] | list[NonNegative] = "all"
     assets: str = Field("auto", description="auto, proxy, or a folder in the layout of LIBERO's assets/")
     init_states: Literal["standard", "spare", "sampled"] = Field(
-        "sampled", description="standard: the benchmark's 50 (evaluation states); spare: its unused ones; sampled: placed by LIBERO"
+        "sampled",
+        description="standard: the 50 of the evaluation; spare: the benchmark's unused ones; sampled: LIBERO's sampler",
     )
     cameras: list[Literal["agentview", "wrist"]] = ["agentview"]
     horizon: Positive | None = Field(None, description="control steps; default: the suite's own")
@@ -177,7 +178,9 @@ class LossSection(Section):
 
     value_coefficient: NonNegativeFloat = 0.5
     entropy_coefficient: NonNegativeFloat = 0.0
-    kl_coefficient: NonNegativeFloat = Field(0.0, description="exact KL(behaviour || policy); stores behaviour logits when > 0")
+    kl_coefficient: NonNegativeFloat = Field(
+        0.0, description="exact KL(behaviour || policy); the ring stores behaviour logits when > 0"
+    )
     normalize_advantages: bool = True
 
 
@@ -199,9 +202,9 @@ class ReplaySection(Section):
     capacity: Positive = 10_000
     min_decisions: Positive = Field(64, description="committed decisions before the first update")
     segment_length: Positive = 8
-    replay_ratio: PositiveFloat = Field(1.0, description="decisions consumed per decision collected; held by the governor")
+    replay_ratio: PositiveFloat = Field(1.0, description="decisions consumed per decision collected")
     max_policy_lag: NonNegative | None = Field(None, description="versions; older segments are never sampled")
-    old_threshold: Positive = Field(10, description="versions; a sample is old at this lag or more (a metric's threshold)")
+    old_threshold: Positive = Field(10, description="versions; a sample is old at this lag or more (metrics)")
 
 
 # --- the machinery ---------------------------------------------------------------------------------------------------
@@ -243,7 +246,7 @@ class RuntimeSection(Section):
 
     mode: Literal["async", "serial"] = "async"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads_per_process: NonNegative = Field(0, description="torch threads of learner and inference worker; 0: shared evenly")
+    threads_per_process: NonNegative = Field(0, description="torch threads per process; 0: shared evenly")
 
 
 class BudgetSection(Section):

@@ -165,6 +165,31 @@ class Policy(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class SegmentBatch:
+    """B segments of at most T consecutive decisions of one episode each, with the observation after the last one.
+
+    A segment shorter than T is the end of its episode, so its last decision has `terminated` or `truncated` set; what
+    follows is padding (mask False, zeros). The bootstrap observation of a segment of length L stands at time index L of
+    `frames` and `state`.
+    """
+
+    frames: UInt8Array  # (B, T + 1, N, H, W, 3)
+    state: FloatArray  # (B, T + 1, S)
+    task_index: NDArray[np.int64]  # (B,)
+    tokens: TokenArray  # (B, T, A)
+    behavior_logprobs: FloatArray  # (B, T, A), of the sampled tokens, at the temperature they were sampled with
+    behavior_logits: FloatArray | None  # (B, T, A, V) log-softmax at that temperature, if the run stores it
+    behavior_values: FloatArray  # (B, T)
+    rewards: FloatArray  # (B, T), summed over the executed control steps
+    executed: NDArray[np.int16]  # (B, T) control steps that ran, 0 in padding
+    terminated: NDArray[np.bool_]  # (B, T)
+    truncated: NDArray[np.bool_]  # (B, T)
+    policy_version: NDArray[np.int64]  # (B, T) version that acted
+    age: NDArray[np.int64]  # (B, T) decisions committed to the ring after this one was
+    mask: NDArray[np.bool_]  # (B, T) True where a decision stands
+
+
 class PolicyBuilder(Protocol):
     """Makes a policy in the process that uses it. Picklable (a `functools.partial` of a module-level function)."""
 
