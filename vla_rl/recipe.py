@@ -37,7 +37,7 @@ class LiberoSection(Section):
     assets: str = Field("auto", description="auto, proxy, or a folder in the layout of LIBERO's assets/")
     init_states: Literal["standard", "spare", "sampled"] = Field(
         "sampled",
-        description="standard: the 50 of the evaluation; spare: the benchmark's unused ones; sampled: LIBERO's sampler",
+        description="standard: the evaluation's 50; spare: the unused ones; sampled: LIBERO's own sampler",
     )
     cameras: list[Literal["agentview", "wrist"]] = ["agentview"]
     horizon: Positive | None = Field(None, description="control steps; default: the suite's own")
