@@ -1,0 +1,63 @@
+"""Files that are complete or absent: written aside, fsynced, renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+
+def atomic_write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` so that readers see the old file or the new one, never a part, even after a power cut.
+
+    Args:
+        path: the file; its folder is made if it is missing.
+        content: all of the file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """`atomic_write_bytes` of UTF-8 text."""
+    atomic_write_bytes(path, text.encode())
+
+
+def atomic_write_json(path: Path, value: object) -> None:
+    """`atomic_write_bytes` of indented JSON.
+
+    Raises:
+        ValueError: a number is not finite (JSON has no such numbers).
+        TypeError: a value is not JSON.
+    """
+    atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def directory_bytes(folder: Path) -> int:
+    """Bytes of all regular files below `folder`; files that vanish meanwhile count as 0."""
+    total = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(Path(root) / name).st_size
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,174 @@
+"""`metrics.jsonl` and TensorBoard events: one log point, one line.
+
+A line holds the clocks, then the metrics of the catalogue:
+
+    {"env_steps": 640, "decisions": 80, "episodes": 6, "optimizer_steps": 10, "policy_version": 10, "seconds": 12.5,
+     "rollout/success_rate": 0.5, "learner/kl": null, "nonfinite": ["learner/kl"]}
+
+`seconds` and the names under `perf/` are the only values that depend on the machine's speed: two serial runs of one
+recipe agree in all others. A value that is not finite is written as null and its name is listed in `nonfinite`, because
+JSON has no such numbers and a reader must be able to tell "broken" from "absent".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from vla_rl.reporting.catalogue import require_known
+from vla_rl.reporting.files import atomic_write_bytes
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+METRICS_FILE = "metrics.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"
+
+
+@dataclass(frozen=True, slots=True)
+class Clocks:
+    """Where a run stands, summed over all ranks. All start at 0 and never go back, except by resuming."""
+
+    env_steps: int = 0  # control steps simulated
+    decisions: int = 0  # policy queries whose outcome was collected
+    episodes: int = 0  # episodes ended
+    optimizer_steps: int = 0  # updates of the parameters
+    policy_version: int = 0  # the newest published version
+    seconds: float = 0.0  # wall-clock seconds of training, those before a resume included
+
+
+CLOCK_NAMES = tuple(field.name for field in fields(Clocks))
+
+
+class MetricsWriter:
+    """Writes log points. One per run, on rank 0.
+
+        with MetricsWriter(run_dir, tensorboard=True, resume_at=None) as writer:
+            writer.write(clocks, {"rollout/success_rate": 0.5})
+
+    Args:
+        run_dir: the run's folder; made if it is missing.
+        tensorboard: also write events, over optimizer steps, under `tensorboard/`.
+        resume_at: the clocks of the checkpoint a run goes on from: log points after its optimizer step are removed, for
+            they will be made again. None for a new run.
+
+    Raises:
+        ValueError: a new run finds log points of another, or a line of the old file is broken.
+    """
+
+    def __init__(self, run_dir: Path, *, tensorboard: bool, resume_at: Clocks | None) -> None:
+        self._path = run_dir / METRICS_FILE
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if resume_at is not None:
+            _forget_after(self._path, resume_at.optimizer_steps)
+        elif self._path.exists() and self._path.stat().st_size > 0:
+            raise ValueError(
+                f"{self._path}: a new run needs an empty folder, found log points of an earlier run; resume that run, "
+                "or choose another name or folder"
+            )
+        # Unbuffered: a log point is one write, so a killed process tears the last line at worst.
+        self._stream = self._path.open("ab", buffering=0)
+        self._events = _open_events(run_dir, resume_at) if tensorboard else None
+
+    def write(self, clocks: Clocks, metrics: Mapping[str, float]) -> None:
+        """Append one log point.
+
+        Args:
+            clocks: where the run stands.
+            metrics: values by catalogue name, in the catalogue's units.
+
+        Raises:
+            ValueError: a name is not in the catalogue.
+        """
+        require_known(metrics)
+        nonfinite = [name for name, value in metrics.items() if not math.isfinite(value)]
+        record: dict[str, Any] = asdict(clocks)
+        record |= {name: None if name in nonfinite else _plain(value) for name, value in metrics.items()}
+        if nonfinite:
+            record["nonfinite"] = nonfinite
+        self._stream.write(json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        if self._events is not None:
+            self._write_events(self._events, clocks, metrics)
+
+    def close(self) -> None:
+        """Flush and close; safe to call twice."""
+        self._stream.close()
+        if self._events is not None:
+            self._events.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _write_events(self, events: SummaryWriter, clocks: Clocks, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            events.add_scalar(name, value, clocks.optimizer_steps)
+        for name in ("env_steps", "decisions", "episodes", "policy_version"):
+            events.add_scalar(f"clocks/{name}", getattr(clocks, name), clocks.optimizer_steps)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All log points of a `metrics.jsonl`, oldest first.
+
+    A last line that was torn by the end of its process is left out.
+
+    Args:
+        path: the file.
+
+    Returns:
+        One dictionary per line: clocks, metrics (None where a value was not finite), perhaps `nonfinite`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line that is not the last is no log point.
+    """
+    lines = path.read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate(lines, start=1):
+        record = _parse(line)
+        if record is not None:
+            records.append(record)
+        elif line.strip() and number < len(lines):
+            raise ValueError(
+                f"{path}, line {number}: expected a JSON object with optimizer_steps, found {line[:60]!r}; "
+                "remove the line to go on without that log point"
+            )
+    return records
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:  # also what UnicodeDecodeError is
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("optimizer_steps"), int) else None
+
+
+def _forget_after(path: Path, optimizer_steps: int) -> None:
+    if not path.exists():
+        return
+    kept = [record for record in read_metrics(path) if record["optimizer_steps"] <= optimizer_steps]
+    lines = [json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n" for record in kept]
+    atomic_write_bytes(path, b"".join(lines))
+
+
+def _open_events(run_dir: Path, resume_at: Clocks | None) -> SummaryWriter:
+    # tensorboard takes a second to import: only runs that want it pay.
+    from torch.utils.tensorboard import SummaryWriter
+
+    purge = None if resume_at is None else resume_at.optimizer_steps + 1
+    return SummaryWriter(str(run_dir / TENSORBOARD_FOLDER), purge_step=purge)
+
+
+def _plain(value: float) -> float | int:
+    """Numpy and torch scalars to what JSON knows; counts stay whole."""
+    return int(value) if isinstance(value, int) else float(value)
