@@ -1,0 +1,72 @@
+"""Whether shared memory of a given size fits, asked before it is allocated.
+
+/dev/shm is a tmpfs: it grants any size at once and delivers SIGBUS when a page cannot be found later. A worker that
+dies of SIGBUS in the middle of an episode explains nothing, so the question is asked first.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import psutil
+
+SHM_DIRECTORY = Path("/dev/shm")
+_CGROUP = Path("/sys/fs/cgroup")
+_FIX = (
+    "Give the container more shared memory (docker run --shm-size=<size>, or --ipc=host), "
+    "or lower replay.capacity, rollout.num_workers or rollout.envs_per_worker."
+)
+
+
+def check_room(bytes_needed: int) -> None:
+    """Refuse a size that shared memory or the machine's memory cannot hold.
+
+    Raises:
+        ValueError: with what is needed, what is free, and what to change.
+    """
+    stat = os.statvfs(SHM_DIRECTORY)
+    free, size = stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize
+    if bytes_needed > free:
+        raise ValueError(
+            f"shared memory: {_readable(bytes_needed)} are needed, but {SHM_DIRECTORY} has {_readable(free)} free "
+            f"of {_readable(size)}. {_FIX}"
+        )
+    available = available_memory()
+    if bytes_needed > available:
+        raise ValueError(
+            f"shared memory: {_readable(bytes_needed)} are needed, but only {_readable(available)} of memory are "
+            f"available to this process. Lower replay.capacity, or free memory."
+        )
+
+
+def available_memory() -> int:
+    """Bytes of memory this process can still take: the machine's, or what its container's limit leaves."""
+    available = int(psutil.virtual_memory().available)
+    limit_file, usage_file = _CGROUP / "memory.max", _CGROUP / "memory.current"
+    if not (limit_file.exists() and usage_file.exists()):
+        return available
+    limit = limit_file.read_text().strip()
+    if limit == "max":
+        return available
+    # File cache counts as usage although the kernel gives it back on demand.
+    used = int(usage_file.read_text()) - _reclaimable(_CGROUP / "memory.stat")
+    return max(0, min(available, int(limit) - used))
+
+
+def _reclaimable(stat_file: Path) -> int:
+    for line in stat_file.read_text().splitlines():
+        key, value = line.split()
+        if key == "inactive_file":
+            return int(value)
+    return 0
+
+
+def _readable(num_bytes: int) -> str:
+    """1_500_000_000 -> '1.40 GiB'."""
+    size = float(num_bytes)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.4g} {unit}"
+        size /= 1024
+    return f"{size:.2f} GiB"
