@@ -1,0 +1,52 @@
+"""Numbers as people read them. A value that is not there yet is a dash."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+ABSENT = "-"
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def percent(share: float | None, *, digits: int = 0) -> str:
+    """0.456 as "46 %"."""
+    return ABSENT if share is None else f"{100 * share:.{digits}f} %"
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, thousands apart, whole numbers above 100: 0.0312, 4.53, 120, 12,345."""
+    if value is None:
+        return ABSENT
+    if value == 0:
+        return "0"
+    if abs(value) >= 100 or value == int(value):
+        return f"{value:,.0f}"
+    return f"{value:.1e}" if abs(value) < 1e-3 else f"{value:.3g}"
+
+
+def duration(seconds: float | None) -> str:
+    """3725 as "1:02:05", two days and more as "2 d 3 h"."""
+    if seconds is None:
+        return ABSENT
+    whole = max(0, round(seconds))
+    hours, rest = divmod(whole, 3600)
+    if hours >= 48:
+        return f"{hours // 24} d {hours % 24} h"
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
+
+
+def size(num_bytes: int) -> str:
+    """1,500,000 as "1.5 MB" (powers of 1000)."""
+    value = float(num_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"
+
+
+def sparkline(values: Sequence[float], *, low: float, high: float) -> str:
+    """One bar per value, the lowest at `low`, the full one at `high`; all lowest if the range is empty."""
+    span = high - low
+    shares = [(min(max(value, low), high) - low) / span if span > 0 else 0.0 for value in values]
+    return "".join(_BARS[round(share * (len(_BARS) - 1))] for share in shares)
