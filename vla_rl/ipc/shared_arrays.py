@@ -119,8 +119,9 @@ class SharedArrays:
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self._arrays[name]
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._arrays
+    def get(self, name: str) -> NDArray[Any] | None:
+        """The array of that name, None if the block has no such field."""
+        return self._arrays.get(name)
 
     @property
     def names(self) -> tuple[str, ...]:

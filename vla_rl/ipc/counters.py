@@ -1,0 +1,147 @@
+"""Counters of one cell, in shared memory: who is alive, how much was done, how much may be done.
+
+Every element has one writer, so nothing is locked: an aligned 8-byte number is written and read whole. Counts only
+grow, also over the restart of a worker, which goes on in its predecessor's row.
+
+    counter                 unit        written by            read by
+    env_worker_*            see below   the env worker        supervisor, governor, metrics
+    inference_*             see below   the inference worker  supervisor, metrics
+    learner_*               see below   the learner           metrics
+    allowed_decisions       decisions   the governor          env workers: collect while decisions started stay below
+    stop                    0 or 1      the supervisor        everyone
+"""
+
+from __future__ import annotations
+
+import time
+from enum import IntEnum
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_rl.ipc.shared_arrays import Field, SharedArrays, SharedArraysHandle
+
+_UNLIMITED = np.iinfo(np.int64).max
+
+
+class EnvWorkerPhase(IntEnum):
+    """What an env worker is busy with; a hang report names it."""
+
+    STARTING = 0
+    RESETTING = 1
+    WAITING_FOR_ACTION = 2
+    STEPPING = 3
+    HELD_BACK = 4  # by the governor
+    STOPPED = 5
+
+
+_PER_ENV_WORKER = {
+    "env_worker_heartbeat": np.float64,  # monotonic seconds (one clock for all processes of a machine)
+    "env_worker_phase": np.int64,  # EnvWorkerPhase
+    "env_worker_env_steps": np.int64,  # control steps executed
+    "env_worker_decisions": np.int64,  # decisions executed
+    "env_worker_episodes": np.int64,  # episodes ended
+    "env_worker_successes": np.int64,  # of them, ended with `terminated`
+    "env_worker_return_sum": np.float64,  # summed rewards of ended episodes
+    "env_worker_wait_seconds": np.float64,  # waiting for actions
+    "env_worker_step_seconds": np.float64,  # simulating and rendering
+    "env_worker_restarts": np.int64,  # written by the supervisor while the worker is dead
+}
+_PER_CELL = {
+    "inference_heartbeat": np.float64,  # monotonic seconds
+    "inference_batches": np.int64,
+    "inference_decisions": np.int64,  # decisions served
+    "inference_policy_version": np.int64,  # in use
+    "inference_busy_seconds": np.float64,  # computing a batch
+    "learner_consumed_decisions": np.int64,
+    "learner_policy_version": np.int64,  # newest that was published
+    "allowed_decisions": np.int64,  # largest number of decisions env workers may have started, summed over the cell
+    "stop": np.int64,
+}
+
+
+class CellCounters:
+    """The counters of one cell. Created by the supervisor, attached by every process of the cell."""
+
+    def __init__(self, arrays: SharedArrays) -> None:
+        self._arrays = arrays
+
+    @classmethod
+    def create(cls, *, num_env_workers: int) -> Self:
+        """Counters at zero, heartbeats at now, versions at -1, no limit on decisions."""
+        fields = [Field(name, (num_env_workers,), dtype) for name, dtype in _PER_ENV_WORKER.items()]
+        fields += [Field(name, (1,), dtype) for name, dtype in _PER_CELL.items()]
+        arrays = SharedArrays.create("counters", fields, poison=False)
+        counters = cls(arrays)
+        counters.set("allowed_decisions", int(_UNLIMITED))
+        counters.set("inference_policy_version", -1)
+        counters.set("learner_policy_version", -1)
+        counters.beat("inference_heartbeat")
+        for index in range(num_env_workers):
+            counters.beat("env_worker_heartbeat", index)
+        return counters
+
+    @classmethod
+    def attach(cls, handle: SharedArraysHandle) -> Self:
+        """Map the counters of another process."""
+        return cls(SharedArrays.attach(handle))
+
+    @property
+    def handle(self) -> SharedArraysHandle:
+        """For a spawned process."""
+        return self._arrays.handle
+
+    def array(self, name: str) -> NDArray[np.int64] | NDArray[np.float64]:
+        """Live view of a counter: (num_env_workers,) if its name starts with `env_worker_`, else (1,)."""
+        return self._arrays[name]
+
+    def get(self, name: str, index: int = 0) -> int | float:
+        """Value of one element."""
+        value: int | float = self._arrays[name][index].item()
+        return value
+
+    def total(self, name: str) -> int | float:
+        """Sum over the env workers."""
+        value: int | float = self._arrays[name].sum().item()
+        return value
+
+    def set(self, name: str, value: float, index: int = 0) -> None:
+        """Write one element; by its one writer."""
+        self._arrays[name][index] = value
+
+    def add(self, name: str, amount: float, index: int = 0) -> None:
+        """Add to one element; by its one writer."""
+        self._arrays[name][index] += amount
+
+    def beat(self, name: str, index: int = 0) -> None:
+        """Write the time into a heartbeat."""
+        self._arrays[name][index] = time.monotonic()
+
+    def silent_seconds(self, name: str, index: int = 0) -> float:
+        """Seconds after the last beat of a heartbeat."""
+        return time.monotonic() - float(self._arrays[name][index])
+
+    def request_stop(self) -> None:
+        """Ask every process of the cell to end."""
+        self._arrays["stop"][0] = 1
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether the cell is to end."""
+        return bool(self._arrays["stop"][0])
+
+    def close(self) -> None:
+        """Let go of the views. Idempotent."""
+        self._arrays.close()
+
+    def unlink(self) -> None:
+        """Remove the block's name, in the owner. Idempotent."""
+        self._arrays.unlink()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+        self.unlink()

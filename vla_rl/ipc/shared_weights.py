@@ -1,0 +1,129 @@
+"""One copy of the frozen weights for all processes of a cell.
+
+    shared = share_tensors({name: parameter.data for name, parameter in frozen})   # learner, which owns the memory
+    Process(target=serve, args=(shared.handle,)).start()
+    ...
+    for name, tensor in SharedWeights.attach(handle).tensors().items(): ...        # inference worker: the same memory
+
+On a CPU the memory is a block of POSIX shared memory (see `shared_arrays` for its life). On a GPU it is one allocation
+that torch exports through CUDA IPC when the handle is pickled for a spawned process; the owner must outlive its users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Self
+
+import numpy as np
+import torch
+
+from vla_rl.ipc.shared_arrays import ALIGNMENT, Field, SharedArrays, SharedArraysHandle
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlace:
+    """Where one tensor lies in the flat bytes."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    start: int  # byte offset, a multiple of 64
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor."""
+        return prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class SharedWeightsHandle:
+    """What a spawned process needs to map the weights. Pickle it as an argument of the process, with no copy kept."""
+
+    places: Mapping[str, TensorPlace]
+    memory: SharedArraysHandle | torch.Tensor  # a block (CPU), or flat uint8 bytes on a GPU
+
+
+class SharedWeights:
+    """Named tensors that several processes map. Created by `share_tensors`, attached with a handle."""
+
+    def __init__(self, places: Mapping[str, TensorPlace], memory: SharedArrays | torch.Tensor) -> None:
+        self._places = dict(places)
+        self._block = memory if isinstance(memory, SharedArrays) else None
+        self._flat = torch.from_numpy(memory["bytes"]) if isinstance(memory, SharedArrays) else memory
+
+    @classmethod
+    def attach(cls, handle: SharedWeightsHandle) -> Self:
+        """Map the weights of another process.
+
+        Raises:
+            FileNotFoundError: the owner is gone.
+        """
+        if isinstance(handle.memory, torch.Tensor):
+            return cls(handle.places, handle.memory)
+        return cls(handle.places, SharedArrays.attach(handle.memory))
+
+    @property
+    def handle(self) -> SharedWeightsHandle:
+        """For a spawned process."""
+        return SharedWeightsHandle(self._places, self._flat if self._block is None else self._block.handle)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The weights by name, without a copy: writing to one is seen by every process."""
+        return {
+            name: self._flat[place.start : place.start + place.nbytes].view(place.dtype).view(place.shape)
+            for name, place in self._places.items()
+        }
+
+    def close(self) -> None:
+        """Let go of the memory; tensors that are still held stay valid, `tensors` must not be called. Idempotent."""
+        self._flat = torch.empty(0, dtype=torch.uint8)
+        if self._block is not None:
+            self._block.close()
+
+    def unlink(self) -> None:
+        """Remove the block's name, in the owner. Idempotent; on a GPU nothing is to be done."""
+        if self._block is not None:
+            self._block.unlink()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+        self.unlink()
+
+
+def share_tensors(named: Mapping[str, torch.Tensor]) -> SharedWeights:
+    """Copy tensors into memory that other processes can map.
+
+    Args:
+        named: tensors of any shape and dtype, all on one device.
+
+    Raises:
+        ValueError: tensors on several devices or on none that can be shared, or not enough room.
+    """
+    devices = {tensor.device for tensor in named.values()} or {torch.device("cpu")}
+    if len(devices) > 1:
+        raise ValueError(f"shared weights must be on one device, got {sorted(map(str, devices))}")
+    device = devices.pop()
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"shared weights must be on a CPU or a CUDA device, got {device}")
+    places, num_bytes = _place(named)
+    memory: SharedArrays | torch.Tensor
+    if device.type == "cuda":
+        memory = torch.empty(num_bytes, dtype=torch.uint8, device=device)
+    else:
+        memory = SharedArrays.create("weights", [Field("bytes", (num_bytes,), np.uint8)], poison=False)
+    shared = SharedWeights(places, memory)
+    for name, view in shared.tensors().items():
+        view.copy_(named[name].detach())
+    return shared
+
+
+def _place(named: Mapping[str, torch.Tensor]) -> tuple[dict[str, TensorPlace], int]:
+    places, start = {}, 0
+    for name, tensor in named.items():
+        places[name] = TensorPlace(tuple(tensor.shape), tensor.dtype, start)
+        start += -(-places[name].nbytes // ALIGNMENT) * ALIGNMENT
+    return places, start
