@@ -1,0 +1,57 @@
+"""An actor-critic over state observations, with the same kind of action as the VLA.
+
+The layers follow the state policy used for GIPO on Meta-World (arXiv 2603.03955): a shared trunk, a policy head with a
+hidden layer of its own, and a value head that sees the trunk's features detached.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vla_rl.types import ActionSpec, FloatArray, ObservationSpec, PolicyInputs, PolicyOutput, TokenArray
+
+
+class MLPPolicy(nn.Module):
+    """Satisfies `vla_rl.types.Policy`. Bin b of a component means the action -1 + 2 b / (V - 1)."""
+
+    def __init__(self, *, state_dim: int, action_spec: ActionSpec, hidden_dim: int) -> None:
+        super().__init__()
+        self.observation_spec = ObservationSpec(num_images=0, image_size=0, state_dim=state_dim)
+        self.action_spec = action_spec
+        num_logits = action_spec.num_tokens * action_spec.num_bins
+        self.trunk = _block(state_dim, hidden_dim)
+        self.policy_head = nn.Sequential(_block(hidden_dim, hidden_dim), nn.Linear(hidden_dim, num_logits))
+        self.value_head = nn.Sequential(_block(hidden_dim, hidden_dim // 2), nn.Linear(hidden_dim // 2, 1))
+
+    def forward(self, inputs: PolicyInputs) -> PolicyOutput:
+        """Logits (B, A, V) and values (B,); frames and task_index are not looked at."""
+        features: Tensor = self.trunk(inputs.state.float())
+        logits: Tensor = self.policy_head(features)
+        values: Tensor = self.value_head(features.detach())
+        shape = (-1, self.action_spec.num_tokens, self.action_spec.num_bins)
+        return PolicyOutput(logits=logits.reshape(shape).float(), values=values.squeeze(-1).float())
+
+    def decode_tokens(self, tokens: TokenArray, task_index: NDArray[np.int64]) -> FloatArray:  # noqa: ARG002
+        """(B, A) tokens to (B, K, D) actions in [-1, 1]; every task has the same scale."""
+        spec = self.action_spec
+        values = -1.0 + 2.0 * tokens.astype(np.float64) / (spec.num_bins - 1)
+        return values.reshape(-1, spec.chunk_size, spec.action_dim).astype(np.float32)
+
+    def is_value_parameter(self, name: str) -> bool:
+        """Whether a parameter belongs to the critic's head."""
+        return name.startswith("value_head.")
+
+
+def _block(in_dim: int, out_dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(in_dim, out_dim), nn.ReLU(), nn.LayerNorm(out_dim))
+
+
+def meta_mlp(*, state_dim: int, action_spec: ActionSpec, hidden_dim: int) -> MLPPolicy:
+    """The policy with its parameters on the meta device."""
+    if hidden_dim < 2:
+        raise ValueError(f"hidden_dim must be at least 2 (the value head has half of it), found {hidden_dim}")
+    with torch.device("meta"):
+        return MLPPolicy(state_dim=state_dim, action_spec=action_spec, hidden_dim=hidden_dim)

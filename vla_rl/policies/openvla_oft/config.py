@@ -1,0 +1,140 @@
+"""Dimensions of an OpenVLA-OFT network, every one written out, so that no library default can move them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+BOS_ID = 1
+STOP_ID = 2
+LONE_SPACE_ID = 29871  # the last prompt token; the first readout sits on it
+PAD_ID = 32000
+PATCH_SIZE = 14
+
+
+@dataclass(frozen=True, slots=True)
+class ViTConfig:
+    """One vision transformer. The last of its `depth` blocks never reaches the output."""
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    num_prefix_tokens: int  # class token and registers, 0 for none
+    layer_scale: bool
+    attention_pool: bool  # the checkpoint holds an unused pooling head
+
+
+DINOV2 = ViTConfig(1024, 24, 16, 4096, num_prefix_tokens=5, layer_scale=True, attention_pool=False)
+SIGLIP = ViTConfig(1152, 27, 16, 4304, num_prefix_tokens=0, layer_scale=False, attention_pool=True)
+TIMM_MODELS = {"vit_large_patch14_reg4_dinov2.lvd142m": DINOV2, "vit_so400m_patch14_siglip_224": SIGLIP}
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaDims:
+    """Llama-2 7B as OpenVLA uses it. `rms_norm_eps` is 1e-6 here, not the 1e-5 of Llama-2's own release."""
+
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int = 32
+    vocab_size: int = 32064
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+
+
+@dataclass(frozen=True, slots=True)
+class OFTConfig:
+    """The whole network. The defaults are those of the public LIBERO checkpoints."""
+
+    image_size: int = 224
+    dinov2: ViTConfig = DINOV2
+    siglip: ViTConfig = SIGLIP
+    llama: LlamaDims = field(default_factory=LlamaDims)
+    chunk_size: int = 8
+    action_dim: int = 7
+    proprio_dim: int = 8
+    dtype: str = "bfloat16"  # of the stored weights
+
+    @property
+    def num_patches(self) -> int:
+        """Patch tokens of one image."""
+        return (self.image_size // PATCH_SIZE) ** 2
+
+    @property
+    def vision_dim(self) -> int:
+        """Features per patch: both backbones side by side."""
+        return self.dinov2.embed_dim + self.siglip.embed_dim
+
+    @property
+    def num_action_tokens(self) -> int:
+        """Readouts per decision."""
+        return self.chunk_size * self.action_dim
+
+
+def read_config(directory: Path) -> OFTConfig:
+    """The dimensions that `config.json` of a public checkpoint implies.
+
+    Raises:
+        ValueError: the file is absent or broken, or describes another architecture.
+    """
+    path = directory / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{path}: not found; a checkpoint directory needs config.json beside its weights")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(raw).__name__}")
+    _check_architecture(raw, path)
+    return _config_from_json(raw, path)
+
+
+def _check_architecture(raw: Mapping[str, Any], path: Path) -> None:
+    required: dict[str, Any] = {
+        "model_type": "openvla",
+        "arch_specifier": "no-align+fused-gelu-mlp",
+        "use_fused_vision_backbone": True,
+        "n_action_bins": 256,
+        "pad_to_multiple_of": 64,
+        "pad_token_id": PAD_ID,
+        "timm_model_ids": list(TIMM_MODELS),
+    }
+    for name, expected in required.items():
+        if raw.get(name) != expected:
+            raise ValueError(
+                f"{path}: {name} is {raw.get(name)!r}, expected {expected!r}; "
+                "this program loads OpenVLA-OFT (DINOv2 + SigLIP + Llama-2) and no other architecture"
+            )
+
+
+def _config_from_json(raw: Mapping[str, Any], path: Path) -> OFTConfig:
+    sizes = raw.get("image_sizes")
+    if not isinstance(sizes, list) or len(sizes) != 2 or sizes[0] != sizes[1] or sizes[0] % PATCH_SIZE:
+        raise ValueError(f"{path}: image_sizes is {sizes!r}; expected two equal multiples of {PATCH_SIZE}")
+    dinov2, siglip = (
+        dataclasses.replace(base, **overrides)
+        for base, overrides in zip((DINOV2, SIGLIP), raw.get("timm_model_overrides") or ({}, {}), strict=True)
+    )
+    llama = _llama_dims(raw.get("text_config") or {}, path)
+    return OFTConfig(
+        image_size=sizes[0], dinov2=dinov2, siglip=siglip, llama=llama, dtype=raw.get("torch_dtype", "bfloat16")
+    )
+
+
+def _llama_dims(text: Mapping[str, Any], path: Path) -> LlamaDims:
+    """`text_config` is a difference to Llama-2 7B: what it leaves out keeps the value written above."""
+    known = {item.name: text[item.name] for item in dataclasses.fields(LlamaDims) if item.name in text}
+    dims = LlamaDims(**known)
+    if dims.vocab_size != LlamaDims().vocab_size:
+        raise ValueError(
+            f"{path}: text_config.vocab_size is {dims.vocab_size}, expected 32064 (32000 tokens and 64 padding rows)"
+        )
+    return dims

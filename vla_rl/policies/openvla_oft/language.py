@@ -1,0 +1,74 @@
+"""Stock Llama made bidirectional. The only importer of transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaModel
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from vla_rl.policies.openvla_oft.config import BOS_ID, PAD_ID, STOP_ID, LlamaDims
+
+
+class LanguageModel(nn.Module):
+    """`model` and `lm_head` under the checkpoint's names; every token attends to every other."""
+
+    def __init__(self, dims: LlamaDims) -> None:
+        super().__init__()
+        config = llama_config(dims)
+        self.model = LlamaModel(config)
+        self.lm_head = nn.Linear(dims.hidden_size, dims.vocab_size, bias=False)
+        # The rotary table is a buffer that no checkpoint stores, so it must be real even when the parameters are not.
+        with torch.device("cpu"):
+            self.model.rotary_emb = LlamaRotaryEmbedding(config)
+
+    def forward(self, embeddings: Tensor, attend: Tensor | None) -> Tensor:
+        """Final hiddens (B, L, d) of embeddings (B, L, d).
+
+        Args:
+            embeddings: the whole sequence; positions count from 0.
+            attend: (B, L) bool, False at padding, or None when nothing is padded: attention then gets no mask at all
+                and may use its fastest kernel.
+        """
+        mask = None
+        if attend is not None:
+            # Ready-made 4-D masks are passed on as they are; a 2-D one would be inspected, which stalls the device.
+            mask = attend[:, None, None, :].expand(-1, 1, embeddings.shape[1], -1)
+        # `is_causal` stands in the config (for the mask) and here (for the kernel): stock Llama is causal otherwise.
+        output = self.model(inputs_embeds=embeddings, attention_mask=mask, use_cache=False, is_causal=False)
+        return output.last_hidden_state  # type: ignore[no-any-return]
+
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """Recompute each layer in the backward pass; has effect in training mode only."""
+        if enabled:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        else:
+            self.model.gradient_checkpointing_disable()
+
+
+def llama_config(dims: LlamaDims) -> Any:  # noqa: ANN401 - transformers is not typed
+    """The library's configuration with nothing left to its defaults that changes the arithmetic."""
+    return LlamaConfig(
+        hidden_size=dims.hidden_size,
+        intermediate_size=dims.intermediate_size,
+        num_hidden_layers=dims.num_hidden_layers,
+        num_attention_heads=dims.num_attention_heads,
+        num_key_value_heads=dims.num_key_value_heads,
+        head_dim=dims.hidden_size // dims.num_attention_heads,
+        vocab_size=dims.vocab_size,
+        max_position_embeddings=dims.max_position_embeddings,
+        rms_norm_eps=dims.rms_norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": dims.rope_theta},
+        hidden_act="silu",
+        attention_bias=False,
+        attention_dropout=0.0,
+        mlp_bias=False,
+        tie_word_embeddings=False,
+        bos_token_id=BOS_ID,
+        eos_token_id=STOP_ID,
+        pad_token_id=PAD_ID,
+        attn_implementation="sdpa",
+        is_causal=False,
+    )

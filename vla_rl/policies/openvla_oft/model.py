@@ -1,0 +1,200 @@
+"""OpenVLA-OFT: one forward pass from images and a prompt to the hiddens of a whole chunk of actions.
+
+The sequence is BOS, patches of every image, one proprioception token (if given), the prompt after BOS, one zero vector
+per action component, STOP (unless the profile drops it), padding. Attention is bidirectional. Hidden i of action
+component i is read one position early: the first at the last prompt token, the rest at the placeholders but the last.
+
+Letters: B decisions, N images, A = K D action components, d width.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vla_rl.policies.action_tokens import FIRST_ACTION_ID, NUM_BINS
+from vla_rl.policies.openvla_oft.config import BOS_ID, LONE_SPACE_ID, PAD_ID, STOP_ID, OFTConfig
+from vla_rl.policies.openvla_oft.heads import L1ActionHead, Projector, ProprioProjector
+from vla_rl.policies.openvla_oft.language import LanguageModel
+from vla_rl.policies.openvla_oft.profiles import Profile
+from vla_rl.policies.openvla_oft.vision import CHANNELS_PER_IMAGE, VisionBackbone
+
+
+class OpenVLAOFT(nn.Module):
+    """The network. State-dict names equal those of the public shards and component files.
+
+    `proprio_projector` and `action_head` are None where the checkpoint has none.
+    """
+
+    proprio_projector: ProprioProjector | None
+    action_head: L1ActionHead | None
+
+    def __init__(self, config: OFTConfig, profile: Profile, *, proprio: bool, l1_head: bool) -> None:
+        super().__init__()
+        width = config.llama.hidden_size
+        self.config = config
+        self.profile = profile
+        self.vision_backbone = VisionBackbone(config)
+        self.projector = Projector(config.vision_dim, width)
+        self.language_model = LanguageModel(config.llama)
+        self.proprio_projector = ProprioProjector(config.proprio_dim, width) if proprio else None
+        self.action_head = (
+            L1ActionHead(width=width, chunk_size=config.chunk_size, action_dim=config.action_dim) if l1_head else None
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        profile: str = "auto",
+        dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+    ) -> Self:
+        """Load a local checkpoint directory in the public layout.
+
+        Args:
+            path: the directory; nothing is downloaded and no code in it is executed.
+            profile: `auto` or a name of `profiles.PROFILES`.
+            dtype: of the weights; default: what `config.json` says.
+            device: default: CPU.
+
+        Raises:
+            ValueError: the directory lacks files, holds another architecture, or tensors are missing or misshapen.
+        """
+        from vla_rl.policies.openvla_oft.checkpoint import load_model
+
+        model = load_model(Path(path), profile=profile, dtype=dtype, device=torch.device(device or "cpu"))
+        assert isinstance(model, cls)
+        return model
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the (frozen) weights."""
+        return self.language_model.model.norm.weight.dtype  # type: ignore[no-any-return]
+
+    def vision_features(self, pixel_values: Tensor) -> Tensor:
+        """(B, N · patches, d_dinov2 + d_siglip) of normalised images (B, 6 N, H, W), before the projector."""
+        return self.vision_backbone(pixel_values.to(self.dtype))  # type: ignore[no-any-return]
+
+    def action_hidden(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        proprio: Tensor | None = None,
+    ) -> Tensor:
+        """Hiddens (B, A, d) at the action positions, from a tokenised prompt.
+
+        Args:
+            pixel_values: (B, 6 N, H, W) normalised images.
+            input_ids: (B, L) prompt with BOS, right-padded; the lone space 29871 is appended where it is not the last.
+            attention_mask: (B, L), 0 at padding; None when nothing is padded.
+            proprio: (B, S) normalised; needs a proprioception projector.
+        """
+        lengths = _prompt_lengths(input_ids, attention_mask)
+        prompts, lengths = _with_lone_space(input_ids, lengths)
+        uniform = bool((lengths == prompts.shape[1]).all())
+        return self.read_out(pixel_values, prompts, None if uniform else lengths, proprio)
+
+    def read_out(
+        self, pixel_values: Tensor, prompts: Tensor, lengths: Tensor | None, proprio: Tensor | None = None
+    ) -> Tensor:
+        """As `action_hidden`, for complete prompts (B, L) of given lengths (B,); None: all have length L.
+
+        Never waits for the device.
+        """
+        embeddings = self._embed(pixel_values, prompts, lengths, proprio)
+        num_context = embeddings.shape[1] - (prompts.shape[1] - 1) - self._num_suffix_tokens
+        # Trainable adapters stay float32 under bfloat16 weights; autocast makes them compute in bfloat16.
+        reduced = self.dtype == torch.bfloat16
+        with torch.autocast(embeddings.device.type, dtype=torch.bfloat16, enabled=reduced):
+            attend = None
+            if lengths is not None:
+                columns = torch.arange(embeddings.shape[1], device=embeddings.device)
+                attend = columns < (num_context + lengths - 1 + self._num_suffix_tokens)[:, None]
+            hidden: Tensor = self.language_model(embeddings, attend)
+        num_readouts = self.config.num_action_tokens
+        if lengths is None:
+            first = num_context + prompts.shape[1] - 2
+            return hidden[:, first : first + num_readouts]
+        offsets = torch.arange(num_readouts, device=hidden.device)
+        rows = (num_context + lengths - 2)[:, None] + offsets
+        return hidden.gather(1, rows[:, :, None].expand(-1, -1, hidden.shape[-1]))
+
+    def action_logits(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Float32 logits (B, A, 256) of hiddens (B, A, d): only the action rows of lm_head are multiplied.
+
+        Args:
+            hidden: at the action positions.
+            rows: (256, d) to use in place of lm_head's own, when they are trained.
+        """
+        if rows is None:
+            rows = self.language_model.lm_head.weight[FIRST_ACTION_ID : FIRST_ACTION_ID + NUM_BINS]
+        # 56 × 256 products cost nothing, and rounding logits to bfloat16 would put noise into every ratio.
+        with torch.autocast(hidden.device.type, enabled=False):
+            return F.linear(hidden.float(), rows.float())
+
+    def l1_actions(self, hidden: Tensor) -> Tensor:
+        """Normalised actions (B, K, D) of the regression head."""
+        if self.action_head is None:
+            raise ValueError("this checkpoint has no L1 action head (no action_head file beside its shards)")
+        return self.action_head(hidden)  # type: ignore[no-any-return]
+
+    @property
+    def _num_suffix_tokens(self) -> int:
+        return self.config.num_action_tokens + int(self.profile.keep_stop)
+
+    def _embed(self, pixel_values: Tensor, prompts: Tensor, lengths: Tensor | None, proprio: Tensor | None) -> Tensor:
+        """The embedded sequence (B, T, d)."""
+        if pixel_values.shape[1] % CHANNELS_PER_IMAGE or pixel_values.shape[-1] != self.config.image_size:
+            raise ValueError(
+                f"pixel_values is {tuple(pixel_values.shape)}; expected {CHANNELS_PER_IMAGE} channels per image "
+                f"and {self.config.image_size} pixels a side"
+            )
+        embed_tokens = self.language_model.model.embed_tokens
+        text_ids, is_placeholder = self._text(prompts, lengths)
+        text = embed_tokens(text_ids).masked_fill(is_placeholder[:, :, None], 0.0)
+        parts = [embed_tokens(prompts[:, :1]), self.projector(self.vision_features(pixel_values))]
+        if proprio is not None:
+            if self.proprio_projector is None:
+                raise ValueError("proprio was given, but this checkpoint has no proprio_projector file")
+            parts.append(self.proprio_projector(proprio)[:, None].to(text.dtype))
+        return torch.cat([*parts, text], dim=1)
+
+    def _text(self, prompts: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Ids (B, L - 1 + suffix) of everything after the images, and where the zero placeholders are."""
+        batch, max_length = prompts.shape
+        suffix = self._num_suffix_tokens
+        ids = F.pad(prompts[:, 1:], (0, suffix), value=PAD_ID)
+        columns = torch.arange(ids.shape[1], device=ids.device)[None]
+        prompt_end = (max_length if lengths is None else lengths[:, None]) - 1
+        placeholders_end = prompt_end + self.config.num_action_tokens
+        is_placeholder = (columns >= prompt_end) & (columns < placeholders_end)
+        if self.profile.keep_stop:
+            ids = torch.where(columns == placeholders_end, STOP_ID, ids)
+        return torch.where(is_placeholder, BOS_ID, ids), is_placeholder.expand(batch, -1)
+
+
+def _prompt_lengths(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    if attention_mask is None:
+        return torch.full((input_ids.shape[0],), input_ids.shape[1], device=input_ids.device)
+    lengths = attention_mask.long().sum(dim=1)
+    columns = torch.arange(input_ids.shape[1], device=input_ids.device)
+    if not torch.equal(attention_mask.bool(), columns < lengths[:, None]):
+        raise ValueError("attention_mask must be ones, then zeros (right padding) in every row")
+    return lengths
+
+
+def _with_lone_space(input_ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Append 29871 to the rows that do not end in it; the result is as wide as its longest row."""
+    last = input_ids.gather(1, lengths[:, None] - 1).squeeze(1)
+    lacking = last != LONE_SPACE_ID
+    padded = F.pad(input_ids, (0, 1), value=PAD_ID)
+    completed = padded.scatter(1, lengths[:, None], torch.where(lacking, LONE_SPACE_ID, PAD_ID)[:, None])
+    lengths = lengths + lacking.long()
+    return completed[:, : int(lengths.max())], lengths
