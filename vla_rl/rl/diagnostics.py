@@ -1,0 +1,153 @@
+"""What a batch says about lag, drift and the use that is made of its samples.
+
+Every function takes plain tensors and a bool mask (True = valid, broadcastable), looks at valid elements alone and
+returns Python floats. Means and shares divide by the number of valid elements unless stated; a quantity of no elements
+is 0. Quantiles interpolate linearly.
+
+Two quantities, as in the paper (arXiv 2603.03955, section 6.3 and appendix C): w = m, the multiplier of ∇log π without
+the advantage, and the contribution u = |w A|.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vla_rl.rl.surrogates import bounded_log_ratio
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyLag:
+    """Policy lag Δv of the valid samples, in versions."""
+
+    mean: float
+    p95: float
+    max: float
+    old_fraction: float  # share with Δv ≥ old_threshold
+    old_p95: float  # 95 % quantile of Δv inside that old subset
+
+
+@dataclass(frozen=True, slots=True)
+class DataAge:
+    """Age of the valid samples, in the unit of the argument."""
+
+    mean: float
+    p95: float
+    max: float
+
+
+@dataclass(frozen=True, slots=True)
+class Utilization:
+    """How much of a batch reaches the gradient."""
+
+    dead: float  # share with w = 0 by construction; a weight that merely underflows is suppressed, not dead
+    suppressed: float  # share with 0 < w < suppressed_below
+    near_zero: float  # share with u < near_zero_below
+    old_share: float  # Σ u over the old subset / Σ u over all valid elements
+    ess_old: float  # (Σ u)² / Σ u² over the old subset, divided by the size of that subset
+    ess_old_samples: float  # the same before the division: an effective number of elements
+
+
+def policy_lag(lag: Tensor, mask: Tensor, *, old_threshold: int) -> PolicyLag:
+    """Staleness of a batch.
+
+    Args:
+        lag: learner version − version that acted, integers of any shape.
+        mask: bool, broadcastable.
+        old_threshold: versions; a sample is old at this lag or more.
+    """
+    lags = _valid(lag, mask)
+    old = lags[lags >= old_threshold]
+    return PolicyLag(_mean(lags), _p95(lags), _max(lags), _share(lags >= old_threshold), _p95(old))
+
+
+def data_age(age: Tensor, mask: Tensor) -> DataAge:
+    """Age of a batch; name the unit where it is shown (decisions committed since, or milliseconds)."""
+    ages = _valid(age, mask)
+    return DataAge(_mean(ages), _p95(ages), _max(ages))
+
+
+def abs_log_ratio_p95(log_ratio: Tensor, mask: Tensor) -> float:
+    """Drift: the 95 % quantile of |log ρ| over valid tokens (equation 40), bounded like the surrogates' log-ratio."""
+    return _p95(_valid(bounded_log_ratio(log_ratio), mask).abs())
+
+
+def approx_kl(log_ratio: Tensor, mask: Tensor) -> float:
+    """KL(μ ‖ π) estimated from samples of μ: mean of ρ − 1 − log ρ, never negative (http://joschu.net/blog/kl-approx.html)."""
+    x = _valid(bounded_log_ratio(log_ratio), mask)
+    return _mean(torch.expm1(x) - x)
+
+
+def clip_fraction(log_ratio: Tensor, mask: Tensor, *, clip_low: float, clip_high: float) -> float:
+    """Share of ratios outside [1 − clip_low, 1 + clip_high], on either side and whatever the sign of the advantage."""
+    ratio = _valid(bounded_log_ratio(log_ratio), mask).exp()
+    return _share((ratio < 1.0 - clip_low) | (ratio > 1.0 + clip_high))
+
+
+def explained_variance(values: Tensor, value_targets: Tensor, mask: Tensor) -> float:
+    """1 − Var(target − value) / Var(target); 1 is perfect, 0 no better than a constant. 0 if the targets are equal."""
+    targets = _valid(value_targets, mask)
+    variance = float(targets.var(correction=0)) if targets.numel() else 0.0
+    return 1.0 - float((targets - _valid(values, mask)).var(correction=0)) / variance if variance > 0.0 else 0.0
+
+
+def utilization(
+    log_multiplier: Tensor,
+    advantages: Tensor,
+    old: Tensor,
+    mask: Tensor,
+    *,
+    suppressed_below: float = 1e-3,
+    near_zero_below: float = 1e-3,
+) -> Utilization:
+    """Equations 41 to 47. No ordering of surrogates by `old_share` or `ess_old` may be presumed.
+
+    Args:
+        log_multiplier: log w, from `vla_rl.rl.multipliers`, per token; −inf where w is 0 by construction.
+        advantages: broadcastable, e.g. (B, T, 1).
+        old: bool, broadcastable: the sample's lag has reached the old threshold.
+        mask: bool, broadcastable.
+        suppressed_below: τ_w, a bound on w.
+        near_zero_below: τ_u, a bound on u = |w A|.
+    """
+    log_w, advantages, old, mask = torch.broadcast_tensors(log_multiplier, advantages, old, mask)
+    log_w, contributions = log_w[mask].double(), log_w[mask].double().exp() * advantages[mask].double().abs()
+    dead = log_w == -math.inf
+    old_contributions = contributions[old[mask]]
+    ess_old = _ratio(float(old_contributions.sum()) ** 2, float(old_contributions.square().sum()))
+    return Utilization(
+        dead=_share(dead),
+        suppressed=_share(~dead & (log_w < math.log(suppressed_below))),
+        near_zero=_share(contributions < near_zero_below),
+        old_share=_ratio(float(old_contributions.sum()), float(contributions.sum())),
+        ess_old=_ratio(ess_old, old_contributions.numel()),
+        ess_old_samples=ess_old,
+    )
+
+
+def _valid(tensor: Tensor, mask: Tensor) -> Tensor:
+    tensor, mask = torch.broadcast_tensors(tensor, mask)
+    return tensor[mask].double()
+
+
+def _mean(elements: Tensor) -> float:
+    return float(elements.mean()) if elements.numel() else 0.0
+
+
+def _max(elements: Tensor) -> float:
+    return float(elements.max()) if elements.numel() else 0.0
+
+
+def _p95(elements: Tensor) -> float:
+    return float(elements.quantile(0.95)) if elements.numel() else 0.0
+
+
+def _share(condition: Tensor) -> float:
+    return _mean(condition.double())
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator > 0.0 else 0.0

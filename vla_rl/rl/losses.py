@@ -1,0 +1,115 @@
+"""The loss beside the policy surrogate: value, entropy, exact KL, and their weighted total.
+
+Shapes: B segments, T decisions, A tokens per decision, V bins per token. Every `*_sum` returns (sum over valid
+elements, count of valid elements), so that a batch may be cut into micro-batches and ranks; masked places have no
+effect on value or gradient, and numbers that are not finite in valid places raise `NonFiniteError`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vla_rl.rl.masking import masked_mean, masked_sum, select_valid
+
+MIN_STD = 1e-8  # floor of the advantages' deviation
+
+
+def value_loss_sum(values: Tensor, value_targets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ (V(s) − target)², unclipped, without a factor ½; targets are constants.
+
+    Args:
+        values: V(s), e.g. (B, T).
+        value_targets: of the same shape.
+        mask: bool, broadcastable.
+    """
+    values, value_targets, mask = torch.broadcast_tensors(values, value_targets.detach(), mask)
+    error = select_valid("values", values, mask) - select_valid("value_targets", value_targets, mask)
+    return masked_sum(error.square(), mask)
+
+
+def value_loss(values: Tensor, value_targets: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error over valid elements; 0 where none is valid."""
+    return masked_mean(*value_loss_sum(values, value_targets, mask))
+
+
+def entropy_sum(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ H(π) over valid tokens, in nats.
+
+    Args:
+        logits: finite, (..., V), at the temperature the policy acts with.
+        mask: bool, broadcastable to (...).
+    """
+    mask = mask.expand(logits.shape[:-1])
+    log_probs = _log_probs("logits", logits, mask)
+    return masked_sum(-(log_probs.exp() * log_probs).sum(dim=-1), mask)
+
+
+def kl_sum(behavior_log_probs: Tensor, logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ KL(μ ‖ π) over valid tokens, exact over the V bins, in nats; gradient in `logits` only.
+
+    Args:
+        behavior_log_probs: log μ of every bin, (..., V), finite; normalised again here, so logits are as good.
+        logits: of π, (..., V), finite, at the temperature the policy acts with.
+        mask: bool, broadcastable to (...).
+    """
+    mask = mask.expand(logits.shape[:-1])
+    behavior = _log_probs("behavior_log_probs", behavior_log_probs.detach(), mask)
+    policy = _log_probs("logits", logits, mask)
+    return masked_sum((behavior.exp() * (behavior - policy)).sum(dim=-1), mask)
+
+
+def _log_probs(name: str, logits: Tensor, mask: Tensor) -> Tensor:
+    return select_valid(name, logits, mask.unsqueeze(-1)).log_softmax(dim=-1)
+
+
+@dataclass(frozen=True, slots=True)
+class LossTerms:
+    """The terms of one loss, each a mean over its valid elements, before its coefficient."""
+
+    policy: Tensor  # scalar, minus the surrogate objective
+    value: Tensor  # scalar, squared error
+    entropy: Tensor  # scalar, nats
+    kl: Tensor  # scalar, nats, KL(μ ‖ π)
+
+
+def total_loss(
+    terms: LossTerms, *, value_coefficient: float, entropy_coefficient: float, kl_coefficient: float
+) -> Tensor:
+    """L = L_policy + c_v L_V − c_e H + c_kl KL(μ ‖ π) (the paper's equations 9 to 11; the KL term is its code's)."""
+    return (
+        terms.policy + value_coefficient * terms.value - entropy_coefficient * terms.entropy + kl_coefficient * terms.kl
+    )
+
+
+def advantage_moments(advantages: Tensor, mask: Tensor) -> Tensor:
+    """Sum, sum of squares and number of the valid advantages, shape (3,), float64. They add over ranks.
+
+    Raises:
+        NonFiniteError: a valid advantage is not finite.
+    """
+    valid = select_valid("advantages", advantages, mask).double()
+    return torch.stack([valid.sum(), valid.square().sum(), mask.expand(valid.shape).sum().double()])
+
+
+def normalize_advantages(advantages: Tensor, mask: Tensor, *, moments: Tensor | None = None) -> Tensor:
+    """(A − mean) / std over valid elements, 0 in masked places; the population std, floored at 1e-8.
+
+    Args:
+        advantages: any shape.
+        mask: bool, broadcastable to `advantages`.
+        moments: `advantage_moments` summed over the parts of a larger batch; by default those of `advantages` alone.
+
+    Returns:
+        A tensor of the shape of `advantages`, in at least float32.
+
+    Raises:
+        NonFiniteError: a valid advantage is not finite.
+    """
+    total, total_square, count = advantage_moments(advantages, mask) if moments is None else moments
+    mean = masked_mean(total, count)
+    std = (masked_mean(total_square, count) - mean.square()).clamp(min=0.0).sqrt().clamp(min=MIN_STD)
+    valid = select_valid("advantages", advantages, mask)
+    return torch.where(mask, (valid.double() - mean) / std, 0.0).to(valid.dtype)

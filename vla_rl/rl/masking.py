@@ -1,0 +1,72 @@
+"""The one rule for masked places, shared by every loss.
+
+A masked place is replaced by 0 *before* any arithmetic: multiplying by the mask, or selecting after an exponential,
+lets 0 · NaN and 0 · inf return in the backward pass. A mean is a pair (sum, count), so that a batch may be cut into
+micro-batches and ranks: add the sums, add the counts, divide once.
+
+A number that is not finite in a *valid* place raises `NonFiniteError`; it is never dropped and never propagated,
+because the counts that ranks have already agreed upon would no longer hold. The check costs one device synchronisation.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class NonFiniteError(ValueError):
+    """A valid place holds a number that no loss can be computed from."""
+
+
+def lift(tensor: Tensor) -> Tensor:
+    """Half precision and integers to float32; float32 and float64 as they are."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def select_valid(name: str, tensor: Tensor, mask: Tensor, *, allow_infinite: bool = False) -> Tensor:
+    """`tensor` with 0 in masked places, in at least float32; their gradient is exactly 0.
+
+    Args:
+        name: what the tensor is called in the error.
+        tensor: any shape.
+        mask: bool, True = valid, broadcastable with `tensor`.
+        allow_infinite: accept ±inf in valid places (log-ratios, which the surrogates bound).
+
+    Returns:
+        A tensor of the broadcast shape.
+
+    Raises:
+        NonFiniteError: a valid place holds NaN, or ±inf where that is not allowed.
+    """
+    selected = torch.where(mask, lift(tensor), 0.0)
+    bad = selected.isnan() if allow_infinite else ~selected.isfinite()
+    if bool(bad.any()):
+        allowed = "finite numbers or ±inf" if allow_infinite else "finite numbers"
+        raise NonFiniteError(
+            f"{name}: {int(bad.sum())} of {int(mask.expand(bad.shape).sum())} valid places hold "
+            f"{_first_bad(selected, bad)}; allowed are {allowed}. Mask what was not executed, and look for the source "
+            "upstream (diverged weights, a reward or value that is not finite)."
+        )
+    return selected
+
+
+def _first_bad(selected: Tensor, bad: Tensor) -> float:
+    return float(selected[bad][0])
+
+
+def masked_sum(elements: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum over valid elements, and their number.
+
+    Args:
+        elements: any shape, finite everywhere.
+        mask: bool, broadcastable to `elements`.
+
+    Returns:
+        (sum, count): scalars; the sum is differentiable, the count int64. Elements are counted, not rows.
+    """
+    return torch.where(mask, elements, 0.0).sum(), mask.expand(elements.shape).sum()
+
+
+def masked_mean(total: Tensor, count: Tensor) -> Tensor:
+    """`total / count`, and 0 (still connected to the graph) where nothing is valid."""
+    return total / count.clamp(min=1)

@@ -1,0 +1,144 @@
+"""Value targets and advantages of segments: GAE and V-trace.
+
+Shapes: (T,) or (B, T), time last. At time t, `values` is V(s_t) and `next_values` is V of the true successor of s_t,
+never of the observation after a reset.
+
+    boot_t = 1 − terminated_t                    a termination has no future
+    cont_t = boot_t (1 − truncated_t)            a truncation has one, but the next element is another episode
+    cont of the last element = 0                 the segment ends; its successor is bootstrapped like a truncation
+
+Where both flags are set, termination wins. What boot or cont exclude has no effect, NaN included, so padding after the
+end of an episode is harmless. Results are constants for the optimiser, in float64 for float64 inputs, else float32.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vla_rl.rl.masking import lift
+
+
+@dataclass(frozen=True, slots=True)
+class VtraceTargets:
+    """Results of `vtrace`."""
+
+    value_targets: Tensor  # as the inputs, regression targets of the critic
+    advantages: Tensor  # as the inputs, without an importance ratio in front: the surrogate multiplies by it
+
+
+@torch.no_grad()
+def gae(
+    rewards: Tensor,
+    values: Tensor,
+    next_values: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    *,
+    discount: float,
+    gae_lambda: float,
+) -> Tensor:
+    """Generalised advantage estimation (arXiv 1506.02438).
+
+    δ_t = r_t + γ boot_t V(s_{t+1}) − V(s_t);  A_t = δ_t + γ λ cont_t A_{t+1}.
+
+    Args:
+        rewards: r_t, shape (T,) or (B, T), as all that follow.
+        values: V(s_t).
+        next_values: V of the true successor of s_t.
+        terminated: bool, nothing follows s_t's action.
+        truncated: bool, the episode was cut after s_t's action.
+        discount: γ.
+        gae_lambda: λ.
+
+    Returns:
+        Advantages; the value targets that belong to them are `advantages + values`.
+
+    Raises:
+        ValueError: shapes differ, or are neither (T,) nor (B, T).
+    """
+    _check_shapes(rewards, values, next_values, terminated, truncated)
+    deltas = _deltas(rewards, values, next_values, terminated, discount)
+    return _accumulate(deltas, discount * gae_lambda * _continues(terminated, truncated).to(deltas.dtype))
+
+
+@torch.no_grad()
+def vtrace(
+    rewards: Tensor,
+    values: Tensor,
+    next_values: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    log_ratio: Tensor,
+    *,
+    discount: float,
+    lambda_: float = 1.0,
+    rho_bar: float = 1.0,
+    c_bar: float = 1.0,
+) -> VtraceTargets:
+    """V-trace (arXiv 1802.01561) in temporal-difference form, with a λ.
+
+    With ρ^c_t = min(ρ̄, ρ_t), c_t = λ min(c̄, ρ_t) and d_t = target_t − V(s_t):
+
+        d_t = ρ^c_t (r_t + γ boot_t V(s_{t+1}) − V(s_t)) + γ cont_t c_t d_{t+1}
+        A_t = r_t + γ boot_t (V(s_{t+1}) + λ cont_t d_{t+1}) − V(s_t)
+
+    Two choices. A_t carries no ρ_t: IMPALA's policy gradient contains min(ρ̄, ρ_t), and a surrogate would apply the
+    ratio a second time. And the next target is mixed in with weight λ, not 1, so that A equals GAE(λ) when ρ ≡ 1; at
+    λ = 1 both forms agree.
+
+    Args:
+        rewards: r_t, shape (T,) or (B, T), as all that follow.
+        values: V(s_t).
+        next_values: V of the true successor of s_t.
+        terminated: bool, nothing follows s_t's action.
+        truncated: bool, the episode was cut after s_t's action.
+        log_ratio: log ρ_t of the whole action: the sum over its tokens. ±inf is harmless.
+        discount: γ.
+        lambda_: λ.
+        rho_bar: ρ̄, bound of the ratio on the temporal difference.
+        c_bar: c̄, bound of the ratio on the trace.
+
+    Raises:
+        ValueError: shapes differ, or are neither (T,) nor (B, T).
+    """
+    _check_shapes(rewards, values, next_values, terminated, truncated, log_ratio)
+    rho, trace = _capped_ratio(log_ratio, rho_bar), lambda_ * _capped_ratio(log_ratio, c_bar)
+    continues = _continues(terminated, truncated)
+    deltas = _deltas(rewards, values, next_values, terminated, discount)
+    corrections = _accumulate(rho * deltas, discount * torch.where(continues, trace, 0.0))
+    next_corrections = torch.where(continues, corrections.roll(-1, dims=-1), 0.0)
+    return VtraceTargets(
+        value_targets=lift(values) + corrections, advantages=deltas + discount * lambda_ * next_corrections
+    )
+
+
+def _deltas(rewards: Tensor, values: Tensor, next_values: Tensor, terminated: Tensor, discount: float) -> Tensor:
+    return lift(rewards) + discount * torch.where(terminated, 0.0, lift(next_values)) - lift(values)
+
+
+def _continues(terminated: Tensor, truncated: Tensor) -> Tensor:
+    continues = ~(terminated | truncated)
+    continues[..., -1:] = False
+    return continues
+
+
+def _capped_ratio(log_ratio: Tensor, cap: float) -> Tensor:
+    return lift(log_ratio).clamp(max=math.log(cap)).exp()  # min(cap, e^x) without an e^x that overflows
+
+
+def _accumulate(terms: Tensor, decay: Tensor) -> Tensor:
+    """y_t = terms_t + decay_t y_{t+1}; where decay is 0 the future has no effect, whatever it holds."""
+    result = terms.clone()
+    for t in reversed(range(terms.shape[-1] - 1)):
+        result[..., t] += torch.where(decay[..., t] == 0.0, 0.0, decay[..., t] * result[..., t + 1])
+    return result
+
+
+def _check_shapes(rewards: Tensor, *others: Tensor) -> None:
+    shapes = [tuple(tensor.shape) for tensor in (rewards, *others)]
+    if len(set(shapes)) != 1 or rewards.dim() not in (1, 2):
+        raise ValueError(f"targets need equal shapes, (T,) or (B, T) with time last; found {shapes}")
