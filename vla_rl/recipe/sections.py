@@ -1,16 +1,16 @@
-"""The recipe: strict models of everything a run is made of. Load, override, and all errors at once.
-
-Only the top of the program (`train`, `evaluation`, `studies`, `cli`) sees these models; below it functions take plain
-arguments. A recipe is YAML; `key.sub=value` overrides are applied before validation.
-"""
+"""The sections of a recipe, with the rules that hold inside one section. Rules across sections stand in `rules`."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from vla_rl.recipe.problems import Problem, RulesError
+
 SUITES = {"libero_spatial": 10, "libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90}
+HORIZONS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
 
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -19,10 +19,17 @@ PositiveFloat = Annotated[float, Field(gt=0.0)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
 
 
+def _distinct(field: str, values: Sequence[int | str]) -> list[Problem]:
+    """The rule of every list of ids or names; the text 'all' passes."""
+    if values == "all" or (values and len(set(values)) == len(values)):
+        return []
+    return [Problem(field, "at least one entry, and none twice", str(values))]
+
+
 class Section(BaseModel):
     """Base of every section: frozen, unknown keys refused, no silent conversions."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 # --- environments ----------------------------------------------------------------------------------------------------
@@ -44,16 +51,18 @@ class LiberoSection(Section):
     gl: Literal["auto", "egl", "osmesa"] = "auto"
 
     @model_validator(mode="after")
-    def _tasks_exist(self) -> Self:
+    def _suite_offers_it(self) -> Self:
+        problems = _distinct("tasks", self.tasks) + _distinct("cameras", self.cameras)
         count = SUITES[self.suite]
-        if self.tasks != "all":
-            bad = [task for task in self.tasks if task >= count]
-            if bad:
-                raise ValueError(f"tasks {bad} are out of range: {self.suite} has tasks 0..{count - 1}")
-            if not self.tasks or len(set(self.tasks)) != len(self.tasks):
-                raise ValueError("tasks must be 'all' or a list of distinct task ids with at least one entry")
+        bad = [] if self.tasks == "all" else [task for task in self.tasks if task >= count]
+        if bad:
+            problems.append(
+                Problem("tasks", f"{self.suite} does not have these tasks", str(bad), f"0..{count - 1}, all")
+            )
         if self.suite in ("libero_goal", "libero_object") and self.init_states == "spare":
-            raise ValueError(f"init_states 'spare' does not exist for {self.suite}: use 'sampled' or 'standard'")
+            problems.append(Problem("init_states", f"{self.suite} has no spare ones", "spare", "sampled, standard"))
+        if problems:
+            raise RulesError(problems)
         return self
 
     @property
@@ -71,6 +80,18 @@ class ToySection(Section):
     chunk_size: Positive = 2
     image_size: NonNegative = Field(0, description="pixels of a drawn frame; 0 for none")
     step_seconds: NonNegativeFloat = Field(0.0, description="pretended simulation time per control step")
+
+    @model_validator(mode="after")
+    def _tasks_are_distinct(self) -> Self:
+        problems = _distinct("tasks", self.tasks)
+        if problems:
+            raise RulesError(problems)
+        return self
+
+    @property
+    def task_ids(self) -> list[int]:
+        """The task ids, in order."""
+        return list(self.tasks)
 
 
 EnvSection = Annotated[LiberoSection | ToySection, Field(discriminator="name")]
@@ -224,7 +245,8 @@ class LearnerSection(Section):
     @model_validator(mode="after")
     def _ranks_match_strategy(self) -> Self:
         if self.strategy == "single" and self.num_ranks not in ("auto", 1):
-            raise ValueError(f"num_ranks {self.num_ranks} needs strategy 'ddp' or 'deepspeed'; 'single' has one rank")
+            allowed = "auto, 1, or strategy 'ddp' or 'deepspeed'"
+            raise RulesError([Problem("num_ranks", "strategy 'single' has one rank", str(self.num_ranks), allowed)])
         return self
 
 
@@ -272,31 +294,16 @@ class EvaluationSection(Section):
     tasks: Literal["all"] | list[NonNegative] = "all"
     horizon: Positive | None = Field(None, description="control steps; default: the environment's")
 
+    @model_validator(mode="after")
+    def _tasks_are_distinct(self) -> Self:
+        problems = _distinct("tasks", self.tasks)
+        if problems:
+            raise RulesError(problems)
+        return self
+
 
 class LoggingSection(Section):
     """What is written while the run goes on."""
 
     every_optimizer_steps: Positive = 1
     tensorboard: bool = True
-
-
-class Recipe(Section):
-    """Everything about a run."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-    description: str = ""
-    seed: NonNegative = 0
-    env: EnvSection
-    policy: PolicySection
-    surrogate: SurrogateSection
-    targets: TargetsSection = GaeSection(name="gae")
-    loss: LossSection = LossSection()
-    optimizer: OptimizerSection = OptimizerSection()
-    replay: ReplaySection = ReplaySection()
-    learner: LearnerSection = LearnerSection()
-    rollout: RolloutSection = RolloutSection()
-    runtime: RuntimeSection = RuntimeSection()
-    budget: BudgetSection
-    checkpoint: CheckpointSection = CheckpointSection()
-    evaluation: EvaluationSection = EvaluationSection()
-    logging: LoggingSection = LoggingSection()

@@ -1,0 +1,325 @@
+"""Recipes: every shipped one loads, every fault is told, and what is dumped loads again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vla_rl.errors import UserError
+from vla_rl.recipe import (
+    Problem,
+    Recipe,
+    RecipeError,
+    SapoSection,
+    VtraceSection,
+    build_recipe,
+    find_recipe,
+    list_recipes,
+    load_recipe,
+)
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "recipes").rglob("*.y*ml"))
+
+TOY = """
+name: t
+env: {name: toy}
+policy: {name: mlp}
+surrogate: {name: gipo, sigma: 0.5}
+budget: {optimizer_steps: 10}
+"""
+
+
+def problems(text: str, *overrides: str) -> dict[str, Problem]:
+    """The problems of a recipe by path; fails if there are none."""
+    with pytest.raises(RecipeError) as raised:
+        build_recipe(text, overrides)
+    found = {problem.path: problem for problem in raised.value.problems}
+    assert len(found) == len(raised.value.problems), "the same path was reported twice"
+    for problem in found.values():
+        assert str(problem).splitlines()[0] in str(raised.value)
+    return found
+
+
+# --- shipped recipes -------------------------------------------------------------------------------------------------
+
+
+def test_the_shipped_recipes_are_found() -> None:
+    names = {str(path.relative_to(ROOT / "recipes").with_suffix("")) for path in RECIPES}
+    assert {"quickstart", "toy", "libero_spatial_gipo"} <= names
+    assert set(list_recipes()) == names
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_shipped_recipe_is_valid_and_bears_the_name_of_its_file(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    assert recipe.description
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_shipped_recipe_opens_with_hardware_values_command_and_override(path: Path) -> None:
+    head = path.read_text(encoding="utf-8").split("\nname:")[0]
+    for title in ("# Hardware:", "# Values:", "# Command:", "# Override:"):
+        assert title in head
+    commands = [line.split(":", 1)[1].split() for line in head.splitlines() if line.startswith(("# Command", "# Over"))]
+    for program, verb, name, *overrides in commands:
+        assert (program, verb, find_recipe(name)) == ("vla-rl", "train", path)
+        load_recipe(path, overrides)
+
+
+def test_the_paper_s_recipe_consumes_252_decisions_per_optimizer_step() -> None:
+    recipe = load_recipe(ROOT / "recipes" / "libero_spatial_gipo.yaml")
+    assert recipe.learner.micro_batch * recipe.learner.accumulation * recipe.replay.segment_length == 252
+    assert (recipe.optimizer.policy_lr, recipe.optimizer.value_lr) == (1e-5, 1e-4)
+
+
+def test_a_recipe_is_found_by_name_and_by_path(tmp_path: Path) -> None:
+    own = tmp_path / "mine.yaml"
+    own.write_text(TOY, encoding="utf-8")
+    assert find_recipe(str(own)) == own
+    assert find_recipe("toy") == ROOT / "recipes" / "toy.yaml"
+    with pytest.raises(UserError, match="did you mean 'quickstart'"):
+        find_recipe("quikstart.yaml")
+
+
+# --- values ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("written", "value"), [("1e-5", 1e-5), ("1.0e-5", 1e-5), ("3", 3.0), (".5", 0.5), ("1E+1", 10.0), ("2.", 2.0)]
+)
+def test_a_number_is_what_it_looks_like(written: str, value: float) -> None:
+    assert build_recipe(TOY + f"optimizer: {{policy_lr: {written}}}").optimizer.policy_lr == value
+    assert build_recipe(TOY, [f"optimizer.policy_lr={written}"]).optimizer.policy_lr == value
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1.0", "seed=true", "seed='1'", "seed=1_000", "seed=0x10", "seed=", "seed=1:30", "seed=-1",
+        "logging.tensorboard=on", "logging.tensorboard=1", "logging.tensorboard='true'", "name=3", "description=3",
+        "optimizer.policy_lr='1e-5'", "optimizer.policy_lr=.inf", "optimizer.policy_lr=.nan",
+        "optimizer.policy_lr=true", "env.tasks=3", "env.tasks=[0, 0]", "env.tasks=[]", "env.tasks=['0']",
+        "env.tasks=[true]", "evaluation.tasks=[]", "loss=3", "loss=null", "loss=[]", "name=../up", "name=''",
+    ],
+)  # fmt: skip
+def test_nothing_else_is_converted(override: str) -> None:
+    assert list(problems(TOY, override)) == [override.split("=")[0]] or "env.tasks[0]" in problems(TOY, override)
+
+
+def test_leading_zeros_are_decimal() -> None:
+    assert build_recipe(TOY, ["seed=010"]).seed == 10
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+def test_all_problems_are_told_at_once_with_their_places() -> None:
+    found = problems(
+        TOY.replace("optimizer_steps", "optimizer_step") + "optimizer: {policy_lr: fast}\nreplay: {capacity: 8}\n",
+        "learner.micro_batch=0",
+        "nonsense",
+    )
+    assert set(found) == {
+        "nonsense",
+        "budget.optimizer_step",
+        "budget.optimizer_steps",
+        "optimizer.policy_lr",
+        "learner.micro_batch",
+        "replay.min_decisions",  # a rule across fields, though other sections are wrong
+    }
+    assert found["optimizer.policy_lr"].place == "line 7"
+    assert found["optimizer.policy_lr"].found == "'fast'"
+    assert found["learner.micro_batch"].place == "learner.micro_batch=0"
+    assert found["learner.micro_batch"].allowed == "at least 1"
+    assert found["budget.optimizer_step"].hint == "did you mean 'optimizer_steps'?"
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("replay.capcity=5", "did you mean 'capacity'?"),
+        ("optimizer.replay_ratio=5", "the key exists as replay.replay_ratio"),
+        ("sigma=5", "the key exists as surrogate.sigma"),
+        ("surrogate.clip_low=0.2", "it is a key of surrogate.name ppo"),
+        ("optimzer={}", "did you mean 'optimizer'?"),
+        ("policy_lrr=1", "did you mean optimizer.policy_lr?"),
+    ],
+)
+def test_a_misspelt_or_misplaced_key_is_answered_with_the_one_that_was_meant(override: str, hint: str) -> None:
+    assert problems(TOY, override)[override.split("=")[0]].hint == hint
+
+
+def test_a_misspelt_kind_lists_the_kinds() -> None:
+    found = problems(TOY, "surrogate.name=gippo")["surrogate.name"]
+    assert found.allowed == "gipo, ppo, sapo, no_clip"
+    assert found.hint == "did you mean 'gipo'?"
+    assert found.place == "surrogate.name=gippo"
+    missing = problems(TOY.replace("{name: toy}", "{}"))["env.name"]
+    assert (missing.rule, missing.allowed) == ("this key is required", "libero, toy")
+
+
+def test_a_key_that_stands_twice_is_refused_with_both_lines() -> None:
+    found = problems(TOY + "replay:\n  capacity: 64\n  segment_length: 2\n  capacity: 65\n")["replay.capacity"]
+    assert (found.hint, found.place) == ("first on line 8", "line 10")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "nothing"),
+        ("- 1", "list"),
+        ("just text", "str"),
+        ("a: [1", "line 1"),
+        ("a: 1\n---\nb: 2", "line 2"),
+        ("a: &x 1\nb: *x", "line 2: aliases are not allowed"),
+        ("a: !!python/object:os.system {}", "tags are not allowed"),
+        ("a: !!timestamp x", "tags are not allowed"),
+        ("a: " + "[" * 5000, "nested too deeply"),
+        ("a: " + "9" * 5000, "integer"),
+        ("a:\tb: c", "line 1"),
+        ("a: \x00", "special characters"),
+        ("name: x\n? [a]\n: 1", "line 2: found unhashable key"),
+        ("name: x\n1: 1", "a key must be text"),
+        ("<<: {name: x}", "<<"),
+    ],
+)
+def test_what_is_not_a_recipe_is_one_clear_error(text: str, said: str) -> None:
+    with pytest.raises(RecipeError, match="recipe: ") as raised:
+        build_recipe(text)
+    assert said in str(raised.value)
+
+
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
+    latin = tmp_path / "latin.yaml"
+    latin.write_bytes(b"name: \xe9")
+    for path in (latin, tmp_path, tmp_path / "missing.yaml"):
+        with pytest.raises(UserError, match=path.name):
+            load_recipe(path)
+
+
+# --- overrides -------------------------------------------------------------------------------------------------------
+
+
+def test_overrides_reach_missing_sections_and_the_last_one_wins() -> None:
+    recipe = build_recipe(TOY, ["replay.capacity=64", "env.tasks=[0,1]", "replay.capacity=128", "description=a=b"])
+    assert (recipe.replay.capacity, recipe.env.task_ids, recipe.description) == (128, [0, 1], "a=b")
+
+
+def test_another_kind_drops_what_only_the_former_knew() -> None:
+    text = TOY.replace("{name: toy}", "{name: toy, horizon: 40, chunk_size: 4}")
+    recipe = build_recipe(text, ["surrogate.tau_pos=3.0", "surrogate.name=sapo"])
+    assert recipe.surrogate == SapoSection(name="sapo", tau_pos=3.0)
+    found = problems(text, "env.name=libero")
+    assert "env.chunk_size" not in found  # the toy's alone: dropped
+    assert "env.suite" in found
+    assert "env.horizon" not in found  # both kinds know it: kept
+
+
+def test_an_override_for_the_former_kind_is_an_error_in_any_order() -> None:
+    for overrides in (["surrogate.sigma=2", "surrogate.name=ppo"], ["surrogate.name=ppo", "surrogate.sigma=2"]):
+        assert set(problems(TOY, *overrides)) == {"surrogate.sigma"}
+
+
+def test_another_kind_does_not_hide_a_misspelt_key() -> None:
+    assert set(problems(TOY.replace("sigma", "sgima"), "surrogate.name=ppo")) == {"surrogate.sgima"}
+
+
+def test_a_default_section_changes_its_kind() -> None:
+    assert build_recipe(TOY, ["targets.name=vtrace", "targets.lambda=0.5"]).targets == VtraceSection.model_validate(
+        {"name": "vtrace", "lambda": 0.5}
+    )
+
+
+@pytest.mark.parametrize("override", ["x", "=1", ".seed=1", "env.=1", "seed=[", "seed={a: 1, a: 2}", "name.x=1"])
+def test_an_override_that_cannot_be_applied_is_a_problem(override: str) -> None:
+    with pytest.raises(RecipeError) as raised:
+        build_recipe(TOY, [override])
+    assert override in str(raised.value)
+
+
+# --- rules across sections -------------------------------------------------------------------------------------------
+
+LIBERO = "env={name: libero, suite: libero_spatial}"
+VLA = "policy={name: openvla_oft}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "path", "allowed"),
+    [
+        ([LIBERO], "policy.name", "openvla_oft, or env.name 'toy'"),
+        ([VLA], "env.image_size", "1 or more pixels, or policy.name 'mlp'"),
+        (["env.image_size=32", VLA, "policy.checkpoint=x"], "policy.checkpoint", "tiny, or env.name 'libero'"),
+        (["replay.min_decisions=200", "replay.capacity=100"], "replay.min_decisions", "1..100"),
+        (["replay.segment_length=9"], "replay.segment_length", "1..8"),  # horizon 16, chunks of 2
+        (["env.horizon=17", "replay.segment_length=10"], "replay.segment_length", "1..9"),
+        ([LIBERO, VLA, "replay.segment_length=29"], "replay.segment_length", "1..28"),  # 220 steps in chunks of 8
+        ([LIBERO, VLA, "env.horizon=16", "replay.segment_length=3"], "replay.segment_length", "1..2"),
+        (["evaluation.tasks=[1]"], "evaluation.tasks", "[0]"),
+        ([LIBERO, VLA, "env.tasks=[10]"], "env.tasks", "0..9, all"),
+        ([LIBERO, VLA, "env.cameras=[]"], "env.cameras", ""),
+        ([LIBERO, VLA, "env.suite=libero_goal", "env.init_states=spare"], "env.init_states", "sampled, standard"),
+        (["learner.num_ranks=2"], "learner.num_ranks", "auto, 1, or strategy 'ddp' or 'deepspeed'"),
+        (["learner.strategy=ddp", "runtime.mode=serial"], "learner.strategy", "single, or runtime.mode 'async'"),
+    ],
+)
+def test_sections_that_do_not_fit_are_refused(overrides: list[str], path: str, allowed: str) -> None:
+    found = problems(TOY, *overrides)
+    assert set(found) == {path}
+    assert found[path].allowed == allowed
+    assert found[path].rule
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [LIBERO, VLA],
+        [LIBERO, VLA, "replay.segment_length=28"],
+        [VLA, "env.image_size=32"],
+        ["replay.min_decisions=100", "replay.capacity=100"],
+        ["replay.segment_length=8"],
+        ["learner.strategy=ddp", "learner.num_ranks=2"],
+        ["env.tasks=[0,2]", "evaluation.tasks=[2]"],
+    ],
+)
+def test_sections_that_fit_are_accepted(overrides: list[str]) -> None:
+    build_recipe(TOY, overrides)
+
+
+def test_models_built_in_code_obey_the_same_rules() -> None:
+    data = build_recipe(TOY).model_dump(by_alias=True)
+    data["replay"]["min_decisions"] = data["replay"]["capacity"] + 1
+    with pytest.raises(ValueError, match=r"replay\.min_decisions"):
+        Recipe.model_validate(data)
+
+
+# --- dumping ---------------------------------------------------------------------------------------------------------
+
+
+@given(
+    description=st.text(st.characters(blacklist_categories=("Cs",))),
+    policy_lr=st.floats(0, 1e300) | st.integers(0, 10**20),
+    surrogate=st.sampled_from(["{name: sapo, tau_neg: 1e-7}", "{name: no_clip}", "{name: ppo, clip_high: 3}"]),
+    targets=st.sampled_from(["{name: gae}", "{name: vtrace, lambda: 0.25}"]),
+)
+def test_a_dumped_recipe_loads_to_an_equal_one(
+    description: str, policy_lr: float, surrogate: str, targets: str
+) -> None:
+    first = build_recipe(TOY, [f"surrogate={surrogate}", f"targets={targets}", f"optimizer.policy_lr={policy_lr!r}"])
+    first = first.model_copy(update={"description": description})
+    assert build_recipe(first.dump_yaml()) == first
+
+
+@pytest.mark.parametrize("text", ["1e5", "010", "on", "~", "", "null", "true", "0x1F", "1:30", "*a", "!x", "- a"])
+def test_text_that_looks_like_something_else_survives(text: str) -> None:
+    first = build_recipe(TOY).model_copy(update={"description": text})
+    assert build_recipe(first.dump_yaml()).description == text
+
+
+def test_the_dump_is_complete_and_in_the_order_of_the_models() -> None:
+    lines = [line for line in build_recipe(TOY).dump_yaml().splitlines() if not line.startswith(" ")]
+    assert [line.split(":")[0] for line in lines] == list(Recipe.model_fields)

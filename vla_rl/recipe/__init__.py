@@ -1,0 +1,80 @@
+"""The recipe: strict models of everything a run is made of, and how a file becomes one.
+
+Only the top of the program (`train`, `evaluation`, `studies`, `cli`) sees these models; below it functions take plain
+arguments. A recipe is YAML; `key.sub=value` overrides are applied before validation, and every error is told at once.
+"""
+
+from __future__ import annotations
+
+from vla_rl.recipe.library import find_recipe, list_recipes
+from vla_rl.recipe.loading import build_recipe, load_recipe
+from vla_rl.recipe.model import Recipe
+from vla_rl.recipe.problems import Problem, RecipeError
+from vla_rl.recipe.sections import (
+    HORIZONS,
+    SUITES,
+    BudgetSection,
+    CheckpointSection,
+    EnvSection,
+    EvaluationSection,
+    GaeSection,
+    GipoSection,
+    LearnerSection,
+    LiberoSection,
+    LoggingSection,
+    LoraSection,
+    LossSection,
+    MLPSection,
+    NoClipSection,
+    OpenVLAOFTSection,
+    OptimizerSection,
+    PolicySection,
+    PpoSection,
+    ReplaySection,
+    RolloutSection,
+    RuntimeSection,
+    SapoSection,
+    Section,
+    SurrogateSection,
+    TargetsSection,
+    ToySection,
+    VtraceSection,
+)
+
+__all__ = [
+    "HORIZONS",
+    "SUITES",
+    "BudgetSection",
+    "CheckpointSection",
+    "EnvSection",
+    "EvaluationSection",
+    "GaeSection",
+    "GipoSection",
+    "LearnerSection",
+    "LiberoSection",
+    "LoggingSection",
+    "LoraSection",
+    "LossSection",
+    "MLPSection",
+    "NoClipSection",
+    "OpenVLAOFTSection",
+    "OptimizerSection",
+    "PolicySection",
+    "PpoSection",
+    "Problem",
+    "Recipe",
+    "RecipeError",
+    "ReplaySection",
+    "RolloutSection",
+    "RuntimeSection",
+    "SapoSection",
+    "Section",
+    "SurrogateSection",
+    "TargetsSection",
+    "ToySection",
+    "VtraceSection",
+    "build_recipe",
+    "find_recipe",
+    "list_recipes",
+    "load_recipe",
+]

@@ -1,0 +1,119 @@
+"""From a file and overrides to a recipe, or to all that is wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from vla_rl.errors import UserError
+from vla_rl.recipe.dialect import Document, YamlError, parse
+from vla_rl.recipe.dialect import Path as KeyPath
+from vla_rl.recipe.model import Recipe
+from vla_rl.recipe.overrides import Override, apply_overrides, parse_overrides
+from vla_rl.recipe.problems import Problem, RecipeError
+from vla_rl.recipe.rules import broken_rules
+from vla_rl.recipe.translate import dotted_path, problems_of
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, override and check a recipe.
+
+    Args:
+        path: a YAML file.
+        overrides: `key.sub=value`, the value in YAML; a later one wins over an earlier one.
+
+    Raises:
+        RecipeError: with every problem of the file and of the overrides.
+        UserError: the file cannot be read.
+    """
+    return build_recipe(_read(path), overrides, source=str(path))
+
+
+def build_recipe(text: str, overrides: Sequence[str] = (), *, source: str = "recipe") -> Recipe:
+    """As `load_recipe`, from YAML text; `source` names it in errors."""
+    try:
+        document = parse(text)
+    except YamlError as error:
+        raise RecipeError(source, [Problem("", f"not readable as YAML: {error}")]) from error
+    if not isinstance(document.data, dict):
+        found = "nothing" if document.data is None else type(document.data).__name__
+        raise RecipeError(source, [Problem("", "a recipe is a YAML mapping of sections", found=found)])
+    data: dict[str, Any] = document.data
+    problems = _document_problems(document)
+    assignments, unreadable = parse_overrides(overrides)
+    problems += unreadable + apply_overrides(data, assignments)
+    data = {key: value for key, value in data.items() if isinstance(key, str)}
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError(source, problems + _placed(_all_problems(error, data), document, assignments)) from None
+    if problems:
+        raise RecipeError(source, problems)
+    return recipe
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"recipe {path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    except OSError as error:
+        raise UserError(f"recipe {path}: cannot be read: {error.strerror}") from error
+
+
+def _document_problems(document: Document) -> list[Problem]:
+    repeated = [
+        Problem(dotted_path(path), "this key stands twice", hint=f"first on line {first}", place=f"line {second}")
+        for path, first, second in document.repeated
+    ]
+    odd = [
+        Problem(dotted_path(path), "a key must be text", found=key, place=f"line {line}")
+        for path, line, key in document.odd_keys
+    ]
+    return repeated + odd
+
+
+def _all_problems(error: ValidationError, data: Mapping[str, Any]) -> list[tuple[KeyPath, Problem]]:
+    """The faults of the sections, and those between sections that are right in themselves."""
+    found = problems_of(error)
+    sound: dict[str, Any] = {}
+    for name, field in Recipe.model_fields.items():
+        value = data[name] if name in data else field.get_default()
+        try:
+            sound[name] = _adapter(name).validate_python(value)
+        except ValidationError:
+            continue
+    told = {problem.path for _, problem in found}
+    return found + [((), problem) for problem in broken_rules(sound) if problem.path not in told]
+
+
+@cache
+def _adapter(name: str) -> TypeAdapter[Any]:
+    """The validator of one field of a recipe by itself."""
+    field = Recipe.model_fields[name]
+    annotation: Any = Annotated[field.annotation, field]
+    return TypeAdapter(annotation)
+
+
+def _placed(
+    found: Sequence[tuple[KeyPath, Problem]], document: Document, overrides: Sequence[Override]
+) -> list[Problem]:
+    """The problems with the line or the override that each comes from."""
+    return [replace(problem, place=_place(path, problem, document, overrides)) for path, problem in found]
+
+
+def _place(path: KeyPath, problem: Problem, document: Document, overrides: Sequence[Override]) -> str:
+    key_path = path if dotted_path(path) == problem.path else tuple(problem.path.split("."))
+    for override in reversed(overrides):
+        if key_path[: len(override.path)] == override.path:
+            return override.text
+    while key_path:
+        if key_path in document.lines:
+            return f"line {document.lines[key_path]}"
+        key_path = key_path[:-1]
+    return ""

@@ -1,0 +1,63 @@
+"""The recipe itself."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from vla_rl.recipe import dialect
+from vla_rl.recipe.problems import RulesError
+from vla_rl.recipe.rules import broken_rules
+from vla_rl.recipe.sections import (
+    BudgetSection,
+    CheckpointSection,
+    EnvSection,
+    EvaluationSection,
+    GaeSection,
+    LearnerSection,
+    LoggingSection,
+    LossSection,
+    NonNegative,
+    OptimizerSection,
+    PolicySection,
+    ReplaySection,
+    RolloutSection,
+    RuntimeSection,
+    Section,
+    SurrogateSection,
+    TargetsSection,
+)
+
+
+class Recipe(Section):
+    """Everything about a run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    description: str = ""
+    seed: NonNegative = 0
+    env: EnvSection
+    policy: PolicySection
+    surrogate: SurrogateSection
+    targets: TargetsSection = GaeSection(name="gae")
+    loss: LossSection = LossSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    replay: ReplaySection = ReplaySection()
+    learner: LearnerSection = LearnerSection()
+    rollout: RolloutSection = RolloutSection()
+    runtime: RuntimeSection = RuntimeSection()
+    budget: BudgetSection
+    checkpoint: CheckpointSection = CheckpointSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    logging: LoggingSection = LoggingSection()
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> Self:
+        found = broken_rules({name: getattr(self, name) for name in type(self).model_fields})
+        if found:
+            raise RulesError(found)
+        return self
+
+    def dump_yaml(self) -> str:
+        """Every field with its value, defaults included; loading it gives an equal recipe."""
+        return dialect.dump(self.model_dump(mode="json", by_alias=True))

@@ -1,0 +1,91 @@
+"""Overrides from the command line: `key.sub=value`, the value in YAML.
+
+An override of a `name` that chooses between kinds of a section (`surrogate.name=ppo`) is applied before the others.
+What only the former kind knows (`surrogate.sigma`) leaves with it; what both know stays; what an override sets is never
+dropped, so that setting a field of the wrong kind is an error and not silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vla_rl.recipe.dialect import YamlError, parse
+from vla_rl.recipe.problems import Problem
+from vla_rl.recipe.shape import field_names, kinds
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """One assignment."""
+
+    path: tuple[str, ...]
+    value: Any
+    text: str  # as it was written
+
+
+def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[Problem]]:
+    """Read `key.sub=value` texts; those that cannot be read come back as problems."""
+    overrides: list[Override] = []
+    problems: list[Problem] = []
+    for text in texts:
+        key, separator, value = text.partition("=")
+        path = tuple(key.split("."))
+        if not separator or not all(path):
+            problems.append(Problem(key, "an override has the form key.sub=value", found=text))
+            continue
+        try:
+            document = parse(value)
+        except YamlError as error:
+            problems.append(Problem(key, f"the value is not YAML: {error}", found=value, place=text))
+            continue
+        twice = [".".join((*path, *map(str, inner))) for inner, _, _ in document.repeated]
+        problems += [Problem(name, "this key stands twice", place=text) for name in twice]
+        overrides.append(Override(path=path, value=document.data, text=text))
+    return overrides, problems
+
+
+def apply_overrides(data: dict[str, Any], overrides: Sequence[Override]) -> list[Problem]:
+    """Change `data` in place; overrides that find no place come back as problems."""
+    choices = [override for override in overrides if _chooses_kind(override)]
+    for override in choices:
+        _drop_former_kind(data, override)
+    problems = [_assign(data, override) for override in choices]
+    problems += [_assign(data, override) for override in overrides if override not in choices]
+    return [problem for problem in problems if problem is not None]
+
+
+def _chooses_kind(override: Override) -> bool:
+    return override.path[-1] == "name" and len(override.path) > 1 and bool(kinds(override.path[:-1]))
+
+
+def _drop_former_kind(data: dict[str, Any], override: Override) -> None:
+    """Remove the keys that the former kind knows and the new one does not."""
+    known = kinds(override.path[:-1])
+    section: Any = data
+    for key in override.path[:-1]:
+        section = section.get(key) if isinstance(section, dict) else None
+    if not isinstance(section, dict):
+        return
+    former, chosen = section.get("name"), override.value
+    if not isinstance(former, str) or not isinstance(chosen, str) or former not in known or chosen not in known:
+        return
+    for key in set(field_names(known[former])) - set(field_names(known[chosen])):
+        section.pop(key, None)
+
+
+def _assign(data: dict[str, Any], override: Override) -> Problem | None:
+    section = data
+    for depth, key in enumerate(override.path[:-1], start=1):
+        inner = section.get(key)
+        if inner is None:
+            inner = section[key] = {}
+        if not isinstance(inner, dict):
+            holder = ".".join(override.path[:depth])
+            return Problem(
+                ".".join(override.path), f"{holder} is not a section", found=repr(inner), place=override.text
+            )
+        section = inner
+    section[override.path[-1]] = override.value
+    return None

@@ -1,0 +1,158 @@
+"""Rules across sections: what each section allows alone, but not together.
+
+Every rule names the sections it reads through its parameters, so that it can also be asked when other sections are
+still wrong: a recipe tells all its faults at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from vla_rl.recipe.problems import Problem
+from vla_rl.recipe.sections import (
+    HORIZONS,
+    EnvSection,
+    EvaluationSection,
+    LearnerSection,
+    LiberoSection,
+    MLPSection,
+    OpenVLAOFTSection,
+    PolicySection,
+    ReplaySection,
+    RuntimeSection,
+    ToySection,
+)
+
+OFT_CHUNK_SIZE = 8
+
+
+def _state_policy_needs_state(env: EnvSection, policy: PolicySection) -> Problem | None:
+    if isinstance(env, LiberoSection) and isinstance(policy, MLPSection):
+        return Problem(
+            path="policy.name",
+            rule="'mlp' sees states only, and LIBERO's state is the robot's own 8 numbers: no object is in it",
+            found="mlp with env.name 'libero'",
+            allowed="openvla_oft, or env.name 'toy'",
+        )
+    return None
+
+
+def _vla_needs_frames(env: EnvSection, policy: PolicySection) -> Problem | None:
+    if isinstance(env, ToySection) and isinstance(policy, OpenVLAOFTSection) and env.image_size == 0:
+        return Problem(
+            path="env.image_size",
+            rule="'openvla_oft' looks at camera frames, and this environment draws none",
+            found="0",
+            allowed="1 or more pixels, or policy.name 'mlp'",
+        )
+    return None
+
+
+def _checkpoint_needs_libero(env: EnvSection, policy: PolicySection) -> Problem | None:
+    if isinstance(env, ToySection) and isinstance(policy, OpenVLAOFTSection) and policy.checkpoint != "tiny":
+        return Problem(
+            path="policy.checkpoint",
+            rule="a trained checkpoint knows how to move a robot arm, not the toy's actions",
+            found=repr(policy.checkpoint),
+            allowed="tiny, or env.name 'libero'",
+        )
+    return None
+
+
+def _ring_can_start(replay: ReplaySection) -> Problem | None:
+    if replay.min_decisions > replay.capacity:
+        return Problem(
+            path="replay.min_decisions",
+            rule="the ring must be able to hold what the first update waits for",
+            found=f"{replay.min_decisions} with replay.capacity {replay.capacity}",
+            allowed=f"1..{replay.capacity}",
+        )
+    return None
+
+
+def decisions_per_episode(env: EnvSection) -> int:
+    """The most decisions that fit in one episode."""
+    if isinstance(env, ToySection):
+        horizon, chunk_size = env.horizon, env.chunk_size
+    else:
+        horizon, chunk_size = env.horizon or HORIZONS[env.suite], OFT_CHUNK_SIZE
+    return -(-horizon // chunk_size)
+
+
+def _segment_fits_episode(env: EnvSection, replay: ReplaySection) -> Problem | None:
+    longest = decisions_per_episode(env)
+    if replay.segment_length > longest:
+        return Problem(
+            path="replay.segment_length",
+            rule="a segment lies in one episode; what is longer is padding that the learner computes for nothing",
+            found=f"{replay.segment_length}, and an episode has at most {longest} decisions",
+            allowed=f"1..{longest}",
+        )
+    return None
+
+
+def _segment_fits_ring(replay: ReplaySection) -> Problem | None:
+    if replay.segment_length > replay.capacity:
+        return Problem(
+            path="replay.segment_length",
+            rule="a segment must fit in the ring",
+            found=f"{replay.segment_length} with replay.capacity {replay.capacity}",
+            allowed=f"1..{replay.capacity}",
+        )
+    return None
+
+
+def _evaluation_tasks_are_trained(env: EnvSection, evaluation: EvaluationSection) -> Problem | None:
+    if evaluation.tasks == "all":
+        return None
+    trained = env.task_ids
+    unknown = [task for task in evaluation.tasks if task not in trained]
+    if unknown:
+        return Problem(
+            path="evaluation.tasks",
+            rule="the closing evaluation is made on tasks of env.tasks; for others there is `vla-rl eval`",
+            found=str(unknown),
+            allowed=str(trained),
+        )
+    return None
+
+
+def _serial_has_one_rank(runtime: RuntimeSection, learner: LearnerSection) -> Problem | None:
+    if runtime.mode == "serial" and (learner.strategy != "single"):
+        return Problem(
+            path="learner.strategy",
+            rule="runtime.mode 'serial' runs everything in one process, so there is one rank",
+            found=learner.strategy,
+            allowed="single, or runtime.mode 'async'",
+        )
+    return None
+
+
+RULES: tuple[Callable[..., Problem | None], ...] = (
+    _state_policy_needs_state,
+    _vla_needs_frames,
+    _checkpoint_needs_libero,
+    _ring_can_start,
+    _segment_fits_ring,
+    _segment_fits_episode,
+    _evaluation_tasks_are_trained,
+    _serial_has_one_rank,
+)
+
+
+def broken_rules(sections: Mapping[str, Any]) -> list[Problem]:
+    """Ask every rule whose sections are all there.
+
+    Args:
+        sections: the recipe's fields by name, without those that are wrong in themselves.
+    """
+    found: list[Problem] = []
+    for rule in RULES:
+        names = inspect.signature(rule).parameters
+        if all(name in sections for name in names):
+            broken = rule(**{name: sections[name] for name in names})
+            if broken is not None:
+                found.append(broken)
+    return found

@@ -1,0 +1,159 @@
+"""Pydantic's complaints as problems: the dotted path, the rule, what was found, what is allowed, what was meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from vla_rl.recipe.dialect import Path
+from vla_rl.recipe.model import Recipe
+from vla_rl.recipe.problems import Problem, RulesError
+from vla_rl.recipe.shape import SectionType, field_names, field_sections, homes, kind_name, kinds
+
+_TYPES = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "list_type": "a list, like [0, 1]",
+    "model_type": "a section of keys",
+    "model_attributes_type": "a section of keys",
+    "dict_type": "a section of keys",
+}
+_LIMITS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+
+
+def problems_of(error: ValidationError) -> list[tuple[Path, Problem]]:
+    """Every fault with its key path; the branches of one union (`all` or a list) are told as one fault."""
+    found: dict[tuple[Path, str], Problem] = {}
+    for details in error.errors():
+        path, section = _locate(details["loc"])
+        for problem in _translate(details, path, section):
+            kind = problem.rule if details["type"] == "value_error" else ""
+            earlier = found.get((path, kind))
+            found[(path, kind)] = problem if earlier is None else _merged(earlier, problem)
+    return [(path, problem) for (path, _), problem in found.items()]
+
+
+def _merged(first: Problem, second: Problem) -> Problem:
+    allowed = ", or ".join(dict.fromkeys(text for text in (first.allowed, second.allowed) if text))
+    return replace(first, allowed=allowed, hint=first.hint or second.hint)
+
+
+def _locate(loc: tuple[int | str, ...]) -> tuple[Path, SectionType | None]:
+    """Key path of a pydantic location, without its union tags, and the section that the last key stands in."""
+    here: list[SectionType] = [Recipe]
+    holder: SectionType | None = None
+    path: list[str | int] = []
+    for element in loc:
+        if isinstance(element, int):
+            path.append(element)
+        elif len(here) > 1:
+            here = [section for section in here if kind_name(section) == element]
+        elif here:
+            holder = here[0]
+            path.append(element)
+            here = field_sections(holder, element)
+    return tuple(path), holder
+
+
+def _translate(details: ErrorDetails, path: Path, section: SectionType | None) -> Iterable[Problem]:
+    kind, found, context = details["type"], details["input"], details.get("ctx", {})
+    dotted = dotted_path(path)
+    if kind == "value_error" and isinstance(context.get("error"), RulesError):
+        prefix = f"{dotted}." if dotted else ""
+        return [replace(problem, path=f"{prefix}{problem.path}") for problem in context["error"].problems]
+    if kind == "extra_forbidden" and section is not None:
+        return [_unknown_key(path, section)]
+    if kind == "missing":
+        return [Problem(dotted, "this key is required")]
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        return [_unknown_kind(path, found)]
+    rule, allowed = _rule(kind, details["msg"], context)
+    return [Problem(dotted, rule, found=_shown(found), allowed=allowed, hint=_conversion(kind, found))]
+
+
+def dotted_path(path: Path) -> str:
+    """`env.tasks[1]` for ("env", "tasks", 1)."""
+    parts = [f"[{key}]" if isinstance(key, int) else f".{key}" for key in path]
+    return "".join(parts).removeprefix(".")
+
+
+def _unknown_key(path: Path, section: SectionType) -> Problem:
+    known = field_names(section)
+    kind = kind_name(section)
+    owner = f"{dotted_path(path[:-1]) or 'a recipe'}{f' ({kind})' if kind else ''}"
+    return Problem(
+        dotted_path(path),
+        f"unknown key: {owner} has none of that name",
+        allowed=", ".join(known),
+        hint=_meant(path, known),
+    )
+
+
+def _meant(path: Path, known: list[str]) -> str:
+    """The key that was probably meant: of another kind, elsewhere under the same name, or here under a similar one."""
+    key = str(path[-1])
+    others = [name for name, section in kinds(tuple(map(str, path[:-1]))).items() if key in field_names(section)]
+    if others:
+        return f"it is a key of {dotted_path(path[:-1])}.name {' and '.join(others)}"
+    if key in homes():
+        return f"the key exists as {' and '.join(homes()[key])}"
+    here = difflib.get_close_matches(key, known, n=1)
+    if difflib.get_close_matches(key, here, cutoff=0.8):
+        return f"did you mean '{here[0]}'?"
+    elsewhere = difflib.get_close_matches(key, homes(), n=1, cutoff=0.8)
+    if elsewhere:
+        return f"did you mean {' or '.join(homes()[elsewhere[0]])}?"
+    return f"did you mean '{here[0]}'?" if here else ""
+
+
+def _unknown_kind(path: Path, found: Any) -> Problem:  # noqa: ANN401 - whatever the user wrote
+    names = list(kinds(tuple(map(str, path))))
+    name = found.get("name") if isinstance(found, dict) else None
+    close = difflib.get_close_matches(str(name), names, n=1)
+    hint = f"did you mean '{close[0]}'?" if close else ""
+    rule = "this key is required" if name is None else "unknown name"
+    shown = "" if name is None else _shown(name)
+    return Problem(f"{dotted_path(path)}.name", rule, found=shown, allowed=", ".join(names), hint=hint)
+
+
+def _rule(kind: str, message: str, context: Mapping[str, Any]) -> tuple[str, str]:
+    """What is required and what is allowed."""
+    if kind in _TYPES:
+        return "wrong type", _TYPES[kind]
+    if kind == "literal_error":
+        return "not one of the allowed values", str(context["expected"]).replace("'", "").replace(" or ", ", ")
+    if kind == "string_pattern_mismatch":
+        return "not a plain name", "letters, digits, '.', '_' and '-', beginning with a letter or digit"
+    if kind == "finite_number":
+        return "not a finite number", "a finite number"
+    limits = [f"{word} {context[limit]:g}" for limit, word in _LIMITS.items() if limit in context]
+    return ("out of range", limits[0]) if limits else (message, "")
+
+
+def _conversion(kind: str, found: Any) -> str:  # noqa: ANN401 - whatever the user wrote
+    if kind in ("int_type", "float_type", "bool_type") and isinstance(found, str):
+        return "it is text here; write it without quotes, and numbers without '_' or ','"
+    if kind == "bool_type" and isinstance(found, int):
+        return f"write {'true' if found else 'false'}"
+    if kind == "int_type" and isinstance(found, float) and found.is_integer():
+        return f"write {int(found)}"
+    return ""
+
+
+def _shown(value: Any) -> str:  # noqa: ANN401 - whatever the user wrote
+    """A value as a short text."""
+    if value is None:
+        return "null (nothing written)"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return f"a section with the keys {', '.join(map(str, value)) or '(none)'}"[:200]
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."
