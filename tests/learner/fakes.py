@@ -1,0 +1,146 @@
+"""A small policy, batches without an environment, and a learner around them."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from vla_rl.learner.engine import Engine
+from vla_rl.learner.learner import Learner
+from vla_rl.learner.optimizer import OptimizerSettings
+from vla_rl.learner.settings import GaeSettings, LossSettings, TargetSettings
+from vla_rl.policies.mlp import MLPPolicy
+from vla_rl.rl.multipliers import LOG_MULTIPLIERS
+from vla_rl.rl.surrogates import SURROGATES
+from vla_rl.types import ActionSpec, PolicyInputs, SegmentBatch
+
+ACTIONS = ActionSpec(chunk_size=2, action_dim=3, num_bins=5)
+STATE_DIM = 4
+LENGTH = 3  # decisions per segment
+
+
+def make_policy(seed: int = 0) -> MLPPolicy:
+    torch.manual_seed(seed)
+    policy = MLPPolicy(state_dim=STATE_DIM, action_spec=ACTIONS, hidden_dim=8)
+    policy.register_parameter("frozen", torch.nn.Parameter(torch.full((3,), 7.0), requires_grad=False))
+    return policy
+
+
+def make_engine(
+    policy: torch.nn.Module,
+    *,
+    strategy: str = "single",
+    zero_stage: int = 2,
+    lr: float = 1e-2,
+    max_grad_norm: float = 1.0,
+    max_skipped_updates: int = 3,
+    precision: str = "fp32",
+) -> Engine:
+    return Engine(
+        policy,
+        strategy=strategy,
+        zero_stage=zero_stage,
+        precision=precision,
+        device="cpu",
+        optimizer=OptimizerSettings(
+            policy_lr=lr,
+            value_lr=3 * lr,
+            policy_warmup=2,
+            schedule="cosine",
+            weight_decay=0.01,
+            max_grad_norm=max_grad_norm,
+            total_steps=50,
+        ),
+        max_skipped_updates=max_skipped_updates,
+        collective_timeout_s=30.0,
+    )
+
+
+def make_learner(
+    engine: Engine,
+    *,
+    surrogate: str = "gipo",
+    targets: TargetSettings | None = None,
+    loss: LossSettings | None = None,
+    micro_batch: int = 2,
+    accumulation: int = 2,
+    temperature: float = 1.0,
+) -> Learner:
+    arguments = {"sigma": 1.0} if surrogate == "gipo" else {}
+    return Learner(
+        engine,
+        surrogate=functools.partial(SURROGATES[surrogate], **arguments),
+        multiplier=functools.partial(LOG_MULTIPLIERS[surrogate], **arguments),
+        targets=targets or GaeSettings(discount=0.9, gae_lambda=0.5),
+        loss=loss or LossSettings(value_coefficient=0.5, entropy_coefficient=0.01),
+        temperature=temperature,
+        micro_batch=micro_batch,
+        accumulation=accumulation,
+        old_threshold=10,
+    )
+
+
+def make_batch(num_segments: int = 4, *, seed: int = 0) -> SegmentBatch:
+    """Segments of 3 decisions; every second one is an episode's end after 2, so it has padding."""
+    generator = np.random.default_rng(seed)
+    shape = (num_segments, LENGTH)
+    mask = np.ones(shape, dtype=np.bool_)
+    mask[1::2, 2] = False
+    terminated = np.zeros(shape, dtype=np.bool_)
+    terminated[1::4, 1] = True
+    truncated = np.zeros(shape, dtype=np.bool_)
+    truncated[3::4, 1] = True
+    executed = np.where(mask, 2, 0).astype(np.int16)
+    executed[1::2, 1] = 1  # the last chunk ran one control step of two
+    logits = generator.normal(size=(*shape, ACTIONS.num_tokens, ACTIONS.num_bins)).astype(np.float32)
+    logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    tokens = generator.integers(0, ACTIONS.num_bins, size=(*shape, ACTIONS.num_tokens)).astype(np.int16)
+    return SegmentBatch(
+        frames=np.zeros((num_segments, LENGTH + 1, 0, 0, 0, 3), dtype=np.uint8),
+        state=generator.normal(size=(num_segments, LENGTH + 1, STATE_DIM)).astype(np.float32),
+        task_index=np.zeros(num_segments, dtype=np.int64),
+        tokens=tokens,
+        behavior_logprobs=np.take_along_axis(logits, tokens[..., None].astype(np.int64), axis=-1)[..., 0],
+        behavior_logits=logits,
+        behavior_values=np.zeros(shape, dtype=np.float32),
+        rewards=np.where(mask, generator.normal(size=shape), 0.0).astype(np.float32),
+        executed=executed,
+        terminated=terminated,
+        truncated=truncated,
+        policy_version=np.where(mask, generator.integers(0, 20, size=shape), 0),
+        age=np.where(mask, generator.integers(0, 100, size=shape), 0),
+        mask=mask,
+    )
+
+
+def on_policy(batch: SegmentBatch, policy: torch.nn.Module, *, temperature: float = 1.0) -> SegmentBatch:
+    """The same batch as if the policy had acted: its own log-probabilities as the behaviour's."""
+    state = torch.from_numpy(batch.state[:, :-1]).reshape(-1, STATE_DIM)
+    inputs = PolicyInputs(frames=torch.zeros(len(state), 0, 0, 0, 3), state=state, task_index=torch.zeros(len(state)))
+    with torch.no_grad():
+        log_probs = torch.log_softmax(policy(inputs).logits / temperature, dim=-1).numpy()
+    log_probs = log_probs.reshape(batch.behavior_logits.shape)
+    taken = np.take_along_axis(log_probs, batch.tokens[..., None].astype(np.int64), axis=-1)[..., 0]
+    return replace(batch, behavior_logprobs=taken, behavior_logits=log_probs)
+
+
+def select(batch: SegmentBatch, segments: slice) -> SegmentBatch:
+    """Some of the segments."""
+    return SegmentBatch(
+        **{
+            name: None if (array := getattr(batch, name)) is None else array[segments]
+            for name in SegmentBatch.__dataclass_fields__
+        }
+    )
+
+
+def weights(policy: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in policy.named_parameters()}
+
+
+def largest_difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    assert first.keys() == second.keys()
+    return max(float((first[name] - second[name]).abs().max()) for name in first)

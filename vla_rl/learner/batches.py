@@ -1,0 +1,74 @@
+"""From segments to rows: the observations and decisions of a batch that a forward pass looks at.
+
+Padding never reaches the policy: a row is a valid place of the (B, T) grid, R rows in all.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vla_rl.types import PolicyInputs, SegmentBatch
+
+Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Places in a batch."""
+
+    segment: Index  # (R,)
+    time: Index  # (R,)
+
+    def __len__(self) -> int:
+        return len(self.segment)
+
+    def parts(self, count: int) -> Iterator[tuple[Rows, slice]]:
+        """Cut into exactly `count` consecutive parts of nearly equal size; some are empty if there are fewer rows."""
+        bounds = np.linspace(0, len(self), count + 1).round().astype(int)
+        for start, stop in itertools.pairwise(bounds):
+            yield Rows(self.segment[start:stop], self.time[start:stop]), slice(int(start), int(stop))
+
+
+def decision_rows(batch: SegmentBatch) -> Rows:
+    """Where a decision stands, segment by segment."""
+    return Rows(*np.nonzero(batch.mask))
+
+
+def observation_rows(batch: SegmentBatch) -> Rows:
+    """Decisions and, after the last one of each segment, the observation that is bootstrapped from."""
+    lengths = batch.mask.sum(axis=1, keepdims=True)
+    return Rows(*np.nonzero(np.arange(batch.mask.shape[1] + 1) <= lengths))
+
+
+def policy_inputs(batch: SegmentBatch, rows: Rows, device: torch.device) -> PolicyInputs:
+    """What the policy looks at in those rows, on its device."""
+    return PolicyInputs(
+        frames=torch.from_numpy(batch.frames[rows.segment, rows.time]).to(device),
+        state=torch.from_numpy(batch.state[rows.segment, rows.time]).to(device),
+        task_index=torch.from_numpy(batch.task_index[rows.segment]).to(device),
+    )
+
+
+def token_mask(batch: SegmentBatch, rows: Rows, *, action_dim: int) -> Tensor:
+    """(R, A) bool: tokens whose control step ran; token i belongs to control step i // D."""
+    control_step = np.arange(batch.tokens.shape[2]) // action_dim
+    return torch.from_numpy(control_step < batch.executed[rows.segment, rows.time][:, None])
+
+
+def at(array: NDArray[np.generic], rows: Rows) -> Tensor:
+    """The rows of a (B, T, ...) array, (R, ...), on the CPU."""
+    return torch.from_numpy(array[rows.segment, rows.time])
+
+
+def scatter(rows: Rows, elements: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The inverse of `at`: a grid of that shape with zeros where no row stands."""
+    grid = torch.zeros(shape, dtype=elements.dtype)
+    grid[torch.from_numpy(rows.segment), torch.from_numpy(rows.time)] = elements
+    return grid

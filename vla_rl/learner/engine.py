@@ -1,0 +1,178 @@
+"""One parameter update from the micro-batches of all ranks, the same for every strategy."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from vla_rl.learner.collectives import Collectives
+from vla_rl.learner.optimizer import OptimizerSettings, build_adamw, schedule, trainable_parameters
+from vla_rl.learner.strategies import OptimizerState, StrategyName, build_strategy
+from vla_rl.types import PolicyInputs, PolicyOutput
+
+logger = logging.getLogger(__name__)
+
+Precision = Literal["fp32", "bf16"]
+
+
+class NonFiniteUpdateError(RuntimeError):
+    """Too many updates in a row had a loss or gradient that was not finite."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateResult:
+    """What one call of `Engine.update` came to; the same on every rank but for `loss`."""
+
+    applied: bool  # whether the parameters changed
+    loss: float  # this rank's share of the loss: the sum over its micro-batches
+    grad_norm: float  # global norm before clipping
+    learning_rates: dict[str, float]  # by parameter group
+
+
+class TensorForward(nn.Module):
+    """The policy as DDP and DeepSpeed want it: tensors in, a tuple of tensors out.
+
+    Autocast stands here, inside what is wrapped, because each engine would otherwise bring its own: parameters stay
+    fp32 (frozen ones in whatever they were loaded), arithmetic runs in bf16, logits and values leave as fp32.
+    """
+
+    def __init__(self, policy: nn.Module, *, precision: Precision) -> None:
+        super().__init__()
+        self.policy = policy
+        self._bf16 = precision == "bf16"
+
+    def forward(self, frames: Tensor, state: Tensor, task_index: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, N, H, W, 3), (B, S), (B,) to logits (B, A, V) and values (B,), float32."""
+        with torch.autocast(state.device.type, dtype=torch.bfloat16, enabled=self._bf16):
+            output = self.policy(PolicyInputs(frames=frames, state=state, task_index=task_index))
+        return output.logits.float(), output.values.float()
+
+
+class Engine:
+    """Owns optimizer, precision and ranks; knows nothing of reinforcement learning.
+
+    The policy is wrapped and moved in place: its trainable parameters are the ones that are trained. Frozen parameters
+    are neither copied nor converted, so memory that is shared with an inference worker stays shared (but for ZeRO-3,
+    which shards frozen parameters too).
+
+    Args:
+        policy: a `torch.nn.Module` that satisfies `vla_rl.types.Policy`.
+        strategy: "single", "ddp" or "deepspeed"; the last two expect to be launched (see `vla_rl.learner.launch`).
+        zero_stage: 1, 2 or 3, for "deepspeed".
+        precision: arithmetic of the forward pass; trainable parameters and optimizer state are float32 in both.
+        device: where the policy lives.
+        optimizer: learning rates and the rest.
+        max_skipped_updates: so many updates in a row without a finite loss and gradient raise.
+        collective_timeout_s: seconds after which a collective that another rank does not join raises.
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        *,
+        strategy: StrategyName,
+        zero_stage: int,
+        precision: Precision,
+        device: Literal["cpu", "cuda"],
+        optimizer: OptimizerSettings,
+        max_skipped_updates: int = 10,
+        collective_timeout_s: float = 600.0,
+    ) -> None:
+        self.policy = policy
+        self.settings = optimizer
+        self.optimizer_steps = 0
+        self.skipped_updates = 0
+        self._skipped_in_a_row = 0
+        self._max_skipped_updates = max_skipped_updates
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        self._strategy, self.device = build_strategy(
+            TensorForward(policy, precision=precision),
+            build_adamw(policy, optimizer),
+            strategy=strategy,
+            zero_stage=zero_stage,
+            device=device,
+            max_grad_norm=optimizer.max_grad_norm,
+            timeout_s=collective_timeout_s,
+        )
+        self.collectives = Collectives(timeout_s=collective_timeout_s)
+        self.can_retry = strategy != "deepspeed" and self.collectives.num_ranks == 1  # begin an update again
+
+    def forward(self, inputs: PolicyInputs) -> PolicyOutput:
+        """Logits and values through whatever wraps the policy."""
+        logits, values = self._strategy.module(inputs.frames, inputs.state, inputs.task_index)
+        return PolicyOutput(logits=logits, values=values)
+
+    def update(self, micro_losses: Sequence[Callable[[], Tensor]]) -> UpdateResult:
+        """Exactly one parameter update. This function alone decides who scales and who steps.
+
+        Every callable runs the forward pass of one micro-batch and returns its *local sum over a global count*: terms
+        summed over the micro-batch's own elements, divided by the number of elements of all micro-batches of all ranks.
+        The gradient is then the sum over micro-batches and ranks, that is, the gradient of the mean over the union.
+        Engines average over ranks, so each loss is multiplied by their number; nothing else is divided (see
+        `vla_rl.learner.strategies`). All ranks pass equally many callables.
+
+        A loss that is not finite is multiplied by nan before its backward pass. Its gradients, reduced over the ranks,
+        then tell every rank the same in every strategy: the norm is not finite, nobody steps.
+
+        Raises:
+            NonFiniteUpdateError: `max_skipped_updates` updates in a row were skipped.
+        """
+        rates = schedule(self._strategy.optimizer, self.settings, self.optimizer_steps)
+        total = 0.0
+        for index, micro_loss in enumerate(micro_losses):
+            with self._strategy.micro_batch(last=index == len(micro_losses) - 1):
+                loss = micro_loss()
+                value = float(loss.detach())
+                total += value
+                scale = self.collectives.num_ranks if math.isfinite(value) else math.nan
+                self._strategy.backward(loss * scale)
+        outcome = self._strategy.step(self.settings.max_grad_norm)
+        self._count(outcome.applied, loss=total, grad_norm=outcome.grad_norm)
+        return UpdateResult(outcome.applied, total, outcome.grad_norm, rates)
+
+    def discard_gradients(self) -> None:
+        """Forget the micro-batches since the last update, to begin it again."""
+        self._strategy.discard_gradients()
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """The trainable tensors by name, detached, float32, without copying (gathered to the CPU under ZeRO-3).
+
+        Under ZeRO-3 all ranks must call it.
+        """
+        return self._strategy.full_parameters(trainable_parameters(self.policy))
+
+    def load_trainable_state(self, values: Mapping[str, Tensor]) -> None:
+        """Overwrite the trainable tensors, in place. All ranks call it with the same values."""
+        self._strategy.assign_parameters(trainable_parameters(self.policy), values)
+
+    def optimizer_state(self) -> OptimizerState:
+        """AdamW's state by parameter name, whole tensors on every rank in every strategy. All ranks must call it."""
+        return self._strategy.optimizer_state(trainable_parameters(self.policy))
+
+    def load_optimizer_state(self, state: OptimizerState, *, optimizer_steps: int) -> None:
+        """Take up AdamW's state and the clock of the schedule. All ranks call it with the same values."""
+        self._strategy.assign_optimizer_state(trainable_parameters(self.policy), state)
+        self.optimizer_steps = optimizer_steps
+
+    def _count(self, applied: bool, *, loss: float, grad_norm: float) -> None:
+        if applied:
+            self.optimizer_steps += 1
+            self._skipped_in_a_row = 0
+            return
+        self.skipped_updates += 1
+        self._skipped_in_a_row += 1
+        logger.warning("update skipped: loss %s, gradient norm %s", loss, grad_norm)
+        if self._skipped_in_a_row >= self._max_skipped_updates:
+            raise NonFiniteUpdateError(
+                f"{self._skipped_in_a_row} updates in a row had a loss or gradient that is not finite (loss {loss}, "
+                f"gradient norm {grad_norm}, after {self.optimizer_steps} optimizer steps): lower the learning rates "
+                "or max_grad_norm, and look at the rewards and log-probabilities of the batch"
+            )

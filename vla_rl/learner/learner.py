@@ -1,0 +1,272 @@
+"""From replayed segments to one parameter update."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vla_rl.learner.batches import Rows, at, decision_rows, observation_rows, policy_inputs, scatter, token_mask
+from vla_rl.learner.engine import Engine, UpdateResult
+from vla_rl.learner.metrics import lag_metrics, loss_metrics, ratio_metrics
+from vla_rl.learner.objective import (
+    Counts,
+    MicroBatch,
+    Prepared,
+    Sums,
+    micro_batch_sums,
+    segment_targets,
+    share_of_loss,
+    taken_logprobs,
+)
+from vla_rl.learner.optimizer import POLICY_GROUP, VALUE_GROUP
+from vla_rl.learner.settings import LossSettings, TargetSettings, VtraceSettings
+from vla_rl.rl.losses import advantage_moments, normalize_advantages
+from vla_rl.rl.masking import NonFiniteError
+from vla_rl.rl.multipliers import LogMultiplier
+from vla_rl.rl.surrogates import Surrogate
+from vla_rl.types import Policy, PolicyOutput, SegmentBatch
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+class Learner:
+    """Updates a policy from batches of segments.
+
+    Args:
+        engine: holds the policy and carries out the update over micro-batches and ranks.
+        surrogate: (log_ratio, advantages) to the objective J per token, settings bound.
+        multiplier: the same surrogate's log m (see `vla_rl.rl.multipliers`), for the utilisation metrics.
+        targets: GAE or V-trace.
+        loss: weights of the terms.
+        temperature: the policy acts with logits / temperature, here as in the inference worker.
+        micro_batch: segments per forward pass.
+        accumulation: micro-batches per update; a batch has micro_batch · accumulation segments.
+        old_threshold: versions; a decision is old at this lag or more (metrics only).
+        clip_range: (low, high); `learner/clip_fraction` counts ratios below 1 − low and above 1 + high.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        surrogate: Surrogate,
+        multiplier: LogMultiplier,
+        targets: TargetSettings,
+        loss: LossSettings,
+        temperature: float,
+        micro_batch: int,
+        accumulation: int,
+        old_threshold: int,
+        clip_range: tuple[float, float] = (0.2, 0.2),
+    ) -> None:
+        self._engine = engine
+        self._policy = engine.policy
+        self._action_dim = cast(Policy, engine.policy).action_spec.action_dim
+        self._surrogate = surrogate
+        self._multiplier = multiplier
+        self._targets = targets
+        self._loss = loss
+        self._temperature = temperature
+        self._batch_size = micro_batch * accumulation
+        self._num_micro_batches = accumulation
+        self._old_threshold = old_threshold
+        self._clip_range = clip_range
+
+    @property
+    def batch_size(self) -> int:
+        """Segments that every update takes, on each rank."""
+        return self._batch_size
+
+    def update(self, batch: SegmentBatch, *, policy_version: int) -> dict[str, float]:
+        """One update from this rank's batch and those of all other ranks, which call it at the same time.
+
+        Args:
+            batch: `batch_size` segments with at least one decision each.
+            policy_version: version of the weights before this update; the lag is measured against it.
+
+        Returns:
+            Metrics of the union of all ranks' batches, the same on every rank. If the update was skipped because
+            something was not finite: only those that do not depend on it.
+
+        Raises:
+            ValueError: the batch has another size, or no behaviour logits although the KL term is on.
+            NonFiniteUpdateError: too many updates in a row were skipped.
+        """
+        self._check(batch)
+        # 1. Values of all observations (for V-trace, log-ratios of all decisions too) under the current weights.
+        values, joint_log_ratio = self._with_memory(lambda parts: self._evaluate(batch, parts), batch)
+        # 2. Targets: constants of the update.
+        value_targets, advantages = segment_targets(batch, values, joint_log_ratio, self._targets)
+        # 3. Global counts, and advantages normalised over the decisions of all ranks.
+        prepared = self._prepare(batch, values[:, :-1], value_targets, advantages)
+        # 4. Micro-batches: surrogate + value + entropy + KL, sums over global counts. 5. Clip, step, schedule.
+        sums, result = self._with_memory(lambda parts: self._step(batch, prepared, parts), batch)
+        # 6. Diagnostics of the whole batch, under the weights that the gradient was taken at.
+        return self._metrics(batch, prepared, sums, result, policy_version)
+
+    def _check(self, batch: SegmentBatch) -> None:
+        if len(batch.mask) != self._batch_size:
+            raise ValueError(
+                f"a batch of {len(batch.mask)} segments was given, and an update takes {self._batch_size} "
+                "(micro_batch times accumulation)"
+            )
+        if self._loss.kl_coefficient > 0 and batch.behavior_logits is None:
+            raise ValueError(
+                f"kl_coefficient {self._loss.kl_coefficient} needs the behaviour policy's logits and the batch has "
+                "none: store them in the replay ring, or set the coefficient to 0"
+            )
+
+    @torch.no_grad()
+    def _evaluate(self, batch: SegmentBatch, parts: int) -> tuple[Tensor, Tensor]:
+        """Values (B, T + 1) and, for V-trace, joint log-ratios (B, T); zeros in padding."""
+        num_segments, length = batch.mask.shape
+        rows = observation_rows(batch)
+        values = torch.zeros(len(rows))
+        joint_log_ratio = torch.zeros(num_segments, length)
+        self._policy.eval()
+        for micro_batch in _cut(rows, parts):
+            output = self._forward(batch, micro_batch.rows)
+            values[micro_batch.place] = output.values.cpu()
+            if isinstance(self._targets, VtraceSettings):
+                self._add_joint_log_ratio(batch, micro_batch.rows, output.logits, joint_log_ratio)
+        return scatter(rows, values, (num_segments, length + 1)), joint_log_ratio
+
+    def _add_joint_log_ratio(self, batch: SegmentBatch, rows: Rows, logits: Tensor, grid: Tensor) -> None:
+        """Sum of each decision's executed token log-ratios; the joint ratio is that of the whole chunk."""
+        decided = rows.time < batch.mask.sum(axis=1)[rows.segment]  # the others are bootstrap observations
+        decisions = Rows(rows.segment[decided], rows.time[decided])
+        logits = logits[torch.from_numpy(decided).to(logits.device)]
+        logprobs, _ = taken_logprobs(batch, decisions, logits, self._temperature)
+        run = token_mask(batch, decisions, action_dim=self._action_dim)
+        log_ratio = torch.where(run, logprobs.cpu() - at(batch.behavior_logprobs, decisions), 0.0)
+        grid[torch.from_numpy(decisions.segment), torch.from_numpy(decisions.time)] = log_ratio.sum(dim=1)
+
+    def _prepare(self, batch: SegmentBatch, values: Tensor, value_targets: Tensor, advantages: Tensor) -> Prepared:
+        rows = decision_rows(batch)
+        place = (torch.from_numpy(rows.segment), torch.from_numpy(rows.time))
+        run = token_mask(batch, rows, action_dim=self._action_dim)
+        counts, advantages = self._normalize(advantages[place], run)
+        return Prepared(rows, run, values[place], value_targets[place], advantages, counts)
+
+    def _normalize(self, advantages: Tensor, tokens_run: Tensor) -> tuple[Counts, Tensor]:
+        """Global counts and normalised advantages, (R,).
+
+        An advantage that is not finite on one rank becomes nan on all: every loss is then nan, and the engine skips the
+        update everywhere.
+        """
+        every = torch.ones_like(advantages, dtype=torch.bool)
+        finite = bool(advantages.isfinite().all())
+        total, square, _ = advantage_moments(advantages, every).tolist() if finite else (math.nan, math.nan, 0.0)
+        union = self._engine.collectives.sum_over_ranks(
+            {
+                "total": total,
+                "square": square,
+                "decisions": float(len(advantages)),
+                "tokens": float(tokens_run.sum()),
+            }
+        )
+        counts = Counts(decisions=union["decisions"], tokens=union["tokens"])
+        if not math.isfinite(union["square"]):
+            return counts, torch.full_like(advantages, math.nan)
+        if not self._loss.normalize_advantages:
+            return counts, advantages
+        moments = torch.tensor([union["total"], union["square"], union["decisions"]], dtype=torch.float64)
+        return counts, normalize_advantages(advantages, every, moments=moments)
+
+    def _step(self, batch: SegmentBatch, prepared: Prepared, parts: int) -> tuple[list[Sums], UpdateResult]:
+        sums: list[Sums] = []
+        self._policy.train()
+        losses = [
+            functools.partial(self._micro_loss, batch, prepared, micro_batch, sums)
+            for micro_batch in _cut(prepared.rows, parts)
+        ]
+        return sums, self._engine.update(losses)
+
+    def _micro_loss(self, batch: SegmentBatch, prepared: Prepared, micro_batch: MicroBatch, sums: list[Sums]) -> Tensor:
+        """This micro-batch's share of the loss; nan, which skips the update on all ranks, if it cannot be computed."""
+        output = self._forward(batch, micro_batch.rows)
+        try:
+            part = micro_batch_sums(
+                batch,
+                micro_batch,
+                prepared,
+                output,
+                surrogate=self._surrogate,
+                loss=self._loss,
+                temperature=self._temperature,
+            )
+        except NonFiniteError as error:
+            logger.warning("%s", error)
+            return (output.logits.sum() + output.values.sum()) * math.nan
+        sums.append(part)
+        return share_of_loss(part, prepared.counts, self._loss)
+
+    def _forward(self, batch: SegmentBatch, rows: Rows) -> PolicyOutput:
+        """Output of the rows. Without a row one is run for nothing: other ranks may wait inside the forward pass."""
+        some = rows if len(rows) else Rows(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))
+        output = self._engine.forward(policy_inputs(batch, some, self._engine.device))
+        return PolicyOutput(logits=output.logits[: len(rows)], values=output.values[: len(rows)])
+
+    def _metrics(
+        self, batch: SegmentBatch, prepared: Prepared, sums: list[Sums], result: UpdateResult, policy_version: int
+    ) -> dict[str, float]:
+        collectives = self._engine.collectives
+        version = {"policy_version": policy_version, "old_threshold": self._old_threshold}
+        metrics = {
+            "learner/skipped_updates": float(self._engine.skipped_updates),
+            "learner/policy_lr": result.learning_rates[POLICY_GROUP],
+            "learner/value_lr": result.learning_rates[VALUE_GROUP],
+        }
+        metrics |= lag_metrics(batch, prepared, collectives, **version)
+        if not result.applied:
+            return metrics
+        log_ratio = torch.cat([part.log_ratio for part in sums])
+        metrics |= loss_metrics(sums, prepared, collectives, with_kl=self._loss.kl_coefficient > 0)
+        metrics |= ratio_metrics(
+            batch,
+            prepared,
+            log_ratio,
+            collectives,
+            multiplier=self._multiplier,
+            clip_range=self._clip_range,
+            **version,
+        )
+        return metrics | {"learner/grad_norm": result.grad_norm}
+
+    def _with_memory(self, work: Callable[[int], Result], batch: SegmentBatch) -> Result:
+        """`work(micro-batches)`; where a device runs out of memory, again with twice as many, for the rest of the run.
+
+        Raises:
+            torch.cuda.OutOfMemoryError: one decision at a time is still too much, or other ranks wait for this one.
+        """
+        while True:
+            try:
+                return work(self._num_micro_batches)
+            except torch.cuda.OutOfMemoryError as error:
+                if not self._engine.can_retry or self._num_micro_batches >= batch.mask.sum():
+                    error.add_note(
+                        f"{self._num_micro_batches} micro-batches were not enough: lower learner.micro_batch and raise "
+                        "learner.accumulation by the same factor"
+                    )
+                    raise
+            self._engine.discard_gradients()
+            torch.cuda.empty_cache()
+            self._num_micro_batches *= 2
+            logger.warning(
+                "out of memory: the batch is cut into %d micro-batches from now on; set learner.accumulation to that "
+                "and learner.micro_batch accordingly to avoid the first failure",
+                self._num_micro_batches,
+            )
+
+
+def _cut(rows: Rows, parts: int) -> list[MicroBatch]:
+    return [MicroBatch(part, place) for part, place in rows.parts(parts)]

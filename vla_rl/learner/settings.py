@@ -1,0 +1,36 @@
+"""Plain numbers of the algorithm, as the learner takes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class GaeSettings:
+    """Generalised advantage estimation."""
+
+    discount: float
+    gae_lambda: float
+
+
+@dataclass(frozen=True, slots=True)
+class VtraceSettings:
+    """V-trace targets; the surrogate applies the ratio."""
+
+    discount: float
+    lambda_: float
+    rho_bar: float
+    c_bar: float
+
+
+TargetSettings = GaeSettings | VtraceSettings
+
+
+@dataclass(frozen=True, slots=True)
+class LossSettings:
+    """Weights of the terms, and whether advantages are normalised over the union of the ranks' batches."""
+
+    value_coefficient: float = 0.5
+    entropy_coefficient: float = 0.0
+    kl_coefficient: float = 0.0
+    normalize_advantages: bool = True
