@@ -1,0 +1,264 @@
+"""The replay ring: decisions of many envs in shared memory, one writer per env, one reader.
+
+    env worker                                            learner
+    writer = ReplayRing.attach(handle).writer(env_index)  sampler = SegmentSampler(ring, segment_length=8, seed=0)
+    writer.begin(episode_id, task_index)                  sampler.refresh()
+    writer.add(...)         # once per decision           batch = sampler.sample(32)
+    writer.commit(frames, state)
+
+No lock. Rows are counted from the start of the run, and row r of an env lies at r mod R of its region. Before a writer
+touches a row it announces it in `claimed` (all rows below are, or were, being written), so row r is intact exactly
+while r >= claimed - R. The reader copies first and asks afterwards; what was overwritten meanwhile is drawn again.
+An episode becomes visible by its entry in the catalogue, written before the count that includes it. What stands behind
+the last entry (half an episode of a worker that died) is invisible, and the next writer of that env starts there.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_rl.ipc.fence import Fence
+from vla_rl.ipc.shared_arrays import SharedArrays, SharedArraysHandle
+from vla_rl.replay.layout import EPISODE, RingLayout
+from vla_rl.types import ActionSpec, FloatArray, ObservationSpec, TokenArray, UInt8Array
+
+
+@dataclass(frozen=True, slots=True)
+class RingHandle:
+    """What another process needs to attach."""
+
+    layout: RingLayout
+    block: SharedArraysHandle
+
+
+class ReplayRing:
+    """The shared memory of all regions, and what a reader may ask of it."""
+
+    def __init__(self, layout: RingLayout, block: SharedArrays) -> None:
+        self.layout = layout
+        self._block = block
+        self._claimed = block["claimed"]
+        self._num_episodes = block["num_episodes"]
+        self._episodes = block["episodes"].view(EPISODE)[..., 0]
+        self._fence = Fence()
+
+    @classmethod
+    def create(
+        cls,
+        *,
+        observation_spec: ObservationSpec,
+        action_spec: ActionSpec,
+        num_envs: int,
+        capacity: int,
+        max_episode_decisions: int,
+        store_logits: bool = False,
+    ) -> Self:
+        """Allocate a ring; the caller owns it and unlinks it.
+
+        Args:
+            observation_spec: shapes of an observation.
+            action_spec: shapes of an action.
+            num_envs: regions, one per env of the cell.
+            capacity: rows of all regions together (see `RingLayout`).
+            max_episode_decisions: the longest episode an env can produce.
+            store_logits: whether a row holds the behaviour policy's log-softmax.
+
+        Raises:
+            ValueError: capacity too small for two episodes per env, or for shared memory too large.
+        """
+        layout = RingLayout(observation_spec, action_spec, num_envs, capacity, max_episode_decisions, store_logits)
+        block = SharedArrays.create("replay", layout.fields())
+        block["claimed"][:] = 0
+        block["num_episodes"][:] = 0
+        return cls(layout, block)
+
+    @classmethod
+    def attach(cls, handle: RingHandle) -> Self:
+        """Map the ring of another process."""
+        return cls(handle.layout, SharedArrays.attach(handle.block))
+
+    @property
+    def handle(self) -> RingHandle:
+        """For a spawned process."""
+        return RingHandle(self.layout, self._block.handle)
+
+    def writer(self, env_index: int) -> EpisodeWriter:
+        """The writer of one env. At most one may exist at a time; what its predecessor left unfinished is dropped."""
+        if not 0 <= env_index < self.layout.num_envs:
+            raise ValueError(f"env_index must be in 0..{self.layout.num_envs - 1}, got {env_index}")
+        return EpisodeWriter(self, env_index)
+
+    def row_array(self, name: str) -> NDArray[Any]:
+        """One row field of all regions, (num_envs · R, ...), a live view."""
+        return self._block[name]
+
+    def positions(self, env: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where absolute rows of envs lie in `row_array`."""
+        return env * self.layout.rows_per_env + rows % self.layout.rows_per_env
+
+    def intact(self, env: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether nobody began to overwrite these rows, nor any row after them. Ask after copying."""
+        self._fence()
+        is_intact: NDArray[np.bool_] = rows >= self._claimed[env] - self.layout.rows_per_env
+        return is_intact
+
+    def episodes_after(self, env_index: int, num_seen: int) -> tuple[NDArray[np.void], int]:
+        """Catalogue entries of an env's episodes, oldest first, except for the first `num_seen` and those overwritten.
+
+        Returns:
+            A copy with dtype EPISODE, and the number of episodes that the env has committed.
+        """
+        catalogue_size = self.layout.episodes_per_env
+        count = int(self._num_episodes[env_index])
+        self._fence()
+        indices = np.arange(max(num_seen, count - catalogue_size), count)
+        entries = self._episodes[env_index, indices % catalogue_size]
+        self._fence()
+        # Entry i is rewritten while episode i + size is being committed, that is once the count has reached it.
+        is_whole = indices + catalogue_size > int(self._num_episodes[env_index])
+        return entries[is_whole], count
+
+    def close(self) -> None:
+        """Let go of the memory. Idempotent."""
+        self._block.close()
+
+    def unlink(self) -> None:
+        """Remove the block's name, in the owner. Idempotent."""
+        self._block.unlink()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+        self.unlink()
+
+
+class EpisodeWriter:
+    """Writes the episodes of one env, row by row, without allocating. Made by `ReplayRing.writer`."""
+
+    def __init__(self, ring: ReplayRing, env_index: int) -> None:
+        layout = ring.layout
+        self._layout = layout
+        self._fence = Fence()
+        self._region_start = env_index * layout.rows_per_env
+        self._arrays = {field.name: ring.row_array(field.name) for field in layout.row_fields()}
+        self._claimed = ring._claimed[env_index : env_index + 1]
+        self._num_episodes = ring._num_episodes[env_index : env_index + 1]
+        self._episodes = ring._episodes[env_index]
+        self._first_row, self._decisions_total = self._end_of_last_episode()
+        self._length = 0
+        self._episode: tuple[int, int] | None = None  # episode id, task index
+        self._has_ended = False
+
+    def begin(self, episode_id: int, task_index: int) -> None:
+        """Start an episode."""
+        if self._episode is not None:
+            raise RuntimeError(f"episode {self._episode[0]} is unfinished: commit() or abandon() it before begin()")
+        self._episode = (episode_id, task_index)
+
+    def add(  # noqa: PLR0913 - a decision has this many parts, all named
+        self,
+        *,
+        frames: UInt8Array,
+        state: FloatArray,
+        tokens: TokenArray,
+        logprobs: FloatArray,
+        value: float,
+        reward: float,
+        executed: int,
+        terminated: bool,
+        truncated: bool,
+        policy_version: int,
+        logits: FloatArray | None = None,
+    ) -> None:
+        """Append a decision and what came of it.
+
+        Args:
+            frames: (N, H, W, 3) uint8, before the decision.
+            state: (S,) float32, before the decision.
+            tokens: (A,) int16.
+            logprobs: (A,) float32 of the tokens under the policy that acted.
+            value: that policy's value estimate.
+            reward: summed over the executed control steps.
+            executed: control steps that ran, 1..K.
+            terminated: the task ended.
+            truncated: the horizon ended.
+            policy_version: version that acted.
+            logits: (A, V) float32 log-softmax, if and only if the ring stores it.
+
+        Raises:
+            ValueError: executed out of range, logits given or missing, or an episode longer than the ring was made for.
+            RuntimeError: no episode was begun, or it has ended.
+        """
+        if self._episode is None or self._has_ended:
+            raise RuntimeError("add() needs a begun episode that has not ended")
+        if self._length == self._layout.max_episode_decisions:
+            raise ValueError(f"an episode may have {self._length} decisions (max_episode_decisions), got one more")
+        if not 1 <= executed <= self._layout.action_spec.chunk_size:
+            raise ValueError(f"executed must be in 1..{self._layout.action_spec.chunk_size}, got {executed}")
+        if (logits is not None) != self._layout.store_logits:
+            raise ValueError(f"logits must be given if and only if the ring stores them: {self._layout.store_logits}")
+        position = self._claim(self._length)
+        arrays = self._arrays
+        arrays["frames"][position] = frames
+        arrays["state"][position] = state
+        arrays["tokens"][position] = tokens
+        arrays["logprobs"][position] = logprobs
+        arrays["value"][position] = value
+        arrays["reward"][position] = reward
+        arrays["executed"][position] = executed
+        arrays["terminated"][position] = terminated
+        arrays["truncated"][position] = truncated
+        arrays["policy_version"][position] = policy_version
+        if logits is not None:
+            arrays["logits"][position] = logits
+        self._length += 1
+        self._has_ended = terminated or truncated
+
+    def commit(self, final_frames: UInt8Array, final_state: FloatArray) -> None:
+        """Store the observation after the last decision and make the episode visible.
+
+        Raises:
+            RuntimeError: the last decision was neither terminated nor truncated.
+        """
+        if self._episode is None or not self._has_ended:
+            raise RuntimeError("commit() needs an episode whose last decision terminated or truncated it")
+        position = self._claim(self._length)
+        self._arrays["frames"][position] = final_frames
+        self._arrays["state"][position] = final_state
+        count = int(self._num_episodes[0])
+        self._decisions_total += self._length
+        entry = (*self._episode, self._first_row, self._length, self._decisions_total, time.monotonic_ns())
+        self._episodes[count % self._layout.episodes_per_env] = entry
+        self._fence()
+        self._num_episodes[0] = count + 1
+        self._first_row += self._length + 1
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Drop the unfinished episode, if there is one; its rows are used again."""
+        self._length = 0
+        self._episode = None
+        self._has_ended = False
+
+    def _claim(self, offset: int) -> int:
+        """Announce a row of the episode; returns where it lies."""
+        row = self._first_row + offset
+        # Never lowered: rows that an abandoned episode overwrote stay overwritten.
+        self._claimed[0] = max(int(self._claimed[0]), row + 1)
+        self._fence()
+        return self._region_start + row % self._layout.rows_per_env
+
+    def _end_of_last_episode(self) -> tuple[int, int]:
+        """First free row and decisions so far, as the catalogue has them."""
+        count = int(self._num_episodes[0])
+        if count == 0:
+            return 0, 0
+        last = self._episodes[(count - 1) % self._layout.episodes_per_env]
+        return int(last["first_row"] + last["length"] + 1), int(last["decisions_total"])

@@ -1,0 +1,179 @@
+"""Uniform sampling of segments from the replay ring, by its one reader."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.lib import recfunctions
+from numpy.typing import NDArray
+
+from vla_rl.replay.layout import EPISODE
+from vla_rl.replay.ring import ReplayRing
+from vla_rl.types import SegmentBatch
+
+_EPISODE_OF_ENV = np.dtype([*((name, EPISODE[name]) for name in EPISODE.names or ()), ("env", np.int64)])
+_SEGMENT = np.dtype(
+    [
+        ("env", np.int64),
+        ("task_index", np.int64),
+        ("first_row", np.int64),  # absolute, see the ring
+        ("length", np.int64),  # decisions, 1..T
+        ("oldest_version", np.int64),  # smallest policy_version among them
+        ("ordinal", np.int64),  # decisions committed to the ring before the first of them
+    ]
+)
+
+
+class SegmentSampler:
+    """An index of the segments that are in the ring, and copies of some of them.
+
+    Every episode is cut into pieces of `segment_length` decisions, the last one shorter; a segment never crosses an
+    episode. Which decisions share a segment is fixed once, so all decisions have the same share in the long run, except
+    that a short last segment is drawn as often as a full one.
+    """
+
+    def __init__(self, ring: ReplayRing, *, segment_length: int, seed: int) -> None:
+        self._ring = ring
+        self._segment_length = segment_length
+        self._random = np.random.default_rng(seed)
+        self._episodes_seen = [0] * ring.layout.num_envs
+        self._committed = np.zeros(ring.layout.num_envs, np.int64)
+        self._segments = np.zeros(0, _SEGMENT)
+        self.num_excluded = 0  # segments that the last `sample` left out for their lag
+
+    @property
+    def num_decisions(self) -> int:
+        """Committed decisions that were present at the last `refresh` or `sample`."""
+        return int(self._segments["length"].sum())
+
+    @property
+    def num_segments(self) -> int:
+        """Segments that were present at the last `refresh` or `sample`."""
+        return len(self._segments)
+
+    @property
+    def total_committed(self) -> int:
+        """Decisions ever committed to the ring, as of the last `refresh`. Never falls."""
+        return int(self._committed.sum())
+
+    def refresh(self) -> None:
+        """Take newly committed episodes into the index and drop what was overwritten."""
+        episodes = self._new_episodes()
+        ordinals = self.total_committed - np.cumsum(episodes["length"][::-1])[::-1]
+        new_segments = [self._cut(episode, ordinal) for episode, ordinal in zip(episodes, ordinals, strict=True)]
+        self._segments = np.concatenate([self._segments, *new_segments])
+        self._evict()
+
+    def sample(self, num_segments: int, *, min_version: int | None = None) -> SegmentBatch | None:
+        """Draw segments uniformly, with replacement, and copy them.
+
+        Args:
+            num_segments: B.
+            min_version: segments whose oldest decision was made by an older version are left out and counted in
+                `num_excluded`.
+
+        Returns:
+            A batch of copies, none of them torn; None if no segment is eligible.
+        """
+        self._evict()
+        drawn = np.zeros(num_segments, _SEGMENT)
+        missing = np.ones(num_segments, np.bool_)
+        # Ends: every further round found that a segment was overwritten, and such a one leaves the index.
+        while missing.any():
+            eligible = self._eligible(min_version)
+            if len(eligible) == 0:
+                return None
+            drawn[missing] = self._segments[self._random.choice(eligible, size=int(missing.sum()))]
+            batch = self._copy(drawn)
+            missing = ~self._ring.intact(drawn["env"], drawn["first_row"])
+            if missing.any():
+                self._evict()
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the random numbers, JSON-serialisable. What the ring holds is saved by `store`."""
+        return {"random": self._random.bit_generator.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue with the random numbers of a saved sampler."""
+        self._random.bit_generator.state = state["random"]
+
+    def _new_episodes(self) -> NDArray[np.void]:
+        """Episodes committed after the last call, in the order of their commits, with the env they belong to."""
+        found = []
+        for env in range(self._ring.layout.num_envs):
+            entries, self._episodes_seen[env] = self._ring.episodes_after(env, self._episodes_seen[env])
+            if len(entries):
+                self._committed[env] = entries["decisions_total"][-1]
+            episodes = np.zeros(len(entries), _EPISODE_OF_ENV)
+            recfunctions.assign_fields_by_name(episodes, entries)
+            episodes["env"] = env
+            found.append(episodes)
+        merged = np.concatenate(found)
+        return merged[np.argsort(merged["committed_at"], kind="stable")]
+
+    def _cut(self, episode: np.void, ordinal: int) -> NDArray[np.void]:
+        """The segments of one episode; `ordinal` decisions were committed before it."""
+        length = int(episode["length"])
+        starts = np.arange(0, length, self._segment_length)
+        rows = episode["first_row"] + np.arange(length)
+        versions = self._ring.row_array("policy_version")[self._ring.positions(episode["env"], rows)]
+        segments = np.zeros(len(starts), _SEGMENT)
+        segments["env"] = episode["env"]
+        segments["task_index"] = episode["task_index"]
+        segments["first_row"] = episode["first_row"] + starts
+        segments["length"] = np.minimum(self._segment_length, length - starts)
+        segments["oldest_version"] = np.minimum.reduceat(versions, starts)
+        segments["ordinal"] = ordinal + starts
+        return segments
+
+    def _evict(self) -> None:
+        is_intact = self._ring.intact(self._segments["env"], self._segments["first_row"])
+        if not is_intact.all():
+            self._segments = self._segments[is_intact]
+
+    def _eligible(self, min_version: int | None) -> NDArray[np.intp]:
+        if min_version is None:
+            self.num_excluded = 0
+            return np.arange(len(self._segments))
+        eligible = np.flatnonzero(self._segments["oldest_version"] >= min_version)
+        self.num_excluded = len(self._segments) - len(eligible)
+        return eligible
+
+    def _copy(self, segments: NDArray[np.void]) -> SegmentBatch:
+        time = np.arange(self._segment_length + 1)
+        length = segments["length"][:, None]
+        positions = self._ring.positions(segments["env"][:, None], segments["first_row"][:, None] + time)
+        is_observed, mask = time <= length, time[:-1] < length
+
+        def observations(name: str) -> NDArray[Any]:
+            return _take(self._ring.row_array(name), positions, is_observed)
+
+        def decisions(name: str) -> NDArray[Any]:
+            return _take(self._ring.row_array(name), positions[:, :-1], mask)
+
+        age = self.total_committed - 1 - segments["ordinal"][:, None] - time[:-1]
+        return SegmentBatch(
+            frames=observations("frames"),
+            state=observations("state"),
+            task_index=segments["task_index"].copy(),
+            tokens=decisions("tokens"),
+            behavior_logprobs=decisions("logprobs"),
+            behavior_logits=decisions("logits") if self._ring.layout.store_logits else None,
+            behavior_values=decisions("value"),
+            rewards=decisions("reward"),
+            executed=decisions("executed"),
+            terminated=decisions("terminated"),
+            truncated=decisions("truncated"),
+            policy_version=decisions("policy_version"),
+            age=np.where(mask, age, 0),
+            mask=mask,
+        )
+
+
+def _take(rows: NDArray[Any], positions: NDArray[np.int64], where: NDArray[np.bool_]) -> NDArray[Any]:
+    """Copy of rows at (B, T) positions, zero where not `where`."""
+    taken = rows[positions]
+    taken[~where] = 0
+    return taken
