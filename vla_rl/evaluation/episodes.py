@@ -1,0 +1,128 @@
+"""The episodes of an evaluation, kept line by line, so that an interrupted evaluation goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+EPISODES_FILE = "episodes.jsonl"
+
+EpisodeKey = tuple[str, int, int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodeResult:
+    """One evaluated episode."""
+
+    suite: str
+    task_id: int
+    init_state: int  # index of the initial state
+    seed: int
+    success: bool
+    env_steps: int  # control steps, settling excluded
+    episode_return: float  # undiscounted
+    seconds: float  # wall clock
+
+    @property
+    def key(self) -> EpisodeKey:
+        """What makes it the same episode under another policy: suite, task, initial state, seed."""
+        return (self.suite, self.task_id, self.init_state, self.seed)
+
+
+class EpisodeLog:
+    """`episodes.jsonl`: opened again, it knows what was done before.
+
+        with EpisodeLog(folder / EPISODES_FILE) as log:
+            todo = [key for key in wanted if key not in log.done]
+            log.append(result)
+
+    Args:
+        path: the file; its folder is made if it is missing. A last line torn by the end of a process is removed.
+
+    Raises:
+        ValueError: a line is no episode, or an episode stands twice in the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        episodes, complete_bytes = _read(path) if path.exists() else ([], 0)
+        self._episodes = episodes
+        self._done = {episode.key for episode in episodes}
+        # Unbuffered: an episode is one write, so a killed process tears the last line at worst.
+        self._stream = path.open("ab", buffering=0)
+        self._stream.truncate(complete_bytes)
+
+    @property
+    def episodes(self) -> tuple[EpisodeResult, ...]:
+        """All episodes so far, in the order in which they ended."""
+        return tuple(self._episodes)
+
+    @property
+    def done(self) -> frozenset[EpisodeKey]:
+        """The keys of all episodes so far."""
+        return frozenset(self._done)
+
+    def append(self, episode: EpisodeResult) -> None:
+        """Keep one episode.
+
+        Raises:
+            ValueError: this episode was kept before; counting it twice would bias the rate.
+        """
+        if episode.key in self._done:
+            raise ValueError(f"{self._path}: episode {_in_words(episode.key)} was recorded before")
+        self._stream.write(json.dumps(asdict(episode), ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        self._done.add(episode.key)
+        self._episodes.append(episode)
+
+    def close(self) -> None:
+        """Close the file; safe to call twice."""
+        self._stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_episodes(path: Path) -> list[EpisodeResult]:
+    """The episodes of an `episodes.jsonl`, without a torn last line.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is no episode, or an episode stands twice in the file.
+    """
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[list[EpisodeResult], int]:
+    """The episodes, and how many bytes of the file they take: what follows is torn."""
+    *lines, torn = path.read_bytes().split(b"\n")
+    episodes: dict[EpisodeKey, EpisodeResult] = {}
+    for number, line in enumerate(lines, start=1):
+        episode = _parse(line, where=f"{path}, line {number}")
+        if episode.key in episodes:
+            raise ValueError(f"{path}, line {number}: episode {_in_words(episode.key)} stands twice; remove one line")
+        episodes[episode.key] = episode
+    return list(episodes.values()), path.stat().st_size - len(torn)
+
+
+def _parse(line: bytes, *, where: str) -> EpisodeResult:
+    names = [field.name for field in fields(EpisodeResult)]
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where}: expected one JSON object per line, found {line[:60]!r}; remove the line") from error
+    if not isinstance(record, dict) or sorted(record) != sorted(names):
+        raise ValueError(f"{where}: expected an object with {', '.join(names)}, found {line[:60]!r}; remove the line")
+    return EpisodeResult(**record)
+
+
+def _in_words(key: EpisodeKey) -> str:
+    return "{} task {} init state {} seed {}".format(*key)

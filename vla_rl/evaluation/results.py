@@ -1,0 +1,241 @@
+"""What an evaluation found: rates with intervals per task and suite, and two evaluations compared pair by pair."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vla_rl.evaluation.episodes import EpisodeResult
+from vla_rl.evaluation.statistics import (
+    CONFIDENCE,
+    Interval,
+    McNemar,
+    mcnemar,
+    stratified_mean_interval,
+    wilson_interval,
+)
+
+RESULTS_FILE = "results.json"
+TABLE_FILE = "results.csv"
+SCHEMA = 1
+WIDE_INTERVAL = 0.10  # a suite's interval wider than this cannot tell policies apart that differ by a few points
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSummary:
+    """One task."""
+
+    suite: str
+    task_id: int
+    episodes: int
+    successes: int
+    success_rate: float
+    wilson: Interval  # of the task's rate
+    mean_return: float
+    mean_env_steps: float
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteSummary:
+    """One suite. Tasks weigh the same, however many episodes each has."""
+
+    suite: str
+    tasks: int
+    episodes: int
+    successes: int
+    success_rate: float  # mean of the tasks' rates
+    wilson: Interval  # of all episodes taken as one sample
+    bootstrap: Interval  # of `success_rate`, episodes redrawn within tasks
+    mean_return: float  # mean of the tasks' means
+    mean_env_steps: float  # mean of the tasks' means
+    seconds: float  # summed over episodes, wall clock
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSummary:
+    """What an evaluation found, and what to keep in mind."""
+
+    confidence: float
+    suites: tuple[SuiteSummary, ...]
+    tasks: tuple[TaskSummary, ...]
+    notes: tuple[str, ...]  # sentences
+
+    def rows(self) -> list[dict[str, str | int | float]]:
+        """One flat row per task, then one per suite (`task_id` "all"), for tables and CSV."""
+        return [_row(task, task_id=task.task_id) for task in self.tasks] + [
+            _row(suite, task_id="all") for suite in self.suites
+        ]
+
+
+def _row(summary: TaskSummary | SuiteSummary, *, task_id: int | str) -> dict[str, str | int | float]:
+    interval = summary.bootstrap if isinstance(summary, SuiteSummary) else None
+    return {
+        "suite": summary.suite,
+        "task_id": task_id,
+        "episodes": summary.episodes,
+        "successes": summary.successes,
+        "success_rate": summary.success_rate,
+        "wilson_low": summary.wilson.low,
+        "wilson_high": summary.wilson.high,
+        "bootstrap_low": "" if interval is None else interval.low,
+        "bootstrap_high": "" if interval is None else interval.high,
+        "mean_return": summary.mean_return,
+        "mean_env_steps": summary.mean_env_steps,
+    }
+
+
+def summarise(results: Iterable[EpisodeResult], *, confidence: float = CONFIDENCE) -> EvaluationSummary:
+    """Rates and intervals per task and per suite, in the order of names and task ids.
+
+    Args:
+        results: the episodes, in any order: the summary does not depend on it.
+        confidence: coverage of every interval.
+
+    Raises:
+        ValueError: there is no episode.
+    """
+    ordered = sorted(results, key=lambda episode: episode.key)
+    if not ordered:
+        raise ValueError("an evaluation without an episode cannot be summed up")
+    suites, tasks = [], []
+    for suite, episodes in _group(ordered, lambda episode: episode.suite).items():
+        by_task = _group(episodes, lambda episode: episode.task_id)
+        of_suite = [_summarise_task(task, confidence=confidence) for task in by_task.values()]
+        tasks.extend(of_suite)
+        suites.append(_summarise_suite(suite, of_suite, list(by_task.values()), confidence=confidence))
+    notes = tuple(note for suite in suites for note in _notes(suite, tasks))
+    return EvaluationSummary(confidence=confidence, suites=tuple(suites), tasks=tuple(tasks), notes=notes)
+
+
+def _summarise_task(episodes: Sequence[EpisodeResult], *, confidence: float) -> TaskSummary:
+    count, successes = len(episodes), sum(episode.success for episode in episodes)
+    return TaskSummary(
+        suite=episodes[0].suite,
+        task_id=episodes[0].task_id,
+        episodes=count,
+        successes=successes,
+        success_rate=successes / count,
+        wilson=wilson_interval(successes, count, confidence=confidence),
+        mean_return=sum(episode.episode_return for episode in episodes) / count,
+        mean_env_steps=sum(episode.env_steps for episode in episodes) / count,
+    )
+
+
+def _summarise_suite(
+    suite: str,
+    tasks: Sequence[TaskSummary],
+    episodes_by_task: Sequence[Sequence[EpisodeResult]],
+    *,
+    confidence: float,
+) -> SuiteSummary:
+    episodes, successes = sum(task.episodes for task in tasks), sum(task.successes for task in tasks)
+    outcomes = [[float(episode.success) for episode in episodes] for episodes in episodes_by_task]
+    return SuiteSummary(
+        suite=suite,
+        tasks=len(tasks),
+        episodes=episodes,
+        successes=successes,
+        success_rate=sum(task.success_rate for task in tasks) / len(tasks),
+        wilson=wilson_interval(successes, episodes, confidence=confidence),
+        bootstrap=stratified_mean_interval(outcomes, confidence=confidence),
+        mean_return=sum(task.mean_return for task in tasks) / len(tasks),
+        mean_env_steps=sum(task.mean_env_steps for task in tasks) / len(tasks),
+        seconds=sum(episode.seconds for episodes in episodes_by_task for episode in episodes),
+    )
+
+
+def _notes(suite: SuiteSummary, tasks: Sequence[TaskSummary]) -> list[str]:
+    notes = []
+    width = suite.wilson.high - suite.wilson.low
+    if width > WIDE_INTERVAL:
+        notes.append(
+            f"{suite.suite}: {suite.episodes} episodes leave an interval {100 * width:.0f} points wide; differences "
+            "smaller than that are noise. LIBERO's protocol has 500 episodes per suite."
+        )
+    counts = {task.episodes for task in tasks if task.suite == suite.suite}
+    if len(counts) > 1:
+        notes.append(
+            f"{suite.suite}: its tasks have between {min(counts)} and {max(counts)} episodes; the suite's rate is the "
+            "mean of the tasks' rates, Wilson's interval is that of all episodes."
+        )
+    return notes
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two policies on the same episodes."""
+
+    pairs: int
+    unpaired: int  # episodes that only one of the two has; left out
+    difference: float  # success rate of the first minus that of the second, mean over tasks
+    interval: Interval  # of `difference`, pairs redrawn within tasks
+    test: McNemar
+
+
+def compare(first: Iterable[EpisodeResult], second: Iterable[EpisodeResult]) -> Comparison:
+    """Compare two evaluations pair by pair: same suite, task, initial state and seed.
+
+    Raises:
+        ValueError: they have no episode in common.
+    """
+    ours, theirs = ({episode.key: episode for episode in episodes} for episodes in (first, second))
+    shared = sorted(ours.keys() & theirs.keys())
+    if not shared:
+        raise ValueError("the evaluations share no episode (suite, task, initial state, seed): nothing can be paired")
+    differences = _group(shared, lambda key: key[:2])
+    by_task = [[float(ours[key].success) - float(theirs[key].success) for key in keys] for keys in differences.values()]
+    return Comparison(
+        pairs=len(shared),
+        unpaired=len(ours.keys() ^ theirs.keys()),
+        difference=sum(sum(task) / len(task) for task in by_task) / len(by_task),
+        interval=stratified_mean_interval(by_task),
+        test=mcnemar([ours[key].success for key in shared], [theirs[key].success for key in shared]),
+    )
+
+
+def write_results(folder: Path, results: Iterable[EpisodeResult]) -> EvaluationSummary:
+    """Write `results.json` and `results.csv` beside the episodes.
+
+    Args:
+        folder: where to write; made if it is missing.
+        results: the episodes.
+
+    Returns:
+        The summary that was written.
+
+    Raises:
+        ValueError: there is no episode.
+    """
+    summary = summarise(results)
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / RESULTS_FILE, json.dumps({"schema": SCHEMA, **asdict(summary)}, indent=2) + "\n")
+    table = io.StringIO()
+    rows = summary.rows()
+    writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    _replace(folder / TABLE_FILE, table.getvalue())
+    return summary
+
+
+def _replace(path: Path, text: str) -> None:
+    # Not fsynced: both files can be made again from the episodes.
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+
+
+Item = TypeVar("Item")
+
+
+def _group(items: Iterable[Item], key: Callable[[Item], Any]) -> dict[Any, list[Item]]:
+    groups: dict[Any, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
