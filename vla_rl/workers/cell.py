@@ -1,0 +1,326 @@
+"""The processes of one cell and who watches them.
+
+    rank process (learner, parent of all) ── Cell ──► inference worker      a failure ends the run, with its traceback
+                                               └────► env workers           a dead or hung one is restarted and counted
+
+`watch()` runs in a thread of the rank process. The first failure is kept and raised where the learner looks for it
+(`raise_if_failed`); nothing is retried but env workers, and those `max_restarts` times in all.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from vla_rl.ipc.counters import CellCounters, EnvWorkerPhase
+from vla_rl.ipc.mailbox import MailboxHandle
+from vla_rl.ipc.shared_arrays import SharedArraysHandle
+from vla_rl.ipc.shared_weights import SharedWeightsHandle
+from vla_rl.replay.ring import RingHandle
+from vla_rl.workers.env_worker import EnvWorkerLinks, EnvWorkerSettings, as_record, env_worker_main, is_job_request
+from vla_rl.workers.episodes import EpisodeJob, EpisodeRecord
+from vla_rl.workers.inference_worker import InferenceLinks, InferenceSettings, inference_worker_main
+
+WATCH_PERIOD_S = 0.1
+COLLECT_POLL_S = 0.002
+STACK_DUMP_S = 0.5  # time for a hung child to write its stack
+CLOSE_S = 10.0  # time for children to stop by themselves
+
+log = logging.getLogger(__name__)
+
+
+class CellFailureError(RuntimeError):
+    """A part of the cell failed for good; the message holds the child's own traceback."""
+
+
+@dataclass(frozen=True, slots=True)
+class CellLimits:
+    """Deadlines in seconds and the restart budget."""
+
+    step_timeout_s: float
+    start_timeout_s: float
+    max_restarts: int
+
+
+@dataclass(slots=True)
+class _EnvWorkerState:
+    settings: EnvWorkerSettings
+    inference_end: Connection  # kept open here, so that a restarted worker inherits the pipe
+    worker_end: Connection
+    supervisor: Connection
+    supervisor_child_end: Connection
+    process: BaseProcess | None = None
+    incarnation: int = 0
+    running_jobs: dict[int, EpisodeJob] = field(default_factory=dict)  # of an evaluation, by job_id
+    finished: bool = False
+
+
+class Cell:
+    """Starts, watches, restarts and ends the processes of one cell."""
+
+    def __init__(
+        self,
+        *,
+        inference: InferenceSettings,
+        env_workers: Sequence[EnvWorkerSettings],
+        slots: SharedArraysHandle,
+        counters: CellCounters,
+        mailbox: MailboxHandle,
+        frozen: SharedWeightsHandle | None,
+        ring: RingHandle | None,
+        limits: CellLimits,
+        on_episode: Callable[[EpisodeRecord], None],
+        jobs: Iterator[EpisodeJob] | None = None,
+    ) -> None:
+        """Create the cell; `start` spawns its processes.
+
+        Args:
+            inference: settings of the inference worker.
+            env_workers: settings of the env workers; together they own all slots.
+            slots: exchange slots.
+            counters: the cell's counters (heartbeats, stop flag).
+            mailbox: published weights.
+            frozen: the learner's frozen tensors, None if nothing is frozen.
+            ring: replay ring, None in an evaluation.
+            limits: deadlines and restart budget.
+            on_episode: called (in the watching thread) with every finished episode.
+            jobs: an evaluation's episodes; a job of a worker that died is handed out again.
+        """
+        self._context = get_context("spawn")
+        self._inference_settings = inference
+        self._handles: tuple[SharedArraysHandle, SharedArraysHandle, RingHandle | None] = (slots, counters.handle, ring)
+        self._counters = counters
+        self._limits = limits
+        self._on_episode = on_episode
+        self._jobs = jobs
+        self._returned_jobs: list[EpisodeJob] = []
+        self._workers = [self._connect(settings) for settings in env_workers]
+        self._inference_links = InferenceLinks(
+            slots=slots,
+            counters=counters.handle,
+            mailbox=mailbox,
+            frozen=frozen,
+            env_workers=[state.inference_end for state in self._workers],
+        )
+        self._inference: BaseProcess | None = None
+        self._thread: threading.Thread | None = None
+        self._closing = threading.Event()
+        self._failure: CellFailureError | None = None
+        self.restarts = 0
+        self.dropped_episodes = 0
+
+    def start(self) -> None:
+        """Spawn all processes and the watching thread."""
+        self._inference = self._spawn(
+            "inference_worker", inference_worker_main, (self._inference_settings, self._inference_links)
+        )
+        for state in self._workers:
+            self._spawn_env_worker(state)
+        self._thread = threading.Thread(target=self._watch, name="cell-watch", daemon=True)
+        self._thread.start()
+
+    @property
+    def finished(self) -> bool:
+        """Whether every env worker has run out of jobs."""
+        return all(state.finished for state in self._workers)
+
+    @property
+    def env_worker_pids(self) -> list[int]:
+        """Process ids of the env workers that live now."""
+        return [state.process.pid for state in self._workers if state.process is not None and state.process.pid]
+
+    def collect(self) -> None:
+        """Give the processes a moment; they collect by themselves."""
+        time.sleep(COLLECT_POLL_S)
+
+    def raise_if_failed(self) -> None:
+        """Raise the first failure of the cell, if there was one.
+
+        Raises:
+            CellFailureError: with the traceback of the child that failed.
+        """
+        if self._failure is not None:
+            raise self._failure
+
+    def close(self) -> None:
+        """Stop everything: flag, then a deadline, then SIGKILL. Safe to call twice."""
+        self._counters.request_stop()
+        self._closing.set()
+        if self._thread is not None:
+            self._thread.join(CLOSE_S)
+        deadline = time.monotonic() + CLOSE_S
+        for process in self._processes():
+            process.join(max(0.1, deadline - time.monotonic()))
+            if process.is_alive():
+                log.warning("%s did not stop within %.0f s and is killed", process.name, CLOSE_S)
+                process.kill()
+                process.join(CLOSE_S)
+        for state in self._workers:
+            for connection in (
+                state.inference_end,
+                state.worker_end,
+                state.supervisor,
+                state.supervisor_child_end,
+            ):
+                connection.close()
+
+    # --- the watching thread -----------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        while not self._closing.is_set():
+            try:
+                self._watch_once()
+            except CellFailureError as failure:
+                self._failure = failure
+                return
+            self._closing.wait(WATCH_PERIOD_S)
+
+    def _watch_once(self) -> None:
+        self._check_inference()
+        for state in self._workers:
+            self._hear(state)
+            if not state.finished:
+                self._check_env_worker(state)
+
+    def _check_inference(self) -> None:
+        process = self._inference
+        assert process is not None
+        if self._counters.stop_requested:
+            return
+        if not process.is_alive():
+            raise CellFailureError(
+                f"the inference worker ended with exit code {process.exitcode}\n"
+                + last_words(self._inference_settings.log_path)
+            )
+        silent = self._counters.silent_seconds("inference_heartbeat")
+        started = self._counters.get("inference_policy_version") >= 0
+        allowed = self._limits.step_timeout_s if started else self._limits.start_timeout_s
+        if silent > allowed:
+            self._dump_stack(process)
+            process.kill()
+            raise CellFailureError(
+                f"the inference worker gave no sign of life for {silent:.0f} s (allowed: {allowed:.0f} s, "
+                f"rollout.step_timeout_s / start_timeout_s)\n" + last_words(self._inference_settings.log_path)
+            )
+
+    def _check_env_worker(self, state: _EnvWorkerState) -> None:
+        process, worker = state.process, state.settings.worker_index
+        assert process is not None
+        if self._counters.stop_requested:
+            return
+        if not process.is_alive():
+            self._hear(state)
+            if process.exitcode == 0:
+                state.finished = True
+                return
+            self._restart(state, f"ended with exit code {process.exitcode}")
+            return
+        silent = self._counters.silent_seconds("env_worker_heartbeat", worker)
+        phase = EnvWorkerPhase(int(self._counters.get("env_worker_phase", worker)))
+        building = phase in (EnvWorkerPhase.STARTING, EnvWorkerPhase.RESETTING)
+        allowed = self._limits.start_timeout_s if building else self._limits.step_timeout_s
+        if silent > allowed:
+            self._dump_stack(process)
+            process.kill()
+            process.join(CLOSE_S)
+            self._restart(
+                state, f"gave no sign of life for {silent:.0f} s while {phase.name} (allowed: {allowed:.0f} s)"
+            )
+
+    def _restart(self, state: _EnvWorkerState, reason: str) -> None:
+        name = f"env worker {state.settings.worker_index}"
+        words = last_words(state.settings.log_path)
+        if self.restarts >= self._limits.max_restarts:
+            raise CellFailureError(
+                f"{name} {reason}, and the cell has used up its {self._limits.max_restarts} restarts "
+                f"(rollout.max_restarts)\n{words}"
+            )
+        self.restarts += 1
+        self.dropped_episodes += len(state.settings.slot_ids)
+        log.warning("%s %s; restart %d of at most %d", name, reason, self.restarts, self._limits.max_restarts)
+        self._returned_jobs.extend(state.running_jobs.values())
+        state.running_jobs.clear()
+        state.incarnation += 1
+        self._spawn_env_worker(state)
+
+    def _hear(self, state: _EnvWorkerState) -> None:
+        """Read what an env worker said: finished episodes and, in an evaluation, requests for jobs."""
+        while not state.finished and state.supervisor.poll():
+            message = state.supervisor.recv()
+            if is_job_request(message):
+                job = self._next_job()
+                if job is not None:
+                    state.running_jobs[job.job_id] = job
+                state.supervisor.send(job)
+            else:
+                record = as_record(message)
+                state.running_jobs.pop(record.job.job_id, None)
+                self._on_episode(record)
+
+    def _next_job(self) -> EpisodeJob | None:
+        if self._returned_jobs:
+            return self._returned_jobs.pop()
+        return next(self._jobs, None) if self._jobs is not None else None
+
+    # --- processes ---------------------------------------------------------------------------------------------------
+
+    def _connect(self, settings: EnvWorkerSettings) -> _EnvWorkerState:
+        inference_end, worker_end = self._context.Pipe()
+        supervisor, child_end = self._context.Pipe()
+        return _EnvWorkerState(settings, inference_end, worker_end, supervisor, child_end)
+
+    def _spawn_env_worker(self, state: _EnvWorkerState) -> None:
+        slots, counters, ring = self._handles
+        worker = state.settings.worker_index
+        self._counters.set("env_worker_phase", EnvWorkerPhase.STARTING, worker)
+        self._counters.set("env_worker_restarts", state.incarnation, worker)
+        self._counters.beat("env_worker_heartbeat", worker)
+        if state.incarnation:  # what the predecessor half said is worthless, and half a message would never end
+            state.supervisor.close()
+            state.supervisor_child_end.close()
+            state.supervisor, state.supervisor_child_end = self._context.Pipe()
+        links = EnvWorkerLinks(
+            slots=slots,
+            counters=counters,
+            ring=ring,
+            inference=state.worker_end,
+            supervisor=state.supervisor_child_end,
+        )
+        state.process = self._spawn(
+            f"env_worker_{worker}",
+            env_worker_main,
+            (state.settings, links, state.incarnation),
+        )
+
+    def _spawn(self, name: str, target: Callable[..., None], args: tuple[object, ...]) -> BaseProcess:
+        process = self._context.Process(name=name, target=target, args=args)
+        process.start()
+        return process
+
+    def _processes(self) -> list[BaseProcess]:
+        processes = [state.process for state in self._workers] + [self._inference]
+        return [process for process in processes if process is not None]
+
+    @staticmethod
+    def _dump_stack(process: BaseProcess) -> None:
+        """Ask a hung child to write all its stacks to its log."""
+        if process.pid is not None and process.is_alive():
+            os.kill(process.pid, signal.SIGUSR1)
+            time.sleep(STACK_DUMP_S)
+
+
+def last_words(log_path: Path, lines: int = 30) -> str:
+    """The end of a child's log, where its traceback or stack dump stands."""
+    if not log_path.exists():
+        return f"(it left no log at {log_path})"
+    tail = log_path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
+    return f"--- end of {log_path} ---\n" + "\n".join(tail)

@@ -1,0 +1,236 @@
+"""Steps the environments of one worker and writes their episodes: the same object in a process or in serial mode."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from vla_rl.ipc.counters import EnvWorkerPhase
+from vla_rl.ipc.slots import ExchangeSlots
+from vla_rl.types import Environment, FloatArray, FrameTransform, Observation, TokenArray, UInt8Array
+from vla_rl.workers.episodes import EpisodeJob, EpisodeRecord
+from vla_rl.workers.worker_counters import WorkerCounters
+
+EnvBuilder = Callable[[], Environment]
+
+
+class DecisionSink(Protocol):
+    """Where the decisions of one env slot go: the replay ring's writer, or nowhere in an evaluation."""
+
+    def begin(self, episode_id: int, task_index: int) -> None:
+        """An episode starts."""
+        ...
+
+    def add(  # noqa: PLR0913 - the record's fields, by name
+        self,
+        *,
+        frames: UInt8Array,
+        state: FloatArray,
+        tokens: TokenArray,
+        logprobs: FloatArray,
+        value: float,
+        reward: float,
+        executed: int,
+        terminated: bool,
+        truncated: bool,
+        policy_version: int,
+        logits: FloatArray | None = None,
+    ) -> None:
+        """One decision and what it led to."""
+        ...
+
+    def commit(self, final_frames: UInt8Array, final_state: FloatArray) -> None:
+        """The episode ended; it becomes visible, with the observation after its last decision."""
+        ...
+
+    def abandon(self) -> None:
+        """The half-finished episode is dropped."""
+        ...
+
+
+@dataclass(slots=True)
+class _Episode:
+    """The running episode of one slot."""
+
+    job: EpisodeJob
+    env: Environment
+    began: float
+    episode_return: float = 0.0
+    env_steps: int = 0
+    decisions: int = 0
+    first_version: int = -1
+    last_version: int = -1
+
+
+@dataclass(slots=True)
+class EnvPool:
+    """Simulators of one worker, built on first use; the least recently used one is closed beyond the limit.
+
+    Building LIBERO takes seconds and a graphics context some hundred megabytes, hence both the keeping and the limit.
+    Environments are keyed by (slot, task): two slots never share a simulator.
+    """
+
+    builders: Sequence[EnvBuilder]  # per task
+    max_open: int
+    _open: OrderedDict[tuple[int, int], Environment] = field(default_factory=OrderedDict)
+
+    def get(self, slot: int, task_index: int) -> Environment:
+        """The simulator of a slot for a task."""
+        key = (slot, task_index)
+        if key not in self._open:
+            while len(self._open) >= self.max_open:
+                self._open.popitem(last=False)[1].close()
+            self._open[key] = self.builders[task_index]()
+        self._open.move_to_end(key)
+        return self._open[key]
+
+    def close(self) -> None:
+        """Close all simulators."""
+        while self._open:
+            self._open.popitem()[1].close()
+
+
+class EnvRunner:
+    """Plays the episodes of some env slots.
+
+    A slot either waits for a decision, its observation standing in the slot arrays, or has run out of jobs. `start`
+    begins an episode; `advance` executes the decision that the inference worker wrote and shows the next observation.
+    """
+
+    def __init__(
+        self,
+        *,
+        slots: ExchangeSlots,
+        slot_ids: Sequence[int],
+        pool: EnvPool,
+        transform: FrameTransform | None,
+        jobs: Mapping[int, Iterator[EpisodeJob]],
+        sinks: Mapping[int, DecisionSink],
+        counters: WorkerCounters,
+        on_episode: Callable[[EpisodeRecord], None],
+        first_episode_id: int = 0,
+    ) -> None:
+        """Create the runner; no simulator is built before `start`.
+
+        Args:
+            slots: exchange arrays of the cell.
+            slot_ids: the slots that this runner owns.
+            pool: simulators, made in this process.
+            transform: raw camera frames to stored frames; None where nothing is rendered.
+            jobs: per slot, the episodes to play.
+            sinks: per slot, where decisions go; empty in an evaluation.
+            counters: the cell's counters.
+            on_episode: called with every finished episode.
+            first_episode_id: episode ids count up from here.
+        """
+        self._slots = slots
+        self.slot_ids = list(slot_ids)
+        self._pool = pool
+        self._transform = transform
+        self._jobs = jobs
+        self._sinks = sinks
+        self._counters = counters
+        self._on_episode = on_episode
+        self._next_episode_id = first_episode_id
+        self._episodes: dict[int, _Episode] = {}
+
+    def start(self, slot: int) -> bool:
+        """Begin the slot's next episode and leave its first observation in the slot.
+
+        Returns:
+            False if the slot has no more jobs.
+        """
+        job = next(self._jobs[slot], None)
+        if job is None:
+            self._episodes.pop(slot, None)
+            return False
+        began = time.monotonic()
+        self._counters.enter(EnvWorkerPhase.RESETTING)
+        env = self._pool.get(slot, job.task_index)
+        observation = env.reset(job.init_state, seed=job.seed)
+        self._episodes[slot] = _Episode(job=job, env=env, began=began)
+        if slot in self._sinks:
+            self._sinks[slot].begin(self._next_episode_id, job.task_index)
+        self._next_episode_id += 1
+        self._slots.task_index[slot] = job.task_index
+        self._present(slot, observation)
+        return True
+
+    def advance(self, slot: int) -> bool:
+        """Execute the decision that stands in the slot; when the episode ends, commit it and start the next one.
+
+        Returns:
+            False if the slot has no more jobs, else True: the slot waits for a decision.
+        """
+        episode = self._episodes[slot]
+        slots = self._slots
+        with self._counters.timed(EnvWorkerPhase.STEPPING, "env_worker_step_seconds"):
+            result = episode.env.step_chunk(slots.actions[slot])
+        version = int(slots.policy_version[slot])
+        if episode.decisions == 0:
+            episode.first_version = version
+        episode.last_version = version
+        episode.decisions += 1
+        episode.env_steps += result.executed
+        episode.episode_return += result.reward
+        self._counters.add_decision(result.executed)
+        sink = self._sinks.get(slot)
+        if sink is not None:
+            sink.add(
+                frames=slots.frames[slot],
+                state=slots.state[slot],
+                tokens=slots.tokens[slot],
+                logprobs=slots.logprobs[slot],
+                value=float(slots.value[slot]),
+                reward=result.reward,
+                executed=result.executed,
+                terminated=result.terminated,
+                truncated=result.truncated,
+                policy_version=version,
+                logits=slots.logits[slot] if slots.logits is not None else None,
+            )
+        self._present(slot, result.observation)
+        if not (result.terminated or result.truncated):
+            return True
+        if sink is not None:
+            sink.commit(slots.frames[slot], slots.state[slot])
+        self._finish(episode, terminated=result.terminated, truncated=result.truncated)
+        return self.start(slot)
+
+    def abandon(self) -> None:
+        """Drop every half-finished episode."""
+        for slot in self._episodes:
+            if slot in self._sinks:
+                self._sinks[slot].abandon()
+        self._episodes.clear()
+
+    def close(self) -> None:
+        """Abandon what is unfinished and close the simulators."""
+        self.abandon()
+        self._pool.close()
+
+    def _present(self, slot: int, observation: Observation) -> None:
+        if self._transform is not None:
+            self._slots.frames[slot] = self._transform(observation.frames)
+        elif observation.frames.size:
+            self._slots.frames[slot] = observation.frames
+        self._slots.state[slot] = observation.state
+
+    def _finish(self, episode: _Episode, *, terminated: bool, truncated: bool) -> None:
+        self._counters.add_episode(success=terminated, episode_return=episode.episode_return)
+        self._on_episode(
+            EpisodeRecord(
+                job=episode.job,
+                terminated=terminated,
+                truncated=truncated,
+                episode_return=episode.episode_return,
+                env_steps=episode.env_steps,
+                decisions=episode.decisions,
+                seconds=time.monotonic() - episode.began,
+                first_version=episode.first_version,
+                last_version=episode.last_version,
+            )
+        )

@@ -1,0 +1,205 @@
+"""The env worker process: makes its simulators, plays episodes, talks to the inference worker.
+
+    loop:  wait for replies ─► execute each decision, record it ─► wait until the governor allows more ─► request
+
+It waits for the inference worker (a reply) and for the governor (collection far enough ahead of consumption). Both
+waits end with the stop flag, and the heartbeat goes on during both.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from vla_rl.ipc.counters import CellCounters, EnvWorkerPhase
+from vla_rl.ipc.shared_arrays import SharedArrays, SharedArraysHandle
+from vla_rl.ipc.slots import ExchangeSlots
+from vla_rl.replay.ring import ReplayRing, RingHandle
+from vla_rl.types import FrameTransform
+from vla_rl.workers.channel import drain, receive_slots, send_slots
+from vla_rl.workers.env_runner import EnvBuilder, EnvPool, EnvRunner
+from vla_rl.workers.episodes import EpisodeJob, EpisodeRecord, training_schedule
+from vla_rl.workers.process import enter_child
+from vla_rl.workers.worker_counters import WorkerCounters
+
+POLL_S = 0.25  # heartbeat period while waiting
+GOVERNOR_POLL_S = 0.002
+SEND_AFTER_S = 0.001  # requests of cheap environments leave together, those of slow ones one by one
+
+
+@dataclass(frozen=True, slots=True)
+class EnvWorkerSettings:
+    """What one env worker is told at start. Picklable."""
+
+    worker_index: int
+    slot_ids: Sequence[int]  # of the cell
+    first_env_index: int  # of slot_ids[0], counted over all cells
+    num_envs: int  # over all cells
+    builders: Sequence[EnvBuilder]  # per task
+    num_init_states: Sequence[int | None]  # per task
+    transform: FrameTransform | None
+    seed: int
+    max_open_envs: int
+    queue_jobs: bool  # ask the supervisor for episodes (evaluation) instead of the training schedule
+    log_path: Path
+    threads: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class EnvWorkerLinks:
+    """What one env worker shares with the rest of its cell. Picklable."""
+
+    slots: SharedArraysHandle
+    counters: SharedArraysHandle
+    ring: RingHandle | None
+    inference: Connection
+    supervisor: Connection
+
+
+def env_worker_main(settings: EnvWorkerSettings, links: EnvWorkerLinks, incarnation: int) -> None:
+    """Entry point of the spawned process; returns when the stop flag is set or the jobs are done."""
+    log = enter_child(f"env_worker_{settings.worker_index}", settings.log_path, threads=settings.threads)
+    log.info("start %d of this worker, slots %s", incarnation, list(settings.slot_ids))
+    with SharedArrays.attach(links.slots) as arrays, CellCounters.attach(links.counters) as counters:
+        ring = ReplayRing.attach(links.ring) if links.ring is not None else None
+        worker = EnvWorker(
+            settings,
+            links,
+            incarnation,
+            ExchangeSlots.view(arrays),
+            WorkerCounters(counters, settings.worker_index),
+            ring,
+        )
+        try:
+            worker.run()
+        finally:
+            worker.close()
+            if ring is not None:
+                ring.close()
+    log.info("done")
+
+
+class EnvWorker:
+    """One env worker's loop around its `EnvRunner`."""
+
+    def __init__(
+        self,
+        settings: EnvWorkerSettings,
+        links: EnvWorkerLinks,
+        incarnation: int,
+        slots: ExchangeSlots,
+        counters: WorkerCounters,
+        ring: ReplayRing | None,
+    ) -> None:
+        """Attach to the cell; a predecessor's half-finished episodes and unread replies are dropped."""
+        self._settings = settings
+        self._links = links
+        self._incarnation = incarnation
+        self._counters = counters
+        drain(links.inference)
+        sinks = {slot: ring.writer(slot) for slot in settings.slot_ids} if ring is not None else {}
+        for sink in sinks.values():
+            sink.abandon()
+        self._runner = EnvRunner(
+            slots=slots,
+            slot_ids=settings.slot_ids,
+            pool=EnvPool(settings.builders, settings.max_open_envs),
+            transform=settings.transform,
+            jobs={slot: self._jobs(slot) for slot in settings.slot_ids},
+            sinks=sinks,
+            counters=counters,
+            on_episode=links.supervisor.send,
+            first_episode_id=(settings.first_env_index << 40) + (incarnation << 32),
+        )
+
+    def run(self) -> None:
+        """Play until told to stop or out of jobs."""
+        outstanding: set[int] = set()
+        for slot in self._settings.slot_ids:
+            if self._runner.start(slot):
+                outstanding.add(slot)
+                self._request([slot])
+        while outstanding and not self._counters.stop_requested:
+            outstanding -= self._play(self._receive())
+        self._counters.enter(EnvWorkerPhase.STOPPED)
+
+    def close(self) -> None:
+        """Abandon unfinished episodes, close the simulators."""
+        self._runner.close()
+
+    def _play(self, replied: Sequence[int]) -> set[int]:
+        """Execute the replied slots' decisions and ask again; returns the slots that have run out of jobs."""
+        done: set[int] = set()
+        ready: list[int] = []
+        last_sent = time.monotonic()
+        for slot in replied:
+            if self._runner.advance(slot):
+                ready.append(slot)
+            else:
+                done.add(slot)
+            if ready and time.monotonic() - last_sent > SEND_AFTER_S:
+                self._request(ready)
+                ready, last_sent = [], time.monotonic()
+        if ready:
+            self._request(ready)
+        return done
+
+    def _request(self, slots: Sequence[int]) -> None:
+        """Ask for decisions as soon as the governor allows more of them."""
+        counters = self._counters
+        while not counters.collection_allowed() and not counters.stop_requested:
+            counters.enter(EnvWorkerPhase.HELD_BACK)
+            time.sleep(GOVERNOR_POLL_S)
+        send_slots(self._links.inference, self._incarnation, slots)
+
+    def _receive(self) -> list[int]:
+        """Wait for one reply; empty after a poll period without one, so that the caller sees the stop flag."""
+        with self._counters.timed(EnvWorkerPhase.WAITING_FOR_ACTION, "env_worker_wait_seconds"):
+            arrived = self._links.inference.poll(POLL_S)
+        if not arrived:
+            return []
+        incarnation, slots = receive_slots(self._links.inference)
+        return slots if incarnation == self._incarnation else []
+
+    def _jobs(self, slot: int) -> Iterator[EpisodeJob]:
+        if self._settings.queue_jobs:
+            return self._queued_jobs()
+        return scheduled_jobs(self._settings, slot, incarnation=self._incarnation)
+
+    def _queued_jobs(self) -> Iterator[EpisodeJob]:
+        """Jobs handed out by the supervisor, one at a time, until it says there are no more."""
+        while True:
+            self._links.supervisor.send("job?")
+            while not self._links.supervisor.poll(POLL_S):
+                self._counters.beat()
+                if self._counters.stop_requested:
+                    return
+            job = self._links.supervisor.recv()
+            if not isinstance(job, EpisodeJob):
+                return
+            yield job
+
+
+def scheduled_jobs(settings: EnvWorkerSettings, slot: int, *, incarnation: int) -> Iterator[EpisodeJob]:
+    """The training schedule of one slot; a restarted worker plays a part of it that its predecessor never reached."""
+    return training_schedule(
+        seed=settings.seed,
+        env_index=settings.first_env_index + settings.slot_ids.index(slot),
+        num_envs=settings.num_envs,
+        num_init_states=settings.num_init_states,
+        first_episode=incarnation << 16,
+    )
+
+
+def is_job_request(message: object) -> bool:
+    """Whether a message to the supervisor asks for a job; everything else is an `EpisodeRecord`."""
+    return isinstance(message, str)
+
+
+def as_record(message: object) -> EpisodeRecord:
+    """A message that reports an episode."""
+    assert isinstance(message, EpisodeRecord)
+    return message

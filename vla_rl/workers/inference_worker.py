@@ -1,0 +1,147 @@
+"""The inference worker process: gathers waiting slots into batches, decides, replies.
+
+    loop:  wait for requests (bounded) ─► adopt newer weights, if any ─► one forward pass ─► reply
+
+It waits only for requests, never for the learner: a published snapshot is adopted between two batches.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+import torch
+
+from vla_rl.ipc.counters import CellCounters
+from vla_rl.ipc.mailbox import MailboxHandle, WeightMailbox
+from vla_rl.ipc.shared_arrays import SharedArrays, SharedArraysHandle
+from vla_rl.ipc.shared_weights import SharedWeights, SharedWeightsHandle
+from vla_rl.ipc.slots import ExchangeSlots
+from vla_rl.policies.assign import assign_parameters
+from vla_rl.types import PolicyBuilder
+from vla_rl.workers.batching import Batcher
+from vla_rl.workers.channel import receive_slots, send_slots
+from vla_rl.workers.inference_server import InferenceServer
+from vla_rl.workers.process import enter_child
+
+POLL_S = 0.25  # heartbeat period while nothing is asked
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceSettings:
+    """What the inference worker is told at start. Picklable."""
+
+    build: PolicyBuilder
+    device: str
+    bf16: bool
+    temperature: float
+    greedy: bool
+    seed: int
+    max_batch: int
+    max_wait_s: float
+    num_slots: int
+    log_path: Path
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceLinks:
+    """What the inference worker shares with the rest of its cell. Picklable."""
+
+    slots: SharedArraysHandle
+    counters: SharedArraysHandle
+    mailbox: MailboxHandle
+    frozen: SharedWeightsHandle | None  # the learner's frozen tensors, mapped, never copied
+    env_workers: Sequence[Connection]
+
+
+def inference_worker_main(settings: InferenceSettings, links: InferenceLinks) -> None:
+    """Entry point of the spawned process; returns when the stop flag is set."""
+    log = enter_child("inference_worker", settings.log_path, threads=settings.threads)
+    torch.set_num_threads(max(1, settings.threads))
+    with (
+        SharedArrays.attach(links.slots) as arrays,
+        CellCounters.attach(links.counters) as counters,
+        WeightMailbox.attach(links.mailbox) as mailbox,
+    ):
+        frozen = SharedWeights.attach(links.frozen) if links.frozen is not None else None
+        server = make_server(
+            settings, mailbox, ExchangeSlots.view(arrays), frozen.tensors() if frozen is not None else {}
+        )
+        log.info("policy ready on %s, waiting for weights", settings.device)
+        while not server.adopt() and not counters.stop_requested:
+            counters.beat("inference_heartbeat")
+            time.sleep(0.01)
+        report(server, counters)
+        _serve_until_stopped(settings, links.env_workers, server, counters)
+    log.info("done after %d batches, %d decisions", server.batches, server.decisions)
+
+
+def make_server(
+    settings: InferenceSettings, mailbox: WeightMailbox, slots: ExchangeSlots, frozen: Mapping[str, torch.Tensor]
+) -> InferenceServer:
+    """Build the policy around mapped frozen tensors and empty trainable ones.
+
+    No frozen weight is allocated here: the module is built on the meta device and its frozen parameters become the
+    given tensors, which are the learner's memory. The mailbox fills the trainable ones.
+    """
+    policy = settings.build(device=settings.device, empty=True)
+    trainable = {
+        name: torch.empty(parameter.shape, dtype=parameter.dtype, device=settings.device)
+        for name, parameter in policy.named_parameters()
+        if name not in frozen
+    }
+    assign_parameters(policy, {**frozen, **trainable})
+    policy.eval()
+    return InferenceServer(
+        policy=policy,
+        trainable=trainable,
+        mailbox=mailbox,
+        slots=slots,
+        device=settings.device,
+        temperature=settings.temperature,
+        greedy=settings.greedy,
+        seed=settings.seed,
+        bf16=settings.bf16,
+    )
+
+
+def report(server: InferenceServer, counters: CellCounters) -> None:
+    """Put the server's counts where the supervisor and the metrics read them."""
+    counters.set("inference_policy_version", server.version)
+    counters.set("inference_batches", server.batches)
+    counters.set("inference_decisions", server.decisions)
+    counters.set("inference_busy_seconds", server.busy_seconds)
+
+
+def _serve_until_stopped(
+    settings: InferenceSettings, connections: Sequence[Connection], server: InferenceServer, counters: CellCounters
+) -> None:
+    batcher = Batcher(settings.max_batch, settings.max_wait_s, settings.num_slots)
+    worker_of = {id(connection): worker for worker, connection in enumerate(connections)}
+    while not counters.stop_requested:
+        counters.beat("inference_heartbeat")
+        seconds_left = batcher.seconds_left(time.monotonic())
+        ready = wait(list(connections), timeout=POLL_S if seconds_left is None else seconds_left)
+        for connection in ready:
+            assert isinstance(connection, Connection)
+            incarnation, slots = receive_slots(connection)
+            batcher.add(worker_of[id(connection)], incarnation, slots, time.monotonic())
+        if batcher.seconds_left(time.monotonic()) == 0.0:
+            server.adopt()
+            _answer(batcher.take(time.monotonic()), connections, server)
+            report(server, counters)
+
+
+def _answer(batch: Sequence[tuple[int, int, int]], connections: Sequence[Connection], server: InferenceServer) -> None:
+    """Decide for a batch and tell each worker which of its slots are answered."""
+    server.serve([slot for _, _, slot in batch])
+    replies: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for worker, incarnation, slot in batch:
+        replies[worker, incarnation].append(slot)
+    for (worker, incarnation), slots in replies.items():
+        send_slots(connections[worker], incarnation, slots)

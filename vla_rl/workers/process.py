@@ -1,0 +1,61 @@
+"""Everything process-global that a child does once, right after it was spawned."""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import logging
+import os
+import signal
+import sys
+import threading
+from multiprocessing import parent_process
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+ORPHANED_EXIT_CODE = 113
+
+
+def enter_child(name: str, log_path: Path, *, threads: int) -> logging.Logger:
+    """Set a spawned child up: log file, stack dumps, signals, death with the parent, thread limits.
+
+    Args:
+        name: of the process, e.g. "env_worker_0"; also the logger's.
+        log_path: the child's own log; stdout and stderr of the child go there too, so that nothing a simulator prints
+            reaches the terminal.
+        threads: for numerical libraries that read their limit from the environment at import.
+
+    Returns:
+        The child's logger.
+    """
+    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = str(max(1, threads))
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    stream = log_path.open("a", buffering=1, encoding="utf-8")
+    os.dup2(stream.fileno(), 1)
+    os.dup2(stream.fileno(), 2)
+    sys.stdout = sys.stderr = stream
+    faulthandler.enable(stream)
+    faulthandler.register(signal.SIGUSR1, stream, all_threads=True)  # the supervisor asks a hung child for its stack
+    logging.basicConfig(
+        level=logging.INFO, stream=stream, force=True, format=f"%(asctime)s {name} %(levelname)s %(message)s"
+    )
+    return logging.getLogger(name)
+
+
+def _die_with_parent() -> None:
+    """Make the kernel kill this process when its parent dies, however that happens; elsewhere watch the parent."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = parent_process()
+    if parent is None:
+        return
+    if not parent.is_alive():  # it died before prctl was in force
+        os._exit(ORPHANED_EXIT_CODE)
+
+    def watch() -> None:
+        parent.join()
+        os._exit(ORPHANED_EXIT_CODE)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()

@@ -1,0 +1,54 @@
+"""A cell in one process: the same runner and server, in a fixed order, for debugging and bit-exact tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from vla_rl.workers.env_runner import EnvRunner
+from vla_rl.workers.inference_server import InferenceServer
+
+
+class SerialCell:
+    """Plays all slots in turn: adopt weights, decide for every waiting slot, execute every decision."""
+
+    restarts = 0
+    dropped_episodes = 0
+    env_worker_pids: Sequence[int] = ()
+
+    def __init__(
+        self, runner: EnvRunner, server: InferenceServer, *, report: Callable[[InferenceServer], None]
+    ) -> None:
+        """Create the cell.
+
+        Args:
+            runner: owns all slots.
+            server: decides for them.
+            report: called after every batch, to put the server's counts where they are read.
+        """
+        self._runner = runner
+        self._server = server
+        self._report = report
+        self._waiting: list[int] = []
+
+    @property
+    def finished(self) -> bool:
+        """Whether every slot has run out of jobs."""
+        return not self._waiting
+
+    def start(self) -> None:
+        """Reset every slot."""
+        self._waiting = [slot for slot in self._runner.slot_ids if self._runner.start(slot)]
+
+    def collect(self) -> None:
+        """One decision of every slot."""
+        self._server.adopt()
+        self._server.serve(self._waiting)
+        self._report(self._server)
+        self._waiting = [slot for slot in self._waiting if self._runner.advance(slot)]
+
+    def raise_if_failed(self) -> None:
+        """Nothing fails silently in one process."""
+
+    def close(self) -> None:
+        """Abandon what is unfinished and close the simulators."""
+        self._runner.close()

@@ -1,0 +1,56 @@
+"""The row of one env worker in the cell's counters, under the names its code uses."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from vla_rl.ipc.counters import CellCounters, EnvWorkerPhase
+
+
+class WorkerCounters:
+    """Counts, heartbeat and phase of one env worker; its only writer."""
+
+    def __init__(self, counters: CellCounters, worker_index: int) -> None:
+        self._counters = counters
+        self._index = worker_index
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether the cell is to end."""
+        return self._counters.stop_requested
+
+    def beat(self) -> None:
+        """Show that the worker lives."""
+        self._counters.beat("env_worker_heartbeat", self._index)
+
+    def enter(self, phase: EnvWorkerPhase) -> None:
+        """Say what the worker does now."""
+        self._counters.set("env_worker_phase", phase, self._index)
+        self.beat()
+
+    @contextmanager
+    def timed(self, phase: EnvWorkerPhase, counter: str) -> Iterator[None]:
+        """Be in a phase and add its seconds to a counter."""
+        self.enter(phase)
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._counters.add(counter, time.monotonic() - began, self._index)
+
+    def add_decision(self, env_steps: int) -> None:
+        """One decision was executed for so many control steps."""
+        self._counters.add("env_worker_decisions", 1, self._index)
+        self._counters.add("env_worker_env_steps", env_steps, self._index)
+
+    def add_episode(self, *, success: bool, episode_return: float) -> None:
+        """One episode ended."""
+        self._counters.add("env_worker_episodes", 1, self._index)
+        self._counters.add("env_worker_successes", int(success), self._index)
+        self._counters.add("env_worker_return_sum", episode_return, self._index)
+
+    def collection_allowed(self) -> bool:
+        """Whether the governor allows more decisions, over all env workers of the cell."""
+        return self._counters.total("env_worker_decisions") < self._counters.get("allowed_decisions")
