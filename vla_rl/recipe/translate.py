@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -25,6 +26,9 @@ _TYPES = {
     "model_attributes_type": "a section of keys",
     "dict_type": "a section of keys",
 }
+_NUMBER = re.compile(r"[-+]?[0-9_,]*\.?[0-9_,]+([eE][-+]?[0-9]+)?|0x[0-9a-fA-F]+")
+_YES_NO = {"1": "true", "0": "false"} | dict.fromkeys(("yes", "on", "true"), "true")
+_YES_NO |= dict.fromkeys(("no", "off", "false"), "false")
 _LIMITS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 
 
@@ -138,10 +142,10 @@ def _rule(kind: str, message: str, context: Mapping[str, Any]) -> tuple[str, str
 
 
 def _conversion(kind: str, found: Any) -> str:  # noqa: ANN401 - whatever the user wrote
-    if kind in ("int_type", "float_type", "bool_type") and isinstance(found, str):
-        return "it is text here; write it without quotes, and numbers without '_' or ','"
-    if kind == "bool_type" and isinstance(found, int):
-        return f"write {'true' if found else 'false'}"
+    if kind in ("int_type", "float_type") and isinstance(found, str) and _NUMBER.fullmatch(found):
+        return "this is text; write the number without quotes, '_' and ','"
+    if kind == "bool_type" and str(found).lower() in _YES_NO:
+        return f"write {_YES_NO[str(found).lower()]}"
     if kind == "int_type" and isinstance(found, float) and found.is_integer():
         return f"write {int(found)}"
     return ""

@@ -1,0 +1,5 @@
+"""`python -m vla_rl` is `vla-rl`."""
+
+from vla_rl.cli.main import run
+
+run()

@@ -1,0 +1,73 @@
+"""The program `vla-rl`: its verbs, its exit codes.
+
+0 success, 1 a fault of the program (with its traceback), 2 a fault of the user's (one message, no traceback), 130 Ctrl-C.
+Every verb imports what it needs when it is called, so that `vla-rl --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from vla_rl import __version__
+from vla_rl.cli import eval as eval_verb
+from vla_rl.cli import recipes as recipes_verb
+from vla_rl.cli import train as train_verb
+from vla_rl.errors import UserError
+
+EXIT_USER = 2
+EXIT_INTERRUPTED = 130
+
+
+class Program(TyperGroup):
+    """A command group that turns the user's faults and Ctrl-C into exit codes."""
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - Typer bundles Click's types or not, by version
+        """Run the verb."""
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(EXIT_USER) from error
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+app = typer.Typer(
+    name="vla-rl",
+    cls=Program,
+    help="Post-train vision-language-action policies with reinforcement learning.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"vla-rl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Post-train vision-language-action policies with reinforcement learning."""
+
+
+app.command("train")(train_verb.train)
+app.command("eval")(eval_verb.evaluate)
+app.add_typer(recipes_verb.app, name="recipes")
+
+
+def run() -> None:
+    """Entry point of the installed program."""
+    app(prog_name="vla-rl")

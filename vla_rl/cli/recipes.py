@@ -1,0 +1,52 @@
+"""`vla-rl recipes`: what comes with the program, what a recipe says in full, and whether it is right."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vla_rl.errors import UserError
+
+app = typer.Typer(help="List, show and check recipes.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_all() -> None:
+    """Name, description and file of the recipes that come with the program."""
+    from vla_rl.recipe import list_recipes, load_recipe
+
+    for name, path in list_recipes().items():
+        print(f"{name}\n    {load_recipe(path).description}\n    {path}")
+
+
+@app.command()
+def show(
+    recipe: Annotated[str, typer.Argument(help="A file, or a name of `vla-rl recipes list`.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]", show_default=False)] = None,
+) -> None:
+    """Print a recipe as YAML with every field, defaults and overrides included."""
+    from vla_rl.recipe import find_recipe, load_recipe
+
+    print(load_recipe(find_recipe(recipe), overrides or ()).dump_yaml(), end="")
+
+
+@app.command()
+def validate(
+    recipes: Annotated[
+        list[str] | None, typer.Argument(help="Files or names; by default all that are shipped.")
+    ] = None,
+) -> None:
+    """Check recipes and tell everything that is wrong with them. Imports no model and no simulator."""
+    from vla_rl.recipe import find_recipe, list_recipes, load_recipe
+
+    faults: list[str] = []
+    for name in recipes or list_recipes():
+        try:
+            load_recipe(find_recipe(name))
+        except UserError as error:
+            faults.append(str(error))
+        else:
+            print(f"{name}: valid")
+    if faults:
+        raise UserError("\n".join(faults))

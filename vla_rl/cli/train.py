@@ -1,0 +1,53 @@
+"""`vla-rl train`: a recipe, overrides, go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vla_rl.errors import UserError, preflight
+
+
+def train(
+    recipe: Annotated[
+        str, typer.Argument(help="A file, a name of `vla-rl recipes list`, or with --resume the folder of a run.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]", help="Fields of the recipe, like surrogate.name=ppo.", show_default=False
+        ),
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", help="Where the run writes.", show_default="runs/NAME")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's latest checkpoint.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, estimate memory, start nothing, write nothing.")
+    ] = False,
+) -> None:
+    """Train a policy as a recipe says."""
+    from vla_rl.recipe import find_recipe, load_recipe
+
+    folder = Path(recipe)
+    if folder.is_dir():
+        if not resume:
+            raise UserError(f"{recipe} is a folder: give a recipe, or --resume to go on with the run in it")
+        run_dir = run_dir or folder
+        path = folder / "recipe.yaml"
+    else:
+        path = find_recipe(recipe)
+    loaded = load_recipe(path, overrides or ())
+
+    from rich.console import Console
+
+    from vla_rl import train as training
+
+    if dry_run:
+        with preflight():
+            report = training.dry_run(loaded)
+        print(report)
+        return
+    training.train(loaded, run_dir=run_dir or Path("runs") / loaded.name, resume=resume, console=Console())
