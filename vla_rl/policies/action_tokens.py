@@ -83,3 +83,17 @@ def to_libero_gripper(actions: Float64Array) -> Float64Array:
     commands = actions.copy()
     commands[..., -1] = np.where(actions[..., -1] > GRIPPER_THRESHOLD, -1.0, 1.0)
     return commands
+
+
+def from_libero_gripper(actions: ArrayLike) -> Float64Array:
+    """Undo `to_libero_gripper`: the last component becomes 1 for an opening command (below 0), 0 otherwise."""
+    restored = np.array(actions, dtype=np.float64)
+    restored[..., -1] = restored[..., -1] < 0.0
+    return restored
+
+
+def normalize_actions(actions: ArrayLike, action: Quantiles) -> Float64Array:
+    """Undo `unnormalize_actions`: actions (..., D) in the units of the data set to [-1, 1], clipped."""
+    a = np.asarray(actions, dtype=np.float64)
+    scaled = 2.0 * (a - action.q01) / (action.q99 - action.q01 + EPSILON) - 1.0
+    return np.clip(np.where(action.mask, scaled, a), -1.0, 1.0)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from vla_rl.policies.initialization import set_parameter
+from vla_rl.policies.parameters import set_parameter
 
 
 def assign_parameters(policy: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -7,10 +7,10 @@ hidden layer of its own, and a value head that sees the trunk's features detache
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vla_rl.policies.parameters import META
 from vla_rl.types import ActionSpec, FloatArray, ObservationSpec, PolicyInputs, PolicyOutput, TokenArray
 
 
@@ -53,5 +53,5 @@ def meta_mlp(*, state_dim: int, action_spec: ActionSpec, hidden_dim: int) -> MLP
     """The policy with its parameters on the meta device."""
     if hidden_dim < 2:
         raise ValueError(f"hidden_dim must be at least 2 (the value head has half of it), found {hidden_dim}")
-    with torch.device("meta"):
+    with META:
         return MLPPolicy(state_dim=state_dim, action_spec=action_spec, hidden_dim=hidden_dim)

@@ -10,34 +10,39 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vla_rl.policies.initialization import set_parameter
 from vla_rl.policies.openvla_oft.config import OFTConfig, read_config
 from vla_rl.policies.openvla_oft.files import CheckpointFiles, find_files, unused_shapes
 from vla_rl.policies.openvla_oft.model import OpenVLAOFT
-from vla_rl.policies.openvla_oft.profiles import resolve_profile
+from vla_rl.policies.openvla_oft.profiles import Profile, resolve_profile
+from vla_rl.policies.parameters import META, cast_parameters, move_buffers, set_parameter
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 COMPONENTS = ("action_head", "proprio_projector")
 _SHOWN_NAMES = 6  # of a long list in an error message
 
 
-def empty_model(files: CheckpointFiles, config: OFTConfig, *, profile: str) -> OpenVLAOFT:
-    """The network of a checkpoint with its parameters on the meta device, frozen."""
-    chosen = resolve_profile(profile, has_l1_head=files.action_head is not None)
-    with torch.device("meta"):
-        model = OpenVLAOFT(
-            config, chosen, proprio=files.proprio_projector is not None, l1_head=files.action_head is not None
-        )
-    return model.requires_grad_(False).eval()
-
-
 def load_model(directory: Path, *, profile: str, dtype: torch.dtype | None, device: torch.device) -> OpenVLAOFT:
     """See `OpenVLAOFT.from_pretrained`."""
     files = find_files(directory)
     config = read_config(directory)
-    model = empty_model(files, config, profile=profile)
-    fill_model(model, files, dtype=dtype or stored_dtype(config, directory), device=device)
-    return model
+    l1_head = files.action_head is not None
+    model = empty_model(
+        config,
+        resolve_profile(profile, has_l1_head=l1_head),
+        proprio=files.proprio_projector is not None,
+        l1_head=l1_head,
+        dtype=dtype or stored_dtype(config, directory),
+    )
+    fill_model(model, files, device=device)
+    return model.eval()
+
+
+def empty_model(config: OFTConfig, profile: Profile, *, proprio: bool, l1_head: bool, dtype: torch.dtype) -> OpenVLAOFT:
+    """The frozen network with its parameters on the meta device."""
+    with META:
+        model = OpenVLAOFT(config, profile, proprio=proprio, l1_head=l1_head)
+    cast_parameters(model, dtype)
+    return model.requires_grad_(False)
 
 
 def stored_dtype(config: OFTConfig, directory: Path) -> torch.dtype:
@@ -47,19 +52,25 @@ def stored_dtype(config: OFTConfig, directory: Path) -> torch.dtype:
     return DTYPES[config.dtype]
 
 
-def fill_model(model: OpenVLAOFT, files: CheckpointFiles, *, dtype: torch.dtype, device: torch.device) -> None:
-    """Give every parameter of `model` its stored tensor; ValueError lists what is missing, unknown or misshapen."""
+def fill_model(model: OpenVLAOFT, files: CheckpointFiles, *, device: torch.device) -> None:
+    """Give every parameter of `model` its stored tensor, cast to the parameter's dtype.
+
+    Raises:
+        ValueError: a tensor is missing, unknown or misshapen; the message names it.
+    """
+    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     unused = unused_shapes(model.config)
     seen: set[str] = set()
     for name, tensor in _stored_tensors(files):
         _check_tensor(name, tensor, {**unused, **expected}, files.directory)
         if name in expected:
-            set_parameter(model, name, tensor.to(device=device, dtype=dtype))
+            set_parameter(model, name, tensor.to(device=device, dtype=dtypes[name]))
         seen.add(name)
     missing = [name for name in expected if name not in seen]
     if missing:
         raise ValueError(f"{files.directory}: {len(missing)} tensors are missing: {_shorten(missing)}")
+    move_buffers(model, device)
 
 
 def unused_tensors(files: CheckpointFiles, config: OFTConfig) -> dict[str, Tensor]:

@@ -40,12 +40,12 @@ class LanguageModel(nn.Module):
         output = self.model(inputs_embeds=embeddings, attention_mask=mask, use_cache=False, is_causal=False)
         return output.last_hidden_state  # type: ignore[no-any-return]
 
-    def set_gradient_checkpointing(self, enabled: bool) -> None:
+    def enable_gradient_checkpointing(self) -> None:
         """Recompute each layer in the backward pass; has effect in training mode only."""
-        if enabled:
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        else:
-            self.model.gradient_checkpointing_disable()
+        # transformers renamed the method within the supported range and warns about the old name.
+        renamed = getattr(self.model, "activation_checkpointing_enable", None)
+        enable = renamed or self.model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})  # re-entrant checkpoints lose the gradient when the input has none
 
 
 def llama_config(dims: LlamaDims) -> Any:  # noqa: ANN401 - transformers is not typed

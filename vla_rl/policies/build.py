@@ -1,0 +1,110 @@
+"""Builders of policies: module-level functions, made into a `PolicyBuilder` with `functools.partial`.
+
+Importing this module imports neither transformers nor peft; calling a builder does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from vla_rl.policies.lora import LoraSettings
+from vla_rl.policies.parameters import fill_linear_and_norms
+from vla_rl.types import ActionSpec
+
+if TYPE_CHECKING:
+    from vla_rl.policies.mlp import MLPPolicy
+    from vla_rl.policies.openvla_oft.policy import OpenVLAOFTPolicy
+
+
+def build_openvla_oft(  # noqa: PLR0913 - the flat arguments of a partial
+    *,
+    checkpoint: str,
+    profile: str,
+    tasks: tuple[str, ...],
+    statistics_key: str,
+    num_images: int,
+    image_size: int | None,
+    proprio: bool,
+    lora: LoraSettings | None,
+    train_action_rows: bool,
+    train_proprio_projector: bool,
+    value_head: str,
+    detach_value: bool,
+    dtype: str,
+    gradient_checkpointing: bool,
+    seed: int,
+    device: str,
+    empty: bool = False,
+) -> OpenVLAOFTPolicy:
+    """OpenVLA-OFT with a critic.
+
+    Args:
+        checkpoint: `tiny` (random weights from `seed`) or a local checkpoint directory.
+        profile: `auto`, or the checkpoint family's name.
+        tasks: task texts in the order that `PolicyInputs.task_index` counts.
+        statistics_key: suite whose statistics scale actions and proprioception.
+        num_images: cameras per observation.
+        image_size: pixels a side; None for what the checkpoint was trained on.
+        proprio: feed proprioception; counts for `tiny` only, a checkpoint says it itself.
+        lora: adapters on the language model, or None for none: its layers then stay as they are.
+        train_action_rows: train the 256 action rows of lm_head.
+        train_proprio_projector: train the projector of proprioception, if there is one.
+        value_head: a name of `value_heads.VALUE_HEADS`.
+        detach_value: keep the critic's gradient out of the trunk.
+        dtype: of the frozen weights, `float32` or `bfloat16`; what is trained is float32.
+        gradient_checkpointing: recompute the language model's layers in the backward pass (in training mode).
+        seed: of the adapters, the critic and the tiny weights.
+        device: where parameters and tables go.
+        empty: leave all parameters on the meta device; tables are real all the same.
+
+    Raises:
+        ValueError: the checkpoint, profile, statistics or one of the choices does not fit.
+    """
+    from vla_rl.policies.openvla_oft.assemble import assemble
+    from vla_rl.policies.openvla_oft.policy import TrainingChoices
+    from vla_rl.policies.openvla_oft.source import find_source
+
+    return assemble(
+        find_source(checkpoint, profile=profile, image_size=image_size, proprio=proprio),
+        tasks=tasks,
+        statistics_key=statistics_key,
+        num_images=num_images,
+        training=TrainingChoices(
+            lora=lora,
+            train_action_rows=train_action_rows,
+            train_proprio_projector=train_proprio_projector,
+            value_head=value_head,
+            detach_value=detach_value,
+        ),
+        dtype=dtype,
+        gradient_checkpointing=gradient_checkpointing,
+        seed=seed,
+        device=torch.device(device),
+        empty=empty,
+    )
+
+
+def build_mlp(
+    *,
+    state_dim: int,
+    chunk_size: int,
+    action_dim: int,
+    num_bins: int,
+    hidden_dim: int,
+    seed: int,
+    device: str,
+    empty: bool = False,
+) -> MLPPolicy:
+    """A multi-layer perceptron over state observations, initialised from `seed`; see `mlp.MLPPolicy`."""
+    from vla_rl.policies.mlp import meta_mlp
+
+    policy = meta_mlp(
+        state_dim=state_dim,
+        action_spec=ActionSpec(chunk_size=chunk_size, action_dim=action_dim, num_bins=num_bins),
+        hidden_dim=hidden_dim,
+    )
+    if not empty:
+        fill_linear_and_norms(policy, seed=seed, device=torch.device(device))
+    return policy

@@ -1,0 +1,79 @@
+"""Low-rank adapters (https://arxiv.org/abs/2106.09685) through peft. The only importer of peft.
+
+Adapters are put into the module itself, without peft's outer wrapper: a targeted layer `q_proj` then holds
+`q_proj.base_layer.weight` (the checkpoint's tensor), `q_proj.lora_A.default.weight` and `q_proj.lora_B.default.weight`.
+`checkpoint_name` undoes the renaming.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vla_rl.policies.parameters import cast_parameters, named_generator, set_parameter
+
+ADAPTER = "default"
+LLAMA_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSettings:
+    """Adapters on the language model's linear layers: W x + alpha / rank · B A x."""
+
+    rank: int = 32
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = LLAMA_LINEARS
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.targets) - set(LLAMA_LINEARS))
+        if unknown or not self.targets:
+            raise ValueError(
+                f"lora.targets {list(self.targets)} must be some of {list(LLAMA_LINEARS)}; "
+                "the action rows of lm_head are trained by train_action_rows instead"
+            )
+
+
+def add_adapters(module: nn.Module, settings: LoraSettings) -> None:
+    """Put adapters into the targeted linear layers of `module`, in float32 and on the meta device."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=list(settings.targets),
+        bias="none",
+        init_lora_weights=False,
+    )
+    inject_adapter_in_model(config, module, adapter_name=ADAPTER, low_cpu_mem_usage=True)
+    for name, child in module.named_modules():
+        if name.endswith((f"lora_A.{ADAPTER}", f"lora_B.{ADAPTER}")):
+            cast_parameters(child, torch.float32)
+
+
+def fill_adapters(module: nn.Module, *, seed: int, device: torch.device) -> None:
+    """Start the adapters: A Gaussian with deviation 1 / rank, B zero, so that they change nothing yet."""
+    for name, parameter in list(module.named_parameters()):
+        if ".lora_A." in name:
+            drawn = torch.empty(parameter.shape).normal_(generator=named_generator(seed, name))
+            set_parameter(module, name, (drawn / parameter.shape[0]).to(device))
+        elif ".lora_B." in name:
+            set_parameter(module, name, torch.zeros(parameter.shape, device=device))
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter belongs to an adapter."""
+    return ".lora_A." in name or ".lora_B." in name
+
+
+def checkpoint_name(name: str) -> str:
+    """The name of an adapted layer's own parameter in the checkpoint."""
+    return name.replace(".base_layer.", ".")
+
+
+def merged_weight(weight: Tensor, lora_a: Tensor, lora_b: Tensor, *, scaling: float) -> Tensor:
+    """W + scaling · B A, added in float32, in the dtype of W."""
+    return (weight.float() + scaling * (lora_b.float() @ lora_a.float())).to(weight.dtype)

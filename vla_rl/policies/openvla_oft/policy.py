@@ -1,0 +1,160 @@
+"""OpenVLA-OFT as an actor-critic over action tokens: the network, a critic, prompts and statistics.
+
+Every trainable parameter is float32, whatever the dtype of the frozen weights: adapters, the 256 action rows, the
+proprioception projector and the critic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vla_rl.policies import action_tokens
+from vla_rl.policies.lora import LoraSettings, add_adapters, fill_adapters, is_adapter
+from vla_rl.policies.openvla_oft.model import OpenVLAOFT
+from vla_rl.policies.openvla_oft.pixels import PixelNormalization, normalization_tensors, normalize_pixels
+from vla_rl.policies.openvla_oft.prompts import PromptTable
+from vla_rl.policies.openvla_oft.statistics import DatasetStatistics
+from vla_rl.policies.parameters import META, fill_linear_and_norms
+from vla_rl.policies.value_heads import value_head as build_value_head
+from vla_rl.types import ActionSpec, FloatArray, ObservationSpec, PolicyInputs, PolicyOutput, TokenArray
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingChoices:
+    """What of the policy is trained, and how the critic is attached."""
+
+    lora: LoraSettings | None
+    train_action_rows: bool
+    train_proprio_projector: bool
+    value_head: str
+    detach_value: bool
+
+
+class OpenVLAOFTPolicy(nn.Module):
+    """Satisfies `vla_rl.types.Policy`.
+
+    Built around a network that may still be empty (meta device); `fill_trainable` then initialises what is new. The
+    trained action rows are a parameter of their own, `action_rows` (256, d), used in place of rows 31744..31999 of
+    lm_head; an export writes them back into a copy of lm_head.
+    """
+
+    action_rows: nn.Parameter | None
+    prompt_ids: Tensor
+    prompt_lengths: Tensor
+    pixel_mean: Tensor
+    pixel_std: Tensor
+    proprio_low: Tensor
+    proprio_range: Tensor
+
+    def __init__(
+        self,
+        model: OpenVLAOFT,
+        *,
+        num_images: int,
+        prompts: PromptTable,
+        statistics: DatasetStatistics,
+        pixels: PixelNormalization,
+        training: TrainingChoices,
+        gradient_checkpointing: bool,
+    ) -> None:
+        super().__init__()
+        config = model.config
+        width = config.llama.hidden_size
+        self.observation_spec = ObservationSpec(num_images, config.image_size, config.proprio_dim)
+        self.action_spec = ActionSpec(config.chunk_size, config.action_dim, action_tokens.NUM_BINS)
+        self.statistics = statistics
+        self.detach_value = training.detach_value
+        self.lora = training.lora
+        self.uniform_prompts = prompts.is_uniform
+        self.model = model
+        if training.lora is not None:
+            add_adapters(model.language_model, training.lora)
+        with META:
+            self.value_head = build_value_head(training.value_head, width=width)
+            rows = torch.empty(action_tokens.NUM_BINS, width, dtype=torch.float32)
+        self.action_rows = nn.Parameter(rows) if training.train_action_rows else None
+        if gradient_checkpointing:
+            model.language_model.enable_gradient_checkpointing()
+        self._register_tables(prompts, pixels)
+        self._choose_trainable(training)
+
+    def forward(self, inputs: PolicyInputs) -> PolicyOutput:
+        """Logits (B, A, 256) and values (B,), both float32."""
+        self._check_frames(inputs.frames)
+        lengths = None if self.uniform_prompts else self.prompt_lengths[inputs.task_index]
+        hidden = self.model.read_out(
+            normalize_pixels(inputs.frames, self.pixel_mean, self.pixel_std),
+            self.prompt_ids[inputs.task_index],
+            lengths,
+            self._normalized_proprio(inputs.state) if self.model.proprio_projector is not None else None,
+        )
+        logits = self.model.action_logits(hidden, self.action_rows)
+        with torch.autocast(hidden.device.type, enabled=False):
+            values: Tensor = self.value_head((hidden.detach() if self.detach_value else hidden).float())
+        return PolicyOutput(logits=logits, values=values)
+
+    def decode_tokens(self, tokens: TokenArray, task_index: NDArray[np.int64]) -> FloatArray:  # noqa: ARG002
+        """(B, A) tokens to (B, K, D) LIBERO commands; all tasks of a run share their suite's statistics."""
+        spec = self.action_spec
+        normalized = action_tokens.decode_tokens(tokens).reshape(-1, spec.chunk_size, spec.action_dim)
+        actions = action_tokens.unnormalize_actions(normalized, self.statistics.action)
+        return action_tokens.to_libero_gripper(actions).astype(np.float32)
+
+    def encode_actions(self, actions: FloatArray) -> TokenArray:
+        """(B, K, D) LIBERO commands to the nearest (B, A) tokens, for demonstrations."""
+        normalized = action_tokens.normalize_actions(action_tokens.from_libero_gripper(actions), self.statistics.action)
+        return action_tokens.encode_actions(normalized).reshape(len(actions), -1)
+
+    def is_value_parameter(self, name: str) -> bool:
+        """Whether a parameter belongs to the critic's head."""
+        return name.startswith("value_head.")
+
+    def fill_trainable(self, *, seed: int, device: torch.device) -> None:
+        """Initialise what no checkpoint holds: adapters (without effect yet), critic; copy the action rows."""
+        fill_adapters(self.model.language_model, seed=seed, device=device)
+        fill_linear_and_norms(self.value_head, seed=seed, device=device, prefix="value_head.")
+        if self.action_rows is not None:
+            first = action_tokens.FIRST_ACTION_ID
+            rows = self.model.language_model.lm_head.weight[first : first + action_tokens.NUM_BINS]
+            self.action_rows = nn.Parameter(rows.detach().to(device, torch.float32, copy=True))
+
+    def _register_tables(self, prompts: PromptTable, pixels: PixelNormalization) -> None:
+        mean, std = normalization_tensors(pixels)
+        tables = {
+            "prompt_ids": torch.from_numpy(prompts.ids),
+            "prompt_lengths": torch.from_numpy(prompts.lengths),
+            "pixel_mean": mean,
+            "pixel_std": std,
+        }
+        if self.model.proprio_projector is not None:
+            proprio = self.statistics.proprio
+            assert proprio is not None, "the builder refuses a projector without statistics"
+            tables["proprio_low"] = torch.from_numpy(proprio.q01).float()
+            tables["proprio_range"] = torch.from_numpy(proprio.q99 - proprio.q01 + action_tokens.EPSILON).float()
+        for name, table in tables.items():
+            self.register_buffer(name, table, persistent=False)
+
+    def _choose_trainable(self, training: TrainingChoices) -> None:
+        projector = self.model.proprio_projector
+        self.model.requires_grad_(False)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(is_adapter(name))
+        if projector is not None and training.train_proprio_projector:
+            projector.requires_grad_(True)
+
+    def _normalized_proprio(self, state: Tensor) -> Tensor:
+        """See `action_tokens.normalize_proprio`."""
+        return (2.0 * (state.float() - self.proprio_low) / self.proprio_range - 1.0).clamp(-1.0, 1.0)
+
+    def _check_frames(self, frames: Tensor) -> None:
+        expected = self.observation_spec.frames_shape
+        if tuple(frames.shape[1:]) != expected or frames.dtype != torch.uint8:
+            raise ValueError(
+                f"frames must be uint8 of shape (B, {', '.join(map(str, expected))}); "
+                f"found {frames.dtype} of shape {tuple(frames.shape)}"
+            )

@@ -1,0 +1,62 @@
+"""Parameters of modules that are built on the meta device: replace, cast, fill from a seed."""
+
+from __future__ import annotations
+
+import math
+import zlib
+
+import torch
+from torch import Tensor, nn
+
+META = torch.device("meta")
+_SEED_MODULUS = 2**63
+
+
+def named_generator(seed: int, name: str) -> torch.Generator:
+    """A CPU generator for one parameter, so that no parameter's values depend on which others exist."""
+    return torch.Generator().manual_seed((seed * 0x1_0000_0001 + zlib.crc32(name.encode())) % _SEED_MODULUS)
+
+
+def set_parameter(module: nn.Module, name: str, value: Tensor) -> None:
+    """Put `value` where the parameter of that dotted name stands, keeping its requires_grad flag."""
+    owner_name, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(owner_name)
+    requires_grad = owner.get_parameter(leaf).requires_grad
+    setattr(owner, leaf, nn.Parameter(value, requires_grad=requires_grad))
+
+
+def cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
+    """Cast parameters and leave buffers alone: `Module.to` would also round the rotary table."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+def move_buffers(module: nn.Module, device: torch.device) -> None:
+    """Move buffers and leave parameters, which may be on the meta device, alone."""
+    for owner in module.modules():
+        for name, buffer in owner.named_buffers(recurse=False):
+            setattr(owner, name, buffer.to(device))
+
+
+def fill_linear_and_norms(module: nn.Module, *, seed: int, device: torch.device, prefix: str = "") -> None:
+    """Give Linear and LayerNorm modules torch's default initialisation, drawn from `seed` and the parameter's name.
+
+    Args:
+        module: with parameters of any kind of storage; they are replaced by float32 tensors on `device`.
+        seed: of the run.
+        device: where the parameters go.
+        prefix: put before the names when they seed the generators, so that modules of equal shape differ.
+    """
+    for path, child in module.named_modules():
+        for leaf, parameter in child.named_parameters(recurse=False):
+            name = f"{path}.{leaf}" if path else leaf
+            if isinstance(child, nn.Linear):
+                bound = 1.0 / math.sqrt(child.in_features)
+                value = torch.empty(parameter.shape).uniform_(
+                    -bound, bound, generator=named_generator(seed, prefix + name)
+                )
+            elif isinstance(child, nn.LayerNorm):
+                value = torch.full(parameter.shape, 1.0 if leaf == "weight" else 0.0)
+            else:
+                raise TypeError(f"no initialisation rule for {name} of a {type(child).__name__}")
+            set_parameter(module, name, value.to(device))
