@@ -13,6 +13,7 @@ from vla_rl.types import ActionSpec, ObservationSpec
 # One committed episode. All columns are int64, so that the catalogue is one plain array in shared memory.
 EPISODE = np.dtype(
     [
+        ("env", np.int64),
         ("episode_id", np.int64),
         ("task_index", np.int64),
         (

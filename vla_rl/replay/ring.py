@@ -16,6 +16,7 @@ the last entry (half an episode of a worker that died) is invisible, and the nex
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -123,6 +124,17 @@ class ReplayRing:
         is_whole = indices + catalogue_size > int(self._num_episodes[env_index])
         return entries[is_whole], count
 
+    def all_episodes_after(self, num_seen: Sequence[int]) -> tuple[NDArray[np.void], list[int]]:
+        """`episodes_after` for every env at once, in the order of the commits."""
+        found = [self.episodes_after(env, seen) for env, seen in enumerate(num_seen)]
+        episodes = np.concatenate([entries for entries, _ in found])
+        return episodes[np.argsort(episodes["committed_at"], kind="stable")], [count for _, count in found]
+
+    def present_episodes(self) -> NDArray[np.void]:
+        """Entries of the committed episodes of which no row was overwritten, in the order of their commits."""
+        episodes, _ = self.all_episodes_after([0] * self.layout.num_envs)
+        return episodes[self.intact(episodes["env"], episodes["first_row"])]
+
     def close(self) -> None:
         """Let go of the memory. Idempotent."""
         self._block.close()
@@ -146,6 +158,7 @@ class EpisodeWriter:
         layout = ring.layout
         self._layout = layout
         self._fence = Fence()
+        self._env_index = env_index
         self._region_start = env_index * layout.rows_per_env
         self._arrays = {field.name: ring.row_array(field.name) for field in layout.row_fields()}
         self._claimed = ring._claimed[env_index : env_index + 1]
@@ -234,8 +247,8 @@ class EpisodeWriter:
         self._arrays["state"][position] = final_state
         count = int(self._num_episodes[0])
         self._decisions_total += self._length
-        entry = (*self._episode, self._first_row, self._length, self._decisions_total, time.monotonic_ns())
-        self._episodes[count % self._layout.episodes_per_env] = entry
+        where = (self._env_index, *self._episode, self._first_row, self._length)
+        self._episodes[count % self._layout.episodes_per_env] = (*where, self._decisions_total, time.monotonic_ns())
         self._fence()
         self._num_episodes[0] = count + 1
         self._first_row += self._length + 1

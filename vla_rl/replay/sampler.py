@@ -5,14 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.lib import recfunctions
 from numpy.typing import NDArray
 
-from vla_rl.replay.layout import EPISODE
 from vla_rl.replay.ring import ReplayRing
 from vla_rl.types import SegmentBatch
 
-_EPISODE_OF_ENV = np.dtype([*((name, EPISODE[name]) for name in EPISODE.names or ()), ("env", np.int64)])
 _SEGMENT = np.dtype(
     [
         ("env", np.int64),
@@ -59,7 +56,8 @@ class SegmentSampler:
 
     def refresh(self) -> None:
         """Take newly committed episodes into the index and drop what was overwritten."""
-        episodes = self._new_episodes()
+        episodes, self._episodes_seen = self._ring.all_episodes_after(self._episodes_seen)
+        np.maximum.at(self._committed, episodes["env"], episodes["decisions_total"])
         ordinals = self.total_committed - np.cumsum(episodes["length"][::-1])[::-1]
         new_segments = [self._cut(episode, ordinal) for episode, ordinal in zip(episodes, ordinals, strict=True)]
         self._segments = np.concatenate([self._segments, *new_segments])
@@ -98,20 +96,6 @@ class SegmentSampler:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue with the random numbers of a saved sampler."""
         self._random.bit_generator.state = state["random"]
-
-    def _new_episodes(self) -> NDArray[np.void]:
-        """Episodes committed after the last call, in the order of their commits, with the env they belong to."""
-        found = []
-        for env in range(self._ring.layout.num_envs):
-            entries, self._episodes_seen[env] = self._ring.episodes_after(env, self._episodes_seen[env])
-            if len(entries):
-                self._committed[env] = entries["decisions_total"][-1]
-            episodes = np.zeros(len(entries), _EPISODE_OF_ENV)
-            recfunctions.assign_fields_by_name(episodes, entries)
-            episodes["env"] = env
-            found.append(episodes)
-        merged = np.concatenate(found)
-        return merged[np.argsort(merged["committed_at"], kind="stable")]
 
     def _cut(self, episode: np.void, ordinal: int) -> NDArray[np.void]:
         """The segments of one episode; `ordinal` decisions were committed before it."""

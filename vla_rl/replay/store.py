@@ -1,0 +1,142 @@
+"""A replay ring as a safetensors file, so that a resumed run starts with its experience.
+
+The file holds the committed episodes that are present, in the order of their commits: one tensor per row field with
+the rows of all episodes one after another (an episode of L decisions has L + 1), and one entry per episode in
+`episode_id`, `task_index`, `length` and `intact`. The env workers go on while it is written; an episode that they
+overwrite before its rows are in the file gets `intact` = False and is not loaded. Rows are streamed: no second copy of
+the ring is made.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from vla_rl.ipc.shared_arrays import Field
+from vla_rl.replay.layout import RingLayout
+from vla_rl.replay.ring import EpisodeWriter, ReplayRing
+
+_DTYPE_NAMES = {"uint8": "U8", "int16": "I16", "int64": "I64", "float32": "F32", "bool": "BOOL"}
+_EPISODE_COLUMNS = ("episode_id", "task_index", "length")
+
+
+def save_ring(ring: ReplayRing, path: Path) -> int:
+    """Write the episodes of a ring to `path`. Whoever calls makes it atomic.
+
+    Returns:
+        The number of decisions that can be loaded again.
+    """
+    episodes = ring.present_episodes()
+    positions = [
+        ring.positions(episode["env"], episode["first_row"] + np.arange(episode["length"] + 1)) for episode in episodes
+    ]
+    num_rows = sum(len(rows) for rows in positions)
+    fields = [
+        *(Field(field.name, (num_rows, *field.shape[1:]), field.dtype) for field in ring.layout.row_fields()),
+        *(Field(name, (len(episodes),), np.int64) for name in _EPISODE_COLUMNS),
+        Field("intact", (len(episodes),), np.bool_),
+    ]
+    with path.open("wb") as file:
+        _write_header(file, fields, {"layout": json.dumps(_layout_facts(ring.layout))})
+        for field in ring.layout.row_fields():
+            rows_of_field = ring.row_array(field.name)
+            for rows in positions:
+                file.write(rows_of_field[rows].tobytes())
+        for name in _EPISODE_COLUMNS:
+            file.write(np.ascontiguousarray(episodes[name]).tobytes())
+        is_intact = ring.intact(episodes["env"], episodes["first_row"])
+        file.write(is_intact.tobytes())
+    return int(episodes["length"][is_intact].sum())
+
+
+def load_ring(ring: ReplayRing, path: Path) -> int:
+    """Commit the episodes of a file to a ring, spread evenly over its envs. Call it before env workers write.
+
+    The numbers of envs and rows may differ from the saved ring's; what does not fit is the oldest.
+
+    Returns:
+        The number of decisions that were committed.
+
+    Raises:
+        ValueError: not a ring's file, or made for other observations, actions or longer episodes.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            _check_layout(path, file.metadata() or {}, ring.layout)
+            return _load_episodes(ring, file, path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a complete safetensors file of a replay ring: {error}") from error
+
+
+def _load_episodes(ring: ReplayRing, file: Any, path: Path) -> int:  # noqa: ANN401 - safetensors is untyped
+    lengths, is_intact = file.get_tensor("length"), file.get_tensor("intact")
+    longest = int(lengths[is_intact].max(initial=0))
+    if longest > ring.layout.max_episode_decisions:
+        raise ValueError(
+            f"{path} holds an episode of {longest} decisions, but this run's episodes have at most "
+            f"{ring.layout.max_episode_decisions} (env.horizon): resume with the horizon of the saved run, or without "
+            f"its replay"
+        )
+    episode_ids, task_indices = file.get_tensor("episode_id"), file.get_tensor("task_index")
+    first_rows = np.cumsum(lengths + 1) - (lengths + 1)
+    slices = {field.name: file.get_slice(field.name) for field in ring.layout.row_fields()}
+    writers = [ring.writer(env) for env in range(ring.layout.num_envs)]
+    rows_written = np.zeros(len(writers), np.int64)
+    for index in np.flatnonzero(is_intact):
+        env = int(rows_written.argmin())
+        start, stop = int(first_rows[index]), int(first_rows[index] + lengths[index] + 1)
+        rows = {name: saved[start:stop] for name, saved in slices.items()}
+        _write_episode(writers[env], int(episode_ids[index]), int(task_indices[index]), rows)
+        rows_written[env] += stop - start
+    return int(lengths[is_intact].sum())
+
+
+def _write_episode(writer: EpisodeWriter, episode_id: int, task_index: int, rows: dict[str, NDArray[Any]]) -> None:
+    writer.begin(episode_id, task_index)
+    for index in range(len(rows["value"]) - 1):
+        writer.add(**{name: row[index] for name, row in rows.items()})
+    writer.commit(rows["frames"][-1], rows["state"][-1])
+
+
+def _layout_facts(layout: RingLayout) -> dict[str, int | bool]:
+    """What must agree between the ring that was saved and the one that is loaded."""
+    return {**asdict(layout.observation_spec), **asdict(layout.action_spec), "store_logits": layout.store_logits}
+
+
+def _check_layout(path: Path, metadata: dict[str, str], layout: RingLayout) -> None:
+    if "layout" not in metadata:
+        raise ValueError(f"{path} is not a replay ring: its metadata has no 'layout'")
+    saved, expected = json.loads(metadata["layout"]), _layout_facts(layout)
+    differing = [
+        f"{key} is {saved.get(key)}, not {value}" for key, value in expected.items() if saved.get(key) != value
+    ]
+    if differing:
+        raise ValueError(
+            f"{path} was saved by a run with another policy or loss: {'; '.join(differing)}. Resume with the recipe of "
+            f"the saved run, or without its replay"
+        )
+
+
+def _write_header(file: BinaryIO, fields: Sequence[Field], metadata: dict[str, str]) -> None:
+    """The head of a safetensors file: length, then JSON with names, dtypes, shapes and offsets."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    offset = 0
+    for field in fields:
+        nbytes = prod(field.shape) * np.dtype(field.dtype).itemsize
+        header[field.name] = {
+            "dtype": _DTYPE_NAMES[np.dtype(field.dtype).name],
+            "shape": list(field.shape),
+            "data_offsets": [offset, offset + nbytes],
+        }
+        offset += nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
