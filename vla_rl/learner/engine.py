@@ -50,7 +50,9 @@ class TensorForward(nn.Module):
     def forward(self, frames: Tensor, state: Tensor, task_index: Tensor) -> tuple[Tensor, Tensor]:
         """(B, N, H, W, 3), (B, S), (B,) to logits (B, A, V) and values (B,), float32."""
         with torch.autocast(state.device.type, dtype=torch.bfloat16, enabled=self._bf16):
-            output = self.policy(PolicyInputs(frames=frames, state=state, task_index=task_index))
+            # Not `self.policy(...)`: ZeRO-3 hangs hooks on the call of every module and cannot look into records. See
+            # `strategies.gather_with_wrapper` for the parameters that the policy itself holds.
+            output = self.policy.forward(PolicyInputs(frames=frames, state=state, task_index=task_index))
         return output.logits.float(), output.values.float()
 
 

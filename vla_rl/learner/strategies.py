@@ -322,7 +322,18 @@ def _build_deepspeed(
         kwargs_handlers=[_process_group(device, timeout_s)],
     )
     engine, _ = accelerator.prepare(module, optimizer)
+    if zero_stage == 3:
+        gather_with_wrapper(module)
     return DeepSpeedStrategy(engine), torch.device(engine.device)
+
+
+def gather_with_wrapper(module: nn.Module) -> None:
+    """ZeRO-3 gathers a parameter around the call of the module that holds it; a policy's own are used by the wrapper."""
+    import deepspeed
+
+    for child in module.children():
+        for parameter in child.parameters(recurse=False):
+            deepspeed.zero.register_external_parameter(module, parameter)
 
 
 def _pretend_launched() -> None:

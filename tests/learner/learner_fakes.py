@@ -15,18 +15,29 @@ from vla_rl.learner.settings import GaeSettings, LossSettings, TargetSettings
 from vla_rl.policies.mlp import MLPPolicy
 from vla_rl.rl.multipliers import LOG_MULTIPLIERS
 from vla_rl.rl.surrogates import SURROGATES
-from vla_rl.types import ActionSpec, PolicyInputs, SegmentBatch
+from vla_rl.types import ActionSpec, PolicyInputs, PolicyOutput, SegmentBatch
 
 ACTIONS = ActionSpec(chunk_size=2, action_dim=3, num_bins=5)
 STATE_DIM = 4
 LENGTH = 3  # decisions per segment
 
 
-def make_policy(seed: int = 0) -> MLPPolicy:
+class FakePolicy(MLPPolicy):
+    """With what the MLP lacks: parameters of its own, one frozen and one trainable."""
+
+    def __init__(self) -> None:
+        super().__init__(state_dim=STATE_DIM, action_spec=ACTIONS, hidden_dim=8)
+        self.frozen = torch.nn.Parameter(torch.linspace(-1.0, 1.0, ACTIONS.num_bins), requires_grad=False)
+        self.scale = torch.nn.Parameter(torch.linspace(0.5, 1.5, ACTIONS.num_bins))
+
+    def forward(self, inputs: PolicyInputs) -> PolicyOutput:
+        output = super().forward(inputs)
+        return PolicyOutput(logits=output.logits + self.frozen * self.scale, values=output.values)
+
+
+def make_policy(seed: int = 0) -> FakePolicy:
     torch.manual_seed(seed)
-    policy = MLPPolicy(state_dim=STATE_DIM, action_spec=ACTIONS, hidden_dim=8)
-    policy.register_parameter("frozen", torch.nn.Parameter(torch.full((3,), 7.0), requires_grad=False))
-    return policy
+    return FakePolicy()
 
 
 def make_engine(
