@@ -1,6 +1,7 @@
 """The program `vla-rl`: its verbs, its exit codes.
 
-0 success, 1 a fault of the program (with its traceback), 2 a fault of the user's (one message, no traceback), 130 Ctrl-C.
+0 success, 1 a fault of the program's (with its traceback), 2 a fault of the user's (one message, no traceback), 130
+Ctrl-C.
 Every verb imports what it needs when it is called, so that `vla-rl --help` answers at once.
 """
 
@@ -14,12 +15,11 @@ from typer.core import TyperGroup
 
 from vla_rl import __version__
 from vla_rl.cli import eval as eval_verb
+from vla_rl.cli import exit_codes
 from vla_rl.cli import recipes as recipes_verb
+from vla_rl.cli import study as study_verb
 from vla_rl.cli import train as train_verb
 from vla_rl.errors import UserError
-
-EXIT_USER = 2
-EXIT_INTERRUPTED = 130
 
 
 class Program(TyperGroup):
@@ -31,10 +31,10 @@ class Program(TyperGroup):
             return super().invoke(ctx)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
-            raise typer.Exit(EXIT_USER) from error
+            raise typer.Exit(exit_codes.USER_ERROR) from error
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
-            raise typer.Exit(EXIT_INTERRUPTED) from None
+            raise typer.Exit(exit_codes.INTERRUPTED) from None
 
 
 app = typer.Typer(
@@ -66,6 +66,7 @@ def _options(
 app.command("train")(train_verb.train)
 app.command("eval")(eval_verb.evaluate)
 app.add_typer(recipes_verb.app, name="recipes")
+app.add_typer(study_verb.app, name="study")
 
 
 def run() -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vla_rl.cli import exit_codes
 from vla_rl.errors import UserError, preflight
+
+if TYPE_CHECKING:
+    from vla_rl.train import TrainOutcome
 
 
 def train(
@@ -50,4 +54,22 @@ def train(
             report = training.dry_run(loaded)
         print(report)
         return
-    training.train(loaded, run_dir=run_dir or Path("runs") / loaded.name, resume=resume, console=Console())
+    outcome = training.train(loaded, run_dir=run_dir or Path("runs") / loaded.name, resume=resume, console=Console())
+    if outcome is None:  # this process only launched the ranks, and they have said it
+        return
+    print(_summary(outcome))
+    if outcome.interrupted:
+        raise typer.Exit(exit_codes.INTERRUPTED)
+
+
+def _summary(outcome: TrainOutcome) -> str:
+    clocks = outcome.clocks
+    lines = [
+        f"{'interrupted' if outcome.interrupted else 'finished'} after {clocks.optimizer_steps} optimizer steps, "
+        f"{clocks.episodes} episodes, {clocks.env_steps} environment steps",
+        f"run         {outcome.run_dir}",
+        f"checkpoint  {outcome.checkpoint or 'none'}",
+    ]
+    if outcome.interrupted:
+        lines.append(f"go on with  vla-rl train {outcome.run_dir} --resume")
+    return "\n".join(lines)

@@ -120,5 +120,6 @@ def _index(node: Node, path: Path, document: Document) -> None:
 
 
 def dump(data: dict[str, Any]) -> str:
-    """YAML text that `parse` reads back to equal data, keys in their own order."""
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    """ASCII YAML text that `parse` reads back to equal data, keys in their own order."""
+    # Not allow_unicode: PyYAML then writes U+0085 and U+2028 as they are, and reads them back as line breaks.
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=120)

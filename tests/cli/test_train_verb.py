@@ -1,0 +1,108 @@
+"""`vla-rl train`: what it hands to the training, and what it says afterwards."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import vla_rl
+from vla_rl.cli.main import app
+from vla_rl.recipe import find_recipe, load_recipe
+
+
+@dataclass
+class FakeTraining:
+    """Stands in for `vla_rl.train`: notes the call, returns an outcome."""
+
+    interrupted: bool = False
+    raised: Exception | None = None
+    called: dict[str, Any] | None = None
+
+    def train(self, recipe: object, *, run_dir: Path, resume: bool, console: object) -> object:
+        if self.raised:
+            raise self.raised
+        self.called = {"recipe": recipe, "run_dir": run_dir, "resume": resume, "console": console}
+        clocks = SimpleNamespace(optimizer_steps=7, episodes=5, env_steps=90)
+        return SimpleNamespace(
+            run_dir=run_dir, clocks=clocks, checkpoint=run_dir / "checkpoints", interrupted=self.interrupted
+        )
+
+    def dry_run(self, recipe: object) -> object:
+        if self.raised:
+            raise self.raised
+        self.called = {"recipe": recipe}
+        return "a report"
+
+
+@pytest.fixture
+def training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeTraining:
+    fake = FakeTraining()
+    module = ModuleType("vla_rl.train")
+    module.train, module.dry_run = fake.train, fake.dry_run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vla_rl.train", module)
+    monkeypatch.setattr(vla_rl, "train", module, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return fake
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["train", *arguments])
+
+
+def test_recipe_overrides_and_folder_reach_the_training(training: FakeTraining) -> None:
+    result = invoke("toy", "surrogate.name=ppo", "--run-dir", "here", "seed=3")
+    assert result.exit_code == 0
+    assert training.called
+    assert training.called["recipe"] == load_recipe(find_recipe("toy"), ["surrogate.name=ppo", "seed=3"])
+    assert (training.called["run_dir"], training.called["resume"]) == (Path("here"), False)
+    assert "finished after 7 optimizer steps" in result.stdout
+
+
+def test_a_run_is_named_after_its_recipe(training: FakeTraining) -> None:
+    invoke("toy", "name=other")
+    assert training.called
+    assert training.called["run_dir"] == Path("runs/other")
+
+
+def test_an_interrupted_run_says_how_to_go_on(training: FakeTraining) -> None:
+    training.interrupted = True
+    result = invoke("toy")
+    assert result.exit_code == 130
+    assert "vla-rl train runs/toy --resume" in result.stdout
+
+
+def test_a_run_s_folder_is_enough_to_resume_it(training: FakeTraining) -> None:
+    folder = Path("runs/mine")
+    folder.mkdir(parents=True)
+    recipe = load_recipe(find_recipe("toy"), ["seed=9"])
+    (folder / "recipe.yaml").write_text(recipe.dump_yaml(), encoding="utf-8")
+    assert invoke(str(folder), "--resume").exit_code == 0
+    assert training.called
+    assert (training.called["recipe"], training.called["run_dir"], training.called["resume"]) == (recipe, folder, True)
+    assert invoke(str(folder)).exit_code == 2
+
+
+def test_a_dry_run_prints_its_report_and_trains_nothing(training: FakeTraining) -> None:
+    result = invoke("toy", "--dry-run")
+    assert (result.exit_code, result.stdout) == (0, "a report\n")
+    assert training.called
+    assert "run_dir" not in training.called
+
+
+def test_what_a_dry_run_refuses_is_the_user_s_to_fix(training: FakeTraining) -> None:
+    training.raised = ValueError("policy.checkpoint: no such folder")
+    result = invoke("toy", "--dry-run")
+    assert (result.exit_code, result.stderr) == (2, "error: policy.checkpoint: no such folder\n")
+
+
+def test_a_value_error_in_the_middle_of_a_training_keeps_its_traceback(training: FakeTraining) -> None:
+    training.raised = ValueError("shapes differ")
+    result = invoke("toy")
+    assert result.exit_code == 1
+    assert result.exception is training.raised
