@@ -24,7 +24,7 @@ class PixelNormalization:
 
 
 def read_pixel_normalization(directory: Path) -> PixelNormalization:
-    """Read `tvf_normalize_params` of preprocessor_config.json; `means` and `stds` beside it were not used in training."""
+    """Read `tvf_normalize_params` of preprocessor_config.json; its `means` and `stds` were not used in training."""
     path = directory / "preprocessor_config.json"
     if not path.is_file():
         raise ValueError(f"{path}: not found; copy it from the published checkpoint")

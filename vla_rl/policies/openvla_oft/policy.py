@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from vla_rl.policies import action_tokens
 from vla_rl.policies.lora import LoraSettings, add_adapters, fill_adapters, is_adapter
 from vla_rl.policies.openvla_oft.model import OpenVLAOFT
-from vla_rl.policies.openvla_oft.pixels import PixelNormalization, normalization_tensors, normalize_pixels
+from vla_rl.policies.openvla_oft.pixels import normalization_tensors, normalize_pixels
 from vla_rl.policies.openvla_oft.prompts import PromptTable
+from vla_rl.policies.openvla_oft.source import Source
 from vla_rl.policies.openvla_oft.statistics import DatasetStatistics
 from vla_rl.policies.parameters import META, fill_linear_and_norms
 from vla_rl.policies.value_heads import value_head as build_value_head
@@ -55,10 +56,10 @@ class OpenVLAOFTPolicy(nn.Module):
         self,
         model: OpenVLAOFT,
         *,
+        source: Source,
         num_images: int,
         prompts: PromptTable,
         statistics: DatasetStatistics,
-        pixels: PixelNormalization,
         training: TrainingChoices,
         gradient_checkpointing: bool,
     ) -> None:
@@ -67,6 +68,7 @@ class OpenVLAOFTPolicy(nn.Module):
         width = config.llama.hidden_size
         self.observation_spec = ObservationSpec(num_images, config.image_size, config.proprio_dim)
         self.action_spec = ActionSpec(config.chunk_size, config.action_dim, action_tokens.NUM_BINS)
+        self.source = source
         self.statistics = statistics
         self.detach_value = training.detach_value
         self.lora = training.lora
@@ -80,7 +82,7 @@ class OpenVLAOFTPolicy(nn.Module):
         self.action_rows = nn.Parameter(rows) if training.train_action_rows else None
         if gradient_checkpointing:
             model.language_model.enable_gradient_checkpointing()
-        self._register_tables(prompts, pixels)
+        self._register_tables(prompts)
         self._choose_trainable(training)
 
     def forward(self, inputs: PolicyInputs) -> PolicyOutput:
@@ -123,8 +125,8 @@ class OpenVLAOFTPolicy(nn.Module):
             rows = self.model.language_model.lm_head.weight[first : first + action_tokens.NUM_BINS]
             self.action_rows = nn.Parameter(rows.detach().to(device, torch.float32, copy=True))
 
-    def _register_tables(self, prompts: PromptTable, pixels: PixelNormalization) -> None:
-        mean, std = normalization_tensors(pixels)
+    def _register_tables(self, prompts: PromptTable) -> None:
+        mean, std = normalization_tensors(self.source.pixels)
         tables = {
             "prompt_ids": torch.from_numpy(prompts.ids),
             "prompt_lengths": torch.from_numpy(prompts.lengths),

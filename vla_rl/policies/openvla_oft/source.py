@@ -41,6 +41,11 @@ class Source:
     statistics: Mapping[str, Any]
     files: CheckpointFiles | None
 
+    @property
+    def origin(self) -> str:
+        """The directory, or `tiny`."""
+        return TINY if self.files is None else str(self.files.directory)
+
     def dataset_statistics(self, key: str) -> DatasetStatistics:
         """The statistics named `key`; ValueError when absent, or without the proprioception that is fed."""
         selected = select_statistics(self.statistics, key)

@@ -1,0 +1,92 @@
+"""What a policy would be, and whether it can be trained at all: known before any process starts, without its weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from torch import nn
+
+from vla_rl.types import ActionSpec, ObservationSpec, PolicyBuilder
+
+if TYPE_CHECKING:
+    from vla_rl.policies.openvla_oft.policy import OpenVLAOFTPolicy
+
+_MIB = 1024**2
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySummary:
+    """Shapes, sizes and conventions of a policy."""
+
+    observation_spec: ObservationSpec
+    action_spec: ActionSpec
+    profile: str
+    image_transform: str  # name for `image_transforms.frame_transform`
+    statistics_key: str  # as it stands in the checkpoint
+    proprio: bool  # whether the state is fed
+    training_temperature: float | None  # of the checkpoint's authors, for information
+    trainable_parameters: int
+    frozen_parameters: int
+    trainable_bytes: int
+    frozen_bytes: int
+
+    def __str__(self) -> str:
+        """One line for people."""
+        mebibytes = (self.trainable_bytes + self.frozen_bytes) / _MIB
+        return (
+            f"OpenVLA-OFT (profile {self.profile}): {self.observation_spec.num_images} image(s) of "
+            f"{self.observation_spec.image_size} pixels by transform {self.image_transform}, "
+            f"statistics {self.statistics_key}, {self.trainable_parameters:,} trained and "
+            f"{self.frozen_parameters:,} frozen parameters in {mebibytes:,.0f} MiB"
+        )
+
+
+def describe_openvla_oft(builder: PolicyBuilder, *, allow_l1_head: bool = False) -> PolicySummary:
+    """Validate a choice of policy and describe it.
+
+    Args:
+        builder: a partial of `build.build_openvla_oft`; it is called with `empty=True`, which reads no weights.
+        allow_l1_head: accept a checkpoint whose only trained head is the L1 one: supervised fine-tuning can give it a
+            discrete head, reinforcement learning of tokens cannot start from it.
+
+    Raises:
+        ValueError: not a directory, files missing, another architecture, an L1-only head, unknown statistics, a number
+            of cameras the checkpoint was not trained on.
+    """
+    policy = cast("OpenVLAOFTPolicy", builder(device="cpu", empty=True))
+    if policy.source.l1_head and not allow_l1_head:
+        raise ValueError(
+            f"{policy.source.origin}: its trained head is an L1 regression (an action_head file lies beside the "
+            "shards). Its rows of lm_head for action tokens were never trained, so there is nothing to sample from, and "
+            "reinforcement learning of tokens cannot start here. Use a checkpoint with the discrete head (SimpleVLA-RL's "
+            "by Haozhan72, profile simplevla; RLinf's for LIBERO, profile rlinf), or give this one a discrete head by "
+            "supervised fine-tuning"
+        )
+    return _summary(policy)
+
+
+def _summary(policy: OpenVLAOFTPolicy) -> PolicySummary:
+    trainable_parameters, trainable_bytes = _size(policy, trainable=True)
+    frozen_parameters, frozen_bytes = _size(policy, trainable=False)
+    profile = policy.source.profile
+    return PolicySummary(
+        observation_spec=policy.observation_spec,
+        action_spec=policy.action_spec,
+        profile=profile.name,
+        image_transform=profile.image_transform,
+        statistics_key=policy.statistics.key,
+        proprio=policy.source.proprio,
+        training_temperature=profile.temperature,
+        trainable_parameters=trainable_parameters,
+        frozen_parameters=frozen_parameters,
+        trainable_bytes=trainable_bytes,
+        frozen_bytes=frozen_bytes,
+    )
+
+
+def _size(policy: nn.Module, *, trainable: bool) -> tuple[int, int]:
+    """Number and bytes of the trained (or the frozen) parameters."""
+    chosen = [parameter for parameter in policy.parameters() if parameter.requires_grad is trainable]
+    count = sum(parameter.numel() for parameter in chosen)
+    return count, sum(parameter.numel() * parameter.element_size() for parameter in chosen)

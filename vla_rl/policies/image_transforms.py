@@ -1,0 +1,177 @@
+"""Camera frames to the frames a policy looks at. Rollouts, training and evaluation share one of these.
+
+`oft` reproduces, without TensorFlow, what OpenVLA-OFT's own evaluation does: a JPEG round trip, Lanczos-3 resizing, and
+a bilinear resize of the central 90 % of the area. `rlinf` is one bicubic resize. Both expect frames that already stand
+upright (LIBERO's renders are turned by 180° before). numpy, Pillow and simplejpeg only: env workers need no torch.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image
+
+from vla_rl.types import FloatArray, FrameTransform, UInt8Array
+
+RENDER_RATIO = 256 / 224  # published policies see 224 pixels of a 256-pixel render
+CROP_SIDE = 0.9**0.5  # 90 % of the area
+JPEG_QUALITY = 95
+CHROMA_4_2_0 = 2  # Pillow's number for it
+Kernel = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+
+
+@dataclass(frozen=True, slots=True)
+class OFTTransform:
+    """JPEG, Lanczos-3, central crop: the transform of the original and SimpleVLA-RL checkpoints.
+
+    Within 1 grey level of TensorFlow's result, on fewer than 0.05 % of the pixels.
+    """
+
+    output_size: int = 224
+    _resize: FloatArray = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        matrix = resampling_matrix(self.input_size, self.output_size, kernel=lanczos3, support=3.0)
+        object.__setattr__(self, "_resize", matrix)
+
+    @property
+    def input_size(self) -> int:
+        """Pixels a side that the camera must render."""
+        return render_size(self.output_size)
+
+    def __call__(self, frames: UInt8Array) -> UInt8Array:
+        """(N, input_size, input_size, 3) to (N, output_size, output_size, 3)."""
+        check_frames(frames, self.input_size)
+        decoded = np.stack([jpeg_round_trip(frame) for frame in frames]) if len(frames) else frames
+        return to_frames(central_crop(resample(decoded, self._resize)))
+
+
+@dataclass(frozen=True, slots=True)
+class BicubicTransform:
+    """One antialiased bicubic resize, no crop: the transform of RLinf's checkpoints."""
+
+    output_size: int = 224
+    _resize: FloatArray = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        matrix = resampling_matrix(self.input_size, self.output_size, kernel=cubic, support=2.0)
+        object.__setattr__(self, "_resize", matrix)
+
+    @property
+    def input_size(self) -> int:
+        """Pixels a side that the camera must render."""
+        return render_size(self.output_size)
+
+    def __call__(self, frames: UInt8Array) -> UInt8Array:
+        """(N, input_size, input_size, 3) to (N, output_size, output_size, 3)."""
+        check_frames(frames, self.input_size)
+        return to_frames(resample(frames, self._resize))
+
+
+def frame_transform(name: str, *, output_size: int) -> FrameTransform:
+    """The transform of that name (`oft` or `rlinf`) for frames of `output_size` pixels a side."""
+    transforms: dict[str, Callable[[int], FrameTransform]] = {"oft": OFTTransform, "rlinf": BicubicTransform}
+    if name not in transforms:
+        raise ValueError(f"image transform {name!r} is unknown; choose one of {sorted(transforms)}")
+    if output_size < 2:
+        raise ValueError(f"output_size must be at least 2 pixels, found {output_size}")
+    return transforms[name](output_size)
+
+
+def render_size(output_size: int) -> int:
+    """Pixels a side to render for frames of `output_size`, in the proportion of the published policies."""
+    return round(output_size * RENDER_RATIO)
+
+
+def check_frames(frames: UInt8Array, size: int) -> None:
+    """Raise ValueError unless `frames` is (N, size, size, 3) uint8."""
+    if frames.ndim != 4 or frames.shape[1:] != (size, size, 3) or frames.dtype != np.uint8:
+        raise ValueError(f"frames must be uint8 of shape (N, {size}, {size}, 3); found {frames.dtype} {frames.shape}")
+
+
+def jpeg_round_trip(frame: UInt8Array) -> UInt8Array:
+    """Compress and decompress one frame (H, W, 3), as TensorFlow does by default.
+
+    The fast inverse DCT and the smooth chroma upsampling matter: TensorFlow uses both, Pillow's decoder the slow DCT.
+    """
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, format="JPEG", quality=JPEG_QUALITY, subsampling=CHROMA_4_2_0)
+    decoded: UInt8Array = simplejpeg.decode_jpeg(buffer.getvalue(), "RGB", fastdct=True, fastupsample=False)
+    return decoded
+
+
+def lanczos3(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """sinc(x) sinc(x / 3) for |x| < 3."""
+    return np.where(np.abs(x) < 3.0, np.sinc(x) * np.sinc(x / 3.0), 0.0)
+
+
+def cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Keys' cubic convolution kernel with a = -0.5."""
+    a, t = -0.5, np.abs(x)
+    near = ((a + 2.0) * t - (a + 3.0)) * t * t + 1.0
+    far = a * (((t - 5.0) * t + 8.0) * t - 4.0)
+    return np.where(t < 1.0, near, np.where(t < 2.0, far, 0.0))
+
+
+def resampling_matrix(input_size: int, output_size: int, *, kernel: Kernel, support: float) -> FloatArray:
+    """Weights (output_size, input_size) of an antialiased resize along one axis.
+
+    Pixel centres lie at half-integers; when shrinking, the kernel is widened by the ratio; rows sum to 1.
+    """
+    scale = max(input_size / output_size, 1.0)
+    centers = (np.arange(output_size) + 0.5) * (input_size / output_size)
+    distance = (np.arange(input_size) + 0.5)[None, :] - centers[:, None]
+    weights = np.where(np.abs(distance) <= support * scale, kernel(distance / scale), 0.0)
+    normalized: FloatArray = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    return normalized
+
+
+def resample(frames: UInt8Array, matrix: FloatArray) -> FloatArray:
+    """Apply the same weights to both axes of (N, H, W, 3).
+
+    Returns:
+        (N, 3, H', W') float32 of whole numbers 0..255; halves round to even, as in the reference.
+    """
+    planes = frames.transpose(0, 3, 1, 2).astype(np.float32, order="C")
+    resized: FloatArray = np.matmul(matrix, np.matmul(planes, matrix.T))
+    np.rint(resized, out=resized)
+    return np.clip(resized, 0.0, 255.0, out=resized)
+
+
+def central_crop(planes: FloatArray) -> FloatArray:
+    """Resize the central 90 % of the area of (N, 3, H, H) back to full size, bilinearly in float32.
+
+    The sample grid touches the corners of the crop box; the result is floor(255.5 x) of x in [0, 1], which is how
+    TensorFlow turns floats into bytes.
+    """
+    low, high, fraction = _crop_grid(planes.shape[-1])
+    images = planes / np.float32(255.0)
+    left = images[..., low]
+    across = left + (images[..., high] - left) * fraction
+    top = across[..., low, :]
+    blended = top + (across[..., high, :] - top) * fraction[:, None]
+    levels: FloatArray = np.multiply(blended, np.float32(255.5), dtype=np.float32)
+    np.floor(levels, out=levels)
+    return np.clip(levels, 0.0, 255.0, out=levels)
+
+
+def to_frames(planes: FloatArray) -> UInt8Array:
+    """(N, 3, H, W) whole numbers to contiguous (N, H, W, 3) uint8."""
+    return np.ascontiguousarray(planes.astype(np.uint8).transpose(0, 2, 3, 1))
+
+
+def _crop_grid(size: int) -> tuple[NDArray[np.int64], NDArray[np.int64], FloatArray]:
+    """For each output pixel of one axis: its two source pixels and the weight of the second."""
+    side = np.float32(CROP_SIDE)
+    first = (np.float32(1.0) - side) / np.float32(2.0)
+    last = first + side
+    step = (last - first) * np.float32(size - 1) / np.float32(size - 1)
+    positions = first * np.float32(size - 1) + np.arange(size, dtype=np.float32) * step
+    low = np.floor(positions).astype(np.int64)
+    high = np.minimum(low + 1, size - 1)
+    return low, high, positions - low.astype(np.float32)
