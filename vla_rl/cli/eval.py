@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,9 @@ def evaluate(
     ] = None,
     episodes_per_task: Annotated[int, typer.Option("--episodes-per-task", min=1, help="Initial states per task.")] = 50,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Simulator processes.")] = 1,
+    horizon: Annotated[
+        int | None, typer.Option("--horizon", min=1, help="Control steps per episode.", show_default="the suite's own")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the environments; the policy is greedy.")] = 0,
     out: Annotated[
         Path | None, typer.Option("--out", help="Where results are written.", show_default="eval/ of the run")
@@ -40,8 +44,19 @@ def evaluate(
             workers=workers,
             seed=seed,
             out=out,
+            horizon=horizon,
+            progress=_show_progress,
         )
     print(result.to_json() if as_json else result)
+
+
+def _show_progress(done: int, total: int, successes: int) -> None:
+    """One line that is written over on a terminal, ten lines in a log file."""
+    text = f"{done}/{total} episodes, {successes} successes"
+    if sys.stderr.isatty():
+        print(f"\r{text}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+    elif done == total or done * 10 // total > (done - 1) * 10 // total:
+        print(text, file=sys.stderr, flush=True)
 
 
 def parse_tasks(text: str) -> list[int]:

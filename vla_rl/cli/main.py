@@ -17,6 +17,7 @@ from vla_rl import __version__
 from vla_rl.cli import eval as eval_verb
 from vla_rl.cli import exit_codes
 from vla_rl.cli import recipes as recipes_verb
+from vla_rl.cli import report as report_verb
 from vla_rl.cli import study as study_verb
 from vla_rl.cli import train as train_verb
 from vla_rl.errors import UserError
@@ -65,6 +66,7 @@ def _options(
 
 app.command("train")(train_verb.train)
 app.command("eval")(eval_verb.evaluate)
+app.command("report")(report_verb.report)
 app.add_typer(recipes_verb.app, name="recipes")
 app.add_typer(study_verb.app, name="study")
 

@@ -1,0 +1,133 @@
+"""Who may import whom. The table is the architecture; a change of it is a commit of its own."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "vla_rl"
+
+BELOW = {"types", "errors", "rl", "policies", "envs", "ipc", "replay", "workers", "learner", "reporting"}
+
+ALLOWED: dict[str, set[str]] = {
+    "__init__": set(),
+    "types": set(),
+    "errors": set(),
+    "rl": set(),
+    "recipe": {"errors"},
+    "policies": {"types", "errors"},
+    "envs": {"types", "errors"},
+    "ipc": {"types", "errors"},
+    "replay": {"types", "errors", "ipc"},
+    "workers": {"types", "errors", "ipc", "replay", "envs", "policies"},
+    "learner": {"types", "errors", "ipc", "replay", "policies", "rl"},
+    "reporting": {"types", "errors", "__init__"},
+    # The top: what sees a recipe. `run` turns one into plain arguments and running processes.
+    "run": BELOW | {"recipe"},
+    "evaluation": BELOW | {"recipe", "run"},
+    "train": BELOW | {"recipe", "run", "evaluation"},
+    "studies": BELOW | {"recipe", "run", "evaluation", "train"},
+    "cli": BELOW | {"__init__", "recipe", "run", "evaluation", "train", "studies"},
+    "__main__": {"cli"},
+}
+
+# Heavy or delicate packages, and the modules that may import them, inside functions too.
+CONFINED: dict[str, tuple[str, ...]] = {
+    "accelerate": ("vla_rl.learner",),
+    "deepspeed": ("vla_rl.learner",),
+    "peft": ("vla_rl.policies",),
+    "transformers": ("vla_rl.policies.openvla_oft",),
+    "tokenizers": ("vla_rl.policies.openvla_oft",),
+    "libero": ("vla_rl.envs.libero",),
+    "robosuite": ("vla_rl.envs.libero",),
+    "bddl": ("vla_rl.envs.libero",),
+    "mujoco": ("vla_rl.envs.libero",),
+    "matplotlib": ("vla_rl.reporting", "vla_rl.studies"),
+    "pydantic": ("vla_rl.recipe",),
+    "yaml": ("vla_rl.recipe", "vla_rl.envs.libero"),
+    "typer": ("vla_rl.cli",),
+}
+ONE_MODULE = ("libero",)
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def module_name(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def layer_of(module: str) -> str:
+    """`recipe` for vla_rl.recipe.model; `__init__` for vla_rl itself."""
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def imports_of(file: Path) -> Iterator[str]:
+    """Every module that a file names in an import, at the top or inside a function, resolved to absolute names."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: imports are absolute"
+            # `from vla_rl import train` imports a module, `from vla_rl import __version__` does not.
+            if node.module == "vla_rl":
+                yield from (
+                    f"vla_rl.{alias.name}" if (PACKAGE / f"{alias.name}.py").exists() or (PACKAGE / alias.name).is_dir()
+                    else "vla_rl"
+                    for alias in node.names
+                )  # fmt: skip
+            else:
+                yield node.module or ""
+
+
+def within(module: str, places: tuple[str, ...]) -> bool:
+    return any(module == place or module.startswith(f"{place}.") for place in places)
+
+
+def test_every_part_of_the_package_has_a_row() -> None:
+    assert {layer_of(module_name(file)) for file in FILES} <= set(ALLOWED)
+    assert len(FILES) > 20
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_a_module_imports_only_what_its_layer_may(file: Path) -> None:
+    layer = layer_of(module_name(file))
+    ours = {layer_of(name) for name in imports_of(file) if name.split(".")[0] == "vla_rl"}
+    assert ours - {layer} <= ALLOWED[layer]
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_heavy_packages_stay_where_they_belong(file: Path) -> None:
+    module = module_name(file)
+    for name in imports_of(file):
+        places = CONFINED.get(name.split(".")[0])
+        assert places is None or within(module, places), f"{module} imports {name}, which belongs to {places}"
+
+
+@pytest.mark.parametrize("package", ONE_MODULE)
+def test_libero_has_one_importer(package: str) -> None:
+    importers = {module_name(file) for file in FILES for name in imports_of(file) if name.split(".")[0] == package}
+    assert len(importers) <= 1
+
+
+def test_nothing_imports_tests_or_scripts() -> None:
+    for file in FILES:
+        assert not {name.split(".")[0] for name in imports_of(file)} & {"tests", "scripts", "conftest", "pytest"}
+
+
+def test_the_layers_have_no_cycle() -> None:
+    """A layer may import only layers that come to rest below it."""
+    settled: set[str] = set()
+    while len(settled) < len(ALLOWED):
+        ready = {layer for layer, below in ALLOWED.items() if below <= settled} - settled
+        assert ready, f"a cycle among {set(ALLOWED) - settled}"
+        settled |= ready
+
+
+def test_workers_and_learner_do_not_know_each_other() -> None:
+    assert "learner" not in ALLOWED["workers"]
+    assert "workers" not in ALLOWED["learner"]
