@@ -134,6 +134,29 @@ def test_a_writer_that_died_while_publishing_leaves_the_last_snapshot_and_can_be
             assert into["p"].tolist() == [version, version]
 
 
+class StaleOnce:
+    """Stands for a reader that was suspended between asking for the latest buffer and looking at it."""
+
+    def __init__(self, stale: int, now: int) -> None:
+        self.answers = [stale, now]
+
+    def __getitem__(self, _index: int) -> int:
+        return self.answers.pop(0)
+
+
+def test_a_buffer_that_is_being_written_is_not_read(monkeypatch):
+    with WeightMailbox.create({"a": ((1,), torch.float32), "b": ((2,), torch.float32)}) as mailbox:
+        for version in (0, 1):
+            mailbox.publish(version, {"a": torch.full((1,), float(version)), "b": torch.full((2,), float(version))})
+        with pytest.raises(InterruptedError):
+            mailbox.publish(2, {"a": torch.full((1,), 2.0), "b": DiesWhileCopied()})
+        latest = int(mailbox._latest[0])
+        monkeypatch.setattr(mailbox, "_latest", StaleOnce(1 - latest, latest))
+        into = {"a": torch.zeros(1), "b": torch.zeros(2)}
+        assert mailbox.read(into) == 1
+        assert (into["a"].tolist(), into["b"].tolist()) == ([1.0], [1.0, 1.0])
+
+
 def test_a_reader_racing_a_fast_writer_never_sees_a_torn_snapshot():
     context = multiprocessing.get_context("spawn")
     stop = context.Event()

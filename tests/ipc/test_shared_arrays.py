@@ -140,6 +140,13 @@ def test_the_sweep_spares_the_living():
         assert (SHM_DIRECTORY / arrays.handle.block_name).exists()
 
 
+def test_a_block_that_its_living_owner_has_not_locked_yet_is_spared():
+    path = SHM_DIRECTORY / shared_arrays._new_block_name("test")
+    path.write_bytes(b"x")
+    assert path.name not in sweep_stale()
+    path.unlink()
+
+
 def test_a_reused_process_id_does_not_protect_a_block():
     path = SHM_DIRECTORY / f"vla_rl-{os.getpid()}-1-test-00000000"  # our id, but started right after boot
     path.write_bytes(b"x")

@@ -90,8 +90,11 @@ def test_rows_are_intact_until_the_writer_announces_their_place():
         assert ring.intact(env, rows).all()
         add_decision(writer, 50)  # row 14 lies on row 0
         assert ring.intact(env, rows).tolist() == [False] + [True] * 13
+        add_decision(writer, 51)
         writer.abandon()
-        assert ring.intact(env, rows).tolist() == [False] + [True] * 13  # row 0 stays lost
+        writer.begin(3, 0)
+        add_decision(writer, 52)  # on row 0 again: row 1 stays lost
+        assert ring.intact(env, rows).tolist() == [False] * 2 + [True] * 12
 
 
 def test_an_abandoned_episode_is_never_seen_and_its_rows_are_used_again():

@@ -187,7 +187,7 @@ def test_segments_are_drawn_uniformly_whatever_their_length_and_env():
         assert chi_square < 13.3  # 99th percentile of chi-square with 4 degrees of freedom
 
 
-def test_overwritten_segments_leave_the_index_even_without_a_refresh():
+def test_overwritten_segments_leave_the_index_even_without_a_refresh(monkeypatch):
     with make_ring(capacity=14) as ring:
         writer = ring.writer(0)
         write_episode(writer, 100, 6)
@@ -195,8 +195,11 @@ def test_overwritten_segments_leave_the_index_even_without_a_refresh():
         sampler = sampler_of(ring)
         assert sampler.num_decisions == 12
         write_episode(writer, 300, 1)  # over rows 0 and 1: the first segment of episode 100 only
+        copy, copies = sampler._copy, []
+        monkeypatch.setattr(sampler, "_copy", lambda segments: copies.append(1) or copy(segments))
         firsts = {segment[0] for segment in signatures(sampler.sample(100))}
         assert firsts == {104, 200, 204}
+        assert len(copies) == 1  # what is known to be lost is not copied first
         assert sampler.num_decisions == 8
         sampler.refresh()
         assert sampler.num_decisions == 9
