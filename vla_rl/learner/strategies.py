@@ -193,8 +193,7 @@ class DeepSpeedStrategy:
 
         for name, parameter in parameters.items():
             with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
-                if parameter.numel() == values[name].numel():
-                    parameter.copy_(values[name])
+                parameter.copy_(values[name])
             safe_set_full_fp32_param(parameter, values[name].to(parameter.device))
 
     def optimizer_state(self, parameters: Mapping[str, nn.Parameter]) -> OptimizerState:
@@ -328,7 +327,7 @@ def _build_deepspeed(
 
 
 def gather_with_wrapper(module: nn.Module) -> None:
-    """ZeRO-3 gathers a parameter around the call of the module that holds it; a policy's own are used by the wrapper."""
+    """ZeRO-3 gathers a parameter around calls of the module that holds it; a policy's own are used by the wrapper."""
     import deepspeed
 
     for child in module.children():

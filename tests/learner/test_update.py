@@ -1,0 +1,284 @@
+"""The learner's update in one process."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import replace
+
+import learner_fakes as fakes
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from vla_rl.learner.engine import NonFiniteUpdateError
+from vla_rl.learner.settings import GaeSettings, LossSettings, VtraceSettings
+from vla_rl.types import ObservationSpec, PolicyInputs, PolicyOutput, SegmentBatch
+
+PLAIN = LossSettings(value_coefficient=0.5, normalize_advantages=False)
+
+
+class TablePolicy(nn.Module):
+    """V(s) is the state's first number, the action is uniform over 5 bins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_spec = ObservationSpec(num_images=0, image_size=0, state_dim=fakes.STATE_DIM)
+        self.action_spec = fakes.ACTIONS
+        self.bias = nn.Parameter(torch.zeros(self.action_spec.num_tokens, self.action_spec.num_bins))
+        self.value_scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, inputs: PolicyInputs) -> PolicyOutput:
+        values = inputs.state[:, 0] * self.value_scale
+        return PolicyOutput(logits=self.bias.expand(len(values), -1, -1), values=values)
+
+    def is_value_parameter(self, name: str) -> bool:
+        return name == "value_scale"
+
+
+def table_batch(values: list[float], rewards: list[float], *, terminated: bool) -> SegmentBatch:
+    """One segment of 3 decisions of a uniform behaviour, whose observations have the given values."""
+    batch = fakes.make_batch(1)
+    state = np.zeros_like(batch.state)
+    state[0, :, 0] = values
+    return replace(
+        batch,
+        state=state,
+        rewards=np.array([rewards], dtype=np.float32),
+        terminated=np.array([[False, False, terminated]]),
+        truncated=np.array([[False, False, not terminated]]),
+        behavior_logprobs=np.full_like(batch.behavior_logprobs, -math.log(5)),
+    )
+
+
+def updated(batch: SegmentBatch, *, policy: nn.Module | None = None, **settings) -> tuple[nn.Module, dict[str, float]]:
+    policy = policy or fakes.make_policy()
+    learner = fakes.make_learner(fakes.make_engine(policy), **settings)
+    return policy, learner.update(batch, policy_version=20)
+
+
+@pytest.mark.parametrize(
+    ("terminated", "advantages"),
+    [(True, [1.25375, -0.325, 2.5]), (False, [1.98275, 1.295, 6.1])],
+)
+def test_gae_by_hand_truncation_bootstraps_from_the_stored_last_observation(
+    terminated: bool, advantages: list[float]
+) -> None:
+    batch = table_batch([0.5, 1.0, -0.5, 4.0], [1.0, 0.0, 2.0], terminated=terminated)
+    targets = GaeSettings(discount=0.9, gae_lambda=0.5)
+    _, metrics = updated(batch, policy=TablePolicy(), targets=targets, loss=PLAIN, micro_batch=1, accumulation=1)
+    assert metrics["learner/policy_loss"] == pytest.approx(-sum(advantages) / 3, abs=1e-6)
+    assert metrics["learner/value_loss"] == pytest.approx(sum(a * a for a in advantages) / 3, rel=1e-6)
+    assert metrics["learner/entropy"] == pytest.approx(math.log(5), abs=1e-6)
+
+
+def test_vtrace_by_hand_uses_the_joint_ratio_of_the_executed_tokens() -> None:
+    batch = table_batch([0.5, 1.0, -0.5, 4.0], [1.0, 0.0, 2.0], terminated=False)
+    ratios = np.array([2.0, 0.5, 1.0])
+    executed = np.array([[2, 1, 2]], dtype=np.int16)
+    log_ratio = np.zeros((1, 3, 6), dtype=np.float32)
+    log_ratio[0, :, :3] = np.log(ratios)[:, None] / 3  # the three tokens of the first control step carry all of it
+    log_ratio[0, 1, 3:] = 9.0  # never executed, so of no effect
+    batch = replace(batch, executed=executed, behavior_logprobs=(-math.log(5) - log_ratio).astype(np.float32))
+    targets = VtraceSettings(discount=0.9, lambda_=1.0, rho_bar=1.0, c_bar=1.0)
+    _, metrics = updated(batch, policy=TablePolicy(), targets=targets, loss=PLAIN, micro_batch=1, accumulation=1)
+    errors = np.array([3.718, 3.02, 5.6]) - np.array([0.5, 1.0, -0.5])
+    assert metrics["learner/value_loss"] == pytest.approx(float(np.mean(errors**2)), rel=1e-6)
+
+
+def test_values_are_recomputed_and_the_stored_ones_have_no_effect() -> None:
+    batch = fakes.make_batch()
+    other = replace(batch, behavior_values=batch.behavior_values + 5.0)
+    assert fakes.weights(updated(batch)[0])["scale"].equal(fakes.weights(updated(other)[0])["scale"])
+
+
+def test_cutting_a_batch_into_micro_batches_changes_nothing() -> None:
+    batch = fakes.make_batch(8)
+    whole, whole_metrics = updated(batch, micro_batch=8, accumulation=1)
+    for accumulation in (2, 8):
+        parts, metrics = updated(batch, micro_batch=8 // accumulation, accumulation=accumulation)
+        assert fakes.largest_difference(fakes.weights(whole), fakes.weights(parts)) < 1e-6
+        assert metrics == pytest.approx(whole_metrics, rel=1e-5, abs=1e-6)
+
+
+def test_padding_may_hold_anything() -> None:
+    batch = fakes.make_batch()
+    padding = ~batch.mask
+    poisoned = {}
+    for name in ("rewards", "behavior_logprobs", "behavior_values", "behavior_logits"):
+        array = getattr(batch, name).copy()
+        array[padding] = np.nan
+        poisoned[name] = array
+    state = batch.state.copy()
+    state[1::2, 3] = np.nan  # behind the bootstrap observation of the short segments
+    flags = {name: np.where(padding, True, getattr(batch, name)) for name in ("terminated", "truncated")}
+    lags = {name: np.where(padding, -(10**6), getattr(batch, name)) for name in ("policy_version", "age")}
+    clean_policy, clean = updated(batch)
+    policy, metrics = updated(replace(batch, state=state, **poisoned, **flags, **lags))
+    assert metrics == clean
+    assert fakes.largest_difference(fakes.weights(policy), fakes.weights(clean_policy)) == 0.0
+
+
+def test_tokens_of_control_steps_that_never_ran_have_no_effect() -> None:
+    batch = fakes.make_batch()
+    logprobs, tokens = batch.behavior_logprobs.copy(), batch.tokens.copy()
+    logprobs[1::2, 1, 3:] = np.nan  # one control step of two ran: tokens 3, 4, 5 belong to the other
+    tokens[1::2, 1, 3:] = 0
+    clean_policy, clean = updated(batch)
+    policy, metrics = updated(replace(batch, behavior_logprobs=logprobs, tokens=tokens))
+    assert metrics == clean
+    assert fakes.largest_difference(fakes.weights(policy), fakes.weights(clean_policy)) == 0.0
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.7])
+def test_a_batch_without_lag_has_ratio_one(temperature: float) -> None:
+    batch = fakes.on_policy(fakes.make_batch(), fakes.make_policy(), temperature=temperature)
+    _, metrics = updated(batch, temperature=temperature)
+    assert metrics["ratio/abs_log_p95"] < 1e-6
+    assert metrics["learner/approx_kl"] < 1e-12
+    assert metrics["learner/clip_fraction"] == 0.0
+
+
+def test_learning_rate_zero_changes_nothing() -> None:
+    policy = fakes.make_policy()
+    before = fakes.weights(policy)
+    engine = fakes.make_engine(policy, lr=0.0)
+    fakes.make_learner(engine).update(fakes.make_batch(), policy_version=20)
+    assert engine.optimizer_steps == 1
+    assert fakes.largest_difference(before, fakes.weights(policy)) == 0.0
+
+
+def test_frozen_parameters_stay_and_trainable_ones_move() -> None:
+    before = fakes.weights(fakes.make_policy())
+    policy, _ = updated(fakes.make_batch())
+    after = fakes.weights(policy)
+    assert [name for name in before if after[name].equal(before[name])] == ["frozen"]
+
+
+@pytest.mark.parametrize("surrogate", ["gipo", "ppo", "sapo", "no_clip"])
+def test_rewarded_tokens_become_likelier(surrogate: str) -> None:
+    policy = fakes.make_policy()
+    learner = fakes.make_learner(fakes.make_engine(policy, lr=1e-2), surrogate=surrogate, micro_batch=16)
+    logprobs = []
+    for index in range(12):
+        batch = fakes.on_policy(fakes.make_batch(32, seed=index), policy)
+        rewarded = (batch.tokens[..., 0] == 2).astype(np.float32)
+        batch = replace(
+            batch, rewards=rewarded * batch.mask, terminated=batch.mask, truncated=np.zeros_like(batch.mask)
+        )
+        logprobs.append(_logprob_of_token(policy, batch, 2))
+        learner.update(batch, policy_version=index)
+    assert logprobs[-1] > logprobs[0] + 0.3
+
+
+def _logprob_of_token(policy: nn.Module, batch: SegmentBatch, token: int) -> float:
+    tokens = np.full_like(batch.tokens, token)
+    return float(fakes.on_policy(replace(batch, tokens=tokens), policy).behavior_logprobs[..., 0].mean())
+
+
+def test_the_metrics_are_the_documented_ones() -> None:
+    _, metrics = updated(fakes.make_batch(), loss=LossSettings(kl_coefficient=0.1))
+    assert set(metrics) == {
+        *(f"learner/{name}" for name in ("policy_loss", "value_loss", "entropy", "approx_kl", "kl", "grad_norm")),
+        *(f"learner/{name}" for name in ("clip_fraction", "explained_variance", "policy_lr", "value_lr")),
+        "learner/skipped_updates",
+        *(f"policy_lag/{name}" for name in ("mean", "p95", "max", "old_fraction")),
+        *(f"utilization/{name}" for name in ("dead", "suppressed", "near_zero", "old_share", "ess_old")),
+        "ratio/abs_log_p95",
+        "replay/age_mean",
+    }
+
+
+def test_lag_is_measured_per_decision_against_the_learners_version() -> None:
+    batch = fakes.make_batch(4)  # 10 decisions
+    versions = np.where(batch.mask, 18, 0)
+    versions[0] = [4, 14, 10]
+    _, metrics = updated(replace(batch, policy_version=versions))
+    assert metrics["policy_lag/mean"] == pytest.approx((16 + 6 + 10 + 7 * 2) / 10)
+    assert metrics["policy_lag/max"] == 16
+    assert metrics["policy_lag/old_fraction"] == pytest.approx(0.2)  # 16 and 10 have reached the threshold of 10
+
+
+def test_a_kl_term_without_behaviour_logits_is_refused() -> None:
+    batch = replace(fakes.make_batch(), behavior_logits=None)
+    with pytest.raises(ValueError, match=r"kl_coefficient 0\.1 needs the behaviour policy's logits"):
+        updated(batch, loss=LossSettings(kl_coefficient=0.1))
+
+
+def test_a_batch_of_another_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="a batch of 3 segments was given, and an update takes 4"):
+        updated(fakes.select(fakes.make_batch(4), slice(0, 3)))
+
+
+@pytest.mark.parametrize("field", ["rewards", "behavior_logprobs", "state"])
+def test_an_update_that_is_not_finite_is_skipped_counted_and_in_the_end_fatal(field: str) -> None:
+    policy = fakes.make_policy()
+    before = fakes.weights(policy)
+    engine = fakes.make_engine(policy, max_skipped_updates=3)
+    learner = fakes.make_learner(engine)
+    batch = fakes.make_batch()
+    array = getattr(batch, field).copy()
+    array[0, 0] = np.nan
+    bad = replace(batch, **{field: array})
+    for count in (1, 2):
+        metrics = learner.update(bad, policy_version=20)
+        assert metrics["learner/skipped_updates"] == count
+        assert "learner/policy_loss" not in metrics
+        assert all(math.isfinite(value) for value in metrics.values())
+    assert engine.optimizer_steps == 0
+    assert fakes.largest_difference(before, fakes.weights(policy)) == 0.0
+    learner.update(batch, policy_version=20)  # a good one ends the row of bad ones
+    learner.update(bad, policy_version=20)
+    learner.update(bad, policy_version=20)
+    with pytest.raises(NonFiniteUpdateError, match=r"3 updates in a row .* after 1 optimizer steps"):
+        learner.update(bad, policy_version=20)
+
+
+class SmallMemoryPolicy(fakes.FakePolicy):
+    """Runs out of memory where more than `limit` rows need gradients."""
+
+    limit = 3
+
+    def forward(self, inputs: PolicyInputs) -> PolicyOutput:
+        if torch.is_grad_enabled() and len(inputs.state) > self.limit:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return super().forward(inputs)
+
+
+def test_out_of_memory_cuts_the_batch_smaller_and_the_update_is_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    batch = fakes.make_batch(8)
+    torch.manual_seed(0)
+    small = SmallMemoryPolicy()
+    engine = fakes.make_engine(small)
+    learner = fakes.make_learner(engine, micro_batch=8, accumulation=1)
+    with caplog.at_level(logging.WARNING):
+        metrics = [learner.update(batch, policy_version=20) for _ in range(2)]
+    # 20 decisions: 20, 10, 5 and at last 3 at a time; the second update starts where the first one ended.
+    assert [record.args for record in caplog.records if "out of memory" in record.message] == [(2,), (4,), (8,)]
+    plain = fakes.make_policy()
+    reference = fakes.make_learner(fakes.make_engine(plain), micro_batch=8, accumulation=1)
+    expected = [reference.update(batch, policy_version=20) for _ in range(2)]
+    assert fakes.largest_difference(fakes.weights(plain), fakes.weights(small)) < 1e-6
+    assert metrics[1] == pytest.approx(expected[1], rel=1e-4, abs=1e-6)
+    assert engine.optimizer_steps == 2
+
+
+def test_out_of_memory_with_one_decision_at_a_time_ends_the_run_with_advice() -> None:
+    policy = SmallMemoryPolicy()
+    policy.limit = 0
+    with pytest.raises(torch.cuda.OutOfMemoryError) as caught:
+        updated(fakes.make_batch(), policy=policy)
+    assert any("learner.micro_batch" in note for note in caught.value.__notes__)
+
+
+def test_more_micro_batches_than_decisions_still_update_once() -> None:
+    batch = fakes.make_batch(2)  # 5 decisions
+    policy = fakes.make_policy()
+    engine = fakes.make_engine(policy)
+    learner = fakes.make_learner(engine, micro_batch=1, accumulation=2)
+    learner._num_micro_batches = 8
+    learner.update(batch, policy_version=20)
+    reference, _ = updated(batch, micro_batch=2, accumulation=1)
+    assert engine.optimizer_steps == 1
+    assert fakes.largest_difference(fakes.weights(reference), fakes.weights(policy)) < 1e-6

@@ -1,0 +1,290 @@
+"""Checkpoints: `checkpoints/optimizer_step_<n>/`, whole or absent.
+
+    policy.safetensors       the trainable tensors, float32
+    optimizer.safetensors    AdamW's state, `<parameter>/<step | exp_avg | exp_avg_sq>`, whole tensors
+    state.json               clocks, settings, architecture, what the caller adds
+    rank_<r>/rng.json        random number generators of one rank
+    rank_<r>/<name>/         what a caller's writer puts there (the replay ring, for instance)
+    manifest.json            size and CRC-32 of every other file
+
+The format is the same for every strategy: under DeepSpeed the sharded state is gathered into whole tensors instead of
+being left to DeepSpeed's own pickled files. So nothing here is ever unpickled, and a run may be resumed under another
+strategy or with another number of ranks.
+
+A checkpoint is written beside its place, flushed to the disk and renamed; a crash at any moment leaves the earlier ones
+as they were. `checkpoints/latest` names the newest one, for people; `find_latest` looks at the folders themselves.
+Several ranks write into one folder, so several machines need a shared file system.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vla_rl.learner import checkpoint_files as files
+from vla_rl.learner.optimizer import trainable_parameters
+from vla_rl.learner.rng import capture_rng, restore_rng
+
+if TYPE_CHECKING:
+    from vla_rl.learner.engine import Engine
+
+FORMAT_VERSION = 1
+FOLDER = "checkpoints"
+LATEST = "latest"
+
+Writer = Callable[[Path], None]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The clocks of a run."""
+
+    optimizer_steps: int
+    env_steps: int
+    decisions: int
+    episodes: int
+    policy_version: int
+    consumed: int  # decisions that updates have consumed
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointInfo:
+    """A whole checkpoint."""
+
+    path: Path
+    optimizer_steps: int
+
+    def rank_folder(self, rank: int, name: str) -> Path:
+        """Where the writer `name` of a rank has written; absent if it was not there when the checkpoint was made."""
+        return self.path / f"rank_{rank}" / name
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What `find_latest` found."""
+
+    newest: CheckpointInfo | None
+    warnings: list[str]  # one line per folder that was passed over, with the reason
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What `load` read besides the tensors."""
+
+    progress: Progress
+    recipe_name: str
+    extra: dict[str, Any]
+    rng_restored: bool  # False: the checkpoint was written by fewer ranks, this one starts with its own generators
+
+
+def save(
+    run_dir: Path,
+    engine: Engine,
+    *,
+    progress: Progress,
+    recipe_name: str,
+    extra: Mapping[str, Any],
+    writers: Mapping[str, Writer],
+    keep: int,
+) -> CheckpointInfo:
+    """Write a checkpoint and remove all but the newest `keep`. All ranks call it together.
+
+    Args:
+        run_dir: the run's folder, the same for all ranks.
+        engine: holds tensors and optimizer.
+        progress: clocks; `optimizer_steps` names the folder.
+        recipe_name: for people.
+        extra: anything JSON carries, kept for the caller; rank 0's is written.
+        writers: by name, called on every rank with an empty folder of that rank to write into.
+        keep: at least 1.
+
+    Raises:
+        OSError: a rank could not write (a full disk); earlier checkpoints are untouched and nothing is left behind.
+    """
+    checkpoints = run_dir / FOLDER
+    final = checkpoints / f"optimizer_step_{progress.optimizer_steps}"
+    partial = checkpoints / f".tmp-{final.name}"
+    ranks = engine.collectives
+    policy, optimizer = engine.trainable_state(), engine.optimizer_state()  # collective under DeepSpeed: before any I/O
+    state = {
+        "format_version": FORMAT_VERSION,
+        "recipe": recipe_name,
+        "progress": asdict(progress),
+        "optimizer": {"name": "AdamW"} | asdict(engine.settings),
+        "num_ranks": ranks.num_ranks,
+        "architecture": architecture(engine.policy),
+        "extra": dict(extra),
+    }
+
+    def prepare() -> None:
+        if ranks.is_main:
+            checkpoints.mkdir(parents=True, exist_ok=True)
+            files.remove_partial(checkpoints)
+            partial.mkdir()
+
+    def write() -> None:
+        mine = partial / f"rank_{ranks.rank}"
+        mine.mkdir()
+        files.write_json(mine / "rng.json", capture_rng())
+        for name, writer in writers.items():
+            (mine / name).mkdir()
+            writer(mine / name)
+        if ranks.is_main:
+            save_file(_on_cpu(policy), partial / "policy.safetensors")
+            save_file(_on_cpu(_flatten(optimizer)), partial / "optimizer.safetensors")
+            files.write_json(partial / "state.json", state)
+        files.flush_tree(partial if ranks.is_main else mine)
+
+    def publish() -> None:
+        if ranks.is_main:
+            files.write_manifest(partial)
+            files.replace_folder(partial, final)
+            files.write_text_atomically(checkpoints / LATEST, final.name + "\n")
+            _prune(checkpoints, keep)
+
+    for phase in (prepare, write, publish):
+        _together(engine, phase, partial)
+    return CheckpointInfo(final, progress.optimizer_steps)
+
+
+def find_latest(run_dir: Path) -> Search:
+    """The newest whole checkpoint of a run. Damaged and incomplete folders are named and passed over.
+
+    Every file is read once to compare its checksum.
+    """
+    warnings: list[str] = []
+    checkpoints = run_dir / FOLDER
+    for path in sorted(checkpoints.glob(".tmp-*")):
+        warnings.append(f"{path}: left behind by a save that did not end; it is ignored and removed with the next save")
+    for steps, path in _by_age(checkpoints):
+        problem = files.problem_of(path)
+        if problem is None:
+            return Search(CheckpointInfo(path, steps), warnings)
+        warnings.append(f"{path}: {problem}; it is passed over")
+    return Search(None, warnings)
+
+
+def load(info: CheckpointInfo, engine: Engine) -> Restored:
+    """Take up weights, optimizer, schedule and random number generators. All ranks call it together.
+
+    Raises:
+        CheckpointError: another format version, or another architecture than the engine's policy.
+    """
+    state = _read_state(info.path)
+    _check_architecture(info.path, state["architecture"], architecture(engine.policy))
+    progress = Progress(**state["progress"])
+    engine.load_trainable_state(load_file(info.path / "policy.safetensors"))
+    moments = _unflatten(load_file(info.path / "optimizer.safetensors"))
+    engine.load_optimizer_state(moments, optimizer_steps=progress.optimizer_steps)
+    rng = info.path / f"rank_{engine.collectives.rank}" / "rng.json"
+    if rng.exists():
+        restore_rng(json.loads(rng.read_text()))
+    return Restored(progress, state["recipe"], state["extra"], rng.exists())
+
+
+def load_policy(path: Path, policy: nn.Module) -> None:
+    """Overwrite a policy's trainable tensors with those of a checkpoint folder, for evaluation and export.
+
+    Raises:
+        CheckpointError: no whole checkpoint stands there, or its architecture is another one.
+    """
+    problem = files.problem_of(path)
+    if problem is not None:
+        raise CheckpointError(f"{path}: {problem}")
+    _check_architecture(path, _read_state(path)["architecture"], architecture(policy))
+    tensors = load_file(path / "policy.safetensors")
+    with torch.no_grad():
+        for name, parameter in trainable_parameters(policy).items():
+            parameter.copy_(tensors[name])
+
+
+def architecture(policy: nn.Module) -> dict[str, list[int]]:
+    """Names and shapes of the trainable tensors: what a checkpoint must fit."""
+    return {
+        # ZeRO-3 leaves an empty tensor behind and keeps the shape beside it.
+        name: list(getattr(parameter, "ds_shape", parameter.shape))
+        for name, parameter in trainable_parameters(policy).items()
+    }
+
+
+def _together(engine: Engine, phase: Callable[[], None], partial: Path) -> None:
+    """Run a phase on all ranks; if it fails on one, clean up and raise on all."""
+    failure: OSError | None = None
+    try:
+        phase()
+    except OSError as error:
+        failure = error
+    except SafetensorError as error:  # how safetensors reports a full disk
+        failure = OSError(f"{partial}: {error}")
+    if not engine.collectives.any_over_ranks(failure is not None):
+        return
+    if engine.collectives.is_main:
+        shutil.rmtree(partial, ignore_errors=True)
+    raise failure or OSError(f"{partial}: another rank could not write its part; see that rank's error")
+
+
+def _prune(checkpoints: Path, keep: int) -> None:
+    for _, path in _by_age(checkpoints)[keep:]:
+        files.remove_folder(path)
+
+
+def _by_age(checkpoints: Path) -> list[tuple[int, Path]]:
+    """(optimizer steps, folder), newest first."""
+    found = [(re.fullmatch(r"optimizer_step_(\d+)", path.name), path) for path in checkpoints.glob("optimizer_step_*")]
+    return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((path / "state.json").read_text())
+    if state.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path / 'state.json'}: format_version is {state.get('format_version')!r} and this program reads "
+            f"{FORMAT_VERSION}; use the version of vla-rl that wrote it"
+        )
+    return state
+
+
+def _check_architecture(path: Path, saved: Mapping[str, list[int]], present: Mapping[str, list[int]]) -> None:
+    names = [*saved, *(name for name in present if name not in saved)]
+    different = [name for name in names if saved.get(name) != present.get(name)]
+    if not different:
+        return
+    lines = [
+        f"{name}: checkpoint {saved.get(name, 'absent')}, policy {present.get(name, 'absent')}"
+        for name in different[:3]
+    ]
+    raise CheckpointError(
+        f"{path}: it was made for another architecture; {len(different)} of {len(names)} trainable tensors differ, "
+        f"the first: {'; '.join(lines)}. Use the policy section of the recipe that the checkpoint was made with"
+    )
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # Copies: DeepSpeed lays parameters side by side in one buffer, and safetensors refuses tensors that share memory.
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
+def _flatten(state: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {f"{name}/{key}": tensor for name, entry in state.items() for key, tensor in entry.items()}
+
+
+def _unflatten(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    state: dict[str, dict[str, Tensor]] = {}
+    for flat_name, tensor in tensors.items():
+        name, key = flat_name.rsplit("/", 1)
+        state.setdefault(name, {})[key] = tensor
+    return state

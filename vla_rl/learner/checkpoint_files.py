@@ -1,0 +1,108 @@
+"""Files of a checkpoint folder: written durably, listed in a manifest, compared with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+PARTIAL_PREFIX = ".tmp-"
+
+_BLOCK = 1 << 20
+
+
+def write_json(path: Path, content: Any) -> None:  # noqa: ANN401 - whatever JSON carries
+    """Readable JSON without numbers that JSON does not know."""
+    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Replace a small file: a reader sees the old or the new text, never a part."""
+    partial = path.with_name(PARTIAL_PREFIX + path.name)
+    partial.write_text(text)
+    _flush(partial)
+    partial.replace(path)
+    _flush(path.parent)
+
+
+def flush_tree(folder: Path) -> None:
+    """Make the disk hold every file and folder below."""
+    for path in [*folder.rglob("*"), folder]:
+        _flush(path)
+
+
+def write_manifest(folder: Path) -> None:
+    """List every file with its size and CRC-32, durably; the manifest is the last file of a checkpoint."""
+    entries = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "crc32": _crc32(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    write_json(folder / MANIFEST, {"files": entries})
+    _flush(folder / MANIFEST)
+    _flush(folder)
+
+
+def problem_of(folder: Path) -> str | None:
+    """Why a folder is not a whole checkpoint; None if it is one."""
+    try:
+        entries = json.loads((folder / MANIFEST).read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{MANIFEST} cannot be read ({type(error).__name__}: {error})"
+    for name, entry in entries.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != entry["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes, {entry['bytes']} were written"
+        if _crc32(path) != entry["crc32"]:
+            return f"{name} is damaged: its checksum differs from the one in {MANIFEST}"
+    return None
+
+
+def replace_folder(partial: Path, final: Path) -> None:
+    """Put a finished folder into its place; one that is there already (the same clock, saved twice) makes way first."""
+    if final.exists():
+        old = final.with_name(f"{PARTIAL_PREFIX}old-{final.name}")
+        final.rename(old)
+        partial.rename(final)
+        shutil.rmtree(old)
+    else:
+        partial.rename(final)
+    _flush(final.parent)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a checkpoint; a crash on the way leaves something that no search takes for one."""
+    doomed = folder.with_name(f"{PARTIAL_PREFIX}old-{folder.name}")
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def remove_partial(checkpoints: Path) -> None:
+    """Remove what earlier saves left behind when they were killed."""
+    for path in checkpoints.glob(f"{PARTIAL_PREFIX}*"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _crc32(path: Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            value = zlib.crc32(block, value)
+    return value
