@@ -1,0 +1,154 @@
+"""Value loss, entropy, KL, their total, and the normalisation of advantages."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vla_rl.rl.losses import (
+    LossTerms,
+    advantage_moments,
+    entropy_sum,
+    kl_sum,
+    normalize_advantages,
+    total_loss,
+    value_loss,
+    value_loss_sum,
+)
+from vla_rl.rl.masking import NonFiniteError
+
+MASK = torch.tensor([True, False, True])
+ALL = torch.tensor([True] * 3)
+poisons = pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf, 1e30])
+
+
+def gradient(function, leaf):
+    leaf = leaf.clone().requires_grad_()
+    total, _ = function(leaf)
+    total.backward()
+    return leaf.grad
+
+
+def test_value_loss_is_the_plain_squared_error_over_valid_elements():
+    values, targets = torch.tensor([1.0, 5.0, -1.0]), torch.tensor([3.0, 0.0, 2.0])
+    total, count = value_loss_sum(values, targets, MASK)
+    assert (total.item(), count.item()) == (13.0, 2)
+    assert value_loss(values, targets, MASK).item() == 6.5
+    assert gradient(lambda v: value_loss_sum(v, targets, MASK), values).tolist() == [-4.0, 0.0, -6.0]
+
+
+def test_value_targets_are_constants():
+    targets = torch.zeros(3, requires_grad=True)
+    total, _ = value_loss_sum(torch.ones(3, requires_grad=True), targets, ALL)
+    total.backward()
+    assert targets.grad is None
+
+
+def test_entropy_of_known_distributions():
+    logits = torch.tensor([[0.0] * 4, [math.log(3.0), 0.0, -1e4, -1e4], [7.0, -1e4, -1e4, -1e4]], dtype=torch.float64)
+    total, count = entropy_sum(logits, ALL)
+    assert total.item() == pytest.approx(math.log(4.0) + (0.75 * math.log(4 / 3) + 0.25 * math.log(4.0)), abs=1e-12)
+    assert count.item() == 3
+
+
+def test_kl_is_exact_and_directed_from_behaviour_to_policy():
+    behavior = torch.tensor([[0.5, 0.5]] * 3, dtype=torch.float64).log()
+    logits = torch.tensor([[0.25, 0.75]] * 3, dtype=torch.float64).log() + 5.0
+    total, count = kl_sum(behavior, logits, MASK)
+    assert total.item() / 2 == pytest.approx(0.5 * math.log(2.0) + 0.5 * math.log(2.0 / 3.0), abs=1e-12)
+    assert count.item() == 2
+
+
+def test_kl_is_zero_with_zero_gradient_at_equal_distributions():
+    logits = torch.tensor([[0.3, -1.0, 2.0]] * 3, dtype=torch.float64)
+    assert kl_sum(logits.log_softmax(-1), logits, ALL)[0].item() == pytest.approx(0.0, abs=1e-15)
+    assert torch.allclose(
+        gradient(lambda x: kl_sum(logits.log_softmax(-1), x, ALL), logits), torch.zeros(3, 3).double()
+    )
+
+
+def test_gradcheck_of_entropy_and_kl():
+    generator = torch.Generator().manual_seed(0)
+    logits, behavior = torch.randn(2, 3, 5, generator=generator, dtype=torch.float64)
+    logits.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: entropy_sum(x, MASK)[0], logits)
+    assert torch.autograd.gradcheck(lambda x: kl_sum(behavior.log_softmax(-1), x, MASK)[0], logits)
+
+
+@poisons
+def test_masked_places_have_no_effect_on_value_or_gradient(poison):
+    values, logits = torch.tensor([1.0, 5.0, -1.0]), torch.tensor([[0.5, 1.0], [0.0, 0.0], [2.0, 0.0]])
+    bad_values, bad_logits = values.clone(), logits.clone()
+    bad_values[1] = poison
+    bad_logits[1, 0] = poison
+    cases = [
+        (lambda v: value_loss_sum(v, torch.zeros(3), MASK), values, bad_values),
+        (
+            lambda v: value_loss_sum(values + 0 * values.where(MASK, 0) + v.where(MASK, 0), bad_values, MASK),
+            values,
+            values,
+        ),
+        (lambda x: entropy_sum(x, MASK), logits, bad_logits),
+        (lambda x: kl_sum(bad_logits, x, MASK), logits, bad_logits),
+    ]
+    for function, clean, bad in cases:
+        assert torch.equal(function(clean)[0], function(bad)[0])
+        assert function(bad)[0].isfinite()
+        assert torch.equal(gradient(function, clean), gradient(function, bad))
+        assert (gradient(function, bad)[1] == 0).all()
+
+
+def test_nothing_valid_gives_zero_with_zero_gradient():
+    nothing = torch.zeros(3, dtype=torch.bool)
+    values = torch.full((3,), math.nan, requires_grad=True)
+    loss = value_loss(values, torch.zeros(3), nothing)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert values.grad.tolist() == [0.0] * 3
+    assert entropy_sum(torch.full((3, 2), math.nan), nothing)[1].item() == 0
+
+
+def test_nan_in_a_valid_place_is_refused_by_name():
+    bad = torch.tensor([math.nan, 0.0, 0.0])
+    logits = torch.tensor([[0.0, math.nan]] * 3)
+    for name, call in (
+        ("values", lambda: value_loss_sum(bad, torch.zeros(3), ALL)),
+        ("value_targets", lambda: value_loss_sum(torch.zeros(3), bad, ALL)),
+        ("logits", lambda: entropy_sum(logits, ALL)),
+        ("behavior_log_probs", lambda: kl_sum(logits, torch.zeros(3, 2), ALL)),
+        ("advantages", lambda: normalize_advantages(bad, ALL)),
+    ):
+        with pytest.raises(NonFiniteError, match=f"^{name}: "):
+            call()
+
+
+def test_the_total_shows_every_coefficient():
+    terms = LossTerms(*(torch.tensor(x) for x in (1.0, 2.0, 4.0, 8.0)))
+    total = total_loss(terms, value_coefficient=0.5, entropy_coefficient=0.25, kl_coefficient=0.125)
+    assert total.item() == 1.0 + 1.0 - 1.0 + 1.0
+
+
+def test_normalised_advantages_use_the_population_deviation_of_valid_elements():
+    normalized = normalize_advantages(torch.tensor([1.0, 100.0, 5.0]), MASK)
+    assert normalized.tolist() == pytest.approx([-1.0, 0.0, 1.0])
+    assert normalize_advantages(torch.tensor([1.0, 2.0, 3.0]), ALL)[2].item() == pytest.approx(
+        1.0 / math.sqrt(2.0 / 3.0)
+    )
+
+
+@given(st.lists(st.floats(-100.0, 100.0), min_size=2, max_size=12), st.integers(1, 11))
+def test_moments_of_parts_add_up_to_those_of_the_whole(numbers, cut):
+    whole = torch.tensor(numbers, dtype=torch.float64)
+    parts = whole[:cut], whole[cut:]
+    moments = sum(advantage_moments(part, torch.ones_like(part, dtype=torch.bool)) for part in parts)
+    cut_up = [normalize_advantages(p, torch.ones_like(p, dtype=torch.bool), moments=moments) for p in parts]
+    expected = normalize_advantages(whole, torch.ones_like(whole, dtype=torch.bool))
+    if expected.abs().max() < 1e3:  # else the deviation is rounding noise
+        assert torch.allclose(torch.cat(cut_up), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_equal_advantages_normalise_to_zero():
+    assert normalize_advantages(torch.full((3,), 0.1), ALL).abs().max().item() < 1e-6
+    assert normalize_advantages(torch.full((3,), math.nan), torch.zeros(3, dtype=torch.bool)).tolist() == [0.0] * 3
