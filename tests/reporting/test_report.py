@@ -1,0 +1,170 @@
+import base64
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+pytest.importorskip("matplotlib", reason="figures need the extra 'plots'")
+
+from vla_rl.cli.report import report
+from vla_rl.errors import UserError
+from vla_rl.reporting.catalogue import CATALOGUE
+from vla_rl.reporting.metrics import read_metrics
+from vla_rl.reporting.plots import FIGURES, draw, draw_success_per_task, png
+from vla_rl.reporting.report import CLOSING_METRICS, write_report
+
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+
+
+class Page(HTMLParser):
+    """Collects tags, checks that they nest, and keeps the text."""
+
+    VOID = frozenset({"meta", "img", "br"})
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.images, self.links, self.text, self.tags = [], [], [], "", []
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.tags.append(tag)
+        self.images += [attributes["src"]] if tag == "img" else []
+        self.links += [attributes[name] for name in ("href", "src") if name in attributes]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def read_page(path):
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def spec(name):
+    return next(figure for figure in FIGURES if figure.name == name)
+
+
+def test_every_metric_that_is_shown_is_in_the_catalogue():
+    drawn = {name for figure in FIGURES for panel in figure.panels for name in panel.metrics}
+    assert drawn | {name for name, _, _ in CLOSING_METRICS} <= set(CATALOGUE)
+
+
+def test_a_figure_draws_the_points_of_its_metric(bare_run):
+    records = read_metrics(bare_run / "metrics.jsonl")
+    figure = draw(spec("learning"), {"run": records})
+    (axes,) = figure.axes  # the other panels have no data
+    (line,) = axes.get_lines()
+    assert list(line.get_xdata()) == [100.0 * point for point in range(1, 11)]
+    assert list(line.get_ydata()) == pytest.approx([point / 10 for point in range(1, 11)])
+
+
+def test_runs_differ_by_colour_and_metrics_by_dashes(bare_run):
+    records = read_metrics(bare_run / "metrics.jsonl")
+    figure = draw(spec("policy_lag"), {"one": records, "two": records})
+    lines = figure.axes[0].get_lines()[:6]
+    assert len({line.get_color() for line in lines}) == 2
+    assert len({line.get_linestyle() for line in lines}) == 2  # max is not in these log points
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one", "two"]
+
+
+def test_a_figure_without_data_is_not_drawn(bare_run):
+    assert draw(spec("rates"), {"run": read_metrics(bare_run / "metrics.jsonl")}) is None
+
+
+def test_a_value_that_was_not_finite_leaves_a_gap_not_a_crash(bare_run):
+    records = read_metrics(bare_run / "metrics.jsonl")
+    (axes,) = draw(spec("optimisation"), {"run": records}).axes
+    assert len(axes.get_lines()[0].get_xdata()) == 9
+
+
+def test_success_per_task_shows_rate_and_interval():
+    tasks = [{"task_id": 4, "success_rate": 0.8, "wilson": {"low": 0.5, "high": 0.9}}]
+    (axes,) = draw_success_per_task(tasks, confidence=0.95).axes
+    interval, rate = axes.get_lines()
+    assert (list(interval.get_xdata()), list(rate.get_xdata())) == ([0.5, 0.9], [0.8])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["task 4"]
+
+
+def test_drawing_does_not_touch_the_callers_matplotlib():
+    code = "import sys, vla_rl.reporting.report; sys.exit('matplotlib.pyplot' in sys.modules or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_report_holds_everything_in_one_file(full_report):
+    page = read_page(full_report)
+    assert len(page.images) == 4
+    for source in page.images:
+        assert base64.b64decode(source.removeprefix("data:image/png;base64,")).startswith(PNG_MAGIC)
+    assert "script" not in page.tags
+    assert page.links == page.images
+    assert not re.search(r"https?://|@import|url\(", full_report.read_text())
+
+
+def test_a_report_says_what_was_measured_and_what_to_mind(full_report):
+    text = read_page(full_report).text
+    for fact in (
+        "Training episodes succeeded in 30 % of cases at first and in 90 %",
+        "Updates skipped, because a gradient was not finite: 2.",
+        "69.9 % – 97.2 %",
+        "75.0 % – 100.0 %",
+        "abc123 + changes",
+        "A & B, 8 cores",
+        "64 GB",
+        "H200",
+        "python 3.11.9, torch 2.13.0",
+        "name: toy  # <b>",
+        "vla-rl train <toy>",
+    ):
+        assert fact in text, fact
+    assert "deepspeed None" not in text
+
+
+def test_a_report_of_a_run_that_died_early_has_what_there_is(bare_run, tmp_path):
+    (bare_run / "metrics.jsonl").write_text("")
+    write_report([bare_run], tmp_path / "report.html")
+    text = read_page(tmp_path / "report.html").text
+    assert "There is no manifest" in text
+    assert "The run ended before its first log point." in text
+
+
+def test_the_command_draws_several_runs_together_where_it_is_told(full_run, bare_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("vla_rl.reporting.plots.write_figures", lambda _folder: [])  # drawn in the test below
+    report([full_run, bare_run, full_run], out=tmp_path / "all.html")
+    page = read_page(tmp_path / "all.html")
+    assert "Side by side" in page.text
+    assert "full (2)" in page.text
+    assert page.tags.count("img") == 3 + 2  # three figures shared by all, one evaluation in each of two runs
+    assert not (full_run / "report.html").exists()
+
+
+def test_a_report_about_nothing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="at least one run"):
+        write_report([], tmp_path / "report.html")
+
+
+def test_the_command_writes_page_and_figures_into_the_run(bare_run, capsys):
+    report([bare_run])
+    written = capsys.readouterr().out.splitlines()
+    figures = [f"figures/{name}.png" for name in ("learning", "optimisation", "policy_lag")]
+    assert written == [str(bare_run / name) for name in [*figures, "report.html"]]
+    assert all((bare_run / name).read_bytes().startswith(PNG_MAGIC) for name in figures)
+    assert read_page(bare_run / "report.html").images
+
+
+def test_the_same_figure_gives_the_same_bytes(bare_run):
+    records = {"run": read_metrics(bare_run / "metrics.jsonl")}
+    first, second = (png(draw(spec("learning"), records)) for _ in range(2))
+    assert first == second
+
+
+def test_a_wrong_folder_is_the_users_to_fix(tmp_path):
+    with pytest.raises(UserError, match="expected the folder of a run"):
+        report([tmp_path])

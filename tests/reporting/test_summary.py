@@ -1,0 +1,91 @@
+import json
+
+import pytest
+
+from vla_rl.reporting.run_folder import read_run
+from vla_rl.reporting.series import closing_mean, last, nonfinite_counts, opening_mean, series
+from vla_rl.reporting.summary import run_sentences, warnings
+
+RECORDS = [
+    {"env_steps": 0, "optimizer_steps": 0, "a": 100.0},
+    {"env_steps": 50, "optimizer_steps": 1, "a": None, "nonfinite": ["a"]},
+    {"env_steps": 79, "optimizer_steps": 2, "a": 50.0},
+    {"env_steps": 80, "optimizer_steps": 3, "a": 1.0},
+    {"env_steps": 100, "optimizer_steps": 4, "a": 3.0},
+    {"env_steps": 100, "optimizer_steps": 5},
+]
+
+
+def test_a_series_leaves_out_points_without_a_value():
+    assert series(RECORDS, "a", over="optimizer_steps") == ([0, 2, 3, 4], [100, 50, 1, 3])
+
+
+def test_the_closing_window_is_the_last_fifth_of_env_steps():
+    assert closing_mean(RECORDS, "a") == 2.0  # of 1 and 3: from env step 80 on
+    assert closing_mean(RECORDS, "b") is None
+    assert closing_mean([], "a") is None
+
+
+def test_the_opening_is_the_first_values():
+    assert opening_mean(RECORDS, "a", points=2) == 75.0
+    assert opening_mean(RECORDS, "b") is None
+
+
+def test_the_last_value_is_the_newest_there_is():
+    assert (last(RECORDS, "a"), last(RECORDS, "b")) == (3.0, None)
+
+
+def test_points_that_were_not_finite_are_counted():
+    assert nonfinite_counts(RECORDS) == {"a": 1}
+
+
+def test_a_summary_says_what_was_measured(full_run):
+    sentences = run_sentences(read_run(full_run))
+    assert sentences == [
+        "50 optimizer steps, 20 episodes, 200 decisions and 1,000 env steps in 0:05:00.",
+        # Opening: mean of 0.1 to 0.5; closing: env steps 800 to 1000, so 0.8, 0.9 and 1.0.
+        "Training episodes succeeded in 30 % of cases at first and in 90 % over the last 20 % of env steps "
+        "(sampled actions and training states: not a benchmark score).",
+        "Evaluation final, libero_goal: 90.0 % success (95 % interval 69.9 % to 97.2 %, 20 episodes).",
+        "Samples were 9 policy versions old in the mean (P95 18), 25 % of them counted as old; 95 % of |log ρ| lay "
+        "below 0.5 (over the last 20 % of env steps).",
+    ]
+
+
+def test_everything_a_reader_must_mind_is_named(full_run):
+    assert warnings(read_run(full_run)) == [
+        "Log points at which learner/approx_kl was not finite: 1.",
+        "Updates skipped, because a gradient was not finite: 2.",
+        "Deviation from the protocol: proxy assets",
+        "The source tree differed from its commit.",
+        "Evaluation final deviates from the protocol: horizon 100 instead of 300",
+        "libero_goal: 20 episodes leave an interval 27 points wide.",
+    ]
+
+
+def test_a_run_without_a_manifest_cannot_be_traced(bare_run):
+    assert "There is no manifest: nobody can say what the run was made with." in warnings(read_run(bare_run))
+
+
+def test_a_run_that_ended_at_once_is_summed_up_too(tmp_path):
+    (tmp_path / "metrics.jsonl").touch()
+    assert run_sentences(read_run(tmp_path)) == ["The run ended before its first log point."]
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"expected the folder of a run with a metrics\.jsonl"):
+        read_run(tmp_path)
+
+
+def test_broken_files_of_a_run_are_named(full_run):
+    results = full_run / "eval" / "final" / "results.json"
+    results.write_text(json.dumps({"suites": []}))
+    with pytest.raises(ValueError, match=r"results\.json: .* found no confidence, tasks, notes"):
+        read_run(full_run)
+    results.write_text("{")
+    with pytest.raises(ValueError, match=r"results\.json: expected JSON"):
+        read_run(full_run)
+    results.unlink()
+    (full_run / "manifest.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"manifest\.json: expected a JSON object, found list"):
+        read_run(full_run)

@@ -1,0 +1,231 @@
+"""Figures of runs and evaluations. No display, no global state: figures are drawn on their own Agg canvas."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, PercentFormatter
+
+from vla_rl.reporting.files import atomic_write_bytes
+from vla_rl.reporting.metrics import METRICS_FILE, read_metrics
+from vla_rl.reporting.series import Records, series
+
+FIGURES_FOLDER = "figures"
+COLUMNS = 3
+PANEL_SIZE = (4.1, 2.7)  # inches
+DPI = 120
+# Okabe and Ito's colours, told apart with any colour vision; reordered for contrast on white.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DASHES = ("-", "--", ":", "-.")
+INK, FAINT = "#1f2933", "#d5dbe1"
+
+
+@dataclass(frozen=True, slots=True)
+class PanelSpec:
+    """One pair of axes; the metrics share their unit."""
+
+    title: str
+    metrics: tuple[str, ...]
+    shares: bool = False  # the values are shares, shown in percent
+    from_zero: bool = False  # the axis starts at 0, because the size matters and not only the change
+
+
+@dataclass(frozen=True, slots=True)
+class FigureSpec:
+    """One picture: panels over one clock."""
+
+    name: str  # of the file
+    title: str
+    over: str  # clock
+    panels: tuple[PanelSpec, ...]
+
+
+FIGURES = (
+    FigureSpec(
+        "learning",
+        "Learning curves (training episodes)",
+        "env_steps",
+        (
+            PanelSpec("success rate", ("rollout/success_rate",), shares=True),
+            PanelSpec("return", ("rollout/return",)),
+            PanelSpec("episode length (env steps)", ("rollout/episode_length",)),
+        ),
+    ),
+    FigureSpec(
+        "optimisation",
+        "Optimisation",
+        "optimizer_steps",
+        (
+            PanelSpec("policy loss", ("learner/policy_loss",)),
+            PanelSpec("value loss", ("learner/value_loss",), from_zero=True),
+            PanelSpec("explained variance of the value", ("learner/explained_variance",)),
+            PanelSpec("entropy (nat)", ("learner/entropy",), from_zero=True),
+            PanelSpec("KL(behaviour ‖ policy) (nat)", ("learner/approx_kl", "learner/kl")),
+            PanelSpec("gradient norm", ("learner/grad_norm",), from_zero=True),
+        ),
+    ),
+    FigureSpec(
+        "policy_lag",
+        "Policy lag",
+        "optimizer_steps",
+        (
+            PanelSpec("lag (versions)", ("policy_lag/mean", "policy_lag/p95", "policy_lag/max"), from_zero=True),
+            PanelSpec("old samples", ("policy_lag/old_fraction", "policy_lag/excluded"), shares=True),
+            PanelSpec("|log ρ|, 95 % quantile (nat)", ("ratio/abs_log_p95",), from_zero=True),
+        ),
+    ),
+    FigureSpec(
+        "utilisation",
+        "Use of the samples",
+        "optimizer_steps",
+        (
+            PanelSpec(
+                "share of tokens by weight",
+                ("utilization/dead", "utilization/suppressed", "utilization/near_zero"),
+                shares=True,
+            ),
+            PanelSpec("old tokens' part of the contribution", ("utilization/old_share",), shares=True),
+            PanelSpec("effective sample size of old tokens", ("utilization/ess_old",), shares=True),
+        ),
+    ),
+    FigureSpec(
+        "rates",
+        "Rates and waiting",
+        "seconds",
+        (
+            PanelSpec("env steps per second", ("perf/env_steps_per_s",), from_zero=True),
+            PanelSpec("decisions per second", ("perf/decisions_per_s", "perf/learner_samples_per_s"), from_zero=True),
+            PanelSpec("waiting", ("perf/learner_wait_fraction", "perf/env_wait_fraction"), shares=True),
+        ),
+    ),
+)
+_CLOCK_LABELS = {"env_steps": "env steps", "optimizer_steps": "optimizer steps", "seconds": "wall-clock seconds"}
+
+
+def draw(spec: FigureSpec, runs: Mapping[str, Records]) -> Figure | None:
+    """One figure of one run or several.
+
+    One run: a colour per metric. Several: a colour per run, a dash per metric.
+
+    Args:
+        spec: what to draw.
+        runs: log points by the run's name.
+
+    Returns:
+        The figure, without panels that have no data; None if no panel has any.
+    """
+    panels = [panel for panel in spec.panels if _has_data(panel, runs)]
+    if not panels:
+        return None
+    rows = -(-len(panels) // COLUMNS)
+    figure = Figure(figsize=(PANEL_SIZE[0] * COLUMNS, PANEL_SIZE[1] * rows), layout="constrained")
+    grid = figure.add_gridspec(rows, COLUMNS)
+    for index, panel in enumerate(panels):
+        axes = figure.add_subplot(grid[index // COLUMNS, index % COLUMNS])
+        _draw_panel(axes, panel, runs, over=spec.over)
+    if len(runs) > 1:
+        _name_runs(figure, list(runs))
+    return figure
+
+
+def _has_data(panel: PanelSpec, runs: Mapping[str, Records]) -> bool:
+    return any(
+        record.get(name) is not None for records in runs.values() for record in records for name in panel.metrics
+    )
+
+
+def _draw_panel(axes: Axes, panel: PanelSpec, runs: Mapping[str, Records], *, over: str) -> None:
+    for run_index, records in enumerate(runs.values()):
+        for metric_index, name in enumerate(panel.metrics):
+            clocks, values = series(records, name, over=over)
+            color = COLORS[(run_index if len(runs) > 1 else metric_index) % len(COLORS)]
+            dash = DASHES[metric_index % len(DASHES)] if len(runs) > 1 else "-"
+            # A single point would be an invisible line.
+            marker = "o" if len(clocks) == 1 else ""
+            if clocks:
+                label = name.partition("/")[2] if run_index == 0 else None
+                axes.plot(clocks, values, color=color, linestyle=dash, marker=marker, linewidth=1.6, label=label)
+    _dress(axes, panel, over=over)
+
+
+def _dress(axes: Axes, panel: PanelSpec, *, over: str) -> None:
+    axes.set_title(panel.title, loc="left", fontsize=10, color=INK)
+    axes.set_xlabel(_CLOCK_LABELS[over], fontsize=8, color=INK)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.tick_params(labelsize=8, colors=INK, length=0)
+    axes.grid(visible=True, color=FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(FAINT)
+    if panel.shares:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    if panel.shares or panel.from_zero:
+        top = axes.get_ylim()[1]
+        # Large shares are judged against all; small ones would vanish beside it.
+        axes.set_ylim(0.0, 1.03 if panel.shares and 0.5 < top < 1.2 else top)
+    if len(panel.metrics) > 1:
+        axes.legend(fontsize=7, frameon=False, loc="best")
+
+
+def _name_runs(figure: Figure, names: Sequence[str]) -> None:
+    handles = [figure.axes[0].plot([], [], color=COLORS[index % len(COLORS)])[0] for index in range(len(names))]
+    figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), fontsize=8, frameon=False)
+
+
+def draw_success_per_task(tasks: Sequence[Mapping[str, Any]], *, confidence: float) -> Figure:
+    """Success rate and interval of every task of one suite.
+
+    Args:
+        tasks: the entries of `tasks` in a `results.json`, of one suite.
+        confidence: coverage of the intervals, for the label.
+    """
+    figure = Figure(figsize=(PANEL_SIZE[0] * 2, 0.9 + 0.27 * len(tasks)), layout="constrained")
+    axes = figure.add_subplot()
+    for place, task in enumerate(tasks):
+        low, high = task["wilson"]["low"], task["wilson"]["high"]
+        axes.plot([low, high], [place, place], color=COLORS[0], linewidth=2, alpha=0.45, solid_capstyle="round")
+        axes.plot(task["success_rate"], place, "o", color=COLORS[0], markersize=6)
+    _dress(axes, PanelSpec("", ()), over="env_steps")
+    axes.set_yticks(range(len(tasks)), [f"task {task['task_id']}" for task in tasks])
+    axes.set_ylim(len(tasks) - 0.5, -0.5)
+    axes.set_xlim(-0.02, 1.02)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_xlabel(f"success rate, {100 * confidence:.0f} % Wilson interval", fontsize=8, color=INK)
+    return figure
+
+
+def png(figure: Figure) -> bytes:
+    """The picture as the bytes of a PNG file, the same for the same figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def write_figures(run_dir: Path) -> list[Path]:
+    """Draw a run's metrics under `figures/`.
+
+    Args:
+        run_dir: the folder of a run with a `metrics.jsonl`.
+
+    Returns:
+        The files that were written: figures without data are left out.
+
+    Raises:
+        FileNotFoundError: the run has no metrics.
+    """
+    runs = {run_dir.name: read_metrics(run_dir / METRICS_FILE)}
+    written = []
+    for spec in FIGURES:
+        figure = draw(spec, runs)
+        if figure is not None:
+            path = run_dir / FIGURES_FOLDER / f"{spec.name}.png"
+            atomic_write_bytes(path, png(figure))
+            written.append(path)
+    return written

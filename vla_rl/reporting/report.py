@@ -1,0 +1,186 @@
+"""`report.html`: one file that opens from disk, without a network and without a script."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from vla_rl.reporting.files import atomic_write_text
+from vla_rl.reporting.plots import FIGURES, draw, draw_success_per_task, png
+from vla_rl.reporting.report_style import STYLE
+from vla_rl.reporting.run_folder import Evaluation, RunFolder, read_run
+from vla_rl.reporting.series import Records, closing_mean
+from vla_rl.reporting.summary import run_sentences, warnings
+from vla_rl.reporting.text import ABSENT, duration, number, percent, size
+
+CLOSING_METRICS: tuple[tuple[str, str, bool], ...] = (  # name, heading, whether it is a share
+    ("rollout/success_rate", "success", True),
+    ("rollout/return", "return", False),
+    ("policy_lag/mean", "lag, mean", False),
+    ("policy_lag/p95", "lag, P95", False),
+    ("policy_lag/old_fraction", "old", True),
+    ("ratio/abs_log_p95", "|log ρ|, P95", False),
+    ("utilization/dead", "dead", True),
+    ("utilization/near_zero", "near zero", True),
+    ("perf/env_steps_per_s", "env steps/s", False),
+    ("perf/learner_wait_fraction", "learner waits", True),
+)
+
+
+def write_report(run_dirs: Sequence[Path], out: Path) -> None:
+    """Write one page about one run or several.
+
+    Args:
+        run_dirs: folders of runs, each with a `metrics.jsonl`.
+        out: the HTML file.
+
+    Raises:
+        ValueError: no folder is given, one is no run, or a file of a run is broken.
+    """
+    if not run_dirs:
+        raise ValueError("a report needs the folder of at least one run")
+    runs = _distinct_names([read_run(folder) for folder in run_dirs])
+    title = escape(", ".join(runs))
+    body = "\n".join([*_overview(runs), *_curves(runs), *(_details(name, run) for name, run in runs.items())])
+    atomic_write_text(
+        out,
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{title}</title>\n'
+        f"<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{title}</h1>\n{body}\n</main>\n</body>\n</html>\n",
+    )
+
+
+def _distinct_names(runs: Sequence[RunFolder]) -> dict[str, RunFolder]:
+    """Runs by name; folders of one name are numbered."""
+    named: dict[str, RunFolder] = {}
+    for run in runs:
+        name, again = run.name, 2
+        while name in named:
+            name, again = f"{run.name} ({again})", again + 1
+        named[name] = run
+    return named
+
+
+def _overview(runs: Mapping[str, RunFolder]) -> list[str]:
+    parts = []
+    for name, run in runs.items():
+        heading = f"<h2>{escape(name)}</h2>" if len(runs) > 1 else ""
+        parts.append(f"<section>{heading}{_list(run_sentences(run))}{_warning_box(warnings(run))}</section>")
+    if len(runs) > 1:
+        parts.append(f"<section><h2>Side by side</h2>{_side_by_side(runs)}</section>")
+    return parts
+
+
+def _warning_box(sentences: Sequence[str]) -> str:
+    return f'<div class="warnings"><h3>Mind</h3>{_list(sentences)}</div>' if sentences else ""
+
+
+def _side_by_side(runs: Mapping[str, RunFolder]) -> str:
+    header = ["run", "optimizer steps", "env steps", "time", *(heading for _, heading, _ in CLOSING_METRICS)]
+    rows = [[name, *_extent(run.records), *_closing_values(run.records)] for name, run in runs.items()]
+    return _table(header, rows) + "<p class=note>Means over the last 20 % of each run's env steps.</p>"
+
+
+def _extent(records: Records) -> list[str]:
+    if not records:
+        return [ABSENT] * 3
+    end = records[-1]
+    return [number(end["optimizer_steps"]), number(end["env_steps"]), duration(end["seconds"])]
+
+
+def _closing_values(records: Records) -> list[str]:
+    return [(percent if share else number)(closing_mean(records, name)) for name, _, share in CLOSING_METRICS]
+
+
+def _curves(runs: Mapping[str, RunFolder]) -> list[str]:
+    records = {name: run.records for name, run in runs.items()}
+    figures = [(spec.title, draw(spec, records)) for spec in FIGURES]
+    return [
+        f"<section><h2>{escape(title)}</h2>{_image(png(figure), alt=title)}</section>"
+        for title, figure in figures
+        if figure is not None
+    ]
+
+
+def _details(name: str, run: RunFolder) -> str:
+    parts = [_evaluation(evaluation) for evaluation in run.evaluations]
+    if run.manifest is not None:
+        parts.append(f"<h3>Made with</h3>{_manifest_table(run.manifest)}")
+        parts.append(f"<details><summary>manifest</summary>{_nested(run.manifest)}</details>")
+    if run.recipe is not None:
+        parts.append(f"<details><summary>recipe</summary><pre>{escape(run.recipe)}</pre></details>")
+    return f"<section><h2>{escape(name)}: evaluations, origin</h2>{''.join(parts)}</section>" if parts else ""
+
+
+def _evaluation(evaluation: Evaluation) -> str:
+    results, parts = evaluation.results, [f"<h3>Evaluation {escape(evaluation.name)}</h3>"]
+    header = ["suite", "tasks", "episodes", "success", "Wilson interval", "bootstrap over tasks", "mean env steps"]
+    rows = [
+        [
+            suite["suite"],
+            number(suite["tasks"]),
+            number(suite["episodes"]),
+            percent(suite["success_rate"], digits=1),
+            _interval(suite["wilson"]),
+            _interval(suite["bootstrap"]),
+            number(suite["mean_env_steps"]),
+        ]
+        for suite in results["suites"]
+    ]
+    parts.append(_table(header, rows))
+    for suite in results["suites"]:
+        tasks = [task for task in results["tasks"] if task["suite"] == suite["suite"]]
+        figure = draw_success_per_task(tasks, confidence=results["confidence"])
+        parts.append(_image(png(figure), alt=f"success per task of {suite['suite']}", css="narrow"))
+    return "".join(parts)
+
+
+def _interval(interval: Mapping[str, float]) -> str:
+    return f"{percent(interval['low'], digits=1)} – {percent(interval['high'], digits=1)}"
+
+
+def _manifest_table(manifest: Mapping[str, Any]) -> str:
+    hardware, source = manifest.get("hardware") or {}, manifest.get("source") or {}
+    accelerators = [device.get("name", ABSENT) for device in hardware.get("accelerators") or ()]
+    memory = hardware.get("memory_bytes")
+    versions = manifest.get("versions") or {}
+    rows = [
+        ["started", manifest.get("started", ABSENT)],
+        ["command", " ".join(manifest.get("command") or ())],
+        ["source", f"{source.get('commit') or 'installed package'}{' + changes' if source.get('dirty') else ''}"],
+        ["processor", f"{hardware.get('cpu', ABSENT)}, {hardware.get('cores_usable', ABSENT)} cores"],
+        ["memory", ABSENT if memory is None else size(memory)],
+        ["accelerators", ", ".join(accelerators) or "none"],
+        ["versions", ", ".join(f"{name} {version}" for name, version in versions.items() if version is not None)],
+        ["seeds", ", ".join(f"{name} {seed}" for name, seed in (manifest.get("seeds") or {}).items())],
+    ]
+    return _table(None, [[str(cell) for cell in row] for row in rows])
+
+
+def _nested(value: object) -> str:
+    """JSON values as nested definition lists."""
+    if isinstance(value, Mapping):
+        items = "".join(f"<dt>{escape(str(key))}</dt><dd>{_nested(item)}</dd>" for key, item in value.items())
+        return f"<dl>{items}</dl>"
+    if isinstance(value, list):
+        return _list([str(item) for item in value]) if value else "none"
+    return escape(ABSENT if value is None else str(value))
+
+
+def _list(sentences: Iterable[str]) -> str:
+    return "<ul>" + "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences) + "</ul>"
+
+
+def _table(header: Sequence[str] | None, rows: Iterable[Sequence[str]]) -> str:
+    head = "" if header is None else f"<tr>{''.join(f'<th>{escape(cell)}</th>' for cell in header)}</tr>"
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    css = "prose" if header is None else "numbers"
+    return f'<div class="scroll"><table class="{css}">{head}{body}</table></div>'
+
+
+def _image(picture: bytes, *, alt: str, css: str = "wide") -> str:
+    data = base64.b64encode(picture).decode()
+    return f'<img class="{css}" alt="{escape(alt)}" src="data:image/png;base64,{data}">'

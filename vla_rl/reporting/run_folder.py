@@ -1,0 +1,83 @@
+"""What a report reads of a run's folder. Only the metrics must be there: a run that died early has a report too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vla_rl.reporting.manifest import MANIFEST_FILE
+from vla_rl.reporting.metrics import METRICS_FILE, read_metrics
+from vla_rl.reporting.series import Records
+
+RECIPE_FILE = "recipe.yaml"
+EVALUATION_FOLDER = "eval"
+RESULTS_FILE = "results.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One evaluation of a run."""
+
+    name: str  # its folder below eval/, or "eval"
+    results: Mapping[str, Any]  # results.json: confidence, suites, tasks, notes
+    deviations: tuple[str, ...]  # of its own manifest
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """One run, as far as it was written."""
+
+    name: str
+    records: Records
+    recipe: str | None  # YAML text
+    manifest: Mapping[str, Any] | None
+    evaluations: tuple[Evaluation, ...]
+
+
+def read_run(folder: Path) -> RunFolder:
+    """Read a run's folder.
+
+    Raises:
+        ValueError: the folder is no run, or one of its files is broken.
+    """
+    metrics = folder / METRICS_FILE
+    if not metrics.is_file():
+        raise ValueError(
+            f"{folder}: expected the folder of a run with a {METRICS_FILE}, found none; name a run's folder"
+        )
+    recipe = folder / RECIPE_FILE
+    results = sorted((folder / EVALUATION_FOLDER).rglob(RESULTS_FILE))
+    return RunFolder(
+        name=folder.resolve().name,
+        records=read_metrics(metrics),
+        recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else None,
+        manifest=_read_json(folder / MANIFEST_FILE),
+        evaluations=tuple(_read_evaluation(path, below=folder) for path in results),
+    )
+
+
+def _read_evaluation(path: Path, *, below: Path) -> Evaluation:
+    results = _read_json(path)
+    missing = [key for key in ("confidence", "suites", "tasks", "notes") if key not in (results or {})]
+    if results is None or missing:
+        raise ValueError(
+            f"{path}: expected the results of an evaluation, found no {', '.join(missing)}; remove the file"
+        )
+    manifest = _read_json(path.parent / MANIFEST_FILE) or {}
+    name = path.parent.relative_to(below).as_posix().removeprefix(f"{EVALUATION_FOLDER}/")
+    return Evaluation(name=name, results=results, deviations=tuple(manifest.get("deviations", ())))
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON, found something else ({error}); remove the file") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}; remove the file")
+    return value

@@ -1,0 +1,63 @@
+"""Series and means out of the log points of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+Records = Sequence[dict[str, Any]]
+
+CLOSING_SHARE = 0.2  # of the run's env steps; the window in which the field reports final performance
+
+
+def series(records: Records, name: str, *, over: str) -> tuple[list[float], list[float]]:
+    """The points of one metric.
+
+    Args:
+        records: log points, oldest first.
+        name: the metric.
+        over: the clock of the first axis.
+
+    Returns:
+        Clock values and metric values of the points that have a finite value, oldest first.
+    """
+    points = [(record[over], record[name]) for record in records if record.get(name) is not None]
+    return [float(clock) for clock, _ in points], [float(value) for _, value in points]
+
+
+def closing_mean(records: Records, name: str, *, share: float = CLOSING_SHARE) -> float | None:
+    """Mean over the log points of the last part of a run's env steps; None if the metric has no value there.
+
+    Args:
+        records: log points, oldest first.
+        name: the metric.
+        share: how much of the env steps counts as the last part.
+    """
+    if not records:
+        return None
+    start = records[-1]["env_steps"] * (1 - share)
+    return _mean([record[name] for record in records if record["env_steps"] >= start and record.get(name) is not None])
+
+
+def opening_mean(records: Records, name: str, *, points: int = 5) -> float | None:
+    """Mean of a metric's first few values; None if it has none."""
+    return _mean(series(records, name, over="env_steps")[1][:points])
+
+
+def last(records: Records, name: str) -> float | None:
+    """The newest value of a metric; None if it has none."""
+    values = series(records, name, over="env_steps")[1]
+    return values[-1] if values else None
+
+
+def nonfinite_counts(records: Records) -> dict[str, int]:
+    """How many log points of each metric were not finite; only metrics with such points."""
+    counts: dict[str, int] = {}
+    for record in records:
+        for name in record.get("nonfinite", ()):
+            counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

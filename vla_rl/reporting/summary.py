@@ -1,0 +1,120 @@
+"""A run in sentences, computed from its log points. Every sentence states what was measured and over what."""
+
+from __future__ import annotations
+
+from vla_rl.reporting.run_folder import Evaluation, RunFolder
+from vla_rl.reporting.series import Records, closing_mean, last, nonfinite_counts, opening_mean
+from vla_rl.reporting.text import duration, number, percent
+
+CLOSING = "over the last 20 % of env steps"
+
+
+def run_sentences(run: RunFolder) -> list[str]:
+    """The summary of one run, most important first."""
+    if not run.records:
+        return ["The run ended before its first log point."]
+    candidates = [
+        _extent(run.records),
+        _success(run.records),
+        *(sentence for evaluation in run.evaluations for sentence in evaluation_sentences(evaluation)),
+        _lag(run.records),
+        _use(run.records),
+        _pace(run.records),
+    ]
+    return [sentence for sentence in candidates if sentence is not None]
+
+
+def _extent(records: Records) -> str:
+    end = records[-1]
+    return (
+        f"{end['optimizer_steps']:,} optimizer steps, {end['episodes']:,} episodes, {end['decisions']:,} decisions and "
+        f"{end['env_steps']:,} env steps in {duration(end['seconds'])}."
+    )
+
+
+def _success(records: Records) -> str | None:
+    before = opening_mean(records, "rollout/success_rate")
+    after = closing_mean(records, "rollout/success_rate")
+    if before is None or after is None:
+        return None
+    return (
+        f"Training episodes succeeded in {percent(before)} of cases at first and in {percent(after)} {CLOSING} "
+        "(sampled actions and training states: not a benchmark score)."
+    )
+
+
+def evaluation_sentences(evaluation: Evaluation) -> list[str]:
+    """One sentence per suite of an evaluation."""
+    level = percent(evaluation.results["confidence"])
+    return [
+        f"Evaluation {evaluation.name}, {suite['suite']}: {percent(suite['success_rate'], digits=1)} success ({level} "
+        f"interval {percent(suite['wilson']['low'], digits=1)} to {percent(suite['wilson']['high'], digits=1)}, "
+        f"{suite['episodes']:,} episodes)."
+        for suite in evaluation.results["suites"]
+    ]
+
+
+def _lag(records: Records) -> str | None:
+    mean, p95, old, tail = (
+        closing_mean(records, name)
+        for name in ("policy_lag/mean", "policy_lag/p95", "policy_lag/old_fraction", "ratio/abs_log_p95")
+    )
+    if mean is None:
+        return None
+    drift = "" if tail is None else f"; 95 % of |log ρ| lay below {number(tail)}"
+    return (
+        f"Samples were {number(mean)} policy versions old in the mean (P95 {number(p95)}), {percent(old)} of them "
+        f"counted as old{drift} ({CLOSING})."
+    )
+
+
+def _use(records: Records) -> str | None:
+    dead, suppressed, near_zero, old_share = (
+        closing_mean(records, f"utilization/{name}") for name in ("dead", "suppressed", "near_zero", "old_share")
+    )
+    if dead is None:
+        return None
+    return (
+        f"Of the action tokens {percent(dead, digits=1)} had no gradient, {percent(suppressed, digits=1)} a suppressed "
+        f"one and {percent(near_zero, digits=1)} contributed next to nothing; old tokens made "
+        f"{percent(old_share, digits=1)} of the contribution ({CLOSING})."
+    )
+
+
+def _pace(records: Records) -> str | None:
+    env_steps, samples, learner, envs = (
+        closing_mean(records, f"perf/{name}")
+        for name in ("env_steps_per_s", "learner_samples_per_s", "learner_wait_fraction", "env_wait_fraction")
+    )
+    if env_steps is None:
+        return None
+    return (
+        f"The run simulated {number(env_steps)} env steps/s and learned from {number(samples)} decisions/s; the "
+        f"learner waited {percent(learner)} of its time, env workers {percent(envs)} of theirs ({CLOSING})."
+    )
+
+
+def warnings(run: RunFolder) -> list[str]:
+    """What a reader must know before trusting the run's numbers."""
+    found = [
+        f"Log points at which {name} was not finite: {count}." for name, count in nonfinite_counts(run.records).items()
+    ]
+    counters = {
+        "learner/skipped_updates": "Updates skipped, because a gradient was not finite: {}.",
+        "system/env_worker_restarts": "Env workers started again: {}.",
+        "system/dropped_episodes": "Episodes lost with a worker that died or hung: {}.",
+    }
+    for name, sentence in counters.items():
+        count = last(run.records, name)
+        if count:
+            found.append(sentence.format(f"{count:,.0f}"))
+    if run.manifest is None:
+        found.append("There is no manifest: nobody can say what the run was made with.")
+    else:
+        found += [f"Deviation from the protocol: {deviation}" for deviation in run.manifest.get("deviations", ())]
+        if (run.manifest.get("source") or {}).get("dirty"):
+            found.append("The source tree differed from its commit.")
+    for evaluation in run.evaluations:
+        found += [f"Evaluation {evaluation.name} deviates from the protocol: {text}" for text in evaluation.deviations]
+        found += evaluation.results["notes"]
+    return found
