@@ -61,6 +61,18 @@ def test_two_images_with_proprioception_give_the_l1_actions_of_the_original(mode
     assert difference(model.l1_actions(hidden), golden["l1_norm_actions"]) <= 1e-6
 
 
+@torch.no_grad()
+def test_a_right_padded_batch_equals_its_members_alone(model, golden):
+    long, short = golden["input_ids"], golden["input_ids"][:, :20]
+    batch = torch.cat([long, torch.nn.functional.pad(short, (0, 8), value=32000)])
+    mask = torch.ones_like(batch)
+    mask[1, 20:] = 0
+    images = golden["pixel_values_1"].expand(2, -1, -1, -1)
+    together = model.action_hidden(images, batch, mask)
+    assert difference(together[:1], golden["disc_hidden"]) <= 5e-6
+    assert difference(together[1:], model.action_hidden(golden["pixel_values_1"], short)) <= 5e-6
+
+
 def test_decoding_and_unnormalisation_equal_the_original_in_float64(golden):
     import json
 

@@ -1,4 +1,4 @@
-"""What a policy would be, and whether it can be trained at all: known before any process starts, without its weights."""
+"""What a policy would be, and whether it can be trained at all: without its weights, before any process starts."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ def describe_openvla_oft(builder: PolicyBuilder, *, allow_l1_head: bool = False)
     if policy.source.l1_head and not allow_l1_head:
         raise ValueError(
             f"{policy.source.origin}: its trained head is an L1 regression (an action_head file lies beside the "
-            "shards). Its rows of lm_head for action tokens were never trained, so there is nothing to sample from, and "
-            "reinforcement learning of tokens cannot start here. Use a checkpoint with the discrete head (SimpleVLA-RL's "
-            "by Haozhan72, profile simplevla; RLinf's for LIBERO, profile rlinf), or give this one a discrete head by "
-            "supervised fine-tuning"
+            "shards). Its rows of lm_head for action tokens were never trained, so there is nothing to sample from and "
+            "reinforcement learning of tokens cannot start here. Use a checkpoint with the discrete head (those of "
+            "SimpleVLA-RL by Haozhan72, profile simplevla; those of RLinf for LIBERO, profile rlinf), or give this one "
+            "a discrete head by supervised fine-tuning"
         )
     return _summary(policy)
 

@@ -108,7 +108,7 @@ class OpenVLAOFT(nn.Module):
 
         Never waits for the device.
         """
-        embeddings = self._embed(pixel_values, prompts, lengths, proprio)
+        embeddings = self.embed(pixel_values, prompts, lengths, proprio)
         num_context = embeddings.shape[1] - (prompts.shape[1] - 1) - self._num_suffix_tokens
         # Trainable adapters stay float32 under bfloat16 weights; autocast makes them compute in bfloat16.
         reduced = self.dtype == torch.bfloat16
@@ -149,8 +149,10 @@ class OpenVLAOFT(nn.Module):
     def _num_suffix_tokens(self) -> int:
         return self.config.num_action_tokens + int(self.profile.keep_stop)
 
-    def _embed(self, pixel_values: Tensor, prompts: Tensor, lengths: Tensor | None, proprio: Tensor | None) -> Tensor:
-        """The embedded sequence (B, T, d)."""
+    def embed(
+        self, pixel_values: Tensor, prompts: Tensor, lengths: Tensor | None, proprio: Tensor | None = None
+    ) -> Tensor:
+        """The embedded sequence (B, T, d) of complete prompts; arguments as `read_out`."""
         if pixel_values.shape[1] % CHANNELS_PER_IMAGE or pixel_values.shape[-1] != self.config.image_size:
             raise ValueError(
                 f"pixel_values is {tuple(pixel_values.shape)}; expected {CHANNELS_PER_IMAGE} channels per image "

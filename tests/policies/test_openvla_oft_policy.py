@@ -1,0 +1,289 @@
+import numpy as np
+import pytest
+import torch
+
+from vla_rl.policies.assign import assign_parameters
+from vla_rl.policies.lora import LoraSettings, checkpoint_name
+from vla_rl.policies.openvla_oft.self_test import self_test
+from vla_rl.types import ActionSpec, ObservationSpec, PolicyInputs
+
+
+def rows(inputs, chosen):
+    return PolicyInputs(inputs.frames[chosen], inputs.state[chosen], inputs.task_index[chosen])
+
+
+def trainable(policy):
+    return {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
+
+
+def test_specs_say_what_libero_needs(build):
+    policy = build(num_images=2)
+    assert policy.observation_spec == ObservationSpec(num_images=2, image_size=28, state_dim=8)
+    assert policy.action_spec == ActionSpec(chunk_size=8, action_dim=7, num_bins=256)
+
+
+def test_outputs_have_the_shapes_and_dtype_of_the_protocol(build, make_inputs):
+    policy = build()
+    output = policy(make_inputs(policy, [0, 1, 2, 0]))
+    assert output.logits.shape == (4, 56, 256) and output.values.shape == (4,)
+    assert output.logits.dtype == output.values.dtype == torch.float32
+
+
+@torch.no_grad()
+def test_new_adapters_and_action_rows_leave_the_logits_of_the_base_model_alone(build, make_inputs):
+    adapted, plain = build(), build(lora=None, train_action_rows=False)
+    inputs = make_inputs(adapted, [0, 1])
+    assert torch.equal(adapted(inputs).logits, plain(inputs).logits)
+
+
+@torch.no_grad()
+def test_a_right_padded_batch_gives_each_member_what_it_gets_alone(build, make_inputs, tasks):
+    policy = build()
+    assert not policy.uniform_prompts
+    inputs = make_inputs(policy, [0, 1, 2])
+    together = policy(inputs)
+    for task in range(3):
+        alone = build(tasks=tasks[task : task + 1])
+        assert alone.uniform_prompts
+        single = alone(PolicyInputs(inputs.frames[[task]], inputs.state[[task]], torch.tensor([0])))
+        torch.testing.assert_close(together.logits[[task]], single.logits, atol=1e-5, rtol=0)
+        torch.testing.assert_close(together.values[[task]], single.values, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_image_state_and_task_each_change_the_logits(build, make_inputs):
+    policy = build()
+    inputs = make_inputs(policy, [0])
+    reference = policy(inputs).logits
+    other = make_inputs(policy, [0], seed=1)
+    for changed in (
+        PolicyInputs(other.frames, inputs.state, inputs.task_index),
+        PolicyInputs(inputs.frames, other.state, inputs.task_index),
+        PolicyInputs(inputs.frames, inputs.state, torch.tensor([2])),
+    ):
+        assert (policy(changed).logits - reference).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_without_proprioception_the_state_is_not_looked_at(build, make_inputs):
+    policy = build(proprio=False)
+    inputs = make_inputs(policy, [0])
+    logits = policy(inputs).logits
+    assert torch.equal(policy(PolicyInputs(inputs.frames, inputs.state + 1, inputs.task_index)).logits, logits)
+
+
+@torch.no_grad()
+def test_dropping_stop_changes_the_logits_of_the_rlinf_profile(build, make_inputs):
+    kept, dropped = build(profile="simplevla"), build(profile="rlinf")
+    inputs = make_inputs(kept, [0])
+    assert (kept(inputs).logits - dropped(inputs).logits).abs().max() > 1e-4
+
+
+def test_exactly_adapters_rows_projector_and_critic_are_trained_and_every_one_gets_a_gradient(build, make_inputs):
+    policy = build()
+    output = policy(make_inputs(policy, [0, 1]))
+    (output.logits.square().mean() + output.values.square().mean()).backward()
+    for name, parameter in policy.named_parameters():
+        expected = "lora_" in name or name.startswith(("action_rows", "value_head", "model.proprio_projector"))
+        assert parameter.requires_grad is expected, name
+        assert (parameter.grad is not None) is expected, name
+    # B is zero at the start, so A's gradient is zero too; everything else moves.
+    assert all(parameter.grad.abs().sum() > 0 for name, parameter in trainable(policy).items() if "lora_A" not in name)
+
+
+def test_choices_switch_off_what_is_trained(build):
+    policy = build(lora=None, train_action_rows=False, train_proprio_projector=False)
+    assert all(policy.is_value_parameter(name) for name in trainable(policy))
+
+
+def test_the_value_gradient_stays_out_of_the_trunk_unless_it_is_let_in(build, make_inputs):
+    reaches_adapters = []
+    for detach in (True, False):
+        policy = build(detach_value=detach)
+        policy(make_inputs(policy, [0, 1])).values.sum().backward()
+        reached = {name for name, parameter in trainable(policy).items() if parameter.grad is not None}
+        assert {name for name in trainable(policy) if policy.is_value_parameter(name)} <= reached
+        reaches_adapters.append(any("lora_" in name for name in reached))
+    assert reaches_adapters == [False, True]
+
+
+@pytest.mark.parametrize("head", ["attention_pool", "last_prompt_token"])
+def test_each_critic_tells_observations_apart(build, make_inputs, head):
+    policy = build(value_head=head)
+    values = policy(make_inputs(policy, [0, 0, 0])).values
+    assert values.shape == (3,) and values.std() > 1e-3
+
+
+def test_an_unknown_critic_is_refused_with_the_known_ones(build):
+    with pytest.raises(ValueError, match="attention_pool"):
+        build(value_head="mean")
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(build, make_inputs):
+    gradients = []
+    for checkpointing in (False, True):
+        policy = build(gradient_checkpointing=checkpointing).train()
+        policy(make_inputs(policy, [0, 1])).logits.square().mean().backward()
+        gradients.append({name: parameter.grad for name, parameter in trainable(policy).items()})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        if gradient is not None:
+            torch.testing.assert_close(gradient, gradients[1][name], msg=name)
+
+
+def test_bfloat16_weights_keep_what_is_trained_in_float32_and_stay_close(build, make_inputs):
+    reduced, exact = build(dtype="bfloat16"), build()
+    inputs = make_inputs(exact, [0, 1])
+    output = reduced(inputs)
+    assert {parameter.dtype for parameter in trainable(reduced).values()} == {torch.float32}
+    frozen = [parameter for parameter in reduced.parameters() if not parameter.requires_grad]
+    assert {parameter.dtype for parameter in frozen} == {torch.bfloat16}
+    assert output.logits.dtype == output.values.dtype == torch.float32
+    assert (output.logits - exact(inputs).logits).abs().mean() < 0.05
+    output.logits.square().mean().backward()
+    assert reduced.action_rows.grad is not None and reduced.action_rows.grad.abs().sum() > 0
+
+
+def test_reduced_precision_never_touches_the_rotary_table(build):
+    reduced, exact = build(dtype="bfloat16"), build()
+    tables = [policy.model.language_model.model.rotary_emb.inv_freq for policy in (reduced, exact)]
+    assert tables[0].dtype == torch.float32 and torch.equal(*tables)
+
+
+@torch.no_grad()
+def test_an_empty_policy_that_is_given_the_parameters_answers_like_the_full_one(build, make_inputs):
+    full, empty = build(), build(empty=True)
+    assert all(parameter.is_meta for parameter in empty.parameters())
+    assert not any(buffer.is_meta for buffer in empty.buffers())
+    flags = [[(n, p.requires_grad, p.dtype, p.shape) for n, p in policy.named_parameters()] for policy in (full, empty)]
+    assert flags[0] == flags[1]
+    assign_parameters(empty, dict(full.named_parameters()))
+    assert [(n, p.requires_grad) for n, p in empty.named_parameters()] == [(n, g) for n, g, _, _ in flags[0]]
+    inputs = make_inputs(full, [0, 1])
+    expected, actual = full(inputs), empty(inputs)
+    assert torch.equal(actual.logits, expected.logits) and torch.equal(actual.values, expected.values)
+
+
+def test_assigned_tensors_are_shared_not_copied(build):
+    full, empty = build(), build(empty=True)
+    assign_parameters(empty, dict(full.named_parameters()))
+    with torch.no_grad():
+        full.action_rows.add_(1.0)
+    assert torch.equal(empty.action_rows, full.action_rows)
+
+
+def test_missing_unknown_and_misshapen_tensors_are_refused_by_name_and_nothing_is_assigned(build):
+    policy = build(empty=True)
+    tensors = {name: torch.zeros(parameter.shape) for name, parameter in policy.named_parameters()}
+    tensors["action_rows"] = torch.zeros(255, 64)
+    tensors["extra"] = tensors.pop("model.projector.fc1.bias")
+    with pytest.raises(ValueError, match=r"missing: model.projector.fc1.bias; unknown: extra; action_rows: shape"):
+        assign_parameters(policy, tensors)
+    assert all(parameter.is_meta for parameter in policy.parameters())
+
+
+def test_the_same_seed_gives_the_same_policy_and_another_seed_another(build):
+    first, again, other = (dict(build(seed=seed).named_parameters()) for seed in (0, 0, 1))
+    assert all(torch.equal(parameter, again[name]) for name, parameter in first.items())
+    drawn = [
+        name for name in first if not name.endswith(".bias") and "lora_B" not in name and "value_head.norm" not in name
+    ]
+    assert not any(torch.equal(first[name], other[name]) for name in drawn)
+
+
+def test_building_leaves_the_global_random_state_alone(build):
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    build()
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_tokens_become_libero_commands_of_the_suite(build):
+    policy = build(statistics_key="libero_spatial")
+    tokens = np.full((2, 56), 128, dtype=np.int16)  # the middle of every range
+    tokens[1, 13] = 1  # gripper of the second control step: open
+    tokens[1, 7] = 255  # first component of that step: the lowest centre
+    actions = policy.decode_tokens(tokens, np.array([0, 0]))
+    assert actions.shape == (2, 8, 7) and actions.dtype == np.float32
+    middle = [(-0.74547321 + 0.9375) / 2, (-0.66160715 + 0.87589288) / 2, (-0.9375 + 0.93214285) / 2]
+    np.testing.assert_allclose(actions[0, 0, :3], middle, atol=1e-6)
+    assert actions[0, :, 6].tolist() == [1.0] * 8  # the middle is below one half: closed
+    assert actions[1, :, 6].tolist() == [1.0, -1.0] + [1.0] * 6
+    lowest = 0.5 * (1 - 0.99607843) * (0.9375 + 0.74547321) - 0.74547321
+    assert actions[1, 1, 0] == pytest.approx(lowest, abs=1e-6)
+
+
+def test_encoding_commands_undoes_decoding_tokens(build):
+    policy = build()
+    tokens = np.random.default_rng(0).integers(1, 256, (3, 56)).astype(np.int16)
+    tokens[:, 6::7] = np.where(tokens[:, 6::7] % 2, 128, 0)  # closed and open, as demonstrations have it
+    np.testing.assert_array_equal(
+        policy.encode_actions(policy.decode_tokens(tokens, np.zeros(3, dtype=np.int64))), tokens
+    )
+
+
+def test_frames_of_another_shape_or_type_are_refused(build, make_inputs):
+    policy = build()
+    inputs = make_inputs(policy, [0])
+    with pytest.raises(ValueError, match=r"uint8 of shape \(B, 1, 28, 28, 3\)"):
+        policy(PolicyInputs(inputs.frames[:, :, :14], inputs.state, inputs.task_index))
+    with pytest.raises(ValueError, match="float32"):
+        policy(PolicyInputs(inputs.frames.float(), inputs.state, inputs.task_index))
+
+
+def test_names_of_adapted_layers_lead_back_to_the_checkpoint(build):
+    adapted, plain = build(), build(lora=None)
+    names = {checkpoint_name(name) for name, _ in adapted.named_parameters() if "lora_" not in name}
+    assert names == {name for name, _ in plain.named_parameters()}
+
+
+def test_adapters_stay_off_everything_but_the_chosen_layers(build):
+    policy = build(lora=LoraSettings(rank=2, targets=("q_proj",)))
+    adapted = {name.rsplit(".", 3)[0] for name, _ in policy.named_parameters() if "lora_" in name}
+    assert adapted == {f"model.language_model.model.layers.{layer}.self_attn.q_proj" for layer in range(3)}
+
+
+def test_an_unknown_target_of_adapters_is_refused():
+    with pytest.raises(ValueError, match="train_action_rows"):
+        LoraSettings(targets=("lm_head",))
+
+
+def test_scaling_of_adapters_is_alpha_over_rank(build, make_inputs):
+    one, two = build(lora=LoraSettings(rank=4, alpha=4.0)), build(lora=LoraSettings(rank=4, alpha=8.0))
+    inputs = make_inputs(one, [0])
+    with torch.no_grad():
+        for policy, scale in ((one, 1.0), (two, 0.5)):
+            for name, parameter in policy.named_parameters():
+                if "lora_B" in name:
+                    parameter.fill_(0.01 * scale)
+        assert (one(inputs).logits - build()(inputs).logits).abs().max() > 1e-3
+        torch.testing.assert_close(one(inputs).logits, two(inputs).logits, atol=2e-5, rtol=0)
+
+
+def test_the_self_test_finds_nothing_but_untrained_rows_in_a_random_model(build):
+    findings = self_test(build())
+    assert len(findings) == 1 and "look untrained" in findings[0]
+
+
+def test_the_self_test_passes_rows_that_prefer_some_bins(build):
+    policy = build()
+    with torch.no_grad():
+        policy.action_rows.mul_(20.0)
+    assert self_test(policy) == []
+
+
+def test_the_self_test_notices_causal_attention(build, monkeypatch):
+    policy = build()
+    llama = policy.model.language_model.model
+    monkeypatch.setattr(llama.config, "is_causal", True)
+    plain_forward = llama.forward
+    monkeypatch.setattr(llama, "forward", lambda **keywords: plain_forward(**{**keywords, "is_causal": True}))
+    assert any("attention is causal" in finding for finding in self_test(policy))
+
+
+def test_the_self_test_notices_images_without_effect(build):
+    policy = build()
+    with torch.no_grad():
+        policy.model.projector.fc3.weight.zero_()
+    assert any("images do not matter" in finding for finding in self_test(policy))
