@@ -1,0 +1,56 @@
+"""Stepping through our environment is stepping LIBERO's own, bit for bit and pixel by pixel."""
+
+import numpy as np
+import pytest
+
+from vla_rl.envs.libero.env import LiberoEnv
+
+pytestmark = pytest.mark.libero
+
+CHUNK = 8
+CHUNKS = 8
+
+
+def seed_of(seed, task_id, init_state):
+    return int(np.random.SeedSequence([seed, task_id, init_state]).generate_state(1)[0])
+
+
+def random_chunks(seed, chunks=CHUNKS):
+    return np.random.default_rng(seed).uniform(-1.0, 1.0, (chunks, CHUNK, 7)).astype(np.float32)
+
+
+def compare(env, stock, task_id, init_state, seed, states):
+    """Both run the same chunks; LIBERO's wrapper is made current before each of its steps, which draw."""
+    observation = env.reset(init_state, seed=seed)
+    stock.start(seed_of(seed, task_id, init_state), None if states is None else states[init_state])
+    assert_same(env, stock, observation)
+    for chunk in random_chunks(init_state):
+        result = env.step_chunk(chunk)
+        stock.make_current()
+        for action in chunk.astype(np.float64):
+            stock.step(action)
+        assert_same(env, stock, result.observation)
+
+
+def assert_same(env, stock, observation):
+    for ours, theirs in zip(env.physics_state(), stock.state(), strict=True):
+        assert np.array_equal(ours, theirs)
+    assert np.array_equal(observation.frames, stock.frames())
+    expected = stock.observation
+    assert np.array_equal(observation.state[:3], expected["robot0_eef_pos"].astype(np.float32))
+    assert np.array_equal(observation.state[6:], expected["robot0_gripper_qpos"].astype(np.float32))
+
+
+@pytest.mark.parametrize("init_states", ["standard", "sampled"])
+def test_sixty_four_random_steps_with_proxies_are_liberos_own(stock_libero, init_states):
+    env = LiberoEnv("libero_spatial", 0, assets="proxy", image_size=128, init_states=init_states)
+    stock = stock_libero("libero_spatial", 0, assets="proxy")
+    compare(env, stock, 0, 3, 7, env._states)
+    env.close()
+
+
+def test_sixty_four_random_steps_with_full_assets_are_liberos_own(stock_libero, full_assets):
+    env = LiberoEnv("libero_spatial", 4, assets=full_assets, image_size=128)
+    stock = stock_libero("libero_spatial", 4, assets=full_assets)
+    compare(env, stock, 4, 3, 7, env._states)
+    env.close()

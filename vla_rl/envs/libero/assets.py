@@ -1,0 +1,94 @@
+"""Which assets to simulate with: LIBERO's own where a user has them, primitives otherwise."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vla_rl.envs.libero.errors import SimulatorError
+from vla_rl.envs.libero.proxy.generate import proxy_folder
+
+AssetKind = Literal["proxy", "full"]
+ASSETS_VARIABLE = "VLA_RL_LIBERO_ASSETS"
+SUBFOLDERS = ("articulated_objects", "stable_scanned_objects", "turbosquid_objects", "stable_hope_objects", "scenes")
+
+
+@dataclass(frozen=True, slots=True)
+class Assets:
+    """A folder in the layout of LIBERO's `assets/`."""
+
+    folder: Path
+    kind: AssetKind
+
+
+def resolve_assets(assets: str) -> Assets:
+    """The folder to simulate with. Never asks, never downloads.
+
+    Args:
+        assets: `proxy` for the generated primitives; a folder of LIBERO's full assets; or `auto`: the folder named by
+            `$VLA_RL_LIBERO_ASSETS`, else the copy that hf-libero has downloaded before, if complete, else `proxy`.
+
+    Raises:
+        SimulatorError: a folder that was named lacks one of the five sub-folders.
+    """
+    if assets == "proxy":
+        return Assets(proxy_folder(), "proxy")
+    if assets != "auto":
+        return Assets(_checked(Path(assets).expanduser(), "assets"), "full")
+    if named := os.environ.get(ASSETS_VARIABLE):
+        return Assets(_checked(Path(named).expanduser(), f"${ASSETS_VARIABLE}"), "full")
+    downloaded = Path.home() / ".cache" / "libero" / "assets"
+    if not _missing(downloaded):
+        return Assets(downloaded, "full")
+    return resolve_assets("proxy")
+
+
+def check_task_assets(assets: Assets, bddl: Path) -> None:
+    """Whether the assets hold every object that a task needs; the proxies cover four suites, not LIBERO-90.
+
+    Raises:
+        SimulatorError: names the categories without a file.
+    """
+    absent = [name for name in _categories(bddl) if not _has_object(assets.folder, name)]
+    if absent:
+        raise SimulatorError(
+            f"{assets.folder} ({assets.kind} assets) has no file for {', '.join(absent)}, needed by {bddl.name}; "
+            "proxies exist for libero_spatial, libero_object, libero_goal and libero_10. "
+            f"Fix: give the folder of LIBERO's full assets as 'assets' or in ${ASSETS_VARIABLE}"
+        )
+
+
+def _missing(folder: Path) -> list[str]:
+    return [name for name in SUBFOLDERS if not (folder / name).is_dir()]
+
+
+def _checked(folder: Path, source: str) -> Path:
+    if absent := _missing(folder):
+        state = f"lacks {', '.join(absent)}" if folder.is_dir() else "does not exist"
+        raise SimulatorError(
+            f"{source} = {str(folder)!r} is not a folder of LIBERO assets: it {state}. It must hold "
+            f"{', '.join(SUBFOLDERS)}, as LIBERO's assets/ does. Fix: name that folder, or use 'proxy' or 'auto'"
+        )
+    return folder.resolve()
+
+
+_DECLARATIONS = re.compile(r"\(:(?:fixtures|objects)\s([^()]*)\)")
+_PART_OF_ARENA = {"table", "floor", "kitchen_table", "living_room_table", "study_table", "coffee_table"}
+
+
+def _categories(bddl: Path) -> list[str]:
+    """Categories of a task's fixtures and objects: the word after each dash."""
+    found: dict[str, None] = {}
+    for block in _DECLARATIONS.findall(bddl.read_text(encoding="utf-8")):
+        words = block.split()
+        found.update(dict.fromkeys(after for dash, after in itertools.pairwise(words) if dash == "-"))
+    return [name for name in found if name not in _PART_OF_ARENA]
+
+
+def _has_object(folder: Path, name: str) -> bool:
+    nested = (folder / place / name / f"{name}.xml" for place in SUBFOLDERS[1:4])
+    return (folder / SUBFOLDERS[0] / f"{name}.xml").is_file() or any(path.is_file() for path in nested)

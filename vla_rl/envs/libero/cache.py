@@ -1,0 +1,52 @@
+"""The per-user folder for generated files, written so that no reader ever sees half of one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+
+def cache_root() -> Path:
+    """`$VLA_RL_CACHE`, else `$XDG_CACHE_HOME/vla_rl`, else `~/.cache/vla_rl`."""
+    if own := os.environ.get("VLA_RL_CACHE"):
+        return Path(own).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "vla_rl"
+
+
+def publish_folder(name: str, files: Mapping[PurePosixPath, bytes]) -> Path:
+    """A folder in the cache with exactly these files; written once, found by its content ever after.
+
+    The folder's name ends in a digest of the files, so versions live side by side, and it appears by one rename, so
+    any number of processes may ask for it at once.
+
+    Args:
+        name: first part of the folder's name.
+        files: relative path to content.
+    """
+    digest = hashlib.sha256()
+    for path, content in sorted(files.items()):
+        digest.update(f"{path}\0{len(content)}\0".encode())
+        digest.update(content)
+    target = cache_root() / f"{name}-{digest.hexdigest()[:16]}"
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=target.parent))
+    try:
+        for path, content in files.items():
+            destination = staging / path
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            destination.write_bytes(content)
+        staging.chmod(0o755)
+        staging.rename(target)
+    except OSError:
+        if not target.is_dir():  # otherwise another process published the same content first
+            raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return target

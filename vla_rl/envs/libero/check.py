@@ -1,0 +1,82 @@
+"""Whether LIBERO would run here, found out before any worker is started and without importing it in this process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+
+from vla_rl.envs.libero import gl as renderers
+from vla_rl.envs.libero import shim
+from vla_rl.envs.libero.assets import Assets, resolve_assets
+from vla_rl.envs.libero.errors import SimulatorError
+from vla_rl.envs.libero.suites import INSTALL_HINT
+
+_IMPORT = "import sys; from vla_rl.envs.libero import shim; shim.load(gl=sys.argv[1])"
+_IMPORT_SECONDS = 300.0  # the first import on a machine compiles robosuite's numba functions
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatorReport:
+    """What episodes on this machine would run with; goes into the manifest of a run."""
+
+    versions: dict[str, str]  # by package
+    gl: str  # egl or osmesa, or what the user's MUJOCO_GL says
+    renderer: str  # what OpenGL calls itself, for example "llvmpipe (LLVM 15.0.6, 256 bits)"
+    assets: Assets
+    warnings: tuple[str, ...]  # why a score from here would not be comparable
+
+
+def check_simulator(*, gl: renderers.GL = "auto", assets: str = "auto", for_scores: bool = False) -> SimulatorReport:
+    """Look for everything that would stop a worker, in about three seconds.
+
+    Sets `MUJOCO_GL` for this process and the ones it starts, so that each of them need not look again.
+
+    Args:
+        gl: renderer, as in the recipe.
+        assets: auto, proxy or a folder, as in the recipe.
+        for_scores: refuse what otherwise is a warning: package versions on which published scores shift.
+
+    Raises:
+        SimulatorError: the one thing to fix first.
+    """
+    chosen = resolve_assets(assets)
+    shim.check_installed()
+    versions = shim.versions()
+    warnings = _version_warnings(versions)
+    if warnings and for_scores:
+        raise SimulatorError(f"{'; '.join(warnings)}. Fix: {INSTALL_HINT}")
+    backend = renderers.choose(gl)
+    renderer = renderers.probe(backend).renderer
+    if renderer is None:
+        raise SimulatorError(
+            f"MUJOCO_GL={backend} renders nothing: {renderers.probe(backend).reason}; unset it, or set egl"
+        )
+    _check_import(backend)
+    os.environ["MUJOCO_GL"] = backend
+    return SimulatorReport(versions, backend, renderer, chosen, warnings)
+
+
+def _version_warnings(versions: dict[str, str]) -> tuple[str, ...]:
+    return tuple(
+        f"{package} {versions[package]} is installed; LIBERO's published scores hold for {pinned} alone"
+        for package, pinned in shim.PINNED.items()
+        if versions[package] != pinned
+    )
+
+
+def _check_import(backend: str) -> None:
+    """Import LIBERO in a process of its own: some of its imports are declared nowhere."""
+    result = subprocess.run(
+        [sys.executable, "-c", _IMPORT, backend],
+        env={**os.environ, "MUJOCO_GL": backend},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=_IMPORT_SECONDS,
+        check=False,
+    )
+    if result.returncode != 0:
+        cause = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
+        raise SimulatorError(f"hf-libero is installed but cannot be imported: {cause}. Fix: {INSTALL_HINT}")

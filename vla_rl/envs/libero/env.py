@@ -1,0 +1,224 @@
+"""A LIBERO task behind the environment protocol, drawing only what a policy will look at."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_rl.envs.libero import shim
+from vla_rl.envs.libero.assets import AssetKind, check_task_assets, resolve_assets
+from vla_rl.envs.libero.errors import SimulatorError
+from vla_rl.envs.libero.gl import GL
+from vla_rl.envs.libero.init_states import InitStates, load_states
+from vla_rl.envs.libero.proxy.robot import simplify_visuals
+from vla_rl.envs.libero.simulation import Pose, Simulation
+from vla_rl.envs.libero.suites import HORIZONS, libero_task, task_files
+from vla_rl.types import ChunkResult, FloatArray, Observation, TaskInfo, UInt8Array
+
+ACTION_DIM = 7
+STATE_DIM = 8
+CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
+SETTLE_STEPS = 10
+SETTLE_ACTION = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
+
+Camera = Literal["agentview", "wrist"]
+Render = Literal["decision", "every_step"]
+
+
+class LiberoEnv:
+    """One LIBERO task, stepped as in the evaluation of OpenVLA-OFT.
+
+    Actions are the simulator's own: end-effector displacement 6 in [-1, 1] and gripper, -1 open and +1 close, at 20 Hz.
+    State, (8,): end-effector position 3, axis-angle 3, finger positions 2. Frames are turned by 180 degrees.
+
+    Physics is LIBERO's own bit for bit, and so is every frame that is drawn with full assets. With proxy assets the
+    robot's visual meshes, three quarters of all vertices, are drawn as primitives; nothing that collides or weighs is
+    touched. Fixtures have no joints, so a stored state does not hold their place: LIBERO draws it in every reset, and
+    here it follows from (seed, task, init_state).
+
+    Example:
+        >>> env = LiberoEnv("libero_spatial", 0, assets="proxy")
+        >>> observation = env.reset(0)
+        >>> result = env.step_chunk(np.zeros((8, 7), dtype=np.float32))
+        >>> env.close()
+    """
+
+    def __init__(
+        self,
+        suite: str,
+        task_id: int,
+        *,
+        assets: str = "auto",
+        image_size: int = 256,
+        cameras: tuple[Camera, ...] = ("agentview", "wrist"),
+        render: Render = "decision",
+        init_states: InitStates = "standard",
+        horizon: int | None = None,
+        gl: GL = "auto",
+    ) -> None:
+        """Build the simulator in this process.
+
+        Args:
+            suite: libero_spatial, libero_object, libero_goal, libero_10 or libero_90.
+            task_id: position in the benchmark's own order.
+            assets: auto, proxy or a folder; see `resolve_assets`.
+            image_size: pixels a side of a frame.
+            cameras: which frames an observation holds, in order.
+            render: `decision` draws the last control step of a chunk; `every_step` draws all (`chunk_frames`).
+            init_states: what the number given to `reset` means; see `load_states`.
+            horizon: control steps after which an episode is truncated; default: the suite's own.
+            gl: renderer; see `gl.choose`. One process has one.
+
+        Raises:
+            SimulatorError: the message names what is missing or wrong, and the fix.
+        """
+        self._task = libero_task(suite, task_id)
+        self._horizon = HORIZONS[suite] if horizon is None else horizon
+        self._render: Render = render
+        self._states = load_states(self._task, init_states)
+        self._init_states: InitStates = init_states
+        chosen = resolve_assets(assets)
+        bddl = task_files(self._task).bddl
+        check_task_assets(chosen, bddl)
+        libraries = shim.load(gl=gl)
+        shim.use_assets(chosen.folder)
+        self._assets = chosen
+        self._simulation = Simulation(
+            libraries,
+            bddl=bddl,
+            cameras=tuple(CAMERAS[camera] for camera in cameras),
+            image_size=image_size,
+            edit_xml=simplify_visuals if chosen.kind == "proxy" else None,
+        )
+        self._elapsed = 0
+        self._running = False
+        self._chunk_frames: list[UInt8Array] = []
+
+    @property
+    def task(self) -> TaskInfo:
+        """The task that is simulated."""
+        return self._task
+
+    @property
+    def horizon(self) -> int:
+        """Control steps after which an episode is truncated, settling not counted."""
+        return self._horizon
+
+    @property
+    def asset_kind(self) -> AssetKind:
+        """Whether LIBERO's own assets are simulated, or the primitives. Scores of the latter mean nothing."""
+        return self._assets.kind
+
+    @property
+    def chunk_frames(self) -> UInt8Array:
+        """With `every_step`, the frames after each control step of the last chunk, (executed, N, H, W, 3)."""
+        if self._render != "every_step":
+            raise RuntimeError("chunk_frames needs render='every_step'")
+        return np.stack(self._chunk_frames)
+
+    def reset(self, init_state: int, *, seed: int = 0) -> Observation:
+        """Start an episode and let the objects settle for 10 control steps.
+
+        Args:
+            init_state: index into the stored states; with `sampled`, any number from 0.
+            seed: with the task and `init_state` it decides everything LIBERO draws at random.
+
+        Raises:
+            SimulatorError: there is no such state, or LIBERO finds no placement.
+        """
+        self._check_init_state(init_state)
+        shim.use_assets(self._assets.folder)  # a reset reads the files again; another env may have set another folder
+        words = np.random.SeedSequence([seed, self._task.task_id, init_state]).generate_state(1)
+        self._simulation.reset(int(words[0]))
+        if self._states is not None:
+            self._simulation.set_state(self._states[init_state])
+        for _ in range(SETTLE_STEPS):
+            self._simulation.step(SETTLE_ACTION)
+        self._elapsed = 0
+        self._running = True
+        return self._observe()
+
+    def step_chunk(self, actions: FloatArray) -> ChunkResult:
+        """Execute actions (K, 7) open loop; stops where the episode ends.
+
+        The observation is that of the last control step that ran, also where success ends a chunk early. Reward is 1 in
+        the step in which the goal first holds, else 0.
+        """
+        if not self._running:
+            raise RuntimeError("step_chunk before reset, or after the end of an episode")
+        if actions.ndim != 2 or actions.shape[1] != ACTION_DIM or len(actions) == 0:
+            raise ValueError(f"actions must be (K, {ACTION_DIM}) with K >= 1, got {actions.shape}")
+        planned = min(len(actions), self._horizon - self._elapsed)
+        self._chunk_frames = []
+        terminated = False
+        executed = 0
+        for action in actions[:planned].astype(np.float64):
+            executed += 1
+            terminated = self._simulation.step(action)
+            if self._render == "every_step":
+                self._chunk_frames.append(_upright(self._simulation.frames()))
+            if terminated:
+                break
+        self._elapsed += executed
+        truncated = not terminated and self._elapsed >= self._horizon
+        self._running = not (terminated or truncated)
+        return ChunkResult(
+            observation=self._observe(),
+            reward=float(terminated),
+            terminated=terminated,
+            truncated=truncated,
+            executed=executed,
+        )
+
+    def physics_state(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Copies of MuJoCo's positions (nq,) and velocities (nv,)."""
+        return self._simulation.physics_state()
+
+    @property
+    def simulation(self) -> Simulation:
+        """What is underneath, for tests and measurements."""
+        return self._simulation
+
+    def close(self) -> None:
+        """Free simulator and graphics; safe to call twice."""
+        self._running = False
+        self._simulation.close()
+
+    def _check_init_state(self, init_state: int) -> None:
+        if init_state < 0 or (self._states is not None and init_state >= len(self._states)):
+            allowed = "any number from 0" if self._states is None else f"0..{len(self._states) - 1}"
+            raise SimulatorError(
+                f"init_state {init_state} does not exist: the {self._init_states} states of {self._task.suite} task "
+                f"{self._task.task_id} are {allowed}"
+            )
+
+    def _observe(self) -> Observation:
+        return Observation(
+            frames=_upright(self._simulation.frames()),
+            state=proprioception(self._simulation.pose()),
+        )
+
+
+def proprioception(pose: Pose) -> FloatArray:
+    """The 8 numbers that published policies were trained on: position 3, axis-angle 3, fingers 2."""
+    return np.concatenate([pose.position, axis_angle(pose.quaternion), pose.fingers]).astype(np.float32)
+
+
+def axis_angle(quaternion: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The rotation (x, y, z, w) as axis times angle, with angles up to 2 pi.
+
+    The quaternion is deliberately not flipped to its nearer antipode: the policies' statistics were taken without, and
+    flipping costs up to 40 points of success.
+    """
+    w = min(1.0, max(-1.0, float(quaternion[3])))
+    sine = np.sqrt(1.0 - w * w)
+    if sine == 0.0:
+        return np.zeros(3)
+    return np.asarray(quaternion[:3] * 2.0 * np.arccos(w) / sine)
+
+
+def _upright(frames: UInt8Array) -> UInt8Array:
+    """OpenGL's rows from the bottom, turned by 180 degrees as in the training data."""
+    return np.ascontiguousarray(frames[:, ::-1, ::-1])

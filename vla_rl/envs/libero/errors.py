@@ -1,0 +1,7 @@
+"""What can be wrong with the simulator, as the user meets it."""
+
+from __future__ import annotations
+
+
+class SimulatorError(ValueError):
+    """The simulator, its assets or its graphics cannot be used; the message names the cause and the fix."""

@@ -1,0 +1,106 @@
+"""Which off-screen renderer to use, found out before anything that would fix the choice is imported."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+from vla_rl.envs.libero.errors import SimulatorError
+
+GL = Literal["auto", "egl", "osmesa"]
+
+_PROBE_SECONDS = 120.0
+_PROBE = """
+import mujoco
+model = mujoco.MjModel.from_xml_string('<mujoco><worldbody><geom size=".1"/></worldbody></mujoco>')
+with mujoco.Renderer(model, 8, 8) as renderer:
+    renderer.update_scene(mujoco.MjData(model))
+    renderer.render()
+    from OpenGL import GL
+    print(GL.glGetString(GL.GL_RENDERER).decode())
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One way to render without a display."""
+
+    library: str
+    packages: str  # Debian and Ubuntu
+
+
+BACKENDS = {
+    "egl": Backend(library="libEGL.so.1", packages="libegl1 libgl1 libgl1-mesa-dri"),
+    "osmesa": Backend(library="libOSMesa.so.8", packages="libosmesa6"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What came of rendering one frame."""
+
+    renderer: str | None  # what OpenGL calls itself, for example "llvmpipe (...)"; None if nothing was rendered
+    reason: str  # the last line of the failure
+
+
+@cache
+def probe(backend: str) -> Probe:
+    """Render one frame in a process of its own. Takes about a second; the answer is kept."""
+    environment = {**os.environ, "MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend}
+    if not environment.get("CUDA_VISIBLE_DEVICES", "none"):
+        del environment["CUDA_VISIBLE_DEVICES"]
+    try:
+        result = subprocess.run(
+            [sys.executable, "-c", _PROBE],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=_PROBE_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return Probe(renderer=None, reason=f"no frame within {_PROBE_SECONDS:.0f} s")
+    if result.returncode == 0:
+        return Probe(renderer=result.stdout.strip(), reason="")
+    lines = [line for line in result.stderr.splitlines() if line.strip() and "Exception ignored" not in line]
+    errors = [line for line in lines if "Error" in line and not line.startswith(" ")]
+    return Probe(renderer=None, reason=(errors or lines or [f"exit code {result.returncode}"])[-1].strip())
+
+
+def choose(gl: GL) -> str:
+    """The renderer to use: `egl` or `osmesa`, or whatever `MUJOCO_GL` says if the user set it and `gl` is auto.
+
+    Raises:
+        SimulatorError: no renderer works; the message names the missing library and the packages that hold it.
+    """
+    if gl not in ("auto", *BACKENDS):
+        raise SimulatorError(f"gl must be one of auto, {', '.join(BACKENDS)}, got {gl!r}")
+    users = os.environ.get("MUJOCO_GL", "").strip().lower()
+    if gl == "auto" and users:
+        return users
+    candidates: list[str] = list(BACKENDS) if gl == "auto" else [gl]
+    for backend in candidates:
+        if probe(backend).renderer is not None:
+            return backend
+    raise SimulatorError(_nothing_renders(candidates))
+
+
+def _nothing_renders(candidates: list[str]) -> str:
+    tried = "; ".join(f"{name}: {_why(name)}" for name in candidates)
+    fixes = " or ".join(f"apt-get install -y {BACKENDS[name].packages}" for name in candidates)
+    return f"no renderer works, tried {tried}. Fix: {fixes}"
+
+
+def _why(backend: str) -> str:
+    """The missing library by name, where that is the reason: OpenGL's own message would not say so."""
+    library = BACKENDS[backend].library
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return f"{library} is not installed"
+    return f"{library} is there, but {probe(backend).reason}"

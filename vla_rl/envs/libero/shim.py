@@ -1,0 +1,192 @@
+"""The one place that imports LIBERO, robosuite and MuJoCo, with everything that must be right before they are imported.
+
+What this avoids, each of which is met by users of the stock packages:
+
+* `import libero.libero` asks a question on the terminal unless `LIBERO_CONFIG_PATH` names a folder with a config.
+* hf-libero downloads assets at first use, whatever its config says, unless a module variable names a folder.
+* The renderer is fixed by `MUJOCO_GL` when robosuite is imported, and its EGL device by `CUDA_VISIBLE_DEVICES`, an
+  empty value of which raises.
+* robosuite opens `/tmp/robosuite.log`, which belongs to whoever came first on a shared machine.
+* One placement sampler drops into the debugger when it fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from vla_rl.envs.libero import gl as renderers
+from vla_rl.envs.libero.cache import publish_folder
+from vla_rl.envs.libero.errors import SimulatorError
+from vla_rl.envs.libero.suites import INSTALL_HINT, wheel_root
+
+# Scores shift on other versions: from mujoco 3.3.3 the floor of the Object suite is darker, from 3.4 on Spatial task 5
+# settles differently; robosuite 1.5 removed the class that LIBERO derives from.
+PINNED = {"mujoco": "3.3.0", "robosuite": "1.4.0", "hf-libero": "0.1.4"}
+
+
+@dataclass(frozen=True, slots=True)
+class Libraries:
+    """The imported modules, untyped as they are."""
+
+    mujoco: Any
+    problems: Any  # TASK_MAPPING: problem class by name
+    problem_info: Any  # the BDDL parser
+    controller_config: Any
+    observable: Any  # robosuite's timed sensor
+    randomization_error: type[Exception]
+
+
+_loaded: tuple[str, Libraries] | None = None
+
+
+def load(*, gl: renderers.GL) -> Libraries:
+    """Import the simulator, once per process, with the renderer fixed before.
+
+    Raises:
+        SimulatorError: a package is missing, no renderer works, or this process already renders in another way.
+    """
+    global _loaded  # imports are process-global, and so is the choice made before them
+    if _loaded is not None:
+        if gl not in ("auto", _loaded[0]):
+            raise SimulatorError(f"this process already renders with {_loaded[0]}; {gl} needs a process of its own")
+        return _loaded[1]
+    check_installed()
+    backend = renderers.choose(gl)
+    os.environ["MUJOCO_GL"] = os.environ["PYOPENGL_PLATFORM"] = backend
+    os.environ["LIBERO_CONFIG_PATH"] = str(_config_folder())
+    _silence_robosuite_log()
+    with egl_device():
+        libraries = _import()
+    _loaded = (backend, libraries)
+    return libraries
+
+
+def use_assets(folder: Path) -> None:
+    """Make LIBERO read its XML files from here from now on."""
+    import libero.libero
+
+    libero.libero._assets_path_cache = str(folder)  # the loader ignores the config's own key
+
+
+def check_installed() -> None:
+    """Whether the packages are there, without importing them.
+
+    Raises:
+        SimulatorError: names the first package that is missing.
+    """
+    wheel_root()
+    for package in ("robosuite", "bddl", "mujoco"):
+        if importlib.util.find_spec(package) is None:
+            raise SimulatorError(f"{package} is not installed; {INSTALL_HINT}")
+
+
+def versions() -> dict[str, str]:
+    """Installed version of every pinned package."""
+    return {package: importlib.metadata.version(package) for package in PINNED}
+
+
+@contextlib.contextmanager
+def egl_device() -> Iterator[None]:
+    """Tell robosuite which EGL device to open, in the only way that works for every `CUDA_VISIBLE_DEVICES`.
+
+    robosuite reads both variables when it is imported and when it makes its first context, raises on an empty
+    `CUDA_VISIBLE_DEVICES` and on one that holds UUIDs, and asserts that one contains the other. Within this block the
+    device is given by `MUJOCO_EGL_DEVICE_ID` alone: the user's, else the first visible CUDA device, else 0.
+    """
+    saved = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "MUJOCO_EGL_DEVICE_ID")}
+    first_visible = (saved["CUDA_VISIBLE_DEVICES"] or "").split(",")[0].strip()
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    if saved["MUJOCO_EGL_DEVICE_ID"] is None:
+        known = first_visible.isdigit() and os.environ.get("MUJOCO_GL") == "egl"
+        os.environ["MUJOCO_EGL_DEVICE_ID"] = first_visible if known and _egl_devices() > int(first_visible) else "0"
+    try:
+        yield
+    finally:
+        for name, value in saved.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def seeded_reset(seed: int) -> Iterator[None]:
+    """Seed what LIBERO draws from in a reset, numpy's global generator, and give it back as it was.
+
+    Also keeps the debugger shut, which LIBERO's in-site sampler opens before it raises.
+    """
+    import pdb
+
+    state = np.random.get_state()
+    set_trace = pdb.set_trace
+    np.random.seed(seed)
+    pdb.set_trace = lambda *_args, **_kwargs: None
+    try:
+        yield
+    finally:
+        pdb.set_trace = set_trace
+        np.random.set_state(state)
+
+
+def _egl_devices() -> int:
+    from mujoco.egl import egl_ext
+
+    return len(egl_ext.eglQueryDevicesEXT())
+
+
+def _config_folder() -> Path:
+    """A folder with the `config.yaml` that LIBERO would otherwise ask the user to make. JSON is YAML."""
+    root = wheel_root()
+    keys = {
+        "benchmark_root": root,
+        "bddl_files": root / "bddl_files",
+        "init_states": root / "init_files",
+        "datasets": root.parent / "datasets",
+        "assets": root / "assets",
+    }
+    text = json.dumps({key: str(path) for key, path in keys.items()}, indent=2)
+    return publish_folder("libero-config", {PurePosixPath("config.yaml"): text.encode()})
+
+
+def _silence_robosuite_log() -> None:
+    """Load robosuite's settings ahead of robosuite, to turn its log file off before it is opened."""
+    name = "robosuite.macros"
+    parent = importlib.util.find_spec("robosuite")
+    if name in sys.modules or parent is None or parent.origin is None:
+        return
+    spec = importlib.util.spec_from_file_location(name, Path(parent.origin).with_name("macros.py"))
+    if spec is None or spec.loader is None:
+        raise SimulatorError(f"robosuite at {parent.origin} has no macros.py; {INSTALL_HINT}")
+    macros: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(macros)
+    macros.FILE_LOGGING_LEVEL = None
+    macros.CONSOLE_LOGGING_LEVEL = "ERROR"
+    sys.modules[name] = macros
+
+
+def _import() -> Libraries:
+    import mujoco
+    from libero.libero.envs import TASK_MAPPING, bddl_utils
+    from robosuite import load_controller_config
+    from robosuite.utils.errors import RandomizationError
+    from robosuite.utils.observables import Observable
+
+    return Libraries(
+        mujoco=mujoco,
+        problems=TASK_MAPPING,
+        problem_info=bddl_utils.get_problem_info,
+        controller_config=load_controller_config,
+        observable=Observable,
+        randomization_error=RandomizationError,
+    )

@@ -1,0 +1,154 @@
+"""A point that must reach a goal: an environment in numpy alone, solved by a small network within seconds.
+
+It exists to try the program out, and for tests of everything around an environment.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_rl.types import ChunkResult, FloatArray, Observation, TaskInfo, UInt8Array
+
+ACTION_DIM = 2
+STATE_DIM = 4
+SPEED = 0.25  # how far a control step with action 1 moves the point, in half widths of the arena
+GOAL_RADIUS = 0.2
+SHAPING = 0.1  # reward per unit of distance gained; small beside the 1.0 of success
+
+_BACKGROUND = (40, 40, 40)
+_GOAL_COLOUR = (60, 180, 75)
+_POINT_COLOUR = (230, 60, 60)
+
+
+def task_info(task_id: int) -> TaskInfo:
+    """One of the toy's tasks, without making the environment."""
+    return TaskInfo(suite="toy", task_id=task_id, name=f"toy_{task_id}", language="move to the green disc")
+
+
+class ToyEnv:
+    """Move a point in the square [-1, 1] x [-1, 1] into a disc around the goal.
+
+    State, (4,): position (x, y) and goal (x, y). Action, (2,) in [-1, 1], clipped: displacement in units of `SPEED`.
+    An episode terminates within `GOAL_RADIUS` of the goal with reward 1; on the way `SHAPING` times the distance
+    gained is paid. Start and goal follow from (init_state, seed, task_id).
+
+    Example:
+        >>> env = ToyEnv(0)
+        >>> env.reset(3).state.shape
+        (4,)
+    """
+
+    def __init__(
+        self,
+        task_id: int = 0,
+        *,
+        horizon: int = 16,
+        chunk_size: int = 2,
+        image_size: int = 0,
+        step_seconds: float = 0.0,
+    ) -> None:
+        """Make the environment.
+
+        Args:
+            task_id: seeds another set of starts and goals.
+            horizon: control steps after which an episode is truncated.
+            chunk_size: largest number of actions `step_chunk` takes at once.
+            image_size: pixels a side of one drawn frame per observation; 0 for none.
+            step_seconds: pretended simulation time, slept in every control step.
+        """
+        self._task = task_info(task_id)
+        self._horizon = horizon
+        self._chunk_size = chunk_size
+        self._image_size = image_size
+        self._step_seconds = step_seconds
+        self._position: NDArray[np.float64] = np.zeros(2)
+        self._goal: NDArray[np.float64] = np.zeros(2)
+        self._elapsed = 0
+        self._running = False
+
+    @property
+    def task(self) -> TaskInfo:
+        """The task that is simulated."""
+        return self._task
+
+    @property
+    def horizon(self) -> int:
+        """Control steps after which an episode is truncated."""
+        return self._horizon
+
+    def reset(self, init_state: int, *, seed: int = 0) -> Observation:
+        """Start an episode; same arguments, same episode.
+
+        Args:
+            init_state: any number from 0; each is another start and goal, at least half a width apart.
+            seed: each seed is another set of starts and goals.
+        """
+        if init_state < 0 or seed < 0:
+            raise ValueError(f"init_state and seed count from 0, got {init_state} and {seed}")
+        generator = np.random.default_rng([seed, self._task.task_id, init_state])
+        self._position, self._goal = generator.uniform(-1.0, 1.0, (2, 2))
+        while self._distance() < 0.5:  # a start at the goal would teach nothing
+            self._goal = generator.uniform(-1.0, 1.0, 2)
+        self._elapsed = 0
+        self._running = True
+        return self._observe()
+
+    def step_chunk(self, actions: FloatArray) -> ChunkResult:
+        """Execute up to `chunk_size` actions, (K, 2), open loop; stops where the episode ends."""
+        self._check(actions)
+        reward = 0.0
+        executed = 0
+        terminated = truncated = False
+        for action in actions:
+            reward += self._step(action)
+            executed += 1
+            terminated = self._distance() < GOAL_RADIUS
+            truncated = not terminated and self._elapsed >= self._horizon
+            if terminated or truncated:
+                self._running = False
+                break
+        return ChunkResult(
+            observation=self._observe(),
+            reward=reward + float(terminated),
+            terminated=terminated,
+            truncated=truncated,
+            executed=executed,
+        )
+
+    def close(self) -> None:
+        """Nothing is held; safe to call twice."""
+
+    def _check(self, actions: FloatArray) -> None:
+        if not self._running:
+            raise RuntimeError("step_chunk before reset, or after the end of an episode")
+        if actions.ndim != 2 or actions.shape[1] != ACTION_DIM or not 1 <= len(actions) <= self._chunk_size:
+            raise ValueError(f"actions must be (1..{self._chunk_size}, {ACTION_DIM}), got {actions.shape}")
+
+    def _step(self, action: FloatArray) -> float:
+        before = self._distance()
+        self._position = np.clip(self._position + SPEED * np.clip(action, -1.0, 1.0), -1.0, 1.0)
+        self._elapsed += 1
+        if self._step_seconds > 0.0:
+            time.sleep(self._step_seconds)
+        return SHAPING * (before - self._distance())
+
+    def _distance(self) -> float:
+        return float(np.linalg.norm(self._position - self._goal))
+
+    def _observe(self) -> Observation:
+        state = np.concatenate([self._position, self._goal]).astype(np.float32)
+        return Observation(frames=self._draw(), state=state)
+
+    def _draw(self) -> UInt8Array:
+        size = self._image_size
+        if size == 0:
+            return np.zeros((0, 0, 0, 3), dtype=np.uint8)
+        frame = np.full((size, size, 3), _BACKGROUND, dtype=np.uint8)
+        centres = np.linspace(-1.0, 1.0, size)
+        x, y = np.meshgrid(centres, -centres)  # y points up in the picture
+        frame[np.hypot(x - self._goal[0], y - self._goal[1]) < GOAL_RADIUS] = _GOAL_COLOUR
+        frame[np.hypot(x - self._position[0], y - self._position[1]) < 0.5 * GOAL_RADIUS] = _POINT_COLOUR
+        return frame[None]
