@@ -1,0 +1,250 @@
+"""Shared memory and processes of a cell, put together from a plan: for training and for evaluation alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from vla_rl.ipc.counters import CellCounters
+from vla_rl.ipc.mailbox import WeightMailbox
+from vla_rl.ipc.shared_arrays import SharedArrays
+from vla_rl.ipc.shared_weights import SharedWeights, share_tensors
+from vla_rl.ipc.slots import ExchangeSlots, slot_fields
+from vla_rl.policies.assign import assign_parameters
+from vla_rl.replay.ring import ReplayRing
+from vla_rl.run.plan import OPEN_ENVS_PER_SLOT, EnvPlan, Plan
+from vla_rl.workers.cell import Cell, CellLimits
+from vla_rl.workers.env_runner import EnvPool, EnvRunner
+from vla_rl.workers.env_worker import EnvWorkerSettings, scheduled_jobs
+from vla_rl.workers.episodes import EpisodeJob, EpisodeRecord
+from vla_rl.workers.inference_worker import InferenceSettings, make_server, report
+from vla_rl.workers.serial import SerialCell
+from vla_rl.workers.worker_counters import WorkerCounters
+
+
+class AnyCell(Protocol):
+    """What the top of the program needs of a cell, in one process or in many."""
+
+    restarts: int
+    dropped_episodes: int
+
+    @property
+    def finished(self) -> bool:
+        """Whether all jobs are done."""
+        ...
+
+    def start(self) -> None:
+        """Start collecting."""
+        ...
+
+    def collect(self) -> None:
+        """Let some more experience come in."""
+        ...
+
+    def raise_if_failed(self) -> None:
+        """Raise the first failure."""
+        ...
+
+    def close(self) -> None:
+        """Stop everything."""
+        ...
+
+
+@dataclass(slots=True)
+class CellMemory:
+    """The shared memory of one cell. Owned by the rank process, which unlinks it."""
+
+    slots: SharedArrays
+    counters: CellCounters
+    mailbox: WeightMailbox
+    frozen: SharedWeights | None
+    ring: ReplayRing | None
+    _stack: ExitStack
+
+    def close(self) -> None:
+        """Unlink everything; safe to call twice."""
+        self._stack.close()
+
+
+def trainable_tensors(policy: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors that training changes, by parameter name."""
+    return {name: p.detach() for name, p in policy.named_parameters() if p.requires_grad}
+
+
+def share_frozen(policy: nn.Module) -> SharedWeights | None:
+    """Move the frozen parameters of a policy into shared memory; its parameters become views of it.
+
+    Returns:
+        None if nothing is frozen.
+    """
+    parameters = dict(policy.named_parameters())
+    frozen = {name: p.detach() for name, p in parameters.items() if not p.requires_grad}
+    if not frozen:
+        return None
+    shared = share_tensors(frozen)
+    assign_parameters(policy, {**{name: p.detach() for name, p in parameters.items()}, **shared.tensors()})
+    return shared
+
+
+def make_memory(plan: Plan, policy: nn.Module, *, with_ring: bool) -> CellMemory:
+    """Allocate the shared memory of a cell around a policy.
+
+    Raises:
+        ValueError: if it does not fit.
+    """
+    recipe = plan.recipe
+    with ExitStack() as stack:
+        ring = None
+        if with_ring:
+            ring = ReplayRing.create(
+                observation_spec=plan.observation_spec,
+                action_spec=plan.action_spec,
+                num_envs=plan.num_slots,
+                capacity=recipe.replay.capacity,
+                max_episode_decisions=plan.max_episode_decisions,
+                store_logits=plan.store_logits,
+            )
+            _own(stack, ring.close, ring.unlink)
+        fields = slot_fields(
+            plan.observation_spec, plan.action_spec, num_slots=plan.num_slots, store_logits=plan.store_logits
+        )
+        slots = SharedArrays.create("slots", fields)
+        _own(stack, slots.close, slots.unlink)
+        counters = CellCounters.create(num_env_workers=recipe.rollout.num_workers)
+        _own(stack, counters.close, counters.unlink)
+        frozen = share_frozen(policy)
+        if frozen is not None:
+            _own(stack, frozen.close, frozen.unlink)
+        layout = {name: (tuple(t.shape), t.dtype) for name, t in trainable_tensors(policy).items()}
+        mailbox = WeightMailbox.create(layout)
+        _own(stack, mailbox.close, mailbox.unlink)
+        return CellMemory(slots, counters, mailbox, frozen, ring, stack.pop_all())
+
+
+def make_cell(
+    plan: Plan,
+    env: EnvPlan,
+    memory: CellMemory,
+    *,
+    log_dir: Path,
+    greedy: bool,
+    seed: int,
+    on_episode: Callable[[EpisodeRecord], None],
+    rank: int = 0,
+    num_ranks: int = 1,
+    jobs: Iterator[EpisodeJob] | None = None,
+) -> AnyCell:
+    """The processes of a cell (async) or the same objects in this process (serial); nothing runs before `start`.
+
+    Args:
+        plan: of the run.
+        env: environments to play in; an evaluation's differ from the plan's.
+        memory: the cell's shared memory.
+        log_dir: where the children's logs go.
+        greedy: take the most likely tokens.
+        seed: of sampling and schedules, already different for every rank.
+        on_episode: called with every finished episode.
+        rank: of this cell.
+        num_ranks: cells in all.
+        jobs: an evaluation's episodes; None for the training schedule.
+    """
+    inference = _inference_settings(plan, log_dir, greedy=greedy, seed=seed)
+    workers = [
+        _env_worker_settings(plan, env, worker, log_dir, rank=rank, num_ranks=num_ranks, queue_jobs=jobs is not None)
+        for worker in range(plan.recipe.rollout.num_workers)
+    ]
+    if plan.recipe.runtime.mode == "serial":
+        return _serial_cell(plan, env, memory, inference, workers, on_episode, jobs)
+    rollout = plan.recipe.rollout
+    return Cell(
+        inference=inference,
+        env_workers=workers,
+        slots=memory.slots.handle,
+        counters=memory.counters,
+        mailbox=memory.mailbox.handle,
+        frozen=memory.frozen.handle if memory.frozen is not None else None,
+        ring=memory.ring.handle if memory.ring is not None and jobs is None else None,
+        limits=CellLimits(
+            step_timeout_s=rollout.step_timeout_s,
+            start_timeout_s=rollout.start_timeout_s,
+            max_restarts=rollout.max_restarts,
+        ),
+        on_episode=on_episode,
+        jobs=jobs,
+    )
+
+
+def _serial_cell(
+    plan: Plan,
+    env: EnvPlan,
+    memory: CellMemory,
+    inference: InferenceSettings,
+    workers: Sequence[EnvWorkerSettings],
+    on_episode: Callable[[EpisodeRecord], None],
+    jobs: Iterator[EpisodeJob] | None,
+) -> SerialCell:
+    slots = ExchangeSlots.view(memory.slots)
+    frozen = memory.frozen.tensors() if memory.frozen is not None else {}
+    server = make_server(inference, memory.mailbox, slots, frozen)
+    slot_ids = [slot for settings in workers for slot in settings.slot_ids]
+    schedules = {slot: scheduled_jobs(own, slot, incarnation=0) for own in workers for slot in own.slot_ids}
+    ring = memory.ring if jobs is None else None
+    runner = EnvRunner(
+        slots=slots,
+        slot_ids=slot_ids,
+        pool=EnvPool(env.builders, max_open=OPEN_ENVS_PER_SLOT * len(slot_ids)),
+        transform=plan.transform,
+        jobs=schedules if jobs is None else dict.fromkeys(slot_ids, jobs),
+        sinks={slot: ring.writer(slot) for slot in slot_ids} if ring is not None else {},
+        counters=WorkerCounters(memory.counters, 0),
+        on_episode=on_episode,
+    )
+    return SerialCell(runner, server, report=lambda served: report(served, memory.counters))
+
+
+def _own(stack: ExitStack, close: Callable[[], None], unlink: Callable[[], None]) -> None:
+    stack.callback(unlink)
+    stack.callback(close)
+
+
+def _inference_settings(plan: Plan, log_dir: Path, *, greedy: bool, seed: int) -> InferenceSettings:
+    rollout = plan.recipe.rollout
+    return InferenceSettings(
+        build=plan.policy.build,
+        device=plan.device,
+        bf16=plan.recipe.learner.precision == "bf16",
+        temperature=rollout.temperature,
+        greedy=greedy,
+        seed=seed,
+        max_batch=rollout.max_batch,
+        max_wait_s=rollout.max_wait_ms / 1000,
+        num_slots=plan.num_slots,
+        log_path=log_dir / "inference_worker.log",
+        threads=plan.threads,
+    )
+
+
+def _env_worker_settings(
+    plan: Plan, env: EnvPlan, worker: int, log_dir: Path, *, rank: int, num_ranks: int, queue_jobs: bool
+) -> EnvWorkerSettings:
+    per_worker = plan.recipe.rollout.envs_per_worker
+    first = worker * per_worker
+    return EnvWorkerSettings(
+        worker_index=worker,
+        slot_ids=tuple(range(first, first + per_worker)),
+        first_env_index=rank * plan.num_slots + first,
+        num_envs=num_ranks * plan.num_slots,
+        builders=env.builders,
+        num_init_states=env.num_init_states,
+        transform=plan.transform,
+        seed=plan.recipe.seed,
+        max_open_envs=OPEN_ENVS_PER_SLOT * per_worker,
+        queue_jobs=queue_jobs,
+        log_path=log_dir / f"env_worker_{worker}.log",
+    )

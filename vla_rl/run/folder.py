@@ -1,0 +1,64 @@
+"""The folder of a run: refuses to write over another run, records what the run was made with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vla_rl.reporting.files import atomic_write_text
+from vla_rl.reporting.manifest import MANIFEST_FILE, write_manifest
+from vla_rl.run.plan import Plan
+
+RECIPE_FILE = "recipe.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths of a run."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: Path, *, resume: bool) -> RunFolder:
+        """Check that a run may write here. Writes nothing.
+
+        Raises:
+            ValueError: the folder holds another run and `resume` is off, or `path` is a file.
+        """
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"--run-dir: {path} is a file; a run needs a folder, choose another path")
+        if not resume and (path / RECIPE_FILE).exists():
+            raise ValueError(
+                f"--run-dir: {path} holds a run already and nothing is written over it. "
+                "Add --resume to go on with it, or choose another folder with --run-dir"
+            )
+        return cls(path)
+
+    @property
+    def logs(self) -> Path:
+        """Where every process of the run logs."""
+        return self.path / "logs"
+
+    def write_records(self, plan: Plan, *, num_ranks: int, resumed_from: str | None) -> None:
+        """Write the resolved recipe and the manifest."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        atomic_write_text(self.path / RECIPE_FILE, plan.recipe.dump_yaml())
+        write_manifest(
+            self.path / MANIFEST_FILE,
+            recipe=plan.recipe.model_dump(mode="json", by_alias=True),
+            seeds={"run": plan.recipe.seed},
+            assets=_assets(plan),
+            deviations=plan.env.deviations,
+            extra={"num_ranks": num_ranks, "device": plan.device, "resumed_from": resumed_from},
+        )
+
+
+def _assets(plan: Plan) -> dict[str, Any]:
+    simulator = plan.env.simulator
+    return {
+        "checkpoint": getattr(plan.recipe.policy, "checkpoint", None),
+        "simulator_assets": None if simulator is None else f"{simulator.assets.kind}: {simulator.assets.folder}",
+        "init_states": getattr(plan.recipe.env, "init_states", None),
+        "gl": None if simulator is None else simulator.gl,
+    }

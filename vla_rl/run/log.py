@@ -1,0 +1,174 @@
+"""What a run shows and writes while it goes on: metrics over all ranks, the live view, the log file."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from vla_rl.learner.collectives import Collectives
+from vla_rl.reporting.catalogue import reduce_over_ranks
+from vla_rl.reporting.live import Display
+from vla_rl.reporting.metrics import Clocks, MetricsWriter
+from vla_rl.reporting.snapshot import RunSnapshot
+from vla_rl.run.rollout_stats import rollout_metrics
+from vla_rl.run.training import TrainingRun
+
+SHOW_EVERY_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Counters at one moment; rates are differences of two."""
+
+    seconds: float
+    env_steps: int
+    decisions: int
+    consumed: int
+    learner_wait: float
+    env_wait: float
+    env_step: float
+    inference_busy: float
+    batches: int
+    served: int
+
+    @classmethod
+    def of(cls, run: TrainingRun) -> Moment:
+        """This rank's counters now."""
+        counters, clocks = run.memory.counters, run.clocks
+        return cls(
+            seconds=clocks.seconds,
+            env_steps=clocks.env_steps,
+            decisions=clocks.decisions,
+            consumed=run.totals.consumed,
+            learner_wait=run.waits.for_experience,
+            env_wait=float(counters.total("env_worker_wait_seconds")),
+            env_step=float(counters.total("env_worker_step_seconds")),
+            inference_busy=float(counters.get("inference_busy_seconds")),
+            batches=int(counters.get("inference_batches")),
+            served=int(counters.get("inference_decisions")),
+        )
+
+
+def rates(before: Moment, now: Moment, *, num_env_workers: int) -> dict[str, float]:
+    """Rates and shares of time between two moments of one rank."""
+    seconds = max(now.seconds - before.seconds, 1e-9)
+    return {
+        "perf/env_steps_per_s": (now.env_steps - before.env_steps) / seconds,
+        "perf/decisions_per_s": (now.decisions - before.decisions) / seconds,
+        "perf/learner_samples_per_s": (now.consumed - before.consumed) / seconds,
+        "perf/learner_wait_fraction": min(1.0, (now.learner_wait - before.learner_wait) / seconds),
+        "perf/env_wait_fraction": min(1.0, (now.env_wait - before.env_wait) / seconds / num_env_workers),
+        "perf/inference_batch_size": (now.served - before.served) / max(1, now.batches - before.batches),
+    }
+
+
+class RunLog:
+    """Log points over all ranks, and the live view of rank 0.
+
+    `point` is collective: every rank calls it after the same optimizer steps. `show` is not.
+    """
+
+    def __init__(
+        self, run: TrainingRun, collectives: Collectives, *, writer: MetricsWriter | None, display: Display | None
+    ) -> None:
+        """Create the log.
+
+        Args:
+            run: of this rank.
+            collectives: of the engine.
+            writer: on rank 0.
+            display: on rank 0.
+        """
+        self._run, self._collectives = run, collectives
+        self._writer, self._display = writer, display
+        self._last = Moment.of(run)
+        self._shown_at = 0.0
+        self._latest: dict[str, float] = {}
+        self._restarts_told = 0
+
+    @property
+    def latest(self) -> dict[str, float]:
+        """The newest log point."""
+        return self._latest
+
+    def point(self, update_metrics: dict[str, float]) -> None:
+        """Write one log point: the update's metrics, those of recent episodes, rates since the last point."""
+        run = self._run
+        now = Moment.of(run)
+        own = rates(self._last, now, num_env_workers=run.plan.recipe.rollout.num_workers) | {
+            "replay/size": float(run.sampler.num_decisions),
+            "replay/ratio": run.totals.consumed / max(1, now.decisions),
+            "policy_lag/excluded": run.excluded_share,
+            "perf/publish_ms": 1000 * run.waits.last_publish,
+            "system/env_worker_restarts": float(run.cell.restarts),
+            "system/dropped_episodes": float(run.cell.dropped_episodes),
+        }
+        self._last = now
+        gathered = self._gather(own)
+        episodes = rollout_metrics(self._collectives.sum_over_ranks(run.stats.sums()))
+        self._latest = episodes | update_metrics | reduce_over_ranks(gathered)
+        clocks = self.global_clocks()
+        if self._writer is not None:
+            self._writer.write(clocks, self._latest)
+        self.show(force=True)
+
+    def _gather(self, own: dict[str, float]) -> list[dict[str, float]]:
+        """The same metrics of every rank."""
+        rows = self._collectives.gather_over_ranks(torch.tensor([list(own.values())], dtype=torch.float64))
+        return [dict(zip(own, row, strict=True)) for row in rows.tolist()]
+
+    def global_clocks(self) -> Clocks:
+        """Clocks summed over the ranks. Collective."""
+        own = self._run.clocks
+        summed = self._collectives.sum_over_ranks(
+            {"env_steps": own.env_steps, "decisions": own.decisions, "episodes": own.episodes}
+        )
+        return Clocks(
+            env_steps=int(summed["env_steps"]),
+            decisions=int(summed["decisions"]),
+            episodes=int(summed["episodes"]),
+            optimizer_steps=own.optimizer_steps,
+            policy_version=own.policy_version,
+            seconds=own.seconds,
+        )
+
+    def show(self, *, force: bool = False) -> None:
+        """Refresh the live view, at most every quarter of a second. Shows this rank's own clocks."""
+        if self._display is None or (not force and time.monotonic() - self._shown_at < SHOW_EVERY_S):
+            return
+        self._shown_at = time.monotonic()
+        run, latest = self._run, self._latest
+        if run.cell.restarts > self._restarts_told:
+            self._restarts_told = run.cell.restarts
+            self.say(f"an env worker was restarted ({run.cell.restarts} so far), see {run.log_dir}")
+        episodes = rollout_metrics(run.stats.sums())
+        self._display.update(
+            RunSnapshot(
+                clocks=run.clocks,
+                samples=run.totals.consumed,
+                success_rate=episodes.get("rollout/success_rate"),
+                mean_return=episodes.get("rollout/return"),
+                policy_lag_mean=latest.get("policy_lag/mean"),
+                policy_lag_p95=latest.get("policy_lag/p95"),
+                old_fraction=latest.get("policy_lag/old_fraction"),
+                abs_log_ratio_p95=latest.get("ratio/abs_log_p95"),
+                env_wait_fraction=latest.get("perf/env_wait_fraction"),
+                inference_busy_fraction=self._inference_busy(),
+                learner_wait_fraction=latest.get("perf/learner_wait_fraction"),
+                replay_size=run.sampler.num_decisions,
+                replay_capacity=run.plan.recipe.replay.capacity,
+                num_env_workers=run.plan.recipe.rollout.num_workers,
+                env_worker_restarts=run.cell.restarts,
+            )
+        )
+
+    def say(self, text: str) -> None:
+        """One line that stays."""
+        if self._display is not None:
+            self._display.message(text)
+
+    def _inference_busy(self) -> float:
+        now = Moment.of(self._run)
+        return min(1.0, now.inference_busy / max(now.seconds - self._run.totals.seconds, 1e-9))

@@ -1,0 +1,307 @@
+"""One run of one rank: its cell, its learner, its clocks.
+
+`train` strings the steps together:
+
+    wait for experience ─► update ─► publish ─► log ─► checkpoint        until the budget is spent or Ctrl-C
+
+The only wait is `wait_for_batch`, which ends with data, with a request to stop, or with a failure of the cell.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from vla_rl.learner.checkpoint import CheckpointInfo, Progress, load, save
+from vla_rl.learner.engine import Engine
+from vla_rl.learner.learner import Learner
+from vla_rl.replay.governor import Governor
+from vla_rl.replay.sampler import SegmentSampler
+from vla_rl.replay.store import load_ring, save_ring
+from vla_rl.reporting.metrics import Clocks
+from vla_rl.run import algorithm
+from vla_rl.run.assembly import make_cell, make_memory
+from vla_rl.run.plan import Plan
+from vla_rl.run.rollout_stats import RolloutStats
+from vla_rl.types import SegmentBatch
+
+UNLIMITED = 2**62  # decisions; during warm-up, and while nothing eligible is in the ring
+REPLAY, RING_FILE, SAMPLER_FILE = "replay", "ring.safetensors", "sampler.json"  # of one rank, in a checkpoint
+RANK_SEED_STRIDE = 1_000_003  # ranks draw from seeds this far apart
+
+
+@dataclass(slots=True)
+class Totals:
+    """This rank's clocks. Those of the cell's counters are since the last start, these are since the first."""
+
+    env_steps: int = 0  # before this start, as all below but `consumed`, `optimizer_steps` and `policy_version`
+    decisions: int = 0
+    episodes: int = 0
+    seconds: float = 0.0
+    consumed: int = 0
+    optimizer_steps: int = 0
+    policy_version: int = 0
+
+
+@dataclass(slots=True)
+class Waits:
+    """Where this rank's learner spent its time, in seconds since the start."""
+
+    began: float = field(default_factory=time.monotonic)
+    for_experience: float = 0.0
+    last_publish: float = 0.0
+
+
+class TrainingRun:
+    """Everything that lives while one rank trains. Use as a context manager: leaving it ends every process."""
+
+    def __init__(
+        self, plan: Plan, run_dir: Path, *, resume_from: CheckpointInfo | None, rank: int, num_ranks: int
+    ) -> None:
+        """Build policy, engine, shared memory and cell; no process is spawned before `start`.
+
+        Args:
+            plan: the recipe in plain values.
+            run_dir: the run's folder; children log under it.
+            resume_from: weights, optimizer, clocks and experience to go on from.
+            rank: of this process.
+            num_ranks: cells in all.
+
+        Raises:
+            ValueError: the checkpoint is of another architecture, or the shared memory does not fit.
+        """
+        recipe = plan.recipe
+        self.plan, self.run_dir, self.totals, self.waits = plan, run_dir, Totals(), Waits()
+        self.log_dir = run_dir / "logs" / (f"rank_{rank}" if num_ranks > 1 else "")
+        seed = recipe.seed + RANK_SEED_STRIDE * rank
+        torch.manual_seed(seed)
+        torch.set_num_threads(plan.threads)
+        policy = plan.policy.build(device=plan.device)
+        with ExitStack() as stack:
+            self.memory = make_memory(plan, policy, with_ring=True)
+            stack.callback(self.memory.close)
+            self.engine = _make_engine(plan, policy)
+            self.learner = _make_learner(plan, self.engine)
+            assert self.memory.ring is not None
+            self.ring = self.memory.ring
+            self.sampler = SegmentSampler(self.ring, segment_length=recipe.replay.segment_length, seed=seed + 1)
+            if resume_from is not None:
+                self._restore(resume_from, rank=rank, num_ranks=num_ranks)
+            self.stats = RolloutStats()
+            self.cell = make_cell(
+                plan,
+                plan.env,
+                self.memory,
+                log_dir=self.log_dir,
+                greedy=False,
+                seed=seed + 2 + self.totals.optimizer_steps,
+                on_episode=self.stats.add,
+                rank=rank,
+                num_ranks=num_ranks,
+            )
+            stack.callback(self.cell.close)
+            self._stack = stack.pop_all()
+        self._governor: Governor | None = None
+
+    def __enter__(self) -> TrainingRun:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End every process of the cell and unlink its memory; safe to call twice."""
+        self._stack.close()
+
+    def start(self) -> None:
+        """Publish the first weights and start collecting."""
+        self.memory.counters.set("allowed_decisions", UNLIMITED)
+        self.publish()
+        self.cell.start()
+        self.waits = Waits()
+
+    def wait_for_batch(self, stop_requested: Callable[[], bool]) -> SegmentBatch | None:
+        """Wait until the governor and the ring allow the next batch.
+
+        Returns:
+            The batch, or None if a stop was requested first.
+
+        Raises:
+            CellFailureError: a part of the cell failed for good.
+        """
+        began = time.monotonic()
+        try:
+            while not stop_requested():
+                self.cell.raise_if_failed()
+                self.sampler.refresh()
+                batch = self._sample() if self._may_learn() else None
+                if batch is not None:
+                    return batch
+                self.cell.collect()
+            return None
+        finally:
+            self.waits.for_experience += time.monotonic() - began
+
+    @property
+    def excluded_share(self) -> float:
+        """Share of the segments in the ring that `max_policy_lag` excluded from the last batch."""
+        return self.sampler.num_excluded / max(1, self.sampler.num_segments)
+
+    def update(self, batch: SegmentBatch) -> dict[str, float]:
+        """One optimizer step; the clocks and the governor's limit move on."""
+        metrics = self.learner.update(batch, policy_version=self.totals.policy_version)
+        self.totals.optimizer_steps = self.engine.optimizer_steps
+        self.totals.consumed += int(batch.mask.sum())
+        self._limit_collection()
+        return metrics
+
+    def publish_if_due(self) -> None:
+        """Publish the weights as a new version every `learner.publish_every` optimizer steps."""
+        if self.totals.optimizer_steps % self.plan.recipe.learner.publish_every == 0:
+            self.totals.policy_version += 1
+            self.publish()
+
+    def publish(self) -> None:
+        """Put the trainable weights in the mailbox under the current version."""
+        began = time.monotonic()
+        self.memory.mailbox.publish(self.totals.policy_version, self.engine.trainable_state())
+        self.memory.counters.set("learner_policy_version", self.totals.policy_version)
+        self.waits.last_publish = time.monotonic() - began
+
+    @property
+    def clocks(self) -> Clocks:
+        """This rank's clocks now."""
+        counters, totals = self.memory.counters, self.totals
+        return Clocks(
+            env_steps=totals.env_steps + int(counters.total("env_worker_env_steps")),
+            decisions=totals.decisions + int(counters.total("env_worker_decisions")),
+            episodes=totals.episodes + int(counters.total("env_worker_episodes")),
+            optimizer_steps=totals.optimizer_steps,
+            policy_version=totals.policy_version,
+            seconds=totals.seconds + time.monotonic() - self.waits.began,
+        )
+
+    def save(self, clocks: Clocks) -> CheckpointInfo:
+        """Write a checkpoint. All ranks call it together.
+
+        Args:
+            clocks: summed over all ranks.
+
+        Raises:
+            OSError: it could not be written; earlier checkpoints are untouched.
+        """
+        recipe, ranks = self.plan.recipe, self.engine.collectives
+        consumed = ranks.sum_over_ranks({"consumed": float(self.totals.consumed)})["consumed"]
+        return save(
+            self.run_dir,
+            self.engine,
+            progress=Progress(
+                optimizer_steps=clocks.optimizer_steps,
+                env_steps=clocks.env_steps,
+                decisions=clocks.decisions,
+                episodes=clocks.episodes,
+                policy_version=clocks.policy_version,
+                consumed=int(consumed),
+            ),
+            recipe_name=recipe.name,
+            extra={"seconds": clocks.seconds},
+            writers={REPLAY: self._write_replay} if recipe.checkpoint.save_replay else {},
+            keep=recipe.checkpoint.keep,
+        )
+
+    def _write_replay(self, folder: Path) -> None:
+        save_ring(self.ring, folder / RING_FILE)
+        (folder / SAMPLER_FILE).write_text(json.dumps(self.sampler.state_dict()), encoding="utf-8")
+
+    def _restore(self, info: CheckpointInfo, *, rank: int, num_ranks: int) -> None:
+        """Go on from a checkpoint: clocks summed over ranks are carried on by rank 0."""
+        restored = load(info, self.engine)
+        progress = restored.progress
+        self.totals = Totals(
+            env_steps=progress.env_steps if rank == 0 else 0,
+            decisions=progress.decisions if rank == 0 else 0,
+            episodes=progress.episodes if rank == 0 else 0,
+            seconds=float(restored.extra["seconds"]),
+            consumed=progress.consumed // num_ranks,
+            optimizer_steps=progress.optimizer_steps,
+            policy_version=progress.policy_version,
+        )
+        replay = info.rank_folder(rank, REPLAY)
+        if (replay / RING_FILE).exists() and self.plan.recipe.checkpoint.save_replay:
+            load_ring(self.ring, replay / RING_FILE)
+            self.sampler.load_state_dict(json.loads((replay / SAMPLER_FILE).read_text(encoding="utf-8")))
+
+    def _may_learn(self) -> bool:
+        """Whether warm-up is over and the governor allows a batch.
+
+        The ratio is held from the end of the warm-up on; after a resume with a filled ring, from the resume on.
+        """
+        replay = self.plan.recipe.replay
+        collected = int(self.memory.counters.total("env_worker_decisions"))
+        if self._governor is None:
+            if self.sampler.num_decisions < replay.min_decisions:
+                return False
+            self._governor = Governor(
+                replay_ratio=replay.replay_ratio,
+                warm_up=collected,
+                consumed_before=self.totals.consumed,
+                batch=self.plan.batch_segments * replay.segment_length,
+                slack=self.plan.num_slots,
+            )
+            self._limit_collection()
+        return self._governor.may_learn(collected=collected, consumed=self.totals.consumed)
+
+    def _sample(self) -> SegmentBatch | None:
+        """A batch within the allowed lag; where there is none, collection goes on until there is."""
+        max_lag = self.plan.recipe.replay.max_policy_lag
+        min_version = None if max_lag is None else self.totals.policy_version - max_lag
+        batch = self.sampler.sample(self.learner.batch_size, min_version=min_version)
+        if batch is None:
+            self.memory.counters.set("allowed_decisions", UNLIMITED)
+        return batch
+
+    def _limit_collection(self) -> None:
+        assert self._governor is not None
+        allowed = self._governor.allowed_decisions(consumed=self.totals.consumed)
+        self.memory.counters.set("allowed_decisions", allowed)
+
+
+def _make_engine(plan: Plan, policy: nn.Module) -> Engine:
+    learner = plan.recipe.learner
+    return Engine(
+        policy,
+        strategy=learner.strategy,
+        zero_stage=learner.zero_stage,
+        precision=learner.precision,
+        device=_device_kind(plan.device),
+        optimizer=algorithm.optimizer_settings(plan.recipe),
+    )
+
+
+def _make_learner(plan: Plan, engine: Engine) -> Learner:
+    recipe = plan.recipe
+    surrogate, multiplier = algorithm.bind_surrogate(recipe)
+    return Learner(
+        engine,
+        surrogate=surrogate,
+        multiplier=multiplier,
+        targets=algorithm.target_settings(recipe),
+        loss=algorithm.loss_settings(recipe),
+        temperature=recipe.rollout.temperature,
+        micro_batch=recipe.learner.micro_batch,
+        accumulation=recipe.learner.accumulation,
+        old_threshold=recipe.replay.old_threshold,
+        clip_range=algorithm.clip_range(recipe),
+    )
+
+
+def _device_kind(device: str) -> Literal["cpu", "cuda"]:
+    return "cuda" if device.startswith("cuda") else "cpu"

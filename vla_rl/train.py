@@ -1,0 +1,201 @@
+"""`train`: a recipe, a folder, a policy. The top of the program; everything below takes plain arguments."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from vla_rl.errors import preflight
+from vla_rl.evaluation.evaluate import EvaluationReport, evaluate
+from vla_rl.ipc.room import check_room
+from vla_rl.ipc.shared_arrays import sweep_stale
+from vla_rl.learner.checkpoint import CheckpointInfo, Search, find_latest
+from vla_rl.learner.launch import launch_ranks, launched_rank
+from vla_rl.recipe import Recipe
+from vla_rl.reporting.live import make_display
+from vla_rl.reporting.metrics import Clocks, MetricsWriter
+from vla_rl.run.estimate import DryRunReport, estimate
+from vla_rl.run.folder import RunFolder
+from vla_rl.run.log import RunLog
+from vla_rl.run.plan import Plan, make_plan
+from vla_rl.run.signals import StopRequest
+from vla_rl.run.training import TrainingRun
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOutcome:
+    """How a run ended, and where everything is."""
+
+    run_dir: Path
+    clocks: Clocks  # summed over all ranks
+    metrics: dict[str, float]  # the last log point
+    checkpoint: Path
+    interrupted: bool
+    evaluation: EvaluationReport | None
+
+
+def dry_run(recipe: Recipe) -> DryRunReport:
+    """What would run: processes, shapes, shared memory, parameters, expected memory. Starts and writes nothing.
+
+    Raises:
+        ValueError: the recipe cannot run here; the message says why and what to change.
+    """
+    plan = make_plan(recipe)
+    report = estimate(plan, num_ranks=_num_ranks(plan))
+    check_room(report.shared_memory_bytes)
+    return report
+
+
+def train(recipe: Recipe, *, run_dir: Path, resume: bool, console: Console) -> TrainOutcome | None:
+    """Train a policy.
+
+    Args:
+        recipe: everything about the run.
+        run_dir: where it writes; made if it is missing.
+        resume: go on from the newest whole checkpoint in `run_dir`; a new run if there is none.
+        console: where progress is shown.
+
+    Returns:
+        The outcome, on rank 0; None elsewhere, and in the process that only launched the ranks.
+
+    Raises:
+        UserError: the recipe, the folder or the machine does not allow the run; nothing was started or written over.
+        CellFailureError: a part failed for good; the message holds the child's traceback.
+    """
+    launched = launched_rank()
+    is_first = launched is None or launched[0] == 0
+    with preflight():
+        plan = make_plan(recipe)
+        num_ranks = _num_ranks(plan)
+        folder = RunFolder.open(run_dir, resume=resume or launched is not None)
+        if is_first:
+            sweep_stale()
+            check_room(estimate(plan, num_ranks=num_ranks).shared_memory_bytes)
+    if num_ranks > 1 and launched is None:
+        _launch(plan, num_ranks)
+        return None
+    os.environ.setdefault("OMP_NUM_THREADS", str(plan.threads))  # inherited by the children
+    search = find_latest(run_dir) if resume else Search(None, [])
+    if is_first:
+        for warning in search.warnings:
+            console.print(f"warning: {warning}", markup=False)
+    rank, num_ranks = launched or (0, 1)
+    outcome = _train_rank(plan, folder, console, search.newest, rank=rank, num_ranks=num_ranks)
+    return outcome if rank == 0 else None
+
+
+def _train_rank(
+    plan: Plan, folder: RunFolder, console: Console, newest: CheckpointInfo | None, *, rank: int, num_ranks: int
+) -> TrainOutcome:
+    """Train one rank to the end of its budget or to a request to stop; on rank 0 evaluate what came of it."""
+    recipe = plan.recipe
+    with ExitStack() as stack:
+        stop = stack.enter_context(StopRequest())
+        with preflight():
+            run = stack.enter_context(
+                TrainingRun(plan, folder.path, resume_from=newest, rank=rank, num_ranks=num_ranks)
+            )
+        writer = display = None
+        if rank == 0:
+            folder.write_records(plan, num_ranks=num_ranks, resumed_from=str(newest.path) if newest else None)
+            writer = MetricsWriter(
+                folder.path, tensorboard=recipe.logging.tensorboard, resume_at=run.clocks if newest else None
+            )
+            stack.callback(writer.close)
+            display = make_display(console, total_optimizer_steps=recipe.budget.optimizer_steps)
+            stack.callback(display.close)
+        run_log = RunLog(run, run.engine.collectives, writer=writer, display=display)
+        checkpoint = _loop(run, run_log, stop)
+        clocks = run_log.global_clocks()
+    report = None
+    if rank == 0 and recipe.evaluation.episodes_per_task and not stop.requested:
+        report = _closing_evaluation(recipe, checkpoint, console)
+    return TrainOutcome(folder.path, clocks, run_log.latest, checkpoint.path, stop.requested, report)
+
+
+def _loop(run: TrainingRun, run_log: RunLog, stop: StopRequest) -> CheckpointInfo:
+    """Wait, update, publish, log, checkpoint; returns the last checkpoint.
+
+    Ranks decide together whether to go on, so that none waits for another in a collective that never comes.
+    """
+    recipe, totals = run.plan.recipe, run.totals
+    began = time.monotonic()
+
+    def poll() -> bool:
+        run_log.show()
+        minutes, env_steps = recipe.budget.minutes, recipe.budget.env_steps
+        out_of_time = minutes is not None and time.monotonic() - began > 60 * minutes
+        ranks = run.engine.collectives.num_ranks
+        return stop.requested or out_of_time or (env_steps is not None and ranks * run.clocks.env_steps >= env_steps)
+
+    run.start()
+    saved: CheckpointInfo | None = None
+    while totals.optimizer_steps < recipe.budget.optimizer_steps:
+        batch = run.wait_for_batch(poll)
+        if run.engine.collectives.any_over_ranks(batch is None):
+            break
+        assert batch is not None
+        metrics = run.update(batch)
+        run.publish_if_due()
+        if totals.optimizer_steps % recipe.logging.every_optimizer_steps == 0:
+            run_log.point(metrics)
+        if totals.optimizer_steps % recipe.checkpoint.every_optimizer_steps == 0:
+            saved = _save_or_warn(run, run_log) or saved
+    if saved is None or saved.optimizer_steps != totals.optimizer_steps:
+        saved = run.save(run_log.global_clocks())
+    return saved
+
+
+def _save_or_warn(run: TrainingRun, run_log: RunLog) -> CheckpointInfo | None:
+    """A checkpoint in the middle of a run; a full disk costs this one, not the run."""
+    try:
+        return run.save(run_log.global_clocks())
+    except OSError as error:
+        log.warning("checkpoint not written: %s", error)
+        run_log.say(f"warning: no checkpoint at optimizer step {run.totals.optimizer_steps}: {error}")
+        return None
+
+
+def _closing_evaluation(recipe: Recipe, checkpoint: CheckpointInfo, console: Console) -> EvaluationReport:
+    section = recipe.evaluation
+    console.print(f"evaluating {checkpoint.path}", markup=False)
+    return evaluate(
+        checkpoint.path,
+        tasks=None if section.tasks == "all" else section.tasks,
+        episodes_per_task=section.episodes_per_task,
+        workers=recipe.rollout.num_workers,
+        seed=recipe.seed,
+        horizon=section.horizon,
+    )
+
+
+def _num_ranks(plan: Plan) -> int:
+    """Ranks of the run: asked for, or one per GPU."""
+    learner = plan.recipe.learner
+    if learner.strategy == "single":
+        return 1
+    if learner.num_ranks != "auto":
+        return learner.num_ranks
+    if plan.device == "cpu":
+        return 1
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _launch(plan: Plan, num_ranks: int) -> None:
+    """Start the ranks as processes that run this very command; raise what they end with."""
+    learner = plan.recipe.learner
+    device = "cuda" if plan.device.startswith("cuda") else "cpu"
+    code = launch_ranks(sys.argv[1:], num_ranks=num_ranks, strategy=learner.strategy, device=device)
+    if code:
+        raise SystemExit(code)
