@@ -1,0 +1,111 @@
+"""The documents: every command, option, field and file they name exists."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from vla_rl.cli.main import app
+from vla_rl.recipe import RecipeError, find_recipe, load_recipe
+from vla_rl.recipe.sections import Section
+from vla_rl.recipe.shape import field_sections, homes
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = ("README.md", "CONTRIBUTING.md")
+SECTIONS = {path for paths in homes().values() for path in paths}
+
+
+def text_of(document: str) -> str:
+    return (ROOT / document).read_text(encoding="utf-8")
+
+
+def commands() -> list[str]:
+    """Every line of the blocks marked `sh`, and every inline command, without comments."""
+    found: list[str] = []
+    for document in DOCUMENTS:
+        for block in re.findall(r"^```sh\n(.*?)^```", text_of(document), re.MULTILINE | re.DOTALL):
+            found += [line.split(" #")[0].strip() for line in block.splitlines() if line.strip()]
+        found += [code for code in re.findall(r"`(vla-rl [^`]+)`", text_of(document)) if "hard" not in code]
+    return sorted(set(found))
+
+
+VLA_RL = [command for command in commands() if command.startswith("vla-rl")]
+
+
+def test_the_documents_hold_commands_to_check() -> None:
+    assert len(VLA_RL) >= 10
+    assert commands()
+
+
+def test_the_readme_opens_with_the_two_commands() -> None:
+    lines = [line.split(" #")[0].strip() for line in text_of("README.md").splitlines()[:6]]
+    assert [line for line in lines if line.startswith("scripts/")] == ["scripts/setup", "scripts/quickstart"]
+
+
+@pytest.mark.parametrize("command", VLA_RL)
+def test_a_named_command_parses(command: str) -> None:
+    """Verb and options are the program's own; a recipe with its overrides is valid."""
+    _, *words = shlex.split(command)
+    verb: Any = typer.main.get_command(app)
+    path: list[str] = []
+    while words and hasattr(verb, "commands") and not words[0].startswith("-"):
+        path.append(words.pop(0))
+        assert path[-1] in verb.commands, f"{command}: no verb {path}"
+        verb = verb.commands[path[-1]]
+    known = {option for parameter in verb.params for option in parameter.opts} | {"--help"}
+    assert {word for word in words if word.startswith("--")} <= known
+    if path == ["train"] and words and Path(words[0]).parts[0] != "runs":
+        load_recipe(find_recipe(words[0]), [word for word in words[1:] if "=" in word])
+
+
+@pytest.mark.parametrize("script", sorted({word for line in commands() for word in re.findall(r"^scripts/\w+", line)}))
+def test_a_named_script_can_be_run(script: str) -> None:
+    assert os.access(ROOT / script, os.X_OK)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_the_fields_that_are_named_exist(document: str) -> None:
+    named = re.findall(r"`([a-z_]+\.[a-z_]+)(?:=([^`]*))?`", text_of(document))
+    fields = [(path, value) for path, value in named if field_sections_or_none(path.split(".")[0])]
+    for path, value in fields:
+        assert path in SECTIONS, f"{document}: {path}"
+        if value:
+            check_value(f"{path}={value}")
+    assert document != "README.md" or len(fields) > 10
+
+
+def field_sections_or_none(key: str) -> list[type[Section]]:
+    from vla_rl.recipe.model import Recipe
+
+    return field_sections(Recipe, key)
+
+
+def check_value(override: str) -> None:
+    """The override is allowed in the 7B recipe, apart from what depends on other fields."""
+    try:
+        load_recipe(find_recipe("libero_spatial_gipo"), [override])
+    except RecipeError as error:
+        assert override.split("=")[0] not in {problem.path for problem in error.problems}, str(error)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_the_files_that_are_named_exist(document: str) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text_of(document))
+    paths = re.findall(r"`((?:vla_rl|tests|scripts|recipes)/[\w./]+)`", text_of(document))
+    for path in (*links, *paths):
+        assert (ROOT / path).exists(), f"{document}: {path}"
+
+
+def test_the_error_shown_in_the_readme_is_the_program_s() -> None:
+    shown = re.search(r"\$ vla-rl train (.*)\nerror: recipes/(\w+)\.yaml: (.*?)```", text_of("README.md"), re.DOTALL)
+    assert shown
+    name, *overrides = shown[1].split()
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(find_recipe(name), overrides)
+    assert str(raised.value).split(": ", 1)[1] == shown[3].rstrip("\n")
