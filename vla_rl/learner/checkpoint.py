@@ -139,7 +139,6 @@ def save(
     def write() -> None:
         mine = partial / f"rank_{ranks.rank}"
         mine.mkdir()
-        files.write_json(mine / "rng.json", capture_rng())
         for name, writer in writers.items():
             (mine / name).mkdir()
             writer(mine / name)
@@ -147,6 +146,7 @@ def save(
             save_file(_on_cpu(policy), partial / "policy.safetensors")
             save_file(_on_cpu(_flatten(optimizer)), partial / "optimizer.safetensors")
             files.write_json(partial / "state.json", state)
+        files.write_json(mine / "rng.json", capture_rng())
         files.flush_tree(partial if ranks.is_main else mine)
 
     def publish() -> None:

@@ -1,0 +1,130 @@
+"""Scaling, stepping, learning rates and precision, in one process."""
+
+from __future__ import annotations
+
+import math
+
+import learner_fakes as fakes
+import pytest
+import torch
+
+from vla_rl.learner.engine import Engine
+from vla_rl.learner.optimizer import OptimizerSettings, learning_rate
+from vla_rl.types import PolicyInputs
+
+
+def inputs(rows: int = 4) -> PolicyInputs:
+    state = torch.linspace(-1.0, 1.0, rows * fakes.STATE_DIM).reshape(rows, fakes.STATE_DIM)
+    return PolicyInputs(frames=torch.zeros(rows, 0, 0, 0, 3), state=state, task_index=torch.zeros(rows))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("cosine", [0.25, 0.5, 0.75, 1.0, 1.0, 0.5 + 0.5 * math.cos(math.pi / 4), 0.5]),
+        ("constant", [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0]),
+    ],
+)
+def test_warm_up_rises_by_equal_parts_and_the_cosine_starts_where_it_ends(schedule, expected: list[float]) -> None:
+    rates = [learning_rate(step, peak=1.0, warmup=4, total_steps=8, schedule=schedule) for step in range(7)]
+    assert rates == pytest.approx(expected)
+
+
+def test_the_cosine_ends_at_zero_and_stays_there() -> None:
+    rates = [learning_rate(step, peak=1.0, warmup=4, total_steps=8, schedule="cosine") for step in (8, 9, 100)]
+    assert rates == pytest.approx([0.0, 0.0, 0.0])
+
+
+def test_a_warm_up_longer_than_the_run_is_refused() -> None:
+    with pytest.raises(ValueError, match="policy_warmup 10, value_warmup 0, total_steps 10"):
+        OptimizerSettings(policy_lr=1.0, value_lr=1.0, policy_warmup=10, total_steps=10)
+
+
+def test_policy_and_value_have_learning_rates_of_their_own() -> None:
+    engine = fakes.make_engine(fakes.make_policy(), lr=1e-2)  # warm-up of the policy: 2 updates; value: none
+
+    def loss() -> torch.Tensor:
+        output = engine.forward(inputs())
+        return output.logits.square().mean() + output.values.square().mean()
+
+    before = fakes.weights(engine.policy)
+    result = engine.update([loss])
+    after = fakes.weights(engine.policy)
+    assert result.learning_rates == {"policy": 0.005, "value": 0.03}
+    # Adam's first step moves every element by the learning rate, where weight decay adds nothing (zero elements).
+    for name, rate in (("policy_head.1.bias", 0.005), ("value_head.1.bias", 0.03)):
+        moved = (after[name] - before[name] * (1 - rate * 0.01)).abs()
+        assert float(moved.max()) == pytest.approx(rate, rel=1e-3)
+
+
+def test_the_reported_gradient_norm_is_the_one_before_clipping() -> None:
+    policy = fakes.make_policy()
+    engine = fakes.make_engine(policy, max_grad_norm=1e-3)
+    result = engine.update([lambda: 3.0 * policy.scale.sum()])
+    assert result.grad_norm == pytest.approx(3.0 * math.sqrt(5))
+
+
+def test_micro_batches_add_up_and_step_once() -> None:
+    first, second = fakes.make_policy(), fakes.make_policy()
+    engine_first, engine_second = fakes.make_engine(first), fakes.make_engine(second)
+    engine_first.update([lambda: first.scale.sum(), lambda: first.scale.square().sum()])
+    engine_second.update([lambda: second.scale.sum() + second.scale.square().sum()])
+    assert engine_first.optimizer_steps == engine_second.optimizer_steps == 1
+    steps = {int(entry["step"]) for entry in engine_first.optimizer_state().values()}
+    assert steps == {1}
+    assert fakes.largest_difference(fakes.weights(first), fakes.weights(second)) < 1e-7
+
+
+def test_an_infinite_loss_with_a_finite_gradient_is_skipped_too() -> None:
+    policy = fakes.make_policy()
+    engine = fakes.make_engine(policy)
+    result = engine.update([lambda: policy.scale.sum() + math.inf])
+    assert not result.applied
+    assert engine.optimizer_steps == 0
+    assert engine.optimizer_state() == {}
+
+
+def test_bf16_keeps_trainable_parameters_in_float32_and_frozen_ones_as_they_are() -> None:
+    policy = fakes.make_policy()
+    policy.frozen.data = policy.frozen.data.bfloat16()
+    policy.scale.data = policy.scale.data.bfloat16()
+    frozen_memory = policy.frozen.data_ptr()
+    engine = fakes.make_engine(policy, precision="bf16")
+    exact = policy(inputs())
+    output = engine.forward(inputs())
+    assert {tensor.dtype for tensor in engine.trainable_state().values()} == {torch.float32}
+    assert policy.frozen.dtype == torch.bfloat16
+    assert policy.frozen.data_ptr() == frozen_memory
+    assert output.logits.dtype == output.values.dtype == torch.float32
+    difference = float((output.logits - exact.logits).detach().abs().max())
+    assert 0.0 < difference < 0.05  # arithmetic of 8 bits did take place
+
+
+def test_published_tensors_are_the_trainable_ones_without_a_copy() -> None:
+    policy = fakes.make_policy()
+    state = fakes.make_engine(policy).trainable_state()
+    assert "frozen" not in state
+    assert state["scale"].data_ptr() == policy.scale.data_ptr()
+    assert not state["scale"].requires_grad
+
+
+def test_a_policy_without_trainable_parameters_is_refused() -> None:
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        fakes.make_engine(fakes.make_policy().requires_grad_(False))
+
+
+def test_strategy_single_in_a_launched_rank_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="strategy 'single' in one of 2 launched ranks"):
+        fakes.make_engine(fakes.make_policy())
+
+
+def test_one_rank_has_collectives_that_change_nothing() -> None:
+    ranks: Engine = fakes.make_engine(fakes.make_policy())
+    collectives = ranks.collectives
+    assert collectives.sum_over_ranks({"a": 2.0}) == {"a": 2.0}
+    assert collectives.any_over_ranks(True)
+    assert not collectives.any_over_ranks(False)
+    assert collectives.broadcast_int(4) == 4
+    assert collectives.gather_over_ranks(torch.arange(3)).tolist() == [0, 1, 2]
+    collectives.barrier()
