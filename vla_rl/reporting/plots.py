@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from vla_rl.reporting.files import atomic_write_bytes
@@ -175,7 +176,7 @@ def _dress(axes: Axes, panel: PanelSpec, *, over: str) -> None:
 
 
 def _name_runs(figure: Figure, names: Sequence[str]) -> None:
-    handles = [figure.axes[0].plot([], [], color=COLORS[index % len(COLORS)])[0] for index in range(len(names))]
+    handles = [Line2D([], [], color=COLORS[index % len(COLORS)]) for index in range(len(names))]
     figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), fontsize=8, frameon=False)
 
 
@@ -202,9 +203,9 @@ def draw_success_per_task(tasks: Sequence[Mapping[str, Any]], *, confidence: flo
 
 
 def png(figure: Figure) -> bytes:
-    """The picture as the bytes of a PNG file, the same for the same figure."""
+    """The picture as the bytes of a PNG file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()
 
 
