@@ -12,9 +12,16 @@ from vla_rl.ipc.mailbox import MailboxHandle, WeightMailbox
 LAYOUT = {"lora": ((4, 3), torch.float32), "rows": ((5,), torch.bfloat16)}
 LARGE = {f"layer{i}": ((64, 1024), torch.float32) for i in range(8)}
 
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+    ),
+]
 
-def constant(layout, value: float) -> dict[str, torch.Tensor]:
-    return {name: torch.full(shape, value, dtype=dtype) for name, (shape, dtype) in layout.items()}
+
+def constant(layout, value: float, device: str = "cpu") -> dict[str, torch.Tensor]:
+    return {name: torch.full(shape, value, dtype=dtype, device=device) for name, (shape, dtype) in layout.items()}
 
 
 def publish_until_told(handle: MailboxHandle, stop: Event) -> None:
@@ -33,12 +40,13 @@ def test_nothing_is_there_before_the_first_publish():
             mailbox.read(constant(LAYOUT, 0.0))
 
 
-def test_the_newest_snapshot_is_read_whole():
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_newest_snapshot_is_read_whole(device):
     with WeightMailbox.create(LAYOUT) as mailbox:
         for version in (0, 3, 4, 11):
-            mailbox.publish(version, constant(LAYOUT, version + 0.5))
+            mailbox.publish(version, constant(LAYOUT, version + 0.5, device))
             assert mailbox.latest_version() == version
-            into = constant(LAYOUT, -1.0)
+            into = constant(LAYOUT, -1.0, device)
             assert mailbox.read(into) == version
             assert all((tensor == version + 0.5).all() for tensor in into.values())
 

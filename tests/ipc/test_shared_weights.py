@@ -9,6 +9,13 @@ import torch
 from vla_rl.ipc.room import SHM_DIRECTORY
 from vla_rl.ipc.shared_weights import SharedWeights, SharedWeightsHandle, share_tensors
 
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+    ),
+]
+
 
 def example() -> dict[str, torch.Tensor]:
     return {
@@ -23,6 +30,8 @@ def check_and_answer(handle: SharedWeightsHandle) -> None:
     tensors = SharedWeights.attach(handle).tensors()
     assert tensors["b.weight"].tolist() == [1.5, 100.0, 3.25]  # as the parent changed it after sharing
     tensors["a.weight"][1, 2] = -9.0
+    if tensors["a.weight"].is_cuda:
+        torch.cuda.synchronize()
 
 
 def test_shared_tensors_equal_the_originals_and_are_copies():
@@ -45,8 +54,9 @@ def test_every_call_views_the_same_storage():
         assert all(t.data_ptr() % 64 == 0 for t in shared.tensors().values() if t.numel())
 
 
-def test_parent_and_spawned_child_write_into_each_others_view():
-    with share_tensors(example()) as shared:
+@pytest.mark.parametrize("device", DEVICES)
+def test_parent_and_spawned_child_write_into_each_others_view(device):
+    with share_tensors({name: tensor.to(device) for name, tensor in example().items()}) as shared:
         tensors = shared.tensors()
         tensors["b.weight"][1] = 100.0
         child = multiprocessing.get_context("spawn").Process(target=check_and_answer, args=(shared.handle,))

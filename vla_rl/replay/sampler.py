@@ -26,8 +26,8 @@ class SegmentSampler:
     """An index of the segments that are in the ring, and copies of some of them.
 
     Every episode is cut into pieces of `segment_length` decisions, the last one shorter; a segment never crosses an
-    episode. Which decisions share a segment is fixed once, so all decisions have the same share in the long run, except
-    that a short last segment is drawn as often as a full one.
+    episode. Every decision belongs to exactly one segment and segments are drawn uniformly, so every decision that is
+    present is equally likely to be in a batch.
     """
 
     def __init__(self, ring: ReplayRing, *, segment_length: int, seed: int) -> None:
