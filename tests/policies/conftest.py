@@ -54,3 +54,18 @@ def make_inputs():
 @pytest.fixture
 def tasks():
     return TASKS
+
+
+@pytest.fixture
+def build_arguments():
+    return TINY
+
+
+@pytest.fixture(scope="module")
+def module_build():
+    """As `build`, for fixtures that serve a whole file."""
+
+    def call(**changes):
+        return build_openvla_oft(**{**TINY, **changes})
+
+    return call

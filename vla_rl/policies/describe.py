@@ -55,6 +55,12 @@ def describe_openvla_oft(builder: PolicyBuilder, *, allow_l1_head: bool = False)
             of cameras the checkpoint was not trained on.
     """
     policy = cast("OpenVLAOFTPolicy", builder(device="cpu", empty=True))
+    _check_head(policy, allow_l1_head=allow_l1_head)
+    _check_cameras(policy)
+    return _summary(policy)
+
+
+def _check_head(policy: OpenVLAOFTPolicy, *, allow_l1_head: bool) -> None:
     if policy.source.l1_head and not allow_l1_head:
         raise ValueError(
             f"{policy.source.origin}: its trained head is an L1 regression (an action_head file lies beside the "
@@ -63,7 +69,15 @@ def describe_openvla_oft(builder: PolicyBuilder, *, allow_l1_head: bool = False)
             "SimpleVLA-RL by Haozhan72, profile simplevla; those of RLinf for LIBERO, profile rlinf), or give this one "
             "a discrete head by supervised fine-tuning"
         )
-    return _summary(policy)
+
+
+def _check_cameras(policy: OpenVLAOFTPolicy) -> None:
+    source, num_images = policy.source, policy.observation_spec.num_images
+    if source.files is not None and num_images != source.profile.num_images:
+        raise ValueError(
+            f"{source.origin}: checkpoints of profile {source.profile.name!r} look at {source.profile.num_images} "
+            f"image(s), found {num_images} camera(s)"
+        )
 
 
 def _summary(policy: OpenVLAOFTPolicy) -> PolicySummary:

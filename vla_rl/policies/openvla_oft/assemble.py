@@ -27,11 +27,6 @@ def assemble(
     """See `vla_rl.policies.build.build_openvla_oft`."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is unknown; choose one of {sorted(DTYPES)}")
-    if source.files is not None and num_images != source.profile.num_images:
-        raise ValueError(
-            f"{source.origin}: checkpoints of profile {source.profile.name!r} look at {source.profile.num_images} "
-            f"image(s), found {num_images} camera(s)"
-        )
     statistics = source.dataset_statistics(statistics_key)
     prompts = prompt_table(source.tokenizer(), tasks)
     model = empty_model(source.config, source.profile, proprio=source.proprio, l1_head=False, dtype=DTYPES[dtype])

@@ -34,6 +34,18 @@ SIGLIP = ViTConfig(1152, 27, 16, 4304, num_prefix_tokens=0, layer_scale=False, a
 TIMM_MODELS = {"vit_large_patch14_reg4_dinov2.lvd142m": DINOV2, "vit_so400m_patch14_siglip_224": SIGLIP}
 
 
+# What every OpenVLA-OFT config.json says and this program relies on.
+_ARCHITECTURE: dict[str, Any] = {
+    "model_type": "openvla",
+    "arch_specifier": "no-align+fused-gelu-mlp",
+    "use_fused_vision_backbone": True,
+    "n_action_bins": 256,
+    "pad_to_multiple_of": 64,
+    "pad_token_id": PAD_ID,
+    "timm_model_ids": list(TIMM_MODELS),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class LlamaDims:
     """Llama-2 7B as OpenVLA uses it. `rms_norm_eps` is 1e-6 here, not the 1e-5 of Llama-2's own release."""
@@ -97,17 +109,23 @@ def read_config(directory: Path) -> OFTConfig:
     return _config_from_json(raw, path)
 
 
-def _check_architecture(raw: Mapping[str, Any], path: Path) -> None:
-    required: dict[str, Any] = {
-        "model_type": "openvla",
-        "arch_specifier": "no-align+fused-gelu-mlp",
-        "use_fused_vision_backbone": True,
-        "n_action_bins": 256,
-        "pad_to_multiple_of": 64,
-        "pad_token_id": PAD_ID,
-        "timm_model_ids": list(TIMM_MODELS),
+def config_to_json(config: OFTConfig) -> dict[str, Any]:
+    """The content of a `config.json` from which `read_config` gives the same dimensions."""
+    return {
+        **_ARCHITECTURE,
+        "architectures": ["OpenVLAForActionPrediction"],
+        "image_sizes": [config.image_size, config.image_size],
+        "text_config": {"model_type": "llama", "pad_token_id": PAD_ID, **dataclasses.asdict(config.llama)},
+        "timm_model_overrides": [
+            {name: getattr(vit, name) for name in ("embed_dim", "depth", "num_heads", "mlp_dim")}
+            for vit in (config.dinov2, config.siglip)
+        ],
+        "torch_dtype": config.dtype,
     }
-    for name, expected in required.items():
+
+
+def _check_architecture(raw: Mapping[str, Any], path: Path) -> None:
+    for name, expected in _ARCHITECTURE.items():
         if raw.get(name) != expected:
             raise ValueError(
                 f"{path}: {name} is {raw.get(name)!r}, expected {expected!r}; "

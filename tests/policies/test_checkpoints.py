@@ -1,0 +1,209 @@
+"""Exported folders, what loading them refuses, and what a description says before anything starts."""
+
+import functools
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vla_rl.policies.build import build_openvla_oft
+from vla_rl.policies.describe import describe_openvla_oft
+from vla_rl.policies.openvla_oft.config import config_to_json, read_config
+from vla_rl.policies.openvla_oft.export import export_checkpoint, merged_tensors
+from vla_rl.policies.openvla_oft.model import OpenVLAOFT
+from vla_rl.policies.openvla_oft.tiny import tiny_config
+
+BASE = {"image_size": None, "num_images": 1, "proprio": True}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, module_build):
+    """A trained-looking tiny policy and the folder it was exported to."""
+    policy = module_build()
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name or name == "action_rows":
+                parameter.add_(0.02 * torch.sin(torch.arange(parameter.numel()).reshape(parameter.shape)))
+    directory = tmp_path_factory.mktemp("export") / "checkpoint"
+    export_checkpoint(policy, directory, step=7)
+    return policy, directory
+
+
+@pytest.fixture
+def broken(exported, tmp_path):
+    """A copy of the exported folder to damage."""
+    directory = tmp_path / "checkpoint"
+    shutil.copytree(exported[1], directory)
+    return directory
+
+
+def edit_json(path, **changes):
+    content = json.loads(path.read_text())
+    content.update(changes)
+    path.write_text(json.dumps(content))
+
+
+@torch.no_grad()
+def test_an_exported_policy_loads_again_and_answers_the_same(exported, build, make_inputs):
+    policy, directory = exported
+    again = build(checkpoint=str(directory), **BASE)
+    inputs = make_inputs(policy, [0, 1])
+    difference = (again(inputs).logits - policy(inputs).logits).abs().max()
+    assert difference <= 1e-4  # merged weights round once more
+    assert (build()(inputs).logits - policy(inputs).logits).abs().max() > 1e-2  # training had changed something
+
+
+def test_an_exported_folder_has_every_published_name_and_no_critic(exported):
+    _, directory = exported
+    tensors = load_file(directory / "model.safetensors")
+    # DINOv2: 5 and two blocks of 14; SigLIP: 3 and two of 12; projector 6; Llama: 3 and three layers of 9; 43 unused.
+    assert len(tensors) == (5 + 28) + (3 + 24) + 6 + (3 + 27) + 43
+    assert not any("lora" in name or "value" in name for name in tensors)
+
+
+def test_only_the_action_rows_of_lm_head_change_on_export(exported, build):
+    before, after = merged_tensors(build()), merged_tensors(exported[0])
+    changed = (before["language_model.lm_head.weight"] != after["language_model.lm_head.weight"]).any(dim=1)
+    assert changed.nonzero().flatten().tolist() == list(range(31744, 32000))
+    name = "language_model.model.embed_tokens.weight"
+    assert torch.equal(before[name], after[name])
+
+
+def test_an_export_never_overwrites(exported):
+    with pytest.raises(ValueError, match="exists"):
+        export_checkpoint(exported[0], exported[1], step=1)
+
+
+def test_split_weights_load_like_a_single_file(exported, tmp_path):
+    policy, single = exported
+    export_checkpoint(policy, tmp_path / "split", step=7, max_shard_bytes=9_000_000)
+    assert len(list((tmp_path / "split").glob("model-*-of-00003.safetensors"))) == 3
+    models = [OpenVLAOFT.from_pretrained(path) for path in (single, tmp_path / "split")]
+    for (name, first), (_, second) in zip(*(model.named_parameters() for model in models), strict=True):
+        assert torch.equal(first, second), name
+
+
+def test_dimensions_survive_config_json(tmp_path):
+    config = tiny_config(image_size=56)
+    (tmp_path / "config.json").write_text(json.dumps(config_to_json(config)))
+    assert read_config(tmp_path) == config
+
+
+def damage_missing_tensor(directory):
+    tensors = load_file(directory / "model.safetensors")
+    del tensors["projector.fc2.bias"]
+    save_file(tensors, directory / "model.safetensors")
+
+
+def damage_shape(directory):
+    tensors = load_file(directory / "model.safetensors")
+    tensors["projector.fc2.bias"] = torch.zeros(3)
+    save_file(tensors, directory / "model.safetensors")
+
+
+def damage_extra_tensor(directory):
+    tensors = load_file(directory / "model.safetensors")
+    tensors["projector.fc4.bias"] = torch.zeros(3)
+    save_file(tensors, directory / "model.safetensors")
+
+
+def damage_truncated(directory):
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:10_000_000])
+
+
+def damage_pickle(directory):
+    torch.save({"fc1.weight": print}, directory / "proprio_projector--7_checkpoint.pt")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damage_missing_tensor, r"1 tensors are missing: projector\.fc2\.bias"),
+        (damage_shape, r"projector\.fc2\.bias has shape \(3,\), config\.json implies \(64,\)"),
+        (damage_extra_tensor, r"'projector\.fc4\.bias', which OpenVLA-OFT does not have"),
+        (damage_truncated, "not a complete safetensors file"),
+        (damage_pickle, "cannot be read as a plain state dict"),
+    ],
+)
+def test_damaged_weights_are_refused_by_name(broken, damage, message):
+    damage(broken)
+    with pytest.raises(ValueError, match=message):
+        OpenVLAOFT.from_pretrained(broken)
+
+
+def nothing(_directory):
+    pass
+
+
+def describe(build_arguments, directory, **changes):
+    arguments = {**build_arguments, "checkpoint": str(directory), **BASE, **changes}
+    return describe_openvla_oft(functools.partial(build_openvla_oft, **arguments))
+
+
+def test_a_description_counts_without_reading_weights(build_arguments, broken, build):
+    (broken / "model.safetensors").write_bytes(b"not read")
+    summary = describe(build_arguments, broken)
+    policy = build()
+    trained = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
+    frozen = sum(parameter.numel() for parameter in policy.parameters() if not parameter.requires_grad)
+    assert (summary.trainable_parameters, summary.frozen_parameters) == (trained, frozen)
+    assert summary.trainable_bytes == 4 * trained
+    assert (summary.profile, summary.image_transform) == ("simplevla", "oft")
+    assert (summary.statistics_key, summary.proprio) == ("libero_spatial_no_noops", True)
+    assert "libero_spatial_no_noops" in str(summary)
+
+
+def test_the_tiny_model_is_described_too(build_arguments):
+    arguments = {**build_arguments, "proprio": False, "profile": "rlinf"}
+    summary = describe_openvla_oft(functools.partial(build_openvla_oft, **arguments))
+    assert (summary.image_transform, summary.training_temperature, summary.proprio) == ("rlinf", 1.6, False)
+
+
+@pytest.mark.parametrize(
+    ("damage", "changes", "message"),
+    [
+        (shutil.rmtree, {}, "is not a directory"),
+        (lambda path: (path / "model.safetensors").unlink(), {}, r"missing model\.safetensors"),
+        (lambda path: (path / "config.json").unlink(), {}, r"config\.json: not found"),
+        (lambda path: (path / "config.json").write_text("{"), {}, "not valid JSON"),
+        (lambda path: (path / "tokenizer.json").unlink(), {}, r"tokenizer\.json: not found"),
+        (lambda path: (path / "preprocessor_config.json").unlink(), {}, r"preprocessor_config\.json: not found"),
+        (
+            lambda path: edit_json(path / "config.json", model_type="llama"),
+            {},
+            "model_type is 'llama', expected 'openvla'",
+        ),
+        (lambda path: edit_json(path / "config.json", n_action_bins=512), {}, "n_action_bins is 512"),
+        (lambda path: edit_json(path / "config.json", image_sizes=[28, 42]), {}, "two equal multiples of 14"),
+        (lambda path: (path / "action_head--7_checkpoint.pt").touch(), {}, "L1 regression.*Haozhan72.*rlinf"),
+        (lambda path: (path / "vision_backbone--7_checkpoint.pt").touch(), {}, "FiLM"),
+        (lambda path: (path / "proprio_projector--8_checkpoint.pt").touch(), {}, "several files for proprio_projector"),
+        (nothing, {"statistics_key": "libero_100"}, "checkpoint has: libero_10_no_noops, libero_90_no_noops"),
+        (nothing, {"num_images": 2}, r"look at 1 image\(s\), found 2 camera"),
+        (nothing, {"image_size": 224}, "image_size is 224, but .* was trained on 28 pixels"),
+        (nothing, {"profile": "openvla"}, "profile 'openvla' is unknown.*auto.*oft_l1.*simplevla.*rlinf"),
+        (nothing, {"dtype": "float16"}, "dtype 'float16' is unknown"),
+        (nothing, {"tasks": ()}, "tasks is empty"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_gets_one_clear_error(broken, build_arguments, damage, changes, message):
+    damage(broken)
+    with pytest.raises(ValueError, match=message):
+        describe(build_arguments, broken, **changes)
+
+
+def test_an_l1_checkpoint_may_be_described_for_fine_tuning(broken, build_arguments):
+    (broken / "action_head--7_checkpoint.pt").touch()
+    arguments = {**build_arguments, "checkpoint": str(broken), **BASE, "profile": "simplevla"}
+    builder = functools.partial(build_openvla_oft, **arguments)
+    assert describe_openvla_oft(builder, allow_l1_head=True).profile == "simplevla"
+
+
+def test_statistics_in_config_json_count_where_the_file_is_absent(broken, build_arguments):
+    statistics = json.loads((broken / "dataset_statistics.json").read_text())
+    (broken / "dataset_statistics.json").unlink()
+    edit_json(broken / "config.json", norm_stats={"libero_goal": statistics["libero_goal_no_noops"]})
+    assert describe(build_arguments, broken, statistics_key="libero_goal").statistics_key == "libero_goal"
