@@ -143,6 +143,15 @@ def test_a_terminal_gets_a_panel_with_every_fact():
         assert fact in shown(), fact
 
 
+def test_a_panel_leaves_out_the_size_of_the_folder_if_nobody_measured_it():
+    console, shown = terminal()
+    display = make_display(console, total_optimizer_steps=50)
+    display.update(snapshot(0))
+    display.close()
+    assert "0 restarts" in shown()
+    assert "run folder" not in shown()
+
+
 def test_a_terminal_without_unicode_gets_plain_lines():
     console, _ = terminal("ascii")
     assert isinstance(make_display(console, total_optimizer_steps=1), PlainDisplay)

@@ -8,8 +8,9 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="figures need the extra 'plots'")
 
-from vla_rl.cli.report import report
+from vla_rl.cli.report import compare_runs, report
 from vla_rl.errors import UserError
+from vla_rl.evaluation.episodes import EpisodeLog, EpisodeResult
 from vla_rl.reporting.catalogue import CATALOGUE
 from vla_rl.reporting.metrics import read_metrics
 from vla_rl.reporting.plots import FIGURES, draw, draw_success_per_task
@@ -157,6 +158,40 @@ def test_the_command_writes_page_and_figures_into_the_run(bare_run, capsys):
     assert written == [str(bare_run / name) for name in [*figures, "report.html"]]
     assert all((bare_run / name).read_bytes().startswith(PNG_MAGIC) for name in figures)
     assert read_page(bare_run / "report.html").images
+
+
+def evaluated(folder, outcomes, *, seed=0):
+    with EpisodeLog(folder / "eval" / "final" / "episodes.jsonl") as log:
+        for state, success in enumerate(outcomes):
+            log.append(
+                EpisodeResult(
+                    suite="libero_goal",
+                    task_id=0,
+                    init_state=state,
+                    seed=seed,
+                    success=success,
+                    env_steps=9,
+                    episode_return=0.0,
+                    seconds=1.0,
+                )
+            )
+    return folder
+
+
+def test_runs_are_compared_on_the_episodes_that_both_were_evaluated_on(tmp_path):
+    one = evaluated(tmp_path / "one", [True, True, True, True, True, False])
+    two = evaluated(tmp_path / "two", [True, False, False, False, False, True])
+    other = evaluated(tmp_path / "other", [True], seed=7)
+    (sentence,) = compare_runs([one, tmp_path / "never evaluated", two, other])
+    # 4 against 1: P(X <= 0) = 1/32, P(X = 1) = 5/32, so mid-p = 2/32 + 5/32.
+    assert "one and two, 6 episodes in common: success differs by +50.0 points" in sentence
+    assert "only the first succeeded in 4, only the second in 1 (McNemar mid-p 0.22)" in sentence
+
+
+def test_a_report_of_several_runs_shows_their_comparison(bare_run, tmp_path):
+    (bare_run / "metrics.jsonl").write_text("")
+    write_report([bare_run, bare_run], tmp_path / "two.html", comparisons=["one beats <two>"])
+    assert "one beats <two>" in read_page(tmp_path / "two.html").text
 
 
 def test_a_wrong_folder_is_the_users_to_fix(tmp_path):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vla_rl.errors import UserError, preflight
+
+if TYPE_CHECKING:
+    from vla_rl.evaluation.episodes import EpisodeResult
 
 
 def report(
@@ -30,8 +34,45 @@ def report(
 
     page = out or (paths[0] / "report.html" if len(paths) == 1 else Path("report.html"))
     with preflight():
-        write_report(paths, page)
+        write_report(paths, page, comparisons=compare_runs(paths))
         pictures = [picture for path in paths for picture in write_figures(path)]
     for picture in pictures:
         print(picture)
     print(page)
+
+
+def compare_runs(runs: list[Path]) -> list[str]:
+    """One sentence for each two runs whose newest evaluations share episodes: the same tasks, states and seeds.
+
+    Raises:
+        ValueError: a file of episodes is broken.
+    """
+    from vla_rl.evaluation.episodes import read_episodes
+
+    newest = {run: _newest_episodes(run) for run in runs}
+    evaluated = {run: read_episodes(path) for run, path in newest.items() if path is not None}
+    keys = {run: {episode.key for episode in episodes} for run, episodes in evaluated.items()}
+    return [
+        _comparison(first, second, evaluated[first], evaluated[second])
+        for first, second in combinations(evaluated, 2)
+        if keys[first] & keys[second]
+    ]
+
+
+def _newest_episodes(run: Path) -> Path | None:
+    from vla_rl.evaluation.episodes import EPISODES_FILE
+
+    return max((run / "eval").rglob(EPISODES_FILE), key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _comparison(first: Path, second: Path, ours: list[EpisodeResult], theirs: list[EpisodeResult]) -> str:
+    from vla_rl.evaluation.results import compare
+
+    result = compare(ours, theirs)
+    low, high = 100 * result.interval.low, 100 * result.interval.high
+    return (
+        f"Newest evaluations of {first.resolve().name} and {second.resolve().name}, {result.pairs} episodes in common: "
+        f"success differs by {100 * result.difference:+.1f} points (95 % interval {low:+.1f} to {high:+.1f}); only the "
+        f"first succeeded in {result.test.only_first}, only the second in {result.test.only_second} "
+        f"(McNemar mid-p {result.test.p_mid:.2g})."
+    )

@@ -30,12 +30,13 @@ CLOSING_METRICS: tuple[tuple[str, str, bool], ...] = (  # name, heading, whether
 )
 
 
-def write_report(run_dirs: Sequence[Path], out: Path) -> None:
+def write_report(run_dirs: Sequence[Path], out: Path, *, comparisons: Sequence[str] = ()) -> None:
     """Write one page about one run or several.
 
     Args:
         run_dirs: folders of runs, each with a `metrics.jsonl`.
         out: the HTML file.
+        comparisons: sentences about pairs of runs, shown where the runs stand side by side.
 
     Raises:
         ValueError: no folder is given, one is no run, or a file of a run is broken.
@@ -44,7 +45,9 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> None:
         raise ValueError("a report needs the folder of at least one run")
     runs = _distinct_names([read_run(folder) for folder in run_dirs])
     title = escape(", ".join(runs))
-    body = "\n".join([*_overview(runs), *_curves(runs), *(_details(name, run) for name, run in runs.items())])
+    body = "\n".join(
+        [*_overview(runs, comparisons), *_curves(runs), *(_details(name, run) for name, run in runs.items())]
+    )
     atomic_write_text(
         out,
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -64,13 +67,13 @@ def _distinct_names(runs: Sequence[RunFolder]) -> dict[str, RunFolder]:
     return named
 
 
-def _overview(runs: Mapping[str, RunFolder]) -> list[str]:
+def _overview(runs: Mapping[str, RunFolder], comparisons: Sequence[str]) -> list[str]:
     parts = []
     for name, run in runs.items():
         heading = f"<h2>{escape(name)}</h2>" if len(runs) > 1 else ""
         parts.append(f"<section>{heading}{_list(run_sentences(run))}{_warning_box(warnings(run))}</section>")
     if len(runs) > 1:
-        parts.append(f"<section><h2>Side by side</h2>{_side_by_side(runs)}</section>")
+        parts.append(f"<section><h2>Side by side</h2>{_list(comparisons)}{_side_by_side(runs)}</section>")
     return parts
 
 
@@ -166,12 +169,13 @@ def _nested(value: object) -> str:
         items = "".join(f"<dt>{escape(str(key))}</dt><dd>{_nested(item)}</dd>" for key, item in value.items())
         return f"<dl>{items}</dl>"
     if isinstance(value, list):
-        return _list([str(item) for item in value]) if value else "none"
+        return _list([str(item) for item in value]) or "none"
     return escape(ABSENT if value is None else str(value))
 
 
 def _list(sentences: Iterable[str]) -> str:
-    return "<ul>" + "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences) + "</ul>"
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+    return f"<ul>{items}</ul>" if items else ""
 
 
 def _table(header: Sequence[str] | None, rows: Iterable[Sequence[str]]) -> str:

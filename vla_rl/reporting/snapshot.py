@@ -27,7 +27,7 @@ class RunSnapshot:
     replay_capacity: int = 0  # decisions
     num_env_workers: int = 0
     env_worker_restarts: int = 0  # so far
-    run_bytes: int = 0  # size of the run's folder
+    run_bytes: int | None = None  # size of the run's folder
 
 
 @dataclass(frozen=True, slots=True)
