@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -84,6 +87,23 @@ def test_a_recipe_is_found_by_name_and_by_path(tmp_path: Path) -> None:
     assert find_recipe("toy") == ROOT / "recipes" / "toy.yaml"
     with pytest.raises(UserError, match="did you mean 'quickstart'"):
         find_recipe("quikstart.yaml")
+
+
+def test_an_installation_without_the_clone_finds_its_own_copies(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    copy = tmp_path / "share/vla-rl/recipes/toy.yaml"
+    copy.parent.mkdir(parents=True)
+    copy.write_text(TOY, encoding="utf-8")
+    other = tmp_path / "site-packages/vla_rl/other.yaml"
+    files = []
+    for path in (copy, other):
+        file = metadata.PackagePath(os.path.relpath(path, tmp_path / "site-packages"))
+        file.dist = SimpleNamespace(locate_file=lambda it: tmp_path / "site-packages" / it)  # type: ignore[assignment]
+        files.append(file)
+    monkeypatch.setattr("vla_rl.recipe.library.__file__", str(tmp_path / "site-packages/vla_rl/recipe/library.py"))
+    monkeypatch.setattr(metadata, "distribution", lambda _: SimpleNamespace(files=files))
+    assert list_recipes() == {"toy": copy}
 
 
 # --- values ----------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from pathlib import Path
 from vla_rl.errors import UserError
 
 _SUFFIX = ".yaml"
+_INSTALLED = "vla-rl/recipes/"  # the end of the folder that a wheel puts them in
 
 
 def _shipped_files() -> dict[str, Path]:
@@ -17,8 +18,9 @@ def _shipped_files() -> dict[str, Path]:
     if folder.is_dir():
         return {str(file.relative_to(folder).with_suffix("")): file for file in folder.rglob(f"*{_SUFFIX}")}
     files = metadata.distribution("vla-rl").files or []
-    shipped = [file for file in files if "vla-rl/recipes/" in file.as_posix() and file.suffix == _SUFFIX]
-    return {file.as_posix().split("vla-rl/recipes/")[1].removesuffix(_SUFFIX): Path(file.locate()) for file in shipped}
+    shipped = [file for file in files if _INSTALLED in file.as_posix() and file.suffix == _SUFFIX]
+    located = [(file.as_posix().split(_INSTALLED)[1], Path(file.locate())) for file in shipped]
+    return {name.removesuffix(_SUFFIX): path.resolve() for name, path in located}
 
 
 def list_recipes() -> dict[str, Path]:
