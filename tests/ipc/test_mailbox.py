@@ -10,7 +10,7 @@ import torch
 from vla_rl.ipc.mailbox import MailboxHandle, WeightMailbox
 
 LAYOUT = {"lora": ((4, 3), torch.float32), "rows": ((5,), torch.bfloat16)}
-LARGE = {f"layer{i}": ((64, 1024), torch.float32) for i in range(8)}
+LARGE = {f"layer{i}": ((64, 512), torch.float32) for i in range(4)}
 
 DEVICES = [
     "cpu",
@@ -177,7 +177,7 @@ def test_a_reader_racing_a_fast_writer_never_sees_a_torn_snapshot():
             deadline = time.monotonic() + 60
             while mailbox.latest_version() < 0 and time.monotonic() < deadline:
                 time.sleep(0.01)
-            while len(versions) < 400 and time.monotonic() < deadline:
+            while len(versions) < 200 and time.monotonic() < deadline:
                 version = mailbox.read(into)
                 assert {float(t.min()) for t in into.values()} == {float(version)}
                 assert {float(t.max()) for t in into.values()} == {float(version)}
@@ -186,6 +186,6 @@ def test_a_reader_racing_a_fast_writer_never_sees_a_torn_snapshot():
             stop.set()
             writer.join(30)
         assert writer.exitcode == 0
-        assert len(versions) == 400
+        assert len(versions) == 200
         assert versions == sorted(versions)
         assert len(set(versions)) > 10  # the race was real

@@ -283,7 +283,7 @@ def test_a_reader_racing_a_fast_writer_never_returns_a_mixed_row():
         num_batches = 0
         try:
             deadline = time.monotonic() + 60
-            while num_batches < 400 and time.monotonic() < deadline:
+            while num_batches < 200 and time.monotonic() < deadline:
                 sampler.refresh()
                 batch = sampler.sample(3)
                 if batch is not None:
@@ -299,5 +299,5 @@ def test_a_reader_racing_a_fast_writer_never_returns_a_mixed_row():
             stop.set()
             writer.join(30)
         assert writer.exitcode == 0
-        assert num_batches == 400
-        assert sampler.total_committed > 1000  # the race was real
+        assert num_batches == 200
+        assert sampler.total_committed > 500  # the race was real
