@@ -123,9 +123,11 @@ def test_a_report_says_what_was_measured_and_what_to_mind(full_report):
         "python 3.11.9, torch 2.13.0",
         "name: toy  # <b>",
         "vla-rl train <toy>",
+        CATALOGUE["ratio/abs_log_p95"].meaning,
     ):
         assert fact in text, fact
     assert "deepspeed None" not in text
+    assert CATALOGUE["learner/kl"].meaning not in text  # the run has no such metric
 
 
 def test_a_report_of_a_run_that_died_early_has_what_there_is(bare_run, tmp_path):

@@ -52,8 +52,7 @@ class EpisodeLog:
         episodes, complete_bytes = _read(path) if path.exists() else ([], 0)
         self._episodes = episodes
         self._done = {episode.key for episode in episodes}
-        # Unbuffered: an episode is one write, so a killed process tears the last line at worst.
-        self._stream = path.open("ab", buffering=0)
+        self._stream = path.open("ab")
         self._stream.truncate(complete_bytes)
 
     @property
@@ -75,6 +74,7 @@ class EpisodeLog:
         if episode.key in self._done:
             raise ValueError(f"{self._path}: episode {_in_words(episode.key)} was recorded before")
         self._stream.write(json.dumps(asdict(episode), ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        self._stream.flush()  # a killed process tears the last line at worst
         self._done.add(episode.key)
         self._episodes.append(episode)
 

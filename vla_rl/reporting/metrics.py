@@ -71,8 +71,7 @@ class MetricsWriter:
                 f"{self._path}: a new run needs an empty folder, found log points of an earlier run; resume that run, "
                 "or choose another name or folder"
             )
-        # Unbuffered: a log point is one write, so a killed process tears the last line at worst.
-        self._stream = self._path.open("ab", buffering=0)
+        self._stream = self._path.open("ab")
         self._events = _open_events(run_dir, resume_at) if tensorboard else None
 
     def write(self, clocks: Clocks, metrics: Mapping[str, float]) -> None:
@@ -92,6 +91,7 @@ class MetricsWriter:
         if nonfinite:
             record["nonfinite"] = nonfinite
         self._stream.write(json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        self._stream.flush()  # a killed process tears the last line at worst
         if self._events is not None:
             self._write_events(self._events, clocks, metrics)
 

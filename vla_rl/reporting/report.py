@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from vla_rl.reporting.catalogue import CATALOGUE
 from vla_rl.reporting.files import atomic_write_text
 from vla_rl.reporting.plots import FIGURES, draw, draw_success_per_task, png
 from vla_rl.reporting.report_style import STYLE
@@ -143,6 +144,14 @@ def _evaluation(evaluation: Evaluation) -> str:
 
 def _interval(interval: Mapping[str, float]) -> str:
     return f"{percent(interval['low'], digits=1)} – {percent(interval['high'], digits=1)}"
+
+
+def _glossary(runs: Mapping[str, RunFolder]) -> str:
+    """What each metric of the runs means."""
+    written = {name for run in runs.values() for record in run.records for name in record}
+    rows = [[metric.name, metric.unit, metric.meaning] for metric in CATALOGUE.values() if metric.name in written]
+    table = _table(["metric", "unit", "meaning"], rows)
+    return f"<section><h2>What the numbers mean</h2><details><summary>metrics</summary>{table}</details></section>"
 
 
 def _manifest_table(manifest: Mapping[str, Any]) -> str:
