@@ -98,6 +98,41 @@ def test_rows_are_intact_until_the_writer_announces_their_place():
         assert ring.intact(env, rows).tolist() == [False] * 2 + [True] * 12
 
 
+class LooksWhileWritten:
+    """Stands for frames; asks the ring, in the middle of their being written, which of the first 14 rows are intact."""
+
+    def __init__(self, ring: ReplayRing) -> None:
+        self.ring = ring
+        self.lost: list[list[int]] = []
+
+    def __array__(self, dtype=None, copy=None):
+        rows = np.arange(14)
+        self.lost.append(rows[~self.ring.intact(np.zeros(14, np.int64), rows)].tolist())
+        return np.zeros((1, 4, 4, 3), np.uint8)
+
+
+def test_a_row_is_announced_before_it_is_written():
+    with make_ring(capacity=14) as ring:
+        writer, frames = ring.writer(0), LooksWhileWritten(ring)
+        write_episode(writer, 0, 6)
+        write_episode(writer, 0, 6)
+        writer.begin(2, 0)
+        writer.add(
+            frames=frames,
+            state=np.zeros(3, np.float32),
+            tokens=np.zeros(4, np.int16),
+            logprobs=np.zeros(4, np.float32),
+            value=0.0,
+            reward=0.0,
+            executed=1,
+            terminated=True,
+            truncated=False,
+            policy_version=0,
+        )
+        writer.commit(frames, np.zeros(3, np.float32))
+        assert frames.lost == [[0], [0, 1]]
+
+
 def test_an_abandoned_episode_is_never_seen_and_its_rows_are_used_again():
     with make_ring(capacity=14) as ring:
         writer = ring.writer(0)
