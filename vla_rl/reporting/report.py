@@ -46,9 +46,8 @@ def write_report(run_dirs: Sequence[Path], out: Path, *, comparisons: Sequence[s
         raise ValueError("a report needs the folder of at least one run")
     runs = _distinct_names([read_run(folder) for folder in run_dirs])
     title = escape(", ".join(runs))
-    body = "\n".join(
-        [*_overview(runs, comparisons), *_curves(runs), *(_details(name, run) for name, run in runs.items())]
-    )
+    details = [_details(name, run) for name, run in runs.items()]
+    body = "\n".join([*_overview(runs, comparisons), *_curves(runs), *details, _glossary(runs)])
     atomic_write_text(
         out,
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
