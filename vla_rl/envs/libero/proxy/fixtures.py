@@ -246,7 +246,7 @@ def _wine_rack() -> Fixture:
 
 def _desk_caddy() -> Fixture:
     """Four compartments that are open above."""
-    wood, rim = (150, 112, 78), (172, 134, 98)
+    wood, rim = (62, 62, 70), (84, 84, 94)
     floor = box((-0.076, -0.217, 0.001), (0.076, 0.217, 0.014), wood)
     ends = tuple(box((-0.076, y, 0.014), (0.076, y + 0.007, 0.130), rim) for y in (-0.217, 0.210))
     dividers = tuple(box((-0.076, y, 0.014), (0.076, y + 0.007, 0.150), rim) for y in (-0.0755, 0.0685))

@@ -95,7 +95,7 @@ def arena_xml(name: str, arena: Arena) -> bytes:
     _table(world, arena)
     for shape in arena.background:
         _visual(world, shape)
-    for index, place in enumerate(("1 1 4", "-3 -3 4")):
+    for index, place in enumerate(("1 1 4", "-3 -3 4", "1 -1 3")):
         ET.SubElement(
             world, "light", name=f"light{index + 1}", pos=place, dir="0 -0.15 -1", diffuse="0.8 0.8 0.8",
             specular="0.2 0.2 0.2", directional="false", castshadow="false",
