@@ -39,6 +39,15 @@ def broken(exported, tmp_path):
     return directory
 
 
+@pytest.fixture
+def unreadable(exported, tmp_path):
+    """A copy of the exported folder whose weights hold nothing: descriptions must not open them."""
+    directory = tmp_path / "checkpoint"
+    shutil.copytree(exported[1], directory, ignore=shutil.ignore_patterns("model.safetensors"))
+    (directory / "model.safetensors").write_bytes(b"not read")
+    return directory
+
+
 def edit_json(path, **changes):
     content = json.loads(path.read_text())
     content.update(changes)
@@ -143,9 +152,8 @@ def describe(build_arguments, directory, **changes):
     return describe_openvla_oft(functools.partial(build_openvla_oft, **arguments))
 
 
-def test_a_description_counts_without_reading_weights(build_arguments, broken, build):
-    (broken / "model.safetensors").write_bytes(b"not read")
-    summary = describe(build_arguments, broken)
+def test_a_description_counts_without_reading_weights(build_arguments, unreadable, build):
+    summary = describe(build_arguments, unreadable)
     policy = build()
     trained = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
     frozen = sum(parameter.numel() for parameter in policy.parameters() if not parameter.requires_grad)
@@ -189,21 +197,21 @@ def test_the_tiny_model_is_described_too(build_arguments):
         (nothing, {"tasks": ()}, "tasks is empty"),
     ],
 )
-def test_a_checkpoint_that_does_not_fit_gets_one_clear_error(broken, build_arguments, damage, changes, message):
-    damage(broken)
+def test_a_checkpoint_that_does_not_fit_gets_one_clear_error(unreadable, build_arguments, damage, changes, message):
+    damage(unreadable)
     with pytest.raises(ValueError, match=message):
-        describe(build_arguments, broken, **changes)
+        describe(build_arguments, unreadable, **changes)
 
 
-def test_an_l1_checkpoint_may_be_described_for_fine_tuning(broken, build_arguments):
-    (broken / "action_head--7_checkpoint.pt").touch()
-    arguments = {**build_arguments, "checkpoint": str(broken), **BASE, "profile": "simplevla"}
+def test_an_l1_checkpoint_may_be_described_for_fine_tuning(unreadable, build_arguments):
+    (unreadable / "action_head--7_checkpoint.pt").touch()
+    arguments = {**build_arguments, "checkpoint": str(unreadable), **BASE, "profile": "simplevla"}
     builder = functools.partial(build_openvla_oft, **arguments)
     assert describe_openvla_oft(builder, allow_l1_head=True).profile == "simplevla"
 
 
-def test_statistics_in_config_json_count_where_the_file_is_absent(broken, build_arguments):
-    statistics = json.loads((broken / "dataset_statistics.json").read_text())
-    (broken / "dataset_statistics.json").unlink()
-    edit_json(broken / "config.json", norm_stats={"libero_goal": statistics["libero_goal_no_noops"]})
-    assert describe(build_arguments, broken, statistics_key="libero_goal").statistics_key == "libero_goal"
+def test_statistics_in_config_json_count_where_the_file_is_absent(unreadable, build_arguments):
+    statistics = json.loads((unreadable / "dataset_statistics.json").read_text())
+    (unreadable / "dataset_statistics.json").unlink()
+    edit_json(unreadable / "config.json", norm_stats={"libero_goal": statistics["libero_goal_no_noops"]})
+    assert describe(build_arguments, unreadable, statistics_key="libero_goal").statistics_key == "libero_goal"

@@ -1,0 +1,69 @@
+import functools
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from vla_rl.policies.assign import assign_parameters
+from vla_rl.policies.build import build_mlp
+from vla_rl.types import PolicyInputs
+
+ARGUMENTS = {
+    "state_dim": 5, "chunk_size": 2, "action_dim": 3, "num_bins": 11, "hidden_dim": 16, "seed": 0, "device": "cpu",
+}  # fmt: skip
+
+
+def inputs(batch=4):
+    state = torch.randn(batch, 5, generator=torch.Generator().manual_seed(0))
+    return PolicyInputs(torch.zeros(batch, 0, 0, 0, 3, dtype=torch.uint8), state, torch.zeros(batch, dtype=torch.int64))
+
+
+def test_outputs_have_the_shapes_of_the_protocol():
+    policy = build_mlp(**ARGUMENTS)
+    output = policy(inputs())
+    assert output.logits.shape == (4, 6, 11) and output.values.shape == (4,)
+    assert output.logits.dtype == output.values.dtype == torch.float32
+
+
+def test_bins_are_evenly_spaced_from_minus_one_to_one():
+    policy = build_mlp(**ARGUMENTS)
+    tokens = np.array([[0, 5, 10, 1, 2, 9]], dtype=np.int16)
+    actions = policy.decode_tokens(tokens, np.array([0]))
+    np.testing.assert_allclose(actions, [[[-1.0, 0.0, 1.0], [-0.8, -0.6, 0.8]]], atol=1e-7)
+    assert actions.dtype == np.float32
+
+
+def test_the_value_loss_trains_the_critic_alone():
+    policy = build_mlp(**ARGUMENTS)
+    policy(inputs()).values.sum().backward()
+    reached = {name for name, parameter in policy.named_parameters() if parameter.grad is not None}
+    assert reached == {name for name, _ in policy.named_parameters() if policy.is_value_parameter(name)} != set()
+
+
+def test_the_policy_loss_trains_all_but_the_critic():
+    policy = build_mlp(**ARGUMENTS)
+    policy(inputs()).logits.square().sum().backward()
+    reached = {name for name, parameter in policy.named_parameters() if parameter.grad is not None}
+    assert reached == {name for name, _ in policy.named_parameters() if not policy.is_value_parameter(name)}
+
+
+def test_a_pickled_builder_gives_the_same_policy_and_an_empty_one_takes_its_parameters():
+    builder = pickle.loads(pickle.dumps(functools.partial(build_mlp, **{**ARGUMENTS, "device": "cpu"})))
+    full, again, empty = builder(device="cpu"), builder(device="cpu"), builder(device="cpu", empty=True)
+    assert all(parameter.is_meta for parameter in empty.parameters())
+    assign_parameters(empty, dict(full.named_parameters()))
+    expected = full(inputs())
+    for policy in (again, empty):
+        output = policy(inputs())
+        assert torch.equal(output.logits, expected.logits) and torch.equal(output.values, expected.values)
+
+
+def test_another_seed_gives_another_policy():
+    first, other = build_mlp(**ARGUMENTS), build_mlp(**{**ARGUMENTS, "seed": 1})
+    assert not torch.equal(first(inputs()).logits, other(inputs()).logits)
+
+
+def test_a_hidden_layer_of_one_is_refused():
+    with pytest.raises(ValueError, match="at least 2"):
+        build_mlp(**{**ARGUMENTS, "hidden_dim": 1})
