@@ -22,7 +22,7 @@ from vla_rl.types import FrameTransform
 from vla_rl.workers.channel import drain, receive_slots, send_slots
 from vla_rl.workers.env_runner import EnvBuilder, EnvPool, EnvRunner
 from vla_rl.workers.episodes import EpisodeJob, EpisodeRecord, training_schedule
-from vla_rl.workers.process import enter_child
+from vla_rl.workers.process import enter_child, leave_child
 from vla_rl.workers.worker_counters import WorkerCounters
 
 POLL_S = 0.25  # heartbeat period while waiting
@@ -80,6 +80,7 @@ def env_worker_main(settings: EnvWorkerSettings, links: EnvWorkerLinks, incarnat
             if ring is not None:
                 ring.close()
     log.info("done")
+    leave_child()
 
 
 class EnvWorker:

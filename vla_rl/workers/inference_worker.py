@@ -26,7 +26,7 @@ from vla_rl.types import PolicyBuilder
 from vla_rl.workers.batching import Batcher
 from vla_rl.workers.channel import receive_slots, send_slots
 from vla_rl.workers.inference_server import InferenceServer
-from vla_rl.workers.process import enter_child
+from vla_rl.workers.process import enter_child, leave_child
 
 POLL_S = 0.25  # heartbeat period while nothing is asked
 
@@ -79,6 +79,7 @@ def inference_worker_main(settings: InferenceSettings, links: InferenceLinks) ->
         report(server, counters)
         _serve_until_stopped(settings, links.env_workers, server, counters)
     log.info("done after %d batches, %d decisions", server.batches, server.decisions)
+    leave_child()
 
 
 def make_server(

@@ -11,6 +11,7 @@ import sys
 import threading
 from multiprocessing import parent_process
 from pathlib import Path
+from typing import NoReturn
 
 PR_SET_PDEATHSIG = 1
 ORPHANED_EXIT_CODE = 113
@@ -41,7 +42,19 @@ def enter_child(name: str, log_path: Path, *, threads: int) -> logging.Logger:
     logging.basicConfig(
         level=logging.INFO, stream=stream, force=True, format=f"%(asctime)s {name} %(levelname)s %(message)s"
     )
-    return logging.getLogger(name)
+    log = logging.getLogger(name)
+    log.info("process %d", os.getpid())
+    return log
+
+
+def leave_child() -> NoReturn:
+    """End a child whose work is done and whose resources are closed, without the interpreter's own clean-up.
+
+    Graphics and numerical libraries register exit handlers that take seconds, or hang where several contexts were open.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def _die_with_parent() -> None:

@@ -1,0 +1,165 @@
+"""What happens to a run when a part of it is killed, hangs or is interrupted: whole runs in processes of their own."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from toy_runs import toy_recipe
+
+pytestmark = pytest.mark.slow
+
+DEADLINE_S = 120
+BLOCKS = Path("/dev/shm")
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts `vla-rl train`; whatever still runs at the end is killed."""
+    started = []
+
+    def launch(recipe, *options):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(recipe.dump_yaml(), encoding="utf-8")
+        command = [sys.executable, "-m", "vla_rl", "train", str(path), "--run-dir", str(tmp_path / "run"), *options]
+        output = (tmp_path / "output.txt").open("wb")
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+        started.append(process)
+        return process
+
+    yield launch
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.wait(10)
+
+
+def async_recipe(**sections):
+    """A run of about a thousand updates: long enough to be disturbed, a few seconds when it is not."""
+    defaults = {
+        "runtime": {"mode": "async"},
+        "env": {"step_seconds": 0.002},
+        "budget": {"optimizer_steps": 300},
+        "checkpoint": {"every_optimizer_steps": 20},
+        "rollout": {"num_workers": 2, "envs_per_worker": 1, "step_timeout_s": 3.0},
+    }
+    for name, changes in sections.items():
+        defaults[name] = {**defaults.get(name, {}), **changes}
+    return toy_recipe(**defaults)
+
+
+def wait_until(condition, what: str):
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen within {DEADLINE_S} s"
+        time.sleep(0.05)
+
+
+def points(run_dir: Path):
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def pid_of(run_dir: Path, child: str) -> int:
+    """The newest process that wrote this log."""
+    return int(re.findall(r"INFO process (\d+)", (run_dir / "logs" / f"{child}.log").read_text())[-1])
+
+
+def learning(run_dir: Path, optimizer_steps: int = 1):
+    return lambda: len(points(run_dir)) >= optimizer_steps
+
+
+def finished(process) -> int:
+    return process.wait(DEADLINE_S)
+
+
+def leftovers(pid: int):
+    """Shared-memory blocks of a process and living processes that were its children."""
+    return [path.name for path in BLOCKS.glob(f"vla_rl-{pid}-*")]
+
+
+def gone(pids):
+    return lambda: not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids)
+
+
+def children(process) -> list[int]:
+    return [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+
+
+def test_a_killed_env_worker_is_restarted_and_counted_and_the_run_goes_on(start, tmp_path):
+    run = start(async_recipe())
+    wait_until(learning(tmp_path / "run"), "the first update")
+    os.kill(pid_of(tmp_path / "run", "env_worker_0"), signal.SIGKILL)
+    assert finished(run) == 0, (tmp_path / "output.txt").read_text()
+    last = points(tmp_path / "run")[-1]
+    assert last["optimizer_steps"] == 300
+    assert last["system/env_worker_restarts"] == 1
+    assert last["system/dropped_episodes"] == 1
+    assert "start 1 of this worker" in (tmp_path / "run" / "logs" / "env_worker_0.log").read_text()
+    assert leftovers(run.pid) == []
+
+
+def test_a_hung_env_worker_is_restarted(start, tmp_path):
+    run = start(async_recipe())
+    wait_until(learning(tmp_path / "run"), "the first update")
+    os.kill(pid_of(tmp_path / "run", "env_worker_1"), signal.SIGSTOP)
+    assert finished(run) == 0, (tmp_path / "output.txt").read_text()
+    assert points(tmp_path / "run")[-1]["system/env_worker_restarts"] == 1
+
+
+def test_env_workers_that_keep_dying_end_the_run_with_the_cause(start, tmp_path):
+    run = start(async_recipe(rollout={"max_restarts": 0}))
+    wait_until(learning(tmp_path / "run"), "the first update")
+    os.kill(pid_of(tmp_path / "run", "env_worker_0"), signal.SIGKILL)
+    assert finished(run) == 1
+    assert "max_restarts" in (tmp_path / "output.txt").read_text()
+    assert leftovers(run.pid) == []
+
+
+def test_a_dead_inference_worker_ends_the_run_once_and_leaves_nothing(start, tmp_path):
+    run = start(async_recipe())
+    wait_until(learning(tmp_path / "run"), "the first update")
+    pids = children(run)
+    os.kill(pid_of(tmp_path / "run", "inference_worker"), signal.SIGKILL)
+    assert finished(run) == 1
+    assert (tmp_path / "output.txt").read_text().count("the inference worker ended with exit code -9") == 1
+    wait_until(gone(pids), "the end of all children")
+    assert leftovers(run.pid) == []
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_nothing_else(start, tmp_path):
+    run = start(async_recipe())
+    wait_until(learning(tmp_path / "run", 5), "the fifth update")
+    pids = children(run)
+    run.send_signal(signal.SIGINT)
+    assert finished(run) == 130, (tmp_path / "output.txt").read_text()
+    steps = points(tmp_path / "run")[-1]["optimizer_steps"]
+    assert steps < 300
+    assert (tmp_path / "run" / "checkpoints" / f"optimizer_step_{steps}" / "policy.safetensors").is_file()
+    wait_until(gone(pids), "the end of all children")
+    assert leftovers(run.pid) == []
+
+
+def test_a_killed_run_takes_its_children_along_and_resumes(start, tmp_path):
+    first = start(async_recipe())
+    wait_until(lambda: (tmp_path / "run" / "checkpoints" / "latest").exists(), "the first checkpoint")
+    pids = children(first)
+    first.kill()
+    first.wait(10)
+    wait_until(gone(pids), "the end of all children")
+
+    second = start(async_recipe(), "--resume")
+    assert finished(second) == 0, (tmp_path / "output.txt").read_text()
+    steps = [point["optimizer_steps"] for point in points(tmp_path / "run")]
+    assert steps == list(range(1, 301))
+    decisions = [point["decisions"] for point in points(tmp_path / "run")]
+    assert decisions == sorted(decisions)
+    assert leftovers(first.pid) == []
+    assert leftovers(second.pid) == []

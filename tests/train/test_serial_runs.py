@@ -1,0 +1,138 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+from toy_runs import metrics, run, toy_recipe
+
+from vla_rl.errors import UserError
+
+BLOCKS = Path("/dev/shm")
+
+
+def own_blocks():
+    return [path.name for path in BLOCKS.glob(f"vla_rl-{os.getpid()}-*")]
+
+
+def policy_bytes(run_dir: Path, optimizer_steps: int) -> bytes:
+    return (run_dir / "checkpoints" / f"optimizer_step_{optimizer_steps}" / "policy.safetensors").read_bytes()
+
+
+def test_two_serial_runs_of_one_seed_write_the_same_metrics_and_weights(tmp_path):
+    for name in ("first", "second"):
+        run(toy_recipe(), tmp_path / name)
+    assert len(metrics(tmp_path / "first")) == 6
+    assert metrics(tmp_path / "first") == metrics(tmp_path / "second")
+    assert policy_bytes(tmp_path / "first", 6) == policy_bytes(tmp_path / "second", 6)
+
+
+def test_another_seed_gives_other_weights(tmp_path):
+    run(toy_recipe(), tmp_path / "first")
+    run(toy_recipe(seed=1), tmp_path / "second")
+    assert policy_bytes(tmp_path / "first", 6) != policy_bytes(tmp_path / "second", 6)
+
+
+def test_a_run_leaves_its_records_and_no_shared_memory(tmp_path):
+    outcome, _ = run(toy_recipe(), tmp_path / "run")
+    for name in ("recipe.yaml", "manifest.json", "metrics.jsonl", "checkpoints/latest"):
+        assert (tmp_path / "run" / name).is_file(), name
+    assert outcome.checkpoint.name == "optimizer_step_6"
+    assert not outcome.interrupted
+    assert own_blocks() == []
+
+
+def test_the_governor_holds_the_replay_ratio(tmp_path):
+    recipe = toy_recipe(budget={"optimizer_steps": 60}, replay={"replay_ratio": 4.0})
+    run(recipe, tmp_path / "run")
+    first, last = metrics(tmp_path / "run")[0], metrics(tmp_path / "run")[-1]
+    consumed = last["replay/ratio"] * last["decisions"] - first["replay/ratio"] * first["decisions"]
+    collected = last["decisions"] - first["decisions"]
+    # One batch (16 decisions) and the decisions in flight (2) is all that the two sides may differ by.
+    assert abs(consumed / 4.0 - collected) <= 16 / 4.0 + 2 + 1
+
+
+def test_segments_beyond_the_allowed_lag_are_never_consumed(tmp_path):
+    recipe = toy_recipe(
+        budget={"optimizer_steps": 40}, replay={"replay_ratio": 8.0, "max_policy_lag": 3}, rollout={"envs_per_worker": 1}
+    )
+    run(recipe, tmp_path / "run")
+    lags = [point["policy_lag/max"] for point in metrics(tmp_path / "run")]
+    assert max(lags) <= 3
+    assert max(point["policy_lag/excluded"] for point in metrics(tmp_path / "run")) > 0
+
+    run(toy_recipe(budget={"optimizer_steps": 40}, replay={"replay_ratio": 8.0}), tmp_path / "unbounded")
+    assert max(point["policy_lag/max"] for point in metrics(tmp_path / "unbounded")) > 3
+
+
+def test_on_policy_data_has_log_ratio_zero(tmp_path):
+    run(toy_recipe(), tmp_path / "run")
+    first = metrics(tmp_path / "run")[0]
+    assert first["policy_lag/max"] == 0
+    assert first["ratio/abs_log_p95"] < 1e-4
+    assert abs(first["learner/approx_kl"]) < 1e-6
+
+
+def test_resume_continues_the_clocks_and_keeps_the_experience(tmp_path):
+    first, _ = run(toy_recipe(), tmp_path / "run")
+    resumed, _ = run(toy_recipe(budget={"optimizer_steps": 9}), tmp_path / "run", resume=True)
+    points = metrics(tmp_path / "run")
+    assert [point["optimizer_steps"] for point in points] == list(range(1, 10))
+    assert [point["policy_version"] for point in points] == list(range(1, 10))
+    assert points[6]["decisions"] >= first.clocks.decisions
+    assert points[6]["policy_lag/max"] > 0  # decisions of the first part are in the ring
+    assert resumed.clocks.optimizer_steps == 9
+    assert resumed.clocks.seconds > first.clocks.seconds
+
+
+def test_resume_without_saved_replay_starts_with_an_empty_ring(tmp_path):
+    recipe = toy_recipe(checkpoint={"save_replay": False})
+    run(recipe, tmp_path / "run")
+    run(toy_recipe(checkpoint={"save_replay": False}, budget={"optimizer_steps": 7}), tmp_path / "run", resume=True)
+    assert metrics(tmp_path / "run")[-1]["policy_lag/max"] == 0
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path):
+    run(toy_recipe(), tmp_path / "run")
+    damaged = tmp_path / "run" / "checkpoints" / "optimizer_step_6" / "policy.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-8])
+    _, printed = run(toy_recipe(), tmp_path / "run", resume=True)
+    assert "optimizer_step_6" in printed
+    assert [point["optimizer_steps"] for point in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_second_run_is_never_written_over_the_first(tmp_path):
+    run(toy_recipe(), tmp_path / "run")
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match="--resume"):
+        run(toy_recipe(), tmp_path / "run")
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_checkpoint_of_another_architecture_is_refused_before_anything_starts(tmp_path):
+    run(toy_recipe(), tmp_path / "run")
+    with pytest.raises(UserError, match="architecture"):
+        run(toy_recipe(policy={"hidden_dim": 32}), tmp_path / "run", resume=True)
+    assert own_blocks() == []
+
+
+def test_a_ring_that_cannot_hold_two_episodes_per_env_is_refused(tmp_path):
+    with pytest.raises(UserError, match="replay.capacity"):
+        run(toy_recipe(replay={"capacity": 16}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_closing_evaluation_plays_exactly_the_asked_episodes(tmp_path):
+    recipe = toy_recipe(env={"tasks": [0, 1]}, evaluation={"episodes_per_task": 3})
+    outcome, _ = run(recipe, tmp_path / "run")
+    results = json.loads((outcome.evaluation.folder / "results.json").read_text(encoding="utf-8"))
+    assert [(task["task_id"], task["episodes"]) for task in results["tasks"]] == [(0, 3), (1, 3)]
+    lines = (outcome.evaluation.folder / "episodes.jsonl").read_text(encoding="utf-8").splitlines()
+    keys = [(json.loads(line)["task_id"], json.loads(line)["init_state"]) for line in lines]
+    assert sorted(keys) == [(task, state) for task in (0, 1) for state in range(3)]
+
+
+def test_the_exact_kl_term_is_reported_and_changes_the_weights(tmp_path):
+    run(toy_recipe(), tmp_path / "without")
+    run(toy_recipe(loss={"kl_coefficient": 1.0}), tmp_path / "with")
+    assert "learner/kl" in metrics(tmp_path / "with")[-1]
+    assert policy_bytes(tmp_path / "without", 6) != policy_bytes(tmp_path / "with", 6)

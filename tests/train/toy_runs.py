@@ -1,0 +1,51 @@
+"""Small toy runs for tests of the whole program."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from vla_rl import train as training
+from vla_rl.recipe import Recipe
+
+TOY = {
+    "name": "toy-test",
+    "env": {"name": "toy", "tasks": [0], "horizon": 8, "chunk_size": 2},
+    "policy": {"name": "mlp", "hidden_dim": 16, "num_bins": 8},
+    "surrogate": {"name": "gipo", "sigma": 1.0},
+    "optimizer": {"policy_lr": 1e-3, "value_lr": 1e-3, "schedule": "constant"},
+    "replay": {"capacity": 512, "min_decisions": 16, "segment_length": 4, "replay_ratio": 2.0},
+    "learner": {"micro_batch": 4},
+    "rollout": {"num_workers": 1, "envs_per_worker": 2, "max_batch": 2},
+    "runtime": {"mode": "serial", "device": "cpu", "threads_per_process": 1},
+    "budget": {"optimizer_steps": 6},
+    "checkpoint": {"every_optimizer_steps": 3},
+    "logging": {"tensorboard": False},
+}
+
+
+def toy_recipe(**sections):
+    """The toy recipe with whole fields of sections replaced: toy_recipe(budget={"optimizer_steps": 2})."""
+    values = {name: dict(value) if isinstance(value, dict) else value for name, value in TOY.items()}
+    for name, changes in sections.items():
+        values[name] = {**values.get(name, {}), **changes} if isinstance(changes, dict) else changes
+    return Recipe.model_validate(values)
+
+
+def run(recipe, run_dir: Path, *, resume: bool = False):
+    """Train in this process; returns the outcome and what was printed."""
+    stream = io.StringIO()
+    outcome = training.train(recipe, run_dir=run_dir, resume=resume, console=Console(file=stream, width=200))
+    return outcome, stream.getvalue()
+
+
+def metrics(run_dir: Path) -> list[dict[str, float]]:
+    """Log points without what depends on the machine's speed."""
+    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [
+        {name: value for name, value in json.loads(line).items() if name != "seconds" and not name.startswith("perf/")}
+        for line in lines
+    ]
