@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla_rl.errors import UserError
@@ -23,9 +24,12 @@ from vla_rl.recipe import (
     list_recipes,
     load_recipe,
 )
+from vla_rl.recipe.shape import homes
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").rglob("*.y*ml"))
+
+KEYS = sorted(homes())
 
 TOY = """
 name: t
@@ -222,6 +226,39 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
             load_recipe(path)
 
 
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["name", "gipo", "all"]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@settings(deadline=None)
+@given(
+    text=st.sampled_from([TOY, (ROOT / "recipes" / "quickstart.yaml").read_text(encoding="utf-8")]),
+    changes=st.lists(
+        st.tuples(st.sampled_from(sorted(path for paths in homes().values() for path in paths)), ANYTHING), max_size=4
+    ),
+)
+def test_whatever_is_written_the_answer_is_a_recipe_or_a_list_of_problems(
+    text: str, changes: list[tuple[str, object]]
+) -> None:
+    overrides = [f"{path}={json.dumps(value)}" for path, value in changes]
+    try:
+        build_recipe(text, overrides)
+    except RecipeError as error:
+        assert error.problems
+        assert all(problem.rule for problem in error.problems)
+        assert str(error).startswith(f"recipe: {len(error.problems)} problem")
+
+
 # --- overrides -------------------------------------------------------------------------------------------------------
 
 
@@ -320,6 +357,7 @@ def test_models_built_in_code_obey_the_same_rules() -> None:
 # --- dumping ---------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(
     description=st.text(st.characters(blacklist_categories=("Cs",))),
     policy_lr=st.floats(0, 1e300) | st.integers(0, 10**20),
