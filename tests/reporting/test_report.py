@@ -123,6 +123,7 @@ def test_a_report_says_what_was_measured_and_what_to_mind(full_report):
         "python 3.11.9, torch 2.13.0",
         "name: toy  # <b>",
         "vla-rl train <toy>",
+        "0, 1",
         CATALOGUE["ratio/abs_log_p95"].meaning,
     ):
         assert fact in text, fact

@@ -155,7 +155,9 @@ def _glossary(runs: Mapping[str, RunFolder]) -> str:
 
 def _manifest_table(manifest: Mapping[str, Any]) -> str:
     hardware, source = manifest.get("hardware") or {}, manifest.get("source") or {}
-    accelerators = [device.get("name", ABSENT) for device in hardware.get("accelerators") or ()]
+    devices = hardware.get("accelerators")
+    # Null says that nobody looked, an empty list that there are none.
+    accelerators = ABSENT if devices is None else ", ".join(device["name"] for device in devices) or "none"
     memory = hardware.get("memory_bytes")
     versions = manifest.get("versions") or {}
     rows = [
@@ -164,7 +166,7 @@ def _manifest_table(manifest: Mapping[str, Any]) -> str:
         ["source", f"{source.get('commit') or 'installed package'}{' + changes' if source.get('dirty') else ''}"],
         ["processor", f"{hardware.get('cpu', ABSENT)}, {hardware.get('cores_usable', ABSENT)} cores"],
         ["memory", ABSENT if memory is None else size(memory)],
-        ["accelerators", ", ".join(accelerators) or "none"],
+        ["accelerators", accelerators],
         ["versions", ", ".join(f"{name} {version}" for name, version in versions.items() if version is not None)],
         ["seeds", ", ".join(f"{name} {seed}" for name, seed in (manifest.get("seeds") or {}).items())],
     ]
@@ -177,7 +179,8 @@ def _nested(value: object) -> str:
         items = "".join(f"<dt>{escape(str(key))}</dt><dd>{_nested(item)}</dd>" for key, item in value.items())
         return f"<dl>{items}</dl>"
     if isinstance(value, list):
-        return _list([str(item) for item in value]) or "none"
+        plain = not any(isinstance(item, Mapping) for item in value)
+        return escape(", ".join(map(str, value))) or "none" if plain else "".join(map(_nested, value))
     return escape(ABSENT if value is None else str(value))
 
 
