@@ -47,6 +47,7 @@ def test_a_ring_comes_back_with_all_its_numbers_ages_and_versions(tmp_path):
                 np.testing.assert_array_equal(getattr(found[first], name), getattr(batch, name), err_msg=name)
         assert found[300].age[0, 0] == 8
         assert other.present_episodes()["episode_id"].tolist() == [300, 100, 200]
+        assert other.present_episodes()["env"].tolist() == [1, 0, 1]
 
 
 def test_the_file_is_plain_safetensors(tmp_path):

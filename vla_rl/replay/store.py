@@ -1,7 +1,7 @@
 """A replay ring as a safetensors file, so that a resumed run starts with its experience.
 
 The file holds the committed episodes that are present, in the order of their commits: one tensor per row field with
-the rows of all episodes one after another (an episode of L decisions has L + 1), and one entry per episode in
+the rows of all episodes one after another (an episode of L decisions has L + 1), and one entry per episode in `env`,
 `episode_id`, `task_index`, `length` and `intact`. The env workers go on while it is written; an episode that they
 overwrite before its rows are in the file gets `intact` = False and is not loaded. Rows are streamed: no second copy of
 the ring is made.
@@ -25,7 +25,7 @@ from vla_rl.replay.layout import RingLayout
 from vla_rl.replay.ring import EpisodeWriter, ReplayRing
 
 _DTYPE_NAMES = {"uint8": "U8", "int16": "I16", "int64": "I64", "float32": "F32", "bool": "BOOL"}
-_EPISODE_COLUMNS = ("episode_id", "task_index", "length")
+_EPISODE_COLUMNS = ("env", "episode_id", "task_index", "length")
 
 
 def save_ring(ring: ReplayRing, path: Path) -> int:
@@ -45,7 +45,9 @@ def save_ring(ring: ReplayRing, path: Path) -> int:
         Field("intact", (len(episodes),), np.bool_),
     ]
     with path.open("wb") as file:
-        _write_header(file, fields, {"layout": json.dumps(_layout_facts(ring.layout))})
+        _write_header(
+            file, fields, {"layout": json.dumps(_layout_facts(ring.layout)), "num_envs": str(ring.layout.num_envs)}
+        )
         for field in ring.layout.row_fields():
             rows_of_field = ring.row_array(field.name)
             for rows in positions:
@@ -58,9 +60,10 @@ def save_ring(ring: ReplayRing, path: Path) -> int:
 
 
 def load_ring(ring: ReplayRing, path: Path) -> int:
-    """Commit the episodes of a file to a ring, spread evenly over its envs. Call it before env workers write.
+    """Commit the episodes of a file to a ring. Call it before env workers write.
 
-    The numbers of envs and rows may differ from the saved ring's; what does not fit is the oldest.
+    Every env gets its own episodes back; if the number of envs has changed, all are spread evenly. The number of rows
+    may differ too: what does not fit is the oldest.
 
     Returns:
         The number of decisions that were committed.
@@ -83,15 +86,16 @@ def _load_episodes(ring: ReplayRing, file: Any, path: Path) -> int:  # noqa: ANN
         raise ValueError(
             f"{path} holds an episode of {longest} decisions, but this run's episodes have at most "
             f"{ring.layout.max_episode_decisions} (env.horizon): resume with the horizon of the saved run, or without "
-            f"its replay"
+            f"its replay (checkpoint.save_replay=false)"
         )
-    episode_ids, task_indices = file.get_tensor("episode_id"), file.get_tensor("task_index")
+    envs, episode_ids, task_indices = (file.get_tensor(name) for name in ("env", "episode_id", "task_index"))
+    same_envs = int(file.metadata()["num_envs"]) == ring.layout.num_envs
     first_rows = np.cumsum(lengths + 1) - (lengths + 1)
     slices = {field.name: file.get_slice(field.name) for field in ring.layout.row_fields()}
     writers = [ring.writer(env) for env in range(ring.layout.num_envs)]
     rows_written = np.zeros(len(writers), np.int64)
     for index in np.flatnonzero(is_intact):
-        env = int(rows_written.argmin())
+        env = int(envs[index]) if same_envs else int(rows_written.argmin())
         start, stop = int(first_rows[index]), int(first_rows[index] + lengths[index] + 1)
         rows = {name: saved[start:stop] for name, saved in slices.items()}
         _write_episode(writers[env], int(episode_ids[index]), int(task_indices[index]), rows)
@@ -112,8 +116,8 @@ def _layout_facts(layout: RingLayout) -> dict[str, int | bool]:
 
 
 def _check_layout(path: Path, metadata: dict[str, str], layout: RingLayout) -> None:
-    if "layout" not in metadata:
-        raise ValueError(f"{path} is not a replay ring: its metadata has no 'layout'")
+    if not {"layout", "num_envs"} <= metadata.keys():
+        raise ValueError(f"{path} is not a replay ring: its metadata must have 'layout' and 'num_envs'")
     saved, expected = json.loads(metadata["layout"]), _layout_facts(layout)
     differing = [
         f"{key} is {saved.get(key)}, not {value}" for key, value in expected.items() if saved.get(key) != value
@@ -121,7 +125,7 @@ def _check_layout(path: Path, metadata: dict[str, str], layout: RingLayout) -> N
     if differing:
         raise ValueError(
             f"{path} was saved by a run with another policy or loss: {'; '.join(differing)}. Resume with the recipe of "
-            f"the saved run, or without its replay"
+            f"the saved run, or without its replay (checkpoint.save_replay=false)"
         )
 
 
