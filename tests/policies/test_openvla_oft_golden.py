@@ -1,5 +1,6 @@
 """The native network against outputs of the code that public checkpoints were made with."""
 
+import json
 import os
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 from vla_rl.policies.action_tokens import Quantiles, decode_tokens, unnormalize_actions
+from vla_rl.policies.lora import merged_weight
 from vla_rl.policies.openvla_oft.checkpoint import unused_tensors
 from vla_rl.policies.openvla_oft.config import read_config
 from vla_rl.policies.openvla_oft.files import find_files, unused_shapes
 from vla_rl.policies.openvla_oft.model import OpenVLAOFT
+from vla_rl.policies.openvla_oft.profiles import PROFILES
 
 REFERENCE = Path(os.environ.get("VLA_RL_REFERENCE_CHECKPOINTS", "../shared/openvla-oft"))
 pytestmark = pytest.mark.skipif(
@@ -73,9 +76,27 @@ def test_a_right_padded_batch_equals_its_members_alone(model, golden):
     assert difference(together[1:], model.action_hidden(golden["pixel_values_1"], short)) <= 5e-6
 
 
-def test_decoding_and_unnormalisation_equal_the_original_in_float64(golden):
-    import json
+@torch.no_grad()
+def test_an_adapter_merged_by_our_rule_gives_the_outputs_of_the_original_with_the_adapter(golden):
+    folder = REFERENCE / "tiny-lora"
+    adapter, expected = load_file(folder / "adapter_model.safetensors"), load_file(folder / "golden.safetensors")
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    model = OpenVLAOFT.from_pretrained(REFERENCE / "tiny", dtype=torch.float32)
+    parameters = dict(model.named_parameters())
+    for key, lora_a in adapter.items():
+        layer, found, _ = key.removeprefix("base_model.model.").partition(".lora_A.")
+        if found and f"{layer}.weight" in parameters:  # the others adapt blocks that never reach the output
+            weight = parameters[f"{layer}.weight"]
+            lora_b = adapter[key.replace("lora_A", "lora_B")]
+            scaling = settings["lora_alpha"] / settings["r"]
+            merged = merged_weight(weight.flatten(1), lora_a.flatten(1), lora_b.flatten(1), scaling=scaling)
+            weight.copy_(merged.reshape(weight.shape))
+    hidden = model.action_hidden(golden["pixel_values_1"], golden["input_ids"])
+    assert difference(hidden, expected["disc_hidden"]) <= 5e-6
+    assert difference(model.action_logits(hidden), expected["disc_action_logits"]) <= 5e-6
 
+
+def test_decoding_and_unnormalisation_equal_the_original_in_float64(golden):
     statistics = json.loads((REFERENCE / "tiny" / "dataset_statistics.json").read_text())
     action = Quantiles.from_mapping(statistics["libero_10_no_noops"]["action"])
     tokens = golden["disc_action_bins"].reshape(8, 7).numpy()
@@ -95,13 +116,9 @@ def test_exactly_the_43_unused_tensors_are_tolerated_and_can_be_read_for_export(
 
 
 def test_the_published_checkpoint_holds_exactly_the_names_and_size_of_the_native_network():
-    import json
-
     directory = REFERENCE / "real-layout"
     config = read_config(directory)
     with torch.device("meta"):
-        from vla_rl.policies.openvla_oft.profiles import PROFILES
-
         model = OpenVLAOFT(config, PROFILES["simplevla"], proprio=False, l1_head=False)
     index = json.loads((directory / "model.safetensors.index.json").read_text())
     ours = {name: parameter.shape for name, parameter in model.named_parameters()} | unused_shapes(config)

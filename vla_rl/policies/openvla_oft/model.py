@@ -9,6 +9,7 @@ Letters: B decisions, N images, A = K D action components, d width.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Self
 
@@ -109,22 +110,26 @@ class OpenVLAOFT(nn.Module):
         Never waits for the device.
         """
         embeddings = self.embed(pixel_values, prompts, lengths, proprio)
-        num_context = embeddings.shape[1] - (prompts.shape[1] - 1) - self._num_suffix_tokens
-        # Trainable adapters stay float32 under bfloat16 weights; autocast makes them compute in bfloat16.
-        reduced = self.dtype == torch.bfloat16
-        with torch.autocast(embeddings.device.type, dtype=torch.bfloat16, enabled=reduced):
-            attend = None
-            if lengths is not None:
-                columns = torch.arange(embeddings.shape[1], device=embeddings.device)
-                attend = columns < (num_context + lengths - 1 + self._num_suffix_tokens)[:, None]
+        num_prompt, num_suffix = prompts.shape[1], self._num_suffix_tokens
+        num_context = embeddings.shape[1] - (num_prompt - 1) - num_suffix  # BOS, patches, proprioception
+        attend = None
+        if lengths is not None:
+            columns = torch.arange(embeddings.shape[1], device=embeddings.device)
+            attend = columns < (num_context + lengths - 1 + num_suffix)[:, None]
+        with self._adapter_precision(embeddings.device):
             hidden: Tensor = self.language_model(embeddings, attend)
         num_readouts = self.config.num_action_tokens
         if lengths is None:
-            first = num_context + prompts.shape[1] - 2
+            first = num_context + num_prompt - 2
             return hidden[:, first : first + num_readouts]
-        offsets = torch.arange(num_readouts, device=hidden.device)
-        rows = (num_context + lengths - 2)[:, None] + offsets
+        rows = (num_context + lengths - 2)[:, None] + torch.arange(num_readouts, device=hidden.device)
         return hidden.gather(1, rows[:, :, None].expand(-1, -1, hidden.shape[-1]))
+
+    def _adapter_precision(self, device: torch.device) -> AbstractContextManager[object]:
+        """Adapters stay float32 under bfloat16 weights; autocast makes them compute in bfloat16 like the rest."""
+        if self.dtype == torch.bfloat16:
+            return torch.autocast(device.type, dtype=torch.bfloat16)
+        return nullcontext()
 
     def action_logits(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
         """Float32 logits (B, A, 256) of hiddens (B, A, d): only the action rows of lm_head are multiplied.
