@@ -113,6 +113,12 @@ def test_the_denominator_counts_valid_elements_not_rows():
     assert (total.item(), count.item()) == (3.0, 3)
 
 
+def test_an_objective_that_does_not_vanish_at_zero_is_dropped_in_masked_places():
+    batch = vector() | {"mask": torch.tensor([True, True, False, False, False, False])}
+    total, count = policy_objective_sum(lambda x, advantages: x + advantages + 10.0, **batch)
+    assert (total.item(), count.item()) == (pytest.approx(1.0 + 2.1 + 20.0), 2)
+
+
 @every_surrogate
 @given(seed=seeds)
 def test_the_order_of_a_batch_is_irrelevant(surrogate, seed):

@@ -51,6 +51,8 @@ def test_entropy_of_known_distributions():
     total, count = entropy_sum(logits, ALL)
     assert total.item() == pytest.approx(math.log(4.0) + (0.75 * math.log(4 / 3) + 0.25 * math.log(4.0)), abs=1e-12)
     assert count.item() == 3
+    total, count = entropy_sum(logits, MASK)
+    assert (total.item(), count.item()) == (pytest.approx(math.log(4.0), abs=1e-12), 2)
 
 
 def test_kl_is_exact_and_directed_from_behaviour_to_policy():

@@ -3,13 +3,15 @@
 Which test goes red under which planted fault (each was planted and seen):
 
     sign of the policy loss flipped         test_policy_loss.py   test_golden_losses_of_the_six_element_vector
+                                                                  test_a_descent_step_makes_a_good_action_likelier
     trust weight without stop-gradient      here                  test_gipo_gradient_is_the_trust_weight_times_the_ratio
     log-ratio as behaviour over learner     test_policy_loss.py   test_the_ratio_is_learner_over_behaviour
-    truncation treated as termination       test_targets.py       test_gae_hand_vector, test_vtrace_hand_vector
-    V-trace advantages carry ρ (ρ twice)    test_targets.py       test_vtrace_hand_vector, test_vtrace_advantages_...
-    bound only on the weight's copy of x    here                  test_gipo_multiplier_never_exceeds_its_bound
-    e^x times ω instead of one exponent,
-      without a bound                       here                  test_value_and_gradient_are_finite_for_every_log_ratio
+    truncation treated as termination       test_targets.py       test_gae_hand_vector
+                                                                  test_vtrace_hand_vector
+    V-trace advantages times ρ (ρ twice)    test_targets.py       test_vtrace_hand_vector
+    bound only on the weight's copy of x    here                  test_a_far_log_ratio_is_bounded_in_both_factors
+    no bound, or e^x · ω as two exponents   here                  test_value_and_gradient_are_finite_for_every_log_ratio
+    mask multiplied instead of selected     test_policy_loss.py   test_masked_places_have_no_effect_whatever_they_hold
 """
 
 import math

@@ -90,8 +90,9 @@ def clip_fraction(log_ratio: Tensor, mask: Tensor, *, clip_low: float, clip_high
 def explained_variance(values: Tensor, value_targets: Tensor, mask: Tensor) -> float:
     """1 − Var(target − value) / Var(target); 1 is perfect, 0 no better than a constant. 0 if the targets are equal."""
     targets = _valid(value_targets, mask)
-    variance = float(targets.var(correction=0)) if targets.numel() else 0.0
-    return 1.0 - float((targets - _valid(values, mask)).var(correction=0)) / variance if variance > 0.0 else 0.0
+    if targets.numel() == 0 or targets.min() == targets.max():  # not by the variance, which rounding keeps above 0
+        return 0.0
+    return 1.0 - float((targets - _valid(values, mask)).var(correction=0) / targets.var(correction=0))
 
 
 def utilization(
