@@ -2,31 +2,141 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import learner_fakes as fakes
+import numpy as np
 import torch
+from accelerate.state import AcceleratorState
 
+from vla_rl.learner import checkpoint
+from vla_rl.learner.collectives import Collectives
+from vla_rl.learner.engine import Engine
 from vla_rl.learner.strategies import close_process_group
 
-NUM_RANKS = 2
+UNION = 8  # segments of all ranks together
 
 
-def train(*, strategy: str, zero_stage: int = 2, updates: int = 3) -> dict[str, Any]:
-    """Updates on this rank's half of each union batch; returns weights, metrics and counts."""
-    policy = fakes.make_policy()
-    engine = fakes.make_engine(policy, strategy=strategy, zero_stage=zero_stage)
-    learner = fakes.make_learner(engine)
-    metrics = []
-    for index in range(updates):
-        union = fakes.make_batch(8, seed=index)
-        half = slice(4 * engine.collectives.rank, 4 * engine.collectives.rank + 4)
-        metrics.append(learner.update(fakes.select(union, half), policy_version=20 + index))
-    state = {name: tensor.flatten().tolist() for name, tensor in engine.trainable_state().items()}
-    return {"weights": state, "metrics": metrics, "optimizer_steps": engine.optimizer_steps}
+def union_batch(index: int) -> fakes.SegmentBatch:
+    return fakes.make_batch(UNION, seed=index)
+
+
+def share(engine: Engine, index: int) -> fakes.SegmentBatch:
+    """This rank's part of a union batch."""
+    size = UNION // engine.collectives.num_ranks
+    start = size * engine.collectives.rank
+    return fakes.select(union_batch(index), slice(start, start + size))
+
+
+def train(engine: Engine, batches: range) -> list[dict[str, float]]:
+    learner = fakes.make_learner(engine, micro_batch=UNION // engine.collectives.num_ranks // 2, accumulation=2)
+    return [learner.update(share(engine, index), policy_version=20 + index) for index in batches]
+
+
+def described(engine: Engine) -> dict[str, Any]:
+    """Where an engine stands: weights, clocks, and AdamW's own count of its steps."""
+    steps = {int(entry["step"]) for entry in engine.optimizer_state().values()}
+    weights = {name: tensor.flatten().tolist() for name, tensor in engine.trainable_state().items()}
+    return {"weights": weights, "optimizer_steps": engine.optimizer_steps, "adam_steps": sorted(steps)}
+
+
+def whole_life(*, strategy: str, zero_stage: int, run_dir: str) -> dict[str, Any]:
+    """Train, skip an update that one rank spoils, save, go on; then load into a second policy and go on likewise."""
+    engine = fakes.make_engine(fakes.make_policy(), strategy=strategy, zero_stage=zero_stage)
+    metrics = train(engine, range(3))
+    trained = described(engine)
+    spoiled = spoiled_update(engine)
+    after_spoiled = described(engine)
+    info = save(engine, Path(run_dir))
+    train(engine, range(3, 5))
+    uninterrupted = described(engine)
+    AcceleratorState._reset_state()  # a process of the program has one engine in its life; this one gets a second
+    resumed = fakes.make_engine(fakes.make_policy(seed=9), strategy=strategy, zero_stage=zero_stage)
+    checkpoint.load(info, resumed)
+    loaded = described(resumed)
+    train(resumed, range(3, 5))
+    return {
+        "metrics": metrics,
+        "trained": trained,
+        "spoiled_metrics": spoiled,
+        "after_spoiled": after_spoiled,
+        "loaded": loaded,
+        "uninterrupted": uninterrupted,
+        "resumed": described(resumed),
+    }
+
+
+def spoiled_update(engine: Engine) -> dict[str, float]:
+    """An update in which the last rank alone has a log-probability that is not a number."""
+    learner = fakes.make_learner(engine, micro_batch=UNION // engine.collectives.num_ranks // 2, accumulation=2)
+    batch = share(engine, 0)
+    if engine.collectives.rank == engine.collectives.num_ranks - 1:
+        logprobs = batch.behavior_logprobs.copy()
+        logprobs[0, 0, 0] = np.nan
+        batch = replace(batch, behavior_logprobs=logprobs)
+    return learner.update(batch, policy_version=20)
+
+
+def save(engine: Engine, run_dir: Path, *, fail_on_rank: int | None = None) -> checkpoint.CheckpointInfo:
+    rank = engine.collectives.rank
+
+    def write(folder: Path) -> None:
+        (folder / "part.txt").write_text(f"rank {rank}")
+        if rank == fail_on_rank:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    steps = engine.optimizer_steps
+    return checkpoint.save(
+        run_dir,
+        engine,
+        progress=checkpoint.Progress(steps, env_steps=0, decisions=0, episodes=0, policy_version=0, consumed=0),
+        recipe_name="toy",
+        extra={},
+        writers={"replay": write},
+        keep=2,
+    )
+
+
+def control_plane(*, run_dir: str) -> dict[str, Any]:
+    """The small collectives, a checkpoint that one rank cannot write, and one that all can."""
+    engine = fakes.make_engine(fakes.make_policy(), strategy="ddp")
+    ranks = engine.collectives
+    results = {
+        "sum": ranks.sum_over_ranks({"a": 1.0 + ranks.rank, "b": 10.0}),
+        "any": [ranks.any_over_ranks(ranks.rank == 1), ranks.any_over_ranks(False)],
+        "broadcast": ranks.broadcast_int(40 + ranks.rank),
+        "gathered": ranks.gather_over_ranks(torch.full((ranks.rank + 1, 2), ranks.rank)).tolist(),
+    }
+    ranks.barrier()
+    try:
+        save(engine, Path(run_dir), fail_on_rank=1)
+    except OSError as error:
+        results["error"] = str(error)
+    results["left"] = sorted(path.name for path in (Path(run_dir) / "checkpoints").iterdir())
+    ranks.barrier()
+    info = save(engine, Path(run_dir))
+    results["parts"] = [(info.rank_folder(rank, "replay") / "part.txt").read_text() for rank in range(2)]
+    return results
+
+
+def silent_partner(*, timeout_s: float) -> str:
+    """Rank 1 never joins the collective; rank 0 must get an error within the timeout."""
+    torch.distributed.init_process_group("gloo")
+    collectives = Collectives(timeout_s=timeout_s)
+    if collectives.rank == 1:
+        time.sleep(timeout_s + 3)
+        return "silent"
+    try:
+        collectives.sum_over_ranks({"a": 1.0})
+    except RuntimeError as error:
+        return f"RuntimeError: {error}"
+    return "no error"
 
 
 def main() -> None:

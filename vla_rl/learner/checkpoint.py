@@ -234,6 +234,7 @@ def _together(engine: Engine, phase: Callable[[], None], partial: Path) -> None:
         return
     if engine.collectives.is_main:
         shutil.rmtree(partial, ignore_errors=True)
+    engine.collectives.barrier()
     raise failure or OSError(f"{partial}: another rank could not write its part; see that rank's error")
 
 

@@ -189,31 +189,29 @@ class DeepSpeedStrategy:
     def assign_parameters(self, parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
         """The working copy and the fp32 partition that the optimizer owns."""
         import deepspeed
-        from deepspeed.utils import safe_set_full_fp32_param
 
         for name, parameter in parameters.items():
             with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
                 parameter.copy_(values[name])
-            safe_set_full_fp32_param(parameter, values[name].to(parameter.device))
+            self._scatter(parameter, values[name], None)
 
     def optimizer_state(self, parameters: Mapping[str, nn.Parameter]) -> OptimizerState:
         """Whole moments, gathered from the partitions, on every rank."""
         steps = [entry["step"] for entry in self._base_optimizer().state.values() if "step" in entry]
         if not steps:
             return {}
+        self._link_moments()
         moments = {key: self._gather(parameters, key) for key in MOMENTS}
         return {name: {"step": steps[0], **{key: moments[key][name] for key in MOMENTS}} for name in parameters}
 
     def assign_optimizer_state(self, parameters: Mapping[str, nn.Parameter], state: OptimizerState) -> None:
         """Scatter whole moments into the partitions; DeepSpeed itself creates them with its first step."""
-        from deepspeed.utils import safe_set_full_optimizer_state
-
         if not state:
             return
         self._create_moments(next(iter(state.values()))["step"])
         for name, parameter in parameters.items():
             for key in MOMENTS:
-                safe_set_full_optimizer_state(parameter, state[name][key].to(parameter.device), key)
+                self._scatter(parameter, state[name][key], key)
 
     def _base_optimizer(self) -> torch.optim.Optimizer:
         return cast(torch.optim.Optimizer, self._engine.optimizer.optimizer)
@@ -225,8 +223,20 @@ class DeepSpeedStrategy:
         for partition in self._partitions(optimizer):
             base.state[partition] = {"step": step.detach().cpu().clone()}
             base.state[partition] |= {key: torch.zeros_like(partition) for key in MOMENTS}
+        self._link_moments()
+
+    def _link_moments(self) -> None:
+        """Tell every parameter where its slice of the moments lies (stages 1 and 2).
+
+        DeepSpeed does it once, after the step of the first parameter group: the second one's moments do not exist yet.
+        """
+        from deepspeed.utils.mixed_precision_linkage import lazy_init_hp_params_optimizer_state
+
+        optimizer = self._engine.optimizer
         if self._engine.zero_optimization_stage() < 3:
-            optimizer._lazy_init_hp_params_optimizer_state()  # links each parameter to its slice of the moments
+            partitions = optimizer.single_partition_of_fp32_groups
+            for group, partition in zip(optimizer.bit16_groups, partitions, strict=True):
+                lazy_init_hp_params_optimizer_state(group, partition, self._base_optimizer().state)
 
     def _partitions(self, optimizer: Any) -> Iterable[Tensor]:  # noqa: ANN401 - deepspeed is untyped
         stage3 = self._engine.zero_optimization_stage() == 3
@@ -234,6 +244,26 @@ class DeepSpeedStrategy:
             "list[Tensor]",
             optimizer.fp32_partitioned_groups_flat if stage3 else optimizer.single_partition_of_fp32_groups,
         )
+
+    def _scatter(self, parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
+        """Give this rank's partition its part of a whole tensor: of the fp32 parameter, or of the moment `key`."""
+        from deepspeed import utils
+
+        value = value.to(parameter.device)
+        if self._engine.zero_optimization_stage() < 3:
+            if key is None:
+                utils.safe_set_full_fp32_param(parameter, value)
+            else:
+                utils.safe_set_full_optimizer_state(parameter, value, key)
+            return
+        # DeepSpeed's own setters of whole tensors refuse sizes that do not divide by the number of ranks.
+        size = cast(Any, parameter).ds_tensor.numel()
+        padded = nn.functional.pad(value.flatten(), (0, size * dist.get_world_size() - value.numel()))
+        local = padded[size * dist.get_rank() :][:size]
+        if key is None:
+            utils.safe_set_local_fp32_param(parameter, local)
+        else:
+            utils.safe_set_local_optimizer_state(parameter, local, key)
 
     def _gather(self, parameters: Mapping[str, nn.Parameter], key: str | None) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
