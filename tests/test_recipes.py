@@ -20,11 +20,12 @@ from vla_rl.recipe import (
     SapoSection,
     VtraceSection,
     build_recipe,
+    field_references,
     find_recipe,
     list_recipes,
     load_recipe,
 )
-from vla_rl.recipe.shape import homes
+from vla_rl.recipe.shape import homes, kinds
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").rglob("*.y*ml"))
@@ -352,6 +353,33 @@ def test_models_built_in_code_obey_the_same_rules() -> None:
     data["replay"]["min_decisions"] = data["replay"]["capacity"] + 1
     with pytest.raises(ValueError, match=r"replay\.min_decisions"):
         Recipe.model_validate(data)
+
+
+# --- the reference ---------------------------------------------------------------------------------------------------
+
+
+def test_the_reference_tells_what_the_models_allow() -> None:
+    fields = {(field.path, field.kind): field for field in field_references()}
+    assert fields["budget.optimizer_steps", ""].default == "required"
+    assert fields["replay.max_policy_lag", ""].allowed == "whole number >= 0 or null"
+    assert fields["surrogate.clip_low", "ppo"].allowed == "number > 0, < 1"
+    assert fields["targets.lambda", "vtrace"].default == "1.0"
+    assert fields["env.tasks", "libero"].allowed == "all or list of: whole number >= 0"
+    assert fields["env.cameras", "libero"].default == "[agentview]"
+    assert fields["policy.lora.rank", ""].default == "32"
+    assert fields["policy.name", "mlp"].allowed == "mlp"
+    assert fields["runtime.mode", ""].allowed == "async, serial"
+
+
+def test_every_field_has_a_meaning() -> None:
+    silent = [field.path for field in field_references() if not field.description and field.path.count(".") == 1]
+    assert {path.split(".")[1] for path in silent} <= {"name"}  # of a kind: its section says what it is
+
+
+def test_the_reference_names_every_key_that_holds_a_value() -> None:
+    leaves = {path for paths in homes().values() for path in paths if not kinds(tuple(path.split(".")))}
+    sections = {path.rpartition(".")[0] for path in leaves}
+    assert {field.path for field in field_references()} == leaves - sections
 
 
 # --- dumping ---------------------------------------------------------------------------------------------------------

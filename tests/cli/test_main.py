@@ -145,3 +145,10 @@ def test_task_ids_are_read(text: str, ids: list[int]) -> None:
 def test_wrong_task_ids_are_the_user_s_mistake(text: str) -> None:
     with pytest.raises(UserError, match="--tasks"):
         parse_tasks(text)
+
+
+def test_fields_tells_what_a_section_may_hold() -> None:
+    shown = program("recipes", "fields", "replay").stdout
+    assert "replay.replay_ratio\n    number > 0; default: 1.0\n    decisions consumed per decision collected\n" in shown
+    assert "optimizer" not in shown
+    assert program("recipes", "fields", "repay").returncode == 2

@@ -32,6 +32,26 @@ def show(
 
 
 @app.command()
+def fields(
+    section: Annotated[
+        str, typer.Argument(help="Only this section, like replay or surrogate.", show_default=False)
+    ] = "",
+) -> None:
+    """Every key a recipe may hold: what is allowed, the default, the meaning."""
+    from vla_rl.recipe import field_references
+
+    shown = [field for field in field_references() if not section or field.path.split(".")[0] == section]
+    if not shown:
+        sections = dict.fromkeys(field.path.split(".")[0] for field in field_references())
+        raise UserError(f"section '{section}' does not exist; allowed: {', '.join(sections)}")
+    for field in shown:
+        kind = f"  ({field.kind})" if field.kind else ""
+        print(f"{field.path}{kind}\n    {field.allowed}; default: {field.default}")
+        if field.description:
+            print(f"    {field.description}")
+
+
+@app.command()
 def validate(
     recipes: Annotated[
         list[str] | None, typer.Argument(help="Files or names; by default all that are shipped.")

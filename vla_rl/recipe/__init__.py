@@ -10,6 +10,7 @@ from vla_rl.recipe.library import find_recipe, list_recipes
 from vla_rl.recipe.loading import build_recipe, load_recipe
 from vla_rl.recipe.model import Recipe
 from vla_rl.recipe.problems import Problem, RecipeError
+from vla_rl.recipe.reference import FieldReference, field_references
 from vla_rl.recipe.sections import (
     HORIZONS,
     SUITES,
@@ -48,6 +49,7 @@ __all__ = [
     "CheckpointSection",
     "EnvSection",
     "EvaluationSection",
+    "FieldReference",
     "GaeSection",
     "GipoSection",
     "LearnerSection",
@@ -74,6 +76,7 @@ __all__ = [
     "ToySection",
     "VtraceSection",
     "build_recipe",
+    "field_references",
     "find_recipe",
     "list_recipes",
     "load_recipe",

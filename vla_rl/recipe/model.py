@@ -33,9 +33,9 @@ from vla_rl.recipe.sections import (
 class Recipe(Section):
     """Everything about a run."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-    description: str = ""
-    seed: NonNegative = 0
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = Field(description="of the run's folder")
+    description: str = Field("", description="one line, for people")
+    seed: NonNegative = Field(0, description="of weights, environments, actions and sampling")
     env: EnvSection
     policy: PolicySection
     surrogate: SurrogateSection

@@ -39,16 +39,22 @@ class LiberoSection(Section):
     """LIBERO on robosuite and MuJoCo."""
 
     name: Literal["libero"]
-    suite: Literal["libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"]
-    tasks: Literal["all"] | list[NonNegative] = "all"
+    suite: Literal["libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"] = Field(
+        description="task suite"
+    )
+    tasks: Literal["all"] | list[NonNegative] = Field("all", description="task ids in the benchmark's own order")
     assets: str = Field("auto", description="auto, proxy, or a folder in the layout of LIBERO's assets/")
     init_states: Literal["standard", "spare", "sampled"] = Field(
         "sampled",
         description="standard: the evaluation's 50; spare: the unused ones; sampled: LIBERO's own sampler",
     )
-    cameras: list[Literal["agentview", "wrist"]] = ["agentview"]
+    cameras: list[Literal["agentview", "wrist"]] = Field(
+        ["agentview"], description="frames the policy sees, in this order"
+    )
     horizon: Positive | None = Field(None, description="control steps; default: the suite's own")
-    gl: Literal["auto", "egl", "osmesa"] = "auto"
+    gl: Literal["auto", "egl", "osmesa"] = Field(
+        "auto", description="renderer; auto takes EGL where it works, else OSMesa"
+    )
 
     @model_validator(mode="after")
     def _suite_offers_it(self) -> Self:
@@ -75,9 +81,9 @@ class ToySection(Section):
     """A state-only reaching task that is solved in seconds: for trying the program out and for its own tests."""
 
     name: Literal["toy"]
-    tasks: list[NonNegative] = [0]
-    horizon: Positive = 16
-    chunk_size: Positive = 2
+    tasks: list[NonNegative] = Field([0], description="each seeds other starts and goals")
+    horizon: Positive = Field(16, description="control steps")
+    chunk_size: Positive = Field(2, description="control steps per decision")
     image_size: NonNegative = Field(0, description="pixels of a drawn frame; 0 for none")
     step_seconds: NonNegativeFloat = Field(0.0, description="pretended simulation time per control step")
 
@@ -103,10 +109,13 @@ EnvSection = Annotated[LiberoSection | ToySection, Field(discriminator="name")]
 class LoraSection(Section):
     """Low-rank adapters on the language model's linear layers."""
 
-    rank: Positive = 32
-    alpha: PositiveFloat = 16.0
-    dropout: Fraction = 0.0
-    targets: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    rank: Positive = Field(32, description="of the adapters")
+    alpha: PositiveFloat = Field(16.0, description="adapters are scaled by alpha / rank")
+    dropout: Fraction = Field(0.0, description="on the adapters' input")
+    targets: list[str] = Field(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        description="names of linear layers",
+    )
 
 
 class OpenVLAOFTSection(Section):
@@ -114,24 +123,29 @@ class OpenVLAOFTSection(Section):
 
     name: Literal["openvla_oft"]
     checkpoint: str = Field("tiny", description="'tiny' (random weights, scaled down), or a checkpoint directory")
-    profile: Literal["auto", "oft_l1", "simplevla", "rlinf"] = "auto"
+    profile: Literal["auto", "oft_l1", "simplevla", "rlinf"] = Field(
+        "auto",
+        description="who trained the checkpoint: prompt, normalisation and image details; auto reads it from the files",
+    )
     proprio: bool = Field(True, description="feed proprioception (tiny only; a checkpoint says it itself)")
     image_size: Positive | None = Field(None, description="pixels; default: what the checkpoint was trained on")
     lora: LoraSection | None = LoraSection()
     train_action_rows: bool = Field(True, description="train the 256 action rows of lm_head")
-    train_proprio_projector: bool = True
-    value_head: Literal["attention_pool", "last_prompt_token"] = "attention_pool"
+    train_proprio_projector: bool = Field(True, description="where the checkpoint has one")
+    value_head: Literal["attention_pool", "last_prompt_token"] = Field(
+        "attention_pool", description="what the critic reads: the action positions, pooled, or the prompt's last token"
+    )
     detach_value: bool = Field(True, description="keep the value loss out of the trunk")
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    gradient_checkpointing: bool = False
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the frozen weights")
+    gradient_checkpointing: bool = Field(False, description="less memory for activations, about a third more time")
 
 
 class MLPSection(Section):
     """A multi-layer perceptron over state observations, with the same kind of action as the VLA."""
 
     name: Literal["mlp"]
-    hidden_dim: Positive = 128
-    num_bins: Annotated[int, Field(ge=2, le=256)] = 256
+    hidden_dim: Positive = Field(128, description="width of the hidden layers")
+    num_bins: Annotated[int, Field(ge=2, le=256)] = Field(256, description="bins per action component")
 
 
 PolicySection = Annotated[OpenVLAOFTSection | MLPSection, Field(discriminator="name")]
@@ -144,24 +158,30 @@ class GipoSection(Section):
     """Gaussian importance sampling (arXiv 2603.03955)."""
 
     name: Literal["gipo"]
-    sigma: PositiveFloat = 1.0
-    negative_sigma_scale: PositiveFloat = 1.0
+    sigma: PositiveFloat = Field(
+        1.0, description="width of the trust weight in log-ratio; larger trusts older data more"
+    )
+    negative_sigma_scale: PositiveFloat = Field(
+        1.0, description="sigma is multiplied by this where the advantage is not positive"
+    )
 
 
 class PpoSection(Section):
     """Clipped surrogate (arXiv 1707.06347)."""
 
     name: Literal["ppo"]
-    clip_low: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
-    clip_high: PositiveFloat = 0.2
+    clip_low: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        0.2, description="ratios below 1 - clip_low are clipped for bad actions"
+    )
+    clip_high: PositiveFloat = Field(0.2, description="ratios above 1 + clip_high are clipped for good actions")
 
 
 class SapoSection(Section):
     """Soft sigmoid gate (arXiv 2511.20347)."""
 
     name: Literal["sapo"]
-    tau_pos: PositiveFloat = 1.0
-    tau_neg: PositiveFloat = 2.0
+    tau_pos: PositiveFloat = Field(1.0, description="steepness of the gate where the advantage is positive")
+    tau_neg: PositiveFloat = Field(2.0, description="steepness of the gate elsewhere")
 
 
 class NoClipSection(Section):
@@ -177,18 +197,18 @@ class GaeSection(Section):
     """Generalised advantage estimation."""
 
     name: Literal["gae"]
-    discount: Fraction = 0.99
-    gae_lambda: Fraction = 0.95
+    discount: Fraction = Field(0.99, description="per decision")
+    gae_lambda: Fraction = Field(0.95, description="1 is the Monte-Carlo return, 0 one step and the value")
 
 
 class VtraceSection(Section):
     """V-trace targets; the surrogate applies the ratio."""
 
     name: Literal["vtrace"]
-    discount: Fraction = 0.99
-    lambda_: Fraction = Field(1.0, alias="lambda")
-    rho_bar: PositiveFloat = 1.0
-    c_bar: PositiveFloat = 1.0
+    discount: Fraction = Field(0.99, description="per decision")
+    lambda_: Fraction = Field(1.0, alias="lambda", description="weight of the later corrections")
+    rho_bar: PositiveFloat = Field(1.0, description="bound of the ratio in the temporal difference")
+    c_bar: PositiveFloat = Field(1.0, description="bound of the ratio in the trace")
 
 
 TargetsSection = Annotated[GaeSection | VtraceSection, Field(discriminator="name")]
@@ -197,32 +217,34 @@ TargetsSection = Annotated[GaeSection | VtraceSection, Field(discriminator="name
 class LossSection(Section):
     """Weights of the terms of the total loss, and what happens to the advantages."""
 
-    value_coefficient: NonNegativeFloat = 0.5
-    entropy_coefficient: NonNegativeFloat = 0.0
+    value_coefficient: NonNegativeFloat = Field(0.5, description="weight of the squared value error")
+    entropy_coefficient: NonNegativeFloat = Field(0.0, description="weight of the entropy bonus")
     kl_coefficient: NonNegativeFloat = Field(
         0.0, description="exact KL(behaviour || policy); the ring stores behaviour logits when > 0"
     )
-    normalize_advantages: bool = True
+    normalize_advantages: bool = Field(True, description="to mean 0 and deviation 1 over the batch of all ranks")
 
 
 class OptimizerSection(Section):
     """AdamW with separate learning rates for policy and value; linear warm-up, then cosine to zero or constant."""
 
-    policy_lr: NonNegativeFloat = 1e-5
-    value_lr: NonNegativeFloat = 1e-4
+    policy_lr: NonNegativeFloat = Field(1e-5, description="peak learning rate of the policy")
+    value_lr: NonNegativeFloat = Field(1e-4, description="peak learning rate of the value head")
     policy_warmup: NonNegative = Field(0, description="optimizer steps")
     value_warmup: NonNegative = Field(0, description="optimizer steps")
-    schedule: Literal["cosine", "constant"] = "cosine"
-    weight_decay: NonNegativeFloat = 0.0
-    max_grad_norm: PositiveFloat = 1.0
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine", description="after the warm-up; cosine ends at 0 with budget.optimizer_steps"
+    )
+    weight_decay: NonNegativeFloat = Field(0.0, description="decoupled")
+    max_grad_norm: PositiveFloat = Field(1.0, description="the gradient is clipped to this norm")
 
 
 class ReplaySection(Section):
     """The replay ring and the lag dial. All counts are decisions per cell."""
 
-    capacity: Positive = 10_000
+    capacity: Positive = Field(10_000, description="decisions kept; the oldest leave first")
     min_decisions: Positive = Field(64, description="committed decisions before the first update")
-    segment_length: Positive = 8
+    segment_length: Positive = Field(8, description="consecutive decisions of one episode per sample")
     replay_ratio: PositiveFloat = Field(1.0, description="decisions consumed per decision collected")
     max_policy_lag: NonNegative | None = Field(None, description="versions; older segments are never sampled")
     old_threshold: Positive = Field(10, description="versions; a sample is old at this lag or more (metrics)")
@@ -234,13 +256,17 @@ class ReplaySection(Section):
 class LearnerSection(Section):
     """Batches, precision and ranks. Batch sizes are per rank."""
 
-    strategy: Literal["single", "ddp", "deepspeed"] = "single"
-    zero_stage: Literal[1, 2, 3] = 2
-    num_ranks: Literal["auto"] | Positive = "auto"
+    strategy: Literal["single", "ddp", "deepspeed"] = Field("single", description="engine of the ranks")
+    zero_stage: Literal[1, 2, 3] = Field(
+        2, description="of DeepSpeed: 1 shards optimizer states, 2 gradients too, 3 weights too"
+    )
+    num_ranks: Literal["auto"] | Positive = Field(
+        "auto", description="learners, each with its own cell; auto: one per GPU"
+    )
     micro_batch: Positive = Field(4, description="segments per forward pass")
     accumulation: Positive = Field(1, description="micro-batches per optimizer step")
     publish_every: Positive = Field(1, description="optimizer steps between published policy versions")
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward and backward pass")
 
     @model_validator(mode="after")
     def _ranks_match_strategy(self) -> Self:
@@ -253,9 +279,9 @@ class LearnerSection(Section):
 class RolloutSection(Section):
     """Env workers and the inference worker of one cell."""
 
-    num_workers: Positive = 1
-    envs_per_worker: Positive = 1
-    temperature: PositiveFloat = 1.0
+    num_workers: Positive = Field(1, description="simulator processes")
+    envs_per_worker: Positive = Field(1, description="simulators in each, stepped in turn")
+    temperature: PositiveFloat = Field(1.0, description="of sampling in training; evaluation is greedy")
     max_batch: Positive = Field(32, description="decisions per inference batch")
     max_wait_ms: NonNegativeFloat = Field(5.0, description="how long a started batch waits for more")
     step_timeout_s: PositiveFloat = Field(120.0, description="a worker silent for longer is restarted")
@@ -266,32 +292,34 @@ class RolloutSection(Section):
 class RuntimeSection(Section):
     """Where and how things run."""
 
-    mode: Literal["async", "serial"] = "async"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    mode: Literal["async", "serial"] = Field(
+        "async", description="serial: one process in a fixed order, for debugging and repeatable runs"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if torch sees one")
     threads_per_process: NonNegative = Field(0, description="torch threads per process; 0: shared evenly")
 
 
 class BudgetSection(Section):
     """When the run ends: at the first limit that is reached."""
 
-    optimizer_steps: Positive
-    env_steps: Positive | None = None
-    minutes: PositiveFloat | None = None
+    optimizer_steps: Positive = Field(description="also the length of the learning-rate schedule")
+    env_steps: Positive | None = Field(None, description="control steps simulated, all ranks together")
+    minutes: PositiveFloat | None = Field(None, description="wall-clock time")
 
 
 class CheckpointSection(Section):
     """Atomic checkpoints. One is always written at the end and on Ctrl-C."""
 
-    every_optimizer_steps: Positive = 100
-    keep: Positive = 3
+    every_optimizer_steps: Positive = Field(100, description="optimizer steps between checkpoints")
+    keep: Positive = Field(3, description="newest checkpoints that stay")
     save_replay: bool = Field(True, description="resume with the experience, not with an empty ring")
 
 
 class EvaluationSection(Section):
     """The closing evaluation, greedy, on the benchmark's standard initial states."""
 
-    episodes_per_task: NonNegative = 0
-    tasks: Literal["all"] | list[NonNegative] = "all"
+    episodes_per_task: NonNegative = Field(0, description="0: no closing evaluation")
+    tasks: Literal["all"] | list[NonNegative] = Field("all", description="of env.tasks")
     horizon: Positive | None = Field(None, description="control steps; default: the environment's")
 
     @model_validator(mode="after")
@@ -305,5 +333,5 @@ class EvaluationSection(Section):
 class LoggingSection(Section):
     """What is written while the run goes on."""
 
-    every_optimizer_steps: Positive = 1
-    tensorboard: bool = True
+    every_optimizer_steps: Positive = Field(1, description="optimizer steps between rows of metrics")
+    tensorboard: bool = Field(True, description="also write TensorBoard event files")
