@@ -70,6 +70,12 @@ def test_few_episodes_and_uneven_tasks_are_remarked_on():
     assert "s: its tasks have between 1 and 10 episodes" in summary.notes[1]
 
 
+def test_only_libero_is_measured_against_liberos_protocol():
+    for suite, remarked in (("libero_goal", True), ("toy", False)):
+        (note,) = summarise(episodes(suite, 0, EIGHT_OF_TEN)).notes
+        assert ("50 per task" in note) is remarked
+
+
 def test_a_full_evaluation_needs_no_remark():
     results = [result for task in range(10) for result in episodes("s", task, [True] * 49 + [False])]
     assert summarise(results).notes == ()

@@ -134,8 +134,8 @@ def test_a_terminal_gets_a_panel_with_every_fact():
         "343 env steps/s",
         "env workers wait 20 % · inference busy 55 % · learner waits 80 %",
         "simulation sets the pace",
-        "16 env workers",
-        "0 restarts",
+        "env workers 16",
+        "restarts 0",
         "replay 900 / 1,000",
         "1.23 GB",
         "a worker [3] came back",
@@ -148,7 +148,7 @@ def test_a_panel_leaves_out_the_size_of_the_folder_if_nobody_measured_it():
     display = make_display(console, total_optimizer_steps=50)
     display.update(snapshot(0))
     display.close()
-    assert "0 restarts" in shown()
+    assert "restarts 0" in shown()
     assert "run folder" not in shown()
 
 

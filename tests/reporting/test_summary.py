@@ -26,6 +26,17 @@ def test_the_closing_window_is_the_last_fifth_of_env_steps():
     assert closing_mean([], "a") is None
 
 
+def test_rates_are_averaged_by_time():
+    # 3 s at 10/s, then 1 s at 50/s: 80 in 4 s. Points before the closing window only start the clock.
+    records = [
+        {"env_steps": 0, "seconds": 5.0, "rate": 999.0},
+        {"env_steps": 90, "seconds": 8.0, "rate": 10.0},
+        {"env_steps": 100, "seconds": 9.0, "rate": 50.0},
+    ]
+    assert closing_mean(records, "rate", by_time=True) == 20.0
+    assert closing_mean(records, "rate") == 30.0
+
+
 def test_the_opening_is_the_first_values():
     assert opening_mean(RECORDS, "a", points=2) == 75.0
     assert opening_mean(RECORDS, "b") is None

@@ -154,9 +154,10 @@ def _notes(suite: SuiteSummary, tasks: Sequence[TaskSummary]) -> list[str]:
     notes = []
     width = suite.wilson.high - suite.wilson.low
     if width > WIDE_INTERVAL:
+        protocol = " LIBERO's protocol has 50 per task." if suite.suite.startswith("libero_") else ""
         notes.append(
             f"{suite.suite}: {suite.episodes} episodes leave an interval {100 * width:.0f} points wide; differences "
-            "smaller than that are noise. LIBERO's protocol has 500 episodes per suite."
+            f"smaller than that are noise.{protocol}"
         )
     counts = {task.episodes for task in tasks if task.suite == suite.suite}
     if len(counts) > 1:

@@ -204,8 +204,8 @@ def _health(snapshot: RunSnapshot) -> Text:
     restarts = snapshot.env_worker_restarts
     folder = "" if snapshot.run_bytes is None else f" · run folder {size(snapshot.run_bytes)}"
     return Text.assemble(
-        f"{snapshot.num_env_workers} env workers · ",
-        (f"{restarts} restarts", "red" if restarts else ""),
+        f"env workers {snapshot.num_env_workers} · ",
+        (f"restarts {restarts}", "red" if restarts else ""),
         f" · replay {snapshot.replay_size:,} / {snapshot.replay_capacity:,}{folder}",
     )
 

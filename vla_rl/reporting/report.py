@@ -6,7 +6,7 @@ import base64
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vla_rl.reporting.catalogue import CATALOGUE
 from vla_rl.reporting.files import atomic_write_text
@@ -17,17 +17,27 @@ from vla_rl.reporting.series import Records, closing_mean
 from vla_rl.reporting.summary import run_sentences, warnings
 from vla_rl.reporting.text import ABSENT, duration, number, percent, size
 
-CLOSING_METRICS: tuple[tuple[str, str, bool], ...] = (  # name, heading, whether it is a share
-    ("rollout/success_rate", "success", True),
-    ("rollout/return", "return", False),
-    ("policy_lag/mean", "lag, mean", False),
-    ("policy_lag/p95", "lag, P95", False),
-    ("policy_lag/old_fraction", "old", True),
-    ("ratio/abs_log_p95", "|log ρ|, P95", False),
-    ("utilization/dead", "dead", True),
-    ("utilization/near_zero", "near zero", True),
-    ("perf/env_steps_per_s", "env steps/s", False),
-    ("perf/learner_wait_fraction", "learner waits", True),
+
+class Column(NamedTuple):
+    """One column of the table that sets runs side by side."""
+
+    metric: str
+    heading: str
+    is_share: bool = False
+    by_time: bool = False
+
+
+COLUMNS = (
+    Column("rollout/success_rate", "success", is_share=True),
+    Column("rollout/return", "return"),
+    Column("policy_lag/mean", "lag, mean"),
+    Column("policy_lag/p95", "lag, P95"),
+    Column("policy_lag/old_fraction", "old", is_share=True),
+    Column("ratio/abs_log_p95", "|log ρ|, P95"),
+    Column("utilization/dead", "dead", is_share=True),
+    Column("utilization/near_zero", "near zero", is_share=True),
+    Column("perf/env_steps_per_s", "env steps/s", by_time=True),
+    Column("perf/learner_wait_fraction", "learner waits", is_share=True, by_time=True),
 )
 
 
@@ -82,7 +92,7 @@ def _warning_box(sentences: Sequence[str]) -> str:
 
 
 def _side_by_side(runs: Mapping[str, RunFolder]) -> str:
-    header = ["run", "optimizer steps", "env steps", "time", *(heading for _, heading, _ in CLOSING_METRICS)]
+    header = ["run", "optimizer steps", "env steps", "time", *(column.heading for column in COLUMNS)]
     rows = [[name, *_extent(run.records), *_closing_values(run.records)] for name, run in runs.items()]
     return _table(header, rows) + "<p class=note>Means over the last 20 % of each run's env steps.</p>"
 
@@ -95,7 +105,8 @@ def _extent(records: Records) -> list[str]:
 
 
 def _closing_values(records: Records) -> list[str]:
-    return [(percent if share else number)(closing_mean(records, name)) for name, _, share in CLOSING_METRICS]
+    means = [closing_mean(records, column.metric, by_time=column.by_time) for column in COLUMNS]
+    return [(percent if column.is_share else number)(mean) for column, mean in zip(COLUMNS, means, strict=True)]
 
 
 def _curves(runs: Mapping[str, RunFolder]) -> list[str]:
@@ -112,7 +123,8 @@ def _details(name: str, run: RunFolder) -> str:
     parts = [_evaluation(evaluation) for evaluation in run.evaluations]
     if run.manifest is not None:
         parts.append(f"<h3>Made with</h3>{_manifest_table(run.manifest)}")
-        parts.append(f"<details><summary>manifest</summary>{_nested(run.manifest)}</details>")
+        rest = {key: value for key, value in run.manifest.items() if key != "recipe" or run.recipe is None}
+        parts.append(f"<details><summary>manifest</summary>{_nested(rest)}</details>")
     if run.recipe is not None:
         parts.append(f"<details><summary>recipe</summary><pre>{escape(run.recipe)}</pre></details>")
     return f"<section><h2>{escape(name)}: evaluations, origin</h2>{''.join(parts)}</section>" if parts else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 Records = Sequence[dict[str, Any]]
@@ -25,18 +26,31 @@ def series(records: Records, name: str, *, over: str) -> tuple[list[float], list
     return [float(clock) for clock, _ in points], [float(value) for _, value in points]
 
 
-def closing_mean(records: Records, name: str, *, share: float = CLOSING_SHARE) -> float | None:
-    """Mean over the log points of the last part of a run's env steps; None if the metric has no value there.
+def closing_mean(records: Records, name: str, *, by_time: bool = False, share: float = CLOSING_SHARE) -> float | None:
+    """Mean over the last part of a run's env steps; None if the metric has no value there.
 
     Args:
         records: log points, oldest first.
         name: the metric.
+        by_time: weigh each log point by the time since the one before, which is right for rates and shares of time.
         share: how much of the env steps counts as the last part.
     """
     if not records:
         return None
     start = records[-1]["env_steps"] * (1 - share)
-    return _mean([record[name] for record in records if record["env_steps"] >= start and record.get(name) is not None])
+    weights = _seconds_since_last(records) if by_time else [1.0] * len(records)
+    closing = [
+        (record[name], weight)
+        for record, weight in zip(records, weights, strict=True)
+        if record["env_steps"] >= start and record.get(name) is not None
+    ]
+    total = sum(weight for _, weight in closing)
+    return sum(value * weight for value, weight in closing) / total if total > 0 else None
+
+
+def _seconds_since_last(records: Records) -> list[float]:
+    clock = [0.0] + [record["seconds"] for record in records]
+    return [max(0.0, after - before) for before, after in pairwise(clock)]
 
 
 def opening_mean(records: Records, name: str, *, points: int = 5) -> float | None:

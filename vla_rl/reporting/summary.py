@@ -83,7 +83,7 @@ def _use(records: Records) -> str | None:
 
 def _pace(records: Records) -> str | None:
     env_steps, samples, learner, envs = (
-        closing_mean(records, f"perf/{name}")
+        closing_mean(records, f"perf/{name}", by_time=True)
         for name in ("env_steps_per_s", "learner_samples_per_s", "learner_wait_fraction", "env_wait_fraction")
     )
     if env_steps is None:
