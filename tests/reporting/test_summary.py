@@ -35,6 +35,9 @@ def test_rates_are_averaged_by_time():
     ]
     assert closing_mean(records, "rate", by_time=True) == 20.0
     assert closing_mean(records, "rate") == 30.0
+    # The first log point covers the time since the start: 2 s at 10/s, 1 s at 40/s.
+    start = [{"env_steps": 9, "seconds": 2.0, "rate": 10.0}, {"env_steps": 9, "seconds": 3.0, "rate": 40.0}]
+    assert closing_mean(start, "rate", by_time=True) == 20.0
 
 
 def test_the_opening_is_the_first_values():

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from vla_rl.evaluation.statistics import (
     stratified_mean_interval,
     wilson_interval,
 )
+from vla_rl.reporting.files import atomic_write_json, atomic_write_text
 
 RESULTS_FILE = "results.json"
 TABLE_FILE = "results.csv"
@@ -214,22 +213,14 @@ def write_results(folder: Path, results: Iterable[EpisodeResult]) -> EvaluationS
         ValueError: there is no episode.
     """
     summary = summarise(results)
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / RESULTS_FILE, json.dumps({"schema": SCHEMA, **asdict(summary)}, indent=2) + "\n")
+    atomic_write_json(folder / RESULTS_FILE, {"schema": SCHEMA, **asdict(summary)})
     table = io.StringIO()
     rows = summary.rows()
     writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    _replace(folder / TABLE_FILE, table.getvalue())
+    atomic_write_text(folder / TABLE_FILE, table.getvalue())
     return summary
-
-
-def _replace(path: Path, text: str) -> None:
-    # Not fsynced: both files can be made again from the episodes.
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
 
 
 Item = TypeVar("Item")
