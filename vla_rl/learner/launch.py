@@ -1,0 +1,116 @@
+"""Starts the ranks of a run on this machine through Accelerate's launcher, and knows a launched rank when it sees one.
+
+Several machines are started by the user's own `accelerate launch` or torchrun on each of them; the ranks find out from
+their environment. This module imports neither torch nor accelerate.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import resources
+from types import FrameType
+from typing import Literal
+
+import psutil
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def launched_rank() -> tuple[int, int] | None:
+    """(rank, number of ranks) of this process, if torchrun or `accelerate launch` started it as one of several."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return None
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+def launch_ranks(
+    argv: list[str],
+    *,
+    num_ranks: int,
+    strategy: Literal["ddp", "deepspeed"],
+    device: Literal["cpu", "cuda"],
+    module: str = "vla_rl",
+) -> int:
+    """Run `python -m vla_rl <argv>` as `num_ranks` processes of one group, and wait for them.
+
+    SIGINT and SIGTERM are handed on to the ranks, each time, and to nobody else: the launcher would kill them 30
+    seconds later, and a rank may need longer to save its checkpoint. No configuration file of the user's is looked at,
+    so the same command does the same on every machine. To be called from the main thread.
+
+    Args:
+        argv: arguments of the program, without its name.
+        num_ranks: processes; on "cuda" one per GPU.
+        strategy: what the ranks will ask `Engine` for; decides the environment they need.
+        device: "cpu" hides the GPUs from the ranks.
+        module: the module that is run; tests put their own.
+
+    Returns:
+        The exit code: 0 if every rank returned 0.
+    """
+    with resources.as_file(resources.files("vla_rl.learner") / "accelerate.yaml") as config:
+        command = [
+            *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)),
+            # The multi-GPU launcher is plain torchrun underneath and serves CPUs and DeepSpeed too.
+            *("--multi_gpu", "--num_processes", str(num_ranks), "--num_machines", "1", "--machine_rank", "0"),
+            *("--main_process_ip", "127.0.0.1", "--main_process_port", "0", "--mixed_precision", "no"),
+            *("--dynamo_backend", "no", "--num_cpu_threads_per_process", _threads_per_rank(num_ranks)),
+            *("--module", module, *argv),
+        ]
+        # A session of its own: the terminal sends Ctrl-C to a whole group, and the launcher must not get it.
+        process = subprocess.Popen(
+            command,
+            env=_environment(strategy, device, num_ranks),
+            start_new_session=True,
+            preexec_fn=_end_with_parent,
+        )
+        with _signals_handed_on(process):
+            return process.wait()
+
+
+@contextlib.contextmanager
+def _signals_handed_on(launcher: subprocess.Popen[bytes]) -> Iterator[None]:
+    def hand_on(number: int, _frame: FrameType | None) -> None:
+        for process in _ranks(launcher.pid):
+            with contextlib.suppress(psutil.NoSuchProcess):  # ended in between
+                process.send_signal(number)
+
+    previous = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _ranks(launcher: int) -> list[psutil.Process]:
+    """The launcher's children; before they are there, the launcher itself."""
+    try:
+        process = psutil.Process(launcher)
+        return process.children() or [process]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _end_with_parent() -> None:
+    """In the launcher, before it starts: have the kernel send SIGTERM should this process be killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _threads_per_rank(num_ranks: int) -> str:
+    return os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // num_ranks))
+
+
+def _environment(strategy: str, device: str, num_ranks: int) -> dict[str, str]:
+    environment = os.environ | {"OMP_NUM_THREADS": _threads_per_rank(num_ranks)}
+    if device == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    if strategy == "deepspeed" and device == "cpu":
+        environment["DS_ACCELERATOR"] = "cpu"
+    return environment
