@@ -44,6 +44,7 @@ class Libraries:
     problem_info: Any  # the BDDL parser
     controller_config: Any
     observable: Any  # robosuite's timed sensor
+    gl_context: Any  # robosuite's class for the renderer that was chosen
     randomization_error: type[Exception]
 
 
@@ -179,6 +180,7 @@ def _import() -> Libraries:
     import mujoco
     from libero.libero.envs import TASK_MAPPING, bddl_utils
     from robosuite import load_controller_config
+    from robosuite.utils.binding_utils import GLContext
     from robosuite.utils.errors import RandomizationError
     from robosuite.utils.observables import Observable
 
@@ -188,5 +190,6 @@ def _import() -> Libraries:
         problem_info=bddl_utils.get_problem_info,
         controller_config=load_controller_config,
         observable=Observable,
+        gl_context=GLContext,
         randomization_error=RandomizationError,
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_rl.envs.libero import shim
+from vla_rl.envs.libero.cameras import Cameras
 from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.types import UInt8Array
 
 CONTROL_FREQUENCY = 20  # Hz
 MAX_RESET_ATTEMPTS = 20
-MAX_GEOMS = 1000  # as robosuite's own scenes
 _PROPRIOCEPTION = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
 _HOOK = "vla_rl_sampling_moment"
 
@@ -33,13 +31,12 @@ class Pose:
 
 
 class Simulation:
-    """A task's robosuite environment with everything switched off that nobody reads.
+    """A task's robosuite environment without the work that nobody reads. States and frames stay LIBERO's own.
 
     robosuite samples observations on a timer inside a control step, shortly before its end, so a frame drawn after the
-    step would be another one. A sensor of our own is on the same timer: at that moment it writes down what each camera
-    sees as MuJoCo's abstract scene (a list of placed geoms, 0.1 ms), and `frames` turns the scenes into pixels (50 ms)
-    only if somebody asks, at any time before the next step. Frames are therefore LIBERO's own, pixel by pixel, in
-    every step, also in one that turns out to have ended the episode.
+    step would be another one. A sensor of our own is on the same timer: at that moment the cameras take their scenes.
+    `frames` draws them only if somebody asks, at any time before the next step, also in a step that turned out to have
+    ended the episode.
     """
 
     def __init__(
@@ -62,18 +59,22 @@ class Simulation:
         """
         self._mujoco = libraries.mujoco
         self._retry_on = libraries.randomization_error
-        self._cameras = cameras
-        self._image_size = image_size
-        self._camera_handles: list[Any] = []
-        self._scenes: list[Any] = []
-        self._frames: UInt8Array | None = None
-        self._closes_at_exit = False
+        self._bddl = bddl
         self._env: Any = _build(libraries, bddl)
+        self._cameras = Cameras(libraries, names=cameras, image_size=image_size)
         if edit_xml is not None:
             self._env.set_xml_processor(edit_xml)
+        self._make_model = self._env._initialize_sim
+        self._env._initialize_sim = self._initialize_sim
+        self._env._destroy_sim = self._destroy_sim
         self._prepare_observables(libraries.observable)
-        # The constructor's own model is replaced at the first reset, so it was built without a renderer.
-        self._env.has_offscreen_renderer = True
+        self._placed = False  # whether positions and velocities have been propagated in this substep
+        self._stepping = False
+
+    @property
+    def env(self) -> Any:  # noqa: ANN401 - robosuite is untyped
+        """LIBERO's own environment, for tests and measurements."""
+        return self._env
 
     @property
     def state_size(self) -> int:
@@ -86,20 +87,19 @@ class Simulation:
         Raises:
             SimulatorError: no valid placement was found in `MAX_RESET_ATTEMPTS` attempts.
         """
-        with shim.seeded_reset(seed), shim.egl_device():
+        with shim.seeded_reset(seed):
             for _ in range(MAX_RESET_ATTEMPTS):
                 # LIBERO appends to this list whenever it loads a model and draws once per entry, so that without this
                 # the placement would depend on how many resets came before.
                 self._env.object_property_initializers.clear()
                 try:
-                    self._drop_scenes()
                     self._env.reset()
                 except self._retry_on:
                     continue
-                self._point_cameras()
+                self._cameras.point_at(self._env.sim.model._model, self._env.sim.data._data)
                 return
         raise SimulatorError(
-            f"LIBERO found no placement of the objects of {Path(self._env.bddl_file_name).name} with seed {seed} in "
+            f"LIBERO found no placement of the objects of {self._bddl.name} with seed {seed} in "
             f"{MAX_RESET_ATTEMPTS} attempts; use another init_state or seed"
         )
 
@@ -107,7 +107,7 @@ class Simulation:
         """Put the joints where a stored state (1 + nq + nv,) says; fixtures stay where `reset` placed them."""
         if state.shape != (self.state_size,):
             raise SimulatorError(
-                f"an initial state of {Path(self._env.bddl_file_name).name} must have {self.state_size} numbers "
+                f"an initial state of {self._bddl.name} must have {self.state_size} numbers "
                 f"(time, positions, velocities), got shape {state.shape}"
             )
         env = self._env
@@ -119,7 +119,11 @@ class Simulation:
 
     def step(self, action: NDArray[np.float64]) -> bool:
         """One control step of 50 ms; whether the goal holds afterwards."""
-        _, _, success, _ = self._env.step(action)
+        self._stepping, self._placed = True, False
+        try:
+            _, _, success, _ = self._env.step(action)
+        finally:
+            self._stepping = False
         return bool(success)
 
     def solved(self) -> bool:
@@ -133,104 +137,70 @@ class Simulation:
 
     def frames(self) -> UInt8Array:
         """The frames that LIBERO's cameras would have returned in the last step, (N, H, W, 3), rows from the bottom."""
-        if self._frames is None:
-            self._frames = self._draw()
-        return self._frames
+        return self._cameras.frames()
 
     def physics_state(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Copies of positions (nq,) and velocities (nv,)."""
         data = self._env.sim.data
         return np.array(data.qpos), np.array(data.qvel)
 
-    @property
-    def env(self) -> Any:  # noqa: ANN401 - robosuite is untyped
-        """LIBERO's own environment, for tests and measurements."""
-        return self._env
-
     def close(self) -> None:
         """Free simulator and graphics; safe to call twice."""
+        self._cameras.close()
         if self._env is not None:
-            self._drop_scenes()
             self._env.close()
             self._env = None
 
     def _prepare_observables(self, observable: Any) -> None:  # noqa: ANN401
-        """Leave three sensors on and add the one that draws; the goal is evaluated without any of them."""
+        """Leave three sensors on and add the one that looks; the goal is evaluated without any of them."""
         for name in self._env.observation_names - set(_PROPRIOCEPTION):
             self._env.modify_observable(name, "enabled", False)
 
         def sampling_moment(_cache: dict[str, Any]) -> float:
-            self._look()
+            self._cameras.look()
             return 0.0
 
         sampling_moment.__modality__ = "vla_rl"  # type: ignore[attr-defined]
         self._env.add_observable(observable(_HOOK, sampling_moment, sampling_rate=CONTROL_FREQUENCY))
 
-    def _look(self) -> None:
-        """Called by robosuite at the moment at which all its sensors sample."""
-        if not self._scenes:  # before a reset has made a model to look at
-            return
-        context = self._env.sim._render_context_offscreen
-        self._frames = None
-        for camera, scene in zip(self._camera_handles, self._scenes, strict=True):
-            self._mujoco.mjv_updateScene(
-                context.model._model,
-                context.data._data,
-                context.vopt,
-                context.pert,
-                camera,
-                self._mujoco.mjtCatBit.mjCAT_ALL,
-                scene,
-            )
+    def _initialize_sim(self) -> None:
+        """Called by robosuite in a reset: its own, then our shortcuts on the new simulation."""
+        self._make_model()
+        sim = self._env.sim
+        sim.forward()  # as robosuite does when it makes a renderer; it moves the solver's warm start
+        sim.forward, sim.step = self._forward, self._step
 
-    def _draw(self) -> UInt8Array:
-        context = self._env.sim._render_context_offscreen
-        context.gl_ctx.make_current()
-        size = self._image_size
-        if size > min(context.con.offWidth, context.con.offHeight):
-            context.update_offscreen_size(max(size, context.con.offWidth), max(size, context.con.offHeight))
-        frames = np.empty((len(self._scenes), size, size, 3), dtype=np.uint8)
-        viewport = self._mujoco.MjrRect(0, 0, size, size)
-        for scene, frame in zip(self._scenes, frames, strict=True):
-            self._mujoco.mjr_render(viewport, scene, context.con)
-            self._mujoco.mjr_readPixels(frame, None, viewport, context.con)
-        return frames
+    def _destroy_sim(self) -> None:
+        """robosuite's own, without its full garbage collection: dropping the references frees the model at once."""
+        self._cameras.let_go()
+        sim = self._env.sim
+        if sim is not None:
+            del sim.data, sim.model
+        self._env.sim = None
 
-    def _drop_scenes(self) -> None:
-        """Before the model goes: forget what was seen, and make its graphics the ones that are freed.
+    def _forward(self) -> None:
+        """`sim.forward`, skipping what cannot have changed.
 
-        robosuite makes a context current at its creation alone. With two simulations in a process, the end of one would
-        delete the textures of the other, whose numbers are the same.
+        In every substep robosuite propagates three times: before the controller, in the controller, and in the step.
+        Positions and velocities are the same in all three; the constraint solver is not, because it starts from its own
+        last solution. So the second and third time the solver alone runs, and the result is the same to the last bit.
         """
-        self._scenes, self._camera_handles, self._frames = [], [], None
-        context = self._env.sim._render_context_offscreen
-        if context is not None:
-            context.gl_ctx.make_current()
+        sim = self._env.sim
+        if self._placed and self._stepping:
+            self._mujoco.mj_forwardSkip(sim.model._model, sim.data._data, self._mujoco.mjtStage.mjSTAGE_VEL, 0)
+        else:
+            self._mujoco.mj_forward(sim.model._model, sim.data._data)
+            self._placed = True
 
-    def _point_cameras(self) -> None:
-        """Scenes belong to a model, and a reset has made a new one."""
-        if not self._closes_at_exit:  # only now, so that it runs before the graphics library shuts down
-            atexit.register(_close, weakref.ref(self))
-            self._closes_at_exit = True
-        model = self._env.sim.model
-        self._scenes = [self._mujoco.MjvScene(model._model, maxgeom=MAX_GEOMS) for _ in self._cameras]
-        self._camera_handles = []
-        for name in self._cameras:
-            camera = self._mujoco.MjvCamera()
-            camera.type = self._mujoco.mjtCamera.mjCAMERA_FIXED
-            camera.fixedcamid = model.camera_name2id(name)
-            self._camera_handles.append(camera)
-        self._look()
-
-
-def _close(reference: weakref.ref[Simulation]) -> None:
-    simulation = reference()
-    if simulation is not None:
-        simulation.close()
+    def _step(self) -> None:
+        sim = self._env.sim
+        step = self._mujoco.mj_step2 if self._placed and self._stepping else self._mujoco.mj_step
+        step(sim.model._model, sim.data._data)
+        self._placed = False
 
 
 def _build(libraries: shim.Libraries, bddl: Path) -> Any:  # noqa: ANN401
-    """LIBERO's problem class with the arguments its own evaluation wrapper gives."""
+    """LIBERO's problem class with the arguments its own evaluation wrapper gives, but no renderer."""
     problem = libraries.problems[libraries.problem_info(str(bddl))["problem_name"]]
     return problem(
         str(bddl),

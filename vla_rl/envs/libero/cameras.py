@@ -1,0 +1,123 @@
+"""Cameras that write down what they see at once, and draw it only if somebody asks."""
+
+from __future__ import annotations
+
+import atexit
+import weakref
+from typing import Any
+
+import numpy as np
+
+from vla_rl.envs.libero import shim
+from vla_rl.types import UInt8Array
+
+MAX_GEOMS = 1000  # as robosuite's own scenes
+
+
+class Cameras:
+    """Off-screen cameras on one simulation, with graphics of their own that outlive its resets.
+
+    `look` takes MuJoCo's abstract scenes, lists of placed geoms (0.1 ms each); `draw` turns them into pixels (tens of
+    milliseconds without a graphics card). A reset of LIBERO makes a new model of the same assets, for which robosuite
+    would upload every mesh and texture again; here only the scenes are new.
+    """
+
+    def __init__(self, libraries: shim.Libraries, *, names: tuple[str, ...], image_size: int) -> None:
+        """Nothing is made before `point_at`.
+
+        Args:
+            libraries: of `shim.load`.
+            names: of the cameras in the model.
+            image_size: pixels a side.
+        """
+        self._mujoco = libraries.mujoco
+        self._make_gl_context = libraries.gl_context
+        self._names = names
+        self._image_size = image_size
+        self._gl_context: Any = None
+        self._render_context: Any = None
+        self._model: Any = None
+        self._data: Any = None
+        self._views: list[tuple[Any, Any]] = []  # camera and scene
+        self._frames: UInt8Array | None = None
+        self._options = self._mujoco.MjvOption()
+        self._options.geomgroup[0] = 0  # collision geoms stay out of the picture
+        self._options.geomgroup[1] = 1
+        self._perturbation = self._mujoco.MjvPerturb()
+
+    def point_at(self, model: Any, data: Any) -> None:  # noqa: ANN401 - MuJoCo is untyped here
+        """Look at a new model of the same assets from now on."""
+        self._model, self._data = model, data
+        if self._render_context is None:
+            self._make_graphics()
+        self._views = [(self._camera(name), self._mujoco.MjvScene(model, maxgeom=MAX_GEOMS)) for name in self._names]
+        self.look()
+
+    def look(self) -> None:
+        """Take the scenes of this moment; without a model, nothing."""
+        self._frames = None
+        for camera, scene in self._views:
+            self._mujoco.mjv_updateScene(
+                self._model,
+                self._data,
+                self._options,
+                self._perturbation,
+                camera,
+                self._mujoco.mjtCatBit.mjCAT_ALL,
+                scene,
+            )
+
+    def frames(self) -> UInt8Array:
+        """The scenes that were taken last, (N, H, W, 3), rows from the bottom; drawn at the first call."""
+        if self._frames is None:
+            self._frames = self._draw()
+        return self._frames
+
+    def let_go(self) -> None:
+        """Hold on to the model no longer."""
+        self._views, self._frames = [], None
+        self._model = self._data = None
+
+    def close(self) -> None:
+        """Free the graphics; safe to call twice."""
+        self.let_go()
+        if self._render_context is not None:
+            # What is freed belongs to the current context, and two simulations number their textures alike.
+            self._gl_context.make_current()
+            self._render_context.free()
+            self._gl_context.free()
+            self._render_context = self._gl_context = None
+
+    def _make_graphics(self) -> None:
+        screen = self._model.vis.global_
+        width, height = max(self._image_size, screen.offwidth), max(self._image_size, screen.offheight)
+        screen.offwidth, screen.offheight = width, height
+        with shim.egl_device():
+            self._gl_context = self._make_gl_context(max_width=width, max_height=height, device_id=-1)
+        self._gl_context.make_current()
+        self._render_context = self._mujoco.MjrContext(self._model, self._mujoco.mjtFontScale.mjFONTSCALE_150)
+        self._mujoco.mjr_setBuffer(self._mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._render_context)
+        # Registered after the graphics library's own exit handler, so that it runs before.
+        atexit.register(_close, weakref.ref(self))
+
+    def _camera(self, name: str) -> Any:  # noqa: ANN401
+        camera = self._mujoco.MjvCamera()
+        camera.type = self._mujoco.mjtCamera.mjCAMERA_FIXED
+        camera.fixedcamid = self._model.camera(name).id
+        return camera
+
+    def _draw(self) -> UInt8Array:
+        size = self._image_size
+        frames = np.empty((len(self._views), size, size, 3), dtype=np.uint8)
+        viewport = self._mujoco.MjrRect(0, 0, size, size)
+        self._gl_context.make_current()
+        for (_, scene), frame in zip(self._views, frames, strict=True):
+            self._mujoco.mjr_render(viewport, scene, self._render_context)
+            self._mujoco.mjr_readPixels(frame, None, viewport, self._render_context)
+        return frames
+
+
+def _close(reference: weakref.ref[Cameras]) -> None:
+    cameras = reference()
+    if cameras is not None:
+        cameras.close()
