@@ -162,6 +162,24 @@ def test_the_command_writes_page_and_figures_into_the_run(bare_run, capsys):
     assert read_page(bare_run / "report.html").images
 
 
+def test_without_matplotlib_the_command_says_what_to_install(bare_run):
+    code = f"""
+import pathlib, sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name == "matplotlib":
+            raise ModuleNotFoundError("No module named 'matplotlib'", name=name)
+
+sys.meta_path.insert(0, Missing())
+from vla_rl.cli.report import report
+report([pathlib.Path({str(bare_run)!r})])
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert "UserError: report needs matplotlib" in done.stderr
+    assert "pip install 'vla-rl[plots]'" in done.stderr
+
+
 def evaluated(folder, outcomes, *, seed=0):
     with EpisodeLog(folder / "eval" / "final" / "episodes.jsonl") as log:
         for state, success in enumerate(outcomes):
