@@ -75,3 +75,11 @@ def test_an_advantage_per_decision_is_broadcast_over_its_tokens(name, settings):
 
 def test_every_surrogate_has_a_multiplier():
     assert LOG_MULTIPLIERS.keys() == SURROGATES.keys()
+
+
+def test_a_zero_advantage_takes_the_negative_branch():
+    x, zero, negative = torch.tensor([0.5]), torch.tensor([0.0]), torch.tensor([-1.0])
+    for name, settings in (("sapo", {}), ("gipo", {"sigma": 1.0, "negative_sigma_scale": 0.5})):
+        log_multiplier = partial(LOG_MULTIPLIERS[name], **settings)
+        assert torch.equal(log_multiplier(x, zero), log_multiplier(x, negative))
+        assert not torch.equal(log_multiplier(x, zero), log_multiplier(x, -negative))

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla_rl.rl.masking import NonFiniteError
+from vla_rl.rl.masking import NonFiniteError, masked_sum
 from vla_rl.rl.surrogates import gipo, no_clip, policy_loss, policy_objective_sum, ppo, sapo
 
 SURROGATES = {"gipo": partial(gipo, sigma=1.0), "ppo": ppo, "sapo": sapo, "no_clip": no_clip}
@@ -111,6 +111,11 @@ def test_the_denominator_counts_valid_elements_not_rows():
     row_mask = torch.tensor([[True], [False]])
     total, count = policy_objective_sum(no_clip, **batch, mask=row_mask)
     assert (total.item(), count.item()) == (3.0, 3)
+
+
+def test_a_mask_of_rows_counts_elements():
+    total, count = masked_sum(torch.full((2, 3), 2.0), torch.tensor([[True], [False]]))
+    assert (total.item(), count.item()) == (6.0, 3)
 
 
 def test_an_objective_that_does_not_vanish_at_zero_is_dropped_in_masked_places():
