@@ -27,6 +27,7 @@ from vla_rl.run.log import RunLog
 from vla_rl.run.plan import Plan, make_plan
 from vla_rl.run.signals import StopRequest
 from vla_rl.run.training import TrainingRun
+from vla_rl.workers.cell import CellFailureError
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +115,12 @@ def _train_rank(
             display = make_display(console, total_optimizer_steps=recipe.budget.optimizer_steps)
             stack.callback(display.close)
         run_log = RunLog(run, run.engine.collectives, writer=writer, display=display)
-        checkpoint = _loop(run, run_log, stop)
+        try:
+            checkpoint = _loop(run, run_log, stop)
+        except CellFailureError:
+            if num_ranks == 1:  # with more, the others are not here to save together
+                _save_or_warn(run, run_log)
+            raise
         clocks = run_log.global_clocks()
     report = None
     if rank == 0 and recipe.evaluation.episodes_per_task and not stop.requested:

@@ -40,16 +40,24 @@ def ring_layout(plan: Plan) -> RingLayout:
     """Layout of the plan's replay ring.
 
     Raises:
-        ValueError: `replay.capacity` is too small for the env slots and the longest episode.
+        ValueError: `replay.capacity` is too small for the env slots, the longest episode or `replay.min_decisions`.
     """
-    return RingLayout(
+    replay = plan.recipe.replay
+    layout = RingLayout(
         plan.observation_spec,
         plan.action_spec,
         plan.num_slots,
-        plan.recipe.replay.capacity,
+        replay.capacity,
         plan.max_episode_decisions,
         plan.store_logits,
     )
+    if replay.min_decisions > layout.guaranteed_decisions:
+        raise ValueError(
+            f"replay.min_decisions is {replay.min_decisions}, but a ring with replay.capacity {replay.capacity} is sure "
+            f"to hold only {layout.guaranteed_decisions} decisions, so warm-up might never end. "
+            "Lower replay.min_decisions or raise replay.capacity"
+        )
+    return layout
 
 
 def estimate(plan: Plan, *, num_ranks: int) -> DryRunReport:
