@@ -4,7 +4,7 @@ Every function takes plain tensors and a bool mask (True = valid, broadcastable)
 returns Python floats. Means and shares divide by the number of valid elements unless stated; a quantity of no elements
 is 0. Quantiles interpolate linearly.
 
-Two quantities, as in the paper (arXiv 2603.03955, section 6.3 and appendix C): w = m, the multiplier of ∇log π without
+Two quantities, as in the paper (arXiv 2603.03955, equations 41 to 47): w = m, the multiplier of ∇log π without
 the advantage, and the contribution u = |w A|.
 """
 
