@@ -46,8 +46,8 @@ def test_a_right_padded_batch_gives_each_member_what_it_gets_alone(build, make_i
         alone = build(tasks=tasks[task : task + 1])
         assert alone.uniform_prompts
         single = alone(PolicyInputs(inputs.frames[[task]], inputs.state[[task]], torch.tensor([0])))
-        torch.testing.assert_close(together.logits[[task]], single.logits, atol=1e-5, rtol=0)
-        torch.testing.assert_close(together.values[[task]], single.values, atol=1e-5, rtol=0)
+        torch.testing.assert_close(together.logits[[task]], single.logits, atol=5e-5, rtol=0)
+        torch.testing.assert_close(together.values[[task]], single.values, atol=5e-5, rtol=0)
 
 
 @torch.no_grad()
@@ -87,8 +87,9 @@ def test_exactly_adapters_rows_projector_and_critic_are_trained_and_every_one_ge
         expected = "lora_" in name or name.startswith(("action_rows", "value_head", "model.proprio_projector"))
         assert parameter.requires_grad is expected, name
         assert (parameter.grad is not None) is expected, name
-    # B is zero at the start, so A's gradient is zero too; everything else moves.
-    assert all(parameter.grad.abs().sum() > 0 for name, parameter in trainable(policy).items() if "lora_A" not in name)
+    # B is zero at the start, so A's gradient is zero too; a softmax does not notice its scores' common bias.
+    still = {name for name, parameter in trainable(policy).items() if parameter.grad.abs().max() < 1e-9}
+    assert still - {"value_head.score.bias"} == {name for name in trainable(policy) if "lora_A" in name}
 
 
 def test_choices_switch_off_what_is_trained(build):
