@@ -30,7 +30,11 @@ class FakeTraining:
         self.called = {"recipe": recipe, "run_dir": run_dir, "resume": resume, "console": console}
         clocks = SimpleNamespace(optimizer_steps=7, episodes=5, env_steps=90)
         return SimpleNamespace(
-            run_dir=run_dir, clocks=clocks, checkpoint=run_dir / "checkpoints", interrupted=self.interrupted
+            run_dir=run_dir,
+            clocks=clocks,
+            checkpoint=run_dir / "checkpoints",
+            interrupted=self.interrupted,
+            evaluation=None if self.interrupted else "19 of 20 episodes",
         )
 
     def dry_run(self, recipe: object) -> object:
@@ -62,6 +66,7 @@ def test_recipe_overrides_and_folder_reach_the_training(training: FakeTraining) 
     assert training.called["recipe"] == load_recipe(find_recipe("toy"), ["surrogate.name=ppo", "seed=3"])
     assert (training.called["run_dir"], training.called["resume"]) == (Path("here"), False)
     assert "finished after 7 optimizer steps" in result.stdout
+    assert "19 of 20 episodes" in result.stdout
 
 
 def test_a_run_is_named_after_its_recipe(training: FakeTraining) -> None:

@@ -55,7 +55,7 @@ def train(
         print(report)
         return
     outcome = training.train(loaded, run_dir=run_dir or Path("runs") / loaded.name, resume=resume, console=Console())
-    if outcome is None:  # this process only launched the ranks, and they have said it
+    if outcome is None:  # rank 0 says it
         return
     print(_summary(outcome))
     if outcome.interrupted:
@@ -64,11 +64,12 @@ def train(
 
 def _summary(outcome: TrainOutcome) -> str:
     clocks = outcome.clocks
-    lines = [
+    lines = [] if outcome.evaluation is None else [str(outcome.evaluation)]
+    lines += [
         f"{'interrupted' if outcome.interrupted else 'finished'} after {clocks.optimizer_steps} optimizer steps, "
         f"{clocks.episodes} episodes, {clocks.env_steps} environment steps",
         f"run         {outcome.run_dir}",
-        f"checkpoint  {outcome.checkpoint or 'none'}",
+        f"checkpoint  {outcome.checkpoint}",
     ]
     if outcome.interrupted:
         lines.append(f"go on with  vla-rl train {outcome.run_dir} --resume")
