@@ -53,7 +53,9 @@ def test_the_governor_holds_the_replay_ratio(tmp_path):
 
 def test_segments_beyond_the_allowed_lag_are_never_consumed(tmp_path):
     recipe = toy_recipe(
-        budget={"optimizer_steps": 40}, replay={"replay_ratio": 8.0, "max_policy_lag": 3}, rollout={"envs_per_worker": 1}
+        budget={"optimizer_steps": 40},
+        replay={"replay_ratio": 8.0, "max_policy_lag": 3},
+        rollout={"envs_per_worker": 1},
     )
     run(recipe, tmp_path / "run")
     lags = [point["policy_lag/max"] for point in metrics(tmp_path / "run")]

@@ -191,9 +191,7 @@ def _plan_libero(section: LiberoSection, tasks: tuple[TaskInfo, ...], *, render_
     )
     deviations = list(simulator.warnings)
     if simulator.assets.kind == "proxy":
-        deviations.append(
-            "built-in proxy assets instead of LIBERO's: other pictures, scores are not comparable"
-        )
+        deviations.append("built-in proxy assets instead of LIBERO's: other pictures, scores are not comparable")
     if horizon != standard_horizon:
         deviations.append(f"horizon {horizon} control steps instead of {standard_horizon}")
     if section.init_states != "standard":

@@ -176,13 +176,15 @@ class Cell:
     # --- the watching thread -----------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        while not self._closing.is_set():
-            try:
+        try:
+            while not self._closing.is_set():
                 self._watch_once()
-            except CellFailureError as failure:
-                self._failure = failure
-                return
-            self._closing.wait(WATCH_PERIOD_S)
+                self._closing.wait(WATCH_PERIOD_S)
+        except CellFailureError as failure:
+            self._failure = failure
+        finally:
+            if self._failure is None and not self._closing.is_set():  # a fault of ours; its traceback is printed
+                self._failure = CellFailureError("the thread that watches the cell's processes has died")
 
     def _watch_once(self) -> None:
         self._check_inference()

@@ -1,0 +1,90 @@
+import functools
+
+import pytest
+import torch
+
+from vla_rl.ipc.mailbox import WeightMailbox
+from vla_rl.ipc.shared_arrays import SharedArrays
+from vla_rl.ipc.slots import ExchangeSlots, slot_fields
+from vla_rl.learner.engine import Engine
+from vla_rl.learner.optimizer import OptimizerSettings
+from vla_rl.policies.build import build_openvla_oft
+from vla_rl.policies.lora import LoraSettings
+from vla_rl.run.assembly import share_frozen, trainable_tensors
+from vla_rl.workers.inference_worker import InferenceSettings, make_server
+
+BUILD = functools.partial(
+    build_openvla_oft,
+    checkpoint="tiny",
+    profile="auto",
+    tasks=("pick up the bowl",),
+    statistics_key="libero_spatial",
+    num_images=1,
+    image_size=56,
+    proprio=True,
+    lora=LoraSettings(rank=2, alpha=2.0, dropout=0.0, targets=("q_proj", "v_proj")),
+    train_action_rows=True,
+    train_proprio_projector=True,
+    value_head="attention_pool",
+    detach_value=True,
+    dtype="float32",
+    gradient_checkpointing=False,
+    seed=0,
+)
+
+
+@pytest.fixture
+def cell(tmp_path):
+    """A learner's policy whose frozen part is shared, and the server that an inference worker would make."""
+    policy = BUILD(device="cpu")
+    frozen = share_frozen(policy)
+    Engine(
+        policy,
+        strategy="single",
+        zero_stage=2,
+        precision="fp32",
+        device="cpu",
+        optimizer=OptimizerSettings(policy_lr=1e-3, value_lr=1e-3, schedule="constant"),
+    )
+    settings = InferenceSettings(
+        build=BUILD,
+        device="cpu",
+        bf16=False,
+        temperature=1.0,
+        greedy=False,
+        seed=0,
+        max_batch=1,
+        max_wait_s=0.0,
+        num_slots=1,
+        log_path=tmp_path / "log",
+        threads=1,
+    )
+    layout = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in trainable_tensors(policy).items()}
+    fields = slot_fields(policy.observation_spec, policy.action_spec, 1, store_logits=False)
+    with frozen, WeightMailbox.create(layout) as mailbox, SharedArrays.create("slots", fields) as slots:
+        server = make_server(settings, mailbox, ExchangeSlots.view(slots), frozen.tensors())
+        yield policy, mailbox, server
+
+
+def test_the_inference_worker_maps_the_learners_frozen_tensors_and_copies_none(cell):
+    policy, _, server = cell
+    served = dict(server._policy.named_parameters())
+    frozen = [name for name, parameter in policy.named_parameters() if not parameter.requires_grad]
+    assert len(frozen) > 50
+    for name in frozen:
+        assert served[name].data_ptr() == policy.get_parameter(name).data_ptr(), name
+    for name, parameter in policy.named_parameters():
+        if parameter.requires_grad:
+            assert served[name].data_ptr() != parameter.data_ptr(), name
+
+
+def test_an_adopted_version_gives_the_learners_trainable_tensors(cell):
+    policy, mailbox, server = cell
+    assert not server.adopt()
+    mailbox.publish(3, trainable_tensors(policy))
+    assert server.adopt()
+    assert server.version == 3
+    served = dict(server._policy.named_parameters())
+    for name, tensor in trainable_tensors(policy).items():
+        assert torch.equal(served[name], tensor), name
+    assert not server.adopt()  # nothing newer
