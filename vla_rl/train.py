@@ -200,8 +200,8 @@ def _num_ranks(plan: Plan) -> int:
 
 def _launch(plan: Plan, num_ranks: int) -> None:
     """Start the ranks as processes that run this very command; raise what they end with."""
-    learner = plan.recipe.learner
-    device = "cuda" if plan.device.startswith("cuda") else "cpu"
-    code = launch_ranks(sys.argv[1:], num_ranks=num_ranks, strategy=learner.strategy, device=device)
+    strategy = plan.recipe.learner.strategy
+    assert strategy != "single"
+    code = launch_ranks(sys.argv[1:], num_ranks=num_ranks, strategy=strategy, device=plan.device_kind)
     if code:
         raise SystemExit(code)

@@ -118,7 +118,7 @@ def test_a_checkpoint_of_another_architecture_is_refused_before_anything_starts(
 
 
 def test_a_ring_that_cannot_hold_two_episodes_per_env_is_refused(tmp_path):
-    with pytest.raises(UserError, match="replay.capacity"):
+    with pytest.raises(UserError, match=r"replay\.capacity"):
         run(toy_recipe(replay={"capacity": 16}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

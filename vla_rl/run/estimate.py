@@ -53,8 +53,8 @@ def ring_layout(plan: Plan) -> RingLayout:
     )
     if replay.min_decisions > layout.guaranteed_decisions:
         raise ValueError(
-            f"replay.min_decisions is {replay.min_decisions}, but a ring with replay.capacity {replay.capacity} is sure "
-            f"to hold only {layout.guaranteed_decisions} decisions, so warm-up might never end. "
+            f"replay.min_decisions is {replay.min_decisions}, but a ring with replay.capacity {replay.capacity} is "
+            f"sure to hold only {layout.guaranteed_decisions} decisions, so warm-up might never end. "
             "Lower replay.min_decisions or raise replay.capacity"
         )
     return layout

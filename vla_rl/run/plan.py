@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from vla_rl.envs import toy
 from vla_rl.envs.build import (
@@ -94,6 +95,11 @@ class Plan:
     def batch_segments(self) -> int:
         """Segments of one optimizer step on one rank."""
         return self.recipe.learner.micro_batch * self.recipe.learner.accumulation
+
+    @property
+    def device_kind(self) -> Literal["cpu", "cuda"]:
+        """Kind of the torch device."""
+        return "cuda" if self.device.startswith("cuda") else "cpu"
 
     @property
     def threads(self) -> int:

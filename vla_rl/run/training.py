@@ -15,7 +15,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
@@ -281,7 +280,7 @@ def _make_engine(plan: Plan, policy: nn.Module) -> Engine:
         strategy=learner.strategy,
         zero_stage=learner.zero_stage,
         precision=learner.precision,
-        device=_device_kind(plan.device),
+        device=plan.device_kind,
         optimizer=algorithm.optimizer_settings(plan.recipe),
     )
 
@@ -301,7 +300,3 @@ def _make_learner(plan: Plan, engine: Engine) -> Learner:
         old_threshold=recipe.replay.old_threshold,
         clip_range=algorithm.clip_range(recipe),
     )
-
-
-def _device_kind(device: str) -> Literal["cpu", "cuda"]:
-    return "cuda" if device.startswith("cuda") else "cpu"
