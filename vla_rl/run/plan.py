@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from vla_rl.envs import toy
 from vla_rl.envs.build import (
@@ -26,7 +26,11 @@ from vla_rl.policies.lora import LoraSettings
 from vla_rl.recipe import LiberoSection, MLPSection, OpenVLAOFTSection, Recipe, ToySection
 from vla_rl.types import ActionSpec, Environment, FrameTransform, ObservationSpec, PolicyBuilder, TaskInfo
 
+if TYPE_CHECKING:
+    from vla_rl.envs.libero.env import Camera
+
 OPEN_ENVS_PER_SLOT = 2  # simulators a slot keeps open when it plays several tasks
+CAMERAS: tuple[Camera, ...] = ("agentview", "wrist")  # all that LIBERO's policies were trained with
 EnvBuilder = Callable[[], Environment]
 
 
@@ -181,23 +185,8 @@ def _plan_libero(section: LiberoSection, tasks: tuple[TaskInfo, ...], *, render_
     simulator = check_simulator(gl=section.gl, assets=section.assets)
     standard_horizon = libero_horizon(section.suite)
     horizon = section.horizon or standard_horizon
-    builders = tuple(
-        partial(
-            build_libero,
-            suite=section.suite,
-            task_id=task.task_id,
-            assets=section.assets,
-            render_size=render_size,
-            cameras=tuple(section.cameras),
-            init_states=section.init_states,
-            horizon=horizon,
-            gl=section.gl,
-        )
-        for task in tasks
-    )
-    deviations = list(simulator.warnings)
-    if simulator.assets.kind == "proxy":
-        deviations.append("built-in proxy assets instead of LIBERO's: other pictures, scores are not comparable")
+    builders = tuple(libero_builder(section, task, render_size=render_size, horizon=horizon) for task in tasks)
+    deviations = simulator_deviations(simulator)
     if horizon != standard_horizon:
         deviations.append(f"horizon {horizon} control steps instead of {standard_horizon}")
     if section.init_states != "standard":
@@ -210,6 +199,43 @@ def _plan_libero(section: LiberoSection, tasks: tuple[TaskInfo, ...], *, render_
         deviations=tuple(deviations),
         simulator=simulator,
     )
+
+
+def libero_builder(
+    section: LiberoSection, task: TaskInfo, *, render_size: int, horizon: int, render_all: bool = False
+) -> EnvBuilder:
+    """Builds one LIBERO task.
+
+    Args:
+        section: of the recipe.
+        task: one of its tasks.
+        render_size: pixels a side that the cameras draw.
+        horizon: control steps of an episode.
+        render_all: for videos: draw every control step (`LiberoEnv.chunk_frames`) from all cameras, those that the
+            policy sees first.
+    """
+    seen = tuple(section.cameras)
+    unseen: tuple[Camera, ...] = tuple(camera for camera in CAMERAS if camera not in seen)
+    return partial(
+        build_libero,
+        suite=section.suite,
+        task_id=task.task_id,
+        assets=section.assets,
+        render_size=render_size,
+        cameras=seen + unseen if render_all else seen,
+        init_states=section.init_states,
+        horizon=horizon,
+        gl=section.gl,
+        render="every_step" if render_all else "decision",
+    )
+
+
+def simulator_deviations(simulator: SimulatorReport) -> list[str]:
+    """Why scores of this installation are not comparable with published ones, one sentence each."""
+    deviations = list(simulator.warnings)
+    if simulator.assets.kind == "proxy":
+        deviations.append("built-in proxy assets instead of LIBERO's: other pictures, scores are not comparable")
+    return deviations
 
 
 def _plan_policy(recipe: Recipe, tasks: Sequence[TaskInfo]) -> tuple[PolicyPlan, FrameTransform | None]:
