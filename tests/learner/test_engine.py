@@ -8,6 +8,7 @@ import learner_fakes as fakes
 import pytest
 import torch
 
+from vla_rl.learner import strategies
 from vla_rl.learner.engine import Engine
 from vla_rl.learner.optimizer import OptimizerSettings, learning_rate
 from vla_rl.types import PolicyInputs
@@ -117,6 +118,12 @@ def test_strategy_single_in_a_launched_rank_is_refused(monkeypatch: pytest.Monke
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="strategy 'single' in one of 2 launched ranks"):
         fakes.make_engine(fakes.make_policy())
+
+
+def test_deepspeed_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strategies, "find_spec", lambda _name: None)
+    with pytest.raises(ValueError, match="needs the package deepspeed, which is not installed"):
+        fakes.make_engine(fakes.make_policy(), strategy="deepspeed")
 
 
 def test_one_rank_has_collectives_that_change_nothing() -> None:

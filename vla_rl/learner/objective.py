@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from vla_rl.learner.batches import Rows, at
 from vla_rl.learner.settings import GaeSettings, LossSettings, TargetSettings
@@ -77,14 +76,13 @@ def segment_targets(
         joint_log_ratio: (B, T) log ρ of whole decisions, looked at by V-trace alone.
         settings: GAE or V-trace.
     """
-    mask = torch.from_numpy(batch.mask)
-    segment_ends = mask & ~F.pad(mask[:, 1:], (0, 1))  # never continues, whatever stands in the padding behind it
+    # Padding begins where an episode has ended, and what stands behind an end has no effect on the targets before it.
     arguments = (
-        torch.where(mask, torch.from_numpy(batch.rewards), 0.0),
+        torch.from_numpy(batch.rewards),
         values[:, :-1],
         values[:, 1:],
-        torch.from_numpy(batch.terminated) & mask,
-        torch.from_numpy(batch.truncated) & mask | segment_ends,
+        torch.from_numpy(batch.terminated),
+        torch.from_numpy(batch.truncated),
     )
     if isinstance(settings, GaeSettings):
         advantages = targets.gae(*arguments, discount=settings.discount, gae_lambda=settings.gae_lambda)

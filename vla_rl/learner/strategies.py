@@ -20,10 +20,12 @@ import contextlib
 import math
 import os
 import socket
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import torch
@@ -286,7 +288,7 @@ def build_strategy(
     """Wrap the module for a strategy and put it on its device.
 
     Raises:
-        ValueError: strategy "single" in a process that was launched as one of several ranks.
+        ValueError: strategy "single" in a process that was launched as one of several ranks; DeepSpeed is not there.
     """
     if strategy == "single":
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -335,6 +337,13 @@ def _build_deepspeed(
     max_grad_norm: float,
     timeout_s: float,
 ) -> tuple[Strategy, torch.device]:
+    if find_spec("deepspeed") is None:
+        raise ValueError(
+            "strategy 'deepspeed' needs the package deepspeed, which is not installed: install vla-rl[deepspeed] "
+            "(see scripts/setup), or use 'ddp'"
+        )
+    # Of torch, about calls that DeepSpeed makes: once per call site and rank, and nothing for the user to do.
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     _pretend_launched()
     if device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
