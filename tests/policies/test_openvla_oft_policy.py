@@ -73,6 +73,14 @@ def test_without_proprioception_the_state_is_not_looked_at(build, make_inputs):
 
 
 @torch.no_grad()
+def test_proprioception_beyond_the_quantiles_counts_as_at_the_quantiles(build, make_inputs):
+    policy = build()
+    inputs = make_inputs(policy, [0])
+    far, further = (PolicyInputs(inputs.frames, torch.full((1, 8), size), inputs.task_index) for size in (50.0, 90.0))
+    assert torch.equal(policy(far).logits, policy(further).logits)
+
+
+@torch.no_grad()
 def test_dropping_stop_changes_the_logits_of_the_rlinf_profile(build, make_inputs):
     kept, dropped = build(profile="simplevla"), build(profile="rlinf")
     inputs = make_inputs(kept, [0])
@@ -265,6 +273,14 @@ def test_adapters_stay_off_everything_but_the_chosen_layers(build):
     policy = build(lora=LoraSettings(rank=2, targets=("q_proj",)))
     adapted = {name.rsplit(".", 3)[0] for name, _ in policy.named_parameters() if "lora_" in name}
     assert adapted == {f"model.language_model.model.layers.{layer}.self_attn.q_proj" for layer in range(3)}
+
+
+@pytest.mark.parametrize("rank", [2, 16])
+def test_adapters_start_gaussian_with_deviation_one_over_rank_and_without_effect(build, rank):
+    policy = build(lora=LoraSettings(rank=rank))
+    first = torch.cat([parameter.flatten() for name, parameter in policy.named_parameters() if "lora_A" in name])
+    assert first.std().item() == pytest.approx(1 / rank, rel=0.05)
+    assert not any(parameter.any() for name, parameter in policy.named_parameters() if "lora_B" in name)
 
 
 def test_an_unknown_target_of_adapters_is_refused():
