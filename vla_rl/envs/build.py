@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from vla_rl.envs.libero import init_states as states
 from vla_rl.envs.libero.check import SimulatorReport, check_simulator
 from vla_rl.envs.libero.suites import HORIZONS, libero_task, libero_tasks
+from vla_rl.envs.metaworld import MetaworldEnv
 from vla_rl.envs.toy import ToyEnv
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SimulatorReport",
     "build_libero",
+    "build_metaworld",
     "build_toy",
     "check_simulator",
     "libero_horizon",
@@ -61,6 +63,13 @@ def build_toy(
 ) -> ToyEnv:
     """One toy task; see `ToyEnv`."""
     return ToyEnv(task_id, horizon=horizon, chunk_size=chunk_size, image_size=image_size, step_seconds=step_seconds)
+
+
+def build_metaworld(
+    *, name: str, task_id: int, horizon: int, chunk_size: int = 1, reward_scale: float = 1.0
+) -> MetaworldEnv:
+    """One Meta-World task; see `MetaworldEnv`."""
+    return MetaworldEnv(name, task_id=task_id, horizon=horizon, chunk_size=chunk_size, reward_scale=reward_scale)
 
 
 def libero_horizon(suite: str) -> int:

@@ -23,7 +23,7 @@ class Cameras:
     """
 
     def __init__(self, libraries: shim.Libraries, *, names: tuple[str, ...], image_size: int) -> None:
-        """Nothing is made before `point_at`.
+        """Graphics are made when the first frame is drawn.
 
         Args:
             libraries: of `shim.load`.
@@ -48,8 +48,6 @@ class Cameras:
     def point_at(self, model: Any, data: Any) -> None:  # noqa: ANN401 - MuJoCo is untyped here
         """Look at a new model of the same assets from now on."""
         self._model, self._data = model, data
-        if self._render_context is None:
-            self._make_graphics()
         self._views = [(self._camera(name), self._mujoco.MjvScene(model, maxgeom=MAX_GEOMS)) for name in self._names]
         self.look()
 
@@ -110,7 +108,10 @@ class Cameras:
         size = self._image_size
         frames = np.empty((len(self._views), size, size, 3), dtype=np.uint8)
         viewport = self._mujoco.MjrRect(0, 0, size, size)
-        self._gl_context.make_current()
+        if self._views and self._render_context is None:
+            self._make_graphics()
+        elif self._views:
+            self._gl_context.make_current()
         for (_, scene), frame in zip(self._views, frames, strict=True):
             self._mujoco.mjr_render(viewport, scene, self._render_context)
             self._mujoco.mjr_readPixels(frame, None, viewport, self._render_context)

@@ -164,14 +164,14 @@ class Simulation:
         self._env.add_observable(observable(_HOOK, sampling_moment, sampling_rate=CONTROL_FREQUENCY))
 
     def _initialize_sim(self) -> None:
-        """Called by robosuite in a reset: its own, then our shortcuts on the new simulation."""
+        """Called in a reset: what robosuite does, then our shortcuts on the new simulation."""
         self._make_model()
         sim = self._env.sim
         sim.forward()  # as robosuite does when it makes a renderer; it moves the solver's warm start
         sim.forward, sim.step = self._forward, self._step
 
     def _destroy_sim(self) -> None:
-        """robosuite's own, without its full garbage collection: dropping the references frees the model at once."""
+        """Without the full garbage collection of robosuite's own: dropping the references frees the model at once."""
         self._cameras.let_go()
         sim = self._env.sim
         if sim is not None:

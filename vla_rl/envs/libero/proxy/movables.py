@@ -56,13 +56,13 @@ def _carton(width: float, height: tuple[float, float], body: Colour, roof: Colou
     )
 
 
-def _can(low: float, high: float, label: Colour, stripe: Colour) -> Shapes:
-    """A tin can along y: metal ends, a label and a stripe."""
-    metal = (168, 170, 172)
+def _can(label: Colour, stripe: Colour) -> Shapes:
+    """A tin can along y, 3.5 mm below its origin in z: metal ends, a label and a stripe."""
+    centre = (0.0, 0.0035)  # across y, where the second number counts against z
     return (
-        *disk(0.031, low, high, metal, axis="y"),
-        band(0.0314, low + 0.004, high - 0.004, label, axis="y"),
-        band(0.0318, -0.010, 0.006, stripe, axis="y"),
+        *disk(0.0313, -0.0385, 0.038, (168, 170, 172), centre=centre, axis="y"),
+        band(0.0317, -0.034, 0.0335, label, centre=centre, axis="y"),
+        band(0.0321, -0.010, 0.008, stripe, centre=centre, axis="y"),
     )
 
 
@@ -221,8 +221,8 @@ MOVABLES: dict[str, Movable] = {
         _BASKET,
         (Region("contain_region", (0.0611, 0.0611, 0.0695), (0.0, 0.0, 0.0718), (0.0, 0.0, 0.0, 1.0)),),
     ),
-    "alphabet_soup": Movable(HOPE, 25.9, (-0.04, 0.04, 0.025), _can(-0.035, 0.028, (97, 105, 150), (190, 90, 30))),
-    "tomato_sauce": Movable(HOPE, 26.6, _STACKED, _can(-0.034, 0.028, (58, 104, 70), (196, 50, 20))),
+    "alphabet_soup": Movable(HOPE, 25.9, (-0.04, 0.04, 0.025), _can((97, 105, 150), (190, 90, 30))),
+    "tomato_sauce": Movable(HOPE, 26.6, _STACKED, _can((58, 104, 70), (196, 50, 20))),
     "ketchup": Movable(HOPE, 23.2, _STACKED, _bottle((190, 40, 8), (235, 225, 220), (240, 240, 238))),
     "salad_dressing": Movable(HOPE, 21.8, _STACKED, _bottle((188, 192, 170), (20, 100, 50), (30, 60, 34))),
     "bbq_sauce": Movable(HOPE, 12.2, (-0.06, 0.06, 0.015), _BBQ_SAUCE),

@@ -114,9 +114,17 @@ def disk(
     return tuple(_along(axis, piece) for piece in pieces)
 
 
-def band(radius: float, low: float, high: float, colour: Colour, *, axis: Axis = "z") -> Shape:
-    """A drawn cylinder on the axis, such as a label or a cap."""
-    pos: Vector = (0.0, 0.0, (low + high) / 2.0)
+def band(
+    radius: float,
+    low: float,
+    high: float,
+    colour: Colour,
+    *,
+    centre: tuple[float, float] = (0.0, 0.0),
+    axis: Axis = "z",
+) -> Shape:
+    """A drawn cylinder, such as a label or a cap; `centre` as in `disk`."""
+    pos: Vector = (*centre, (low + high) / 2.0)
     return _along(axis, Shape("cylinder", pos, (radius, (high - low) / 2.0), colour, NO_TURN, False, True))
 
 
