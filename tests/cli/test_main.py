@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -50,12 +50,13 @@ def test_checking_recipes_imports_no_model_and_no_simulator() -> None:
     assert done.stderr.splitlines()[-1] == "[]"
 
 
-def test_help_answers_in_less_than_half_a_second() -> None:
+def test_help_costs_less_than_half_a_second_of_a_processor() -> None:
     seconds = []
-    for _ in range(3):  # the best of three: other programs may run beside the tests
-        start = time.perf_counter()
+    for _ in range(3):  # processor time, the best of three: other programs may run beside the tests
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert program("--help").returncode == 0
-        seconds.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(seconds) < 0.5
 
 

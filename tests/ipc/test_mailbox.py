@@ -177,7 +177,8 @@ def test_a_reader_racing_a_fast_writer_never_sees_a_torn_snapshot():
             deadline = time.monotonic() + 60
             while mailbox.latest_version() < 0 and time.monotonic() < deadline:
                 time.sleep(0.01)
-            while len(versions) < 200 and time.monotonic() < deadline:
+            # On a busy machine one of the two may sleep through the other's work: go on until they really race.
+            while (len(versions) < 200 or len(set(versions)) <= 10) and time.monotonic() < deadline:
                 version = mailbox.read(into)
                 assert {float(t.min()) for t in into.values()} == {float(version)}
                 assert {float(t.max()) for t in into.values()} == {float(version)}
@@ -186,6 +187,6 @@ def test_a_reader_racing_a_fast_writer_never_sees_a_torn_snapshot():
             stop.set()
             writer.join(30)
         assert writer.exitcode == 0
-        assert len(versions) == 200
+        assert len(versions) >= 200
         assert versions == sorted(versions)
         assert len(set(versions)) > 10  # the race was real
