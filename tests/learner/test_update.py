@@ -73,6 +73,27 @@ def test_gae_by_hand_truncation_bootstraps_from_the_stored_last_observation(
     assert metrics["learner/entropy"] == pytest.approx(math.log(5), abs=1e-6)
 
 
+def test_the_gradient_by_hand() -> None:
+    """GAE as above, A = [1.98275, 1.295, 6.1], state s = V = [0.5, 1, -0.5], target - V = A; every token is bin 0 of 5.
+
+    Policy: -1/18 sum over 3 decisions of A (1[bin 0] - 1/5) at each of 6 positions. Value: 0.5 mean(-2 A s).
+    The entropy is at its maximum, so its gradient is 0.
+    """
+    batch = table_batch([0.5, 1.0, -0.5, 4.0], [1.0, 0.0, 2.0], terminated=False)
+    batch = replace(batch, tokens=np.zeros_like(batch.tokens))
+    policy_norm = (1.98275 + 1.295 + 6.1) / 18 * math.sqrt(6 * (0.8**2 + 4 * 0.2**2))
+    value_gradient = -(1.98275 * 0.5 + 1.295 * 1.0 + 6.1 * -0.5) / 3
+    targets = GaeSettings(discount=0.9, gae_lambda=0.5)
+    loss = LossSettings(value_coefficient=0.5, entropy_coefficient=0.1, normalize_advantages=False)
+    for parts in (1, 3):
+        learner = fakes.make_learner(
+            fakes.make_engine(TablePolicy()), targets=targets, loss=loss, micro_batch=1, accumulation=1
+        )
+        learner._num_micro_batches = parts
+        norm = learner.update(batch, policy_version=20)["learner/grad_norm"]
+        assert norm == pytest.approx(math.hypot(policy_norm, value_gradient), rel=1e-5)
+
+
 def test_vtrace_by_hand_uses_the_joint_ratio_of_the_executed_tokens() -> None:
     batch = table_batch([0.5, 1.0, -0.5, 4.0], [1.0, 0.0, 2.0], terminated=False)
     ratios = np.array([2.0, 0.5, 1.0])
@@ -200,6 +221,13 @@ def test_lag_is_measured_per_decision_against_the_learners_version() -> None:
     assert metrics["policy_lag/old_fraction"] == pytest.approx(0.2)  # 16 and 10 have reached the threshold of 10
 
 
+def test_a_decision_whose_lag_has_reached_the_threshold_is_old_in_every_metric() -> None:
+    batch = fakes.make_batch(4)
+    _, metrics = updated(replace(batch, policy_version=np.where(batch.mask, 10, 0)))
+    assert metrics["policy_lag/old_fraction"] == 1.0
+    assert metrics["utilization/old_share"] == pytest.approx(1.0)
+
+
 def test_a_kl_term_without_behaviour_logits_is_refused() -> None:
     batch = replace(fakes.make_batch(), behavior_logits=None)
     with pytest.raises(ValueError, match=r"kl_coefficient 0\.1 needs the behaviour policy's logits"):
@@ -262,6 +290,25 @@ def test_out_of_memory_cuts_the_batch_smaller_and_the_update_is_the_same(caplog:
     assert fakes.largest_difference(fakes.weights(plain), fakes.weights(small)) < 1e-6
     assert metrics[1] == pytest.approx(expected[1], rel=1e-4, abs=1e-6)
     assert engine.optimizer_steps == 2
+
+
+class OnceOutOfMemoryPolicy(fakes.FakePolicy):
+    """Runs out of memory in the second forward pass with gradients, and never again."""
+
+    passes = 0
+
+    def forward(self, inputs: PolicyInputs) -> PolicyOutput:
+        self.passes += torch.is_grad_enabled()
+        if torch.is_grad_enabled() and self.passes == 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return super().forward(inputs)
+
+
+def test_gradients_from_before_running_out_of_memory_are_forgotten() -> None:
+    torch.manual_seed(0)
+    policy, _ = updated(fakes.make_batch(), policy=OnceOutOfMemoryPolicy())
+    reference, _ = updated(fakes.make_batch())
+    assert fakes.largest_difference(fakes.weights(reference), fakes.weights(policy)) < 1e-6
 
 
 def test_out_of_memory_with_one_decision_at_a_time_ends_the_run_with_advice() -> None:
