@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 
 
-def run_ranks(function: str, folder: Path, *, num_ranks: int, deadline_s: float = 60.0, **arguments: Any) -> list[Any]:
+def run_ranks(function: str, folder: Path, *, num_ranks: int, deadline_s: float = 240.0, **arguments: Any) -> list[Any]:
     port = _free_port()
     processes = [_start(function, folder, rank, num_ranks, port, arguments) for rank in range(num_ranks)]
     end = time.monotonic() + deadline_s
