@@ -9,6 +9,7 @@ import _codecs
 import io
 import pickle
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,22 @@ StateArray = NDArray[np.float64]
 
 _PICKLE_MEMBER = "archive/data.pkl"
 _MAX_BYTES = 64 * 2**20  # the largest real file holds 0.1 MB
+# What zipfile, pickle and numpy raise on damaged files, as their documentation lists it.
+_DAMAGE = (
+    OSError,
+    zipfile.BadZipFile,
+    zlib.error,
+    pickle.UnpicklingError,
+    EOFError,
+    LookupError,
+    AttributeError,
+    ImportError,
+    TypeError,
+    ValueError,
+    MemoryError,
+    NotImplementedError,
+    OverflowError,
+)
 
 
 def _array_reconstruct() -> Any:  # noqa: ANN401 - a C function without a public type
@@ -56,9 +73,9 @@ def read_states(path: Path) -> StateArray:
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.getinfo(_PICKLE_MEMBER).file_size > _MAX_BYTES:
-                raise SimulatorError(f"{path}: {_PICKLE_MEMBER} is larger than {_MAX_BYTES} bytes")
+                raise pickle.UnpicklingError(f"{_PICKLE_MEMBER} is larger than {_MAX_BYTES} bytes")
             states = _ArrayUnpickler(io.BytesIO(archive.read(_PICKLE_MEMBER))).load()
-    except (OSError, KeyError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+    except _DAMAGE as error:
         raise SimulatorError(f"{path} is not a file of LIBERO initial states: {error}") from error
     if not isinstance(states, np.ndarray) or states.ndim != 2 or states.dtype != np.float64:
         raise SimulatorError(f"{path} must hold a 2-d float64 array, found {type(states).__name__}")

@@ -70,6 +70,8 @@ _UNSEEN = {"type": "sphere", "size": "0.001", "rgba": "0 0 0 0"}
 _SILENT = {"contype": "0", "conaffinity": "0", "group": "1"}
 # Without a graphics card a frame costs what its vertices and samples cost.
 _QUALITY = {"offsamples": "0", "shadowsize": "0", "numslices": "16", "numstacks": "8", "numquads": "1"}
+# Sides that no lamp reaches would be black, and the colours of objects there could not be told apart.
+_HEADLIGHT = {"ambient": "0.3 0.3 0.3"}
 
 
 def simplify_visuals(xml: str) -> str:
@@ -84,7 +86,9 @@ def simplify_visuals(xml: str) -> str:
     for mesh in assets.findall("mesh"):
         if mesh.get("name") in dropped:
             assets.remove(mesh)
-    ET.SubElement(_child(root, "visual"), "quality", _QUALITY)
+    visual = _child(root, "visual")
+    ET.SubElement(visual, "quality", _QUALITY)
+    ET.SubElement(visual, "headlight", _HEADLIGHT)
     return ET.tostring(root, encoding="unicode")
 
 

@@ -1,0 +1,283 @@
+"""What is wrong before a simulator runs is said in one sentence that names it and the fix."""
+
+import importlib.machinery
+import importlib.util
+import io
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pytest
+
+from vla_rl.envs.libero import check, gl, shim
+from vla_rl.envs.libero.assets import SUBFOLDERS, check_task_assets, resolve_assets
+from vla_rl.envs.libero.cache import cache_root, publish_folder
+from vla_rl.envs.libero.errors import SimulatorError
+from vla_rl.envs.libero.gl import Probe
+from vla_rl.envs.libero.init_states import read_states
+from vla_rl.envs.libero.suites import libero_task, task_files
+
+needs_wheel = pytest.mark.skipif(importlib.util.find_spec("libero") is None, reason="hf-libero is not installed")
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("VLA_RL_LIBERO_ASSETS", raising=False)
+    return tmp_path
+
+
+def full_folder(at, without=()):
+    for name in SUBFOLDERS:
+        if name not in without:
+            (at / name).mkdir(parents=True)
+    return at
+
+
+# --- assets ----------------------------------------------------------------------------------------------------------
+
+
+def test_auto_is_proxy_where_nothing_was_downloaded(home):
+    assert resolve_assets("auto").kind == "proxy"
+    assert resolve_assets("auto") == resolve_assets("proxy")
+
+
+def test_auto_takes_a_complete_download_and_leaves_an_interrupted_one(home):
+    folder = full_folder(home / ".cache" / "libero" / "assets", without=("scenes",))
+    assert resolve_assets("auto").kind == "proxy"
+    (folder / "scenes").mkdir()
+    assert resolve_assets("auto").folder == folder
+    assert resolve_assets("auto").kind == "full"
+
+
+def test_auto_prefers_the_folder_in_the_environment(home, monkeypatch):
+    full_folder(home / ".cache" / "libero" / "assets")
+    mine = full_folder(home / "mine")
+    monkeypatch.setenv("VLA_RL_LIBERO_ASSETS", str(mine))
+    assert resolve_assets("auto").folder == mine
+    assert resolve_assets("proxy").kind == "proxy"
+
+
+def test_a_folder_that_is_no_assets_folder_is_refused_with_what_it_lacks(home, monkeypatch):
+    with pytest.raises(SimulatorError, match=r"assets = .*nowhere.*does not exist.*'proxy' or 'auto'"):
+        resolve_assets(str(home / "nowhere"))
+    half = full_folder(home / "half", without=("scenes", "turbosquid_objects"))
+    with pytest.raises(SimulatorError, match="lacks turbosquid_objects, scenes"):
+        resolve_assets(str(half))
+    monkeypatch.setenv("VLA_RL_LIBERO_ASSETS", str(half))
+    with pytest.raises(SimulatorError, match=r"\$VLA_RL_LIBERO_ASSETS"):
+        resolve_assets("auto")
+
+
+@needs_wheel
+def test_a_task_of_libero_90_that_needs_more_than_the_proxies_says_what_is_missing(home):
+    proxies = resolve_assets("proxy")
+    check_task_assets(proxies, task_files(libero_task("libero_10", 5)).bddl)
+    lacking = next(
+        task_files(libero_task("libero_90", task)).bddl
+        for task in range(90)
+        if "white_bowl" in task_files(libero_task("libero_90", task)).bddl.read_text()
+    )
+    with pytest.raises(SimulatorError, match=r"no file for .*white_bowl.*libero_10.*full assets"):
+        check_task_assets(proxies, lacking)
+
+
+def test_a_folder_is_published_whole_and_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLA_RL_CACHE", str(tmp_path))
+    files = {PurePosixPath("a/b.txt"): b"one", PurePosixPath("c.txt"): b"two"}
+    folder = publish_folder("thing", files)
+    assert (folder / "a" / "b.txt").read_bytes() == b"one"
+    stamp = (folder / "c.txt").stat().st_mtime_ns
+    assert publish_folder("thing", files) == folder
+    assert (folder / "c.txt").stat().st_mtime_ns == stamp
+    other = publish_folder("thing", {**files, PurePosixPath("c.txt"): b"three"})
+    assert other != folder
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([folder.name, other.name])
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch):
+    monkeypatch.setenv("VLA_RL_CACHE", "/one")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/two")
+    assert cache_root() == Path("/one")
+    monkeypatch.delenv("VLA_RL_CACHE")
+    assert cache_root() == Path("/two/vla_rl")
+
+
+# --- initial states --------------------------------------------------------------------------------------------------
+
+
+def states_file(path, content):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", content)
+    return path
+
+
+class Command:
+    def __reduce__(self):
+        return eval, ("__import__('os').environ.update(VLA_RL_TEST_RAN='yes')",)
+
+
+def test_an_array_is_read_back(tmp_path):
+    array = np.arange(6.0).reshape(2, 3)
+    assert np.array_equal(read_states(states_file(tmp_path / "x.init", pickle.dumps(array, protocol=2))), array)
+
+
+def test_a_pickle_that_would_run_code_is_refused_by_name(tmp_path):
+    path = states_file(tmp_path / "evil.init", pickle.dumps(Command()))
+    with pytest.raises(SimulatorError, match=r"evil\.init.*builtins\.eval.*only numpy arrays"):
+        read_states(path)
+    assert "VLA_RL_TEST_RAN" not in os.environ
+
+
+def test_a_file_with_any_one_byte_changed_or_cut_off_is_read_or_refused_but_never_crashes(tmp_path):
+    content = pickle.dumps(np.zeros((2, 3)), protocol=2)
+    for index in range(len(content)):
+        changed = bytearray(content)
+        changed[index] ^= 0x2A
+        for damaged in (bytes(changed), content[:index]):
+            try:
+                states = read_states(states_file(tmp_path / "x.init", damaged))
+            except SimulatorError:
+                continue
+            assert states.ndim == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [pickle.dumps([1.0, 2.0]), pickle.dumps(np.zeros(3)), pickle.dumps(np.zeros((2, 2), np.float32)), b"", b"x"],
+)
+def test_anything_but_a_table_of_doubles_is_refused(tmp_path, content):
+    with pytest.raises(SimulatorError, match=r"x\.init"):
+        read_states(states_file(tmp_path / "x.init", content))
+
+
+def test_a_missing_and_a_damaged_file_are_refused(tmp_path):
+    (tmp_path / "broken.init").write_bytes(io.BytesIO(b"PK not a zip").getvalue())
+    for name in ("missing.init", "broken.init"):
+        with pytest.raises(SimulatorError, match=name):
+            read_states(tmp_path / name)
+
+
+# --- graphics --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def working(monkeypatch):
+    """Pretend which backends render."""
+
+    def pretend(*names):
+        monkeypatch.setattr(
+            gl, "probe", lambda name: Probe("pretended", "") if name in names else Probe(None, "broken")
+        )
+
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    return pretend
+
+
+def test_auto_tries_egl_first_and_osmesa_next(working):
+    working("egl", "osmesa")
+    assert gl.choose("auto") == "egl"
+    working("osmesa")
+    assert gl.choose("auto") == "osmesa"
+
+
+def test_the_users_own_choice_wins_over_auto_but_not_over_the_recipe(working, monkeypatch):
+    working("egl", "osmesa")
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    assert gl.choose("auto") == "osmesa"
+    assert gl.choose("egl") == "egl"
+
+
+def test_no_renderer_is_one_error_with_every_library_and_the_command_that_installs_it(working):
+    working()
+    with pytest.raises(SimulatorError, match=r"egl.*osmesa.*apt-get install -y libegl1.*apt-get install -y libosmesa6"):
+        gl.choose("auto")
+    with pytest.raises(SimulatorError, match="libosmesa6") as caught:
+        gl.choose("osmesa")
+    assert "libegl1" not in str(caught.value)
+
+
+def test_an_unknown_renderer_is_refused_with_the_known_ones():
+    with pytest.raises(SimulatorError, match="auto, egl, osmesa"):
+        gl.choose("vulkan")
+
+
+@pytest.mark.parametrize("visible", [None, "", "1", "GPU-8f4c,GPU-77aa"])
+def test_the_egl_device_is_chosen_without_the_variable_that_robosuite_cannot_read(monkeypatch, visible):
+    monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID", raising=False)
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    monkeypatch.setattr(shim, "_egl_devices", lambda: 4)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with shim.egl_device():
+        assert "CUDA_VISIBLE_DEVICES" not in os.environ
+        assert os.environ["MUJOCO_EGL_DEVICE_ID"] == ("1" if visible == "1" else "0")
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible
+    assert "MUJOCO_EGL_DEVICE_ID" not in os.environ
+
+
+# --- the whole check -------------------------------------------------------------------------------------------------
+
+
+def test_other_versions_warn_and_are_refused_for_scores(monkeypatch, working):
+    working("egl")
+    monkeypatch.setenv("MUJOCO_GL", "egl")  # restored by monkeypatch: the check sets it
+    monkeypatch.setattr(shim, "check_installed", lambda: None)
+    monkeypatch.setattr(shim, "versions", lambda: {"mujoco": "3.4.0", "robosuite": "1.4.0", "hf-libero": "0.1.4"})
+    monkeypatch.setattr(check, "_check_import", lambda backend: None)
+    report = check.check_simulator(assets="proxy")
+    assert len(report.warnings) == 1
+    assert "mujoco 3.4.0 is installed" in report.warnings[0]
+    with pytest.raises(SimulatorError, match=r"mujoco 3\.4\.0.*3\.3\.0 alone"):
+        check.check_simulator(assets="proxy", for_scores=True)
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setattr(shim, "wheel_root", lambda: Path("wheel"))
+    monkeypatch.setattr(
+        shim.importlib.util,
+        "find_spec",
+        lambda name: None if name == "robosuite" else importlib.machinery.ModuleSpec(name, None),
+    )
+    with pytest.raises(SimulatorError, match=r"robosuite is not installed.*--no-deps"):
+        shim.check_installed()
+
+
+@pytest.mark.libero
+def test_the_check_passes_here_without_importing_the_simulator():
+    code = (
+        "import sys; from vla_rl.envs.build import check_simulator; report = check_simulator(assets='proxy'); "
+        "print(report.renderer != '', report.assets.kind, sorted({'mujoco', 'robosuite', 'libero'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "True proxy []"
+
+
+@pytest.mark.libero
+def test_importing_libero_asks_no_question_and_prints_nothing(tmp_path):
+    code = (
+        "from vla_rl.envs.libero import shim; shim.load(gl='auto'); import os; "
+        "assert os.environ['LIBERO_CONFIG_PATH'].startswith(os.environ['VLA_RL_CACHE'])"
+    )
+    environment = {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "VLA_RL_CACHE": str(tmp_path / "cache"),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert not (tmp_path / ".libero").exists()

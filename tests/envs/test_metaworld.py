@@ -1,0 +1,114 @@
+"""Meta-World behind the environment protocol: what is observed, paid, truncated and called a success."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("metaworld", reason="the extra metaworld is not installed")
+
+from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+from metaworld.policies import ENV_POLICY_MAP
+from scipy.spatial.transform import Rotation
+
+from vla_rl.envs.metaworld import NUM_GOALS, STATE_DIM, MetaworldEnv, quaternion, task_info
+from vla_rl.recipe import METAWORLD_TASKS
+
+pytestmark = pytest.mark.filterwarnings("ignore:Constant\\(s\\) may be too high")  # the scripted experts say it
+STILL = np.zeros((1, 4), np.float32)
+
+
+@pytest.fixture(scope="module")
+def press():
+    env = MetaworldEnv("handle-press-v3", task_id=23, horizon=60, chunk_size=4)
+    yield env
+    env.close()
+    env.close()  # twice is safe
+
+
+def play(env, init_state, *, steps):
+    """The scripted expert's episode: states, rewards, successes."""
+    expert = ENV_POLICY_MAP[env.task.name]()
+    state, rewards, successes = env.reset(init_state).state, [], []
+    for _ in range(steps):
+        result = env.step_chunk(np.clip(expert.get_action(state.astype(float)), -1, 1)[None].astype(np.float32))
+        state = result.observation.state
+        rewards.append(result.reward)
+        successes.append(result.success)
+    return state, rewards, successes
+
+
+def test_the_program_knows_exactly_the_benchmark_s_fifty_tasks():
+    assert set(METAWORLD_TASKS) == set(ALL_V3_ENVIRONMENTS)
+    assert len(METAWORLD_TASKS) == 50
+    assert task_info(15, "door-open-v3").language == "door open"
+
+
+def test_an_observation_is_39_numbers_with_the_goal_in_sight_and_no_frames(press):
+    observation = press.reset(0)
+    assert observation.state.shape == (STATE_DIM,)
+    assert observation.state.dtype == np.float32
+    assert np.isfinite(observation.state).all()
+    assert observation.frames.size == 0
+    assert np.array_equal(observation.state[:18], observation.state[18:36])  # nothing happened yet
+    assert observation.state[36:].any()
+
+
+def test_the_same_initial_state_gives_the_same_episode_whatever_was_played_before(press):
+    first = play(press, 3, steps=30)
+    play(press, 7, steps=45)
+    again = play(press, 3, steps=30)
+    assert np.array_equal(first[0], again[0])
+    assert first[1] == again[1]
+
+
+def test_the_fifty_initial_states_differ(press):
+    states = np.array([press.reset(init_state).state for init_state in (0, 1, NUM_GOALS - 1)])
+    assert len(np.unique(states, axis=0)) == 3
+    with pytest.raises(ValueError, match=r"0\.\.49"):
+        press.reset(NUM_GOALS)
+
+
+def test_an_expert_succeeds_and_the_episode_goes_on_to_the_horizon_without_terminating(press):
+    _, rewards, successes = play(press, 0, steps=59)
+    assert any(successes)
+    assert min(rewards) >= 0.0
+    assert max(rewards) <= 10.0
+    last = press.step_chunk(STILL)
+    assert (last.terminated, last.truncated) == (False, True)
+    with pytest.raises(RuntimeError, match="after the end"):
+        press.step_chunk(STILL)
+
+
+def test_a_chunk_sums_its_rewards_and_stops_at_the_horizon(press):
+    actions = np.random.default_rng(0).uniform(-1, 1, (60, 4)).astype(np.float32)
+    press.reset(5)
+    singles = [press.step_chunk(action[None]).reward for action in actions]
+    press.reset(5)
+    chunks = [press.step_chunk(actions[start : start + 4]) for start in range(0, 56, 4)]
+    assert [chunk.reward for chunk in chunks] == pytest.approx(np.reshape(singles[:56], (-1, 4)).sum(axis=1))
+    press.step_chunk(actions[56:57])
+    last = press.step_chunk(actions[56:60])
+    assert (last.executed, last.truncated) == (3, True)
+
+
+def test_the_reward_scale_multiplies_the_benchmark_s_reward(press):
+    scaled = MetaworldEnv("handle-press-v3", task_id=23, reward_scale=0.01)
+    rewards = play(press, 2, steps=20)[1]
+    assert play(scaled, 2, steps=20)[1] == pytest.approx([0.01 * reward for reward in rewards])
+
+
+def test_what_cannot_be_is_refused(press):
+    press.reset(0)
+    with pytest.raises(ValueError, match=r"\(1\.\.4, 4\)"):
+        press.step_chunk(np.zeros((5, 4), np.float32))
+    with pytest.raises(ValueError, match=r"1\.\.500"):
+        MetaworldEnv("handle-press-v3", task_id=23, horizon=501)
+    with pytest.raises(ValueError, match="no task 'handle-press'"):
+        MetaworldEnv("handle-press", task_id=23)
+
+
+def test_our_quaternion_is_scipy_s_in_every_branch_of_the_formula():
+    rotations = Rotation.random(500, rng=np.random.default_rng(1))
+    half_turns = Rotation.from_rotvec(np.pi * np.eye(3))
+    for rotation in [*rotations, *half_turns, Rotation.identity()]:
+        matrix = rotation.as_matrix()
+        assert quaternion(matrix) == pytest.approx(Rotation.from_matrix(matrix).as_quat(), abs=1e-14)
