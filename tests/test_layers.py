@@ -46,6 +46,7 @@ CONFINED: dict[str, tuple[str, ...]] = {
     "robosuite": ("vla_rl.envs.libero",),
     "bddl": ("vla_rl.envs.libero",),
     "mujoco": ("vla_rl.envs.libero",),
+    "metaworld": ("vla_rl.envs.metaworld",),
     "matplotlib": ("vla_rl.reporting", "vla_rl.studies"),
     "pydantic": ("vla_rl.recipe",),
     "yaml": ("vla_rl.recipe", "vla_rl.envs.libero"),

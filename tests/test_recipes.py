@@ -310,7 +310,10 @@ VLA = "policy={name: openvla_oft}"
 @pytest.mark.parametrize(
     ("overrides", "path", "allowed"),
     [
-        ([LIBERO], "policy.name", "openvla_oft, or env.name 'toy'"),
+        ([LIBERO], "policy.name", "openvla_oft, or env.name 'toy' or 'metaworld'"),
+        (["env={name: metaworld}", VLA], "policy.name", "mlp"),
+        (["env={name: metaworld, horizon: 6}", "replay.segment_length=7"], "replay.segment_length", "1..6"),
+        (["env={name: metaworld, horizon: 501}"], "env.horizon", "at most 500"),
         ([VLA], "env.image_size", "1 or more pixels, or policy.name 'mlp'"),
         (["env.image_size=32", VLA, "policy.checkpoint=x"], "policy.checkpoint", "tiny, or env.name 'libero'"),
         (["replay.min_decisions=200", "replay.capacity=100"], "replay.min_decisions", "1..100"),
@@ -343,6 +346,7 @@ def test_sections_that_do_not_fit_are_refused(overrides: list[str], path: str, a
         ["replay.segment_length=8"],
         ["learner.strategy=ddp", "learner.num_ranks=2"],
         ["env.tasks=[0,2]", "evaluation.tasks=[2]"],
+        ["env={name: metaworld, tasks: [push-v3, door-open-v3]}", "evaluation.tasks=[15]"],
     ],
 )
 def test_sections_that_fit_are_accepted(overrides: list[str]) -> None:
@@ -354,6 +358,12 @@ def test_models_built_in_code_obey_the_same_rules() -> None:
     data["replay"]["min_decisions"] = data["replay"]["capacity"] + 1
     with pytest.raises(ValueError, match=r"replay\.min_decisions"):
         Recipe.model_validate(data)
+
+
+def test_a_task_that_meta_world_lacks_is_answered_with_those_it_has() -> None:
+    found = problems(TOY, "env={name: metaworld, tasks: [door-open]}")["env.tasks"]
+    assert found.found == "['door-open']"
+    assert "door-open-v3" in found.allowed
 
 
 # --- the reference ---------------------------------------------------------------------------------------------------

@@ -83,6 +83,7 @@ class ChunkResult:
     terminated: bool  # the task ended (success); nothing to bootstrap from
     truncated: bool  # the horizon ended; the value of `observation` is bootstrapped
     executed: int  # control steps that ran, 1..K; the rest of the chunk is masked out of every loss
+    success: bool = False  # the goal was reached, in environments that go on afterwards; termination means it too
 
 
 class Environment(Protocol):

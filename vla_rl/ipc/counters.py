@@ -42,7 +42,7 @@ _PER_ENV_WORKER = {
     "env_worker_env_steps": np.int64,  # control steps executed
     "env_worker_decisions": np.int64,  # decisions executed
     "env_worker_episodes": np.int64,  # episodes ended
-    "env_worker_successes": np.int64,  # of them, ended with `terminated`
+    "env_worker_successes": np.int64,  # of them, successful ones
     "env_worker_return_sum": np.float64,  # summed rewards of ended episodes
     "env_worker_wait_seconds": np.float64,  # waiting for actions
     "env_worker_step_seconds": np.float64,  # simulating and rendering

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from vla_rl.recipe.library import find_recipe, list_recipes
 from vla_rl.recipe.loading import build_recipe, load_recipe
+from vla_rl.recipe.metaworld_tasks import METAWORLD_TASKS
 from vla_rl.recipe.model import Recipe
 from vla_rl.recipe.problems import Problem, RecipeError
 from vla_rl.recipe.reference import FieldReference, field_references
@@ -25,6 +26,7 @@ from vla_rl.recipe.sections import (
     LoggingSection,
     LoraSection,
     LossSection,
+    MetaworldSection,
     MLPSection,
     NoClipSection,
     OpenVLAOFTSection,
@@ -44,6 +46,7 @@ from vla_rl.recipe.sections import (
 
 __all__ = [
     "HORIZONS",
+    "METAWORLD_TASKS",
     "SUITES",
     "BudgetSection",
     "CheckpointSection",
@@ -58,6 +61,7 @@ __all__ = [
     "LoraSection",
     "LossSection",
     "MLPSection",
+    "MetaworldSection",
     "NoClipSection",
     "OpenVLAOFTSection",
     "OptimizerSection",

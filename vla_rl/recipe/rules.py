@@ -17,6 +17,7 @@ from vla_rl.recipe.sections import (
     EvaluationSection,
     LearnerSection,
     LiberoSection,
+    MetaworldSection,
     MLPSection,
     OpenVLAOFTSection,
     PolicySection,
@@ -34,7 +35,7 @@ def _state_policy_needs_state(env: EnvSection, policy: PolicySection) -> Problem
             path="policy.name",
             rule="'mlp' sees states only, and LIBERO's state is the robot's own 8 numbers: no object is in it",
             found="mlp with env.name 'libero'",
-            allowed="openvla_oft, or env.name 'toy'",
+            allowed="openvla_oft, or env.name 'toy' or 'metaworld'",
         )
     return None
 
@@ -46,6 +47,17 @@ def _vla_needs_frames(env: EnvSection, policy: PolicySection) -> Problem | None:
             rule="'openvla_oft' looks at camera frames, and this environment draws none",
             found="0",
             allowed="1 or more pixels, or policy.name 'mlp'",
+        )
+    return None
+
+
+def _vla_needs_a_camera(env: EnvSection, policy: PolicySection) -> Problem | None:
+    if isinstance(env, MetaworldSection) and isinstance(policy, OpenVLAOFTSection):
+        return Problem(
+            path="policy.name",
+            rule="'openvla_oft' looks at camera frames, and Meta-World is run with states only",
+            found="openvla_oft with env.name 'metaworld'",
+            allowed="mlp",
         )
     return None
 
@@ -74,10 +86,10 @@ def _ring_can_start(replay: ReplaySection) -> Problem | None:
 
 def decisions_per_episode(env: EnvSection) -> int:
     """The most decisions that fit in one episode."""
-    if isinstance(env, ToySection):
-        horizon, chunk_size = env.horizon, env.chunk_size
-    else:
+    if isinstance(env, LiberoSection):
         horizon, chunk_size = env.horizon or HORIZONS[env.suite], OFT_CHUNK_SIZE
+    else:
+        horizon, chunk_size = env.horizon, env.chunk_size
     return -(-horizon // chunk_size)
 
 
@@ -133,6 +145,7 @@ def _serial_has_one_rank(runtime: RuntimeSection, learner: LearnerSection) -> Pr
 RULES: tuple[Callable[..., Problem | None], ...] = (
     _state_policy_needs_state,
     _vla_needs_frames,
+    _vla_needs_a_camera,
     _checkpoint_needs_libero,
     _ring_can_start,
     _segment_fits_ring,

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from vla_rl.recipe.metaworld_tasks import METAWORLD_TASKS
 from vla_rl.recipe.problems import Problem, RulesError
 
 SUITES = {"libero_spatial": 10, "libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90}
@@ -100,7 +101,32 @@ class ToySection(Section):
         return list(self.tasks)
 
 
-EnvSection = Annotated[LiberoSection | ToySection, Field(discriminator="name")]
+class MetaworldSection(Section):
+    """Meta-World version 3: state observations, dense rewards, episodes that go on after a success."""
+
+    name: Literal["metaworld"]
+    tasks: list[str] = Field(["door-open-v3"], description="names of tasks, like door-open-v3")
+    horizon: Annotated[int, Field(ge=1, le=500)] = Field(500, description="control steps")
+    chunk_size: Positive = Field(1, description="control steps per decision")
+    reward_scale: PositiveFloat = Field(0.01, description="multiplies the dense reward of 0 to 10 per control step")
+
+    @model_validator(mode="after")
+    def _benchmark_offers_it(self) -> Self:
+        problems = _distinct("tasks", self.tasks)
+        bad = [task for task in self.tasks if task not in METAWORLD_TASKS]
+        if bad:
+            problems.append(Problem("tasks", "not tasks of Meta-World v3", str(bad), ", ".join(METAWORLD_TASKS)))
+        if problems:
+            raise RulesError(problems)
+        return self
+
+    @property
+    def task_ids(self) -> list[int]:
+        """The task ids, in order."""
+        return [METAWORLD_TASKS.index(task) for task in self.tasks]
+
+
+EnvSection = Annotated[LiberoSection | ToySection | MetaworldSection, Field(discriminator="name")]
 
 
 # --- policies --------------------------------------------------------------------------------------------------------

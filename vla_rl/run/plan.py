@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from vla_rl.envs import toy
+from vla_rl.envs import metaworld, toy
 from vla_rl.envs.build import (
     SimulatorReport,
     build_libero,
+    build_metaworld,
     build_toy,
     check_simulator,
     libero_horizon,
@@ -23,7 +24,14 @@ from vla_rl.policies.build import build_mlp, build_openvla_oft
 from vla_rl.policies.describe import describe_openvla_oft
 from vla_rl.policies.image_transforms import frame_transform
 from vla_rl.policies.lora import LoraSettings
-from vla_rl.recipe import LiberoSection, MLPSection, OpenVLAOFTSection, Recipe, ToySection
+from vla_rl.recipe import (
+    LiberoSection,
+    MetaworldSection,
+    MLPSection,
+    OpenVLAOFTSection,
+    Recipe,
+    ToySection,
+)
 from vla_rl.types import ActionSpec, Environment, FrameTransform, ObservationSpec, PolicyBuilder, TaskInfo
 
 if TYPE_CHECKING:
@@ -148,6 +156,9 @@ def _tasks(recipe: Recipe) -> tuple[TaskInfo, ...]:
     section = recipe.env
     if isinstance(section, ToySection):
         return tuple(toy.task_info(task_id) for task_id in section.tasks)
+    if isinstance(section, MetaworldSection):
+        named = zip(section.task_ids, section.tasks, strict=True)
+        return tuple(metaworld.task_info(task_id, name) for task_id, name in named)
     known = libero_tasks(section.suite)
     return tuple(known[task_id] for task_id in section.task_ids)
 
@@ -156,6 +167,8 @@ def _plan_env(recipe: Recipe, *, render_size: int) -> EnvPlan:
     section = recipe.env
     if isinstance(section, ToySection):
         return _plan_toy(section, _tasks(recipe))
+    if isinstance(section, MetaworldSection):
+        return _plan_metaworld(section, _tasks(recipe))
     return _plan_libero(section, _tasks(recipe), render_size=render_size)
 
 
@@ -175,6 +188,29 @@ def _plan_toy(section: ToySection, tasks: tuple[TaskInfo, ...]) -> EnvPlan:
         tasks=tasks,
         builders=builders,
         num_init_states=(None,) * len(tasks),
+        horizon=section.horizon,
+        deviations=(),
+        simulator=None,
+    )
+
+
+def _plan_metaworld(section: MetaworldSection, tasks: tuple[TaskInfo, ...]) -> EnvPlan:
+    metaworld.check_installed()
+    builders = tuple(
+        partial(
+            build_metaworld,
+            name=task.name,
+            task_id=task.task_id,
+            horizon=section.horizon,
+            chunk_size=section.chunk_size,
+            reward_scale=section.reward_scale,
+        )
+        for task in tasks
+    )
+    return EnvPlan(
+        tasks=tasks,
+        builders=builders,
+        num_init_states=(metaworld.NUM_GOALS,) * len(tasks),
         horizon=section.horizon,
         deviations=(),
         simulator=None,
@@ -284,12 +320,14 @@ def _plan_openvla_oft(
 
 
 def _plan_mlp(recipe: Recipe, section: MLPSection) -> PolicyPlan:
-    assert isinstance(recipe.env, ToySection), "the recipe's rules pair this policy with state environments"
+    env = recipe.env
+    assert not isinstance(env, LiberoSection), "the recipe's rules pair this policy with state environments"
+    shapes = toy if isinstance(env, ToySection) else metaworld
     build = partial(
         build_mlp,
-        state_dim=toy.STATE_DIM,
-        chunk_size=recipe.env.chunk_size,
-        action_dim=toy.ACTION_DIM,
+        state_dim=shapes.STATE_DIM,
+        chunk_size=env.chunk_size,
+        action_dim=shapes.ACTION_DIM,
         num_bins=section.num_bins,
         hidden_dim=section.hidden_dim,
         seed=recipe.seed,

@@ -28,7 +28,7 @@ class RolloutStats:
             recent = list(self._recent)
         return {
             "episodes": float(len(recent)),
-            "successes": float(sum(record.terminated for record in recent)),
+            "successes": float(sum(record.success for record in recent)),
             "returns": float(sum(record.episode_return for record in recent)),
             "env_steps": float(sum(record.env_steps for record in recent)),
         }

@@ -58,6 +58,7 @@ class _Episode:
     job: EpisodeJob
     env: Environment
     began: float
+    success: bool = False
     episode_return: float = 0.0
     env_steps: int = 0
     decisions: int = 0
@@ -176,6 +177,7 @@ class EnvRunner:
         episode.decisions += 1
         episode.env_steps += result.executed
         episode.episode_return += result.reward
+        episode.success = episode.success or result.terminated or result.success
         self._counters.add_decision(result.executed)
         sink = self._sinks.get(slot)
         if sink is not None:
@@ -220,12 +222,13 @@ class EnvRunner:
         self._slots.state[slot] = observation.state
 
     def _finish(self, episode: _Episode, *, terminated: bool, truncated: bool) -> None:
-        self._counters.add_episode(success=terminated, episode_return=episode.episode_return)
+        self._counters.add_episode(success=episode.success, episode_return=episode.episode_return)
         self._on_episode(
             EpisodeRecord(
                 job=episode.job,
                 terminated=terminated,
                 truncated=truncated,
+                success=episode.success,
                 episode_return=episode.episode_return,
                 env_steps=episode.env_steps,
                 decisions=episode.decisions,

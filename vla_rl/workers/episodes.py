@@ -25,8 +25,9 @@ class EpisodeRecord:
     """One episode that was played to its end."""
 
     job: EpisodeJob
-    terminated: bool  # success
+    terminated: bool
     truncated: bool
+    success: bool  # it terminated, or reached the goal in any of its decisions
     episode_return: float  # sum of rewards
     env_steps: int
     decisions: int
