@@ -45,7 +45,7 @@ def test_the_documents_hold_commands_to_check() -> None:
 
 def test_the_readme_opens_with_the_two_commands() -> None:
     lines = [line.split(" #")[0].strip() for line in text_of("README.md").splitlines()[:6]]
-    assert [line for line in lines if line.startswith("scripts/")] == ["scripts/setup", "scripts/quickstart"]
+    assert [line for line in lines if line.startswith("scripts/")] == ["scripts/quickstart", "scripts/test"]
 
 
 @pytest.mark.parametrize("command", VLA_RL)
