@@ -198,6 +198,17 @@ def _logprob_of_token(policy: nn.Module, batch: SegmentBatch, token: int) -> flo
     return float(fakes.on_policy(replace(batch, tokens=tokens), policy).behavior_logprobs[..., 0].mean())
 
 
+@pytest.mark.parametrize("coefficients", [{}, {"entropy_coefficient": 0.1, "kl_coefficient": 0.1}])
+def test_an_update_that_is_not_measured_is_the_same_update(coefficients: dict[str, float]) -> None:
+    policies = [fakes.make_policy() for _ in range(2)]
+    for policy, measure in zip(policies, (True, False), strict=True):
+        learner = fakes.make_learner(fakes.make_engine(policy), loss=LossSettings(**coefficients))
+        metrics = learner.update(fakes.make_batch(), policy_version=20, measure=measure)
+        assert bool(metrics) is measure
+    for ours, theirs in zip(policies[0].parameters(), policies[1].parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_the_metrics_are_the_documented_ones() -> None:
     _, metrics = updated(fakes.make_batch(), loss=LossSettings(kl_coefficient=0.1))
     assert set(metrics) == {

@@ -17,7 +17,7 @@ from vla_rl.rl.losses import (
     value_loss,
     value_loss_sum,
 )
-from vla_rl.rl.masking import NonFiniteError
+from vla_rl.rl.masking import NonFiniteError, select_valid
 
 MASK = torch.tensor([True, False, True])
 ALL = torch.tensor([True] * 3)
@@ -154,3 +154,10 @@ def test_moments_of_parts_add_up_to_those_of_the_whole(numbers, cut):
 def test_equal_advantages_normalise_to_zero():
     assert normalize_advantages(torch.full((3,), 0.1), ALL).abs().max().item() < 1e-6
     assert normalize_advantages(torch.full((3,), math.nan), torch.zeros(3, dtype=torch.bool)).tolist() == [0.0] * 3
+
+
+def test_finite_numbers_pass_though_their_sum_is_not():
+    large = torch.tensor([3e38, 3e38, -3e38])
+    assert torch.equal(select_valid("x", large, ALL), large)
+    infinite = torch.tensor([math.inf, -math.inf, 0.0])
+    assert torch.equal(select_valid("x", infinite, ALL, allow_infinite=True), infinite)

@@ -86,16 +86,18 @@ class Learner:
         """Segments that every update takes, on each rank."""
         return self._batch_size
 
-    def update(self, batch: SegmentBatch, *, policy_version: int) -> dict[str, float]:
+    def update(self, batch: SegmentBatch, *, policy_version: int, measure: bool = True) -> dict[str, float]:
         """One update from this rank's batch and those of all other ranks, which call it at the same time.
 
         Args:
             batch: `batch_size` segments with at least one decision each.
             policy_version: version of the weights before this update; the lag is measured against it.
+            measure: compute the metrics; with small policies they cost about as much as the update. The same on all
+                ranks.
 
         Returns:
-            Metrics of the union of all ranks' batches, the same on every rank. If the update was skipped because
-            something was not finite: only those that do not depend on it.
+            Metrics of the union of all ranks' batches, the same on every rank; none without `measure`. If the update
+            was skipped because something was not finite: only those that do not depend on it.
 
         Raises:
             ValueError: the batch has another size, or no behaviour logits although the KL term is on.
@@ -109,9 +111,9 @@ class Learner:
         # 3. Global counts, and advantages normalised over the decisions of all ranks.
         prepared = self._prepare(batch, values[:, :-1], value_targets, advantages)
         # 4. Micro-batches: surrogate + value + entropy + KL, sums over global counts. 5. Clip, step, schedule.
-        sums, result = self._with_memory(lambda parts: self._step(batch, prepared, parts), batch)
+        sums, result = self._with_memory(lambda parts: self._step(batch, prepared, parts, measure), batch)
         # 6. Diagnostics of the whole batch, under the weights that the gradient was taken at.
-        return self._metrics(batch, prepared, sums, result, policy_version)
+        return self._metrics(batch, prepared, sums, result, policy_version) if measure else {}
 
     def _check(self, batch: SegmentBatch) -> None:
         if len(batch.mask) != self._batch_size:
@@ -182,16 +184,20 @@ class Learner:
         moments = torch.tensor([union["total"], union["square"], union["decisions"]], dtype=torch.float64)
         return counts, normalize_advantages(advantages, every, moments=moments)
 
-    def _step(self, batch: SegmentBatch, prepared: Prepared, parts: int) -> tuple[list[Sums], UpdateResult]:
+    def _step(
+        self, batch: SegmentBatch, prepared: Prepared, parts: int, measure: bool
+    ) -> tuple[list[Sums], UpdateResult]:
         sums: list[Sums] = []
         self._policy.train()
         losses = [
-            functools.partial(self._micro_loss, batch, prepared, micro_batch, sums)
+            functools.partial(self._micro_loss, batch, prepared, micro_batch, sums, measure)
             for micro_batch in _cut(prepared.rows, parts)
         ]
         return sums, self._engine.update(losses)
 
-    def _micro_loss(self, batch: SegmentBatch, prepared: Prepared, micro_batch: MicroBatch, sums: list[Sums]) -> Tensor:
+    def _micro_loss(
+        self, batch: SegmentBatch, prepared: Prepared, micro_batch: MicroBatch, sums: list[Sums], measure: bool
+    ) -> Tensor:
         """This micro-batch's share of the loss; nan, which skips the update on all ranks, if it cannot be computed."""
         output = self._forward(batch, micro_batch.rows)
         try:
@@ -203,6 +209,7 @@ class Learner:
                 surrogate=self._surrogate,
                 loss=self._loss,
                 temperature=self._temperature,
+                measure=measure,
             )
         except NonFiniteError as error:
             logger.warning("%s", error)

@@ -107,8 +107,11 @@ def micro_batch_sums(
     surrogate: Surrogate,
     loss: LossSettings,
     temperature: float,
+    measure: bool = True,
 ) -> Sums:
     """All terms of one micro-batch. `output` has r rows; a term whose coefficient is 0 is measured without a graph.
+
+    Without `measure` an entropy of coefficient 0 is left out, that is 0.
 
     Raises:
         NonFiniteError: a valid place holds a number that no loss can be computed from.
@@ -126,7 +129,9 @@ def micro_batch_sums(
     )
     every = torch.ones(len(rows), dtype=torch.bool, device=device)
     value, _ = value_loss_sum(output.values, prepared.value_targets[place].to(device), every)
-    entropy, _ = entropy_sum(log_probs if loss.entropy_coefficient > 0 else log_probs.detach(), run)
+    entropy = torch.zeros((), device=device)
+    if measure or loss.entropy_coefficient > 0:
+        entropy, _ = entropy_sum(log_probs if loss.entropy_coefficient > 0 else log_probs.detach(), run)
     kl = torch.zeros((), device=device)
     if loss.kl_coefficient > 0 and batch.behavior_logits is not None:
         kl, _ = kl_sum(at(batch.behavior_logits, rows).to(device), log_probs, run)

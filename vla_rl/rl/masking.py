@@ -39,6 +39,9 @@ def select_valid(name: str, tensor: Tensor, mask: Tensor, *, allow_infinite: boo
         NonFiniteError: a valid place holds NaN, or ±inf where that is not allowed.
     """
     selected = torch.where(mask, lift(tensor), 0.0)
+    # A sum is finite only if every term is; looking at each costs many times as much and is left for the exception.
+    if bool(selected.detach().sum().isfinite()):
+        return selected
     bad = selected.isnan() if allow_infinite else ~selected.isfinite()
     if bool(bad.any()):
         allowed = "finite numbers or ±inf" if allow_infinite else "finite numbers"

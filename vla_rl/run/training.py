@@ -155,8 +155,14 @@ class TrainingRun:
         return self.sampler.num_excluded / max(1, self.sampler.num_segments)
 
     def update(self, batch: SegmentBatch) -> dict[str, float]:
-        """One optimizer step; the clocks and the governor's limit move on."""
-        metrics = self.learner.update(batch, policy_version=self.totals.policy_version)
+        """One optimizer step; the clocks and the governor's limit move on.
+
+        Returns:
+            Metrics, where a log point can be due after this step; else none.
+        """
+        every, done = self.plan.recipe.logging.every_optimizer_steps, self.totals.optimizer_steps
+        is_logged = done % every == 0 or (done + 1) % every == 0  # the former where this update is skipped
+        metrics = self.learner.update(batch, policy_version=self.totals.policy_version, measure=is_logged)
         self.totals.optimizer_steps = self.engine.optimizer_steps
         self.totals.consumed += int(batch.mask.sum())
         self._limit_collection()
