@@ -26,12 +26,13 @@ ALLOWED: dict[str, set[str]] = {
     "workers": {"types", "errors", "ipc", "replay", "envs", "policies"},
     "learner": {"types", "errors", "ipc", "replay", "policies", "rl"},
     "reporting": {"types", "errors", "__init__"},
+    "doctor": {"types", "errors", "envs", "ipc"},
     # The top: what sees a recipe. `run` turns one into plain arguments and running processes.
     "run": BELOW | {"recipe"},
     "evaluation": BELOW | {"recipe", "run"},
     "train": BELOW | {"recipe", "run", "evaluation"},
     "studies": BELOW | {"recipe", "run", "evaluation", "train"},
-    "cli": BELOW | {"__init__", "recipe", "run", "evaluation", "train", "studies"},
+    "cli": BELOW | {"__init__", "recipe", "run", "evaluation", "train", "studies", "doctor"},
     "__main__": {"cli"},
 }
 
