@@ -1,0 +1,94 @@
+"""GPUs, and the packages that are slow or fragile to import: all of it in processes of their own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vla_rl.doctor.child import Outcome, run_python
+from vla_rl.doctor.packages import INSTALL, installed_version
+from vla_rl.doctor.record import Check
+from vla_rl.envs.libero.egl_devices import egl_index
+
+IMPORT_SECONDS = 180.0
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+
+_GPUS = """
+import json, torch
+props = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+print(json.dumps({
+    "torch": torch.__version__,
+    "gpus": [
+        {
+            "name": p.name,
+            "memory": p.total_memory,
+            "bus": "%04x:%02x:%02x.0" % (p.pci_domain_id, p.pci_bus_id, p.pci_device_id)
+            if hasattr(p, "pci_bus_id") else "",
+        }
+        for p in props
+    ],
+}))
+"""
+_EGL_BUSES = "import json; from vla_rl.envs.libero.egl_devices import egl_pci_buses; print(json.dumps(egl_pci_buses()))"
+
+Run = Callable[..., Outcome]
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One CUDA device."""
+
+    name: str
+    memory: int  # bytes
+    bus: str  # PCI, like 0000:65:00.0; empty if torch does not tell
+
+
+def check_gpus(*, run: Run = run_python, driver: Path = NVIDIA_DRIVER) -> Check:
+    """The GPUs that torch sees; none is fine, unless there is a driver for some."""
+    outcome = run(_GPUS, seconds=IMPORT_SECONDS)
+    if not outcome.ok:
+        return Check("gpus", "failed", f"torch cannot be used: {outcome.reason}", "", INSTALL)
+    answer = json.loads(outcome.output)
+    gpus = [Gpu(**gpu) for gpu in answer["gpus"]]
+    if gpus:
+        shown = ", ".join(f"{gpu.name} ({gpu.memory / 2**30:.0f} GiB)" for gpu in gpus)
+        return Check("gpus", "ok", f"{len(gpus)}: {shown}")
+    if driver.exists():
+        found = f"an NVIDIA driver is here, but torch {answer['torch']} sees no GPU"
+        fix = "install a torch built for this driver's CUDA (pip's index decides), and look at CUDA_VISIBLE_DEVICES"
+        return Check("gpus", "warning", found, "", fix)
+    return Check("gpus", "ok", "none: everything runs on CPUs, a 7B policy too slowly to train")
+
+
+def check_egl_devices(*, run: Run = run_python, driver: Path = NVIDIA_DRIVER) -> Check:
+    """Whether each GPU's number is its number in EGL too, on which the simulators draw."""
+    name = "egl devices"
+    if not driver.exists():
+        return Check(name, "skipped", "no NVIDIA driver")
+    seen = run(_GPUS, seconds=IMPORT_SECONDS, variables={"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(64)))})
+    gpus = [Gpu(**gpu) for gpu in json.loads(seen.output)["gpus"]] if seen.ok else []
+    if not gpus:
+        return Check(name, "skipped", "no GPU")
+    asked = run(_EGL_BUSES, seconds=IMPORT_SECONDS, variables={"MUJOCO_GL": "egl", "PYOPENGL_PLATFORM": "egl"})
+    if not asked.ok:
+        return Check(name, "skipped", f"EGL cannot be asked: {asked.reason}")
+    buses: list[str | None] = json.loads(asked.output)
+    pairs = {cuda: egl_index(gpu.bus, cuda_index=cuda, egl_buses=buses) for cuda, gpu in enumerate(gpus)}
+    found = ", ".join(f"CUDA {cuda} is EGL {egl}" for cuda, egl in pairs.items())
+    if all(cuda == egl for cuda, egl in pairs.items()):
+        return Check(name, "ok", found)
+    fix = "set MUJOCO_EGL_DEVICE_ID to the EGL number of the GPU that a process uses"
+    return Check(name, "warning", found, "equal numbers: simulators draw on the EGL device of the CUDA number", fix)
+
+
+def check_import(module: str, *, package: str, run: Run = run_python) -> Check:
+    """Whether an installed package can be imported, in a clean process."""
+    name = f"import {module}"
+    if installed_version(package) is None:
+        return Check(name, "skipped", f"{package} is not installed")
+    outcome = run(f"import {module}", seconds=IMPORT_SECONDS)
+    if outcome.ok:
+        return Check(name, "ok", "works")
+    return Check(name, "failed", outcome.reason, "", f"repair what it names, or install anew: {INSTALL}")

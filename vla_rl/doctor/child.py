@@ -1,0 +1,59 @@
+"""Python code in a process of its own, with a deadline: what crashes or hangs there does not do so here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a child ended."""
+
+    ok: bool
+    output: str  # its last line on stdout
+    reason: str  # if not ok, in one line
+
+
+def run_python(code: str, *arguments: str, seconds: float, variables: Mapping[str, str] | None = None) -> Outcome:
+    """Run code with this interpreter.
+
+    Args:
+        code: the program; it finds `arguments` in `sys.argv[1:]`.
+        arguments: strings for it.
+        seconds: after which it is killed.
+        variables: environment variables on top of ours.
+    """
+    try:
+        done = subprocess.run(
+            [sys.executable, *_isolation(), "-c", code, *arguments],
+            env={**os.environ, **(variables or {})},
+            stdin=subprocess.DEVNULL,  # whoever asks a question gets an end of file
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return Outcome(ok=False, output="", reason=f"no answer within {seconds:.0f} s")
+    output = (done.stdout.strip().splitlines() or [""])[-1]
+    return Outcome(ok=done.returncode == 0, output=output, reason="" if done.returncode == 0 else _reason(done))
+
+
+def _isolation() -> list[str]:
+    """Keep the current folder off the child's path where it is not on ours: a clone in it would be imported."""
+    return [] if {"", str(Path.cwd())} & set(sys.path) else ["-P"]
+
+
+def _reason(done: subprocess.CompletedProcess[str]) -> str:
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    if done.returncode < 0:
+        return f"killed by signal {-done.returncode}"
+    # What is ignored at exit is printed after the error that matters.
+    errors = [line for line in lines if "Error" in line.partition(":")[0]]
+    return (errors or lines or [f"exit code {done.returncode}"])[-1]

@@ -1,0 +1,126 @@
+"""Every check of `vla-rl doctor`, in the order in which they are told."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from vla_rl.doctor.packages import INSTALL
+from vla_rl.doctor.record import Check
+
+AtOnce = Callable[[], list[Check]]
+
+
+def examine(groups: Sequence[tuple[str, AtOnce]] | None = None) -> Iterator[Check]:
+    """Look at everything, a few things at once, and tell each as soon as those before it are told.
+
+    Args:
+        groups: name and checks; by default all there are.
+    """
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:  # they wait for child processes
+        for checks in pool.map(_guarded, GROUPS if groups is None else groups):
+            yield from checks
+
+
+def _guarded(group: tuple[str, AtOnce]) -> list[Check]:
+    """A package that is missing here, numpy for example, is something to tell and no reason to stop."""
+    name, look = group
+    try:
+        return look()
+    except ImportError as error:
+        return [Check(name, "failed", f"cannot be looked at: {error}", "", INSTALL)]
+
+
+def _packages() -> list[Check]:
+    from vla_rl.doctor import packages
+
+    _, requirements = packages.declared()
+    return [
+        packages.check_python(),
+        packages.check_group(None, missing="failed", requirements=requirements),
+        packages.check_group("libero", missing="failed", requirements=requirements),
+        packages.check_group("deepspeed", missing="skipped", requirements=requirements),
+        packages.check_group("plots", missing="warning", requirements=requirements),
+        packages.check_torchvision(),
+    ]
+
+
+def _pins() -> list[Check]:
+    from vla_rl.doctor.packages import check_pins
+    from vla_rl.envs.libero.shim import PINNED
+
+    return [check_pins(PINNED)]
+
+
+def _renderers() -> list[Check]:
+    from vla_rl.doctor import graphics
+
+    return [*graphics.check_renderers(), graphics.check_users_choice()]
+
+
+def _libero() -> list[Check]:
+    from vla_rl.doctor import simulator
+
+    return [simulator.check_import(), simulator.check_assets()]
+
+
+def _settling() -> list[Check]:
+    from vla_rl.doctor import simulator
+
+    return [simulator.check_settling()]
+
+
+def _pictures() -> list[Check]:
+    from vla_rl.doctor import simulator
+
+    return [simulator.check_floor(), simulator.check_texture()]
+
+
+def _system() -> list[Check]:
+    from vla_rl.doctor import system
+    from vla_rl.envs.libero.cache import cache_root
+
+    folders = {
+        "cache": (cache_root(), "name another folder in VLA_RL_CACHE"),
+        "runs": (Path.cwd(), "work in a folder of yours"),
+    }
+    return [
+        system.check_shared_memory(),
+        system.check_memory(),
+        system.check_disk(Path.cwd()),
+        system.check_folders(folders),
+    ]
+
+
+def _gpus() -> list[Check]:
+    from vla_rl.doctor import accelerators
+
+    return [accelerators.check_gpus(), accelerators.check_egl_devices()]
+
+
+def _imports() -> list[Check]:
+    from vla_rl.doctor.accelerators import check_import
+
+    return [check_import(name, package=name) for name in ("transformers", "peft", "deepspeed")]
+
+
+def _hub() -> list[Check]:
+    from vla_rl.doctor.network import check_hub
+
+    return [check_hub()]
+
+
+GROUPS: tuple[tuple[str, AtOnce], ...] = (
+    ("packages", _packages),
+    ("simulator versions", _pins),
+    ("imports", _imports),
+    ("gpus", _gpus),
+    ("renderers", _renderers),
+    ("libero", _libero),
+    ("settle probe", _settling),
+    ("brightness probe", _pictures),
+    ("system", _system),
+    ("model hub", _hub),
+)

@@ -1,0 +1,92 @@
+"""Memory, disks and folders."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from vla_rl.doctor.record import Check, Status
+from vla_rl.ipc.room import SHM_DIRECTORY, available_memory
+from vla_rl.ipc.shared_arrays import Field, SharedArrays
+
+GIB = 2**30
+SHM_WARNING = 2 * GIB  # Docker's default is 64 MiB; a small replay ring with images takes one or two GiB
+MEMORY_WARNING = 8 * GIB
+DISK_WARNING, DISK_FAILED = 10 * GIB, GIB  # one checkpoint of a 7B policy's adapter with its replay ring
+
+
+def check_shared_memory(folder: Path = SHM_DIRECTORY) -> Check:
+    """Size of /dev/shm, and one megabyte of it put to use."""
+    name, allowed = "shared memory", f"at least {SHM_WARNING // GIB} GiB for a replay ring of images"
+    fix = "docker run --shm-size=16g (or --ipc=host), or mount -o remount,size=16g /dev/shm"
+    if not folder.is_dir():
+        return Check(name, "failed", f"{folder} does not exist", allowed, fix)
+    usage = shutil.disk_usage(folder)
+    found = f"{folder}: {_gib(usage.free)} free of {_gib(usage.total)}"
+    if fault := _try_shared_memory():
+        return Check(name, "failed", f"{found}; a test block failed: {fault}", allowed, fix)
+    status: Status = "warning" if usage.free < SHM_WARNING else "ok"
+    return Check(name, status, found, allowed, fix if status == "warning" else "")
+
+
+def _try_shared_memory() -> str:
+    try:
+        with SharedArrays.create("doctor", [Field("probe", (2**20,), "uint8")], poison=False) as arrays:
+            arrays["probe"][:] = 7
+            whole = int(arrays["probe"].sum(dtype=np.int64)) == 7 * 2**20
+    except (OSError, ValueError) as error:
+        return str(error)
+    return "" if whole else "it does not hold what was written"
+
+
+def check_memory() -> Check:
+    """Memory that this process could take, a container's limit included."""
+    free = available_memory()
+    short = free < MEMORY_WARNING
+    fix = "lower rollout.num_workers and replay.capacity; a 7B policy needs 16 GiB for its weights alone"
+    allowed = f"at least {MEMORY_WARNING // GIB} GiB"
+    return Check("memory", "warning" if short else "ok", f"{_gib(free)} available", allowed, fix if short else "")
+
+
+def check_disk(folder: Path) -> Check:
+    """Room for runs."""
+    usage = shutil.disk_usage(folder)
+    status: Status = "failed" if usage.free < DISK_FAILED else "warning" if usage.free < DISK_WARNING else "ok"
+    fix = "" if status == "ok" else "free some, or work in a folder on another disk"
+    found = f"{_gib(usage.free)} free in {folder}"
+    return Check("disk", status, found, f"at least {DISK_WARNING // GIB} GiB for runs and checkpoints", fix)
+
+
+def check_folders(folders: Mapping[str, tuple[Path, str]]) -> Check:
+    """Whether files can be made in every folder that the program writes to.
+
+    Args:
+        folders: folder and fix, by what it is for.
+    """
+    faults = {what: fault for what, (folder, _) in folders.items() if (fault := _write_fault(folder))}
+    if not faults:
+        found = ", ".join(f"{what} {folder}" for what, (folder, _) in folders.items())
+        return Check("folders", "ok", found)
+    found = "; ".join(f"{what}: {fault}" for what, fault in faults.items())
+    return Check("folders", "failed", found, "writable", "; ".join(folders[what][1] for what in faults))
+
+
+def _write_fault(folder: Path) -> str:
+    """Why no file can be made there; makes nothing but a file that is gone at once."""
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if existing != folder:
+        return "" if os.access(existing, os.W_OK | os.X_OK) else f"{folder} cannot be made in {existing}"
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return f"{folder}: {error.strerror or error}"
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:.1f} GiB"

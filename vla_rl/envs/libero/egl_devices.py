@@ -1,0 +1,53 @@
+"""Which EGL device is which GPU: the two drivers number them independently.
+
+An EGL device that is a GPU tells its file in /dev/dri; the kernel tells on which PCI bus that file's device sits. CUDA
+tells the bus as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+_EGL_DRM_DEVICE_FILE = 0x3233  # EGL_EXT_device_drm
+_SYSFS = Path("/sys/class/drm")
+
+
+def egl_index(pci_bus: str, *, cuda_index: int, egl_buses: Sequence[str | None]) -> int:
+    """The value of `MUJOCO_EGL_DEVICE_ID` that draws on a given GPU.
+
+    Args:
+        pci_bus: of the GPU, like 0000:65:00.0.
+        cuda_index: its number without CUDA_VISIBLE_DEVICES; the answer if EGL tells no bus that fits.
+        egl_buses: of `egl_pci_buses`.
+    """
+    known = [None if bus is None else bus.lower() for bus in egl_buses]
+    return known.index(pci_bus.lower()) if pci_bus.lower() in known else cuda_index
+
+
+def egl_pci_buses() -> list[str | None]:
+    """The PCI bus of each EGL device, in EGL's order; None for a software renderer, or if the driver does not tell.
+
+    Loads libEGL: call it in a process of its own, or in one that renders with EGL.
+
+    Raises:
+        ImportError: there is no EGL here, as PyOpenGL and mujoco say it.
+    """
+    from mujoco.egl import egl_ext
+    from OpenGL.EGL.EXT.device_query import eglQueryDeviceStringEXT
+    from OpenGL.error import GLError
+
+    buses: list[str | None] = []
+    for device in egl_ext.eglQueryDevicesEXT():
+        try:
+            file = eglQueryDeviceStringEXT(device, _EGL_DRM_DEVICE_FILE)
+        except GLError:  # the extension is not there for this device
+            file = None
+        buses.append(pci_bus_of(file.decode()) if file else None)
+    return buses
+
+
+def pci_bus_of(device_file: str, *, sysfs: Path = _SYSFS) -> str | None:
+    """0000:65:00.0 for /dev/dri/card0, as the kernel has it; None if it has no such device."""
+    link = sysfs / Path(device_file).name / "device"
+    return link.resolve().name if link.exists() else None
