@@ -49,6 +49,7 @@ CONFINED: dict[str, tuple[str, ...]] = {
     "mujoco": ("vla_rl.envs.libero",),
     "metaworld": ("vla_rl.envs.metaworld",),
     "matplotlib": ("vla_rl.reporting", "vla_rl.studies"),
+    "imageio_ffmpeg": ("vla_rl.evaluation",),
     "pydantic": ("vla_rl.recipe",),
     "yaml": ("vla_rl.recipe", "vla_rl.envs.libero"),
     "typer": ("vla_rl.cli",),

@@ -13,7 +13,8 @@ from pathlib import Path
 from rich.console import Console
 
 from vla_rl.errors import preflight
-from vla_rl.evaluation.evaluate import EvaluationReport, evaluate
+from vla_rl.evaluation.evaluate import evaluate
+from vla_rl.evaluation.outcome import EvaluationReport
 from vla_rl.ipc.room import check_room
 from vla_rl.ipc.shared_arrays import sweep_stale
 from vla_rl.learner.checkpoint import CheckpointInfo, Search, find_latest

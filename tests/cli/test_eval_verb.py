@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -9,19 +10,36 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
+from vla_rl.cli.eval_view import EvaluationProgress, results_table
 from vla_rl.cli.main import app
+from vla_rl.errors import UserError
+from vla_rl.evaluation.episodes import EPISODES_FILE, EpisodeLog, EpisodeResult
+from vla_rl.evaluation.outcome import EvaluationReport
+from vla_rl.evaluation.results import summarise
 
 
-class FakeReport:
-    """Stands in for the report of an evaluation."""
+def episodes(outcomes: list[bool]) -> list[EpisodeResult]:
+    return [
+        EpisodeResult(
+            suite="libero_goal", task_id=3, init_state=state, seed=0, success=success, env_steps=80,
+            episode_return=float(success), seconds=1.0,
+        )
+        for state, success in enumerate(outcomes)
+    ]  # fmt: skip
 
-    def to_json(self) -> str:
-        return json.dumps({"success_rate": 0.5})
 
-    def __str__(self) -> str:
-        return "a table"
+REPORT = EvaluationReport(
+    checkpoint="runs/x/checkpoints/optimizer_step_3",
+    folder=Path("runs/x/eval/y"),
+    summary=summarise(episodes([True] * 8 + [False] * 2)),
+    deviations=("horizon 9 control steps instead of 300",),
+    trained_on="libero_goal (tasks: all), sampled initial states",
+    init_states="standard",
+    control=None,
+)
 
 
 @pytest.fixture
@@ -29,13 +47,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Every call of the evaluation, which is replaced; a checkpoint called 'wrong' is refused."""
     noted: list[dict[str, Any]] = []
 
-    def evaluate(checkpoint: Path, **arguments: Any) -> FakeReport:
-        if checkpoint.name == "wrong":
-            raise ValueError("checkpoint wrong: no such folder")
+    def evaluate(checkpoint: str, **arguments: Any) -> EvaluationReport:
+        if checkpoint == "wrong":
+            raise UserError("checkpoint wrong: no such folder")
         noted.append({"checkpoint": checkpoint, **arguments})
-        for done in range(1, 21):
+        for done in range(21):
             arguments["progress"](done, 20, done // 2)
-        return FakeReport()
+        return REPORT
 
     module = ModuleType("vla_rl.evaluation.evaluate")
     module.evaluate = evaluate  # type: ignore[attr-defined]
@@ -43,49 +61,112 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return noted
 
 
+def invoke(*arguments: str) -> Any:
+    return CliRunner().invoke(app, ["eval", *arguments])
+
+
 def test_the_options_reach_the_evaluation(calls: list[dict[str, Any]]) -> None:
-    result = CliRunner().invoke(
-        app,
-        [
-            "eval",
-            "runs/x",
-            "--suite",
-            "libero_goal",
-            "--tasks",
-            "0,2-3",
-            "--episodes-per-task",
-            "5",
-            "--workers",
-            "2",
-            "--seed",
-            "7",
-            "--out",
-            "there",
-        ],
-    )
-    assert (result.exit_code, result.stdout) == (0, "a table\n")
+    result = invoke(
+        "runs/x", "--suite", "libero_goal,libero_10", "--suite", "libero_object", "--tasks", "0,2-3",
+        "--episodes-per-task", "5", "--protocol", "long", "--init-states", "spare", "--horizon", "9",
+        "--temperature", "1.6", "--seed", "7,8", "--control", "blind", "--video", "failures", "--workers", "2",
+        "--serial", "--assets", "proxy", "--profile", "rlinf", "--out", "there",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
     (call,) = calls
     call.pop("progress")
     assert call == {
-        "checkpoint": Path("runs/x"), "suite": "libero_goal", "tasks": [0, 2, 3], "episodes_per_task": 5, "workers": 2,
-        "seed": 7, "out": Path("there"), "horizon": None,
+        "checkpoint": "runs/x", "suite": ["libero_goal", "libero_10", "libero_object"], "tasks": [0, 2, 3],
+        "episodes_per_task": 5, "protocol": "long", "init_states": "spare", "horizon": 9, "temperature": 1.6,
+        "seed": [7, 8], "control": "blind", "video": "failures", "workers": 2, "serial": True, "assets": "proxy",
+        "profile": "rlinf", "out": Path("there"),
     }  # fmt: skip
 
 
+def test_without_options_the_training_s_own_suite_is_evaluated_on_50_states(calls: list[dict[str, Any]]) -> None:
+    assert invoke("runs/x").exit_code == 0
+    (call,) = calls
+    usual = {"suite": None, "tasks": None, "episodes_per_task": 50, "protocol": "oft", "seed": [0], "video": None}
+    assert usual.items() <= call.items()
+    assert call["init_states"] is call["horizon"] is call["temperature"] is call["control"] is call["out"] is None
+
+
 def test_json_is_all_that_stands_on_stdout(calls: list[dict[str, Any]]) -> None:
-    result = CliRunner().invoke(app, ["eval", "runs/x", "--json"])
-    assert json.loads(result.stdout) == {"success_rate": 0.5}
+    printed = json.loads(invoke("runs/x", "--json").stdout)
+    assert printed["trained_on"] == REPORT.trained_on
+    assert printed["suites"][0]["success_rate"] == 0.8
     assert calls
 
 
 @pytest.mark.usefixtures("calls")
+def test_beside_every_score_stands_what_it_was_trained_and_evaluated_on() -> None:
+    lines = invoke("runs/x").stdout.splitlines()
+    assert lines[1].split() == ["libero_goal", "3", "10", "80.0%", "49.0%", "to", "94.3%"]
+    assert "evaluated on standard initial states; trained on libero_goal (tasks: all), sampled initial states" in lines
+    assert "deviation from the protocol: horizon 9 control steps instead of 300" in lines
+
+
+def test_the_table_on_a_terminal_holds_rates_intervals_and_initial_states() -> None:
+    console = Console(file=io.StringIO(), width=160, force_terminal=True, color_system=None)
+    console.print(results_table(REPORT))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    for cell in ("libero_goal", "8/10", "80.0 %", "49.0 to 94.3", "standard", "sampled initial states"):
+        assert cell in text
+
+
+@pytest.mark.usefixtures("calls")
 def test_a_checkpoint_that_is_refused_is_the_user_s_mistake() -> None:
-    result = CliRunner().invoke(app, ["eval", "wrong"])
+    result = invoke("wrong")
     assert (result.exit_code, result.stderr) == (2, "error: checkpoint wrong: no such folder\n")
 
 
 @pytest.mark.usefixtures("calls")
-def test_a_log_file_gets_ten_lines_of_progress() -> None:
-    lines = CliRunner().invoke(app, ["eval", "runs/x"]).stderr.splitlines()
+@pytest.mark.parametrize("arguments", [["runs/x", "--seed", "0,x"], ["runs/x", "--tasks", "3-1"], []])
+def test_what_cannot_be_read_is_told_before_anything_is_loaded(arguments: list[str]) -> None:
+    assert invoke(*arguments).exit_code == 2
+
+
+@pytest.mark.usefixtures("calls")
+def test_a_log_file_gets_ten_lines_of_progress_with_the_time_left() -> None:
+    lines = invoke("runs/x").stderr.splitlines()
     assert [line.split("/")[0] for line in lines] == [str(done) for done in range(2, 21, 2)]
-    assert lines[-1] == "20/20 episodes, 10 successes"
+    assert lines[0] == "2/20 episodes, 1 successes, 0:00:00 left"
+    assert lines[-1] == "20/20 episodes, 10 successes, done"
+
+
+def test_the_time_left_counts_only_what_was_played_now(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("vla_rl.cli.eval_view.time.monotonic", lambda: clock[0])
+    with EvaluationProgress() as progress:
+        progress(50, 100, 0)  # an interrupted evaluation goes on
+        clock[0] = 60.0
+        progress(60, 100, 0)  # ten episodes in a minute, forty to go
+    assert capsys.readouterr().err == "60/100 episodes, 0 successes, 0:04:00 left\n"
+
+
+def evaluation(folder: Path, outcomes: list[bool]) -> str:
+    with EpisodeLog(folder / EPISODES_FILE) as log:
+        for episode in episodes(outcomes):
+            log.append(episode)
+    return str(folder)
+
+
+def test_two_evaluations_are_compared_in_words(tmp_path: Path) -> None:
+    better = evaluation(tmp_path / "a", [True] * 20)
+    worse = evaluation(tmp_path / "b", [False] * 10 + [True] * 10)
+    lines = invoke("--compare", better, worse).stdout.splitlines()
+    assert lines[0].split()[:3] == ["A", "100.0", "%"]
+    assert lines[3].startswith("A - B  +50.0 points, 95 % interval +")
+    assert "only A succeeded in 10, only B in 0: McNemar mid-p 0.00098 (exact 0.002)" in lines
+    assert lines[5].startswith("The difference is distinguishable: A is better.")
+
+
+def test_a_comparison_with_anything_else_is_refused(tmp_path: Path) -> None:
+    one = evaluation(tmp_path / "a", [True])
+    assert invoke("runs/x", "--compare", one, one).exit_code == 2
+    result = invoke("--compare", one, str(tmp_path))
+    assert result.exit_code == 2
+    assert "holds no evaluation" in result.stderr
+    assert invoke("--compare", one, one).exit_code == 2

@@ -16,7 +16,7 @@ def test_an_episode_is_one_line(tmp_path):
         log.append(episode(4))
         assert path.read_text() == (
             '{"suite": "libero_goal", "task_id": 2, "init_state": 4, "seed": 7, "success": true, "env_steps": 88, '
-            '"episode_return": 1.0, "seconds": 3.5}\n'
+            '"episode_return": 1.0, "seconds": 3.5, "init_states": "standard"}\n'
         )
 
 
@@ -26,7 +26,7 @@ def test_an_interrupted_evaluation_knows_what_was_done(tmp_path):
         log.append(episode(0))
         log.append(episode(1, success=False))
     with EpisodeLog(path) as log:
-        assert log.done == {("libero_goal", 2, 0, 7), ("libero_goal", 2, 1, 7)}
+        assert log.done == {("libero_goal", 2, "standard", 0, 7), ("libero_goal", 2, "standard", 1, 7)}
         log.append(episode(2))
         assert log.episodes == (episode(0), episode(1, success=False), episode(2))
     assert read_episodes(path) == [episode(0), episode(1, success=False), episode(2)]
@@ -40,7 +40,7 @@ def test_a_torn_last_line_is_removed_and_its_episode_is_still_to_do(tmp_path):
     path.write_bytes(path.read_bytes()[:-9])
     assert read_episodes(path) == [episode(0)]
     with EpisodeLog(path) as log:
-        assert ("libero_goal", 2, 1, 7) not in log.done
+        assert ("libero_goal", 2, "standard", 1, 7) not in log.done
         log.append(episode(1))
     assert [json.loads(line)["init_state"] for line in path.read_text().splitlines()] == [0, 1]
 
@@ -49,10 +49,10 @@ def test_an_episode_is_not_counted_twice(tmp_path):
     path = tmp_path / "episodes.jsonl"
     with EpisodeLog(path) as log:
         log.append(episode(0))
-        with pytest.raises(ValueError, match="libero_goal task 2 init state 0 seed 7 was recorded before"):
+        with pytest.raises(ValueError, match="libero_goal task 2 standard init state 0 seed 7 was recorded before"):
             log.append(episode(0, success=False))
     path.write_text(path.read_text() * 2)
-    with pytest.raises(ValueError, match=r"line 2: episode libero_goal task 2 init state 0 seed 7 stands twice"):
+    with pytest.raises(ValueError, match=r"line 2: .* standard init state 0 seed 7 stands twice"):
         read_episodes(path)
 
 

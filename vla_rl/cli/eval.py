@@ -1,62 +1,133 @@
-"""`vla-rl eval`: the success rate of a checkpoint, with intervals and a manifest."""
+"""`vla-rl eval`: the success rate of a policy, with intervals and a manifest; or two evaluations compared."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from vla_rl.errors import UserError, preflight
 
 
-def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint's folder, or a run's: its latest checkpoint.")],
+def evaluate(  # noqa: PLR0913 - one parameter per option
+    checkpoint: Annotated[
+        str | None,
+        typer.Argument(
+            help="A run (its latest checkpoint), a checkpoint, a directory of exported or public weights, or 'tiny'.",
+            show_default=False,
+        ),
+    ] = None,
     suite: Annotated[
-        str | None, typer.Option("--suite", help="LIBERO suite.", show_default="the one of the training")
+        list[str] | None,
+        typer.Option(
+            "--suite", help="LIBERO suites: a comma list, or the option again.", show_default="the training's"
+        ),
     ] = None,
     tasks: Annotated[
         str | None, typer.Option("--tasks", help="Task ids, like 0,3 or 0-4.", show_default="those of the training")
     ] = None,
     episodes_per_task: Annotated[int, typer.Option("--episodes-per-task", min=1, help="Initial states per task.")] = 50,
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Simulator processes.")] = 1,
-    horizon: Annotated[
-        int | None, typer.Option("--horizon", min=1, help="Control steps per episode.", show_default="the suite's own")
+    protocol: Annotated[
+        Literal["oft", "long"],
+        typer.Option("--protocol", help="oft: 220/280/300/520 control steps; long: 512 (520), as RL papers."),
+    ] = "oft",
+    init_states: Annotated[
+        Literal["standard", "spare", "sampled"] | None,
+        typer.Option("--init-states", help="Set of initial states.", show_default="standard, the benchmark's"),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the environments; the policy is greedy.")] = 0,
+    horizon: Annotated[
+        int | None, typer.Option("--horizon", min=1, help="Control steps per episode.", show_default="the protocol's")
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option("--temperature", help="Sample actions at it.", show_default="greedy: the most likely ones"),
+    ] = None,
+    seed: Annotated[
+        str, typer.Option("--seed", help="Of the environments; several, like 0,1,2, play every episode with each.")
+    ] = "0",
+    control: Annotated[
+        Literal["blind"] | None,
+        typer.Option("--control", help="Play all once more with blank frames, and compare.", show_default=False),
+    ] = None,
+    video: Annotated[
+        Literal["failures", "all", "none"], typer.Option("--video", help="Which episodes leave an mp4 behind.")
+    ] = "none",
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Simulator processes.")] = 1,
+    serial: Annotated[bool, typer.Option("--serial", help="One process in a fixed order: repeats bit by bit.")] = False,
+    assets: Annotated[
+        str | None,
+        typer.Option("--assets", help="auto, proxy, or a folder of LIBERO's.", show_default="those of the training"),
+    ] = None,
+    profile: Annotated[str, typer.Option("--profile", help="Of public weights: auto, simplevla or rlinf.")] = "auto",
     out: Annotated[
         Path | None, typer.Option("--out", help="Where results are written.", show_default="eval/ of the run")
     ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option("--compare", help="Instead: two evaluations (or runs), pair by pair.", show_default=False),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Evaluate a checkpoint on the benchmark's standard initial states."""
+    """Evaluate a policy on the benchmark's standard initial states; interrupted, the same command goes on."""
+    if compare is not None:
+        _compare(checkpoint, compare, as_json=as_json)
+        return
+    if checkpoint is None:
+        raise UserError("give what is to be evaluated: a run, a checkpoint or a directory of weights")
     task_ids = None if tasks is None else parse_tasks(tasks)
+    seeds = parse_seeds(seed)
 
+    from vla_rl.cli.eval_view import EvaluationProgress, print_report
     from vla_rl.evaluation.evaluate import evaluate as run_evaluation
 
-    with preflight():
-        result = run_evaluation(
+    with EvaluationProgress() as progress:
+        report = run_evaluation(
             checkpoint,
-            suite=suite,
+            suite=[name for entry in suite for name in entry.split(",")] if suite else None,
             tasks=task_ids,
             episodes_per_task=episodes_per_task,
+            protocol=protocol,
             workers=workers,
-            seed=seed,
-            out=out,
+            seed=seeds,
+            init_states=init_states,
             horizon=horizon,
-            progress=_show_progress,
+            temperature=temperature,
+            control=control,
+            video=None if video == "none" else video,
+            assets=assets,
+            profile=profile,
+            serial=serial,
+            out=out,
+            progress=progress,
         )
-    print(result.to_json() if as_json else result)
+    if as_json:
+        print(report.to_json())
+    else:
+        print_report(report)
 
 
-def _show_progress(done: int, total: int, successes: int) -> None:
-    """One line that is written over on a terminal, ten lines in a log file."""
-    text = f"{done}/{total} episodes, {successes} successes"
-    if sys.stderr.isatty():
-        print(f"\r{text}", end="\n" if done == total else "", file=sys.stderr, flush=True)
-    elif done == total or done * 10 // total > (done - 1) * 10 // total:
-        print(text, file=sys.stderr, flush=True)
+def _compare(checkpoint: str | None, evaluations: tuple[Path, Path], *, as_json: bool) -> None:
+    if checkpoint is not None:
+        raise UserError(f"--compare takes two evaluations and nothing else, found {checkpoint} too")
+
+    from vla_rl.evaluation.comparison import compare_evaluations
+
+    with preflight():
+        report = compare_evaluations(*evaluations)
+    print(report.to_json() if as_json else report)
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`0,1,2` to [0, 1, 2].
+
+    Raises:
+        UserError: not a list of whole numbers from 0.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise UserError(f"--seed: found {text!r}; allowed are whole numbers from 0, like 0 or 0,1,2")
+    return [int(part) for part in parts]
 
 
 def parse_tasks(text: str) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Self
 
 EPISODES_FILE = "episodes.jsonl"
 
-EpisodeKey = tuple[str, int, int, int]
+EpisodeKey = tuple[str, int, str, int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,11 +25,12 @@ class EpisodeResult:
     env_steps: int  # control steps, settling excluded
     episode_return: float  # undiscounted
     seconds: float  # wall clock
+    init_states: str = "standard"  # the set that `init_state` counts in: standard, spare or sampled
 
     @property
     def key(self) -> EpisodeKey:
-        """What makes it the same episode under another policy: suite, task, initial state, seed."""
-        return (self.suite, self.task_id, self.init_state, self.seed)
+        """What makes it the same episode under another policy: suite, task, set and number of the state, seed."""
+        return (self.suite, self.task_id, self.init_states, self.init_state, self.seed)
 
 
 class EpisodeLog:
@@ -125,4 +126,4 @@ def _parse(line: bytes, *, where: str) -> EpisodeResult:
 
 
 def _in_words(key: EpisodeKey) -> str:
-    return "{} task {} init state {} seed {}".format(*key)
+    return "{} task {} {} init state {} seed {}".format(*key)

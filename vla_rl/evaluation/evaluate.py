@@ -1,237 +1,257 @@
-"""Evaluate a checkpoint: exactly the asked episodes, greedy, whatever the number of workers.
+"""Evaluate a policy: exactly the asked episodes, whatever the number of workers.
 
 Episodes are handed out one by one from a central queue; a worker that dies costs a retry, not an episode. Results are
-appended as they come, so an interrupted evaluation goes on where it was.
+appended as they come, so an interrupted evaluation goes on where it was, if it is the same one: `conditions.py`.
 """
 
 from __future__ import annotations
 
-import json
+import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
+from vla_rl.errors import preflight
+from vla_rl.evaluation.conditions import Conditions, claim_folder
+from vla_rl.evaluation.control import BLIND_EPISODES_FILE, BlankFrames, Control, blind_control
 from vla_rl.evaluation.episodes import EPISODES_FILE, EpisodeLog, EpisodeResult
+from vla_rl.evaluation.outcome import EvaluationReport
+from vla_rl.evaluation.parts import Choices, Part, all_deviations, folder_name, make_conditions, make_parts
+from vla_rl.evaluation.play import play, result_keys
+from vla_rl.evaluation.protocol import InitStates, Protocol, ProtocolName
 from vla_rl.evaluation.results import EvaluationSummary, write_results
+from vla_rl.evaluation.subject import Subject, find_subject
+from vla_rl.evaluation.video import VIDEOS, Keep, check_video, recorded_builders
 from vla_rl.ipc.shared_arrays import sweep_stale
-from vla_rl.learner.checkpoint import FOLDER, CheckpointError, find_latest, load_policy
-from vla_rl.recipe import LiberoSection, Recipe, ToySection, load_recipe
+from vla_rl.reporting.files import atomic_write_bytes
 from vla_rl.reporting.manifest import MANIFEST_FILE, write_manifest
-from vla_rl.run.assembly import make_cell, make_memory, trainable_tensors
-from vla_rl.run.folder import RECIPE_FILE
-from vla_rl.run.plan import Plan, make_plan
-from vla_rl.workers.episodes import EpisodeJob, EpisodeRecord
+from vla_rl.run.plan import Plan
 
 Progress = Callable[[int, int, int], None]
 """(episodes done, episodes in all, successes so far)"""
 
 
-@dataclass(frozen=True, slots=True)
-class EvaluationReport:
-    """What an evaluation found, and under which conditions."""
-
-    checkpoint: Path
-    folder: Path  # of results.json, results.csv, episodes.jsonl, manifest.json
-    summary: EvaluationSummary
-    deviations: tuple[str, ...]
-
-    def to_json(self) -> str:
-        """The report as one JSON object."""
-        return json.dumps(
-            {
-                "checkpoint": str(self.checkpoint),
-                "folder": str(self.folder),
-                "deviations": list(self.deviations),
-                **asdict(self.summary),
-            },
-            indent=2,
-        )
-
-    def __str__(self) -> str:
-        lines = [f"{'suite':<16} {'task':>5} {'episodes':>8} {'success':>8}  95 % interval"]
-        lines += [
-            f"{row['suite']:<16} {row['task_id']:>5} {row['episodes']:>8} {100 * float(row['success_rate']):>7.1f}%  "
-            f"{100 * float(row['wilson_low']):.1f} to {100 * float(row['wilson_high']):.1f}"
-            for row in self.summary.rows()
-        ]
-        lines += [f"note: {note}" for note in self.summary.notes]
-        lines += [f"deviation from the protocol: {deviation}" for deviation in self.deviations]
-        return "\n".join([*lines, f"results: {self.folder}"])
-
-
-def evaluate(
-    checkpoint: Path,
+def evaluate(  # noqa: PLR0913 - the verb's options, by name
+    checkpoint: Path | str,
     *,
-    suite: str | None = None,
+    suite: str | Sequence[str] | None = None,
     tasks: Sequence[int] | None = None,
     episodes_per_task: int = 50,
+    protocol: ProtocolName = "oft",
     workers: int = 1,
-    seed: int = 0,
-    out: Path | None = None,
+    seed: int | Sequence[int] = 0,
+    init_states: InitStates | None = None,
     horizon: int | None = None,
+    temperature: float | None = None,
+    control: Literal["blind"] | None = None,
+    video: Keep | None = None,
+    assets: str | None = None,
+    profile: str = "auto",
+    serial: bool = False,
+    out: Path | None = None,
     progress: Progress | None = None,
 ) -> EvaluationReport:
-    """Evaluate a checkpoint on the benchmark's standard initial states.
+    """Evaluate a policy.
 
     Args:
-        checkpoint: a checkpoint's folder, or a run's: its newest whole checkpoint.
-        suite: instead of the one of the training.
-        tasks: task ids, instead of those of the training.
-        episodes_per_task: initial states 0 .. n - 1 of each task.
+        checkpoint: see `subject.find_subject`.
+        suite: one or several, instead of the one of the training.
+        tasks: task ids, instead of those of the training (in another suite: all).
+        episodes_per_task: initial states 0 .. n - 1 of each task, with each seed.
+        protocol: `oft` or `long`: how many control steps an episode may take.
         workers: simulator processes.
-        seed: of the environments.
-        out: where results are written; default: eval/ of the run.
-        horizon: control steps, instead of the suite's.
-        progress: told after every episode.
+        seed: of the environments; with several, every episode is played with each.
+        init_states: which set of initial states; default: `standard`, the benchmark's.
+        horizon: control steps, instead of the protocol's.
+        temperature: sample actions at it, instead of taking the most likely ones.
+        control: `blind`: play all episodes once more with blank frames.
+        video: which episodes leave a video behind.
+        assets: of the simulator, instead of those of the training.
+        profile: of a checkpoint directory.
+        serial: one process in a fixed order, one episode at a time: repeats bit by bit.
+        out: where results are written; default: below `eval/` of the run.
+        progress: told once before the first and after every episode.
 
     Raises:
-        ValueError: the checkpoint or the choices do not fit; nothing was started.
-        CellFailureError: a part failed for good.
+        UserError: the checkpoint or the choices do not fit; nothing was started.
+        CellFailureError: a part failed for good; what was played is kept.
     """
-    path = _checkpoint_folder(checkpoint)
-    run_dir = path.parent.parent
-    recipe = _evaluation_recipe(
-        load_recipe(run_dir / RECIPE_FILE), suite=suite, tasks=tasks, workers=workers, horizon=horizon
-    )
-    plan = make_plan(recipe)
-    jobs = evaluation_jobs(plan, episodes_per_task=episodes_per_task, seed=seed)
-    folder = out or run_dir / "eval" / f"{path.name}_{plan.env.tasks[0].suite}"
+    with preflight():
+        choices = Choices(
+            protocol=Protocol(protocol),
+            tasks=None if tasks is None else tuple(tasks),
+            episodes_per_task=episodes_per_task,
+            workers=workers,
+            seeds=(seed,) if isinstance(seed, int) else tuple(seed),
+            init_states=init_states,
+            horizon=horizon,
+            temperature=temperature,
+            assets=assets,
+            serial=serial,
+        )
+        subject = find_subject(str(checkpoint), profile=profile)
+        parts = make_parts(subject, choices, suite)
+        _check_extras(parts, control=control, video=video)
+        conditions = make_conditions(subject, choices, parts)
+        default = subject.home / folder_name(subject, conditions, parts)
+        folder = claim_folder(conditions, out=out, default=default)
+    deviations = all_deviations(choices, parts)
     sweep_stale()
-    with EpisodeLog(folder / EPISODES_FILE) as episodes:
-        write_manifest(
-            folder / MANIFEST_FILE,
-            recipe=recipe.model_dump(mode="json", by_alias=True),
-            seeds={"environments": seed},
-            assets={"checkpoint": str(path)},
-            deviations=plan.env.deviations,
-            extra={"episodes_per_task": episodes_per_task, "workers": workers, "greedy": True},
-        )
-        todo = [job for job in jobs if _key(plan, job) not in episodes.done]
-        if todo:
-            _play(plan, path, todo, episodes, folder, len(jobs), progress)
-        wanted = {_key(plan, job) for job in jobs}
-        summary = write_results(folder, [episode for episode in episodes.episodes if episode.key in wanted])
-    return EvaluationReport(path, folder, summary, plan.env.deviations)
-
-
-def evaluation_jobs(plan: Plan, *, episodes_per_task: int, seed: int) -> list[EpisodeJob]:
-    """Every (task, initial state) once, task by task.
-
-    Raises:
-        ValueError: more episodes per task than there are initial states.
-    """
-    for task, count in zip(plan.env.tasks, plan.env.num_init_states, strict=True):
-        if count is not None and episodes_per_task > count:
-            raise ValueError(
-                f"--episodes-per-task: {episodes_per_task} were asked for, but {task.suite} task {task.task_id} has "
-                f"{count} initial states; allowed are 1 to {count}"
-            )
-    pairs = [(task, state) for task in range(len(plan.env.tasks)) for state in range(episodes_per_task)]
-    return [
-        EpisodeJob(task_index=task, init_state=state, seed=seed, job_id=number)
-        for number, (task, state) in enumerate(pairs)
-    ]
-
-
-def _checkpoint_folder(path: Path) -> Path:
-    """A checkpoint's folder as it is, or the newest whole one of a run.
-
-    Raises:
-        CheckpointError: neither is there.
-    """
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist: give the folder of a checkpoint or of a run")
-    if path.parent.name == FOLDER:
-        return path
-    search = find_latest(path)
-    if search.newest is None:
-        reasons = "".join(f"\n  {warning}" for warning in search.warnings)
-        raise CheckpointError(f"{path} holds no whole checkpoint under {FOLDER}/{reasons}")
-    return search.newest.path
-
-
-def _evaluation_recipe(
-    recipe: Recipe, *, suite: str | None, tasks: Sequence[int] | None, workers: int, horizon: int | None
-) -> Recipe:
-    """The run's recipe with the evaluation's environments: standard initial states, one slot per worker."""
-    env = recipe.env
-    changes: dict[str, object] = {}
-    if isinstance(env, LiberoSection):
-        changes = {"init_states": "standard", "horizon": horizon}
-        if suite is not None and suite != env.suite:
-            changes |= {"suite": suite, "tasks": "all"}
-    elif suite not in (None, "toy"):
-        raise ValueError(f"--suite: the policy was trained on {env.name}, found {suite!r}; leave the option out")
-    elif isinstance(env, ToySection) and horizon is not None:
-        changes = {"horizon": horizon}
-    if tasks is not None:
-        changes["tasks"] = list(tasks)
-    values = recipe.model_dump(by_alias=True)
-    values["env"] |= changes
-    values["rollout"] |= {"num_workers": workers, "envs_per_worker": 1}
-    values["evaluation"]["tasks"] = "all"
-    values["loss"]["kl_coefficient"] = 0.0
-    values["learner"] |= {"strategy": "single", "num_ranks": "auto"}
-    return Recipe.model_validate(values)
-
-
-def _play(
-    plan: Plan,
-    checkpoint: Path,
-    jobs: Sequence[EpisodeJob],
-    episodes: EpisodeLog,
-    folder: Path,
-    total: int,
-    progress: Progress | None,
-) -> None:
-    """Play the jobs and append what came of them."""
-    policy = plan.policy.build(device=plan.device)
-    load_policy(checkpoint, policy)
-    finished: list[EpisodeRecord] = []
-    memory = make_memory(plan, policy, with_ring=False)
-    try:
-        memory.mailbox.publish(0, trainable_tensors(policy))
-        cell = make_cell(
-            plan,
-            plan.env,
-            memory,
-            log_dir=folder / "logs",
-            greedy=True,
-            seed=0,
-            on_episode=finished.append,
-            jobs=iter(jobs),
-        )
-        try:
-            cell.start()
-            # Asked in this order: once the cell has finished, all its records are in the list.
-            while not cell.finished or finished:
-                cell.raise_if_failed()
-                while finished:
-                    episodes.append(_result(plan, finished.pop(0)))
-                    if progress is not None:
-                        progress(len(episodes.episodes), total, sum(episode.success for episode in episodes.episodes))
-                if not cell.finished:
-                    cell.collect()
-        finally:
-            cell.close()
-    finally:
-        memory.close()
-
-
-def _key(plan: Plan, job: EpisodeJob) -> tuple[str, int, int, int]:
-    task = plan.env.tasks[job.task_index]
-    return (task.suite, task.task_id, job.init_state, job.seed)
-
-
-def _result(plan: Plan, record: EpisodeRecord) -> EpisodeResult:
-    task = plan.env.tasks[record.job.task_index]
-    return EpisodeResult(
-        suite=task.suite,
-        task_id=task.task_id,
-        init_state=record.job.init_state,
-        seed=record.job.seed,
-        success=record.terminated,
-        env_steps=record.env_steps,
-        episode_return=record.episode_return,
-        seconds=record.seconds,
+    _write_manifest(folder, subject, choices, parts[0].plan, deviations)
+    total = sum(len(part.jobs) for part in parts) * (1 if control is None else 2)
+    passes = Passes(folder, subject.checkpoint, choices, Tally(total, progress))
+    episodes = passes.play_all([_filmed(part, folder, video) for part in parts], EPISODES_FILE)
+    blind = passes.play_all([_blinded(part) for part in parts], BLIND_EPISODES_FILE) if control else None
+    compared = None if blind is None else blind_control(episodes, blind)
+    summary = _write(folder, episodes, subject, conditions, deviations, compared)
+    return EvaluationReport(
+        checkpoint=subject.location,
+        folder=folder,
+        summary=summary,
+        deviations=deviations,
+        trained_on=subject.trained_on,
+        init_states=conditions.init_states,
+        control=compared,
     )
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts episodes over all suites and passes, and tells."""
+
+    total: int
+    progress: Progress | None
+    done: int = 0
+    successes: int = 0
+
+    def add(self, episodes: Sequence[EpisodeResult]) -> None:
+        """These were played."""
+        self.done += len(episodes)
+        self.successes += sum(episode.success for episode in episodes)
+        if self.progress is not None:
+            self.progress(self.done, self.total, self.successes)
+
+
+@dataclass(frozen=True, slots=True)
+class Passes:
+    """Plays all parts once, seeing or blind."""
+
+    folder: Path
+    checkpoint: Path | None
+    choices: Choices
+    tally: Tally
+
+    def play_all(self, parts: Sequence[Part], file: str) -> list[EpisodeResult]:
+        """Play what is missing in a log; returns the wanted episodes that stand in it then."""
+        wanted = set().union(*(result_keys(part.plan, part.jobs) for part in parts))
+        with EpisodeLog(self.folder / file) as log:
+            self.tally.add([episode for episode in log.episodes if episode.key in wanted])
+            for part in parts:
+                play(
+                    part.plan,
+                    self.checkpoint,
+                    part.jobs,
+                    log,
+                    greedy=self.choices.temperature is None,
+                    seed=self.choices.seeds[0],
+                    log_dir=self.folder / "logs",
+                    on_episode=lambda episode: self.tally.add([episode]),
+                )
+            return [episode for episode in log.episodes if episode.key in wanted]
+
+
+def _check_extras(parts: Sequence[Part], *, control: Literal["blind"] | None, video: Keep | None) -> None:
+    """Refuse a control or videos where there is nothing to see, or no encoder.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    for part in parts:
+        if control is not None and part.plan.transform is None:
+            raise ValueError("--control blind: the policy sees no frames, only the state; leave the option out")
+    if video is not None:
+        check_video()
+        for part in parts:
+            recorded_builders(part.plan, Path(), keep=video)
+
+
+def _filmed(part: Part, folder: Path, video: Keep | None) -> Part:
+    if video is None:
+        return part
+    builders = recorded_builders(part.plan, folder / VIDEOS, keep=video)
+    return replace(part, plan=replace(part.plan, env=replace(part.plan.env, builders=builders)))
+
+
+def _blinded(part: Part) -> Part:
+    assert part.plan.transform is not None
+    return replace(part, plan=replace(part.plan, transform=BlankFrames(part.plan.transform)))
+
+
+def _write_manifest(folder: Path, subject: Subject, choices: Choices, plan: Plan, deviations: Sequence[str]) -> None:
+    simulator = plan.env.simulator
+    write_manifest(
+        folder / MANIFEST_FILE,
+        recipe=plan.recipe.model_dump(mode="json", by_alias=True),
+        seeds={f"environments {number}": seed for number, seed in enumerate(choices.seeds)},
+        assets={
+            "checkpoint": subject.location,
+            "fingerprint": subject.fingerprint,
+            "trained_on": subject.trained_on,
+            "simulator_assets": None if simulator is None else f"{simulator.assets.kind}: {simulator.assets.folder}",
+            "renderer": None if simulator is None else f"{simulator.gl}: {simulator.renderer}",
+        },
+        deviations=deviations,
+        extra={
+            "protocol": None if simulator is None else choices.protocol.describe(),
+            "horizon": plan.env.horizon,
+            "episodes_per_task": choices.episodes_per_task,
+            "workers": choices.workers,
+            "temperature": choices.temperature,
+        },
+    )
+
+
+def _write(
+    folder: Path,
+    episodes: Sequence[EpisodeResult],
+    subject: Subject,
+    conditions: Conditions,
+    deviations: Sequence[str],
+    control: Control | None,
+) -> EvaluationSummary:
+    summary = write_results(
+        folder,
+        episodes,
+        notes=_notes(subject, conditions),
+        columns={"init_states": conditions.init_states, "trained_on": subject.trained_on},
+        details={
+            "evaluation": asdict(conditions),
+            "deviations": list(deviations),
+            "control": None if control is None else asdict(control),
+        },
+    )
+    _write_pictures(folder, summary)
+    return summary
+
+
+def _notes(subject: Subject, conditions: Conditions) -> list[str]:
+    """What must be said about the initial states before any number."""
+    if conditions.init_states == "standard" and subject.trained_states == "standard":
+        return [
+            "the policy was trained on the standard initial states, on which it is evaluated here: the score does not "
+            "say how it does on others."
+        ]
+    return []
+
+
+def _write_pictures(folder: Path, summary: EvaluationSummary) -> None:
+    """`success_<suite>.png`, where matplotlib is installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return
+    from vla_rl.reporting.plots import draw_success_per_task, png
+
+    for suite in summary.suites:
+        tasks = [asdict(task) for task in summary.tasks if task.suite == suite.suite]
+        picture = png(draw_success_per_task(tasks, confidence=summary.confidence))
+        atomic_write_bytes(folder / f"success_{suite.suite}.png", picture)

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
-from vla_rl.evaluation.episodes import EpisodeResult
+import numpy as np
+
+from vla_rl.evaluation.episodes import EpisodeKey, EpisodeResult
 from vla_rl.evaluation.statistics import (
     CONFIDENCE,
+    Float64Array,
     Interval,
     McNemar,
+    interquartile_mean,
+    iqm_interval,
     mcnemar,
     stratified_mean_interval,
     wilson_interval,
@@ -54,6 +60,9 @@ class SuiteSummary:
     mean_return: float  # mean of the tasks' means
     mean_env_steps: float  # mean of the tasks' means
     seconds: float  # summed over episodes, wall clock
+    seeds: int
+    iqm: float | None  # interquartile mean over seeds and tasks; None where not every seed has every task
+    iqm_interval: Interval | None  # of `iqm`, seeds redrawn within tasks; None for one seed: it has no spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +144,7 @@ def _summarise_suite(
 ) -> SuiteSummary:
     episodes, successes = sum(task.episodes for task in tasks), sum(task.successes for task in tasks)
     outcomes = [[float(episode.success) for episode in episodes] for episodes in episodes_by_task]
+    scores = _scores(episodes_by_task)
     return SuiteSummary(
         suite=suite,
         tasks=len(tasks),
@@ -146,7 +156,21 @@ def _summarise_suite(
         mean_return=sum(task.mean_return for task in tasks) / len(tasks),
         mean_env_steps=sum(task.mean_env_steps for task in tasks) / len(tasks),
         seconds=sum(episode.seconds for episodes in episodes_by_task for episode in episodes),
+        seeds=len({episode.seed for episodes in episodes_by_task for episode in episodes}),
+        iqm=None if scores is None else interquartile_mean(scores),
+        iqm_interval=None if scores is None or len(scores) == 1 else iqm_interval(scores, confidence=confidence),
     )
+
+
+def _scores(episodes_by_task: Sequence[Sequence[EpisodeResult]]) -> Float64Array | None:
+    """Success rate per seed and task, (S, T); None where a seed lacks a task."""
+    columns = []
+    for episodes in episodes_by_task:
+        by_seed = _group(sorted(episodes, key=lambda episode: episode.seed), lambda episode: episode.seed)
+        columns.append({seed: sum(it.success for it in own) / len(own) for seed, own in by_seed.items()})
+    if any(column.keys() != columns[0].keys() for column in columns):
+        return None
+    return np.array([[column[seed] for column in columns] for seed in columns[0]], dtype=np.float64)
 
 
 def _notes(suite: SuiteSummary, tasks: Sequence[TaskSummary]) -> list[str]:
@@ -164,6 +188,11 @@ def _notes(suite: SuiteSummary, tasks: Sequence[TaskSummary]) -> list[str]:
             f"{suite.suite}: its tasks have between {min(counts)} and {max(counts)} episodes; the suite's rate is the "
             "mean of the tasks' rates, Wilson's interval is that of all episodes."
         )
+    if suite.seeds > 1:
+        notes.append(
+            f"{suite.suite}: {suite.seeds} seeds play the same initial states, so its episodes are not independent; "
+            "the interval of the interquartile mean, over seeds, is the honest one."
+        )
     return notes
 
 
@@ -173,13 +202,24 @@ class Comparison:
 
     pairs: int
     unpaired: int  # episodes that only one of the two has; left out
-    difference: float  # success rate of the first minus that of the second, mean over tasks
+    first_rate: float  # success rate of the first on the pairs, mean over tasks
+    second_rate: float
+    difference: float  # `first_rate` - `second_rate`
     interval: Interval  # of `difference`, pairs redrawn within tasks
     test: McNemar
+
+    @property
+    def distinguishable(self) -> bool:
+        """Whether chance alone would rarely make two equally good policies differ like this."""
+        return self.test.p_mid < 1 - CONFIDENCE
 
 
 def compare(first: Iterable[EpisodeResult], second: Iterable[EpisodeResult]) -> Comparison:
     """Compare two evaluations pair by pair: same suite, task, initial state and seed.
+
+    Args:
+        first: episodes of one evaluation.
+        second: of another.
 
     Raises:
         ValueError: they have no episode in common.
@@ -193,18 +233,36 @@ def compare(first: Iterable[EpisodeResult], second: Iterable[EpisodeResult]) -> 
     return Comparison(
         pairs=len(shared),
         unpaired=len(ours.keys() ^ theirs.keys()),
+        first_rate=_rate(ours, differences.values()),
+        second_rate=_rate(theirs, differences.values()),
         difference=sum(sum(task) / len(task) for task in by_task) / len(by_task),
         interval=stratified_mean_interval(by_task),
         test=mcnemar([ours[key].success for key in shared], [theirs[key].success for key in shared]),
     )
 
 
-def write_results(folder: Path, results: Iterable[EpisodeResult]) -> EvaluationSummary:
+def _rate(episodes: Mapping[EpisodeKey, EpisodeResult], by_task: Iterable[Sequence[EpisodeKey]]) -> float:
+    """Success rate on the given episodes, mean over tasks."""
+    rates = [sum(episodes[key].success for key in keys) / len(keys) for keys in by_task]
+    return sum(rates) / len(rates)
+
+
+def write_results(
+    folder: Path,
+    results: Iterable[EpisodeResult],
+    *,
+    notes: Sequence[str] = (),
+    columns: Mapping[str, str] = MappingProxyType({}),
+    details: Mapping[str, object] = MappingProxyType({}),
+) -> EvaluationSummary:
     """Write `results.json` and `results.csv` beside the episodes.
 
     Args:
         folder: where to write; made if it is missing.
         results: the episodes.
+        notes: sentences that a reader must know, besides those that the numbers give.
+        columns: put into every row of the table: what must stand beside every score.
+        details: more keys of `results.json`.
 
     Returns:
         The summary that was written.
@@ -213,9 +271,10 @@ def write_results(folder: Path, results: Iterable[EpisodeResult]) -> EvaluationS
         ValueError: there is no episode.
     """
     summary = summarise(results)
-    atomic_write_json(folder / RESULTS_FILE, {"schema": SCHEMA, **asdict(summary)})
+    summary = replace(summary, notes=(*notes, *summary.notes))
+    atomic_write_json(folder / RESULTS_FILE, {"schema": SCHEMA, **asdict(summary), **details})
     table = io.StringIO()
-    rows = summary.rows()
+    rows = [{**row, **columns} for row in summary.rows()]
     writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)

@@ -1,0 +1,105 @@
+"""Two evaluations side by side, in words: is the difference more than noise?"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from vla_rl.evaluation.conditions import differences, read_conditions
+from vla_rl.evaluation.episodes import EPISODES_FILE, EpisodeResult, read_episodes
+from vla_rl.evaluation.results import Comparison, compare
+from vla_rl.evaluation.statistics import CONFIDENCE
+from vla_rl.evaluation.subject import EVALUATIONS
+from vla_rl.reporting.text import percent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparisonReport:
+    """Which of two policies is better on the episodes that both played."""
+
+    first: Path
+    second: Path
+    comparison: Comparison
+    caveats: tuple[str, ...]  # conditions in which they differ, besides the policy
+
+    def to_json(self) -> str:
+        """The report as one JSON object."""
+        values = {
+            "first": str(self.first),
+            "second": str(self.second),
+            **asdict(self.comparison),
+            "distinguishable": self.comparison.distinguishable,
+            "caveats": list(self.caveats),
+        }
+        return json.dumps(values, indent=2)
+
+    def __str__(self) -> str:
+        result = self.comparison
+        low, high = 100 * result.interval.low, 100 * result.interval.high
+        lines = [
+            f"A  {100 * result.first_rate:5.1f} %  {self.first}",
+            f"B  {100 * result.second_rate:5.1f} %  {self.second}",
+            f"on {result.pairs} episodes that both played (same task, initial state and seed)"
+            + (f"; {result.unpaired} that only one played are left out" if result.unpaired else ""),
+            f"A - B  {100 * result.difference:+.1f} points, {percent(CONFIDENCE)} interval {low:+.1f} to {high:+.1f}",
+            f"only A succeeded in {result.test.only_first}, only B in {result.test.only_second}: McNemar mid-p "
+            f"{result.test.p_mid:.2g} (exact {result.test.p_exact:.2g})",
+            verdict(result),
+        ]
+        return "\n".join([*lines, *(f"mind: they differ in {caveat}" for caveat in self.caveats)])
+
+
+def verdict(result: Comparison) -> str:
+    """Whether the difference is distinguishable from noise, in one sentence."""
+    if result.distinguishable:
+        better = "A" if result.test.only_first > result.test.only_second else "B"
+        return (
+            f"The difference is distinguishable: {better} is better. Two equally good policies would differ this much "
+            f"in {100 * result.test.p_mid:.2g} % of such comparisons."
+        )
+    if result.test.only_first + result.test.only_second == 0:
+        return "There is no difference: both succeeded and failed in the same episodes."
+    return (
+        "The difference is not distinguishable from noise: two equally good policies would differ this much in "
+        f"{100 * result.test.p_mid:.2g} % of such comparisons. More episodes may tell."
+    )
+
+
+def compare_evaluations(first: Path, second: Path) -> ComparisonReport:
+    """Compare two evaluations pair by pair.
+
+    Args:
+        first: the folder of an evaluation, its `results.json` or `episodes.jsonl`, or a run: its newest evaluation.
+        second: the same.
+
+    Raises:
+        ValueError: one is none of these, or they share no episode.
+    """
+    folders = [find_evaluation(path) for path in (first, second)]
+    if folders[0] == folders[1]:
+        raise ValueError(f"--compare: both are {folders[0]}; give two evaluations")
+    episodes: list[list[EpisodeResult]] = [read_episodes(folder / EPISODES_FILE) for folder in folders]
+    ours, theirs = (read_conditions(folder) for folder in folders)
+    caveats = () if ours is None or theirs is None else tuple(differences(ours, theirs, of_policy=False))
+    return ComparisonReport(
+        first=folders[0], second=folders[1], comparison=compare(episodes[0], episodes[1]), caveats=caveats
+    )
+
+
+def find_evaluation(path: Path) -> Path:
+    """The folder with the episodes that a path means.
+
+    Raises:
+        ValueError: there is none.
+    """
+    folder = path.parent if path.is_file() else path
+    if (folder / EPISODES_FILE).is_file():
+        return folder
+    found = max((folder / EVALUATIONS).rglob(EPISODES_FILE), key=lambda file: file.stat().st_mtime, default=None)
+    if found is None:
+        raise ValueError(
+            f"--compare: {path} holds no evaluation: expected a folder with {EPISODES_FILE}, or a run with one below "
+            f"{EVALUATIONS}/"
+        )
+    return found.parent

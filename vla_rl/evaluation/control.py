@@ -1,0 +1,66 @@
+"""The blind control: the same policy on the same episodes, with nothing to see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from vla_rl.evaluation.episodes import EpisodeResult
+from vla_rl.evaluation.results import Comparison, compare
+from vla_rl.types import FrameTransform, UInt8Array
+
+BLIND_EPISODES_FILE = "episodes_blind.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class BlankFrames:
+    """Black frames in place of whatever the cameras saw. Satisfies `vla_rl.types.FrameTransform`."""
+
+    transform: FrameTransform  # in place of which it stands
+
+    @property
+    def input_size(self) -> int:
+        """Pixels a side that the camera must render."""
+        return self.transform.input_size
+
+    @property
+    def output_size(self) -> int:
+        """Pixels a side after the transform."""
+        return self.transform.output_size
+
+    def __call__(self, frames: UInt8Array) -> UInt8Array:
+        """(N, input_size, input_size, 3) to (N, output_size, output_size, 3) of zeros."""
+        return np.zeros((len(frames), self.output_size, self.output_size, 3), dtype=np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """Seeing against blind."""
+
+    name: str
+    success_rate: float  # blind, mean over tasks
+    comparison: Comparison  # the first is the seeing policy
+    meaning: str  # one sentence
+
+
+def blind_control(seeing: Iterable[EpisodeResult], blind: Iterable[EpisodeResult]) -> Control:
+    """Compare a policy with itself without sight, pair by pair.
+
+    Raises:
+        ValueError: the two share no episode.
+    """
+    comparison = compare(seeing, blind)
+    if comparison.distinguishable and comparison.difference > 0:
+        meaning = (
+            "the policy needs what it sees: without frames it succeeds less often, by more than chance would explain"
+        )
+    elif comparison.distinguishable:
+        meaning = "without frames the policy succeeds more often: look for a fault in its images before trusting it"
+    else:
+        meaning = (
+            "on these episodes the policy does no better with its eyes open, as far as can be told: such a score may "
+            "come from the robot's own state, the task's text and habit"
+        )
+    return Control(name="blind", success_rate=comparison.second_rate, comparison=comparison, meaning=meaning)

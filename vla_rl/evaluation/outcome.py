@@ -1,0 +1,76 @@
+"""What an evaluation found, for people and for programs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vla_rl.evaluation.control import Control
+from vla_rl.evaluation.results import EvaluationSummary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationReport:
+    """The rates, and what must be read with them."""
+
+    checkpoint: str
+    folder: Path  # of results.json, results.csv, episodes.jsonl, manifest.json, videos/, logs/
+    summary: EvaluationSummary
+    deviations: tuple[str, ...]
+    trained_on: str
+    init_states: str  # of the evaluation
+    control: Control | None
+
+    def to_json(self) -> str:
+        """The report as one JSON object."""
+        values: dict[str, Any] = {
+            "checkpoint": self.checkpoint,
+            "folder": str(self.folder),
+            "init_states": self.init_states,
+            "trained_on": self.trained_on,
+            "deviations": list(self.deviations),
+            "control": None if self.control is None else asdict(self.control),
+            **asdict(self.summary),
+        }
+        return json.dumps(values, indent=2)
+
+    def sentences(self) -> list[str]:
+        """What must be read with the rates, a line each."""
+        lines = [f"evaluated on {self.init_states} initial states; trained on {self.trained_on}"]
+        for suite in self.summary.suites:
+            if suite.iqm is not None and suite.iqm_interval is not None:
+                low, high = suite.iqm_interval.low, suite.iqm_interval.high
+                lines.append(
+                    f"{suite.suite}: interquartile mean over {suite.seeds} seeds {_points(suite.iqm)} "
+                    f"(95 % interval {_points(low)} to {_points(high)})"
+                )
+        if self.control is not None:
+            lines.append(_control_in_words(self.control))
+        lines += [f"note: {note}" for note in self.summary.notes]
+        lines += [f"deviation from the protocol: {deviation}" for deviation in self.deviations]
+        return [*lines, f"results: {self.folder}"]
+
+    def __str__(self) -> str:
+        lines = [f"{'suite':<16} {'task':>5} {'episodes':>8} {'success':>8}  95 % interval"]
+        lines += [
+            f"{row['suite']:<16} {row['task_id']:>5} {row['episodes']:>8} {_points(float(row['success_rate'])):>8}  "
+            f"{_points(float(row['wilson_low']))} to {_points(float(row['wilson_high']))}"
+            for row in self.summary.rows()
+        ]
+        return "\n".join([*lines, *self.sentences()])
+
+
+def _control_in_words(control: Control) -> str:
+    comparison = control.comparison
+    low, high = comparison.interval.low, comparison.interval.high
+    return (
+        f"control {control.name}: success {_points(control.success_rate)}; sight makes a difference of "
+        f"{100 * comparison.difference:+.1f} points (95 % interval {100 * low:+.1f} to {100 * high:+.1f}, "
+        f"McNemar mid-p {comparison.test.p_mid:.2g}): {control.meaning}"
+    )
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:.1f}%"

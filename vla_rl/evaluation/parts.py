@@ -1,0 +1,188 @@
+"""From what was asked for to plans: one for each suite, checked before anything starts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vla_rl.evaluation.conditions import Conditions
+from vla_rl.evaluation.play import SAMPLED, evaluation_jobs, init_states
+from vla_rl.evaluation.protocol import InitStates, Protocol
+from vla_rl.evaluation.subject import Subject
+from vla_rl.recipe import LiberoSection, Recipe, build_recipe
+from vla_rl.recipe.sections import SUITES
+from vla_rl.run.plan import Plan, make_plan
+from vla_rl.workers.episodes import EpisodeJob
+
+_SERIAL_SLOTS = 1  # a batch of one: what a decision is does not depend on its neighbours
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choices:
+    """What was asked for; None is the usual."""
+
+    protocol: Protocol
+    tasks: tuple[int, ...] | None
+    episodes_per_task: int
+    workers: int
+    seeds: tuple[int, ...]
+    init_states: InitStates | None
+    horizon: int | None
+    temperature: float | None
+    assets: str | None
+    serial: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One suite of an evaluation."""
+
+    plan: Plan
+    jobs: list[EpisodeJob]
+
+
+def make_parts(subject: Subject, choices: Choices, suite: str | Sequence[str] | None) -> list[Part]:
+    """A plan and its episodes for each suite.
+
+    Raises:
+        ValueError: a choice does not fit the policy, the suite or this machine.
+    """
+    if len(set(choices.seeds)) != len(choices.seeds) or not choices.seeds:
+        raise ValueError(f"--seed: found {list(choices.seeds)}; every seed stands once")
+    parts = []
+    for name in _suites(subject, suite):
+        plan = make_plan(_recipe(subject, choices, name))
+        jobs = evaluation_jobs(plan, episodes_per_task=choices.episodes_per_task, seeds=choices.seeds)
+        parts.append(Part(plan, jobs))
+    return parts
+
+
+def make_conditions(subject: Subject, choices: Choices, parts: Sequence[Part]) -> Conditions:
+    """What the evaluation must keep when it is gone on with."""
+    plan = parts[0].plan
+    simulator = plan.env.simulator
+    versions = {} if simulator is None else {**simulator.versions, "renderer": simulator.renderer}
+    return Conditions(
+        checkpoint=subject.location,
+        fingerprint=subject.fingerprint,
+        trained_on=subject.trained_on,
+        protocol=choices.protocol.name if simulator is not None else "none",
+        horizon=choices.horizon,
+        temperature=choices.temperature,
+        seeds=choices.seeds,
+        init_states=init_states(plan),
+        assets="none" if simulator is None else simulator.assets.kind,
+        versions=", ".join(f"{name} {version}" for name, version in versions.items()) or "none",
+    )
+
+
+def folder_name(subject: Subject, conditions: Conditions, parts: Sequence[Part]) -> str:
+    """The checkpoint, the suites, and what is not as usual."""
+    words = [subject.name] if subject.name else []
+    words += [part.plan.env.tasks[0].suite for part in parts]
+    if conditions.protocol == "long":
+        words.append("long")
+    if conditions.horizon is not None:
+        words.append(f"horizon{conditions.horizon}")
+    if conditions.init_states == "spare" or (conditions.init_states == SAMPLED and conditions.assets != "none"):
+        words.append(conditions.init_states)
+    if conditions.temperature is not None:
+        words.append(f"T{conditions.temperature:g}")
+    if conditions.seeds != (0,):
+        words.append("seed" + "-".join(map(str, conditions.seeds)))
+    return "_".join(words)
+
+
+def all_deviations(choices: Choices, parts: Sequence[Part]) -> tuple[str, ...]:
+    """From the protocol, over all suites, each said once."""
+    found = [
+        deviation
+        for part in parts
+        for deviation in choices.protocol.deviations(
+            part.plan, temperature=choices.temperature, episodes_per_task=choices.episodes_per_task
+        )
+    ]
+    return tuple(dict.fromkeys(found))
+
+
+def _suites(subject: Subject, suite: str | Sequence[str] | None) -> list[str]:
+    """The suites to play; the name of the environment, where there are none.
+
+    Raises:
+        ValueError: one does not exist, stands twice, or must be named.
+    """
+    env = subject.recipe.env
+    asked = [suite] if isinstance(suite, str) else list(suite or ())
+    if not isinstance(env, LiberoSection):
+        if asked not in ([], [env.name]):
+            raise ValueError(
+                f"--suite: the policy was trained on {env.name}, found {', '.join(asked)}; leave the option out"
+            )
+        return [env.name]
+    if not asked and subject.checkpoint is None:
+        raise ValueError(f"--suite: {subject.location} does not say what it is for; name a suite: {', '.join(SUITES)}")
+    unknown = [name for name in asked if name not in SUITES]
+    if unknown or len(set(asked)) != len(asked):
+        raise ValueError(f"--suite: found {', '.join(asked)}; allowed are {', '.join(SUITES)}, each once")
+    return asked or [env.suite]
+
+
+def _recipe(subject: Subject, choices: Choices, suite: str) -> Recipe:
+    """The policy's recipe with the evaluation's environment, one slot per worker, and nothing of the learning.
+
+    Raises:
+        RecipeError: the choices do not fit together.
+    """
+    recipe = subject.recipe
+    changes: dict[str, Any] = {
+        "rollout.num_workers": _SERIAL_SLOTS if choices.serial else choices.workers,
+        "rollout.envs_per_worker": 1,
+        "replay.segment_length": 1,
+        "replay.min_decisions": 1,
+        "evaluation.tasks": "all",
+        "loss.kl_coefficient": 0.0,
+        "learner.strategy": "single",
+        "learner.num_ranks": "auto",
+    }
+    if choices.serial:
+        changes["runtime.mode"] = "serial"
+    if choices.temperature is not None:
+        changes["rollout.temperature"] = choices.temperature
+    changes |= _libero_changes(recipe.env, choices, suite) if isinstance(recipe.env, LiberoSection) else {}
+    if not isinstance(recipe.env, LiberoSection):
+        _only_libero(recipe.env.name, choices)
+        if choices.horizon is not None:
+            changes["env.horizon"] = choices.horizon
+    if choices.tasks is not None:
+        changes["env.tasks"] = list(choices.tasks)
+    overrides = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+    return build_recipe(recipe.dump_yaml(), overrides, source=f"evaluation of {subject.location}")
+
+
+def _libero_changes(env: LiberoSection, choices: Choices, suite: str) -> dict[str, Any]:
+    changes: dict[str, Any] = {
+        "env.suite": suite,
+        "env.init_states": choices.init_states or "standard",
+        "env.horizon": choices.horizon or choices.protocol.horizon(suite),
+    }
+    if suite != env.suite:
+        changes["env.tasks"] = "all"
+    if choices.assets is not None:
+        changes["env.assets"] = choices.assets
+    return changes
+
+
+def _only_libero(env: str, choices: Choices) -> None:
+    """Refuse what other environments do not have.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    if choices.init_states not in (None, SAMPLED):
+        raise ValueError(f"--init-states: {env} samples its initial states; leave the option out")
+    if choices.assets is not None:
+        raise ValueError(f"--assets: {env} has none; leave the option out")
+    if choices.protocol.name != "oft":
+        raise ValueError(f"--protocol: a protocol is LIBERO's, and the policy was trained on {env}")

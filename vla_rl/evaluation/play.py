@@ -1,0 +1,146 @@
+"""Play the episodes of an evaluation through a cell: a central queue, a record each, a retry for a dead worker's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from vla_rl.errors import preflight
+from vla_rl.evaluation.episodes import EpisodeLog, EpisodeResult
+from vla_rl.learner.checkpoint import load_policy
+from vla_rl.recipe import LiberoSection
+from vla_rl.run.assembly import AnyCell, make_cell, make_memory, trainable_tensors
+from vla_rl.run.plan import Plan
+from vla_rl.workers.episodes import EpisodeJob, EpisodeRecord
+
+SAMPLED = "sampled"  # how environments other than LIBERO start
+
+
+def evaluation_jobs(plan: Plan, *, episodes_per_task: int, seeds: Sequence[int]) -> list[EpisodeJob]:
+    """Every (task, seed, initial state) once, task by task, so that a worker changes its simulator as rarely as it can.
+
+    Raises:
+        ValueError: more episodes per task than there are initial states.
+    """
+    for task, count in zip(plan.env.tasks, plan.env.num_init_states, strict=True):
+        if count is not None and episodes_per_task > count:
+            raise ValueError(
+                f"--episodes-per-task: {episodes_per_task} were asked for, but {task.suite} task {task.task_id} has "
+                f"{count} {init_states(plan)} initial states; allowed are 1 to {count}"
+            )
+    triples = [
+        (task, seed, state)
+        for task in range(len(plan.env.tasks))
+        for seed in seeds
+        for state in range(episodes_per_task)
+    ]
+    return [
+        EpisodeJob(task_index=task, init_state=state, seed=seed, job_id=number)
+        for number, (task, seed, state) in enumerate(triples)
+    ]
+
+
+def init_states(plan: Plan) -> str:
+    """The set that initial states are counted in."""
+    section = plan.recipe.env
+    return section.init_states if isinstance(section, LiberoSection) else SAMPLED
+
+
+def play(
+    plan: Plan,
+    checkpoint: Path | None,
+    jobs: Sequence[EpisodeJob],
+    episodes: EpisodeLog,
+    *,
+    greedy: bool,
+    seed: int,
+    log_dir: Path,
+    on_episode: Callable[[EpisodeResult], None],
+) -> None:
+    """Play what is not in the log yet, and append what comes of it at once.
+
+    Args:
+        plan: of the evaluation.
+        checkpoint: trained tensors; None for the plan's policy as it is.
+        jobs: all episodes.
+        episodes: those that were played before, and where the others go.
+        greedy: take the most likely tokens.
+        seed: of the sampling, where it is not greedy.
+        log_dir: of the processes.
+        on_episode: told after every episode.
+
+    Raises:
+        UserError: the checkpoint does not fit the policy, or shared memory is too small.
+        CellFailureError: a part failed for good; what was played is kept.
+    """
+    todo = [job for job in jobs if _result_key(plan, job) not in episodes.done]
+    if not todo:
+        return
+    with preflight():
+        policy = plan.policy.build(device=plan.device)
+        if checkpoint is not None:
+            load_policy(checkpoint, policy)
+        memory = make_memory(plan, policy, with_ring=False)
+    finished: list[EpisodeRecord] = []
+    try:
+        memory.mailbox.publish(0, trainable_tensors(policy))
+        cell = make_cell(
+            plan,
+            plan.env,
+            memory,
+            log_dir=log_dir,
+            greedy=greedy,
+            seed=seed,
+            on_episode=finished.append,
+            jobs=iter(todo),
+        )
+        try:
+            cell.start()
+            _collect(plan, cell, finished, episodes, on_episode)
+        finally:
+            cell.close()
+    finally:
+        memory.close()
+
+
+def _collect(
+    plan: Plan,
+    cell: AnyCell,
+    finished: list[EpisodeRecord],
+    episodes: EpisodeLog,
+    on_episode: Callable[[EpisodeResult], None],
+) -> None:
+    # Asked in this order: once the cell has finished, all its records are in the list.
+    while not cell.finished or finished:
+        cell.raise_if_failed()
+        while finished:
+            result = _result(plan, finished.pop(0))
+            episodes.append(result)
+            on_episode(result)
+        if not cell.finished:
+            cell.collect()
+
+
+def result_keys(plan: Plan, jobs: Sequence[EpisodeJob]) -> set[tuple[str, int, str, int, int]]:
+    """The keys under which the jobs' episodes are logged."""
+    return {_result_key(plan, job) for job in jobs}
+
+
+def _result_key(plan: Plan, job: EpisodeJob) -> tuple[str, int, str, int, int]:
+    task = plan.env.tasks[job.task_index]
+    return (task.suite, task.task_id, init_states(plan), job.init_state, job.seed)
+
+
+def _result(plan: Plan, record: EpisodeRecord) -> EpisodeResult:
+    task = plan.env.tasks[record.job.task_index]
+    return EpisodeResult(
+        suite=task.suite,
+        task_id=task.task_id,
+        init_state=record.job.init_state,
+        seed=record.job.seed,
+        success=record.success,
+        env_steps=record.env_steps,
+        episode_return=record.episode_return,
+        seconds=record.seconds,
+        init_states=init_states(plan),
+    )

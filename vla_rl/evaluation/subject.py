@@ -1,0 +1,199 @@
+"""What is evaluated: a run, one of its checkpoints, a checkpoint directory of the public layout, or the tiny model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vla_rl.learner import checkpoint_files
+from vla_rl.learner.checkpoint import FOLDER, CheckpointError, find_latest
+from vla_rl.recipe import LiberoSection, Recipe, build_recipe, load_recipe
+from vla_rl.run.folder import RECIPE_FILE
+
+TINY = "tiny"
+UNKNOWN_TRAINING = "unknown"
+EVALUATIONS = "eval"  # folder of a run
+
+_RUNS = Path("runs")  # where the results of what is no run go
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_BLOCKS, _BLOCK_BYTES = 64, 1 << 16  # of a weights file, that its fingerprint is made of
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A policy to evaluate."""
+
+    location: str  # where it lies, for people
+    name: str  # of the folder of results
+    home: Path  # that folder's parent
+    recipe: Recipe  # its policy; the environment is the training's, where there was one
+    checkpoint: Path | None  # trained tensors to lay over the recipe's policy; None: the policy as it is
+    fingerprint: str
+    trained_on: str  # suite and initial states of the training, in words
+
+    @property
+    def trained_states(self) -> str | None:
+        """The set of initial states that the training used, if it is known."""
+        return getattr(self.recipe.env, "init_states", None) if self.checkpoint is not None else None
+
+
+def find_subject(target: str, *, profile: str) -> Subject:
+    """Look up what is to be evaluated. Reads checksums, no weights.
+
+    Args:
+        target: the folder of a run (its newest whole checkpoint is taken) or of a checkpoint; a checkpoint directory
+            with `config.json` and safetensors, such as an export; the name of one on the Hugging Face hub that is in
+            the local cache; or `tiny`, the random model.
+        profile: of a checkpoint directory: what its files do not say.
+
+    Raises:
+        ValueError: it is none of these; the message says what it is instead, and what to do.
+    """
+    if target == TINY:
+        return _policy_alone(TINY, checkpoint=TINY, profile=profile, fingerprint=TINY)
+    path = Path(target).expanduser()
+    if not path.exists():
+        path = _cached(target)
+    if path.parent.name == FOLDER and (path.parents[1] / RECIPE_FILE).is_file():
+        return _trained(path, run_dir=path.parents[1], whole=False)
+    if (path / RECIPE_FILE).is_file():
+        return _trained(_newest(path), run_dir=path, whole=True)
+    if (path / "config.json").is_file():
+        return _policy_alone(target, checkpoint=str(path), profile=profile, fingerprint=_sampled_digest(path))
+    raise CheckpointError(f"{target} is nothing that can be evaluated: {_what_it_is(path)}")
+
+
+def _what_it_is(path: Path) -> str:
+    """Why a path is refused, and what to give instead."""
+    if path.is_file():
+        return "it is a file. Give the folder of a run, of a checkpoint, or of exported weights"
+    if (path / "adapter_config.json").is_file():
+        return (
+            "it is a LoRA adapter without the weights that it adapts. Give the run that it comes from, or merge it "
+            "into a checkpoint directory first"
+        )
+    return (
+        f"it holds neither {RECIPE_FILE} (a run), nor is it below {FOLDER}/ of a run, nor is there a config.json "
+        "(a checkpoint directory)"
+    )
+
+
+def _cached(target: str) -> Path:
+    """A hub id's snapshot in the local cache; nothing is downloaded.
+
+    Raises:
+        CheckpointError: it is not there, or the target is no hub id.
+    """
+    if not _HUB_ID.fullmatch(target):
+        raise CheckpointError(
+            f"{target} does not exist: give the folder of a run, of a checkpoint, or exported weights"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(target, local_files_only=True))
+    except LocalEntryNotFoundError as error:
+        raise CheckpointError(
+            f"{target} does not exist here, and if it is the name of a model on the hub, it is not in the local cache. "
+            f"Nothing is downloaded unasked: run `hf download {target}` first, or give a folder"
+        ) from error
+
+
+def _newest(run_dir: Path) -> Path:
+    search = find_latest(run_dir)
+    if search.newest is None:
+        reasons = "".join(f"\n  {warning}" for warning in search.warnings)
+        raise CheckpointError(f"{run_dir} holds no whole checkpoint under {FOLDER}/{reasons}")
+    return search.newest.path
+
+
+def _trained(checkpoint: Path, *, run_dir: Path, whole: bool) -> Subject:
+    """A checkpoint of a run; `whole` if its files were compared with their checksums already."""
+    problem = None if whole else checkpoint_files.problem_of(checkpoint)
+    if problem is not None:
+        raise CheckpointError(f"{checkpoint}: {problem}")
+    recipe = load_recipe(run_dir / RECIPE_FILE)
+    entry = json.loads((checkpoint / checkpoint_files.MANIFEST).read_text())["files"]["policy.safetensors"]
+    return Subject(
+        location=str(checkpoint),
+        name=checkpoint.name,
+        home=run_dir / EVALUATIONS,
+        recipe=recipe,
+        checkpoint=checkpoint,
+        fingerprint=_digest(entry, recipe.policy.model_dump(mode="json"), recipe.seed),
+        trained_on=_training(recipe),
+    )
+
+
+def _training(recipe: Recipe) -> str:
+    env = recipe.env
+    tasks = ",".join(map(str, env.task_ids))
+    if isinstance(env, LiberoSection):
+        tasks = "all" if env.tasks == "all" else tasks
+        return f"{env.suite} (tasks: {tasks}), {env.init_states} initial states"
+    return f"{env.name} (tasks: {tasks}), sampled initial states"
+
+
+def _policy_alone(location: str, *, checkpoint: str, profile: str, fingerprint: str) -> Subject:
+    """A policy without a run: nothing is laid over its weights, nothing is known of its training."""
+    name = Path(location).name
+    name = name if re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) else "checkpoint"
+    values: dict[str, Any] = {
+        "name": name,
+        "env": {"name": "libero", "suite": "libero_spatial"},
+        "policy": {
+            "name": "openvla_oft",
+            "checkpoint": checkpoint,
+            "profile": profile,
+            "lora": None,
+            "train_action_rows": False,
+            "train_proprio_projector": False,
+            "dtype": "bfloat16" if _has_gpu() else "float32",
+        },
+        "surrogate": {"name": "no_clip"},
+        "learner": {"precision": "bf16" if _has_gpu() else "fp32"},
+        "budget": {"optimizer_steps": 1},
+    }
+    return Subject(
+        location=location,
+        name="",
+        home=_RUNS / name / EVALUATIONS,
+        recipe=build_recipe(json.dumps(values), source=location),
+        checkpoint=None,
+        fingerprint=_digest(fingerprint, profile),
+        trained_on=UNKNOWN_TRAINING,
+    )
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _sampled_digest(directory: Path) -> str:
+    """Of the small files, and of blocks spread over the large ones: gigabytes need not be read to tell two apart."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in directory.iterdir() if path.suffix in {".json", ".safetensors", ".pt"}):
+        digest.update(f"{path.name} {path.stat().st_size}".encode())
+        for block in _blocks(path):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        for number in range(_BLOCKS):
+            file.seek(number * max(0, size - _BLOCK_BYTES) // (_BLOCKS - 1))
+            yield file.read(_BLOCK_BYTES)
+
+
+def _digest(*values: object) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
