@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from vla_rl.learner.collectives import Collectives
 from vla_rl.learner.optimizer import OptimizerSettings, build_adamw, schedule, trainable_parameters
-from vla_rl.learner.strategies import OptimizerState, StrategyName, build_strategy
+from vla_rl.learner.stepping import OptimizerState
+from vla_rl.learner.strategies import StrategyName, build_strategy
 from vla_rl.types import PolicyInputs, PolicyOutput
 
 logger = logging.getLogger(__name__)
