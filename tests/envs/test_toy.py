@@ -52,6 +52,23 @@ def test_success_inside_a_chunk_leaves_the_rest_unexecuted():
     assert 1 <= result.executed < 20
 
 
+def test_success_in_the_last_step_of_the_horizon_is_success_and_not_truncation():
+    def steps_to_goal(horizon):
+        env = ToyEnv(horizon=horizon)
+        state = env.reset(3).state
+        for count in range(1, horizon + 1):
+            result = env.step_chunk(towards_goal(state))
+            state = result.observation.state
+            if result.terminated or result.truncated:
+                return count, result
+        raise AssertionError("neither ended")
+
+    needed, _ = steps_to_goal(50)
+    count, result = steps_to_goal(needed)
+    assert count == needed
+    assert (result.terminated, result.truncated) == (True, False)
+
+
 def test_the_same_arguments_give_the_same_episode_and_others_another():
     starts = {tuple(ToyEnv(task).reset(init, seed=seed).state) for task in (0, 1) for init in (0, 1) for seed in (0, 1)}
     assert len(starts) == 8
