@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -79,7 +79,8 @@ def _translate(details: ErrorDetails, path: Path, section: SectionType | None) -
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         return [_unknown_kind(path, found)]
     rule, allowed = _rule(kind, details["msg"], context)
-    return [Problem(dotted, rule, found=_shown(found), allowed=allowed, hint=_conversion(kind, found))]
+    hint = _closest(str(found), allowed.split(", ")) if kind == "literal_error" else _conversion(kind, found)
+    return [Problem(dotted, rule, found=_shown(found), allowed=allowed, hint=hint)]
 
 
 def dotted_path(path: Path) -> str:
@@ -120,11 +121,16 @@ def _meant(path: Path, known: list[str]) -> str:
 def _unknown_kind(path: Path, found: Any) -> Problem:  # noqa: ANN401 - whatever the user wrote
     names = list(kinds(tuple(map(str, path))))
     name = found.get("name") if isinstance(found, dict) else None
-    close = difflib.get_close_matches(str(name), names, n=1)
-    hint = f"did you mean '{close[0]}'?" if close else ""
+    hint = _closest(str(name), list(names))
     rule = "this key is required" if name is None else "unknown name"
     shown = "" if name is None else _shown(name)
     return Problem(f"{dotted_path(path)}.name", rule, found=shown, allowed=", ".join(names), hint=hint)
+
+
+def _closest(found: str, allowed: Sequence[str]) -> str:
+    """What was probably meant, if it is close to what was written."""
+    close = difflib.get_close_matches(found, allowed, n=1)
+    return f"did you mean '{close[0]}'?" if close else ""
 
 
 def _rule(kind: str, message: str, context: Mapping[str, Any]) -> tuple[str, str]:
