@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
 from vla_rl.recipe import dialect
 from vla_rl.recipe.problems import RulesError
-from vla_rl.recipe.rules import broken_rules
+from vla_rl.recipe.regimes import RegimeName
+from vla_rl.recipe.rules import broken_rules, with_regime
 from vla_rl.recipe.sections import (
     BudgetSection,
     CheckpointSection,
@@ -36,6 +37,9 @@ class Recipe(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = Field(description="of the run's folder")
     description: str = Field("", description="one line, for people")
     seed: NonNegative = Field(0, description="of weights, environments, actions and sampling")
+    regime: RegimeName | None = Field(
+        None, description="how old the samples are: sets replay.replay_ratio and replay.old_threshold from the budget"
+    )
     env: EnvSection
     policy: PolicySection
     surrogate: SurrogateSection
@@ -50,6 +54,11 @@ class Recipe(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     evaluation: EvaluationSection = EvaluationSection()
     logging: LoggingSection = LoggingSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _regime_in_numbers(cls, data: Any) -> Any:  # noqa: ANN401 - whatever was given
+        return with_regime(data) if isinstance(data, dict) else data
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:

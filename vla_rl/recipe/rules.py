@@ -10,9 +10,13 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from vla_rl.recipe.problems import Problem
+from vla_rl.recipe.regimes import SPANS, STALE_REUSE, Regime, RegimeName, regime_of_run
 from vla_rl.recipe.sections import (
     HORIZONS,
+    BudgetSection,
     EnvSection,
     EvaluationSection,
     LearnerSection,
@@ -142,6 +146,59 @@ def _serial_has_one_rank(runtime: RuntimeSection, learner: LearnerSection) -> Pr
     return None
 
 
+def _regime(name: str, replay: ReplaySection, learner: LearnerSection, budget: BudgetSection) -> Regime:
+    return regime_of_run(
+        name,
+        capacity=replay.capacity,
+        decisions_per_update=learner.micro_batch * learner.accumulation * replay.segment_length,
+        optimizer_steps=budget.optimizer_steps,
+        publish_every=learner.publish_every,
+    )
+
+
+def with_regime(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's raw data with what its regime stands for, where that can be known and is not written.
+
+    Data that is wrong in itself comes back as it is: validation tells what is wrong with it.
+    """
+    name, replay = data.get("regime"), data.get("replay", {})
+    if not isinstance(name, str) or name not in SPANS or not isinstance(replay, Mapping):
+        return dict(data)
+    try:
+        learner = LearnerSection.model_validate(data.get("learner", {}))
+        budget = BudgetSection.model_validate(data.get("budget", {}))
+        regime = _regime(name, ReplaySection.model_validate(replay), learner, budget)
+    except ValidationError:
+        return dict(data)
+    settings = {"replay_ratio": regime.replay_ratio, "old_threshold": regime.old_threshold}
+    return {**data, "replay": {**settings, **replay}}
+
+
+def _regime_is_kept(
+    regime: RegimeName | None, replay: ReplaySection, learner: LearnerSection, budget: BudgetSection
+) -> Problem | None:
+    if regime is None:
+        return None
+    meant = _regime(regime, replay, learner, budget)
+    for field in ("replay_ratio", "old_threshold"):
+        found, allowed = getattr(replay, field), getattr(meant, field)
+        if field in replay.model_fields_set and found != allowed:
+            return Problem(
+                path=f"replay.{field}",
+                rule=f"regime '{regime}' sets it from the capacity, the batch and the budget",
+                found=str(found),
+                allowed=f"{allowed:g}, or leave it out",
+            )
+    if regime == "stale" and meant.replay_ratio < STALE_REUSE:
+        return Problem(
+            path="regime",
+            rule="stale means that old data is used tens of times",
+            found=f"{meant.replay_ratio:g} times",
+            allowed="a larger budget.optimizer_steps or batch, or a smaller replay.capacity",
+        )
+    return None
+
+
 RULES: tuple[Callable[..., Problem | None], ...] = (
     _state_policy_needs_state,
     _vla_needs_frames,
@@ -152,6 +209,7 @@ RULES: tuple[Callable[..., Problem | None], ...] = (
     _segment_fits_episode,
     _evaluation_tasks_are_trained,
     _serial_has_one_rank,
+    _regime_is_kept,
 )
 
 

@@ -360,4 +360,5 @@ class LoggingSection(Section):
     """What is written while the run goes on."""
 
     every_optimizer_steps: Positive = Field(1, description="optimizer steps between rows of metrics")
+    recent_episodes: Positive = Field(100, description="training episodes that returns and success rates are means of")
     tensorboard: bool = Field(True, description="also write TensorBoard event files")

@@ -7,14 +7,12 @@ from collections import deque
 
 from vla_rl.workers.episodes import EpisodeRecord
 
-RECENT_EPISODES = 100
-
 
 class RolloutStats:
     """The last episodes of one cell, and how many there were."""
 
-    def __init__(self) -> None:
-        self._recent: deque[EpisodeRecord] = deque(maxlen=RECENT_EPISODES)
+    def __init__(self, *, recent_episodes: int) -> None:
+        self._recent: deque[EpisodeRecord] = deque(maxlen=recent_episodes)
         self._lock = threading.Lock()
 
     def add(self, record: EpisodeRecord) -> None:

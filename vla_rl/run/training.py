@@ -94,7 +94,7 @@ class TrainingRun:
             self.sampler = SegmentSampler(self.ring, segment_length=recipe.replay.segment_length, seed=seed + 1)
             if resume_from is not None:
                 self._restore(resume_from, rank=rank, num_ranks=num_ranks)
-            self.stats = RolloutStats()
+            self.stats = RolloutStats(recent_episodes=recipe.logging.recent_episodes)
             self.cell = make_cell(
                 plan,
                 plan.env,
