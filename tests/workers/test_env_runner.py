@@ -88,7 +88,7 @@ def make_runner(cell, builders, jobs, *, records=None, max_open=2):
         pool=EnvPool(builders, max_open),
         transform=None,
         jobs={0: iter(jobs)},
-        sinks={0: sink},
+        writers={0: sink},
         counters=WorkerCounters(counters, 0),
         on_episode=(records if records is not None else []).append,
     )

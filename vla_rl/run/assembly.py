@@ -201,7 +201,7 @@ def _serial_cell(
         pool=EnvPool(env.builders, max_open=OPEN_ENVS_PER_SLOT * len(slot_ids)),
         transform=plan.transform,
         jobs=schedules if jobs is None else dict.fromkeys(slot_ids, jobs),
-        sinks={slot: ring.writer(slot) for slot in slot_ids} if ring is not None else {},
+        writers={slot: ring.writer(slot) for slot in slot_ids} if ring is not None else {},
         counters=WorkerCounters(memory.counters, 0),
         on_episode=on_episode,
     )

@@ -6,49 +6,15 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from vla_rl.ipc.counters import EnvWorkerPhase
 from vla_rl.ipc.slots import ExchangeSlots
-from vla_rl.types import Environment, FloatArray, FrameTransform, Observation, TokenArray, UInt8Array
+from vla_rl.replay.ring import EpisodeWriter
+from vla_rl.types import Environment, FrameTransform, Observation
 from vla_rl.workers.episodes import EpisodeJob, EpisodeRecord
 from vla_rl.workers.worker_counters import WorkerCounters
 
 EnvBuilder = Callable[[], Environment]
-
-
-class DecisionSink(Protocol):
-    """Where the decisions of one env slot go: the replay ring's writer, or nowhere in an evaluation."""
-
-    def begin(self, episode_id: int, task_index: int) -> None:
-        """An episode starts."""
-        ...
-
-    def add(  # noqa: PLR0913 - the record's fields, by name
-        self,
-        *,
-        frames: UInt8Array,
-        state: FloatArray,
-        tokens: TokenArray,
-        logprobs: FloatArray,
-        value: float,
-        reward: float,
-        executed: int,
-        terminated: bool,
-        truncated: bool,
-        policy_version: int,
-        logits: FloatArray | None = None,
-    ) -> None:
-        """One decision and what it led to."""
-        ...
-
-    def commit(self, final_frames: UInt8Array, final_state: FloatArray) -> None:
-        """The episode ended; it becomes visible, with the observation after its last decision."""
-        ...
-
-    def abandon(self) -> None:
-        """The half-finished episode is dropped."""
-        ...
 
 
 @dataclass(slots=True)
@@ -109,7 +75,7 @@ class EnvRunner:
         pool: EnvPool,
         transform: FrameTransform | None,
         jobs: Mapping[int, Iterator[EpisodeJob]],
-        sinks: Mapping[int, DecisionSink],
+        writers: Mapping[int, EpisodeWriter],
         counters: WorkerCounters,
         on_episode: Callable[[EpisodeRecord], None],
         first_episode_id: int = 0,
@@ -122,7 +88,7 @@ class EnvRunner:
             pool: simulators, made in this process.
             transform: raw camera frames to stored frames; None where nothing is rendered.
             jobs: per slot, the episodes to play.
-            sinks: per slot, where decisions go; empty in an evaluation.
+            writers: per slot, where decisions go; empty in an evaluation.
             counters: the cell's counters.
             on_episode: called with every finished episode.
             first_episode_id: episode ids count up from here.
@@ -132,7 +98,7 @@ class EnvRunner:
         self._pool = pool
         self._transform = transform
         self._jobs = jobs
-        self._sinks = sinks
+        self._writers = writers
         self._counters = counters
         self._on_episode = on_episode
         self._next_episode_id = first_episode_id
@@ -153,8 +119,8 @@ class EnvRunner:
         env = self._pool.get(slot, job.task_index)
         observation = env.reset(job.init_state, seed=job.seed)
         self._episodes[slot] = _Episode(job=job, env=env, began=began)
-        if slot in self._sinks:
-            self._sinks[slot].begin(self._next_episode_id, job.task_index)
+        if slot in self._writers:
+            self._writers[slot].begin(self._next_episode_id, job.task_index)
         self._next_episode_id += 1
         self._slots.task_index[slot] = job.task_index
         self._present(slot, observation)
@@ -179,9 +145,9 @@ class EnvRunner:
         episode.episode_return += result.reward
         episode.success = episode.success or result.terminated or result.success
         self._counters.add_decision(result.executed)
-        sink = self._sinks.get(slot)
-        if sink is not None:
-            sink.add(
+        writer = self._writers.get(slot)
+        if writer is not None:
+            writer.add(
                 frames=slots.frames[slot],
                 state=slots.state[slot],
                 tokens=slots.tokens[slot],
@@ -197,16 +163,16 @@ class EnvRunner:
         self._present(slot, result.observation)
         if not (result.terminated or result.truncated):
             return True
-        if sink is not None:
-            sink.commit(slots.frames[slot], slots.state[slot])
+        if writer is not None:
+            writer.commit(slots.frames[slot], slots.state[slot])
         self._finish(episode, terminated=result.terminated, truncated=result.truncated)
         return self.start(slot)
 
     def abandon(self) -> None:
         """Drop every half-finished episode."""
         for slot in self._episodes:
-            if slot in self._sinks:
-                self._sinks[slot].abandon()
+            if slot in self._writers:
+                self._writers[slot].abandon()
         self._episodes.clear()
 
     def close(self) -> None:

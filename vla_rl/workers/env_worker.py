@@ -101,16 +101,14 @@ class EnvWorker:
         self._incarnation = incarnation
         self._counters = counters
         drain(links.inference)
-        sinks = {slot: ring.writer(slot) for slot in settings.slot_ids} if ring is not None else {}
-        for sink in sinks.values():
-            sink.abandon()
+        writers = {slot: ring.writer(slot) for slot in settings.slot_ids} if ring is not None else {}
         self._runner = EnvRunner(
             slots=slots,
             slot_ids=settings.slot_ids,
             pool=EnvPool(settings.builders, settings.max_open_envs),
             transform=settings.transform,
             jobs={slot: self._jobs(slot) for slot in settings.slot_ids},
-            sinks=sinks,
+            writers=writers,
             counters=counters,
             on_episode=links.supervisor.send,
             first_episode_id=(settings.first_env_index << 40) + (incarnation << 32),
