@@ -39,6 +39,7 @@ REPORT = EvaluationReport(
     trained_on="libero_goal (tasks: all), sampled initial states",
     init_states="standard",
     control=None,
+    videos=None,
 )
 
 

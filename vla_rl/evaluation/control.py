@@ -52,7 +52,9 @@ def blind_control(seeing: Iterable[EpisodeResult], blind: Iterable[EpisodeResult
         ValueError: the two share no episode.
     """
     comparison = compare(seeing, blind)
-    if comparison.distinguishable and comparison.difference > 0:
+    if comparison.first_rate == comparison.second_rate == 0.0:
+        meaning = "neither succeeded once, so nothing can be said about what the policy sees"
+    elif comparison.distinguishable and comparison.difference > 0:
         meaning = (
             "the policy needs what it sees: without frames it succeeds less often, by more than chance would explain"
         )

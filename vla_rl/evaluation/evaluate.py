@@ -113,6 +113,7 @@ def evaluate(  # noqa: PLR0913 - the verb's options, by name
         trained_on=subject.trained_on,
         init_states=conditions.init_states,
         control=compared,
+        videos=None if video is None else len(list((folder / VIDEOS).glob("[!.]*.mp4"))),
     )
 
 
@@ -145,7 +146,9 @@ class Passes:
     def play_all(self, parts: Sequence[Part], file: str) -> list[EpisodeResult]:
         """Play what is missing in a log; returns the wanted episodes that stand in it then."""
         wanted = set().union(*(result_keys(part.plan, part.jobs) for part in parts))
-        with EpisodeLog(self.folder / file) as log:
+        with preflight():
+            opened = EpisodeLog(self.folder / file)
+        with opened as log:
             self.tally.add([episode for episode in log.episodes if episode.key in wanted])
             for part in parts:
                 play(

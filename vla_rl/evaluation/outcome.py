@@ -9,6 +9,7 @@ from typing import Any
 
 from vla_rl.evaluation.control import Control
 from vla_rl.evaluation.results import EvaluationSummary
+from vla_rl.evaluation.video import VIDEOS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,7 @@ class EvaluationReport:
     trained_on: str
     init_states: str  # of the evaluation
     control: Control | None
+    videos: int | None  # how many lie in the folder; None: none were asked for
 
     def to_json(self) -> str:
         """The report as one JSON object."""
@@ -31,6 +33,7 @@ class EvaluationReport:
             "init_states": self.init_states,
             "trained_on": self.trained_on,
             "deviations": list(self.deviations),
+            "videos": self.videos,
             "control": None if self.control is None else asdict(self.control),
             **asdict(self.summary),
         }
@@ -48,6 +51,10 @@ class EvaluationReport:
                 )
         if self.control is not None:
             lines.append(_control_in_words(self.control))
+        if self.videos is not None:
+            lines.append(
+                f"{self.videos} videos in {self.folder / VIDEOS}; episodes that had been played before were not filmed"
+            )
         lines += [f"note: {note}" for note in self.summary.notes]
         lines += [f"deviation from the protocol: {deviation}" for deviation in self.deviations]
         return [*lines, f"results: {self.folder}"]

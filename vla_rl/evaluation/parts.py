@@ -11,7 +11,7 @@ from vla_rl.evaluation.conditions import Conditions
 from vla_rl.evaluation.play import SAMPLED, evaluation_jobs, init_states
 from vla_rl.evaluation.protocol import InitStates, Protocol
 from vla_rl.evaluation.subject import Subject
-from vla_rl.recipe import LiberoSection, Recipe, build_recipe
+from vla_rl.recipe import METAWORLD_TASKS, LiberoSection, MetaworldSection, Recipe, ToySection, build_recipe
 from vla_rl.recipe.sections import SUITES
 from vla_rl.run.plan import Plan, make_plan
 from vla_rl.workers.episodes import EpisodeJob
@@ -156,9 +156,19 @@ def _recipe(subject: Subject, choices: Choices, suite: str) -> Recipe:
         if choices.horizon is not None:
             changes["env.horizon"] = choices.horizon
     if choices.tasks is not None:
-        changes["env.tasks"] = list(choices.tasks)
+        changes["env.tasks"] = _task_entries(recipe.env, choices.tasks)
     overrides = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
     return build_recipe(recipe.dump_yaml(), overrides, source=f"evaluation of {subject.location}")
+
+
+def _task_entries(env: LiberoSection | ToySection | MetaworldSection, ids: Sequence[int]) -> list[int] | list[str]:
+    """Tasks as they stand in a recipe: Meta-World's have names there."""
+    if not isinstance(env, MetaworldSection):
+        return list(ids)
+    unknown = [task for task in ids if task >= len(METAWORLD_TASKS)]
+    if unknown:
+        raise ValueError(f"--tasks: Meta-World has tasks 0 to {len(METAWORLD_TASKS) - 1}, found {unknown}")
+    return [METAWORLD_TASKS[task] for task in ids]
 
 
 def _libero_changes(env: LiberoSection, choices: Choices, suite: str) -> dict[str, Any]:
