@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from vla_rl import __version__
+from vla_rl.cli import assets as assets_verb
 from vla_rl.cli import doctor as doctor_verb
 from vla_rl.cli import eval as eval_verb
 from vla_rl.cli import exit_codes
@@ -69,6 +70,7 @@ app.command("train")(train_verb.train)
 app.command("eval")(eval_verb.evaluate)
 app.command("report")(report_verb.report)
 app.command("doctor")(doctor_verb.doctor)
+app.add_typer(assets_verb.app, name="assets")
 app.add_typer(recipes_verb.app, name="recipes")
 app.add_typer(study_verb.app, name="study")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import re
 import shutil
 import xml.etree.ElementTree as ET
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
 
-from vla_rl.envs.libero.assets import ASSETS_VARIABLE, SUBFOLDERS
+from vla_rl.envs.libero.assets import ASSETS_VARIABLE, SUBFOLDERS, Assets
 from vla_rl.envs.libero.assets import _categories as categories
 from vla_rl.envs.libero.cache import cache_root
 from vla_rl.envs.libero.errors import SimulatorError
@@ -95,6 +96,15 @@ def subfolder_states(folder: Path) -> list[SubfolderState]:
         SubfolderState(name, sum((folder / path).is_file() for path in paths), len(paths))
         for name, paths in counted.items()
     ]
+
+
+def why_chosen(assets: Assets) -> str:
+    """Why `auto` has taken a folder, in words."""
+    if assets.kind == "proxy":
+        return f"${ASSETS_VARIABLE} is not set and no full assets were downloaded; primitives stand in"
+    if os.environ.get(ASSETS_VARIABLE):
+        return f"${ASSETS_VARIABLE} names it"
+    return "it was downloaded before"
 
 
 @cache

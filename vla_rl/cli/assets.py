@@ -1,0 +1,84 @@
+"""`vla-rl assets`: LIBERO's meshes and textures: which are used, whether they are complete, and where to get them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vla_rl.cli import exit_codes
+from vla_rl.errors import preflight
+
+app = typer.Typer(help="LIBERO's assets: which are used, whether they are complete, download.", no_args_is_help=True)
+
+
+@app.command()
+def status() -> None:
+    """What env.assets=auto would use and why, and how complete it is."""
+    from vla_rl.envs.libero.assets import resolve_assets
+    from vla_rl.envs.libero.full_assets import downloaded_folder, subfolder_states, why_chosen
+
+    with preflight():
+        assets = resolve_assets("auto")
+        print(f"{assets.kind} assets: {assets.folder}\n    {why_chosen(assets)}")
+        for state in subfolder_states(assets.folder):
+            print(f"    {state.name:24} {state.present} of {state.needed} files of the four suites")
+    if downloaded_folder().is_dir() and downloaded_folder() != assets.folder:
+        print(f"not in use: {downloaded_folder()}, downloaded before")
+
+
+@app.command()
+def path() -> None:
+    """Print the folder that env.assets=auto would use, and nothing else."""
+    from vla_rl.envs.libero.assets import resolve_assets
+
+    with preflight():
+        print(resolve_assets("auto").folder)
+
+
+@app.command()
+def check(
+    folder: Annotated[
+        Path | None, typer.Argument(help="A folder of LIBERO's assets.", show_default="the one in use")
+    ] = None,
+) -> None:
+    """Look for every file that the 40 tasks open, then build each task from them; about half a minute.
+
+    Exits with 2 if something is wrong.
+    """
+    from vla_rl.doctor.simulator import check_import
+    from vla_rl.doctor.tasks import build_faults
+    from vla_rl.envs.libero.assets import resolve_assets
+    from vla_rl.envs.libero.full_assets import check_tasks
+
+    with preflight():
+        looked_at = (resolve_assets("auto") if folder is None else resolve_assets(str(folder))).folder
+        checks = check_tasks(looked_at)
+    for one in checks:
+        for problem in one.problems:
+            print(f"{one.task.suite} {one.task.task_id}: {problem}")
+    complete = [one.task for one in checks if not one.problems]
+    simulator = check_import()
+    faults = build_faults(looked_at, complete) if simulator.status == "ok" else {}
+    for task, fault in faults.items():
+        print(f"{task.suite} {task.task_id}: cannot be built: {fault}")
+    good = len(complete) - len(faults)
+    built = "" if simulator.status == "ok" else f"; not built, because the simulator does not start: {simulator.found}"
+    print(f"{looked_at}: {good} of {len(checks)} tasks are in order{built}")
+    if good < len(checks):
+        raise typer.Exit(exit_codes.USER_ERROR)
+
+
+@app.command()
+def download() -> None:
+    """Fetch LIBERO's full assets from the model hub into the cache; complete or not at all. Never asks."""
+    from vla_rl.envs.libero.assets import ASSETS_VARIABLE, resolve_assets
+    from vla_rl.envs.libero.full_assets import download as download_assets
+    from vla_rl.envs.libero.full_assets import fetch_from_hub
+
+    with preflight():
+        folder = download_assets(fetch_from_hub)
+        print(folder)
+        if resolve_assets("auto").folder != folder:
+            print(f"to use it: export {ASSETS_VARIABLE}={folder}")
