@@ -1,0 +1,123 @@
+"""The grid of the Meta-World study and what runs it: complete, resumable, undeterred by a failed run."""
+
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+
+from vla_rl.errors import UserError
+from vla_rl.studies import metaworld_runner
+from vla_rl.studies.metaworld import PRESETS, SWEEP_TASKS, Grid, StudySurrogate
+from vla_rl.studies.metaworld_runner import RUN_FILE, run_grid
+
+GRID = Grid(tasks=("door-open-v3",), surrogates=("gipo:0.5", "ppo"), regimes=("stale",), seeds=2, optimizer_steps=6000)
+
+# Stands in for `vla-rl train`: notes its call in the run's folder; seed 1 of ppo fails.
+FAKE = """
+import sys
+from pathlib import Path
+folder = Path(sys.argv[sys.argv.index("--run-dir") + 1])
+(folder / "calls").write_text(" ".join(sys.argv))
+fails = {"surrogate.name=ppo", "seed=1"} <= set(sys.argv) and not (folder.parent / "mended").exists()
+sys.exit(1 if fails else 0)
+"""
+
+
+@pytest.fixture
+def fake_train(monkeypatch, tmp_path):
+    script = tmp_path / "fake.sh"
+    program = tmp_path / "fake.py"
+    program.write_text(FAKE, encoding="utf-8")
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} {program} "$@"\n', encoding="utf-8")
+    script.chmod(0o755)
+    monkeypatch.setattr(metaworld_runner.sys, "executable", str(script))
+    return tmp_path / "study"
+
+
+def test_the_full_grid_is_the_authors_400_runs_and_the_small_one_30():
+    assert len(PRESETS["full"].runs()) == 8 * 10 * 5 == 400
+    assert len(SWEEP_TASKS) == 10
+    assert len(PRESETS["small"].runs()) == 3 * 2 * 5
+
+
+def test_every_run_has_a_name_and_a_recipe_of_its_own():
+    for grid in PRESETS.values():
+        runs = grid.runs()
+        assert len({run.name for run in runs}) == len(runs)
+        recipe = grid.recipe_of(runs[-1])
+        assert (recipe.name, recipe.seed, recipe.regime) == (runs[-1].name, runs[-1].seed, runs[-1].regime)
+        assert recipe.env.tasks == [runs[-1].task]
+
+
+def test_runs_differ_in_their_axes_alone():
+    first, *others = (PRESETS["small"].recipe_of(run).model_dump() for run in PRESETS["small"].runs())
+    for other in others:
+        differing = {key for key in first if first[key] != other[key]}
+        assert differing <= {"name", "seed", "surrogate", "env"}
+
+
+def test_a_surrogate_is_written_with_its_sigma_and_the_factor_for_bad_actions():
+    assert StudySurrogate("gipo").sigma == (1.0, 1.0)
+    assert StudySurrogate("gipo:0.5").sigma == (0.5, 1.0)
+    assert StudySurrogate("gipo:0.2:0.5").sigma == (0.2, 0.5)
+    assert StudySurrogate("ppo").sigma is None
+
+
+@pytest.mark.parametrize("label", ["gippo", "ppo:1", "gipo:0", "gipo:a", "gipo:1:1:1", ""])
+def test_another_surrogate_is_refused(label):
+    with pytest.raises(UserError, match="--surrogates"):
+        StudySurrogate(label)
+
+
+def test_unknown_tasks_and_regimes_are_refused():
+    with pytest.raises(UserError, match="--tasks"):
+        replace(GRID, tasks=("door-open",))
+    with pytest.raises(UserError, match="--regimes"):
+        replace(GRID, regimes=("old",))
+
+
+def test_a_failed_run_does_not_end_the_grid_and_is_tried_again(fake_train):
+    said = []
+    progress = run_grid(GRID, fake_train, jobs=2, say=said.append)
+    assert [run.name for run in progress.failed] == ["door-open-v3_ppo_stale_seed1"]
+    assert len(progress.finished) == 3
+    folders = {path.name for path in (fake_train / "runs").iterdir()}
+    assert folders == {
+        "door-open-v3_gipo-0.5_stale_seed0",
+        "door-open-v3_gipo-0.5_stale_seed1",
+        "door-open-v3_ppo_stale_seed0",
+        "door-open-v3_ppo_stale_seed1.failed",
+    }
+    assert any("FAILED with exit code 1" in line for line in said)
+    assert "about 0 min left" in said[-1]
+
+    (fake_train / "runs" / "mended").touch()
+    progress = run_grid(GRID, fake_train, jobs=1, say=said.append)
+    assert (progress.kept, [run.name for run in progress.finished]) == (3, ["door-open-v3_ppo_stale_seed1"])
+    assert not (fake_train / "runs" / "door-open-v3_ppo_stale_seed1.failed").exists()
+
+
+def test_an_interrupted_run_is_begun_again(fake_train):
+    leftover = fake_train / "runs" / "door-open-v3_ppo_stale_seed0.unfinished"
+    leftover.mkdir(parents=True)
+    (leftover / "metrics.jsonl").touch()
+    run_grid(replace(GRID, seeds=1), fake_train, jobs=1, say=lambda _: None)
+    finished = fake_train / "runs" / "door-open-v3_ppo_stale_seed0"
+    assert {path.name for path in finished.iterdir()} == {"calls", "output.log", RUN_FILE}
+    assert not leftover.exists()
+    assert "surrogate.name=ppo" in (finished / "calls").read_text()
+
+
+def test_a_study_may_grow_but_not_change_its_budget(fake_train):
+    run_grid(replace(GRID, seeds=1), fake_train, jobs=2, say=lambda _: None)
+    run_grid(replace(GRID, surrogates=("sapo",), seeds=1), fake_train, jobs=2, say=lambda _: None)
+    assert json.loads((fake_train / "study.json").read_text())["surrogates"] == ["gipo:0.5", "ppo", "sapo"]
+    with pytest.raises(UserError, match="optimizer_steps 6000"):
+        run_grid(replace(GRID, optimizer_steps=7000), fake_train, jobs=2, say=lambda _: None)
+
+
+def test_a_recipe_that_does_not_fit_starts_nothing(fake_train):
+    with pytest.raises(UserError, match="regime"):
+        run_grid(replace(GRID, optimizer_steps=100), fake_train, jobs=2, say=lambda _: None)
+    assert not fake_train.exists()

@@ -1,0 +1,165 @@
+"""The paper's Meta-World experiment (arXiv 2603.03955, section 4 and appendix C) as a grid of runs.
+
+A run is one task, one surrogate, one regime (`vla_rl.recipe.regimes`) and one seed; everything else comes from one
+recipe and is the same for all of them. Runs of one seed start from the same weights and the same initial states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vla_rl.errors import UserError
+from vla_rl.recipe import METAWORLD_TASKS, Recipe, find_recipe, load_recipe
+from vla_rl.recipe.regimes import SPANS
+
+RECIPE = "metaworld_stale"
+REGIMES = tuple(SPANS)
+PLAIN_SURROGATES = ("ppo", "sapo", "no_clip")
+
+
+@dataclass(frozen=True, slots=True)
+class StudySurrogate:
+    """A surrogate with its settings, as it is written on the command line and in every table."""
+
+    label: str  # gipo, gipo:0.5, gipo:0.5:0.5 (σ, then the factor on σ for bad actions), ppo, sapo, no_clip
+
+    def __post_init__(self) -> None:
+        name, *numbers = self.label.split(":")
+        if (name != "gipo" and (name not in PLAIN_SURROGATES or numbers)) or len(numbers) > 2:
+            raise UserError(
+                f"--surrogates: found {self.label!r}; allowed are gipo, gipo:SIGMA, gipo:SIGMA:NEGATIVE_SCALE, "
+                f"{', '.join(PLAIN_SURROGATES)}"
+            )
+        if not all(_is_positive(number) for number in numbers):
+            raise UserError(f"--surrogates: found {self.label!r}; sigma and negative scale are numbers above 0")
+
+    @property
+    def sigma(self) -> tuple[float, float] | None:
+        """GIPO's (σ, factor on σ for bad actions); None for the others."""
+        name, *numbers = self.label.split(":")
+        if name != "gipo":
+            return None
+        sigma, scale = (*map(float, numbers), 1.0, 1.0)[:2]
+        return sigma, scale
+
+    @property
+    def overrides(self) -> list[str]:
+        """Of the recipe."""
+        if self.sigma is None:
+            return [f"surrogate.name={self.label}"]
+        sigma, scale = self.sigma
+        return ["surrogate.name=gipo", f"surrogate.sigma={sigma}", f"surrogate.negative_sigma_scale={scale}"]
+
+
+def _is_positive(text: str) -> bool:
+    try:
+        return float(text) > 0.0
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class StudyRun:
+    """One run of the grid."""
+
+    task: str
+    surrogate: str  # label
+    regime: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.task}_{self.surrogate.replace(':', '-')}_{self.regime}_seed{self.seed}"
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """What a study runs. The axes may grow when it is called again; recipe and budget may not change."""
+
+    tasks: tuple[str, ...]
+    surrogates: tuple[str, ...]  # labels
+    regimes: tuple[str, ...]
+    seeds: int  # 0 .. seeds - 1
+    optimizer_steps: int  # of every run
+    recipe: str = RECIPE  # name or path
+
+    def __post_init__(self) -> None:
+        for label in self.surrogates:
+            StudySurrogate(label)
+        _require_known("--tasks", self.tasks, METAWORLD_TASKS)
+        _require_known("--regimes", self.regimes, REGIMES)
+
+    def runs(self) -> list[StudyRun]:
+        """All runs, seed by seed, so that an interrupted study has whole comparisons."""
+        return [
+            StudyRun(task, surrogate, regime, seed)
+            for seed in range(self.seeds)
+            for regime in self.regimes
+            for task in self.tasks
+            for surrogate in self.surrogates
+        ]
+
+    def overrides(self, run: StudyRun) -> list[str]:
+        """What makes the recipe this run's."""
+        return [
+            f"name={run.name}",
+            f"seed={run.seed}",
+            f"regime={run.regime}",
+            f"env.tasks=[{run.task}]",
+            f"budget.optimizer_steps={self.optimizer_steps}",
+            f"checkpoint.every_optimizer_steps={self.optimizer_steps}",
+            *StudySurrogate(run.surrogate).overrides,
+        ]
+
+    def recipe_of(self, run: StudyRun) -> Recipe:
+        """The run's recipe.
+
+        Raises:
+            UserError: recipe and overrides do not fit.
+        """
+        return load_recipe(find_recipe(self.recipe), self.overrides(run))
+
+    def settings(self) -> dict[str, Any]:
+        """JSON of all fields."""
+        return asdict(self)
+
+
+def _require_known(option: str, found: Sequence[str], known: Sequence[str]) -> None:
+    unknown = [name for name in found if name not in known]
+    if unknown or not found or len(set(found)) != len(found):
+        raise UserError(f"{option}: found {','.join(found)}; every name stands once, allowed are {', '.join(known)}")
+
+
+GIPO_SWEEP = tuple(f"gipo:{sigma}:{scale}" for sigma in (0.2, 0.5, 1.0) for scale in (0.5, 1.0))
+SWEEP_TASKS = (  # of the authors' sweep: with 8 surrogates and 5 seeds the 400 runs they report
+    "assembly-v3",
+    "basketball-v3",
+    "bin-picking-v3",
+    "box-close-v3",
+    "button-press-topdown-v3",
+    "button-press-topdown-wall-v3",
+    "button-press-v3",
+    "button-press-wall-v3",
+    "coffee-button-v3",
+    "coffee-pull-v3",
+)
+PRESETS: Mapping[str, Grid] = {
+    # The paper's task for diagnostics, and the one task of both of the authors' lists (their long runs, their sweep).
+    "small": Grid(
+        tasks=("door-open-v3", "button-press-topdown-v3"),
+        surrogates=("gipo", "ppo", "sapo"),
+        regimes=("stale",),
+        seeds=5,
+        optimizer_steps=6000,
+    ),
+    "full": Grid(
+        tasks=SWEEP_TASKS,
+        surrogates=(*GIPO_SWEEP, "ppo", "sapo"),
+        regimes=("stale",),
+        seeds=5,
+        optimizer_steps=6000,
+    ),
+}

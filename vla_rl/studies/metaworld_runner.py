@@ -1,0 +1,175 @@
+"""Runs a grid: several runs at once, each a process of its own; what is done is kept, what fails is told.
+
+    OUT/study.json              the grid
+    OUT/runs/NAME/              a finished run: the folder of `vla-rl train` and `study_run.json`
+    OUT/runs/NAME.unfinished/   one that runs now, or was interrupted: begun again next time
+    OUT/runs/NAME.failed/       one that failed: tried again next time
+
+A folder gets its final name when its run has ended well, so a run is finished or it is not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from vla_rl.errors import UserError
+from vla_rl.reporting.files import atomic_write_json
+from vla_rl.studies.metaworld import Grid, StudyRun
+
+STUDY_FILE = "study.json"
+RUN_FILE = "study_run.json"
+OUTPUT_FILE = "output.log"  # what `vla-rl train` said
+RUNS = "runs"
+POLL_S = 0.2
+STOP_S = 20.0  # for a run to end by itself when the study is interrupted
+
+Say = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class Progress:
+    """What came of a grid so far."""
+
+    total: int
+    kept: int  # finished before this call
+    finished: list[StudyRun] = field(default_factory=list)
+    failed: list[StudyRun] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def left(self) -> int:
+        """Runs that have not ended."""
+        return self.total - self.kept - len(self.finished) - len(self.failed)
+
+    def minutes_left(self) -> float:
+        """From the pace so far."""
+        ended = len(self.finished) + len(self.failed)
+        return self.left() * self.seconds / max(1, ended) / 60
+
+
+@dataclass(slots=True)
+class _Running:
+    run: StudyRun
+    process: subprocess.Popen[bytes]
+    began: float
+
+
+def open_study(grid: Grid, out: Path) -> None:
+    """Write `study.json`, or check that the study there is this one.
+
+    Raises:
+        UserError: the folder holds a study with another recipe or budget.
+    """
+    path = out / STUDY_FILE
+    settings = grid.settings()
+    if path.exists():
+        there = json.loads(path.read_text(encoding="utf-8"))
+        for name in ("recipe", "optimizer_steps"):
+            if there[name] != settings[name]:
+                raise UserError(
+                    f"--out: {out} holds a study with {name} {there[name]}, and this one has {settings[name]}: runs of "
+                    "both would not be comparable. Choose another folder"
+                )
+        for axis in ("tasks", "surrogates", "regimes"):  # a study may grow
+            settings[axis] = list(dict.fromkeys([*there[axis], *settings[axis]]))
+        settings["seeds"] = max(there["seeds"], settings["seeds"])
+    atomic_write_json(path, settings)
+
+
+def run_grid(grid: Grid, out: Path, *, jobs: int, say: Say) -> Progress:
+    """Run what is not finished yet.
+
+    Args:
+        grid: the runs.
+        out: the study's folder.
+        jobs: runs at once.
+        say: told one line per event.
+
+    Raises:
+        UserError: a recipe does not fit; nothing was started.
+        KeyboardInterrupt: after all runs were stopped; finished ones stay.
+    """
+    runs = grid.runs()
+    for run in runs:
+        grid.recipe_of(run)
+    open_study(grid, out)
+    waiting = [run for run in runs if not (out / RUNS / run.name / RUN_FILE).exists()]
+    progress = Progress(total=len(runs), kept=len(runs) - len(waiting))
+    say(f"{len(runs)} runs, {progress.kept} of them finished before, {jobs} at once")
+    began = time.monotonic()
+    running: list[_Running] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                running.append(_start(grid, waiting.pop(0), out))
+            time.sleep(POLL_S)
+            for entry in [entry for entry in running if entry.process.poll() is not None]:
+                running.remove(entry)
+                _settle(entry, out, progress)
+                progress.seconds = time.monotonic() - began
+                say(_line(entry, progress, len(running)))
+    finally:
+        _stop(running)
+    return progress
+
+
+def _start(grid: Grid, run: StudyRun, out: Path) -> _Running:
+    folder = _aside(out, run, "unfinished")
+    for leftover in (folder, _aside(out, run, "failed")):
+        shutil.rmtree(leftover, ignore_errors=True)
+    folder.mkdir(parents=True)
+    command = [sys.executable, "-m", "vla_rl", "train", grid.recipe, *grid.overrides(run), "--run-dir", str(folder)]
+    with (folder / OUTPUT_FILE).open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,  # Ctrl-C reaches the study, which then stops its runs
+        )
+    return _Running(run, process, time.monotonic())
+
+
+def _settle(entry: _Running, out: Path, progress: Progress) -> None:
+    """Give the folder of a run that has ended its name."""
+    run, folder = entry.run, _aside(out, entry.run, "unfinished")
+    if entry.process.returncode != 0:
+        folder.rename(_aside(out, run, "failed"))
+        progress.failed.append(run)
+        return
+    atomic_write_json(folder / RUN_FILE, asdict(run) | {"seconds": time.monotonic() - entry.began})
+    folder.rename(out / RUNS / run.name)
+    progress.finished.append(run)
+
+
+def _line(entry: _Running, progress: Progress, running: int) -> str:
+    ended = progress.kept + len(progress.finished) + len(progress.failed)
+    how = "finished" if entry.process.returncode == 0 else f"FAILED with exit code {entry.process.returncode}"
+    return (
+        f"[{ended}/{progress.total}] {entry.run.name} {how} after {time.monotonic() - entry.began:.0f} s; "
+        f"{running} running, {progress.left() - running} waiting, about {progress.minutes_left():.0f} min left"
+    )
+
+
+def _stop(running: Sequence[_Running]) -> None:
+    for entry in running:
+        entry.process.terminate()
+    deadline = time.monotonic() + STOP_S
+    for entry in running:
+        try:
+            entry.process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            entry.process.kill()
+            entry.process.wait()
+
+
+def _aside(out: Path, run: StudyRun, state: str) -> Path:
+    return out / RUNS / f"{run.name}.{state}"
