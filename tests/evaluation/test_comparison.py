@@ -1,0 +1,62 @@
+import dataclasses
+
+import pytest
+from test_conditions import OTHER, USUAL
+
+from vla_rl.evaluation.comparison import compare_evaluations, find_evaluation, verdict
+from vla_rl.evaluation.conditions import claim_folder
+from vla_rl.evaluation.episodes import EPISODES_FILE, EpisodeLog, EpisodeResult
+from vla_rl.evaluation.results import compare
+
+
+def episode(state, success, *, init_states="standard"):
+    return EpisodeResult(
+        suite="s", task_id=0, init_state=state, seed=0, success=success, env_steps=9, episode_return=0.0, seconds=1.0,
+        init_states=init_states,
+    )  # fmt: skip
+
+
+def evaluation(folder, outcomes, conditions):
+    claim_folder(conditions, out=folder, default=folder)
+    with EpisodeLog(folder / EPISODES_FILE) as log:
+        for state, success in enumerate(outcomes):
+            log.append(episode(state, success))
+    return folder
+
+
+def test_a_run_means_its_newest_evaluation(tmp_path):
+    folder = evaluation(tmp_path / "run" / "eval" / "step_3", [True], USUAL)
+    assert find_evaluation(tmp_path / "run") == folder
+    assert find_evaluation(folder) == folder
+    assert find_evaluation(folder / "episodes.jsonl") == folder
+    with pytest.raises(ValueError, match=r"holds no evaluation"):
+        find_evaluation(tmp_path / "run" / "eval" / "nothing")
+
+
+def test_what_differs_besides_the_policy_is_told(tmp_path):
+    first = evaluation(tmp_path / "a", [True, False], USUAL)
+    other = dataclasses.replace(OTHER, seeds=(0,), fingerprint="def", checkpoint="y")
+    second = evaluation(tmp_path / "b", [False, False], other)
+    report = compare_evaluations(first, second)
+    assert report.caveats == ("protocol: oft and long",)
+    assert "mind: they differ in protocol: oft and long" in str(report)
+
+
+def test_states_of_another_set_are_no_pair():
+    with pytest.raises(ValueError, match="share no episode"):
+        compare([episode(0, True)], [episode(0, True, init_states="spare")])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        ([True] * 9 + [False], [False] * 9 + [False], "is distinguishable: A is better"),
+        ([False] * 10, [True] * 10, "is distinguishable: B is better"),
+        ([True] * 2 + [False] * 8, [False] * 10, "not distinguishable from noise"),  # 2 * 1/4 = 50 %, mid-p 25 %
+        ([True, False], [True, False], "There is no difference"),
+    ],
+)
+def test_the_verdict_is_a_sentence(first, second, words):
+    pairs = ([episode(state, won) for state, won in enumerate(won_by)] for won_by in (first, second))
+    result = compare(*pairs)
+    assert words in verdict(result)

@@ -1,0 +1,68 @@
+import dataclasses
+
+import pytest
+
+from vla_rl.evaluation.conditions import CONDITIONS_FILE, Conditions, claim_folder, differences, read_conditions
+
+USUAL = Conditions(
+    checkpoint="runs/x/checkpoints/optimizer_step_3",
+    fingerprint="abc",
+    trained_on="libero_goal (tasks: all), sampled initial states",
+    protocol="oft",
+    horizon=None,
+    temperature=None,
+    seeds=(0,),
+    init_states="standard",
+    assets="full",
+    versions="mujoco 3.3.0",
+)
+OTHER = dataclasses.replace(USUAL, protocol="long", seeds=(1, 2))
+
+
+def test_conditions_are_read_as_they_were_written(tmp_path):
+    folder = claim_folder(OTHER, out=tmp_path / "eval", default=tmp_path)
+    assert read_conditions(folder) == OTHER
+    assert read_conditions(tmp_path) is None
+
+
+def test_an_asked_folder_is_gone_on_with_but_not_shared(tmp_path):
+    out = tmp_path / "eval"
+    for _ in range(2):
+        assert claim_folder(USUAL, out=out, default=tmp_path) == out
+    with pytest.raises(ValueError, match="protocol: oft and long; seeds: 0 and 1,2"):
+        claim_folder(OTHER, out=out, default=tmp_path)
+    assert read_conditions(out) == USUAL
+
+
+def test_a_default_folder_is_numbered_until_it_is_one_s_own(tmp_path):
+    changed = dataclasses.replace(USUAL, fingerprint="def")
+    default = tmp_path / "eval" / "step_3"
+    assert claim_folder(USUAL, out=None, default=default).name == "step_3"
+    assert claim_folder(changed, out=None, default=default).name == "step_3_2"
+    assert claim_folder(USUAL, out=None, default=default).name == "step_3"
+    assert claim_folder(changed, out=None, default=default).name == "step_3_2"
+
+
+def test_episodes_of_unknown_conditions_are_left_alone(tmp_path):
+    (tmp_path / "episodes.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"without evaluation\.json"):
+        claim_folder(USUAL, out=tmp_path, default=tmp_path)
+
+
+def test_a_checkpoint_may_move_and_another_one_may_not_take_its_place():
+    moved = dataclasses.replace(USUAL, checkpoint="elsewhere")
+    replaced = dataclasses.replace(USUAL, fingerprint="def")
+    assert differences(USUAL, moved, of_policy=True) == []
+    assert differences(USUAL, replaced, of_policy=True) == ["fingerprint: abc and def"]
+    # Two policies that are compared are different ones, of course.
+    assert differences(USUAL, replaced, of_policy=False) == []
+    assert differences(USUAL, dataclasses.replace(USUAL, temperature=1.6), of_policy=False) == [
+        "temperature: none and 1.6"
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"seeds": [0]}', '{"seeds": [0], "more": 1}'])
+def test_a_broken_file_is_named(tmp_path, text):
+    (tmp_path / CONDITIONS_FILE).write_text(text)
+    with pytest.raises(ValueError, match=CONDITIONS_FILE):
+        read_conditions(tmp_path)

@@ -1,0 +1,47 @@
+import numpy as np
+import pytest
+
+from vla_rl.evaluation.control import BlankFrames, blind_control
+from vla_rl.evaluation.episodes import EpisodeResult
+
+
+class Halving:
+    input_size = 8
+    output_size = 4
+
+    def __call__(self, frames):
+        return frames[:, ::2, ::2]
+
+
+def episodes(outcomes):
+    return [
+        EpisodeResult(
+            suite="s", task_id=0, init_state=state, seed=0, success=won, env_steps=9, episode_return=0.0, seconds=1.0
+        )
+        for state, won in enumerate(outcomes)
+    ]
+
+
+def test_blank_frames_have_the_shape_of_the_policy_s_own_and_nothing_on_them():
+    blank = BlankFrames(Halving())
+    frames = np.full((2, 8, 8, 3), 9, np.uint8)
+    assert (blank.input_size, blank.output_size) == (8, 4)
+    assert blank(frames).shape == Halving()(frames).shape
+    assert blank(frames).dtype == np.uint8
+    assert not blank(frames).any()
+
+
+@pytest.mark.parametrize(
+    ("seeing", "blind", "meaning"),
+    [
+        ([True] * 20, [False] * 15 + [True] * 5, "needs what it sees"),
+        ([False] * 20, [True] * 15 + [False] * 5, "look for a fault"),
+        ([True] * 20, [False] * 2 + [True] * 18, "no better with its eyes open"),
+        ([False] * 20, [False] * 20, "neither succeeded once"),
+    ],
+)
+def test_the_difference_that_sight_makes_is_put_in_words(seeing, blind, meaning):
+    control = blind_control(episodes(seeing), episodes(blind))
+    assert meaning in control.meaning
+    assert control.success_rate == sum(blind) / 20
+    assert control.comparison.difference == pytest.approx((sum(seeing) - sum(blind)) / 20)
