@@ -19,6 +19,7 @@ from vla_rl.ipc.room import check_room
 from vla_rl.ipc.shared_arrays import sweep_stale
 from vla_rl.learner.checkpoint import CheckpointInfo, Search, find_latest
 from vla_rl.learner.launch import launch_ranks, launched_rank
+from vla_rl.learner.strategies import close_process_group
 from vla_rl.recipe import Recipe
 from vla_rl.reporting.live import make_display
 from vla_rl.reporting.metrics import Clocks, MetricsWriter
@@ -123,6 +124,7 @@ def _train_rank(
                 _save_or_warn(run, run_log)
             raise
         clocks = run_log.global_clocks()
+        close_process_group()
     report = None
     if rank == 0 and recipe.evaluation.episodes_per_task and not stop.requested:
         report = _closing_evaluation(recipe, checkpoint, console)

@@ -54,7 +54,7 @@ def select_valid(name: str, tensor: Tensor, mask: Tensor, *, allow_infinite: boo
 
 
 def _first_bad(selected: Tensor, bad: Tensor) -> float:
-    return float(selected[bad][0])
+    return float(selected.detach()[bad][0])
 
 
 def masked_sum(elements: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

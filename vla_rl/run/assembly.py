@@ -77,8 +77,13 @@ def trainable_tensors(policy: nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.detach() for name, p in policy.named_parameters() if p.requires_grad}
 
 
-def share_frozen(policy: nn.Module) -> SharedWeights | None:
-    """Move the frozen parameters of a policy into shared memory; its parameters become views of it.
+def share_frozen(policy: nn.Module, *, map_policy: bool = True) -> SharedWeights | None:
+    """Put the frozen parameters of a policy into shared memory, for the inference worker to map.
+
+    Args:
+        policy: the learner's.
+        map_policy: its own parameters become views of the shared memory too, so that they exist once. Under ZeRO-3 they
+            cannot: that engine takes every parameter apart, so the inference worker needs whole ones beside it.
 
     Returns:
         None if nothing is frozen.
@@ -88,7 +93,8 @@ def share_frozen(policy: nn.Module) -> SharedWeights | None:
     if not frozen:
         return None
     shared = share_tensors(frozen)
-    assign_parameters(policy, {**{name: p.detach() for name, p in parameters.items()}, **shared.tensors()})
+    if map_policy:
+        assign_parameters(policy, {**{name: p.detach() for name, p in parameters.items()}, **shared.tensors()})
     return shared
 
 
@@ -118,7 +124,7 @@ def make_memory(plan: Plan, policy: nn.Module, *, with_ring: bool) -> CellMemory
         _own(stack, slots.close, slots.unlink)
         counters = CellCounters.create(num_env_workers=recipe.rollout.num_workers)
         _own(stack, counters.close, counters.unlink)
-        frozen = share_frozen(policy)
+        frozen = share_frozen(policy, map_policy=not plan.shards_frozen)
         if frozen is not None:
             _own(stack, frozen.close, frozen.unlink)
         layout = {name: (tuple(t.shape), t.dtype) for name, t in trainable_tensors(policy).items()}

@@ -116,6 +116,11 @@ class Plan:
         return "cuda" if self.device.startswith("cuda") else "cpu"
 
     @property
+    def shards_frozen(self) -> bool:
+        """Whether the engine takes frozen parameters apart too, so that the inference worker cannot share them."""
+        return self.recipe.learner.strategy == "deepspeed" and self.recipe.learner.zero_stage == 3
+
+    @property
     def threads(self) -> int:
         """Torch threads of the learner and of the inference worker."""
         asked = self.recipe.runtime.threads_per_process
@@ -129,7 +134,7 @@ def make_plan(recipe: Recipe) -> Plan:
         ValueError: naming the field, the rule, what was found and what is allowed.
     """
     device = resolve_device(recipe)
-    policy, transform = _plan_policy(recipe, _tasks(recipe))
+    policy, transform = plan_policy(recipe)
     env = _plan_env(recipe, render_size=transform.input_size if transform is not None else 0)
     return Plan(recipe=recipe, env=env, policy=policy, transform=transform, device=device)
 
@@ -278,10 +283,15 @@ def simulator_deviations(simulator: SimulatorReport) -> list[str]:
     return deviations
 
 
-def _plan_policy(recipe: Recipe, tasks: Sequence[TaskInfo]) -> tuple[PolicyPlan, FrameTransform | None]:
+def plan_policy(recipe: Recipe) -> tuple[PolicyPlan, FrameTransform | None]:
+    """The policy of a recipe and the transform of its frames; asks for no simulator.
+
+    Raises:
+        ValueError: the checkpoint does not fit.
+    """
     section = recipe.policy
     if isinstance(section, OpenVLAOFTSection):
-        return _plan_openvla_oft(recipe, section, tasks)
+        return _plan_openvla_oft(recipe, section, _tasks(recipe))
     return _plan_mlp(recipe, section), None
 
 

@@ -32,6 +32,7 @@ from vla_rl.run.plan import Plan
 from vla_rl.run.rollout_stats import RolloutStats
 from vla_rl.types import SegmentBatch
 
+RANKS_TIMEOUT_S = 1800.0  # one rank may wait that long for experience while the others wait for it
 UNLIMITED = 2**62  # decisions; during warm-up, and while nothing eligible is in the ring
 REPLAY, RING_FILE, SAMPLER_FILE = "replay", "ring.safetensors", "sampler.json"  # of one rank, in a checkpoint
 RANK_SEED_STRIDE = 1_000_003  # ranks draw from seeds this far apart
@@ -288,6 +289,7 @@ def _make_engine(plan: Plan, policy: nn.Module) -> Engine:
         precision=learner.precision,
         device=plan.device_kind,
         optimizer=algorithm.optimizer_settings(plan.recipe),
+        collective_timeout_s=RANKS_TIMEOUT_S,
     )
 
 
