@@ -1,7 +1,11 @@
 """The grid of the Meta-World study and what runs it: complete, resumable, undeterred by a failed run."""
 
 import json
+import os
+import signal
 import sys
+import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -20,6 +24,9 @@ from pathlib import Path
 folder = Path(sys.argv[sys.argv.index("--run-dir") + 1])
 (folder / "calls").write_text(" ".join(sys.argv))
 fails = {"surrogate.name=ppo", "seed=1"} <= set(sys.argv) and not (folder.parent / "mended").exists()
+if (folder.parent / "slow").exists():
+    import time
+    time.sleep(60)
 sys.exit(1 if fails else 0)
 """
 
@@ -121,3 +128,15 @@ def test_a_recipe_that_does_not_fit_starts_nothing(fake_train):
     with pytest.raises(UserError, match="regime"):
         run_grid(replace(GRID, optimizer_steps=100), fake_train, jobs=2, say=lambda _: None)
     assert not fake_train.exists()
+
+
+def test_a_stop_ends_the_runs_and_finished_ones_stay(fake_train):
+    run_grid(replace(GRID, seeds=1, surrogates=("ppo",)), fake_train, jobs=1, say=lambda _: None)
+    (fake_train / "runs" / "slow").touch()
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_grid(replace(GRID, seeds=1), fake_train, jobs=2, say=lambda _: None)
+    assert time.monotonic() - began < 15
+    assert (fake_train / "runs" / "door-open-v3_ppo_stale_seed0" / RUN_FILE).exists()
+    assert (fake_train / "runs" / "door-open-v3_gipo-0.5_stale_seed0.unfinished").exists()

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from vla_rl.errors import UserError
 from vla_rl.reporting.files import atomic_write_json
+from vla_rl.run.signals import StopRequest
 from vla_rl.studies.metaworld import Grid, StudyRun
 
 STUDY_FILE = "study.json"
@@ -94,7 +95,7 @@ def run_grid(grid: Grid, out: Path, *, jobs: int, say: Say) -> Progress:
 
     Raises:
         UserError: a recipe does not fit; nothing was started.
-        KeyboardInterrupt: after all runs were stopped; finished ones stay.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; all runs were stopped, and finished ones stay.
     """
     runs = grid.runs()
     for run in runs:
@@ -105,18 +106,21 @@ def run_grid(grid: Grid, out: Path, *, jobs: int, say: Say) -> Progress:
     say(f"{len(runs)} runs, {progress.kept} of them finished before, {jobs} at once")
     began = time.monotonic()
     running: list[_Running] = []
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                running.append(_start(grid, waiting.pop(0), out))
-            time.sleep(POLL_S)
-            for entry in [entry for entry in running if entry.process.poll() is not None]:
-                running.remove(entry)
-                _settle(entry, out, progress)
-                progress.seconds = time.monotonic() - began
-                say(_line(entry, progress, len(running)))
-    finally:
-        _stop(running)
+    with StopRequest() as stop:
+        try:
+            while (waiting or running) and not stop.requested:
+                while waiting and len(running) < jobs:
+                    running.append(_start(grid, waiting.pop(0), out))
+                time.sleep(POLL_S)
+                for entry in [entry for entry in running if entry.process.poll() is not None]:
+                    running.remove(entry)
+                    _settle(entry, out, progress)
+                    progress.seconds = time.monotonic() - began
+                    say(_line(entry, progress, len(running)))
+        finally:
+            _stop(running)
+    if stop.requested:
+        raise KeyboardInterrupt
     return progress
 
 

@@ -1,0 +1,244 @@
+"""What came of a Meta-World study: one record per finished run, and what is computed from them over seeds and tasks.
+
+Returns are given in the benchmark's units, without the recipe's reward scale. A run's closing value of a metric is its
+mean over the log points of the last 20 % of env steps, the paper's window.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_rl.evaluation.statistics import (
+    Interval,
+    improvement_interval,
+    interquartile_mean,
+    iqm_interval,
+    probability_of_improvement,
+    stratified_mean_interval,
+)
+from vla_rl.recipe import MetaworldSection, load_recipe
+from vla_rl.reporting.metrics import METRICS_FILE, read_metrics
+from vla_rl.reporting.series import Records, closing_mean, series
+from vla_rl.run.folder import RECIPE_FILE
+from vla_rl.studies.metaworld import StudyRun
+from vla_rl.studies.metaworld_runner import RUN_FILE, RUNS
+
+MAX_RETURN = 5000.0  # 10 in each of 500 control steps, which no policy can reach
+CURVE_POINTS = 41
+RESAMPLES = 2000
+
+STALENESS = ("policy_lag/mean", "policy_lag/p95", "policy_lag/old_fraction", "ratio/abs_log_p95")
+UTILIZATION = (
+    "utilization/dead",
+    "utilization/suppressed",
+    "utilization/near_zero",
+    "utilization/old_share",
+    "utilization/ess_old",
+)
+CLOSING = (*STALENESS, *UTILIZATION, "learner/kl", "learner/entropy", "replay/ratio", "rollout/success_rate")
+
+Float64Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """One finished run."""
+
+    run: StudyRun
+    records: Records
+    seconds: float  # wall clock, start to end
+    reward_scale: float
+
+    @property
+    def closing_return(self) -> float:
+        """Mean return of training episodes at the end of the run."""
+        return (closing_mean(self.records, "rollout/return") or 0.0) / self.reward_scale
+
+    def closing(self, metric: str) -> float | None:
+        """Closing value of a metric; None if the run has none."""
+        return closing_mean(self.records, metric)
+
+    def curve(self) -> tuple[list[float], list[float]]:
+        """Env steps and returns."""
+        env_steps, returns = series(self.records, "rollout/return", over="env_steps")
+        return env_steps, [value / self.reward_scale for value in returns]
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """A mean over runs with its bootstrap interval, along a clock."""
+
+    clock: Float64Array  # (n,)
+    mean: Float64Array
+    low: Float64Array
+    high: Float64Array
+    runs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Normalised score of one surrogate in one regime, over tasks and seeds."""
+
+    regime: str
+    surrogate: str
+    iqm: float
+    interval: Interval
+    mean: float
+    seeds: int  # per task, those that all tasks have
+    tasks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Improvement:
+    """How probable it is that a run of the first surrogate ends higher than one of the second."""
+
+    regime: str
+    first: str
+    second: str
+    probability: float
+    interval: Interval
+
+
+def read_results(out: Path) -> list[RunResult]:
+    """All finished runs of a study, by name.
+
+    Raises:
+        ValueError: there is none, or a file is broken.
+    """
+    found = [_read_run(path.parent) for path in sorted((out / RUNS).glob(f"*/{RUN_FILE}"))]
+    if not found:
+        raise ValueError(f"{out}: no run of the study has finished yet")
+    return found
+
+
+def _read_run(folder: Path) -> RunResult:
+    values = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    seconds = float(values.pop("seconds"))
+    env = load_recipe(folder / RECIPE_FILE).env
+    assert isinstance(env, MetaworldSection)
+    return RunResult(StudyRun(**values), read_metrics(folder / METRICS_FILE), seconds, env.reward_scale)
+
+
+def labels(results: Iterable[RunResult], axis: Callable[[StudyRun], str]) -> list[str]:
+    """The values of one axis of the grid, in the order of their appearance."""
+    return list(dict.fromkeys(axis(result.run) for result in results))
+
+
+def select(
+    results: Sequence[RunResult], *, task: str | None = None, surrogate: str | None = None, regime: str | None = None
+) -> list[RunResult]:
+    """The runs with these values; None matches all."""
+    return [
+        result
+        for result in results
+        if task in (None, result.run.task)
+        and surrogate in (None, result.run.surrogate)
+        and regime in (None, result.run.regime)
+    ]
+
+
+def normalized(value: float, *, random_return: float) -> float:
+    """0 for uniformly random actions, 1 for `MAX_RETURN`."""
+    return (value - random_return) / (MAX_RETURN - random_return)
+
+
+def score_table(
+    results: Sequence[RunResult], *, surrogate: str, regime: str, random_returns: Mapping[str, float]
+) -> Float64Array | None:
+    """(seeds, tasks) normalised closing returns, of the seeds that every task has; None if there is none."""
+    chosen = select(results, surrogate=surrogate, regime=regime)
+    tasks = labels(results, lambda run: run.task)
+    scores = {
+        (result.run.seed, result.run.task): normalized(
+            result.closing_return, random_return=random_returns[result.run.task]
+        )
+        for result in chosen
+    }
+    seeds = [seed for seed in sorted({seed for seed, _ in scores}) if all((seed, task) in scores for task in tasks)]
+    return np.array([[scores[seed, task] for task in tasks] for seed in seeds]) if seeds else None
+
+
+def scores(results: Sequence[RunResult], random_returns: Mapping[str, float]) -> list[Score]:
+    """IQM and interval of every surrogate in every regime, best first within its regime."""
+    found: list[Score] = []
+    for regime in labels(results, lambda run: run.regime):
+        of_regime: list[Score] = []
+        for surrogate in labels(results, lambda run: run.surrogate):
+            table = score_table(results, surrogate=surrogate, regime=regime, random_returns=random_returns)
+            if table is not None:
+                interval = iqm_interval(table, resamples=RESAMPLES)
+                score = interquartile_mean(table)
+                of_regime.append(Score(regime, surrogate, score, interval, float(table.mean()), *table.shape))
+        found += sorted(of_regime, key=lambda score: -score.iqm)
+    return found
+
+
+def improvements(results: Sequence[RunResult], random_returns: Mapping[str, float]) -> list[Improvement]:
+    """Every ordered pair of surrogates once, the first being the earlier in the grid."""
+    found: list[Improvement] = []
+    surrogates = labels(results, lambda run: run.surrogate)
+    for regime in labels(results, lambda run: run.regime):
+        tables = {
+            surrogate: score_table(results, surrogate=surrogate, regime=regime, random_returns=random_returns)
+            for surrogate in surrogates
+        }
+        there = [(surrogate, table) for surrogate, table in tables.items() if table is not None]
+        found += [
+            Improvement(
+                regime,
+                first,
+                second,
+                probability_of_improvement(ours, theirs),
+                improvement_interval(ours, theirs, resamples=RESAMPLES),
+            )
+            for index, (first, ours) in enumerate(there)
+            for second, theirs in there[index + 1 :]
+        ]
+    return found
+
+
+def return_band(results: Sequence[RunResult]) -> Band:
+    """Learning curve: mean return over runs on a common grid of env steps."""
+    return _band([result.curve() for result in results])
+
+
+def metric_band(results: Sequence[RunResult], metric: str) -> Band | None:
+    """A metric over optimizer steps; None if no run has it."""
+    curves = [series(result.records, metric, over="optimizer_steps") for result in results]
+    curves = [(clock, values) for clock, values in curves if clock]
+    return _band(curves, bins=True) if curves else None
+
+
+def _band(curves: Sequence[tuple[Sequence[float], Sequence[float]]], *, bins: bool = False) -> Band:
+    """Bring curves to one clock and take mean and interval over them at each point.
+
+    Args:
+        curves: clock and values of each run.
+        bins: means of the log points around each point of the clock (for metrics of single batches) instead of
+            interpolation.
+    """
+    start = max(clock[0] for clock, _ in curves)
+    end = min(clock[-1] for clock, _ in curves)
+    clock = np.linspace(start, end, CURVE_POINTS)
+    rows = np.array([_binned(curve, clock) if bins else np.interp(clock, *curve) for curve in curves])
+    intervals = [stratified_mean_interval([column], resamples=RESAMPLES) for column in rows.T]
+    low, high = (np.array([getattr(interval, end) for interval in intervals]) for end in ("low", "high"))
+    return Band(clock, rows.mean(axis=0), low, high, len(rows))
+
+
+def _binned(curve: tuple[Sequence[float], Sequence[float]], clock: Float64Array) -> Float64Array:
+    """Mean of the values nearest to each point of the clock; interpolated where none is."""
+    times, values = np.array(curve[0]), np.array(curve[1])
+    if len(clock) < 2 or clock[-1] == clock[0]:
+        return np.full(len(clock), values.mean())
+    place = np.clip(np.rint((times - clock[0]) / (clock[1] - clock[0])), 0, len(clock) - 1).astype(int)
+    count = np.bincount(place, minlength=len(clock))
+    total = np.bincount(place, weights=values, minlength=len(clock))
+    means: Float64Array = np.where(count > 0, total / np.maximum(count, 1), np.interp(clock, times, values))
+    return means
