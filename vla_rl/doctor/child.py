@@ -40,7 +40,7 @@ def run_python(code: str, *arguments: str, seconds: float, variables: Mapping[st
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return Outcome(ok=False, output="", reason=f"no answer within {seconds:.0f} s")
+        return Outcome(ok=False, output="", reason=f"no answer within {seconds:g} s")
     output = (done.stdout.strip().splitlines() or [""])[-1]
     return Outcome(ok=done.returncode == 0, output=output, reason="" if done.returncode == 0 else _reason(done))
 

@@ -28,14 +28,14 @@ def check_renderers(*, choose: Choose = choose, probe: Look = probe, has_driver:
         except SimulatorError as error:
             reason, _, fixes[backend] = str(error).partition(" Fix: ")
             found[backend] = reason.removeprefix(f"no renderer works, tried {backend}: ").removesuffix(".")
+    if any("No module named 'mujoco'" in reason for reason in found.values()):  # which has to draw the frame
+        return [Check(f"renderer {backend}", "skipped", "mujoco is not installed") for backend in BACKENDS]
     working = [backend for backend in BACKENDS if backend not in fixes]
     return [_judge(backend, found[backend], fixes.get(backend, ""), working, has_driver) for backend in BACKENDS]
 
 
 def _judge(backend: str, found: str, fix: str, working: list[str], has_driver: bool) -> Check:
     name = f"renderer {backend}"
-    if "No module named 'mujoco'" in found:
-        return Check(name, "skipped", "mujoco is not installed")
     if backend not in working:
         if working:
             return Check(name, "skipped", f"{found}; not needed, {working[0]} works")

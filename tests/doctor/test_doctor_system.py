@@ -1,0 +1,84 @@
+"""Memory, disks and folders."""
+
+import os
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from vla_rl.doctor import system
+
+GIB = 2**30
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    def set_free(gib):
+        usage = Usage(64 * GIB, 0, int(gib * GIB))
+        monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+
+    return set_free
+
+
+def blocks_left():
+    return [file.name for file in Path("/dev/shm").glob("vla_rl-*-doctor-*")]
+
+
+@pytest.mark.parametrize(("gib", "status"), [(0.06, "warning"), (1.9, "warning"), (2.1, "ok")])
+def test_docker_s_default_of_shared_memory_is_too_little(disk, gib, status):
+    disk(gib)
+    check = system.check_shared_memory()
+    assert check.status == status
+    assert ("--shm-size" in check.fix) == (status == "warning")
+    assert blocks_left() == []
+
+
+def test_shared_memory_that_cannot_be_had_fails(disk, monkeypatch):
+    disk(8)
+
+    def refuse(*_args, **_kwargs):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("vla_rl.doctor.system.SharedArrays.create", refuse)
+    check = system.check_shared_memory()
+    assert check.status == "failed"
+    assert "no space left" in check.found
+
+
+def test_a_machine_without_shared_memory_fails(tmp_path):
+    assert system.check_shared_memory(tmp_path / "shm").status == "failed"
+
+
+@pytest.mark.parametrize(("gib", "status"), [(0.5, "failed"), (9, "warning"), (11, "ok")])
+def test_a_full_disk_is_told(disk, gib, status, tmp_path):
+    disk(gib)
+    assert system.check_disk(tmp_path).status == status
+
+
+@pytest.mark.parametrize(("gib", "status"), [(4, "warning"), (32, "ok")])
+def test_little_memory_is_a_warning(monkeypatch, gib, status):
+    monkeypatch.setattr("vla_rl.doctor.system.available_memory", lambda: gib * GIB)
+    assert system.check_memory().status == status
+
+
+def test_a_folder_that_cannot_be_written_is_told_with_its_own_fix(tmp_path):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    folders = {"cache": (tmp_path / "file" / "cache", "set VLA_RL_CACHE"), "runs": (tmp_path, "go elsewhere")}
+    check = system.check_folders(folders)
+    assert check.status == "failed"
+    assert check.fix == "set VLA_RL_CACHE"
+    assert check.found.startswith("cache: ")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_told(tmp_path):
+    tmp_path.chmod(0o555)
+    assert system.check_folders({"runs": (tmp_path, "go elsewhere")}).status == "failed"
+
+
+def test_looking_at_folders_makes_none(tmp_path):
+    folder = tmp_path / "not" / "yet"
+    assert system.check_folders({"cache": (folder, "")}).status == "ok"
+    assert not folder.parent.exists()
+    assert list(tmp_path.iterdir()) == []
