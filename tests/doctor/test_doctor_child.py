@@ -30,6 +30,23 @@ def test_the_reason_is_the_error_and_not_what_follows_it():
     assert outcome.reason == "ModuleNotFoundError: No module named 'a_package_that_does_not_exist'"
 
 
+def test_an_exception_that_python_ignored_is_not_the_reason():
+    code = """
+class Context:
+    def __del__(self):
+        raise AttributeError("no context")
+context = Context()
+class GraphicsError(Exception): pass
+raise GraphicsError("no display")
+"""
+    outcome = run_python(code, seconds=30)
+    assert outcome.reason == "GraphicsError: no display"
+
+
+def test_the_reason_names_the_class_without_its_module():
+    assert run_python("import json; json.loads('{')", seconds=30).reason.startswith("JSONDecodeError: ")
+
+
 def test_a_child_that_crashes_names_its_signal():
     outcome = run_python("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", seconds=30)
     assert outcome.reason == "killed by signal 11"

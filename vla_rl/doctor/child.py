@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,9 +52,23 @@ def _isolation() -> list[str]:
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:
-    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     if done.returncode < 0:
         return f"killed by signal {-done.returncode}"
-    # What is ignored at exit is printed after the error that matters.
-    errors = [line for line in lines if "Error" in line.partition(":")[0]]
-    return (errors or lines or [f"exit code {done.returncode}"])[-1]
+    lines = _without_ignored(done.stderr.splitlines())
+    errors = [line for line in lines if "Error" in line.partition(":")[0] and not line.startswith(" ")]
+    reason = (errors or lines or [f"exit code {done.returncode}"])[-1].strip()
+    return re.sub(r"^(?:\w+\.)+(?=\w+(?::|$))", "", reason)  # the class without its module
+
+
+def _without_ignored(lines: Sequence[str]) -> list[str]:
+    """What was printed, without the exceptions that Python ignored: those of clean-ups after the one that matters."""
+    kept: list[str] = []
+    ignored = False
+    for line in lines:
+        if line.startswith("Exception ignored"):
+            ignored = True
+        elif not ignored and line.strip():
+            kept.append(line)
+        elif ignored and not line.startswith((" ", "Traceback")):
+            ignored = False  # this was the ignored exception's last line
+    return kept

@@ -43,8 +43,14 @@ def check_import(*, run: Run = run_python) -> Check:
     outcome = run(_IMPORT, seconds=IMPORT_SECONDS)
     if outcome.ok:
         return Check(name, "ok", "works")
-    found, _, fix = outcome.reason.partition(" Fix: ")
+    found, fix = _parts(outcome.reason)
     return Check(name, "failed", found, "", fix or INSTALL_HINT)
+
+
+def _parts(message: str) -> tuple[str, str]:
+    """What a `SimulatorError` says is wrong, and the fix."""
+    found, _, fix = message.removeprefix("SimulatorError: ").partition(" Fix: ")
+    return found.removesuffix("."), fix
 
 
 def check_assets() -> Check:
@@ -54,7 +60,7 @@ def check_assets() -> Check:
         assets = resolve_assets("auto")
         missing = missing_files(assets.folder)
     except SimulatorError as error:
-        found, _, fix = str(error).partition(" Fix: ")
+        found, fix = _parts(str(error))
         return Check(name, "failed", found, "", fix or INSTALL_HINT)
     found = f"{assets.kind}: {assets.folder}"
     if missing:
@@ -74,7 +80,7 @@ def check_settling(*, run: Run = run_python) -> Check:
         return Check(name, "skipped", "no usable assets")
     outcome = run(_SETTLE, "auto", seconds=PROBE_SECONDS)
     if not outcome.ok:
-        return Check(name, "skipped", f"LIBERO does not run: {outcome.reason}")
+        return _not_running(name, outcome)
     settlings = [probes.Settling(**answer) for answer in json.loads(outcome.output)]
     worst = next((one for one in settlings if not probes.is_settled(one, kind)), None)
     shown = worst or settlings[0]
@@ -108,12 +114,16 @@ def check_texture(*, run: Run = run_python) -> Check:
 
 def _judge_grey(name: str, outcome: Outcome, expected: float, what: str, unit: str) -> Check:
     if not outcome.ok:
-        return Check(name, "skipped", f"LIBERO does not run: {outcome.reason}")
+        return _not_running(name, outcome)
     grey = float(outcome.output)
     found, allowed = f"{what} {grey:.0f} {unit}", f"{expected:.0f} ± {probes.BRIGHTNESS_TOLERANCE:.0f}"
     if abs(grey - expected) > probes.BRIGHTNESS_TOLERANCE:
         return Check(name, "failed", found, allowed, _PIN)
     return Check(name, "ok", found, allowed)
+
+
+def _not_running(name: str, outcome: Outcome) -> Check:
+    return Check(name, "skipped", f"LIBERO does not run: {_parts(outcome.reason)[0].partition(', tried')[0]}")
 
 
 def _asset_kind() -> AssetKind | None:
