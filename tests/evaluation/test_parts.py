@@ -1,0 +1,131 @@
+"""From what was asked for to plans: what is refused, how many episodes come of it, what departs from the protocol."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from vla_rl.envs.libero.assets import Assets
+from vla_rl.envs.libero.check import SimulatorReport
+from vla_rl.errors import UserError
+from vla_rl.evaluation.episodes import read_episodes
+from vla_rl.evaluation.evaluate import evaluate
+from vla_rl.evaluation.parts import Choices, all_deviations, folder_name, make_conditions, make_parts
+from vla_rl.evaluation.protocol import Protocol
+from vla_rl.evaluation.subject import find_subject
+
+needs_simulator = pytest.mark.skipif(importlib.util.find_spec("libero") is None, reason="hf-libero is not installed")
+
+
+def choices(**changes):
+    usual = {
+        "protocol": Protocol("oft"),
+        "tasks": None,
+        "episodes_per_task": 50,
+        "workers": 4,
+        "seeds": (0,),
+        "init_states": None,
+        "horizon": None,
+        "temperature": None,
+        "assets": "proxy",
+        "serial": False,
+    }
+    return Choices(**(usual | changes))
+
+
+@pytest.mark.parametrize(
+    ("asked", "complaint"),
+    [
+        ({}, "--suite: tiny does not say what it is for"),
+        ({"suite": "libero_gaol"}, "--suite: found libero_gaol; allowed are libero_spatial"),
+        ({"suite": ["libero_goal", "libero_goal"]}, "each once"),
+        ({"suite": "libero_goal", "tasks": [12]}, r"env.tasks: libero_goal does not have these tasks"),
+        ({"suite": "libero_goal", "init_states": "spare"}, "env.init_states: libero_goal has no spare ones"),
+    ],
+)
+def test_choices_that_do_not_fit_are_refused_before_the_simulator_is_looked_for(tmp_path, asked, complaint):
+    with pytest.raises(UserError, match=complaint):
+        evaluate("tiny", out=tmp_path / "out", **asked)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def pretended_simulator(monkeypatch):
+    """The simulator's check takes seconds; nothing is simulated here."""
+    report = SimulatorReport({"mujoco": "3.3.0"}, "egl", "a renderer", Assets(Path("assets"), "proxy"), ())
+    monkeypatch.setattr("vla_rl.run.plan.check_simulator", lambda **_choices: report)
+    monkeypatch.setattr("vla_rl.run.plan.check_task_assets", lambda *_choices: None)
+
+
+@needs_simulator
+@pytest.mark.usefixtures("pretended_simulator")
+def test_the_protocol_is_followed_and_every_departure_named():
+    subject = find_subject("tiny", profile="auto")
+    (usual,) = parts = make_parts(subject, choices(), "libero_goal")
+    assert len(usual.jobs) == 500
+    assert {(job.task_index, job.init_state) for job in usual.jobs} == {(t, s) for t in range(10) for s in range(50)}
+    assert usual.plan.env.horizon == 300
+    unavoidable = (
+        "built-in proxy assets instead of LIBERO's: other pictures, scores are not comparable",
+        "cameras draw 128 pixels a side instead of 256",
+    )
+    assert all_deviations(choices(), parts) == unavoidable
+
+    odd = choices(
+        protocol=Protocol("long"),
+        tasks=(0, 3),
+        episodes_per_task=10,
+        seeds=(0, 7),
+        init_states="spare",
+        temperature=1.6,
+    )
+    spatial, ten = parts = make_parts(subject, odd, ["libero_spatial", "libero_10"])
+    assert (spatial.plan.env.horizon, ten.plan.env.horizon) == (512, 520)
+    assert len(spatial.jobs) == 2 * 10 * 2
+    found = all_deviations(odd, parts)
+    assert set(found) - set(unavoidable) == {
+        "initial states: spare instead of the benchmark's standard ones",
+        "actions sampled at temperature 1.6 instead of greedy ones",
+        "libero_spatial: only task 0, 3 of 10",
+        "libero_10: only task 0, 3 of 10",
+        "10 episodes per task instead of 50",
+    }
+    conditions = make_conditions(subject, odd, parts)
+    assert folder_name(subject, conditions, parts) == "libero_spatial_libero_10_long_spare_T1.6_seed0-7"
+
+
+@needs_simulator
+@pytest.mark.usefixtures("pretended_simulator")
+def test_more_episodes_than_initial_states_are_refused():
+    with pytest.raises(ValueError, match=r"libero_spatial task 0 has 50 standard initial states; allowed are 1 to 50"):
+        make_parts(find_subject("tiny", profile="auto"), choices(episodes_per_task=51), "libero_spatial")
+
+
+@needs_simulator
+@pytest.mark.libero
+@pytest.mark.slow
+def test_the_tiny_policy_is_evaluated_on_two_suites_filmed_and_blinded(tmp_path):
+    pytest.importorskip("imageio_ffmpeg")
+    report = evaluate(
+        "tiny",
+        suite=["libero_spatial", "libero_goal"],
+        tasks=[1],
+        episodes_per_task=2,
+        workers=2,
+        horizon=8,
+        assets="proxy",
+        control="blind",
+        video="all",
+        out=tmp_path,
+    )
+    wanted = {(suite, 1, "standard", state, 0) for suite in ("libero_spatial", "libero_goal") for state in (0, 1)}
+    for file in ("episodes.jsonl", "episodes_blind.jsonl"):
+        assert {episode.key for episode in read_episodes(tmp_path / file)} == wanted
+    assert report.videos == 4
+    assert report.control is not None
+    assert report.control.comparison.pairs == 4
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["evaluation"]["trained_on"] == "unknown"
+    assert results["control"]["name"] == "blind"
+    assert {suite["suite"] for suite in results["suites"]} == {"libero_spatial", "libero_goal"}
