@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def report(
-    paths: Annotated[list[Path], typer.Argument(help="Folders of runs; several are drawn together.")],
+    paths: Annotated[list[Path], typer.Argument(help="Folders of runs, drawn together, or of a study.")],
     out: Annotated[
         Path | None,
         typer.Option(
@@ -32,6 +32,9 @@ def report(
             raise
         raise UserError("report needs matplotlib, which is not installed: pip install 'vla-rl[plots]'") from error
 
+    paths = [path for path in paths if not _report_study(path, out)]
+    if not paths:
+        return
     page = out or (paths[0] / "report.html" if len(paths) == 1 else Path("report.html"))
     with preflight():
         write_report(paths, page, comparisons=compare_runs(paths))
@@ -39,6 +42,25 @@ def report(
     for picture in pictures:
         print(picture)
     print(page)
+
+
+def _report_study(path: Path, out: Path | None) -> bool:
+    """Aggregate a study anew if the folder holds one.
+
+    Raises:
+        UserError: `--out` was given: a study's page stands in its own folder, beside its tables and figures.
+    """
+    from vla_rl.studies.metaworld_runner import STUDY_FILE
+
+    if not (path / STUDY_FILE).is_file():
+        return False
+    if out is not None:
+        raise UserError(f"--out: {path} is a study, whose page is its own report.html; leave the option out")
+    from vla_rl.studies.metaworld_files import write_study
+
+    with preflight():
+        print("\n".join(str(written) for written in write_study(path)))
+    return True
 
 
 def compare_runs(runs: list[Path]) -> list[str]:

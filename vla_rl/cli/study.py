@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
+from enum import StrEnum
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from vla_rl.errors import UserError
+from vla_rl.errors import UserError, preflight
 
 app = typer.Typer(no_args_is_help=True, help="Reproduce an experiment of the paper.")
+
+
+class Preset(StrEnum):
+    """Grids that come with the program."""
+
+    SMALL = "small"
+    FULL = "full"
 
 
 @app.callback()
@@ -19,12 +30,75 @@ def study() -> None:
 
 
 @app.command()
+def metaworld(
+    out: Annotated[
+        Path, typer.Option("--out", file_okay=False, help="Folder of the study; called again, it goes on in it.")
+    ],
+    preset: Annotated[
+        Preset, typer.Option("--preset", help="small: 30 runs, under an hour on 2 cores; full: the paper's 400 runs.")
+    ] = Preset.SMALL,
+    tasks: Annotated[
+        str | None, typer.Option("--tasks", help="Like door-open-v3,push-v3.", show_default="the preset's")
+    ] = None,
+    surrogates: Annotated[
+        str | None,
+        typer.Option(
+            "--surrogates",
+            help="Of gipo, gipo:SIGMA, gipo:SIGMA:NEGATIVE_SCALE, ppo, sapo, no_clip.",
+            show_default="the preset's",
+        ),
+    ] = None,
+    regimes: Annotated[
+        str | None, typer.Option("--regimes", help="Of fresh, stale.", show_default="the preset's")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", min=1, help="Seeds 0 to N - 1.", show_default="the preset's")
+    ] = None,
+    budget: Annotated[
+        int | None, typer.Option("--budget", min=1, help="Optimizer steps per run.", show_default="the preset's")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, help="Runs at once, one core each.", show_default="all cores")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run and how long it takes.")] = False,
+) -> None:
+    """Surrogates on fresh and stale experience: a resumable grid of runs, with statistics and the paper's figures."""
+    _require_matplotlib()
+    from vla_rl.studies.metaworld import PRESETS
+    from vla_rl.studies.metaworld_files import write_study
+    from vla_rl.studies.metaworld_runner import estimate, run_grid
+
+    chosen: dict[str, Any] = {"tasks": _names(tasks), "surrogates": _names(surrogates), "regimes": _names(regimes)}
+    chosen |= {"seeds": seeds, "optimizer_steps": budget}
+    grid = replace(PRESETS[preset.value], **{name: value for name, value in chosen.items() if value is not None})
+    at_once = jobs or len(os.sched_getaffinity(0))
+    print(estimate(grid, jobs=at_once))
+    if dry_run:
+        return
+    progress = run_grid(grid, out, jobs=at_once, say=partial(print, flush=True))
+    if progress.kept or progress.finished:
+        with preflight():
+            print("\n".join(f"wrote {path}" for path in write_study(out)))
+    if progress.failed:
+        names = "\n".join(f"  {run.name}: see {out}/runs/{run.name}.failed/output.log" for run in progress.failed)
+        raise UserError(f"{len(progress.failed)} runs failed; call the study again to try them again\n{names}")
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(part.strip() for part in text.split(","))
+
+
+def _require_matplotlib() -> None:
+    if find_spec("matplotlib") is None:
+        raise UserError("matplotlib is not installed, and the study draws figures with it: pip install 'vla-rl[plots]'")
+
+
+@app.command()
 def gridworld(
     out: Annotated[Path, typer.Option("--out", file_okay=False, help="Folder for the results; made if it is missing.")],
 ) -> None:
     """Exact bias and variance of every surrogate on the 2x2 GridWorld: JSON, CSV, table and figures. Takes seconds."""
-    if find_spec("matplotlib") is None:
-        raise UserError("matplotlib is not installed, and the study draws figures with it: pip install 'vla-rl[plots]'")
+    _require_matplotlib()
     from vla_rl.studies.gridworld import study as run_study
     from vla_rl.studies.gridworld_files import markdown_table, write_records
     from vla_rl.studies.gridworld_plots import plot_pareto, plot_weights

@@ -30,6 +30,7 @@ RUN_FILE = "study_run.json"
 OUTPUT_FILE = "output.log"  # what `vla-rl train` said
 RUNS = "runs"
 POLL_S = 0.2
+START_S, ENV_STEPS_PER_S, SAMPLES_PER_S = 8.0, 1800.0, 30_000.0  # of one run on one core, measured
 STOP_S = 20.0  # for a run to end by itself when the study is interrupted
 
 Say = Callable[[str], None]
@@ -60,6 +61,21 @@ class _Running:
     run: StudyRun
     process: subprocess.Popen[bytes]
     began: float
+
+
+def estimate(grid: Grid, *, jobs: int) -> str:
+    """One line: how many runs, how much experience, about how long.
+
+    The rates are those of one core of a 2-core cloud machine with both cores at work; others differ by a factor.
+    """
+    seconds = 0.0
+    for run in grid.runs():
+        recipe = grid.recipe_of(run)
+        consumed = recipe.budget.optimizer_steps * recipe.learner.micro_batch * recipe.replay.segment_length
+        env_steps = recipe.replay.min_decisions + consumed / recipe.replay.replay_ratio
+        seconds += START_S + env_steps / ENV_STEPS_PER_S + consumed / SAMPLES_PER_S
+    hours = seconds / jobs / 3600
+    return f"{len(grid.runs())} runs, {jobs} at once: about {hours:.1f} h ({seconds / 3600:.1f} core hours)"
 
 
 def open_study(grid: Grid, out: Path) -> None:

@@ -1,0 +1,155 @@
+"""What a study computes from its runs, on records written by hand."""
+
+import csv
+import json
+
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from typer.testing import CliRunner
+
+from vla_rl.cli.main import app
+from vla_rl.studies import metaworld_files
+from vla_rl.studies.metaworld import Grid
+from vla_rl.studies.metaworld_files import write_study
+from vla_rl.studies.metaworld_results import (
+    improvements,
+    metric_band,
+    normalized,
+    read_results,
+    return_band,
+    score_table,
+    scores,
+    select,
+)
+from vla_rl.studies.metaworld_runner import open_study
+
+TASKS = ("door-open-v3", "push-v3")
+GRID = Grid(tasks=TASKS, surrogates=("gipo:0.5", "gipo", "ppo"), regimes=("stale",), seeds=2, optimizer_steps=6000)
+RANDOM = {"door-open-v3": 0.0, "push-v3": 0.0}
+
+
+def record(step, *, scaled_return, ess):
+    return {
+        "optimizer_steps": step, "env_steps": 10 * step, "seconds": float(step), "rollout/return": scaled_return,
+        "policy_lag/mean": 50.0, "policy_lag/p95": 95.0, "policy_lag/old_fraction": 0.9, "ratio/abs_log_p95": 1.5,
+        "utilization/ess_old": ess, "learner/kl": 0.1,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """Every run ends with a return of 100 · (1 + seed), ten times that of the surrogate gipo, in both tasks."""
+    monkeypatch.setattr(metaworld_files, "random_return", lambda _: 0.0)
+    open_study(GRID, tmp_path)
+    for run in GRID.runs():
+        folder = tmp_path / "runs" / run.name
+        folder.mkdir(parents=True)
+        end = 0.01 * 100 * (1 + run.seed) * (10 if run.surrogate == "gipo" else 1)
+        records = [record(step, scaled_return=0.0 if step < 80 else end, ess=step / 100) for step in range(10, 101, 10)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records), encoding="utf-8")
+        (folder / "recipe.yaml").write_text(GRID.recipe_of(run).dump_yaml(), encoding="utf-8")
+        values = {"task": run.task, "surrogate": run.surrogate, "regime": run.regime, "seed": run.seed, "seconds": 1.0}
+        (folder / "study_run.json").write_text(json.dumps(values), encoding="utf-8")
+    return tmp_path
+
+
+def test_returns_are_those_of_the_benchmark_over_the_last_fifth(study):
+    results = read_results(study)
+    assert len(results) == 12
+    by_name = {result.run.name: result.closing_return for result in results}
+    assert by_name["push-v3_gipo_stale_seed1"] == pytest.approx(2000.0)
+    assert by_name["push-v3_ppo_stale_seed0"] == pytest.approx(100.0)
+
+
+def test_the_score_is_zero_for_random_actions_and_one_at_the_largest_return():
+    assert normalized(300.0, random_return=300.0) == 0.0
+    assert normalized(5000.0, random_return=300.0) == 1.0
+    assert normalized(2650.0, random_return=300.0) == 0.5
+
+
+def test_scores_rank_the_surrogates_with_their_intervals(study):
+    ranking = scores(read_results(study), RANDOM)
+    best = ranking[0]
+    assert best.surrogate == "gipo"
+    # 1000 and 2000 of 5000 in each of two tasks; the middle half of 0.2, 0.2, 0.4, 0.4 is 0.2 and 0.4.
+    assert best.iqm == pytest.approx(0.3)
+    assert (best.seeds, best.tasks) == (2, 2)
+    assert 0.2 <= best.interval.low <= best.iqm <= best.interval.high <= 0.4
+
+
+def test_the_better_surrogate_improves_with_certainty_and_equal_ones_by_a_coin(study):
+    pairs = {(entry.first, entry.second): entry.probability for entry in improvements(read_results(study), RANDOM)}
+    assert pairs["gipo", "ppo"] == 1.0
+    assert pairs["gipo:0.5", "gipo"] == 0.0
+    assert pairs["gipo:0.5", "ppo"] == 0.5
+
+
+def test_a_seed_that_lacks_a_task_does_not_count(study):
+    results = [result for result in read_results(study) if result.run.name != "push-v3_ppo_stale_seed1"]
+    table = score_table(results, surrogate="ppo", regime="stale", random_returns=RANDOM)
+    assert table.tolist() == [[0.02, 0.02]]
+
+
+def test_bands_are_means_over_runs(study):
+    chosen = select(read_results(study), task="push-v3", surrogate="ppo")
+    band = return_band(chosen)
+    assert (band.clock[0], band.clock[-1], band.runs) == (100, 1000, 2)
+    assert (band.mean[0], band.mean[-1]) == (0.0, pytest.approx(150.0))
+    assert (band.low[-1], band.high[-1]) == (pytest.approx(100.0), pytest.approx(200.0))
+    ess = metric_band(chosen, "utilization/ess_old")
+    assert ess.mean[0] == pytest.approx(0.1)
+    assert ess.mean[-1] == pytest.approx(1.0)
+    assert metric_band(chosen, "utilization/dead") is None
+
+
+@pytest.mark.slow
+def test_a_study_writes_tables_figures_and_a_page(study):
+    written = {path.name for path in write_study(study)}
+    tables = {f"{name}.csv" for name in ("runs", "scores", "improvements", "curves", "trajectories")}
+    figures = ("learning_curves", "scores", "staleness", "utilization", "kl_ess", "lag_tails", "sigma")
+    assert written == tables | {f"{name}.{kind}" for name in figures for kind in ("png", "svg")} | {
+        "summary.md",
+        "report.html",
+    }
+    with (study / "results" / "runs.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12
+    assert {row["policy_lag/old_fraction"] for row in rows} == {"0.9"}
+    summary = (study / "results" / "summary.md").read_text(encoding="utf-8")
+    assert "12 of 12 runs (complete)" in summary
+    assert "| push-v3 | stale | gipo | 1000, 2000 |" in summary
+    page = (study / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png") == len(figures)
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_a_study_that_is_not_finished_says_so(study, monkeypatch):
+    monkeypatch.setattr(metaworld_files, "write_figures", lambda *_: [])
+    (study / "runs" / "push-v3_ppo_stale_seed1").rename(study / "runs" / "push-v3_ppo_stale_seed1.unfinished")
+    for path in (study / "runs" / "push-v3_ppo_stale_seed1.unfinished").glob("study_run.json"):
+        path.unlink()
+    write_study(study)
+    assert "PARTIAL: 1 runs are missing" in (study / "results" / "summary.md").read_text(encoding="utf-8")
+
+
+def test_a_study_without_a_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no run of the study has finished"):
+        read_results(tmp_path)
+
+
+def test_report_takes_the_folder_of_a_study(study, monkeypatch):
+    monkeypatch.setattr(metaworld_files, "write_figures", lambda *_: [])
+    done = CliRunner().invoke(app, ["report", str(study)])
+    assert done.exit_code == 0, done.output
+    assert (study / "report.html").exists()
+    assert CliRunner().invoke(app, ["report", str(study), "--out", "x.html"]).exit_code == 2
+
+
+def test_a_dry_run_says_how_long_a_grid_takes_and_starts_nothing(tmp_path):
+    arguments = ["study", "metaworld", "--preset", "full", "--out", str(tmp_path / "study"), "--dry-run"]
+    done = CliRunner().invoke(app, [*arguments, "--jobs", "4", "--tasks", "push-v3,door-open-v3", "--seeds", "2"])
+    assert done.exit_code == 0, done.output
+    assert "32 runs, 4 at once: about 0.3 h" in done.output
+    assert not (tmp_path / "study").exists()
