@@ -31,8 +31,9 @@ ALLOWED: dict[str, set[str]] = {
     "run": BELOW | {"recipe"},
     "evaluation": BELOW | {"recipe", "run"},
     "train": BELOW | {"recipe", "run", "evaluation"},
+    "export": BELOW | {"recipe", "run", "evaluation"},
     "studies": BELOW | {"recipe", "run", "evaluation", "train"},
-    "cli": BELOW | {"__init__", "recipe", "run", "evaluation", "train", "studies", "doctor"},
+    "cli": BELOW | {"__init__", "recipe", "run", "evaluation", "train", "export", "studies", "doctor"},
     "__main__": {"cli"},
 }
 

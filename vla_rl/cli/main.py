@@ -18,6 +18,7 @@ from vla_rl.cli import assets as assets_verb
 from vla_rl.cli import doctor as doctor_verb
 from vla_rl.cli import eval as eval_verb
 from vla_rl.cli import exit_codes
+from vla_rl.cli import export as export_verb
 from vla_rl.cli import recipes as recipes_verb
 from vla_rl.cli import report as report_verb
 from vla_rl.cli import study as study_verb
@@ -68,6 +69,7 @@ def _options(
 
 app.command("train")(train_verb.train)
 app.command("eval")(eval_verb.evaluate)
+app.command("export")(export_verb.export)
 app.command("report")(report_verb.report)
 app.command("doctor")(doctor_verb.doctor)
 app.add_typer(assets_verb.app, name="assets")

@@ -7,9 +7,11 @@ Letters: B decisions, A action positions, d width of the trunk.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 _HIDDEN_DIM = 512  # width of the last-prompt-token head; a quarter of it follows
@@ -60,3 +62,30 @@ def value_head(name: str, *, width: int) -> nn.Module:
     if name not in VALUE_HEADS:
         raise ValueError(f"value_head {name!r} is unknown; choose one of {sorted(VALUE_HEADS)}")
     return VALUE_HEADS[name](width)
+
+
+def load_value_head(head: nn.Module, path: Path, *, kind: str) -> bool:
+    """Take over an exported critic.
+
+    Args:
+        head: its parameters are overwritten.
+        path: written by an export.
+        kind: of `head`.
+
+    Returns:
+        False if the file holds another kind of critic; `head` is then as it was.
+
+    Raises:
+        ValueError: the file is broken, or made for a trunk of another width.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            if (file.metadata() or {}).get("value_head") != kind:
+                return False
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        head.load_state_dict(tensors)
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(
+            f"{path}: not the critic of this policy ({error}); remove it to start with a new one"
+        ) from error
+    return True

@@ -1,1 +1,23 @@
-"""OpenVLA-OFT, native: torch, transformers and safetensors alone."""
+"""OpenVLA-OFT, native: torch, transformers and safetensors alone.
+
+from vla_rl.policies.openvla_oft import OpenVLAOFT
+model = OpenVLAOFT.from_pretrained("path/to/checkpoint")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vla_rl.policies.openvla_oft.model import OpenVLAOFT as OpenVLAOFT
+
+__all__ = ["OpenVLAOFT"]
+
+
+def __getattr__(name: str) -> object:
+    """Import the network when it is asked for: other modules of this package are read where no torch is wanted."""
+    if name == "OpenVLAOFT":
+        from vla_rl.policies.openvla_oft.model import OpenVLAOFT
+
+        return OpenVLAOFT
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from vla_rl.policies.openvla_oft.adapters import read_adapter
 from vla_rl.policies.openvla_oft.config import OFTConfig, read_config
 from vla_rl.policies.openvla_oft.files import CheckpointFiles, find_files, unused_shapes
 from vla_rl.policies.openvla_oft.model import OpenVLAOFT
@@ -18,20 +19,23 @@ from vla_rl.policies.parameters import META, cast_parameters, move_buffers, set_
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 COMPONENTS = ("action_head", "proprio_projector")
+_MAPPED_BYTES = 64 << 20  # of a shard, before it is mapped anew
 _SHOWN_NAMES = 6  # of a long list in an error message
 
 
-def load_model(directory: Path, *, profile: str, dtype: torch.dtype | None, device: torch.device) -> OpenVLAOFT:
+def load_model(
+    directory: Path, *, adapter: Path | None, profile: str, dtype: torch.dtype | None, device: torch.device
+) -> OpenVLAOFT:
     """See `OpenVLAOFT.from_pretrained`."""
-    files = find_files(directory)
-    config = read_config(directory)
+    files = find_files(directory, adapter=adapter)
+    config = read_config(files.directory)
     l1_head = files.action_head is not None
     model = empty_model(
         config,
         resolve_profile(profile, has_l1_head=l1_head),
         proprio=files.proprio_projector is not None,
         l1_head=l1_head,
-        dtype=dtype or stored_dtype(config, directory),
+        dtype=dtype or stored_dtype(config, files.directory),
     )
     fill_model(model, files, device=device)
     return model.eval()
@@ -60,11 +64,15 @@ def fill_model(model: OpenVLAOFT, files: CheckpointFiles, *, device: torch.devic
     """
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    unused = unused_shapes(model.config)
+    known = {**unused_shapes(model.config), **expected}
+    adapter = None if files.adapter is None else read_adapter(files.adapter)
+    if adapter is not None and adapter.names - set(known):
+        raise ValueError(f"{adapter.folder}: adapts what is not there: {_shorten(sorted(adapter.names - set(known)))}")
     seen: set[str] = set()
-    for name, tensor in _stored_tensors(files):
-        _check_tensor(name, tensor, {**unused, **expected}, files.directory)
+    for name, stored in _stored_tensors(files):
+        _check_tensor(name, stored, known, files.directory)
         if name in expected:
+            tensor = stored if adapter is None else adapter.apply(name, stored)
             set_parameter(model, name, tensor.to(device=device, dtype=dtypes[name]))
         seen.add(name)
     missing = [name for name in expected if name not in seen]
@@ -89,11 +97,19 @@ def _stored_tensors(files: CheckpointFiles) -> Iterator[tuple[str, Tensor]]:
 
 
 def _read_shard(path: Path, *, only: Mapping[str, object] | None) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of a shard, or of it only those names. They are views of the mapped file."""
     try:
         with safe_open(path, framework="pt", device="cpu") as shard:
-            for name in shard.keys():  # noqa: SIM118 - not a mapping
-                if only is None or name in only:
-                    yield name, shard.get_tensor(name)
+            names = [name for name in shard.keys() if only is None or name in only]  # noqa: SIM118 - not a mapping
+        while names:
+            # Pages that were read count as this process's memory while the mapping is open. A new one every now and
+            # then lets go of those that were cast into tensors of their own.
+            read = 0
+            with safe_open(path, framework="pt", device="cpu") as shard:
+                while names and read < _MAPPED_BYTES:
+                    tensor = shard.get_tensor(names[0])
+                    read += tensor.nbytes
+                    yield names.pop(0), tensor
     except SafetensorError as error:
         raise ValueError(f"{path}: not a complete safetensors file ({error}); copy it again") from error
 

@@ -111,17 +111,19 @@ def read_config(directory: Path) -> OFTConfig:
 
 def config_to_json(config: OFTConfig) -> dict[str, Any]:
     """The content of a `config.json` from which `read_config` gives the same dimensions."""
-    return {
+    content = {
         **_ARCHITECTURE,
         "architectures": ["OpenVLAForActionPrediction"],
         "image_sizes": [config.image_size, config.image_size],
         "text_config": {"model_type": "llama", "pad_token_id": PAD_ID, **dataclasses.asdict(config.llama)},
-        "timm_model_overrides": [
-            {name: getattr(vit, name) for name in ("embed_dim", "depth", "num_heads", "mlp_dim")}
-            for vit in (config.dinov2, config.siglip)
-        ],
         "torch_dtype": config.dtype,
     }
+    if (config.dinov2, config.siglip) != (DINOV2, SIGLIP):  # public checkpoints do not have this key
+        content["timm_model_overrides"] = [
+            {name: getattr(vit, name) for name in ("embed_dim", "depth", "num_heads", "mlp_dim")}
+            for vit in (config.dinov2, config.siglip)
+        ]
+    return content
 
 
 def _check_architecture(raw: Mapping[str, Any], path: Path) -> None:

@@ -1,88 +1,159 @@
-"""Write a trained policy as a checkpoint in the public layout, adapters merged, for any OpenVLA-OFT program to load.
+"""Write a trained policy for other programs: a checkpoint in the public layout, or a LoRA adapter in peft's.
 
-Adapters are added to the weights they adapt and the trained action rows replace rows 31744..31999 of lm_head; tensors
-that the network never needed are taken from the source checkpoint, so that the folder has every published name. The
-critic is not part of a checkpoint.
+In a checkpoint, adapters are added (in float32) to the weights that they adapt, and the trained action rows replace
+rows 31744..31999 of lm_head; tensors that the network never needed are taken from the source, so that the folder has
+every published name. An adapter folder holds what differs from its base. The critic goes beside either, in a file of
+its own: `value_head.safetensors`.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from vla_rl.policies.action_tokens import FIRST_ACTION_ID, NUM_BINS
-from vla_rl.policies.lora import ADAPTER, LoraSettings, checkpoint_name, is_adapter, merged_weight
+from vla_rl.policies.lora import ADAPTER, checkpoint_name, is_adapter, merged_weight, write_adapter_config
+from vla_rl.policies.openvla_oft.adapters import PREFIX, WEIGHTS_FILE
 from vla_rl.policies.openvla_oft.checkpoint import unused_tensors
-from vla_rl.policies.openvla_oft.config import config_to_json
-from vla_rl.policies.openvla_oft.files import INDEX_FILE, SINGLE_FILE, unused_shapes
-from vla_rl.policies.openvla_oft.pixels import PixelNormalization
+from vla_rl.policies.openvla_oft.export_files import appears_whole, write_json, write_metadata, write_statistics
+from vla_rl.policies.openvla_oft.files import INDEX_FILE, SINGLE_FILE, VALUE_HEAD_FILE, unused_shapes
 from vla_rl.policies.openvla_oft.policy import OpenVLAOFTPolicy
 
 MAX_SHARD_BYTES = 5_000_000_000
 PROJECTOR_PREFIX = "proprio_projector."
 LM_HEAD = "language_model.lm_head.weight"
-_WEIGHT_SUFFIXES = (".safetensors", ".pt", ".bin", ".index.json")
 
 
 def export_checkpoint(
-    policy: OpenVLAOFTPolicy, directory: Path, *, step: int, max_shard_bytes: int = MAX_SHARD_BYTES
+    policy: OpenVLAOFTPolicy,
+    directory: Path,
+    *,
+    step: int,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Write `policy` to a new directory; it appears complete or not at all.
+    """Write a checkpoint in the public layout to a new directory; it appears complete or not at all.
 
     Args:
         policy: with its weights in place.
         directory: must not exist.
         step: number in the names of component files.
+        dtype: of the shards; default: that of the frozen weights.
         max_shard_bytes: size above which the weights are split.
 
     Raises:
         ValueError: `directory` exists.
     """
-    if directory.exists():
-        raise ValueError(f"{directory} exists; name a new directory for the exported checkpoint")
-    partial = directory.with_name(directory.name + ".partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    tensors = merged_tensors(policy)
-    projector = {name: tensors.pop(name) for name in list(tensors) if name.startswith(PROJECTOR_PREFIX)}
-    if projector:
-        state = {name.removeprefix(PROJECTOR_PREFIX): tensor for name, tensor in projector.items()}
-        torch.save(state, partial / f"proprio_projector--{step}_checkpoint.pt")
-    _write_shards(tensors, partial, max_shard_bytes)
-    _write_metadata(policy, partial)
-    partial.rename(directory)
+    with appears_whole(directory) as partial:
+        write_checkpoint(policy, partial, step=step, dtype=dtype, max_shard_bytes=max_shard_bytes)
 
 
-@torch.no_grad()
-def merged_tensors(policy: OpenVLAOFTPolicy) -> dict[str, Tensor]:
-    """Every tensor of the checkpoint by its published name, on the CPU; merged ones keep the dtype of the weights."""
-    parameters = dict(policy.model.named_parameters())
-    merged = {
-        checkpoint_name(name): _merge(name, parameters, policy.lora) for name in parameters if not is_adapter(name)
+def write_checkpoint(
+    policy: OpenVLAOFTPolicy,
+    directory: Path,
+    *,
+    step: int,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """As `export_checkpoint`, into an empty directory. One shard at a time is in memory."""
+    tensors = _CheckpointTensors(policy, dtype)
+    shards = _split(tensors.sizes, max_shard_bytes)
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, start=1):
+        file = SINGLE_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file({name: tensors[name] for name in names}, directory / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        total = sum(tensors.sizes.values())
+        write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    _write_components(policy, directory, step=step)
+    write_metadata(policy.source, directory, dtype=tensors.dtype)
+
+
+def write_adapter(policy: OpenVLAOFTPolicy, directory: Path, *, step: int, dtype: torch.dtype | None = None) -> None:
+    """Write what differs from the base into an empty directory, for peft or `OpenVLAOFT.from_pretrained` to load.
+
+    Args:
+        policy: with adapters, on a checkpoint directory.
+        directory: gets adapter_config.json, adapter_model.safetensors (with the whole lm_head, if its action rows were
+            trained), the projector of proprioception, the statistics and the critic.
+        step: number in the names of component files.
+        dtype: of the tensors; default: float32, and that of the base for lm_head.
+
+    Raises:
+        ValueError: the policy has no adapters, or its base is no folder that an adapter could name.
+    """
+    files = policy.source.files
+    if policy.lora is None:
+        raise ValueError("this policy was trained without adapters (policy.lora is null): export it merged")
+    if files is None or files.adapter is not None:
+        raise ValueError(
+            f"an adapter names the folder of its base, and the base {policy.source.origin!r} is "
+            f"{'made from a seed' if files is None else 'itself an adapter'}: export it merged"
+        )
+    tensors = {
+        PREFIX + name.replace(f".{ADAPTER}.", "."): parameter.detach().to("cpu", dtype or torch.float32)
+        for name, parameter in policy.model.named_parameters()
+        if is_adapter(name)
     }
     if policy.action_rows is not None:
-        lm_head = merged[LM_HEAD].clone()
-        lm_head[FIRST_ACTION_ID : FIRST_ACTION_ID + NUM_BINS] = policy.action_rows.to(lm_head)
-        merged[LM_HEAD] = lm_head
-    return merged | _unused(policy)
+        tensors[PREFIX + LM_HEAD] = _CheckpointTensors(policy, dtype)[LM_HEAD]
+    save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    whole = ["lm_head"] if policy.action_rows is not None else None
+    write_adapter_config(policy.lora, directory, base=str(files.directory.resolve()), whole_modules=whole)
+    _write_components(policy, directory, step=step)
+    write_statistics(policy.source, directory)
 
 
-def _merge(name: str, parameters: dict[str, torch.nn.Parameter], lora: LoraSettings | None) -> Tensor:
-    weight = parameters[name].detach()
-    layer, found, leaf = name.partition(".base_layer.")
-    if not found or leaf != "weight":
-        return weight.cpu()
-    assert lora is not None
-    lora_a, lora_b = (parameters[f"{layer}.{part}.{ADAPTER}.weight"] for part in ("lora_A", "lora_B"))
-    return merged_weight(weight, lora_a, lora_b, scaling=lora.alpha / lora.rank).cpu()
+def merged_tensors(policy: OpenVLAOFTPolicy, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Every tensor of the checkpoint by its published name, on the CPU.
+
+    Args:
+        policy: with its weights in place.
+        dtype: default: that of the frozen weights; the projector of proprioception keeps its own.
+    """
+    tensors = _CheckpointTensors(policy, dtype)
+    return {name: tensors[name] for name in tensors.sizes} | _projector(policy)
+
+
+class _CheckpointTensors:
+    """The tensors of the shards, each made when it is asked for."""
+
+    def __init__(self, policy: OpenVLAOFTPolicy, dtype: torch.dtype | None) -> None:
+        self.dtype = dtype or policy.model.dtype
+        self._policy = policy
+        self._parameters = dict(policy.model.named_parameters())
+        self._unused = _unused(policy)
+        kept = [name for name in self._parameters if not is_adapter(name) and not name.startswith(PROJECTOR_PREFIX)]
+        self._sources = {checkpoint_name(name): name for name in kept}
+        counts = {name: self._parameters[source].numel() for name, source in self._sources.items()}
+        counts |= {name: tensor.numel() for name, tensor in self._unused.items()}
+        self.sizes = {name: count * self.dtype.itemsize for name, count in counts.items()}  # bytes
+
+    @torch.no_grad()
+    def __getitem__(self, name: str) -> Tensor:
+        if name in self._unused:
+            return self._unused[name].to(self.dtype).contiguous()
+        merged = self._merged(self._sources[name]).to("cpu", self.dtype)
+        rows = self._policy.action_rows
+        if name == LM_HEAD and rows is not None:
+            merged = merged.clone()
+            merged[FIRST_ACTION_ID : FIRST_ACTION_ID + NUM_BINS] = rows.to(merged)
+        return merged.contiguous()
+
+    def _merged(self, source: str) -> Tensor:
+        weight, lora = self._parameters[source].detach(), self._policy.lora
+        layer, found, leaf = source.partition(".base_layer.")
+        if not found or leaf != "weight":
+            return weight
+        assert lora is not None
+        lora_a, lora_b = (self._parameters[f"{layer}.{part}.{ADAPTER}.weight"] for part in ("lora_A", "lora_B"))
+        return merged_weight(weight.float(), lora_a, lora_b, scaling=lora.alpha / lora.rank)
 
 
 def _unused(policy: OpenVLAOFTPolicy) -> dict[str, Tensor]:
@@ -92,55 +163,29 @@ def _unused(policy: OpenVLAOFTPolicy) -> dict[str, Tensor]:
     return {name: torch.zeros(shape, dtype=policy.model.dtype) for name, shape in shapes.items()}
 
 
-def _write_shards(tensors: dict[str, Tensor], directory: Path, max_shard_bytes: int) -> None:
-    shards = list(_split(tensors, max_shard_bytes))
-    metadata = {"format": "pt"}
-    if len(shards) == 1:
-        save_file(shards[0], directory / SINGLE_FILE, metadata=metadata)
-        return
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, directory / file, metadata=metadata)
-        weight_map |= dict.fromkeys(shard, file)
-    total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    _write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+def _projector(policy: OpenVLAOFTPolicy) -> dict[str, Tensor]:
+    named = policy.model.named_parameters()
+    return {name: tensor.detach().cpu() for name, tensor in named if name.startswith(PROJECTOR_PREFIX)}
 
 
-def _split(tensors: dict[str, Tensor], max_shard_bytes: int) -> Iterator[dict[str, Tensor]]:
-    shard: dict[str, Tensor] = {}
-    size = 0
-    for name, tensor in tensors.items():
-        bytes_needed = tensor.numel() * tensor.element_size()
-        if shard and size + bytes_needed > max_shard_bytes:
-            yield shard
-            shard, size = {}, 0
-        shard[name] = tensor.contiguous()
-        size += bytes_needed
-    yield shard
+def _write_components(policy: OpenVLAOFTPolicy, directory: Path, *, step: int) -> None:
+    projector = {name.removeprefix(PROJECTOR_PREFIX): tensor for name, tensor in _projector(policy).items()}
+    if projector:
+        torch.save(projector, directory / f"proprio_projector--{step}_checkpoint.pt")
+    critic = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.value_head.named_parameters()}
+    save_file(critic, directory / VALUE_HEAD_FILE, metadata={"value_head": policy.value_head_name})
 
 
-def _write_metadata(policy: OpenVLAOFTPolicy, directory: Path) -> None:
-    """Copy what lies beside the source's weights; write it anew for the tiny model."""
-    source = policy.source
-    if source.files is not None:
-        for path in source.files.directory.iterdir():
-            if path.is_file() and not path.name.endswith(_WEIGHT_SUFFIXES):
-                shutil.copyfile(path, directory / path.name)
-        return
-    from vla_rl.policies.openvla_oft.tiny_tokenizer import tiny_tokenizer_json
+def _split(sizes: dict[str, int], max_shard_bytes: int) -> list[list[str]]:
+    def shards() -> Iterator[list[str]]:
+        names: list[str] = []
+        size = 0
+        for name, bytes_needed in sizes.items():
+            if names and size + bytes_needed > max_shard_bytes:
+                yield names
+                names, size = [], 0
+            names.append(name)
+            size += bytes_needed
+        yield names
 
-    (directory / "tokenizer.json").write_text(tiny_tokenizer_json(), encoding="utf-8")
-    statistics = {key: block for key, block in source.statistics.items() if not key.startswith("_")}
-    _write_json(directory / "dataset_statistics.json", statistics)
-    _write_json(directory / "config.json", config_to_json(source.config))
-    _write_json(directory / "preprocessor_config.json", _preprocessor_json(source.pixels))
-
-
-def _preprocessor_json(pixels: PixelNormalization) -> dict[str, Any]:
-    blocks = [{"mean": list(mean), "std": list(std)} for mean, std in zip(pixels.mean, pixels.std, strict=True)]
-    return {"tvf_normalize_params": blocks}
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return list(shards())

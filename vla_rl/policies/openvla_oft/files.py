@@ -6,39 +6,69 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from vla_rl.policies.openvla_oft.adapters import CONFIG_FILE as ADAPTER_CONFIG
+from vla_rl.policies.openvla_oft.adapters import base_directory
 from vla_rl.policies.openvla_oft.config import OFTConfig, ViTConfig
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+VALUE_HEAD_FILE = "value_head.safetensors"  # of an export of ours
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFiles:
     """Paths of one checkpoint; every one exists."""
 
-    directory: Path
+    directory: Path  # of the shards and of what describes them
     shards: tuple[Path, ...]
     action_head: Path | None  # L1 regression head
     proprio_projector: Path | None
+    value_head: Path | None = None
+    adapter: Path | None = None  # folder of an adapter that is to be merged into the shards
+
+    @property
+    def home(self) -> Path:
+        """The folder that was asked for: the adapter's, or that of the shards."""
+        return self.adapter or self.directory
 
 
-def find_files(directory: Path) -> CheckpointFiles:
+def find_files(directory: Path, *, adapter: Path | None = None) -> CheckpointFiles:
     """List a checkpoint.
+
+    Args:
+        directory: of the shards; or of an adapter without shards, whose base is then looked up.
+        adapter: folder of an adapter for these shards. The components in it come before those of the base.
 
     Raises:
         ValueError: not a directory, weights missing, an ambiguous component, or a component this program cannot run.
     """
     if not directory.is_dir():
         raise ValueError(f"checkpoint {str(directory)!r} is not a directory; give a local checkpoint folder or 'tiny'")
-    for unsupported, meaning in (("vision_backbone", "FiLM"), ("noisy_action_projector", "diffusion")):
-        if _component(directory, unsupported) is not None:
-            raise ValueError(f"{directory}: holds a {unsupported} file ({meaning} variant), which is not supported")
+    if adapter is None and _is_adapter_alone(directory):
+        directory, adapter = base_directory(directory), directory
+    places = [directory] if adapter is None else [adapter, directory]
+    for place in places:
+        for unsupported, meaning in (("vision_backbone", "FiLM"), ("noisy_action_projector", "diffusion")):
+            if _component(place, unsupported) is not None:
+                raise ValueError(f"{place}: holds a {unsupported} file ({meaning} variant), which is not supported")
+    value_head = places[0] / VALUE_HEAD_FILE
     return CheckpointFiles(
         directory=directory,
         shards=_shards(directory),
-        action_head=_component(directory, "action_head"),
-        proprio_projector=_component(directory, "proprio_projector"),
+        action_head=_first_component(places, "action_head"),
+        proprio_projector=_first_component(places, "proprio_projector"),
+        value_head=value_head if value_head.is_file() else None,
+        adapter=adapter,
     )
+
+
+def _is_adapter_alone(directory: Path) -> bool:
+    has_shards = any((directory / name).is_file() for name in (SINGLE_FILE, INDEX_FILE))
+    return (directory / ADAPTER_CONFIG).is_file() and not has_shards
+
+
+def _first_component(places: list[Path], name: str) -> Path | None:
+    return next((found for place in places if (found := _component(place, name)) is not None), None)
 
 
 def _shards(directory: Path) -> tuple[Path, ...]:

@@ -52,14 +52,18 @@ class OpenVLAOFT(nn.Module):
         cls,
         path: str | Path,
         *,
+        adapter: str | Path | None = None,
         profile: str = "auto",
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
     ) -> Self:
-        """Load a local checkpoint directory in the public layout.
+        """Load a checkpoint in the public layout. No code in it is executed.
 
         Args:
-            path: the directory; nothing is downloaded and no code in it is executed.
+            path: its directory; the folder of an adapter that names its base, which is then merged in float32; or a
+                hub id, which is downloaded where the local cache lacks it. A `lora_adapter/` beside shards is merged
+                into them already and not read.
+            adapter: folder of an adapter to merge into the checkpoint at `path`.
             profile: `auto` or a name of `profiles.PROFILES`.
             dtype: of the weights; default: what `config.json` says.
             device: default: CPU.
@@ -68,8 +72,15 @@ class OpenVLAOFT(nn.Module):
             ValueError: the directory lacks files, holds another architecture, or tensors are missing or misshapen.
         """
         from vla_rl.policies.openvla_oft.checkpoint import load_model
+        from vla_rl.policies.openvla_oft.hub import checkpoint_directory
 
-        model = load_model(Path(path), profile=profile, dtype=dtype, device=torch.device(device or "cpu"))
+        model = load_model(
+            checkpoint_directory(path, download=True),
+            adapter=None if adapter is None else Path(adapter),
+            profile=profile,
+            dtype=dtype,
+            device=torch.device(device or "cpu"),
+        )
         assert isinstance(model, cls)
         return model
 

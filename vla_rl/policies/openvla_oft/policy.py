@@ -21,6 +21,7 @@ from vla_rl.policies.openvla_oft.prompts import PromptTable
 from vla_rl.policies.openvla_oft.source import Source
 from vla_rl.policies.openvla_oft.statistics import DatasetStatistics
 from vla_rl.policies.parameters import META, fill_linear_and_norms
+from vla_rl.policies.value_heads import load_value_head
 from vla_rl.policies.value_heads import value_head as build_value_head
 from vla_rl.types import ActionSpec, FloatArray, ObservationSpec, PolicyInputs, PolicyOutput, TokenArray
 
@@ -72,6 +73,7 @@ class OpenVLAOFTPolicy(nn.Module):
         self.statistics = statistics
         self.detach_value = training.detach_value
         self.lora = training.lora
+        self.value_head_name = training.value_head
         self.uniform_prompts = prompts.is_uniform
         self.model = model
         if training.lora is not None:
@@ -117,9 +119,14 @@ class OpenVLAOFTPolicy(nn.Module):
         return name.startswith("value_head.")
 
     def fill_trainable(self, *, seed: int, device: torch.device) -> None:
-        """Initialise what no checkpoint holds: adapters (without effect yet), critic; copy the action rows."""
+        """Initialise what is not in the shards: adapters (without effect yet), action rows (a copy), critic.
+
+        The critic is read where an export of the same kind of critic lies beside the shards.
+        """
         fill_adapters(self.model.language_model, seed=seed, device=device)
         fill_linear_and_norms(self.value_head, seed=seed, device=device, prefix="value_head.")
+        if self.source.files is not None and self.source.files.value_head is not None:
+            load_value_head(self.value_head, self.source.files.value_head, kind=self.value_head_name)
         if self.action_rows is not None:
             first = action_tokens.FIRST_ACTION_ID
             rows = self.model.language_model.lm_head.weight[first : first + action_tokens.NUM_BINS]

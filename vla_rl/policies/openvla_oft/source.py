@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vla_rl.policies.openvla_oft.config import OFTConfig, read_config
 from vla_rl.policies.openvla_oft.files import CheckpointFiles, find_files
+from vla_rl.policies.openvla_oft.hub import checkpoint_directory
 from vla_rl.policies.openvla_oft.pixels import PixelNormalization, read_pixel_normalization
 from vla_rl.policies.openvla_oft.profiles import Profile, resolve_profile
 from vla_rl.policies.openvla_oft.statistics import (
@@ -44,7 +44,7 @@ class Source:
     @property
     def origin(self) -> str:
         """The directory, or `tiny`."""
-        return TINY if self.files is None else str(self.files.directory)
+        return TINY if self.files is None else str(self.files.home)
 
     def dataset_statistics(self, key: str) -> DatasetStatistics:
         """The statistics named `key`; ValueError when absent, or without the proprioception that is fed."""
@@ -79,7 +79,7 @@ def find_source(checkpoint: str, *, profile: str, image_size: int | None, propri
     """Look a checkpoint up.
 
     Args:
-        checkpoint: `tiny` or a directory.
+        checkpoint: `tiny`, a directory of shards or of an adapter, or a hub id that is in the local cache.
         profile: `auto` or a family's name.
         image_size: pixels a side; None for the checkpoint's own.
         proprio: for the tiny model; a checkpoint feeds proprioception where it has a projector.
@@ -89,8 +89,8 @@ def find_source(checkpoint: str, *, profile: str, image_size: int | None, propri
     """
     if checkpoint == TINY:
         return _tiny(profile=profile, image_size=image_size, proprio=proprio)
-    directory = Path(checkpoint).expanduser()
-    files = find_files(directory)
+    files = find_files(checkpoint_directory(checkpoint, download=False))
+    directory = files.directory
     config = read_config(directory)
     if image_size not in (None, config.image_size):
         raise ValueError(f"image_size is {image_size}, but {directory} was trained on {config.image_size} pixels")
@@ -101,7 +101,7 @@ def find_source(checkpoint: str, *, profile: str, image_size: int | None, propri
         proprio=files.proprio_projector is not None,
         l1_head=l1_head,
         pixels=read_pixel_normalization(directory),
-        statistics=checkpoint_statistics(directory),
+        statistics=checkpoint_statistics(directory, files.home),
         files=files,
     )
 

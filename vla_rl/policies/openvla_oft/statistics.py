@@ -29,11 +29,17 @@ def libero_statistics() -> dict[str, Any]:
     return dict(json.loads(text))
 
 
-def checkpoint_statistics(directory: Path) -> dict[str, Any]:
-    """Everything a checkpoint knows: `norm_stats` of config.json, overridden by dataset_statistics.json."""
+def checkpoint_statistics(directory: Path, *others: Path) -> dict[str, Any]:
+    """Everything a checkpoint knows: `norm_stats` of config.json, overridden by dataset_statistics.json.
+
+    Args:
+        directory: with config.json.
+        others: directories whose dataset_statistics.json, where there is one, overrides what came before.
+    """
     merged = dict(_read(directory / "config.json").get("norm_stats") or {})
-    path = directory / "dataset_statistics.json"
-    return merged | (_read(path) if path.is_file() else {})
+    for path in (place / "dataset_statistics.json" for place in (directory, *others)):
+        merged |= _read(path) if path.is_file() else {}
+    return merged
 
 
 def select_statistics(available: Mapping[str, Any], key: str) -> DatasetStatistics:

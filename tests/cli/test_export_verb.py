@@ -1,0 +1,248 @@
+"""`vla-rl export`: what is written, what it is compared with, and that nothing is left half-written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner, Result
+
+from vla_rl import export as exporting
+from vla_rl.cli.main import app
+from vla_rl.errors import UserError
+from vla_rl.export import export
+from vla_rl.learner.checkpoint import Progress, save
+from vla_rl.learner.engine import Engine
+from vla_rl.learner.optimizer import OptimizerSettings
+from vla_rl.policies.openvla_oft import OpenVLAOFT
+from vla_rl.recipe import build_recipe
+from vla_rl.replay.ring import ReplayRing
+from vla_rl.replay.store import save_ring
+from vla_rl.run.plan import plan_policy
+
+RECIPE = """
+name: small
+env: {name: libero, suite: libero_goal, tasks: [3, 5]}
+policy: {name: openvla_oft, image_size: 28, lora: {rank: 2, alpha: 4.0}}
+surrogate: {name: gipo}
+replay: {capacity: 200}
+budget: {optimizer_steps: 10}
+"""
+STEP = 7
+
+
+def fill_ring(folder: Path, policy: Any) -> None:
+    """One episode of three decisions on the second task; no two observations are the same."""
+    ring = ReplayRing.create(
+        observation_spec=policy.observation_spec,
+        action_spec=policy.action_spec,
+        num_envs=1,
+        capacity=40,
+        max_episode_decisions=8,
+        store_logits=False,
+    )
+    try:
+        writer = ring.writer(0)
+        writer.begin(0, 1)
+        empty = {field.name: np.zeros(field.shape[1:], field.dtype) for field in ring.layout.row_fields()}
+        empty["executed"] = np.array(8, np.int16)
+        for index in range(3):
+            writer.add(
+                **{
+                    **empty,
+                    "frames": empty["frames"] + 50 * index,
+                    "state": empty["state"] + index,
+                    "terminated": np.array(index == 2),
+                }
+            )
+        writer.commit(empty["frames"] + 150, empty["state"] + 3)
+        save_ring(ring, folder / "ring.safetensors")
+    finally:
+        ring.close()
+        ring.unlink()
+
+
+def make_run(folder: Path, *overrides: str, with_replay: bool = True) -> Path:
+    """A run's folder with one checkpoint, whose adapters, action rows and critic have moved."""
+    recipe = build_recipe(RECIPE, overrides)
+    policy = plan_policy(recipe)[0].build(device="cpu")
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if parameter.requires_grad:
+                generator = torch.Generator().manual_seed(len(name))
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    settings = OptimizerSettings(policy_lr=0.0, value_lr=0.0, schedule="constant")
+    engine = Engine(policy, strategy="single", zero_stage=2, precision="fp32", device="cpu", optimizer=settings)
+    progress = Progress(STEP, 0, 0, 0, 0, 0)
+    writers = {"replay": lambda place: fill_ring(place, policy)} if with_replay else {}
+    save(folder, engine, progress=progress, recipe_name="small", extra={}, writers=writers, keep=1)
+    (folder / "recipe.yaml").write_text(recipe.dump_yaml(), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "small")
+
+
+@pytest.fixture(scope="module")
+def merged(run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, exporting.ExportReport]:
+    out = tmp_path_factory.mktemp("exports") / "merged"
+    return out, export(run, out=out)
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["export", *arguments])
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_run_s_export_answers_as_its_policy_on_its_own_observations(merged: Any) -> None:
+    verification = merged[1].verification
+    assert (verification.observations, verification.origin) == (4, "saved")  # three decisions and what came after them
+    assert verification.logits_difference <= 1e-4  # float32: merging rounds once more
+    assert verification.value_difference <= 1e-4
+    assert verification.logits_deviation > 0.1
+
+
+def test_an_export_has_the_public_layout_and_the_critic_beside_it(merged: Any) -> None:
+    assert names(merged[0]) == {
+        "config.json", "dataset_statistics.json", "model.safetensors", "preprocessor_config.json",
+        f"proprio_projector--{STEP}_checkpoint.pt", "tokenizer.json", "value_head.safetensors",
+    }  # fmt: skip
+    assert OpenVLAOFT.from_pretrained(merged[0]).dtype == torch.float32
+
+
+def test_export_load_export_gives_identical_files(merged: Any, tmp_path: Path) -> None:
+    export(merged[0], out=tmp_path / "again", verify=0)
+    first, second = (load_file(folder / "model.safetensors") for folder in (merged[0], tmp_path / "again"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert json.loads((tmp_path / "again" / "config.json").read_text()) == json.loads(
+        (merged[0] / "config.json").read_text()
+    )
+
+
+def test_another_dtype_rounds_the_merged_weights_once(merged: Any, run: Path, tmp_path: Path) -> None:
+    report = export(run, out=tmp_path / "half", dtype="bfloat16")
+    assert report.verification is not None
+    assert 1e-4 < report.verification.logits_difference < 1.0  # 8 bits of mantissa
+    full, half = (load_file(folder / "model.safetensors") for folder in (merged[0], tmp_path / "half"))
+    assert all(torch.equal(full[name].bfloat16(), half[name]) for name in full)
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+def test_an_adapter_on_a_checkpoint_directory_is_what_was_trained(merged: Any, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", f"policy.checkpoint={merged[0]}", with_replay=False)
+    report = export(run, out=tmp_path / "adapter", kind="adapter")
+    assert report.verification is not None
+    assert (report.verification.origin, report.verification.observations) == ("random", 8)
+    assert report.verification.logits_difference <= 1e-4
+    assert report.verification.value_difference <= 1e-4
+    assert {"adapter_config.json", "adapter_model.safetensors", "value_head.safetensors"} <= names(tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (2, 4.0)
+    assert config["base_model_name_or_path"] == str(merged[0])
+    whole = export(run, out=tmp_path / "whole")
+    assert whole.verification is not None
+    loaded = [OpenVLAOFT.from_pretrained(tmp_path / kind) for kind in ("adapter", "whole")]
+    for (name, one), (_, other) in zip(*(model.named_parameters() for model in loaded), strict=True):
+        assert torch.equal(one, other), name
+
+
+@torch.no_grad()
+def test_peft_loads_an_exported_adapter(merged: Any, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    run = make_run(tmp_path / "run", f"policy.checkpoint={merged[0]}", with_replay=False)
+    export(run, out=tmp_path / "adapter", kind="adapter", verify=0)
+    ours = OpenVLAOFT.from_pretrained(tmp_path / "adapter")
+    base = OpenVLAOFT.from_pretrained(merged[0])
+    base.config = {"model_type": "custom"}  # peft asks for a mapping
+    theirs = PeftModel.from_pretrained(base, str(tmp_path / "adapter")).merge_and_unload()
+    expected = dict(theirs.named_parameters())
+    for name, parameter in ours.named_parameters():
+        if not name.startswith("proprio_projector"):  # a file of its own, in the public layout
+            torch.testing.assert_close(parameter, expected[name], atol=1e-6, rtol=0)
+
+
+def test_the_verb_prints_the_comparison(run: Path, tmp_path: Path) -> None:
+    result = invoke(
+        str(run / "checkpoints" / f"optimizer_step_{STEP}"), "--out", str(tmp_path / "out"), "--verify", "2"
+    )
+    assert result.exit_code == 0
+    assert "verified on 2 saved observations: logits differ by at most" in result.stdout
+    assert "profile simplevla" in result.stdout
+
+
+def test_without_verification_nothing_is_compared(run: Path, tmp_path: Path) -> None:
+    assert export(run, out=tmp_path / "out", verify=0).verification is None
+
+
+@pytest.mark.parametrize(
+    ("target", "choices", "message"),
+    [
+        ("tiny", ["--adapter"], "export it merged"),
+        ("nowhere", [], "nowhere does not exist"),
+    ],
+)
+def test_what_cannot_be_exported_leaves_nothing(tmp_path: Path, target: str, choices: list[str], message: str) -> None:
+    result = invoke(target, "--out", str(tmp_path / "out"), *choices)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert names(tmp_path) == set()
+
+
+def test_a_folder_that_exists_is_refused_before_any_work(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match="nothing is written over it"):
+        export(run, out=tmp_path)
+    assert names(tmp_path) == {"file"}
+
+
+def test_an_adapter_of_a_random_model_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="made from a seed"):
+        export(run, out=tmp_path / "out", kind="adapter")
+
+
+def test_a_policy_without_a_public_layout_is_refused(tmp_path: Path) -> None:
+    toy = tmp_path / "toy"
+    recipe = build_recipe("name: t\nenv: {name: toy}\npolicy: {name: mlp}\nsurrogate: {name: gipo}\n"
+                          "budget: {optimizer_steps: 1}\n")  # fmt: skip
+    engine = Engine(
+        plan_policy(recipe)[0].build(device="cpu"), strategy="single", zero_stage=2, precision="fp32", device="cpu",
+        optimizer=OptimizerSettings(policy_lr=0.0, value_lr=0.0, schedule="constant"),
+    )  # fmt: skip
+    save(toy, engine, progress=Progress(1, 0, 0, 0, 0, 0), recipe_name="t", extra={}, writers={}, keep=1)
+    (toy / "recipe.yaml").write_text(recipe.dump_yaml(), encoding="utf-8")
+    with pytest.raises(UserError, match="only 'openvla_oft' has a layout"):
+        export(toy, out=tmp_path / "out")
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError])
+def test_an_interrupted_export_leaves_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: type[BaseException]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        assert any(".partial" in name for name in names(tmp_path))  # it was on its way
+        raise failure
+
+    monkeypatch.setattr(exporting, "_compared", interrupt)
+    with pytest.raises(failure):
+        export(run, out=tmp_path / "out")
+    assert names(tmp_path) == set()
+
+
+def test_what_a_killed_export_left_is_replaced(run: Path, tmp_path: Path) -> None:
+    left = tmp_path / ".partial-out"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    export(run, out=tmp_path / "out", verify=0)
+    assert names(tmp_path) == {"out"}

@@ -1,0 +1,128 @@
+"""LoRA adapters in a folder of peft's layout: which base they belong to, and merging them while it is loaded.
+
+Public checkpoints hold such a folder (`lora_adapter/`) beside shards that it is merged into already: it is not read
+there. A folder that holds an adapter and no shards stands for its base with the adapter merged in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vla_rl.policies.lora import merged_weight
+from vla_rl.policies.openvla_oft.hub import checkpoint_directory
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+
+# What peft may do beyond W + alpha / rank · B A; none of it is done here.
+_REFUSED = ("use_dora", "use_rslora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "layer_replication")
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """The tensors of an adapter, by the names of the checkpoint's tensors."""
+
+    folder: Path
+    scaling: float
+    factors: Mapping[str, tuple[Tensor, Tensor]]  # A and B of every adapted weight
+    replaced: Mapping[str, Tensor]  # tensors that it holds whole
+
+    @property
+    def names(self) -> set[str]:
+        """Every tensor that differs from the base's."""
+        return {*self.factors, *self.replaced}
+
+    def apply(self, name: str, weight: Tensor) -> Tensor:
+        """A tensor of the base with the adapter in it: float32 where something was added.
+
+        Raises:
+            ValueError: the adapter was made for another shape.
+        """
+        weight = self.replaced.get(name, weight)
+        if name not in self.factors:
+            return weight
+        lora_a, lora_b = (factor.flatten(1) for factor in self.factors[name])
+        matrix = weight.flatten(1).float()  # patch embeddings are convolutions
+        adapted = (lora_b.shape[0], lora_a.shape[1])
+        if adapted != tuple(matrix.shape):
+            raise ValueError(f"{self.folder}: adapts a {name} of shape {adapted}, the base's is {tuple(matrix.shape)}")
+        return merged_weight(matrix, lora_a, lora_b, scaling=self.scaling).reshape(weight.shape)
+
+
+def base_directory(folder: Path) -> Path:
+    """The checkpoint that an adapter folder belongs to: a directory, seen from here or from the folder, or a hub id.
+
+    Raises:
+        ValueError: `base_model_name_or_path` is empty, or names nothing that is here.
+    """
+    path = folder / CONFIG_FILE
+    base = _read_config(path).get("base_model_name_or_path") or ""
+    found = [place for place in (Path(base), folder / base) if base and place.is_dir()]
+    if not base or found == [folder]:
+        raise ValueError(
+            f"{path}: base_model_name_or_path is empty, so nothing says which weights it adapts; write the base "
+            "checkpoint's directory there, or load the base with adapter= this folder"
+        )
+    return found[0] if found else checkpoint_directory(base, download=False)
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """Read an adapter.
+
+    Raises:
+        ValueError: not LoRA as this program knows it, a file broken, or a tensor of unknown kind.
+    """
+    config = _read_config(folder / CONFIG_FILE)
+    unknown = [name for name in _REFUSED if config.get(name)]
+    if config.get("peft_type") != "LORA" or unknown or config.get("bias", "none") != "none":
+        raise ValueError(
+            f"{folder / CONFIG_FILE}: expected peft_type LORA without biases, found {config.get('peft_type')!r}, bias "
+            f"{config.get('bias')!r}{''.join(f', {name} {config[name]!r}' for name in unknown)}"
+        )
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise ValueError(f"{folder}: {WEIGHTS_FILE} is missing beside {CONFIG_FILE}")
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a complete safetensors file ({error}); copy it again") from error
+    factors, replaced = _sorted_by_kind(tensors, path)
+    return Adapter(folder, config["lora_alpha"] / config["r"], factors, replaced)
+
+
+def _sorted_by_kind(
+    tensors: Mapping[str, Tensor], path: Path
+) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
+    factors, replaced = {}, {}
+    for key, tensor in tensors.items():
+        name = key.removeprefix(PREFIX)
+        if name == key:
+            raise ValueError(f"{path}: holds {key!r}; names of an adapter begin with {PREFIX!r}")
+        layer, found, _ = name.partition(".lora_A.")
+        if found:
+            partner = key.replace(".lora_A.", ".lora_B.")
+            if partner not in tensors:
+                raise ValueError(f"{path}: {partner} is missing")
+            factors[f"{layer}.weight"] = (tensor, tensors[partner])
+        elif ".lora_B." not in name:
+            replaced[name.replace(".base_layer.", ".")] = tensor
+    return factors, replaced
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content

@@ -1,0 +1,98 @@
+"""The small files of an export, and the directory that appears complete or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vla_rl.policies.openvla_oft.config import config_to_json
+from vla_rl.policies.openvla_oft.pixels import PixelNormalization
+from vla_rl.policies.openvla_oft.source import Source
+
+_PARTIAL_PREFIX = ".partial-"
+_WEIGHT_SUFFIXES = (".safetensors", ".pt", ".bin", ".index.json")
+_STATISTICS_FILE = "dataset_statistics.json"
+_DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+
+@contextmanager
+def appears_whole(directory: Path) -> Iterator[Path]:
+    """A directory to write into, beside `directory`: renamed to it at the end, removed if anything goes wrong.
+
+    Raises:
+        ValueError: `directory` exists.
+    """
+    if directory.exists():
+        raise ValueError(f"{directory} exists and nothing is written over it; name a new directory for the export")
+    partial = directory.with_name(_PARTIAL_PREFIX + directory.name)
+    if partial.exists():  # of an export that was killed
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for path in partial.iterdir():
+            path.chmod(partial.stat().st_mode & 0o666)  # safetensors lets nobody else read what it writes
+            _flush(path)
+        _flush(partial)
+        partial.rename(directory)
+    except BaseException:  # also Ctrl-C
+        shutil.rmtree(partial)
+        raise
+    _flush(directory.parent)
+
+
+def write_metadata(source: Source, directory: Path, *, dtype: torch.dtype) -> None:
+    """Copy what lies beside the source's weights (tokenizer, statistics, code); write it anew for random weights."""
+    if source.files is None:
+        _write_new_metadata(source, directory)
+    else:
+        for path in source.files.directory.iterdir():
+            if path.is_file() and not path.name.endswith(_WEIGHT_SUFFIXES):
+                shutil.copyfile(path, directory / path.name)
+        write_statistics(source, directory)
+    path = directory / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("torch_dtype") != _DTYPE_NAMES[dtype]:
+        write_json(path, {**config, "torch_dtype": _DTYPE_NAMES[dtype]})
+
+
+def write_statistics(source: Source, directory: Path) -> None:
+    """Copy the statistics of the folder that the source was loaded from, if it has a file of its own for them."""
+    if source.files is not None and (source.files.home / _STATISTICS_FILE).is_file():
+        shutil.copyfile(source.files.home / _STATISTICS_FILE, directory / _STATISTICS_FILE)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Readable JSON."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_new_metadata(source: Source, directory: Path) -> None:
+    from vla_rl.policies.openvla_oft.tiny_tokenizer import tiny_tokenizer_json
+
+    (directory / "tokenizer.json").write_text(tiny_tokenizer_json(), encoding="utf-8")
+    statistics = {key: block for key, block in source.statistics.items() if not key.startswith("_")}
+    write_json(directory / _STATISTICS_FILE, statistics)
+    write_json(directory / "config.json", config_to_json(source.config))
+    write_json(directory / "preprocessor_config.json", _preprocessor_json(source.pixels))
+
+
+def _preprocessor_json(pixels: PixelNormalization) -> dict[str, Any]:
+    blocks = [{"mean": list(mean), "std": list(std)} for mean, std in zip(pixels.mean, pixels.std, strict=True)]
+    return {"tvf_normalize_params": blocks}
+
+
+def _flush(path: Path) -> None:
+    """Make the disk hold it, so that a rename never outlives what it names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
