@@ -59,6 +59,24 @@ def test_json_holds_every_check_and_nothing_else(found: list[Check], checks: lis
     assert set(answer["checks"][0]) == {"name", "status", "found", "allowed", "fix"}
 
 
+HEAVY = ("torch", "numpy", "mujoco", "libero", "psutil", "huggingface_hub")
+LOADED = f"""
+import sys
+from vla_rl.cli.main import run
+try:
+    run()
+finally:
+    print(sorted(set({HEAVY}) & set(sys.modules)), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("verb", [["doctor"], ["assets"], ["assets", "check"]])
+def test_help_imports_nothing_heavy(verb: list[str]) -> None:
+    command = [sys.executable, "-c", LOADED, *verb, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
 GONE = ("torch", "functorch", "libero", "hf_libero", "robosuite", "mujoco", "bddl", "transformers", "deepspeed")
 
 

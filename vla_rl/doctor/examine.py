@@ -39,10 +39,7 @@ def _packages() -> list[Check]:
     _, requirements = packages.declared()
     return [
         packages.check_python(),
-        packages.check_group(None, missing="failed", requirements=requirements),
-        packages.check_group("libero", missing="failed", requirements=requirements),
-        packages.check_group("deepspeed", missing="skipped", requirements=requirements),
-        packages.check_group("plots", missing="warning", requirements=requirements),
+        *packages.check_groups(requirements),
         packages.check_torchvision(),
     ]
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 PROGRAM = "vla-rl"
+SOURCE = Path(__file__).parents[2] / "pyproject.toml"
 NEWEST_PYTHON = (3, 13)  # the pinned mujoco has no wheels for later ones
 INSTALL = "run scripts/setup in a clone, or pip install 'vla-rl[libero,deepspeed,plots]'"
 
@@ -34,17 +35,14 @@ def installed_version(package: str) -> str | None:
 def declared() -> tuple[str, list[Requirement]]:
     """The range of Python, and every requirement of ours with its extra as marker.
 
-    Of the installed distribution; of the source's pyproject.toml if the program runs from a folder without being
-    installed.
+    Of pyproject.toml in a clone, whose metadata may be older than its source; else of the installed distribution.
     """
     from packaging.requirements import Requirement
 
-    try:
-        metadata = importlib.metadata.metadata(PROGRAM)
-    except importlib.metadata.PackageNotFoundError:
-        return _of_source(Path(__file__).parents[2] / "pyproject.toml")
-    lines = importlib.metadata.requires(PROGRAM) or []
-    return metadata["Requires-Python"] or "", [Requirement(line) for line in lines]
+    if SOURCE.exists():
+        return _of_source(SOURCE)
+    metadata = importlib.metadata.metadata(PROGRAM)
+    return metadata["Requires-Python"] or "", [Requirement(line) for line in importlib.metadata.requires(PROGRAM) or []]
 
 
 def _of_source(pyproject: Path) -> tuple[str, list[Requirement]]:
@@ -70,6 +68,23 @@ def check_python() -> Check:
         return Check("python", "failed", version, allowed, fix)
     newer = sys.version_info[:2] > NEWEST_PYTHON
     return Check("python", "warning" if newer else "ok", version, allowed, fix if newer else "")
+
+
+def check_groups(requirements: Sequence[Requirement], *, version_of: Versions = installed_version) -> list[Check]:
+    """The packages that are always needed, then those of each extra for users, in the order of pyproject.toml.
+
+    What the program itself or LIBERO needs must be there; the other extras may be left out.
+    """
+    extras = [extra for extra in dict.fromkeys(map(_extra_of, requirements)) if extra != "dev"]
+    return [
+        check_group(
+            extra,
+            missing="failed" if extra in (None, "libero") else "skipped",
+            requirements=requirements,
+            version_of=version_of,
+        )
+        for extra in extras
+    ]
 
 
 def check_group(

@@ -9,8 +9,8 @@ Two things are known to have changed, and were measured here with full assets on
   3.4.0.
 * The reading of textures marked as sRGB, in 3.3.3: they are turned into linear values, which nothing turns back. A grey
   of 128 is drawn as 128 up to 3.3.2 and as 55 from 3.3.3 to 3.9.0. LIBERO's floors are darker for it only if their
-  textures bear the mark: with it the floor of Object task 0 falls from 179 to 122, without it (proxy assets, re-encoded copies) it
-  stays at 179 on every version. So both are measured, the floor and a marked texture.
+  textures bear the mark: with it the floor of Object task 0 falls from 179 to 122, without it (proxy assets, re-encoded
+  copies) it stays at 179 on every version. So both are measured, the floor and a marked texture.
 """
 
 from __future__ import annotations
