@@ -85,7 +85,7 @@ def make_runner(cell, builders, jobs, *, records=None, max_open=2):
     runner = EnvRunner(
         slots=slots,
         slot_ids=[0],
-        pool=EnvPool(builders, max_open),
+        pool=EnvPool(builders, max_open_per_slot=max_open),
         transform=None,
         jobs={0: iter(jobs)},
         writers={0: sink},
@@ -180,6 +180,23 @@ def test_simulators_are_kept_open_up_to_the_limit_and_the_oldest_is_closed(cell)
         answer(slots, 1)
         runner.advance(0)
     assert CountingEnv.made == 3  # tasks 0, 1 and 2: task 0 was never closed, for it was used in between
+
+
+def test_a_slot_never_closes_the_simulator_that_another_slot_plays_in():
+    pool = EnvPool([FakeSimulator] * 6, max_open_per_slot=2)
+    in_use = pool.get(0, 0)
+    others = [pool.get(1, task) for task in (1, 2, 3, 4, 5)]
+    assert not in_use.closed
+    assert [env.closed for env in others] == [True, True, True, False, False]
+    pool.close()
+    assert in_use.closed
+
+
+class FakeSimulator:
+    closed = False
+
+    def close(self):
+        self.closed = True
 
 
 def test_counters_count_control_steps_decisions_episodes_and_successes(cell):

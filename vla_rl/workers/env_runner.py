@@ -34,22 +34,24 @@ class _Episode:
 
 @dataclass(slots=True)
 class EnvPool:
-    """Simulators of one worker, built on first use; the least recently used one is closed beyond the limit.
+    """Simulators of one worker, built on first use; a slot's least recently used one is closed beyond its limit.
 
     Building LIBERO takes seconds and a graphics context some hundred megabytes, hence both the keeping and the limit.
-    Environments are keyed by (slot, task): two slots never share a simulator.
+    Environments are keyed by (slot, task): two slots never share a simulator, and none closes another's, which may be
+    in the middle of an episode.
     """
 
     builders: Sequence[EnvBuilder]  # per task
-    max_open: int
+    max_open_per_slot: int
     _open: OrderedDict[tuple[int, int], Environment] = field(default_factory=OrderedDict)
 
     def get(self, slot: int, task_index: int) -> Environment:
-        """The simulator of a slot for a task."""
+        """The simulator of a slot for a task. Only between two episodes of the slot."""
         key = (slot, task_index)
         if key not in self._open:
-            while len(self._open) >= self.max_open:
-                self._open.popitem(last=False)[1].close()
+            of_slot = [known for known in self._open if known[0] == slot]
+            if len(of_slot) >= self.max_open_per_slot:
+                self._open.pop(of_slot[0]).close()
             self._open[key] = self.builders[task_index]()
         self._open.move_to_end(key)
         return self._open[key]

@@ -42,7 +42,7 @@ class EnvWorkerSettings:
     num_init_states: Sequence[int | None]  # per task
     transform: FrameTransform | None
     seed: int
-    max_open_envs: int
+    max_open_envs_per_slot: int
     queue_jobs: bool  # ask the supervisor for episodes (evaluation) instead of the training schedule
     log_path: Path
     threads: int = 1
@@ -105,7 +105,7 @@ class EnvWorker:
         self._runner = EnvRunner(
             slots=slots,
             slot_ids=settings.slot_ids,
-            pool=EnvPool(settings.builders, settings.max_open_envs),
+            pool=EnvPool(settings.builders, settings.max_open_envs_per_slot),
             transform=settings.transform,
             jobs={slot: self._jobs(slot) for slot in settings.slot_ids},
             writers=writers,
