@@ -13,6 +13,13 @@ class UserError(ValueError):
     """
 
 
+class CellFailureError(RuntimeError):
+    """A process of a cell failed for good: the message holds its own traceback.
+
+    The command line prints the message and exits with code 1; where the parent noticed is of no use to anybody.
+    """
+
+
 @contextmanager
 def preflight() -> Iterator[None]:
     """Checks made before anything starts: a `ValueError` raised inside is the user's to fix.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vla_rl.errors import preflight
+from vla_rl.errors import CellFailureError, preflight
 from vla_rl.evaluation.evaluate import evaluate
 from vla_rl.evaluation.outcome import EvaluationReport
 from vla_rl.ipc.room import check_room
@@ -29,7 +29,6 @@ from vla_rl.run.log import RunLog
 from vla_rl.run.plan import Plan, make_plan
 from vla_rl.run.signals import StopRequest
 from vla_rl.run.training import TrainingRun
-from vla_rl.workers.cell import CellFailureError
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from vla_rl.cli import recipes as recipes_verb
 from vla_rl.cli import report as report_verb
 from vla_rl.cli import study as study_verb
 from vla_rl.cli import train as train_verb
-from vla_rl.errors import UserError
+from vla_rl.errors import CellFailureError, UserError
 
 
 class Program(TyperGroup):
@@ -36,6 +36,9 @@ class Program(TyperGroup):
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(exit_codes.USER_ERROR) from error
+        except CellFailureError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(exit_codes.FAILURE) from error
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             raise typer.Exit(exit_codes.INTERRUPTED) from None

@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from vla_rl.errors import CellFailureError
 from vla_rl.ipc.counters import CellCounters, EnvWorkerPhase
 from vla_rl.ipc.mailbox import MailboxHandle
 from vla_rl.ipc.shared_arrays import SharedArraysHandle
@@ -36,10 +37,6 @@ STACK_DUMP_S = 0.5  # time for a hung child to write its stack
 CLOSE_S = 10.0  # time for children to stop by themselves
 
 log = logging.getLogger(__name__)
-
-
-class CellFailureError(RuntimeError):
-    """A part of the cell failed for good; the message holds the child's own traceback."""
 
 
 @dataclass(frozen=True, slots=True)
