@@ -30,6 +30,7 @@ from vla_rl.replay.ring import RingHandle
 from vla_rl.workers.env_worker import EnvWorkerLinks, EnvWorkerSettings, as_record, env_worker_main, is_job_request
 from vla_rl.workers.episodes import EpisodeJob, EpisodeRecord
 from vla_rl.workers.inference_worker import InferenceLinks, InferenceSettings, inference_worker_main
+from vla_rl.workers.process import start_child
 
 WATCH_PERIOD_S = 0.1
 COLLECT_POLL_S = 0.002
@@ -302,7 +303,7 @@ class Cell:
 
     def _spawn(self, name: str, target: Callable[..., None], args: tuple[object, ...]) -> BaseProcess:
         process = self._context.Process(name=name, target=target, args=args)
-        process.start()
+        start_child(process)
         return process
 
     def _processes(self) -> list[BaseProcess]:

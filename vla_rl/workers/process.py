@@ -1,4 +1,4 @@
-"""Everything process-global that a child does once, right after it was spawned."""
+"""Everything process-global that is done around the start of a child: by its parent, and by itself right afterwards."""
 
 from __future__ import annotations
 
@@ -9,12 +9,26 @@ import os
 import signal
 import sys
 import threading
-from multiprocessing import parent_process
+from multiprocessing import parent_process, resource_tracker
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NoReturn
 
 PR_SET_PDEATHSIG = 1
 ORPHANED_EXIT_CODE = 113
+
+
+def start_child(process: BaseProcess) -> None:
+    """Start a spawned process so that Ctrl-C cannot end it before `enter_child`, while it still imports.
+
+    It inherits that SIGINT is blocked in this thread; the terminal sends it to the whole process group.
+    """
+    resource_tracker.ensure_running()  # its own start unblocks the signal
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def enter_child(name: str, log_path: Path, *, threads: int) -> logging.Logger:
