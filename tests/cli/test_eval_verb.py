@@ -102,6 +102,8 @@ def test_json_is_all_that_stands_on_stdout(calls: list[dict[str, Any]]) -> None:
 @pytest.mark.usefixtures("calls")
 def test_beside_every_score_stands_what_it_was_trained_and_evaluated_on() -> None:
     lines = invoke("runs/x").stdout.splitlines()
+    assert lines[2].split()[:7] == ["libero_goal", "all", "10", "80.0%", "49.0%", "to", "94.3%"]
+    assert len(lines[2].split()) == 10  # and the bootstrap's
     assert lines[1].split() == ["libero_goal", "3", "10", "80.0%", "49.0%", "to", "94.3%"]
     assert "evaluated on standard initial states; trained on libero_goal (tasks: all), sampled initial states" in lines
     assert "deviation from the protocol: horizon 9 control steps instead of 300" in lines

@@ -8,6 +8,7 @@ import pytest
 from vla_rl.errors import UserError
 from vla_rl.evaluation.episodes import EPISODES_FILE, EpisodeLog, read_episodes
 from vla_rl.evaluation.evaluate import evaluate
+from vla_rl.evaluation.outcome import notes_on_training
 
 
 class PulledPlugError(Exception):
@@ -42,6 +43,12 @@ def test_the_same_evaluation_gives_the_same_episodes_whatever_the_number_of_slot
         evaluate(trained, episodes_per_task=4, workers=workers, out=tmp_path / name)
     assert outcomes(tmp_path / "one") == outcomes(tmp_path / "again")
     assert outcomes(tmp_path / "one").keys() == outcomes(tmp_path / "three").keys()
+
+
+def test_a_serial_evaluation_repeats_bit_by_bit_whatever_workers_were_asked_for(trained, tmp_path):
+    for workers in (1, 3):
+        evaluate(trained, episodes_per_task=4, workers=workers, serial=True, out=tmp_path / str(workers))
+    assert outcomes(tmp_path / "1") == outcomes(tmp_path / "3")
 
 
 def test_another_seed_plays_other_episodes(trained, tmp_path):
@@ -105,6 +112,20 @@ def test_what_an_evaluation_writes_says_under_which_conditions_it_was_made(train
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["assets"]["checkpoint"].endswith("optimizer_step_30")
     assert manifest["extra"]["episodes_per_task"] == 2
+
+
+@pytest.mark.parametrize(
+    ("evaluated", "trained", "warned"),
+    [
+        ("standard", "standard", True),
+        ("standard", "sampled", False),
+        ("standard", None, False),
+        ("spare", "spare", False),
+    ],
+)
+def test_a_score_on_the_training_s_own_states_says_so(evaluated, trained, warned):
+    notes = notes_on_training(evaluated=evaluated, trained=trained)
+    assert any("trained on the standard initial states" in note for note in notes) is warned
 
 
 def test_results_lie_in_the_run_under_a_name_that_says_what_is_special(trained):

@@ -122,7 +122,7 @@ def test_the_tiny_policy_is_evaluated_on_two_suites_filmed_and_blinded(tmp_path)
     wanted = {(suite, 1, "standard", state, 0) for suite in ("libero_spatial", "libero_goal") for state in (0, 1)}
     for file in ("episodes.jsonl", "episodes_blind.jsonl"):
         assert {episode.key for episode in read_episodes(tmp_path / file)} == wanted
-    assert report.videos == 4
+    assert report.videos == (4, 0)
     assert report.control is not None
     assert report.control.comparison.pairs == 4
     results = json.loads((tmp_path / "results.json").read_text())

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from vla_rl.evaluation import video
-from vla_rl.evaluation.video import OUTCOME_FRAMES, RecordedEnv, check_video, compose
+from vla_rl.evaluation.episodes import EpisodeResult
+from vla_rl.evaluation.video import OUTCOME_FRAMES, RecordedEnv, check_video, compose, count_videos
 from vla_rl.types import ChunkResult, Observation, TaskInfo
 
 needs_encoder = pytest.mark.skipif(
@@ -68,6 +69,18 @@ def test_a_video_holds_every_control_step_and_its_name_tells_the_episode(tmp_pat
     (path,) = tmp_path.iterdir()
     assert path.name == f"libero_goal_task3_state7_seed5_{word}.mp4"
     assert frame_count(path) == 1 + 4 + OUTCOME_FRAMES
+
+
+def test_episodes_that_were_played_before_videos_were_asked_for_are_counted(tmp_path):
+    episodes = [
+        EpisodeResult(
+            suite="s", task_id=2, init_state=state, seed=1, success=won, env_steps=9, episode_return=0.0, seconds=1.0
+        )
+        for state, won in enumerate([True, False, False])
+    ]
+    (tmp_path / "s_task2_state1_seed1_failure.mp4").touch()
+    assert count_videos(tmp_path, episodes, keep="all") == (1, 2)
+    assert count_videos(tmp_path, episodes, keep="failures") == (1, 1)
 
 
 @needs_encoder

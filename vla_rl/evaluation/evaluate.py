@@ -16,13 +16,13 @@ from vla_rl.errors import preflight
 from vla_rl.evaluation.conditions import Conditions, claim_folder
 from vla_rl.evaluation.control import BLIND_EPISODES_FILE, BlankFrames, Control, blind_control
 from vla_rl.evaluation.episodes import EPISODES_FILE, EpisodeLog, EpisodeResult
-from vla_rl.evaluation.outcome import EvaluationReport
+from vla_rl.evaluation.outcome import EvaluationReport, notes_on_training
 from vla_rl.evaluation.parts import Choices, Part, all_deviations, folder_name, make_conditions, make_parts
 from vla_rl.evaluation.play import play, result_keys
 from vla_rl.evaluation.protocol import InitStates, Protocol, ProtocolName
 from vla_rl.evaluation.results import EvaluationSummary, write_results
 from vla_rl.evaluation.subject import Subject, find_subject
-from vla_rl.evaluation.video import VIDEOS, Keep, check_video, recorded_builders
+from vla_rl.evaluation.video import VIDEOS, Keep, check_video, count_videos, recorded_builders
 from vla_rl.ipc.shared_arrays import sweep_stale
 from vla_rl.reporting.files import atomic_write_bytes
 from vla_rl.reporting.manifest import MANIFEST_FILE, write_manifest
@@ -98,7 +98,7 @@ def evaluate(  # noqa: PLR0913 - the verb's options, by name
         folder = claim_folder(conditions, out=out, default=default)
     deviations = all_deviations(choices, parts)
     sweep_stale()
-    _write_manifest(folder, subject, choices, parts[0].plan, deviations)
+    _write_manifest(folder, subject, choices, [part.plan for part in parts], deviations)
     total = sum(len(part.jobs) for part in parts) * (1 if control is None else 2)
     passes = Passes(folder, subject.checkpoint, choices, Tally(total, progress))
     episodes = passes.play_all([_filmed(part, folder, video) for part in parts], EPISODES_FILE)
@@ -113,7 +113,7 @@ def evaluate(  # noqa: PLR0913 - the verb's options, by name
         trained_on=subject.trained_on,
         init_states=conditions.init_states,
         control=compared,
-        videos=None if video is None else len(list((folder / VIDEOS).glob("[!.]*.mp4"))),
+        videos=None if video is None else count_videos(folder / VIDEOS, episodes, keep=video),
     )
 
 
@@ -191,11 +191,13 @@ def _blinded(part: Part) -> Part:
     return replace(part, plan=replace(part.plan, transform=BlankFrames(part.plan.transform)))
 
 
-def _write_manifest(folder: Path, subject: Subject, choices: Choices, plan: Plan, deviations: Sequence[str]) -> None:
-    simulator = plan.env.simulator
+def _write_manifest(
+    folder: Path, subject: Subject, choices: Choices, plans: Sequence[Plan], deviations: Sequence[str]
+) -> None:
+    simulator = plans[0].env.simulator
     write_manifest(
         folder / MANIFEST_FILE,
-        recipe=plan.recipe.model_dump(mode="json", by_alias=True),
+        recipe=plans[0].recipe.model_dump(mode="json", by_alias=True),
         seeds={f"environments {number}": seed for number, seed in enumerate(choices.seeds)},
         assets={
             "checkpoint": subject.location,
@@ -207,7 +209,8 @@ def _write_manifest(folder: Path, subject: Subject, choices: Choices, plan: Plan
         deviations=deviations,
         extra={
             "protocol": None if simulator is None else choices.protocol.describe(),
-            "horizon": plan.env.horizon,
+            "horizons": {plan.env.tasks[0].suite: plan.env.horizon for plan in plans},
+            "tasks": {plan.env.tasks[0].suite: [task.task_id for task in plan.env.tasks] for plan in plans},
             "episodes_per_task": choices.episodes_per_task,
             "workers": choices.workers,
             "temperature": choices.temperature,
@@ -226,7 +229,7 @@ def _write(
     summary = write_results(
         folder,
         episodes,
-        notes=_notes(subject, conditions),
+        notes=notes_on_training(evaluated=conditions.init_states, trained=subject.trained_states),
         columns={"init_states": conditions.init_states, "trained_on": subject.trained_on},
         details={
             "evaluation": asdict(conditions),
@@ -236,16 +239,6 @@ def _write(
     )
     _write_pictures(folder, summary)
     return summary
-
-
-def _notes(subject: Subject, conditions: Conditions) -> list[str]:
-    """What must be said about the initial states before any number."""
-    if conditions.init_states == "standard" and subject.trained_states == "standard":
-        return [
-            "the policy was trained on the standard initial states, on which it is evaluated here: the score does not "
-            "say how it does on others."
-        ]
-    return []
 
 
 def _write_pictures(folder: Path, summary: EvaluationSummary) -> None:

@@ -23,7 +23,7 @@ class EvaluationReport:
     trained_on: str
     init_states: str  # of the evaluation
     control: Control | None
-    videos: int | None  # how many lie in the folder; None: none were asked for
+    videos: tuple[int, int] | None  # episodes with one, and without one that should have it; None: not asked for
 
     def to_json(self) -> str:
         """The report as one JSON object."""
@@ -33,7 +33,7 @@ class EvaluationReport:
             "init_states": self.init_states,
             "trained_on": self.trained_on,
             "deviations": list(self.deviations),
-            "videos": self.videos,
+            "videos": None if self.videos is None else self.videos[0],
             "control": None if self.control is None else asdict(self.control),
             **asdict(self.summary),
         }
@@ -52,21 +52,35 @@ class EvaluationReport:
         if self.control is not None:
             lines.append(_control_in_words(self.control))
         if self.videos is not None:
-            lines.append(
-                f"{self.videos} videos in {self.folder / VIDEOS}; episodes that had been played before were not filmed"
-            )
+            filmed, missed = self.videos
+            before = f"; {missed} episodes were played before videos were asked for" if missed else ""
+            lines.append(f"{filmed} videos in {self.folder / VIDEOS}{before}")
         lines += [f"note: {note}" for note in self.summary.notes]
         lines += [f"deviation from the protocol: {deviation}" for deviation in self.deviations]
         return [*lines, f"results: {self.folder}"]
 
     def __str__(self) -> str:
-        lines = [f"{'suite':<16} {'task':>5} {'episodes':>8} {'success':>8}  95 % interval"]
+        lines = [f"{'suite':<16} {'task':>5} {'episodes':>8} {'success':>8}  95 % interval (suites also: bootstrap)"]
         lines += [
             f"{row['suite']:<16} {row['task_id']:>5} {row['episodes']:>8} {_points(float(row['success_rate'])):>8}  "
-            f"{_points(float(row['wilson_low']))} to {_points(float(row['wilson_high']))}"
+            + "  ".join(
+                f"{_points(float(row[f'{kind}_low']))} to {_points(float(row[f'{kind}_high']))}"
+                for kind in ("wilson", "bootstrap")
+                if row[f"{kind}_low"] != ""
+            )
             for row in self.summary.rows()
         ]
         return "\n".join([*lines, *self.sentences()])
+
+
+def notes_on_training(*, evaluated: str, trained: str | None) -> list[str]:
+    """What must be said about the initial states before any number; `trained` is None where it is not known."""
+    if evaluated != trained or evaluated != "standard":
+        return []
+    return [
+        "the policy was trained on the standard initial states, on which it is evaluated here: the score does not say "
+        "how it does on others."
+    ]
 
 
 def _control_in_words(control: Control) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import textwrap
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, cast
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from vla_rl.evaluation.episodes import EpisodeResult
 from vla_rl.recipe import LiberoSection
 from vla_rl.types import ChunkResult, Environment, FloatArray, Observation, TaskInfo, UInt8Array
 
@@ -95,10 +96,30 @@ def build_recorded(*, build: Callable[[], DrawsEveryStep], seen: int, folder: Pa
     return RecordedEnv(build(), seen=seen, folder=folder, keep=keep)
 
 
-def video_name(task: TaskInfo, *, init_state: int, seed: int, success: bool) -> str:
+def video_name(*, suite: str, task_id: int, init_state: int, seed: int, success: bool) -> str:
     """Name of an episode's video."""
     outcome = "success" if success else "failure"
-    return f"{task.suite}_task{task.task_id}_state{init_state}_seed{seed}_{outcome}.mp4"
+    return f"{suite}_task{task_id}_state{init_state}_seed{seed}_{outcome}.mp4"
+
+
+def count_videos(folder: Path, episodes: Iterable[EpisodeResult], *, keep: Keep) -> tuple[int, int]:
+    """How many of the episodes that were to be kept have a video, and how many have none.
+
+    An episode that was played before videos were asked for is not played again.
+    """
+    names = [
+        video_name(
+            suite=episode.suite,
+            task_id=episode.task_id,
+            init_state=episode.init_state,
+            seed=episode.seed,
+            success=episode.success,
+        )
+        for episode in episodes
+        if keep == "all" or not episode.success
+    ]
+    found = sum((folder / name).is_file() for name in names)
+    return found, len(names) - found
 
 
 class RecordedEnv:
@@ -140,7 +161,10 @@ class RecordedEnv:
         self._discard()
         observation = self._env.reset(init_state, seed=seed)
         task = self._env.task
-        success, failure = (video_name(task, init_state=init_state, seed=seed, success=won) for won in (True, False))
+        success, failure = (
+            video_name(suite=task.suite, task_id=task.task_id, init_state=init_state, seed=seed, success=won)
+            for won in (True, False)
+        )
         self._names = (success, failure)
         self._steps = 0
         self._folder.mkdir(parents=True, exist_ok=True)
