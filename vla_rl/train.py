@@ -78,7 +78,7 @@ def train(recipe: Recipe, *, run_dir: Path, resume: bool, console: Console) -> T
     with preflight():
         plan = make_plan(recipe)
         num_ranks = _num_ranks(plan)
-        folder = RunFolder.open(run_dir, resume=resume or launched is not None)
+        folder = RunFolder.open(run_dir, resume=resume or not is_first)
         if is_first:
             sweep_stale()
             check_room(estimate(plan, num_ranks=num_ranks).shared_memory_bytes)
@@ -103,6 +103,8 @@ def _train_rank(
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         with preflight():
+            if rank == 0:
+                stack.enter_context(folder.claimed())
             run = stack.enter_context(
                 TrainingRun(plan, folder.path, resume_from=newest, rank=rank, num_ranks=num_ranks)
             )
@@ -158,6 +160,7 @@ def _loop(run: TrainingRun, run_log: RunLog, stop: StopRequest) -> CheckpointInf
             run_log.point(metrics)
         if totals.optimizer_steps % recipe.checkpoint.every_optimizer_steps == 0:
             saved = _save_or_warn(run, run_log) or saved
+            run_log.measure_disk()
     if saved is None or saved.optimizer_steps != totals.optimizer_steps:
         saved = run.save(run_log.global_clocks())
     return saved

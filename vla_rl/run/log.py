@@ -9,6 +9,7 @@ import torch
 
 from vla_rl.learner.collectives import Collectives
 from vla_rl.reporting.catalogue import reduce_over_ranks
+from vla_rl.reporting.files import directory_bytes
 from vla_rl.reporting.live import Display
 from vla_rl.reporting.metrics import Clocks, MetricsWriter
 from vla_rl.reporting.snapshot import RunSnapshot
@@ -87,6 +88,7 @@ class RunLog:
         self._shown_at = 0.0
         self._latest: dict[str, float] = {}
         self._restarts_told = 0
+        self._run_bytes = 0
 
     @property
     def latest(self) -> dict[str, float]:
@@ -161,8 +163,14 @@ class RunLog:
                 replay_capacity=run.plan.recipe.replay.capacity,
                 num_env_workers=run.plan.recipe.rollout.num_workers,
                 env_worker_restarts=run.cell.restarts,
+                run_bytes=self._run_bytes,
             )
         )
+
+    def measure_disk(self) -> None:
+        """Look how large the run's folder has become; after a checkpoint, because it walks through all files."""
+        if self._display is not None:
+            self._run_bytes = directory_bytes(self._run.run_dir)
 
     def say(self, text: str) -> None:
         """One line that stays."""
