@@ -57,7 +57,7 @@ def test_a_checkpoint_may_move_and_another_one_may_not_take_its_place():
     # Two policies that are compared are different ones, of course.
     assert differences(USUAL, replaced, of_policy=False) == []
     assert differences(USUAL, dataclasses.replace(USUAL, temperature=1.6), of_policy=False) == [
-        "temperature: none and 1.6"
+        "temperature: greedy and 1.6"
     ]
 
 

@@ -13,6 +13,7 @@ from vla_rl.reporting.files import atomic_write_json
 
 CONDITIONS_FILE = "evaluation.json"
 
+_USUAL = {"horizon": "the protocol's", "temperature": "greedy"}  # what None stands for
 _OF_THE_POLICY = frozenset({"checkpoint", "fingerprint", "trained_on"})
 
 
@@ -47,7 +48,7 @@ def differences(first: Conditions, second: Conditions, *, of_policy: bool) -> li
     ours, theirs = asdict(first), asdict(second)
     ignored = {"checkpoint", "trained_on"} if of_policy else _OF_THE_POLICY
     return [
-        f"{name}: {_in_words(ours[name])} and {_in_words(theirs[name])}"
+        f"{name}: {_in_words(name, ours[name])} and {_in_words(name, theirs[name])}"
         for name in ours
         if name not in ignored and ours[name] != theirs[name]
     ]
@@ -110,7 +111,7 @@ def _obstacles(folder: Path, conditions: Conditions) -> list[str]:
     return []
 
 
-def _in_words(value: object) -> str:
-    if isinstance(value, (tuple, list)):
+def _in_words(name: str, value: object) -> str:
+    if isinstance(value, tuple):
         return ",".join(map(str, value))
-    return "none" if value is None else str(value)
+    return _USUAL[name] if value is None else str(value)

@@ -89,7 +89,7 @@ def _cached(target: str) -> Path:
     Raises:
         CheckpointError: it is not there, or the target is no hub id.
     """
-    if not _HUB_ID.fullmatch(target):
+    if not _HUB_ID.fullmatch(target) or Path(target).parent.exists():
         raise CheckpointError(
             f"{target} does not exist: give the folder of a run, of a checkpoint, or exported weights"
         )
