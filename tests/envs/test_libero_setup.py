@@ -54,6 +54,13 @@ def test_auto_takes_a_complete_download_and_leaves_an_interrupted_one(home):
     assert resolve_assets("auto").kind == "full"
 
 
+def test_auto_takes_what_our_own_download_has_fetched(home, monkeypatch):
+    monkeypatch.setenv("VLA_RL_CACHE", str(home / "own-cache"))
+    folder = full_folder(home / "own-cache" / "libero-assets")
+    assert resolve_assets("auto").folder == folder
+    assert resolve_assets("auto").kind == "full"
+
+
 def test_auto_prefers_the_folder_in_the_environment(home, monkeypatch):
     full_folder(home / ".cache" / "libero" / "assets")
     mine = full_folder(home / "mine")

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vla_rl.envs.libero.cache import cache_root
 from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.envs.libero.proxy.generate import proxy_folder
 
 AssetKind = Literal["proxy", "full"]
 ASSETS_VARIABLE = "VLA_RL_LIBERO_ASSETS"
+DOWNLOADED_FOLDER = "libero-assets"  # of our cache, where `vla-rl assets download` puts them
 SUBFOLDERS = ("articulated_objects", "stable_scanned_objects", "turbosquid_objects", "stable_hope_objects", "scenes")
 
 
@@ -30,7 +32,8 @@ def resolve_assets(assets: str) -> Assets:
 
     Args:
         assets: `proxy` for the generated primitives; a folder of LIBERO's full assets; or `auto`: the folder named by
-            `$VLA_RL_LIBERO_ASSETS`, else the copy that hf-libero has downloaded before, if complete, else `proxy`.
+            `$VLA_RL_LIBERO_ASSETS`, else what `vla-rl assets download` or hf-libero has downloaded before, if
+            complete, else `proxy`.
 
     Raises:
         SimulatorError: a folder that was named lacks one of the five sub-folders.
@@ -41,9 +44,9 @@ def resolve_assets(assets: str) -> Assets:
         return Assets(_checked(Path(assets).expanduser(), "assets"), "full")
     if named := os.environ.get(ASSETS_VARIABLE):
         return Assets(_checked(Path(named).expanduser(), f"${ASSETS_VARIABLE}"), "full")
-    downloaded = Path.home() / ".cache" / "libero" / "assets"
-    if not _missing(downloaded):
-        return Assets(downloaded, "full")
+    for downloaded in (cache_root() / DOWNLOADED_FOLDER, Path.home() / ".cache" / "libero" / "assets"):
+        if not _missing(downloaded):
+            return Assets(downloaded, "full")
     return resolve_assets("proxy")
 
 
@@ -53,7 +56,7 @@ def check_task_assets(assets: Assets, bddl: Path) -> None:
     Raises:
         SimulatorError: names the categories without a file.
     """
-    absent = [name for name in _categories(bddl) if not _has_object(assets.folder, name)]
+    absent = [name for name in categories(bddl) if not _has_object(assets.folder, name)]
     if absent:
         raise SimulatorError(
             f"{assets.folder} ({assets.kind} assets) has no file for {', '.join(absent)}, needed by {bddl.name}; "
@@ -80,7 +83,7 @@ _DECLARATIONS = re.compile(r"\(:(?:fixtures|objects)\s([^()]*)\)")
 _PART_OF_ARENA = {"table", "floor", "kitchen_table", "living_room_table", "study_table", "coffee_table"}
 
 
-def _categories(bddl: Path) -> list[str]:
+def categories(bddl: Path) -> list[str]:
     """Categories of a task's fixtures and objects: the word after each dash."""
     found: dict[str, None] = {}
     for block in _DECLARATIONS.findall(bddl.read_text(encoding="utf-8")):

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
 
-from vla_rl.envs.libero.assets import ASSETS_VARIABLE, SUBFOLDERS, Assets
-from vla_rl.envs.libero.assets import _categories as categories
+from vla_rl.envs.libero.assets import ASSETS_VARIABLE, DOWNLOADED_FOLDER, SUBFOLDERS, Assets, categories
 from vla_rl.envs.libero.cache import cache_root
 from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.envs.libero.proxy.generate import proxy_files
@@ -160,7 +159,7 @@ def _has_content(path: Path) -> bool:
 
 def downloaded_folder() -> Path:
     """Where `download` puts the assets."""
-    return cache_root() / "libero-assets"
+    return cache_root() / DOWNLOADED_FOLDER
 
 
 def download(fetch: Callable[[Path], None]) -> Path:
