@@ -110,6 +110,14 @@ def test_a_second_run_is_never_written_over_the_first(tmp_path):
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
+def test_ranks_started_by_a_foreign_launcher_write_over_no_run_either(tmp_path, monkeypatch):
+    run(toy_recipe(), tmp_path / "run")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="--resume"):
+        run(toy_recipe(), tmp_path / "run")
+
+
 def test_a_checkpoint_of_another_architecture_is_refused_before_anything_starts(tmp_path):
     run(toy_recipe(), tmp_path / "run")
     with pytest.raises(UserError, match="architecture"):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +39,26 @@ class RunFolder:
             )
         return cls(path)
 
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Make the folder and hold it against other runs; the kernel lets go of it when this process dies.
+
+        Raises:
+            ValueError: it cannot be made or written to, or a run that lives is writing there.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"--run-dir: {self.path} cannot be made ({error}); choose another folder") from error
+        if not os.access(self.path, os.W_OK):
+            raise ValueError(f"--run-dir: {self.path} cannot be written to; choose another folder")
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            _lock(descriptor, self.path)
+            yield
+        finally:
+            os.close(descriptor)
+
     @property
     def logs(self) -> Path:
         """Where every process of the run logs."""
@@ -52,6 +76,18 @@ class RunFolder:
             deviations=plan.env.deviations,
             extra={"num_ranks": num_ranks, "device": plan.device, "resumed_from": resumed_from},
         )
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    try:
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+    except OSError:  # a network file system without locks
+        return
+    raise ValueError(
+        f"--run-dir: another run is writing to {path} now. Wait for its end, or choose another folder with --run-dir"
+    )
 
 
 def _assets(plan: Plan) -> dict[str, Any]:
