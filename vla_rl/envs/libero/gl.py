@@ -67,7 +67,8 @@ def probe(backend: str) -> Probe:
         return Probe(renderer=None, reason=f"no frame within {_PROBE_SECONDS:.0f} s")
     if result.returncode == 0:
         return Probe(renderer=result.stdout.strip(), reason="")
-    lines = [line for line in result.stderr.splitlines() if line.strip() and "Exception ignored" not in line]
+    own = result.stderr.partition("Exception ignored")[0]  # what follows is the clean-up's failure, a consequence
+    lines = [line for line in own.splitlines() if line.strip()]
     errors = [line for line in lines if "Error" in line and not line.startswith(" ")]
     return Probe(renderer=None, reason=(errors or lines or [f"exit code {result.returncode}"])[-1].strip())
 
