@@ -1,5 +1,6 @@
 """From what was asked for to plans: what is refused, how many episodes come of it, what departs from the protocol."""
 
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
@@ -14,6 +15,7 @@ from vla_rl.evaluation.evaluate import evaluate
 from vla_rl.evaluation.parts import Choices, all_deviations, folder_name, make_conditions, make_parts
 from vla_rl.evaluation.protocol import Protocol
 from vla_rl.evaluation.subject import find_subject
+from vla_rl.recipe import Recipe
 
 needs_simulator = pytest.mark.skipif(importlib.util.find_spec("libero") is None, reason="hf-libero is not installed")
 
@@ -48,6 +50,24 @@ def test_choices_that_do_not_fit_are_refused_before_the_simulator_is_looked_for(
     with pytest.raises(UserError, match=complaint):
         evaluate("tiny", out=tmp_path / "out", **asked)
     assert not (tmp_path / "out").exists()
+
+
+def test_no_rule_about_learning_refuses_an_evaluation(trained):
+    subject = find_subject(str(trained), profile="auto")
+    learning = {
+        "loss": {"kl_coefficient": 0.1},
+        "replay": {"segment_length": 4, "min_decisions": 400, "max_policy_lag": 3},
+        "optimizer": {"policy_warmup": 9},
+        "learner": {"strategy": "ddp", "num_ranks": 8},
+        "runtime": {"mode": "async"},
+    }
+    recipe = subject.recipe.model_dump(by_alias=True)
+    recipe |= {name: recipe[name] | values for name, values in learning.items()}
+    subject = dataclasses.replace(subject, recipe=Recipe.model_validate(recipe))
+    (part,) = make_parts(subject, choices(assets=None, horizon=1), None)
+    assert not part.plan.store_logits
+    assert part.plan.num_slots == 4
+    assert part.plan.env.horizon == 1
 
 
 @pytest.fixture

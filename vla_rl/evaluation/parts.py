@@ -16,6 +16,12 @@ from vla_rl.recipe.sections import SUITES
 from vla_rl.run.plan import Plan, make_plan
 from vla_rl.workers.episodes import EpisodeJob
 
+_KEPT = ("name", "seed", "env", "policy", "rollout", "runtime")  # sections of a recipe
+_NO_LEARNING = {
+    "surrogate": {"name": "no_clip"},
+    "replay": {"segment_length": 1, "min_decisions": 1},
+    "budget": {"optimizer_steps": 1},
+}
 _SERIAL_SLOTS = 1  # a batch of one: what a decision is does not depend on its neighbours
 
 
@@ -130,7 +136,9 @@ def _suites(subject: Subject, suite: str | Sequence[str] | None) -> list[str]:
 
 
 def _recipe(subject: Subject, choices: Choices, suite: str) -> Recipe:
-    """The policy's recipe with the evaluation's environment, one slot per worker, and nothing of the learning.
+    """What of the policy's recipe bears on an evaluation, with its environment and one slot per worker.
+
+    The sections about learning are left out, so that none of their rules can refuse an evaluation.
 
     Raises:
         RecipeError: the choices do not fit together.
@@ -139,12 +147,6 @@ def _recipe(subject: Subject, choices: Choices, suite: str) -> Recipe:
     changes: dict[str, Any] = {
         "rollout.num_workers": _SERIAL_SLOTS if choices.serial else choices.workers,
         "rollout.envs_per_worker": 1,
-        "replay.segment_length": 1,
-        "replay.min_decisions": 1,
-        "evaluation.tasks": "all",
-        "loss.kl_coefficient": 0.0,
-        "learner.strategy": "single",
-        "learner.num_ranks": "auto",
     }
     if choices.serial:
         changes["runtime.mode"] = "serial"
@@ -158,7 +160,10 @@ def _recipe(subject: Subject, choices: Choices, suite: str) -> Recipe:
     if choices.tasks is not None:
         changes["env.tasks"] = _task_entries(recipe.env, choices.tasks)
     overrides = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
-    return build_recipe(recipe.dump_yaml(), overrides, source=f"evaluation of {subject.location}")
+    written = recipe.model_dump(mode="json", by_alias=True)
+    values: dict[str, Any] = {name: written[name] for name in _KEPT}
+    values["learner"] = {"precision": recipe.learner.precision}
+    return build_recipe(json.dumps(values | _NO_LEARNING), overrides, source=f"evaluation of {subject.location}")
 
 
 def _task_entries(env: LiberoSection | ToySection | MetaworldSection, ids: Sequence[int]) -> list[int] | list[str]:

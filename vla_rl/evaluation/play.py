@@ -11,6 +11,7 @@ from vla_rl.learner.checkpoint import load_policy
 from vla_rl.recipe import LiberoSection
 from vla_rl.run.assembly import AnyCell, make_cell, make_memory, trainable_tensors
 from vla_rl.run.plan import Plan
+from vla_rl.run.self_check import check_policy
 from vla_rl.workers.episodes import EpisodeJob, EpisodeRecord
 
 SAMPLED = "sampled"  # how environments other than LIBERO start
@@ -80,6 +81,7 @@ def play(
         policy = plan.policy.build(device=plan.device)
         if checkpoint is not None:
             load_policy(checkpoint, policy)
+        check_policy(plan.recipe, policy)
         memory = make_memory(plan, policy, with_ring=False)
     finished: list[EpisodeRecord] = []
     try:
