@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from vla_rl.studies.metaworld import StudySurrogate
 from vla_rl.studies.metaworld_results import (
@@ -44,9 +46,9 @@ TITLES = {
     "utilization/dead": "dead share",
     "utilization/suppressed": "suppressed share",
     "utilization/near_zero": "near-zero share",
-    "utilization/old_share": "old samples' part of the contribution",
-    "utilization/ess_old": "normalised ESS of old samples",
-    "learner/kl": "KL(behaviour ‖ policy), nat per component",
+    "utilization/old_share": "old share of the contribution",
+    "utilization/ess_old": "ESS of old samples",
+    "learner/kl": "KL(behaviour ‖ policy), nat",
 }
 
 
@@ -82,15 +84,15 @@ def _learning_curves(results: Sequence[RunResult], colors: Mapping[str, str]) ->
                     for result in chosen:
                         axes.plot(*result.curve(), color=color, lw=0.6, alpha=0.4)
                     if chosen:
-                        _draw_band(axes, return_band(chosen), color, f"{label} ({len(chosen)})")
-        _legend(figure, axes_of(regimes[0], tasks[0]))
+                        _draw_band(axes, return_band(chosen), color, label)
+        _legend(figure)
     return figure
 
 
 def _trajectories(results: Sequence[RunResult], colors: Mapping[str, str], metrics: Sequence[str]) -> Figure:
     """Metrics over optimizer steps, a row per regime; means over all tasks and seeds."""
     regimes = labels(results, lambda run: run.regime)
-    with _grid(rows=regimes, columns=metrics, width=2.9) as (figure, axes_of):
+    with _grid(rows=regimes, columns=metrics, width=3.1) as (figure, axes_of):
         for regime in regimes:
             for metric in metrics:
                 axes = axes_of(regime, metric)
@@ -99,7 +101,7 @@ def _trajectories(results: Sequence[RunResult], colors: Mapping[str, str], metri
                     band = metric_band(select(results, regime=regime, surrogate=label), metric)
                     if band is not None:
                         _draw_band(axes, band, color, label)
-        _legend(figure, axes_of(regimes[0], metrics[0]))
+        _legend(figure)
     return figure
 
 
@@ -114,7 +116,7 @@ def _scatter(results: Sequence[RunResult], colors: Mapping[str, str], *, x: str,
                 points = _points(select(results, regime=regime, surrogate=label), x, y)
                 if len(points):
                     axes.plot(*points.T, "o", color=color, ms=2.2, alpha=0.35, mew=0, label=label)
-        _legend(figure, axes_of("all", regimes[0]))
+        _legend(figure)
     return figure
 
 
@@ -162,7 +164,7 @@ def _sigma_figure(scores: Sequence[Score]) -> Figure:
                 score for score in of_regime if StudySurrogate(score.surrogate).sigma is None
             ):
                 axes.axhline(score.iqm, color="#4d4d4d", lw=1, ls=("--", ":", "-.")[index % 3], label=score.surrogate)
-        _legend(figure, axes_of("all", regimes[0]))
+        _legend(figure)
     return figure
 
 
@@ -197,10 +199,16 @@ def _grid(
     yield figure, lambda row, column: table[rows.index(row), columns.index(column)]
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
-    handles, names = axes.get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, names, loc="outside lower center", ncols=min(8, len(names)))
+def _legend(figure: Figure) -> None:
+    """One legend for all axes; not every axes need show every surrogate."""
+    named: dict[str, Any] = {}  # handles by label
+    for axes in figure.axes:
+        handles, names = axes.get_legend_handles_labels()
+        named |= dict(zip(names, handles, strict=True))
+        if axes.get_xlim()[1] > 1000:
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if named:
+        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=min(8, len(named)))
 
 
 def _save(figure: Figure, out: Path, name: str) -> list[Path]:
