@@ -144,8 +144,7 @@ def _loop(run: TrainingRun, run_log: RunLog, stop: StopRequest) -> CheckpointInf
         run_log.show()
         minutes, env_steps = recipe.budget.minutes, recipe.budget.env_steps
         out_of_time = minutes is not None and time.monotonic() - began > 60 * minutes
-        ranks = run.engine.collectives.num_ranks
-        return stop.requested or out_of_time or (env_steps is not None and ranks * run.clocks.env_steps >= env_steps)
+        return stop.requested or out_of_time or (env_steps is not None and run.env_steps_of_all_ranks >= env_steps)
 
     run.start()
     saved: CheckpointInfo | None = None

@@ -6,6 +6,10 @@ import pytest
 from toy_runs import metrics, run, toy_recipe
 
 from vla_rl.errors import UserError
+from vla_rl.learner.checkpoint import find_latest
+from vla_rl.run.plan import make_plan
+from vla_rl.run.rollout_stats import RolloutStats
+from vla_rl.run.training import TrainingRun
 
 BLOCKS = Path("/dev/shm")
 
@@ -84,6 +88,27 @@ def test_resume_continues_the_clocks_and_keeps_the_experience(tmp_path):
     assert points[6]["policy_lag/max"] > 0  # decisions of the first part are in the ring
     assert resumed.clocks.optimizer_steps == 9
     assert resumed.clocks.seconds > first.clocks.seconds
+
+
+def test_a_resumed_run_plays_episodes_that_were_not_played_before(tmp_path, monkeypatch):
+    played = []
+    monkeypatch.setattr(RolloutStats, "add", lambda _, record: played.append(record.job))
+    run(toy_recipe(env={"tasks": [0, 1, 2]}), tmp_path / "run")
+    first = list(played)
+    run(toy_recipe(env={"tasks": [0, 1, 2]}, budget={"optimizer_steps": 12}), tmp_path / "run", resume=True)
+    resumed = played[len(first) :]
+    assert first
+    assert resumed
+    assert not set(first) & set(resumed)
+
+
+def test_steps_before_a_resume_count_once_however_many_ranks_there_are(tmp_path):
+    outcome, _ = run(toy_recipe(), tmp_path / "run")
+    newest = find_latest(tmp_path / "run").newest
+    with TrainingRun(make_plan(toy_recipe()), tmp_path / "run", resume_from=newest, rank=0, num_ranks=2) as resumed:
+        assert resumed.env_steps_of_all_ranks == outcome.clocks.env_steps
+        resumed.memory.counters.add("env_worker_env_steps", 10)
+        assert resumed.env_steps_of_all_ranks == outcome.clocks.env_steps + 20
 
 
 def test_resume_without_saved_replay_starts_with_an_empty_ring(tmp_path):

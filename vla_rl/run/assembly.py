@@ -133,7 +133,7 @@ def make_memory(plan: Plan, policy: nn.Module, *, with_ring: bool) -> CellMemory
         return CellMemory(slots, counters, mailbox, frozen, ring, stack.pop_all())
 
 
-def make_cell(
+def make_cell(  # noqa: PLR0913 - the parts of a cell, by name
     plan: Plan,
     env: EnvPlan,
     memory: CellMemory,
@@ -144,6 +144,7 @@ def make_cell(
     on_episode: Callable[[EpisodeRecord], None],
     rank: int = 0,
     num_ranks: int = 1,
+    first_episode: int = 0,
     jobs: Iterator[EpisodeJob] | None = None,
 ) -> AnyCell:
     """The processes of a cell (async) or the same objects in this process (serial); nothing runs before `start`.
@@ -158,11 +159,21 @@ def make_cell(
         on_episode: called with every finished episode.
         rank: of this cell.
         num_ranks: cells in all.
+        first_episode: where every slot enters the training schedule.
         jobs: an evaluation's episodes; None for the training schedule.
     """
     inference = _inference_settings(plan, log_dir, greedy=greedy, seed=seed)
     workers = [
-        _env_worker_settings(plan, env, worker, log_dir, rank=rank, num_ranks=num_ranks, queue_jobs=jobs is not None)
+        _env_worker_settings(
+            plan,
+            env,
+            worker,
+            log_dir,
+            rank=rank,
+            num_ranks=num_ranks,
+            first_episode=first_episode,
+            queue_jobs=jobs is not None,
+        )
         for worker in range(plan.recipe.rollout.num_workers)
     ]
     if plan.recipe.runtime.mode == "serial":
@@ -237,7 +248,15 @@ def _inference_settings(plan: Plan, log_dir: Path, *, greedy: bool, seed: int) -
 
 
 def _env_worker_settings(
-    plan: Plan, env: EnvPlan, worker: int, log_dir: Path, *, rank: int, num_ranks: int, queue_jobs: bool
+    plan: Plan,
+    env: EnvPlan,
+    worker: int,
+    log_dir: Path,
+    *,
+    rank: int,
+    num_ranks: int,
+    first_episode: int,
+    queue_jobs: bool,
 ) -> EnvWorkerSettings:
     per_worker = plan.recipe.rollout.envs_per_worker
     first = worker * per_worker
@@ -251,6 +270,7 @@ def _env_worker_settings(
         transform=plan.transform,
         seed=plan.recipe.seed,
         max_open_envs_per_slot=OPEN_ENVS_PER_SLOT,
+        first_episode=first_episode,
         queue_jobs=queue_jobs,
         log_path=log_dir / f"env_worker_{worker}.log",
     )

@@ -10,6 +10,7 @@ The only wait is `wait_for_batch`, which ends with data, with a request to stop,
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -34,6 +35,7 @@ from vla_rl.types import SegmentBatch
 
 RANKS_TIMEOUT_S = 1800.0  # one rank may wait that long for experience while the others wait for it
 UNLIMITED = 2**62  # decisions; during warm-up, and while nothing eligible is in the ring
+NOTHING = Progress(optimizer_steps=0, env_steps=0, decisions=0, episodes=0, policy_version=0, consumed=0)
 REPLAY, RING_FILE, SAMPLER_FILE = "replay", "ring.safetensors", "sampler.json"  # of one rank, in a checkpoint
 RANK_SEED_STRIDE = 1_000_003  # ranks draw from seeds this far apart
 
@@ -93,8 +95,10 @@ class TrainingRun:
             assert self.memory.ring is not None
             self.ring = self.memory.ring
             self.sampler = SegmentSampler(self.ring, segment_length=recipe.replay.segment_length, seed=seed + 1)
+            before = NOTHING
             if resume_from is not None:
-                self._restore(resume_from, rank=rank, num_ranks=num_ranks)
+                before = self._restore(resume_from, rank=rank, num_ranks=num_ranks)
+            self._env_steps_before, self._num_ranks = before.env_steps, num_ranks
             self.stats = RolloutStats(recent_episodes=recipe.logging.recent_episodes)
             self.cell = make_cell(
                 plan,
@@ -106,6 +110,7 @@ class TrainingRun:
                 on_episode=self.stats.add,
                 rank=rank,
                 num_ranks=num_ranks,
+                first_episode=math.ceil(before.episodes / (num_ranks * plan.num_slots)),
             )
             stack.callback(self.cell.close)
             self._stack = stack.pop_all()
@@ -195,6 +200,12 @@ class TrainingRun:
             seconds=totals.seconds + time.monotonic() - self.waits.began,
         )
 
+    @property
+    def env_steps_of_all_ranks(self) -> int:
+        """Control steps of all ranks since the first start, as if all had been as fast as this one since the last."""
+        own = int(self.memory.counters.total("env_worker_env_steps"))
+        return self._env_steps_before + self._num_ranks * own
+
     def save(self, clocks: Clocks) -> CheckpointInfo:
         """Write a checkpoint. All ranks call it together.
 
@@ -227,8 +238,8 @@ class TrainingRun:
         save_ring(self.ring, folder / RING_FILE)
         (folder / SAMPLER_FILE).write_text(json.dumps(self.sampler.state_dict()), encoding="utf-8")
 
-    def _restore(self, info: CheckpointInfo, *, rank: int, num_ranks: int) -> None:
-        """Go on from a checkpoint: clocks summed over ranks are carried on by rank 0."""
+    def _restore(self, info: CheckpointInfo, *, rank: int, num_ranks: int) -> Progress:
+        """Go on from a checkpoint; returns its clocks. Those summed over ranks are carried on by rank 0."""
         restored = load(info, self.engine)
         progress = restored.progress
         self.totals = Totals(
@@ -244,6 +255,7 @@ class TrainingRun:
         if (replay / RING_FILE).exists() and self.plan.recipe.checkpoint.save_replay:
             load_ring(self.ring, replay / RING_FILE)
             self.sampler.load_state_dict(json.loads((replay / SAMPLER_FILE).read_text(encoding="utf-8")))
+        return progress
 
     def _may_learn(self) -> bool:
         """Whether warm-up is over and the governor allows a batch.

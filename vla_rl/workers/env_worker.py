@@ -43,6 +43,7 @@ class EnvWorkerSettings:
     transform: FrameTransform | None
     seed: int
     max_open_envs_per_slot: int
+    first_episode: int  # of every slot in the training schedule; above 0 in a resumed run
     queue_jobs: bool  # ask the supervisor for episodes (evaluation) instead of the training schedule
     log_path: Path
     threads: int = 1
@@ -189,7 +190,7 @@ def scheduled_jobs(settings: EnvWorkerSettings, slot: int, *, incarnation: int) 
         env_index=settings.first_env_index + settings.slot_ids.index(slot),
         num_envs=settings.num_envs,
         num_init_states=settings.num_init_states,
-        first_episode=incarnation << 16,
+        first_episode=settings.first_episode + (incarnation << 16),
     )
 
 
