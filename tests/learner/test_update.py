@@ -108,6 +108,41 @@ def test_vtrace_by_hand_uses_the_joint_ratio_of_the_executed_tokens() -> None:
     assert metrics["learner/value_loss"] == pytest.approx(float(np.mean(errors**2)), rel=1e-6)
 
 
+def test_the_joint_ratio_is_the_product_over_executed_tokens_and_counts_once_per_decision() -> None:
+    """A = [1.98275, 1.295, 6.1] as above, joint ratios 2, 0.5 and 1: J = 2 · 1.98275 + 0.5 · 1.295 + 6.1."""
+    batch = table_batch([0.5, 1.0, -0.5, 4.0], [1.0, 0.0, 2.0], terminated=False)
+    log_ratio = np.zeros((1, 3, 6), dtype=np.float32)
+    log_ratio[0, :, :3] = np.log([2.0, 0.5, 1.0])[:, None] / 3
+    log_ratio[0, 1, 3:] = 9.0  # never executed, so of no effect
+    batch = replace(
+        batch,
+        executed=np.array([[2, 1, 2]], dtype=np.int16),
+        behavior_logprobs=(-math.log(5) - log_ratio).astype(np.float32),
+    )
+    targets = GaeSettings(discount=0.9, gae_lambda=0.5)
+    loss = replace(PLAIN, joint_ratio=True)
+    for parts in (1, 2):
+        learner = fakes.make_learner(
+            fakes.make_engine(TablePolicy()), surrogate="no_clip", targets=targets, loss=loss, micro_batch=1,
+            accumulation=1,
+        )  # fmt: skip
+        learner._num_micro_batches = parts
+        metrics = learner.update(batch, policy_version=20)
+        assert metrics["learner/policy_loss"] == pytest.approx(-(2 * 1.98275 + 0.5 * 1.295 + 6.1) / 3, rel=1e-5)
+        assert metrics["ratio/abs_log_p95"] == pytest.approx(math.log(2), rel=1e-5)
+
+
+def test_the_gradient_of_the_joint_ratio_by_hand() -> None:
+    """At ratio 1 every token gets A / 3 decisions, not A / 18 tokens."""
+    batch = table_batch([0.5, 1.0, -0.5, 4.0], [1.0, 0.0, 2.0], terminated=False)
+    batch = replace(batch, tokens=np.zeros_like(batch.tokens))
+    loss = LossSettings(value_coefficient=0.0, normalize_advantages=False, joint_ratio=True)
+    targets = GaeSettings(discount=0.9, gae_lambda=0.5)
+    _, metrics = updated(batch, policy=TablePolicy(), targets=targets, loss=loss, micro_batch=1, accumulation=1)
+    expected = (1.98275 + 1.295 + 6.1) / 3 * math.sqrt(6 * (0.8**2 + 4 * 0.2**2))
+    assert metrics["learner/grad_norm"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_values_are_recomputed_and_the_stored_ones_have_no_effect() -> None:
     batch = fakes.make_batch()
     other = replace(batch, behavior_values=batch.behavior_values + 5.0)

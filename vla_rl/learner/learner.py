@@ -157,7 +157,8 @@ class Learner:
         place = (torch.from_numpy(rows.segment), torch.from_numpy(rows.time))
         run = token_mask(batch, rows, action_dim=self._action_dim)
         counts, advantages = self._normalize(advantages[place], run)
-        return Prepared(rows, run, values[place], value_targets[place], advantages, counts)
+        ratios_valid = run.any(dim=1, keepdim=True) if self._loss.joint_ratio else run
+        return Prepared(rows, run, ratios_valid, values[place], value_targets[place], advantages, counts)
 
     def _normalize(self, advantages: Tensor, tokens_run: Tensor) -> tuple[Counts, Tensor]:
         """Global counts and normalised advantages, (R,).
@@ -176,7 +177,8 @@ class Learner:
                 "tokens": float(tokens_run.sum()),
             }
         )
-        counts = Counts(decisions=union["decisions"], tokens=union["tokens"])
+        ratios = union["decisions" if self._loss.joint_ratio else "tokens"]
+        counts = Counts(decisions=union["decisions"], tokens=union["tokens"], ratios=ratios)
         if not math.isfinite(union["square"]):
             return counts, torch.full_like(advantages, math.nan)
         if not self._loss.normalize_advantages:

@@ -31,7 +31,7 @@ def loss_metrics(
     total = collectives.sum_over_ranks(local)
     counts = prepared.counts
     metrics = {
-        "learner/policy_loss": -total["policy"] / counts.tokens,
+        "learner/policy_loss": -total["policy"] / counts.ratios,
         "learner/value_loss": total["value"] / counts.decisions,
         "learner/entropy": total["entropy"] / counts.tokens,
     }
@@ -67,12 +67,12 @@ def ratio_metrics(
     old_threshold: int,
     clip_range: tuple[float, float],
 ) -> dict[str, float]:
-    """Drift and use of the samples, per executed token, and the critic's fit, per decision.
+    """Drift and use of the samples, per valid ratio (executed token, or decision), and the critic's fit, per decision.
 
     Args:
         batch: this rank's segments.
         prepared: constants of the update.
-        log_ratio: (R, A) before the step.
+        log_ratio: (R, P) before the step.
         collectives: the ranks.
         multiplier: log m of the surrogate.
         policy_version: of the learner, before the step.
@@ -81,11 +81,11 @@ def ratio_metrics(
     """
     old = policy_version - at(batch.policy_version, prepared.rows) >= old_threshold
     columns = [prepared.advantages, prepared.values, prepared.value_targets, old]
-    packed = torch.cat([log_ratio, prepared.tokens_run, torch.stack([c.double() for c in columns], dim=1)], dim=1)
+    packed = torch.cat([log_ratio, prepared.ratios_valid, torch.stack([c.double() for c in columns], dim=1)], dim=1)
     union = collectives.gather_over_ranks(packed.double())
-    num_tokens = log_ratio.shape[1]
-    log_ratio, run = union[:, :num_tokens], union[:, num_tokens : 2 * num_tokens] > 0
-    advantages, values, value_targets, old = union[:, 2 * num_tokens :].unsqueeze(1).unbind(dim=2)  # (R, 1) each
+    num_ratios = log_ratio.shape[1]
+    log_ratio, run = union[:, :num_ratios], union[:, num_ratios : 2 * num_ratios] > 0
+    advantages, values, value_targets, old = union[:, 2 * num_ratios :].unsqueeze(1).unbind(dim=2)  # (R, 1) each
     used = diagnostics.utilization(multiplier(log_ratio, advantages), advantages, old > 0, run)
     every = torch.ones_like(values, dtype=torch.bool)
     return {

@@ -25,6 +25,7 @@ class Counts:
 
     decisions: float
     tokens: float  # of executed control steps
+    ratios: float  # tokens, or decisions where a decision has one ratio
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Prepared:
 
     rows: Rows  # R
     tokens_run: Tensor  # (R, A) bool, the token's control step was executed
+    ratios_valid: Tensor  # (R, P) bool, P ratios per decision: those tokens, or P = 1 where a decision has one ratio
     values: Tensor  # (R,) of the current critic
     value_targets: Tensor  # (R,)
     advantages: Tensor  # (R,), normalised if that is on
@@ -51,11 +53,11 @@ class MicroBatch:
 class Sums:
     """Terms of the loss summed over one micro-batch: scalars with a graph, and what is kept for diagnostics."""
 
-    policy: Tensor  # Σ J over executed tokens, to be maximised
+    policy: Tensor  # Σ J over valid ratios, to be maximised
     value: Tensor  # Σ squared error over decisions
     entropy: Tensor  # Σ over executed tokens
     kl: Tensor  # Σ over executed tokens; 0 when off
-    log_ratio: Tensor  # (r, A) detached, on the CPU
+    log_ratio: Tensor  # (r, P) detached, on the CPU
 
 
 def taken_logprobs(batch: SegmentBatch, rows: Rows, logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -120,12 +122,14 @@ def micro_batch_sums(
     logprobs, log_probs = taken_logprobs(batch, rows, output.logits, temperature)
     behavior_logprobs = at(batch.behavior_logprobs, rows).to(device)
     run = prepared.tokens_run[place].to(device)
+    if loss.joint_ratio:  # ρ of the decision: the product of its executed tokens' ratios
+        logprobs, behavior_logprobs = (_sum_run(each, run) for each in (logprobs, behavior_logprobs))
     policy, _ = policy_objective_sum(
         surrogate,
         logprobs=logprobs,
         behavior_logprobs=behavior_logprobs,
         advantages=prepared.advantages[place].to(device).unsqueeze(-1),
-        mask=run,
+        mask=prepared.ratios_valid[place].to(device),
     )
     every = torch.ones(len(rows), dtype=torch.bool, device=device)
     value, _ = value_loss_sum(output.values, prepared.value_targets[place].to(device), every)
@@ -138,10 +142,15 @@ def micro_batch_sums(
     return Sums(policy, value, entropy, kl, (logprobs.detach() - behavior_logprobs).cpu())
 
 
+def _sum_run(logprobs: Tensor, run: Tensor) -> Tensor:
+    """(r, A) to (r, 1): log-probability of what was executed."""
+    return torch.where(run, logprobs, 0.0).sum(dim=1, keepdim=True)
+
+
 def share_of_loss(sums: Sums, counts: Counts, loss: LossSettings) -> Tensor:
     """A micro-batch's sums over the global counts, weighted: adds up to the loss of the union."""
     terms = LossTerms(
-        policy=-sums.policy / counts.tokens,
+        policy=-sums.policy / counts.ratios,
         value=sums.value / counts.decisions,
         entropy=sums.entropy / counts.tokens,
         kl=sums.kl / counts.tokens,

@@ -34,3 +34,4 @@ class LossSettings:
     entropy_coefficient: float = 0.0
     kl_coefficient: float = 0.0
     normalize_advantages: bool = True
+    joint_ratio: bool = False  # one importance ratio per decision instead of one per action token

@@ -248,6 +248,9 @@ class LossSection(Section):
     kl_coefficient: NonNegativeFloat = Field(
         0.0, description="exact KL(behaviour || policy); the ring stores behaviour logits when > 0"
     )
+    ratio: Literal["token", "joint"] = Field(
+        "token", description="importance ratios: one per action token, or one per decision, their product"
+    )
     normalize_advantages: bool = Field(True, description="to mean 0 and deviation 1 over the batch of all ranks")
 
 

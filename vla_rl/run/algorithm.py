@@ -38,6 +38,7 @@ def loss_settings(recipe: Recipe) -> LossSettings:
         entropy_coefficient=section.entropy_coefficient,
         kl_coefficient=section.kl_coefficient,
         normalize_advantages=section.normalize_advantages,
+        joint_ratio=section.ratio == "joint",
     )
 
 
