@@ -53,7 +53,10 @@ def dry_run(recipe: Recipe) -> DryRunReport:
     """
     plan = make_plan(recipe)
     report = estimate(plan, num_ranks=_num_ranks(plan))
-    check_room(report.shared_memory_bytes)
+    try:
+        check_room(report.shared_memory_bytes)
+    except ValueError as error:  # too small here; the estimate is what was asked for all the same
+        raise ValueError(f"{error}\n\n{report}") from error
     return report
 
 

@@ -37,17 +37,19 @@ def build_openvla_oft(  # noqa: PLR0913 - the flat arguments of a partial
     seed: int,
     device: str,
     empty: bool = False,
+    train_backbone: bool = False,
 ) -> OpenVLAOFTPolicy:
     """OpenVLA-OFT with a critic.
 
     Args:
-        checkpoint: `tiny` (random weights from `seed`) or a local checkpoint directory.
+        checkpoint: `tiny` or `random-7b` (random weights from `seed`), a local checkpoint directory, the folder of an
+            adapter, or a hub id that is in the local cache.
         profile: `auto`, or the checkpoint family's name.
         tasks: task texts in the order that `PolicyInputs.task_index` counts.
         statistics_key: suite whose statistics scale actions and proprioception.
         num_images: cameras per observation.
         image_size: pixels a side; None for what the checkpoint was trained on.
-        proprio: feed proprioception; counts for `tiny` only, a checkpoint says it itself.
+        proprio: feed proprioception; counts for random weights only, a checkpoint says it itself.
         lora: adapters on the language model, or None for none: its layers then stay as they are.
         train_action_rows: train the 256 action rows of lm_head.
         train_proprio_projector: train the projector of proprioception, if there is one.
@@ -58,6 +60,7 @@ def build_openvla_oft(  # noqa: PLR0913 - the flat arguments of a partial
         seed: of the adapters, the critic and the tiny weights.
         device: where parameters and tables go.
         empty: leave all parameters on the meta device; tables are real all the same.
+        train_backbone: train every weight of the network itself; `lora` must then be None.
 
     Raises:
         ValueError: the checkpoint, profile, statistics or one of the choices does not fit.
@@ -75,6 +78,7 @@ def build_openvla_oft(  # noqa: PLR0913 - the flat arguments of a partial
             lora=lora,
             train_action_rows=train_action_rows,
             train_proprio_projector=train_proprio_projector,
+            train_backbone=train_backbone,
             value_head=value_head,
             detach_value=detach_value,
         ),

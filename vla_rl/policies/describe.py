@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+import torch
 from torch import nn
 
+from vla_rl.policies.openvla_oft.memory import ActivationMemory, activation_memory
 from vla_rl.types import ActionSpec, ObservationSpec, PolicyBuilder
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ class PolicySummary:
     frozen_parameters: int
     trainable_bytes: int
     frozen_bytes: int
+    activations: ActivationMemory  # per decision
 
     def __str__(self) -> str:
         """One line for people."""
@@ -42,13 +45,14 @@ class PolicySummary:
         )
 
 
-def describe_openvla_oft(builder: PolicyBuilder, *, allow_l1_head: bool = False) -> PolicySummary:
+def describe_openvla_oft(builder: PolicyBuilder, *, allow_l1_head: bool = False, bf16: bool = False) -> PolicySummary:
     """Validate a choice of policy and describe it.
 
     Args:
         builder: a partial of `build.build_openvla_oft`; it is called with `empty=True`, which reads no weights.
         allow_l1_head: accept a checkpoint whose only trained head is the L1 one: supervised fine-tuning can give it a
             discrete head, reinforcement learning of tokens cannot start from it.
+        bf16: whether the forward pass computes in bfloat16 although the weights may be float32.
 
     Raises:
         ValueError: not a directory, files missing, another architecture, an L1-only head, unknown statistics, a number
@@ -57,7 +61,7 @@ def describe_openvla_oft(builder: PolicyBuilder, *, allow_l1_head: bool = False)
     policy = cast("OpenVLAOFTPolicy", builder(device="cpu", empty=True))
     _check_head(policy, allow_l1_head=allow_l1_head)
     _check_cameras(policy)
-    return _summary(policy)
+    return _summary(policy, bf16=bf16)
 
 
 def _check_head(policy: OpenVLAOFTPolicy, *, allow_l1_head: bool) -> None:
@@ -80,7 +84,7 @@ def _check_cameras(policy: OpenVLAOFTPolicy) -> None:
         )
 
 
-def _summary(policy: OpenVLAOFTPolicy) -> PolicySummary:
+def _summary(policy: OpenVLAOFTPolicy, *, bf16: bool) -> PolicySummary:
     trainable_parameters, trainable_bytes = _size(policy, trainable=True)
     frozen_parameters, frozen_bytes = _size(policy, trainable=False)
     profile = policy.source.profile
@@ -96,6 +100,23 @@ def _summary(policy: OpenVLAOFTPolicy) -> PolicySummary:
         frozen_parameters=frozen_parameters,
         trainable_bytes=trainable_bytes,
         frozen_bytes=frozen_bytes,
+        activations=_activations(policy, bf16=bf16),
+    )
+
+
+def _activations(policy: OpenVLAOFTPolicy, *, bf16: bool) -> ActivationMemory:
+    config, choices = policy.model.config, policy.training_choices
+    num_images = policy.observation_spec.num_images
+    context = 1 + num_images * config.num_patches + int(policy.source.proprio)  # BOS, patches, proprioception
+    suffix = config.num_action_tokens + int(policy.source.profile.keep_stop)
+    return activation_memory(
+        config,
+        num_tokens=context + int(policy.prompt_lengths.max()) - 1 + suffix,
+        num_images=num_images,
+        bytes_per_value=2 if bf16 or policy.model.dtype == torch.bfloat16 else 4,
+        adapted=() if choices.lora is None else choices.lora.targets,
+        train_backbone=choices.train_backbone,
+        gradient_checkpointing=policy.gradient_checkpointing,
     )
 
 

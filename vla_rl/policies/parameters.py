@@ -12,9 +12,11 @@ META = torch.device("meta")
 _SEED_MODULUS = 2**63
 
 
-def named_generator(seed: int, name: str) -> torch.Generator:
-    """A CPU generator for one parameter, so that no parameter's values depend on which others exist."""
-    return torch.Generator().manual_seed((seed * 0x1_0000_0001 + zlib.crc32(name.encode())) % _SEED_MODULUS)
+def named_generator(seed: int, name: str, *, device: torch.device | None = None) -> torch.Generator:
+    """A generator (on the CPU) for one parameter, so that no parameter's values depend on which others exist."""
+    return torch.Generator(device or "cpu").manual_seed(
+        (seed * 0x1_0000_0001 + zlib.crc32(name.encode())) % _SEED_MODULUS
+    )
 
 
 def set_parameter(module: nn.Module, name: str, value: Tensor) -> None:

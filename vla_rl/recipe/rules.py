@@ -31,6 +31,7 @@ from vla_rl.recipe.sections import (
 )
 
 OFT_CHUNK_SIZE = 8
+RANDOM = ("tiny", "random-7b")  # checkpoints that were trained for nothing
 
 
 def _state_policy_needs_state(env: EnvSection, policy: PolicySection) -> Problem | None:
@@ -67,12 +68,23 @@ def _vla_needs_a_camera(env: EnvSection, policy: PolicySection) -> Problem | Non
 
 
 def _checkpoint_needs_libero(env: EnvSection, policy: PolicySection) -> Problem | None:
-    if isinstance(env, ToySection) and isinstance(policy, OpenVLAOFTSection) and policy.checkpoint != "tiny":
+    if isinstance(env, ToySection) and isinstance(policy, OpenVLAOFTSection) and policy.checkpoint not in RANDOM:
         return Problem(
             path="policy.checkpoint",
             rule="a trained checkpoint knows how to move a robot arm, not the toy's actions",
             found=repr(policy.checkpoint),
             allowed="tiny, or env.name 'libero'",
+        )
+    return None
+
+
+def _adapters_or_backbone(policy: PolicySection) -> Problem | None:
+    if isinstance(policy, OpenVLAOFTSection) and policy.train_backbone and policy.lora is not None:
+        return Problem(
+            path="policy.train_backbone",
+            rule="adapters are for weights that stay as they are",
+            found="true with policy.lora",
+            allowed="false, or policy.lora=null",
         )
     return None
 
@@ -204,6 +216,7 @@ RULES: tuple[Callable[..., Problem | None], ...] = (
     _vla_needs_frames,
     _vla_needs_a_camera,
     _checkpoint_needs_libero,
+    _adapters_or_backbone,
     _ring_can_start,
     _segment_fits_ring,
     _segment_fits_episode,

@@ -148,14 +148,18 @@ class OpenVLAOFTSection(Section):
     """OpenVLA-OFT with the discrete token head."""
 
     name: Literal["openvla_oft"]
-    checkpoint: str = Field("tiny", description="'tiny' (random weights, scaled down), or a checkpoint directory")
+    checkpoint: str = Field(
+        "tiny",
+        description="tiny or random-7b (random weights, scaled down or of the real size), or a checkpoint directory",
+    )
     profile: Literal["auto", "oft_l1", "simplevla", "rlinf"] = Field(
         "auto",
         description="who trained the checkpoint: prompt, normalisation and image details; auto reads it from the files",
     )
-    proprio: bool = Field(True, description="feed proprioception (tiny only; a checkpoint says it itself)")
+    proprio: bool = Field(True, description="feed proprioception (random weights only; a checkpoint says it itself)")
     image_size: Positive | None = Field(None, description="pixels; default: what the checkpoint was trained on")
     lora: LoraSection | None = LoraSection()
+    train_backbone: bool = Field(False, description="train all weights themselves, in float32; needs policy.lora=null")
     train_action_rows: bool = Field(True, description="train the 256 action rows of lm_head")
     train_proprio_projector: bool = Field(True, description="where the checkpoint has one")
     value_head: Literal["attention_pool", "last_prompt_token"] = Field(
@@ -164,6 +168,10 @@ class OpenVLAOFTSection(Section):
     detach_value: bool = Field(True, description="keep the value loss out of the trunk")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the frozen weights")
     gradient_checkpointing: bool = Field(False, description="less memory for activations, about a third more time")
+    self_test: bool = Field(
+        True,
+        description="before the start, test a checkpoint for faults that fail silently, and refuse it if there are",
+    )
 
 
 class MLPSection(Section):

@@ -10,9 +10,12 @@ from vla_rl.replay.layout import RingLayout
 from vla_rl.run.plan import Plan
 
 MAILBOX_BUFFERS = 2
-ADAM_BYTES = 16  # per trainable parameter: float32 weight, gradient and two moments
 PYTHON_TORCH_BYTES = 450 << 20  # resident size of a process that has imported torch, measured
 SIMULATOR_BYTES = 700 << 20  # of an env worker with one LIBERO simulator and its graphics context, measured
+CUDA_HOST_BYTES = 1 << 30  # what CUDA's libraries add to such a process; assumed, not measured
+CUDA_CONTEXT_BYTES = 500 << 20  # of each process on a GPU; assumed, not measured
+FRAGMENTATION = 1.1  # torch's allocator keeps somewhat more than it hands out; assumed
+GPU_GIGABYTES = (24, 40, 48, 80, 141)
 PLAIN_WORKER_BYTES = 80 << 20  # of an env worker without a simulator, measured
 
 
@@ -71,17 +74,7 @@ def estimate(plan: Plan, *, num_ranks: int) -> DryRunReport:
         ValueError: `replay.capacity` is too small.
     """
     recipe, policy, observed = plan.recipe, plan.policy, plan.observation_spec
-    ring = bytes_needed(ring_layout(plan).fields())
-    slots = bytes_needed(
-        slot_fields(plan.observation_spec, plan.action_spec, plan.num_slots, store_logits=plan.store_logits)
-    )
-    mailbox = MAILBOX_BUFFERS * policy.trainable_bytes
-    on_cpu = plan.device == "cpu"
-    shared = ring + slots + mailbox + (policy.frozen_bytes if on_cpu else 0)
-    learner = PYTHON_TORCH_BYTES + ADAM_BYTES * policy.trainable_parameters
-    inference = PYTHON_TORCH_BYTES + policy.trainable_bytes
-    worker = PLAIN_WORKER_BYTES if plan.env.simulator is None else SIMULATOR_BYTES * recipe.rollout.envs_per_worker
-    total = num_ranks * (shared + learner + inference + recipe.rollout.num_workers * worker)
+    memory = estimate_memory(plan, num_ranks=num_ranks)
     lines = [
         Line("run", f"{recipe.name}: {recipe.surrogate.name} on {_tasks(plan)}"),
         Line("mode", f"{recipe.runtime.mode}, {num_ranks} rank(s), strategy {recipe.learner.strategy}, {plan.device}"),
@@ -106,17 +99,124 @@ def estimate(plan: Plan, *, num_ranks: int) -> DryRunReport:
             f"up to {recipe.replay.segment_length} decisions each",
         ),
         Line("budget", f"{recipe.budget.optimizer_steps:,} optimizer steps"),
-        Line("replay ring", f"{recipe.replay.capacity:,} decisions, {readable(ring)} per rank"),
-        Line("weight mailbox", f"{readable(mailbox)} per rank"),
-        Line("frozen weights", f"{readable(policy.frozen_bytes)} per rank, one copy for learner and inference worker"),
-        Line("shared memory", f"{readable(num_ranks * shared)} in all"),
-        Line("learner process", f"about {readable(learner)} + activations"),
-        Line("inference process", f"about {readable(inference)} + activations"),
-        Line("env worker process", f"about {readable(worker)} each"),
-        Line("memory in all", f"about {readable(total)} + activations"),
+        *_memory_lines(plan, memory, num_ranks=num_ranks),
     ]
     lines += [Line("deviation", deviation) for deviation in plan.env.deviations]
-    return DryRunReport(tuple(lines), num_ranks * shared)
+    return DryRunReport(tuple(lines), num_ranks * (memory.shared + (0 if memory.on_gpu else memory.frozen)))
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Bytes of one rank: what is allocated for tensors, and what a process costs before it has any."""
+
+    on_gpu: bool  # where the policy's part is
+    frozen: int  # one copy for learner and inference worker
+    learner_state: int  # float32 weights, gradients and AdamW's moments of what is trained
+    learner_activations: int  # of one micro-batch, at the peak of the backward pass
+    inference_weights: int  # its own copy of what is trained
+    inference_activations: int  # of one full batch
+    replay: int
+    mailbox: int
+    slots: int
+    processes: int  # learner and inference worker, on the host
+    env_worker: int  # each
+    env_workers: int  # all
+
+    @property
+    def shared(self) -> int:
+        """Shared memory besides the frozen weights."""
+        return self.replay + self.mailbox + self.slots
+
+    @property
+    def learner(self) -> int:
+        """The learner's part of the policy, without the frozen weights."""
+        return self.learner_state + self.learner_activations
+
+    @property
+    def inference(self) -> int:
+        """The inference worker's part of the policy, without the frozen weights."""
+        return self.inference_weights + self.inference_activations
+
+    @property
+    def gpu(self) -> int:
+        """All of the policy on one GPU, with two CUDA contexts and what fragmentation takes."""
+        return int(FRAGMENTATION * (self.frozen + self.learner + self.inference)) + 2 * CUDA_CONTEXT_BYTES
+
+    @property
+    def host(self) -> int:
+        """Everything that is not on a GPU."""
+        policy = 0 if self.on_gpu else self.frozen + self.learner + self.inference
+        return self.shared + self.processes + self.env_workers + policy
+
+
+def estimate_memory(plan: Plan, *, num_ranks: int) -> MemoryEstimate:
+    """The memory of one rank; activations by `policies.openvla_oft.memory`.
+
+    Raises:
+        ValueError: `replay.capacity` is too small.
+    """
+    recipe, policy = plan.recipe, plan.policy
+    slots = slot_fields(plan.observation_spec, plan.action_spec, plan.num_slots, store_logits=plan.store_logits)
+    env_worker = PLAIN_WORKER_BYTES if plan.env.simulator is None else SIMULATOR_BYTES * recipe.rollout.envs_per_worker
+    on_gpu = plan.device_kind == "cuda"
+    process = PYTHON_TORCH_BYTES + (CUDA_HOST_BYTES if on_gpu else 0)
+    return MemoryEstimate(
+        on_gpu=on_gpu,
+        frozen=policy.frozen_bytes,
+        learner_state=_learner_state(plan, num_ranks=num_ranks),
+        learner_activations=recipe.learner.micro_batch * recipe.replay.segment_length * policy.training_bytes,
+        inference_weights=policy.trainable_bytes,
+        inference_activations=min(recipe.rollout.max_batch, plan.num_slots) * policy.inference_bytes,
+        replay=bytes_needed(ring_layout(plan).fields()),
+        mailbox=MAILBOX_BUFFERS * policy.trainable_bytes,
+        slots=bytes_needed(slots),
+        processes=process if recipe.runtime.mode == "serial" else 2 * process,
+        env_worker=env_worker,
+        env_workers=recipe.rollout.num_workers * env_worker,
+    )
+
+
+def _learner_state(plan: Plan, *, num_ranks: int) -> int:
+    """Per trainable parameter: weight, gradient (4 bytes each) and two moments (8), less what DeepSpeed shards."""
+    learner = plan.recipe.learner
+    stage = learner.zero_stage if learner.strategy == "deepspeed" else 0
+    gradients = 4 / (num_ranks if stage >= 2 else 1)
+    moments = 8 / (num_ranks if stage >= 1 else 1)
+    return int(plan.policy.trainable_parameters * (4 + gradients + moments))
+
+
+def _memory_lines(plan: Plan, memory: MemoryEstimate, *, num_ranks: int) -> list[Line]:
+    """Every part per rank; the policy's parts under the device that holds them."""
+    replay = plan.recipe.replay
+    where = "GPU" if memory.on_gpu else "host"
+    frozen = f"{readable(memory.frozen)}, one copy for learner and inference worker"
+    lines = [Line(f"{where}: frozen weights", f"{frozen} (two would be {readable(2 * memory.frozen)})")]
+    lines = [
+        *(lines if memory.frozen else []),
+        Line(
+            f"{where}: learner",
+            f"{readable(memory.learner_state)} weights, gradients and moments + {readable(memory.learner_activations)} "
+            f"activations of one micro-batch",
+        ),
+        Line(
+            f"{where}: inference worker",
+            f"{readable(memory.inference_weights)} weights + {readable(memory.inference_activations)} activations",
+        ),
+        Line("host: replay ring", f"{replay.capacity:,} decisions, {readable(memory.replay)}"),
+        Line("host: weight mailbox", f"{readable(memory.mailbox)}"),
+        Line("host: learner and inference", f"about {readable(memory.processes)} before they hold anything"),
+        Line("host: env workers", f"about {readable(memory.env_workers)}, {readable(memory.env_worker)} each"),
+    ]
+    if plan.policy.frozen_bytes:
+        prefix = "GPU memory per rank" if memory.on_gpu else "on a GPU it would be"
+        lines.append(Line(prefix, f"about {readable(memory.gpu)}: {_cards(memory.gpu)}"))
+    each = f"{readable(memory.host)} per rank, " if num_ranks > 1 else ""
+    return [*lines, Line("host memory in all", f"about {each}{readable(num_ranks * memory.host)}")]
+
+
+def _cards(num_bytes: int) -> str:
+    fitting = [size for size in GPU_GIGABYTES if num_bytes <= size * 10**9]
+    return f"a card of {fitting[0]} GB or more" if fitting else f"more than one card of {GPU_GIGABYTES[-1]} GB has"
 
 
 def readable(num_bytes: int) -> str:

@@ -67,6 +67,8 @@ class PolicyPlan:
     frozen_parameters: int
     trainable_bytes: int
     frozen_bytes: int
+    training_bytes: int  # activations of one decision in the backward pass
+    inference_bytes: int  # activations of one decision in a forward pass
     text: str  # one line for people
 
 
@@ -311,6 +313,7 @@ def _plan_openvla_oft(
         proprio=section.proprio,
         lora=None if lora is None else LoraSettings(**lora.model_dump() | {"targets": tuple(lora.targets)}),
         train_action_rows=section.train_action_rows,
+        train_backbone=section.train_backbone,
         train_proprio_projector=section.train_proprio_projector,
         value_head=section.value_head,
         detach_value=section.detach_value,
@@ -318,7 +321,7 @@ def _plan_openvla_oft(
         gradient_checkpointing=section.gradient_checkpointing,
         seed=recipe.seed,
     )
-    summary = describe_openvla_oft(build)
+    summary = describe_openvla_oft(build, bf16=recipe.learner.precision == "bf16")
     transform = frame_transform(summary.image_transform, output_size=summary.observation_spec.image_size)
     plan = PolicyPlan(
         build=build,
@@ -328,6 +331,8 @@ def _plan_openvla_oft(
         frozen_parameters=summary.frozen_parameters,
         trainable_bytes=summary.trainable_bytes,
         frozen_bytes=summary.frozen_bytes,
+        training_bytes=summary.activations.training,
+        inference_bytes=summary.activations.inference,
         text=str(summary),
     )
     return plan, transform
@@ -357,5 +362,7 @@ def _plan_mlp(recipe: Recipe, section: MLPSection) -> PolicyPlan:
         frozen_parameters=0,
         trainable_bytes=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
         frozen_bytes=0,
+        training_bytes=0,  # some kilobytes
+        inference_bytes=0,
         text=f"MLP with {count:,} parameters",
     )

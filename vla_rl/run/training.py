@@ -31,6 +31,7 @@ from vla_rl.run import algorithm
 from vla_rl.run.assembly import make_cell, make_memory
 from vla_rl.run.plan import Plan
 from vla_rl.run.rollout_stats import RolloutStats
+from vla_rl.run.self_check import check_policy
 from vla_rl.types import SegmentBatch
 
 RANKS_TIMEOUT_S = 1800.0  # one rank may wait that long for experience while the others wait for it
@@ -87,6 +88,7 @@ class TrainingRun:
         torch.manual_seed(seed)
         torch.set_num_threads(plan.threads)
         policy = plan.policy.build(device=plan.device)
+        check_policy(recipe, policy)
         with ExitStack() as stack:
             self.memory = make_memory(plan, policy, with_ring=True)
             stack.callback(self.memory.close)

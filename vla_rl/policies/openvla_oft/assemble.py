@@ -29,6 +29,10 @@ def assemble(
         raise ValueError(f"dtype {dtype!r} is unknown; choose one of {sorted(DTYPES)}")
     statistics = source.dataset_statistics(statistics_key)
     prompts = prompt_table(source.tokenizer(), tasks)
+    if training.train_backbone and training.lora is not None:
+        raise ValueError(
+            "train_backbone trains the weights themselves; adapters on them would be trained twice: lora=null"
+        )
     model = empty_model(source.config, source.profile, proprio=source.proprio, l1_head=False, dtype=DTYPES[dtype])
     if model.proprio_projector is not None and training.train_proprio_projector:
         cast_parameters(model.proprio_projector, torch.float32)

@@ -21,11 +21,10 @@ from vla_rl.policies.openvla_oft.adapters import PREFIX, WEIGHTS_FILE
 from vla_rl.policies.openvla_oft.checkpoint import unused_tensors
 from vla_rl.policies.openvla_oft.export_files import appears_whole, write_json, write_metadata, write_statistics
 from vla_rl.policies.openvla_oft.files import INDEX_FILE, SINGLE_FILE, VALUE_HEAD_FILE, unused_shapes
-from vla_rl.policies.openvla_oft.policy import OpenVLAOFTPolicy
+from vla_rl.policies.openvla_oft.policy import LM_HEAD, OpenVLAOFTPolicy
 
 MAX_SHARD_BYTES = 5_000_000_000
 PROJECTOR_PREFIX = "proprio_projector."
-LM_HEAD = "language_model.lm_head.weight"
 
 
 def export_checkpoint(
@@ -173,7 +172,7 @@ def _write_components(policy: OpenVLAOFTPolicy, directory: Path, *, step: int) -
     if projector:
         torch.save(projector, directory / f"proprio_projector--{step}_checkpoint.pt")
     critic = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.value_head.named_parameters()}
-    save_file(critic, directory / VALUE_HEAD_FILE, metadata={"value_head": policy.value_head_name})
+    save_file(critic, directory / VALUE_HEAD_FILE, metadata={"value_head": policy.training_choices.value_head})
 
 
 def _split(sizes: dict[str, int], max_shard_bytes: int) -> list[list[str]]:

@@ -25,6 +25,8 @@ from vla_rl.policies.value_heads import load_value_head
 from vla_rl.policies.value_heads import value_head as build_value_head
 from vla_rl.types import ActionSpec, FloatArray, ObservationSpec, PolicyInputs, PolicyOutput, TokenArray
 
+LM_HEAD = "language_model.lm_head.weight"
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingChoices:
@@ -33,6 +35,7 @@ class TrainingChoices:
     lora: LoraSettings | None
     train_action_rows: bool
     train_proprio_projector: bool
+    train_backbone: bool  # every weight but lm_head's, which is trained through `action_rows` alone
     value_head: str
     detach_value: bool
 
@@ -73,7 +76,8 @@ class OpenVLAOFTPolicy(nn.Module):
         self.statistics = statistics
         self.detach_value = training.detach_value
         self.lora = training.lora
-        self.value_head_name = training.value_head
+        self.training_choices = training
+        self.gradient_checkpointing = gradient_checkpointing
         self.uniform_prompts = prompts.is_uniform
         self.model = model
         if training.lora is not None:
@@ -126,7 +130,7 @@ class OpenVLAOFTPolicy(nn.Module):
         fill_adapters(self.model.language_model, seed=seed, device=device)
         fill_linear_and_norms(self.value_head, seed=seed, device=device, prefix="value_head.")
         if self.source.files is not None and self.source.files.value_head is not None:
-            load_value_head(self.value_head, self.source.files.value_head, kind=self.value_head_name)
+            load_value_head(self.value_head, self.source.files.value_head, kind=self.training_choices.value_head)
         if self.action_rows is not None:
             first = action_tokens.FIRST_ACTION_ID
             rows = self.model.language_model.lm_head.weight[first : first + action_tokens.NUM_BINS]
@@ -152,7 +156,8 @@ class OpenVLAOFTPolicy(nn.Module):
         projector = self.model.proprio_projector
         self.model.requires_grad_(False)
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(is_adapter(name))
+            is_backbone = training.train_backbone and name != LM_HEAD and not name.startswith("proprio_projector.")
+            parameter.requires_grad_(is_adapter(name) or is_backbone)
         if projector is not None and training.train_proprio_projector:
             projector.requires_grad_(True)
 

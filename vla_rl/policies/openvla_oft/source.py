@@ -1,4 +1,4 @@
-"""Where a policy's weights come from: the tiny model, or a local checkpoint directory. Reads no weights until asked."""
+"""Where a policy's weights come from: random ones from a seed, or a local checkpoint. Reads no weights until asked."""
 
 from __future__ import annotations
 
@@ -27,12 +27,15 @@ if TYPE_CHECKING:
     from vla_rl.policies.openvla_oft.model import OpenVLAOFT
 
 TINY = "tiny"
+RANDOM_7B = "random-7b"
+RANDOM_SOURCES = (TINY, RANDOM_7B)
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Everything about a checkpoint but its weights. `files` is None for the tiny model."""
+    """Everything about a checkpoint but its weights. `files` is None where they are random."""
 
+    origin: str  # the directory, or the name of random weights
     config: OFTConfig
     profile: Profile
     proprio: bool
@@ -40,11 +43,6 @@ class Source:
     pixels: PixelNormalization
     statistics: Mapping[str, Any]
     files: CheckpointFiles | None
-
-    @property
-    def origin(self) -> str:
-        """The directory, or `tiny`."""
-        return TINY if self.files is None else str(self.files.home)
 
     def dataset_statistics(self, key: str) -> DatasetStatistics:
         """The statistics named `key`; ValueError when absent, or without the proprioception that is fed."""
@@ -68,7 +66,8 @@ class Source:
         if self.files is None:
             from vla_rl.policies.openvla_oft.tiny import fill_randomly
 
-            fill_randomly(model, seed=seed, device=device)
+            # Billions of numbers are drawn where they go; the tiny model is the same on every device.
+            fill_randomly(model, seed=seed, device=device, draw_on=device if self.origin == RANDOM_7B else None)
         else:
             from vla_rl.policies.openvla_oft.checkpoint import fill_model
 
@@ -79,16 +78,17 @@ def find_source(checkpoint: str, *, profile: str, image_size: int | None, propri
     """Look a checkpoint up.
 
     Args:
-        checkpoint: `tiny`, a directory of shards or of an adapter, or a hub id that is in the local cache.
+        checkpoint: `tiny` or `random-7b` (random weights, scaled down or of the real size), a directory of shards or of
+            an adapter, or a hub id that is in the local cache.
         profile: `auto` or a family's name.
         image_size: pixels a side; None for the checkpoint's own.
-        proprio: for the tiny model; a checkpoint feeds proprioception where it has a projector.
+        proprio: for random weights; a checkpoint feeds proprioception where it has a projector.
 
     Raises:
         ValueError: the directory, its architecture, the profile or the image size does not fit.
     """
-    if checkpoint == TINY:
-        return _tiny(profile=profile, image_size=image_size, proprio=proprio)
+    if checkpoint in RANDOM_SOURCES:
+        return _random(checkpoint, profile=profile, image_size=image_size, proprio=proprio)
     files = find_files(checkpoint_directory(checkpoint, download=False))
     directory = files.directory
     config = read_config(directory)
@@ -96,6 +96,7 @@ def find_source(checkpoint: str, *, profile: str, image_size: int | None, propri
         raise ValueError(f"image_size is {image_size}, but {directory} was trained on {config.image_size} pixels")
     l1_head = files.action_head is not None
     return Source(
+        origin=str(files.home),
         config=config,
         profile=resolve_profile(profile, has_l1_head=l1_head),
         proprio=files.proprio_projector is not None,
@@ -106,11 +107,20 @@ def find_source(checkpoint: str, *, profile: str, image_size: int | None, propri
     )
 
 
-def _tiny(*, profile: str, image_size: int | None, proprio: bool) -> Source:
+def _random(name: str, *, profile: str, image_size: int | None, proprio: bool) -> Source:
     from vla_rl.policies.openvla_oft.tiny import IMAGE_SIZE, tiny_config
 
+    if name == TINY:
+        config = tiny_config(image_size=IMAGE_SIZE if image_size is None else image_size)
+    else:
+        config = OFTConfig()
+        if image_size not in (None, config.image_size):
+            raise ValueError(
+                f"image_size is {image_size}, but {name} has the {config.image_size} pixels of the original"
+            )
     return Source(
-        config=tiny_config(image_size=IMAGE_SIZE if image_size is None else image_size),
+        origin=name,
+        config=config,
         profile=resolve_profile(profile, has_l1_head=False),
         proprio=proprio,
         l1_head=False,

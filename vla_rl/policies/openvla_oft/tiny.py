@@ -37,17 +37,24 @@ def tiny_config(*, image_size: int = IMAGE_SIZE) -> OFTConfig:
     )
 
 
-def fill_randomly(model: OpenVLAOFT, *, seed: int, device: torch.device) -> None:
-    """Give every parameter of `model` a value that depends on `seed` and its name alone."""
+def fill_randomly(model: OpenVLAOFT, *, seed: int, device: torch.device, draw_on: torch.device | None = None) -> None:
+    """Give every parameter of `model` a value that depends on `seed` and its name alone.
+
+    Args:
+        model: of any size.
+        seed: of the weights.
+        device: where the parameters go.
+        draw_on: draw there (values then differ between kinds of devices); default: on the CPU.
+    """
     for name, parameter in list(model.named_parameters()):
-        value = _draw(name, parameter, named_generator(seed, name))
+        value = _draw(name, parameter, named_generator(seed, name, device=draw_on))
         set_parameter(model, name, value.to(device=device, dtype=parameter.dtype))
     move_buffers(model, device)
 
 
 def _draw(name: str, parameter: nn.Parameter, generator: torch.Generator) -> Tensor:
     """Linear weights keep the scale of what passes through; norms near 1; attention sharpened."""
-    noise = torch.empty(parameter.shape).normal_(generator=generator)
+    noise = torch.empty(parameter.shape, device=generator.device).normal_(generator=generator)
     if parameter.dim() == 1:
         is_scale = name.endswith((".weight", "scale_factor"))
         return 1.0 + 0.1 * noise if is_scale else 0.1 * noise

@@ -1,0 +1,105 @@
+"""The dry run's memory, against numbers worked out by hand from shapes, and the recipes that quote it."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from vla_rl import train
+from vla_rl.recipe import load_recipe
+from vla_rl.run.estimate import MemoryEstimate, estimate, estimate_memory
+from vla_rl.run.plan import EnvPlan, Plan, plan_policy
+from vla_rl.types import TaskInfo
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+GIB = 2**30
+SIZED = sorted(path.stem for path in RECIPES.glob("libero_*.yaml"))
+
+
+def make_plan(name, *overrides, device="cuda:0"):
+    """A plan on a machine that has neither the weights, nor a simulator, nor the GPU."""
+    recipe = load_recipe(RECIPES / f"{name}.yaml", ["policy.checkpoint=random-7b", *overrides])
+    policy, transform = plan_policy(recipe)
+    env = EnvPlan((TaskInfo("libero_spatial", 0, "t", "t"),), (), (50,), 220, (), None)
+    return Plan(recipe=recipe, env=env, policy=policy, transform=transform, device=device)
+
+
+@pytest.fixture(scope="module")
+def paper():
+    plan = make_plan("libero_spatial_gipo")
+    return plan, estimate_memory(plan, num_ranks=1)
+
+
+def test_the_frozen_7b_model_is_counted_once_without_the_unused_tensors(paper):
+    # 7,541,237,184 published parameters less 43,080,480 that never reach the output, two bytes each.
+    assert paper[1].frozen == 2 * (7_541_237_184 - 43_080_480)
+
+
+def test_what_is_trained_costs_16_bytes_per_parameter_and_4_at_the_inference_worker(paper):
+    # rank 32: q, k, v, o 32 (4096 + 4096); gate, up, down 32 (4096 + 11008); 32 layers. 256 rows of lm_head. Critic:
+    # score 4097, norm 8192, fc1 4096 * 4097, fc2 4097.
+    trained = 32 * 32 * (4 * 8192 + 3 * 15104) + 256 * 4096 + (4097 + 8192 + 4096 * 4097 + 4097)
+    assert paper[0].policy.trainable_parameters == trained
+    assert paper[1].learner_state == 16 * trained
+    assert (paper[1].inference_weights, paper[1].mailbox) == (4 * trained, 8 * trained)
+
+
+def test_activations_follow_from_tokens_and_widths(paper):
+    memory = paper[1]
+    prompt = 31  # at most: ids of the longest prompt, BOS and the lone space included
+    tokens = 1 + 256 + prompt - 1 + 56 + 1
+    per_layer = 28 * 4096 + 8 * 11008  # bytes per token in bfloat16
+    heads = 4 * 4 * 56 * (256 + 4096)
+    assert memory.learner_activations == pytest.approx(12 * (33 * tokens * per_layer + heads), rel=0.03)
+    assert memory.inference_activations == pytest.approx(16 * (2 * tokens * per_layer + heads), rel=0.03)
+    checkpointed = estimate_memory(make_plan("libero_spatial_gipo", "policy.gradient_checkpointing=true"), num_ranks=1)
+    kept = 32 * 2 * 4096 * tokens
+    assert checkpointed.learner_activations == pytest.approx(12 * (kept + 2 * tokens * per_layer + heads), rel=0.03)
+
+
+def test_zero_shards_gradients_and_moments(paper):
+    eight = estimate_memory(make_plan("libero_spatial_gipo_8gpu"), num_ranks=8)
+    assert eight.learner_state == pytest.approx(paper[1].learner_state * (4 + 4 / 8 + 8 / 8) / 16)
+
+
+def test_on_a_cpu_everything_is_the_host_s(paper):
+    on_cpu = estimate_memory(make_plan("libero_spatial_gipo", device="cpu"), num_ranks=1)
+    assert isinstance(on_cpu, MemoryEstimate)
+    on_gpu = paper[1]
+    assert on_cpu.host - on_cpu.processes == on_gpu.host - on_gpu.processes + (
+        on_gpu.frozen + on_gpu.learner + on_gpu.inference
+    )
+    assert on_cpu.gpu == on_gpu.gpu
+
+
+def test_the_report_names_the_card_and_what_sharing_saves(paper):
+    report = str(estimate(paper[0], num_ranks=1))
+    assert "14.0 GiB, one copy for learner and inference worker (two would be 27.9 GiB)" in report
+    assert re.search(r"GPU memory per rank +about \d+\.\d GiB: a card of 80 GB or more", report)
+    assert "replay ring" in report
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_a_recipe_quotes_its_estimate(name):
+    quoted = re.search(
+        r"^# Memory: +(\d+) GiB on the GPU", (RECIPES / f"{name}.yaml").read_text(encoding="utf-8"), re.M
+    )
+    assert quoted
+    plan = make_plan(name)
+    assert float(quoted[1]) == pytest.approx(estimate_memory(plan, num_ranks=plan_ranks(plan)).gpu / GIB, abs=1.5)
+
+
+def plan_ranks(plan):
+    ranks = plan.recipe.learner.num_ranks
+    return ranks if isinstance(ranks, int) else 1
+
+
+def test_a_dry_run_that_finds_no_room_shows_the_estimate_all_the_same(monkeypatch):
+    def no_room(_):
+        raise ValueError("shared memory: too small")
+
+    plan = make_plan("libero_spatial_gipo", device="cpu")
+    monkeypatch.setattr(train, "check_room", no_room)
+    monkeypatch.setattr(train, "make_plan", lambda _: plan)
+    with pytest.raises(ValueError, match=r"(?s)^shared memory: too small\n\nrun .*host memory in all"):
+        train.dry_run(plan.recipe)

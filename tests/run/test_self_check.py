@@ -1,0 +1,84 @@
+"""What a checkpoint must pass before a run or an evaluation starts from it."""
+
+import pytest
+import torch
+
+from vla_rl.policies.openvla_oft.export import export_checkpoint
+from vla_rl.recipe import build_recipe
+from vla_rl.run import self_check
+from vla_rl.run.plan import plan_policy
+from vla_rl.run.self_check import check_policy
+
+RECIPE = """
+name: small
+env: {name: libero, suite: libero_goal, tasks: [3]}
+policy: {name: openvla_oft, image_size: 28, lora: null}
+surrogate: {name: gipo}
+budget: {optimizer_steps: 10}
+"""
+
+
+def built(*overrides):
+    recipe = build_recipe(RECIPE, overrides)
+    return recipe, plan_policy(recipe)[0].build(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    path = tmp_path_factory.mktemp("check") / "checkpoint"
+    export_checkpoint(built()[1], path, step=0)
+    return path
+
+
+@pytest.fixture
+def loaded(directory):
+    return built(f"policy.checkpoint={directory}")
+
+
+def blind(policy):
+    with torch.no_grad():
+        policy.model.projector.fc3.weight.zero_()
+
+
+def test_a_sound_checkpoint_passes(loaded):
+    check_policy(*loaded)
+
+
+def test_a_checkpoint_that_ignores_its_camera_is_refused_in_one_sentence(loaded, directory):
+    blind(loaded[1])
+    with pytest.raises(ValueError, match=r"(?s)images do not matter.*camera 0.*self_test=false") as raised:
+        check_policy(*loaded)
+    assert str(raised.value).startswith(str(directory))
+    assert len(str(raised.value).splitlines()) == 3  # the folder, the finding, the way on
+
+
+def test_statistics_that_scale_to_nothing_are_refused(loaded):
+    quantiles = loaded[1].statistics.action
+    quantiles.q99[2] = quantiles.q01[2]
+    with pytest.raises(ValueError, match="statistics 'libero_goal_no_noops' scale an action to nothing"):
+        check_policy(*loaded)
+
+
+def test_untrained_action_rows_are_refused_at_the_real_size_alone(loaded, monkeypatch):
+    monkeypatch.setattr(self_check, "LlamaDims", lambda: loaded[1].model.config.llama)
+    with pytest.raises(ValueError, match="action rows of lm_head look untrained"):
+        check_policy(*loaded)
+
+
+def test_random_weights_and_a_recipe_that_says_so_are_not_tested(loaded):
+    recipe, policy = built()
+    blind(policy)
+    check_policy(recipe, policy)
+    blind(loaded[1])
+    check_policy(build_recipe(RECIPE, ["policy.self_test=false"]), loaded[1])
+
+
+def test_all_weights_are_trained_where_the_recipe_says_so():
+    _, policy = built("policy.train_backbone=true")
+    frozen = {name for name, parameter in policy.named_parameters() if not parameter.requires_grad}
+    assert frozen == {"model.language_model.lm_head.weight"}  # its action rows are a parameter of their own
+
+
+def test_adapters_and_training_the_weights_themselves_exclude_each_other():
+    with pytest.raises(ValueError, match="adapters are for weights that stay as they are"):
+        build_recipe(RECIPE, ["policy.train_backbone=true", "policy.lora.rank=4"])
