@@ -94,12 +94,19 @@ def train(recipe: Recipe, *, run_dir: Path, resume: bool, console: Console) -> T
         for warning in search.warnings:
             console.print(f"warning: {warning}", markup=False)
     rank, num_ranks = launched or (0, 1)
-    outcome = _train_rank(plan, folder, console, search.newest, rank=rank, num_ranks=num_ranks)
+    outcome = _train_rank(plan, folder, console, resume=resume, newest=search.newest, rank=rank, num_ranks=num_ranks)
     return outcome if rank == 0 else None
 
 
 def _train_rank(
-    plan: Plan, folder: RunFolder, console: Console, newest: CheckpointInfo | None, *, rank: int, num_ranks: int
+    plan: Plan,
+    folder: RunFolder,
+    console: Console,
+    *,
+    resume: bool,
+    newest: CheckpointInfo | None,
+    rank: int,
+    num_ranks: int,
 ) -> TrainOutcome:
     """Train one rank to the end of its budget or to a request to stop; on rank 0 evaluate what came of it."""
     recipe = plan.recipe
@@ -115,7 +122,7 @@ def _train_rank(
         if rank == 0:
             folder.write_records(plan, num_ranks=num_ranks, resumed_from=str(newest.path) if newest else None)
             writer = MetricsWriter(
-                folder.path, tensorboard=recipe.logging.tensorboard, resume_at=run.clocks if newest else None
+                folder.path, tensorboard=recipe.logging.tensorboard, resume_at=run.clocks if resume else None
             )
             stack.callback(writer.close)
             display = make_display(console, total_optimizer_steps=recipe.budget.optimizer_steps)

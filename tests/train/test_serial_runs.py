@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,13 @@ def test_steps_before_a_resume_count_once_however_many_ranks_there_are(tmp_path)
         assert resumed.env_steps_of_all_ranks == outcome.clocks.env_steps
         resumed.memory.counters.add("env_worker_env_steps", 10)
         assert resumed.env_steps_of_all_ranks == outcome.clocks.env_steps + 20
+
+
+def test_a_run_that_died_before_its_first_checkpoint_begins_anew_on_resume(tmp_path):
+    run(toy_recipe(), tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    run(toy_recipe(), tmp_path / "run", resume=True)
+    assert [point["optimizer_steps"] for point in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
 
 
 def test_resume_without_saved_replay_starts_with_an_empty_ring(tmp_path):
