@@ -118,6 +118,7 @@ class Cell:
 
     def start(self) -> None:
         """Spawn all processes and the watching thread."""
+        self._counters.beat("inference_heartbeat")  # its time to start begins now, not when the counters were made
         self._inference = self._spawn(
             "inference_worker", inference_worker_main, (self._inference_settings, self._inference_links)
         )
