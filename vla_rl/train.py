@@ -163,11 +163,14 @@ def _loop(run: TrainingRun, run_log: RunLog, stop: StopRequest) -> CheckpointInf
         if run.engine.collectives.any_over_ranks(batch is None):
             break
         assert batch is not None
+        done = totals.optimizer_steps
         metrics = run.update(batch)
-        run.publish_if_due()
+        is_applied = totals.optimizer_steps > done  # else there is nothing new to publish or to save
+        if is_applied:
+            run.publish_if_due()
         if totals.optimizer_steps % recipe.logging.every_optimizer_steps == 0:
             run_log.point(metrics)
-        if totals.optimizer_steps % recipe.checkpoint.every_optimizer_steps == 0:
+        if is_applied and totals.optimizer_steps % recipe.checkpoint.every_optimizer_steps == 0:
             saved = _save_or_warn(run, run_log) or saved
             run_log.measure_disk()
     if saved is None or saved.optimizer_steps != totals.optimizer_steps:

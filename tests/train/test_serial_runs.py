@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ from toy_runs import metrics, run, toy_recipe
 
 from vla_rl.errors import UserError
 from vla_rl.learner.checkpoint import find_latest
+from vla_rl.learner.stepping import StepOutcome, TorchStrategy
 from vla_rl.run.plan import make_plan
 from vla_rl.run.rollout_stats import RolloutStats
 from vla_rl.run.training import TrainingRun
@@ -69,6 +71,26 @@ def test_segments_beyond_the_allowed_lag_are_never_consumed(tmp_path):
 
     run(toy_recipe(budget={"optimizer_steps": 40}, replay={"replay_ratio": 8.0}), tmp_path / "unbounded")
     assert max(point["policy_lag/max"] for point in metrics(tmp_path / "unbounded")) > 3
+
+
+def test_weights_are_published_every_so_many_updates(tmp_path):
+    run(toy_recipe(learner={"publish_every": 3}), tmp_path / "run")
+    assert [point["policy_version"] for point in metrics(tmp_path / "run")] == [0, 0, 1, 1, 1, 2]
+
+
+def test_an_update_that_was_skipped_makes_no_new_policy_version(tmp_path, monkeypatch):
+    step, outcomes = TorchStrategy.step, []
+
+    def skip_the_third(strategy, max_grad_norm):
+        outcomes.append(max_grad_norm)
+        return StepOutcome(applied=False, grad_norm=math.nan) if len(outcomes) == 3 else step(strategy, max_grad_norm)
+
+    monkeypatch.setattr(TorchStrategy, "step", skip_the_third)
+    run(toy_recipe(), tmp_path / "run")
+    points = metrics(tmp_path / "run")
+    assert len(outcomes) == 7
+    assert points[-1]["learner/skipped_updates"] == 1
+    assert all(point["policy_version"] == point["optimizer_steps"] for point in points)
 
 
 def test_on_policy_data_has_log_ratio_zero(tmp_path):
