@@ -78,13 +78,14 @@ def play(
     if not todo:
         return
     with preflight():
-        policy = plan.policy.build(device=plan.device)
+        policy = plan.policy.build(device="cpu")
         if checkpoint is not None:
             load_policy(checkpoint, policy)
-        check_policy(plan.recipe, policy)
         memory = make_memory(plan, policy, with_ring=False)
     finished: list[EpisodeRecord] = []
     try:
+        with preflight():
+            check_policy(plan.recipe, policy)
         memory.mailbox.publish(0, trainable_tensors(policy))
         cell = make_cell(
             plan,

@@ -94,11 +94,13 @@ class SharedWeights:
         self.unlink()
 
 
-def share_tensors(named: Mapping[str, torch.Tensor]) -> SharedWeights:
+def share_tensors(named: Mapping[str, torch.Tensor], *, device: torch.device | None = None) -> SharedWeights:
     """Copy tensors into memory that other processes can map.
 
     Args:
         named: tensors of any shape and dtype, all on one device.
+        device: where the shared memory is; default: where the tensors are. From the CPU straight to a GPU, that GPU
+            never holds them twice.
 
     Raises:
         ValueError: tensors on several devices or on none that can be shared, or not enough room.
@@ -106,7 +108,7 @@ def share_tensors(named: Mapping[str, torch.Tensor]) -> SharedWeights:
     devices = {tensor.device for tensor in named.values()} or {torch.device("cpu")}
     if len(devices) > 1:
         raise ValueError(f"shared weights must be on one device, got {sorted(map(str, devices))}")
-    device = devices.pop()
+    device = device or devices.pop()
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"shared weights must be on a CPU or a CUDA device, got {device}")
     places, num_bytes = _place(named)

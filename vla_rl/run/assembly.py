@@ -77,29 +77,30 @@ def trainable_tensors(policy: nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.detach() for name, p in policy.named_parameters() if p.requires_grad}
 
 
-def share_frozen(policy: nn.Module, *, map_policy: bool = True) -> SharedWeights | None:
+def share_frozen(policy: nn.Module, *, map_policy: bool = True, device: str = "cpu") -> SharedWeights | None:
     """Put the frozen parameters of a policy into shared memory, for the inference worker to map.
 
     Args:
         policy: the learner's.
         map_policy: its own parameters become views of the shared memory too, so that they exist once. Under ZeRO-3 they
             cannot: that engine takes every parameter apart, so the inference worker needs whole ones beside it.
+        device: where the shared memory is, and where the rest of the policy goes too. Built on the CPU and moved here,
+            the frozen weights are never on a GPU twice: a card that holds them once is large enough to start.
 
     Returns:
         None if nothing is frozen.
     """
     parameters = dict(policy.named_parameters())
     frozen = {name: p.detach() for name, p in parameters.items() if not p.requires_grad}
-    if not frozen:
-        return None
-    shared = share_tensors(frozen)
-    if map_policy:
+    shared = share_tensors(frozen, device=torch.device(device)) if frozen else None
+    if shared is not None and map_policy:
         assign_parameters(policy, {**{name: p.detach() for name, p in parameters.items()}, **shared.tensors()})
+    policy.to(device)
     return shared
 
 
 def make_memory(plan: Plan, policy: nn.Module, *, with_ring: bool) -> CellMemory:
-    """Allocate the shared memory of a cell around a policy.
+    """Allocate the shared memory of a cell around a policy, which moves to the plan's device.
 
     Raises:
         ValueError: if it does not fit.
@@ -124,7 +125,7 @@ def make_memory(plan: Plan, policy: nn.Module, *, with_ring: bool) -> CellMemory
         _own(stack, slots.close, slots.unlink)
         counters = CellCounters.create(num_env_workers=recipe.rollout.num_workers)
         _own(stack, counters.close, counters.unlink)
-        frozen = share_frozen(policy, map_policy=not plan.shards_frozen)
+        frozen = share_frozen(policy, map_policy=not plan.shards_frozen, device=plan.device)
         if frozen is not None:
             _own(stack, frozen.close, frozen.unlink)
         layout = {name: (tuple(t.shape), t.dtype) for name, t in trainable_tensors(policy).items()}

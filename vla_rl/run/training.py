@@ -87,11 +87,11 @@ class TrainingRun:
         seed = recipe.seed + RANK_SEED_STRIDE * rank
         torch.manual_seed(seed)
         torch.set_num_threads(plan.threads)
-        policy = plan.policy.build(device=plan.device)
-        check_policy(recipe, policy)
+        policy = plan.policy.build(device="cpu")
         with ExitStack() as stack:
             self.memory = make_memory(plan, policy, with_ring=True)
             stack.callback(self.memory.close)
+            check_policy(recipe, policy)
             self.engine = _make_engine(plan, policy)
             self.learner = _make_learner(plan, self.engine)
             assert self.memory.ring is not None
