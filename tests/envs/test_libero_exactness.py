@@ -9,6 +9,7 @@ pytestmark = pytest.mark.libero
 
 CHUNK = 8
 CHUNKS = 8
+PHYSICS = ("exact", "fast")
 
 
 def seed_of(seed, task_id, init_state):
@@ -19,12 +20,12 @@ def random_chunks(seed, chunks=CHUNKS):
     return np.random.default_rng(seed).uniform(-1.0, 1.0, (chunks, CHUNK, 7)).astype(np.float32)
 
 
-def compare(env, stock, task_id, init_state, seed, states):
+def compare(env, stock, task_id, init_state, seed, states, chunks=CHUNKS):
     """Both run the same chunks; LIBERO's wrapper is made current before each of its steps, which draw."""
     observation = env.reset(init_state, seed=seed)
     stock.start(seed_of(seed, task_id, init_state), None if states is None else states[init_state])
     assert_same(env, stock, observation)
-    for chunk in random_chunks(init_state):
+    for chunk in random_chunks(init_state, chunks):
         result = env.step_chunk(chunk)
         stock.make_current()
         for action in chunk.astype(np.float64):
@@ -54,3 +55,42 @@ def test_sixty_four_random_steps_with_full_assets_are_liberos_own(stock_libero, 
     stock = stock_libero("libero_spatial", 4, assets=full_assets)
     compare(env, stock, 4, 3, 7, env._states)
     env.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("suite", "task_id"), [("libero_spatial", 5), ("libero_object", 2), ("libero_goal", 7), ("libero_10", 3)]
+)
+def test_two_hundred_random_steps_of_every_suite_are_liberos_own(stock_libero, suite, task_id):
+    env = LiberoEnv(suite, task_id, assets="proxy", image_size=32)
+    stock = stock_libero(suite, task_id, assets="proxy", image_size=32)
+    compare(env, stock, task_id, 11, 0, env._states, chunks=25)
+    env.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("suite", "task_id"), [("libero_object", 2), ("libero_goal", 7), ("libero_10", 3)])
+def test_steps_and_pixels_with_full_assets_are_liberos_own_in_every_suite(stock_libero, full_assets, suite, task_id):
+    env = LiberoEnv(suite, task_id, assets=full_assets, image_size=64)
+    stock = stock_libero(suite, task_id, assets=full_assets, image_size=64)
+    compare(env, stock, task_id, 11, 0, env._states, chunks=25)
+    env.close()
+
+
+def test_fast_physics_repeats_itself_and_stays_beside_exact_physics_until_things_touch():
+    envs = {
+        physics: LiberoEnv("libero_spatial", 0, assets="proxy", image_size=32, physics=physics) for physics in PHYSICS
+    }
+    states = {}
+    for name, physics in (("exact", "exact"), ("fast", "fast"), ("again", "fast")):
+        envs[physics].reset(3, seed=7)
+        for chunk in random_chunks(5, chunks=3) * 0.2:
+            envs[physics].step_chunk(chunk)
+        states[name] = envs[physics].physics_state()[0]
+    for env in envs.values():
+        env.close()
+    assert np.array_equal(states["fast"], states["again"])
+    assert not np.array_equal(states["fast"], states["exact"])  # another order of solving: it would be exact otherwise
+    difference = np.abs(states["fast"] - states["exact"])
+    assert difference[:9].max() < 1e-8  # arm and fingers, in free space
+    assert difference.max() < 1e-4

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vla_rl.envs.libero.env import Camera, LiberoEnv, Render
     from vla_rl.envs.libero.gl import GL
     from vla_rl.envs.libero.init_states import InitStates
+    from vla_rl.envs.libero.simulation import Physics
 
 __all__ = [
     "SimulatorReport",
@@ -38,6 +39,7 @@ def build_libero(
     render_size: int,
     cameras: tuple[Camera, ...],
     init_states: InitStates,
+    physics: Physics = "exact",
     horizon: int | None = None,
     gl: GL = "auto",
     render: Render = "decision",
@@ -53,6 +55,7 @@ def build_libero(
         cameras=tuple(cameras),
         render=render,
         init_states=init_states,
+        physics=physics,
         horizon=horizon,
         gl=gl,
     )

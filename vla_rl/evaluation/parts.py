@@ -180,6 +180,7 @@ def _libero_changes(env: LiberoSection, choices: Choices, suite: str) -> dict[st
     changes: dict[str, Any] = {
         "env.suite": suite,
         "env.init_states": choices.init_states or "standard",
+        "env.physics": "exact",  # fast physics is for training: a score is LIBERO's own or it is none
         "env.horizon": choices.horizon or choices.protocol.horizon(suite),
     }
     if suite != env.suite:

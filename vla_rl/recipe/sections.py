@@ -52,6 +52,9 @@ class LiberoSection(Section):
     cameras: list[Literal["agentview", "wrist"]] = Field(
         ["agentview"], description="frames the policy sees, in this order"
     )
+    physics: Literal["exact", "fast"] = Field(
+        "exact", description="exact: LIBERO's own bit for bit; fast: one solve per substep, for training alone"
+    )
     horizon: Positive | None = Field(None, description="control steps; default: the suite's own")
     gl: Literal["auto", "egl", "osmesa"] = Field(
         "auto", description="renderer; auto takes EGL where it works, else OSMesa"

@@ -236,6 +236,10 @@ def _plan_libero(section: LiberoSection, tasks: tuple[TaskInfo, ...], *, render_
     deviations = simulator_deviations(simulator)
     if horizon != standard_horizon:
         deviations.append(f"horizon {horizon} control steps instead of {standard_horizon}")
+    if section.physics != "exact":
+        deviations.append(
+            f"{section.physics} physics instead of LIBERO's own: one constraint solve per substep, not three"
+        )
     if section.init_states != "standard":
         deviations.append(f"initial states: {section.init_states} instead of the benchmark's standard ones")
     return EnvPlan(
@@ -271,6 +275,7 @@ def libero_builder(
         render_size=render_size,
         cameras=seen + unseen if render_all else seen,
         init_states=section.init_states,
+        physics=section.physics,
         horizon=horizon,
         gl=section.gl,
         render="every_step" if render_all else "decision",

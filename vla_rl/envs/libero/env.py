@@ -13,7 +13,7 @@ from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.envs.libero.gl import GL
 from vla_rl.envs.libero.init_states import InitStates, load_states
 from vla_rl.envs.libero.proxy.robot import simplify_visuals
-from vla_rl.envs.libero.simulation import Pose, Simulation
+from vla_rl.envs.libero.simulation import Physics, Pose, Simulation
 from vla_rl.envs.libero.suites import HORIZONS, libero_task, task_files
 from vla_rl.types import ChunkResult, FloatArray, Observation, TaskInfo, UInt8Array
 
@@ -33,7 +33,9 @@ class LiberoEnv:
     Actions are the simulator's own: end-effector displacement 6 in [-1, 1] and gripper, -1 open and +1 close, at 20 Hz.
     State, (8,): end-effector position 3, axis-angle 3, finger positions 2. Frames are turned by 180 degrees.
 
-    Physics is LIBERO's own bit for bit, and so is every frame that is drawn with full assets. With proxy assets the
+    Exact physics is LIBERO's own bit for bit, and so is every frame that is drawn with full assets. Fast physics solves
+    the contacts once per substep instead of three times: as deterministic, but another trajectory once things touch,
+    for training alone (docs/libero_physics.md has the numbers). With proxy assets the
     robot's visual meshes, three quarters of all vertices, are drawn as primitives; nothing that collides or weighs is
     touched. Fixtures have no joints, so a stored state does not hold their place: LIBERO draws it in every reset, and
     here it follows from (seed, task, init_state).
@@ -55,6 +57,7 @@ class LiberoEnv:
         cameras: tuple[Camera, ...] = ("agentview", "wrist"),
         render: Render = "decision",
         init_states: InitStates = "standard",
+        physics: Physics = "exact",
         horizon: int | None = None,
         gl: GL = "auto",
     ) -> None:
@@ -68,6 +71,7 @@ class LiberoEnv:
             cameras: which frames an observation holds, in order.
             render: `decision` draws the last control step of a chunk; `every_step` draws all (`chunk_frames`).
             init_states: what the number given to `reset` means; see `load_states`.
+            physics: `exact`, LIBERO's own, or `fast`, for training: see above.
             horizon: control steps after which an episode is truncated; default: the suite's own.
             gl: renderer; see `gl.choose`. One process has one.
 
@@ -91,6 +95,7 @@ class LiberoEnv:
             cameras=tuple(CAMERAS[camera] for camera in cameras),
             image_size=image_size,
             edit_xml=simplify_visuals if chosen.kind == "proxy" else None,
+            physics=physics,
         )
         self._elapsed = 0
         self._running = False

@@ -16,6 +16,7 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ class Libraries:
     problems: Any  # TASK_MAPPING: problem class by name
     problem_info: Any  # the BDDL parser
     controller_config: Any
+    drive: Any  # the arm's compiled control law
     observable: Any  # robosuite's timed sensor
     gl_context: Any  # robosuite's class for the renderer that was chosen
     randomization_error: type[Exception]
@@ -174,6 +176,12 @@ def _silence_robosuite_log() -> None:
     macros.FILE_LOGGING_LEVEL = None
     macros.CONSOLE_LOGGING_LEVEL = "ERROR"
     sys.modules[name] = macros
+    # Otherwise every process says three times that a file of robosuite's developers is missing.
+    logging.getLogger("robosuite_logs").addFilter(_is_no_advice)
+
+
+def _is_no_advice(record: logging.LogRecord) -> bool:
+    return "private macro file" not in (text := record.getMessage()) and "setup_macros.py" not in text
 
 
 def _import() -> Libraries:
@@ -184,11 +192,14 @@ def _import() -> Libraries:
     from robosuite.utils.errors import RandomizationError
     from robosuite.utils.observables import Observable
 
+    from vla_rl.envs.libero.control_law import drive
+
     return Libraries(
         mujoco=mujoco,
         problems=TASK_MAPPING,
         problem_info=bddl_utils.get_problem_info,
         controller_config=load_controller_config,
+        drive=drive,
         observable=Observable,
         gl_context=GLContext,
         randomization_error=RandomizationError,

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vla_rl.envs.libero import shim
+from vla_rl.envs.libero.arm import Arm
 from vla_rl.envs.libero.cameras import Cameras
 from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.types import UInt8Array
@@ -19,6 +20,8 @@ CONTROL_FREQUENCY = 20  # Hz
 MAX_RESET_ATTEMPTS = 20
 _PROPRIOCEPTION = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
 _HOOK = "vla_rl_sampling_moment"
+
+Physics = Literal["exact", "fast"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,7 @@ class Simulation:
         cameras: tuple[str, ...],
         image_size: int,
         edit_xml: Callable[[str], str] | None,
+        physics: Physics = "exact",
     ) -> None:
         """Build the task; nothing is drawn yet.
 
@@ -56,17 +60,22 @@ class Simulation:
             cameras: robosuite's names of the cameras to draw, in order.
             image_size: pixels a side.
             edit_xml: applied to the whole model's XML at every reset.
+            physics: `exact`, LIBERO's own bit for bit, or `fast`; see `_forward`.
         """
         self._mujoco = libraries.mujoco
+        self._drive = libraries.drive
         self._retry_on = libraries.randomization_error
         self._bddl = bddl
         self._env: Any = _build(libraries, bddl)
         self._cameras = Cameras(libraries, names=cameras, image_size=image_size)
         if edit_xml is not None:
             self._env.set_xml_processor(edit_xml)
+        self._physics: Physics = physics
         self._make_model = self._env._initialize_sim
         self._env._initialize_sim = self._initialize_sim
         self._env._destroy_sim = self._destroy_sim
+        self._env._pre_action = self._pre_action
+        self._arm: Arm | None = None
         self._prepare_observables(libraries.observable)
         self._placed = False  # whether positions and velocities have been propagated in this substep
         self._stepping = False
@@ -96,6 +105,13 @@ class Simulation:
                     self._env.reset()
                 except self._retry_on:
                     continue
+                self._arm = Arm(
+                    self._mujoco,
+                    self._env,
+                    drive=self._drive,
+                    exact=self._physics == "exact",
+                    propagate=self._forward,
+                )
                 self._cameras.point_at(self._env.sim.model._model, self._env.sim.data._data)
                 return
         raise SimulatorError(
@@ -162,6 +178,18 @@ class Simulation:
 
         sampling_moment.__modality__ = "vla_rl"  # type: ignore[attr-defined]
         self._env.add_observable(observable(_HOOK, sampling_moment, sampling_rate=CONTROL_FREQUENCY))
+        self._read = [self._env._observables[name] for name in (*_PROPRIOCEPTION, _HOOK)]
+        self._env._update_observables = self._update_observables
+
+    def _update_observables(self, force: bool = False) -> None:
+        """Called in every substep: only the sensors that are on."""
+        for observable in self._read:
+            observable.update(timestep=self._env.model_timestep, obs_cache=self._env._obs_cache, force=force)
+
+    def _pre_action(self, action: NDArray[np.float64], policy_step: bool = False) -> None:
+        """Called in every substep, before the step."""
+        assert self._arm is not None, "step before reset"
+        (self._arm.begin if policy_step else self._arm.proceed)(action)
 
     def _initialize_sim(self) -> None:
         """Called in a reset: what robosuite does, then our shortcuts on the new simulation."""
@@ -173,6 +201,7 @@ class Simulation:
     def _destroy_sim(self) -> None:
         """Without the full garbage collection of robosuite's own: dropping the references frees the model at once."""
         self._cameras.let_go()
+        self._arm = None
         sim = self._env.sim
         if sim is not None:
             del sim.data, sim.model
@@ -183,14 +212,21 @@ class Simulation:
 
         In every substep robosuite propagates three times: before the controller, in the controller, and in the step.
         Positions and velocities are the same in all three; the constraint solver is not, because it starts from its own
-        last solution. So the second and third time the solver alone runs, and the result is the same to the last bit.
+        last solution. So exactly, the second and third time the solver alone runs, and the result is the same to the
+        last bit. Fast physics solves once, in the step: as MuJoCo's documentation has it for a controller that needs
+        positions and velocities (`mj_step1`, controller, `mj_step2`). The solver then starts from the last substep.
         """
-        sim = self._env.sim
-        if self._placed and self._stepping:
-            self._mujoco.mj_forwardSkip(sim.model._model, sim.data._data, self._mujoco.mjtStage.mjSTAGE_VEL, 0)
+        model, data = self._env.sim.model._model, self._env.sim.data._data
+        if not self._stepping:
+            self._mujoco.mj_forward(model, data)
+        elif self._physics == "fast":
+            if not self._placed:
+                self._mujoco.mj_step1(model, data)
+        elif self._placed:
+            self._mujoco.mj_forwardSkip(model, data, self._mujoco.mjtStage.mjSTAGE_VEL, 0)
         else:
-            self._mujoco.mj_forward(sim.model._model, sim.data._data)
-            self._placed = True
+            self._mujoco.mj_forward(model, data)
+        self._placed = True
 
     def _step(self) -> None:
         sim = self._env.sim

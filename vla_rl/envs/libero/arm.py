@@ -1,0 +1,98 @@
+"""The arm's control at 500 Hz: robosuite's own, without what it looks up again in every substep.
+
+A control step is 25 substeps. In each of them robosuite resolves names to indices, computes the same Jacobian four
+times and asks for limits that never change, which takes longer than all of the physics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Arm:
+    """One arm with a gripper. Made after each reset, which makes a new simulation and a new controller."""
+
+    def __init__(
+        self,
+        mujoco: Any,  # noqa: ANN401
+        env: Any,  # noqa: ANN401
+        *,
+        drive: Any,  # noqa: ANN401
+        exact: bool,
+        propagate: Callable[[], None],
+    ) -> None:
+        """Look everything up.
+
+        Args:
+            mujoco: the module.
+            env: robosuite's environment with one robot, just reset.
+            drive: `control_law.drive`.
+            exact: whether torques are robosuite's to the last bit.
+            propagate: brings what follows from positions and velocities up to date.
+        """
+        self._mujoco = mujoco
+        self._propagate = propagate
+        self._drive = drive
+        self._exact = exact
+        self._model, self._data = env.sim.model._model, env.sim.data._data
+        robot = self._robot = env.robots[0]
+        self._controller, self._gripper = robot.controller, robot.gripper
+        self._site = self._model.site(self._controller.eef_name).id
+        self._joints = np.array(self._controller.qpos_index)
+        fingers = np.array([self._model.actuator(name).id for name in self._gripper.actuators])
+        finger_low, finger_high = self._model.actuator_ctrlrange[fingers].T
+        self._jacobian = np.zeros((2, 3, self._model.nv))  # translation, rotation
+        self._inertia = np.zeros((self._model.nv, self._model.nv))
+        data = self._data  # views on MuJoCo's memory, which stays where it is
+        self._dofs = np.array(self._controller.qvel_index)
+        self._qpos, self._qM = data.qpos, data.qM
+        self._state = (data.qvel, data.qfrc_bias, data.site_xpos[self._site], data.site_xmat[self._site].reshape(3, 3))
+        self._limits = (
+            *(np.array(limit) for limit in robot.torque_limits),
+            np.array(robot._ref_joint_actuator_indexes),
+        )
+        self._finger_range = (0.5 * (finger_high + finger_low), 0.5 * (finger_high - finger_low), fingers)
+        self._controls = data.ctrl
+
+    def begin(self, action: NDArray[np.float64]) -> None:
+        """Take over a new action, (7,), and set the motors' controls for the first substep."""
+        if not self._controller.new_update:
+            # In the first step after a reset robosuite acts on the arm as it was before a state was set.
+            self._robot.control(action, policy_step=True)
+            return
+        self._controller.set_goal(action[:-1])  # propagates
+        self._gripper.format_action(action[-1:])
+        self._set_controls(0.0)
+
+    def proceed(self, action: NDArray[np.float64]) -> None:
+        """Set the motors' controls for another substep of the same action."""
+        self._propagate()
+        self._set_controls(self._gripper.speed * np.sign(action[-1]))
+
+    def _set_controls(self, opening_change: float) -> None:
+        controller = self._controller
+        self._mujoco.mj_jacSite(self._model, self._data, self._jacobian[0], self._jacobian[1], self._site)
+        self._mujoco.mj_fullM(self._model, self._inertia, self._qM)
+        self._drive(
+            self._exact,
+            self._jacobian,
+            self._inertia,
+            self._dofs,
+            self._qpos[self._joints],
+            *self._state,
+            controller.goal_pos,
+            controller.goal_ori,
+            controller.kp,
+            controller.kd,
+            controller.initial_joint,
+            *self._limits,
+            self._gripper.current_action,
+            opening_change,
+            *self._finger_range,
+            self._controls,
+        )
+        controller.new_update = True  # the next action's goal starts from where the arm will be
