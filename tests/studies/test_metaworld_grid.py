@@ -124,6 +124,15 @@ def test_a_study_may_grow_but_not_change_its_budget(fake_train):
         run_grid(replace(GRID, optimizer_steps=7000), fake_train, jobs=2, say=lambda _: None)
 
 
+def test_a_recipe_that_was_changed_since_is_refused(fake_train):
+    run_grid(replace(GRID, seeds=1), fake_train, jobs=2, say=lambda _: None)
+    path = fake_train / "study.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"base": settings["base"].replace("128", "64")}))
+    with pytest.raises(UserError, match="has changed since"):
+        run_grid(GRID, fake_train, jobs=2, say=lambda _: None)
+
+
 def test_a_recipe_that_does_not_fit_starts_nothing(fake_train):
     with pytest.raises(UserError, match="regime"):
         run_grid(replace(GRID, optimizer_steps=100), fake_train, jobs=2, say=lambda _: None)

@@ -1,6 +1,6 @@
 """Runs a grid: several runs at once, each a process of its own; what is done is kept, what fails is told.
 
-    OUT/study.json              the grid
+    OUT/study.json              the grid, and the recipe that all runs share
     OUT/runs/NAME/              a finished run: the folder of `vla-rl train` and `study_run.json`
     OUT/runs/NAME.unfinished/   one that runs now, or was interrupted: begun again next time
     OUT/runs/NAME.failed/       one that failed: tried again next time
@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from vla_rl.errors import UserError
+from vla_rl.recipe import find_recipe, load_recipe
 from vla_rl.reporting.files import atomic_write_json
 from vla_rl.run.signals import StopRequest
 from vla_rl.studies.metaworld import Grid, StudyRun
@@ -82,10 +83,10 @@ def open_study(grid: Grid, out: Path) -> None:
     """Write `study.json`, or check that the study there is this one.
 
     Raises:
-        UserError: the folder holds a study with another recipe or budget.
+        UserError: the folder holds a study with another recipe or budget, or of a recipe that was changed since.
     """
     path = out / STUDY_FILE
-    settings = grid.settings()
+    settings = grid.settings() | {"base": load_recipe(find_recipe(grid.recipe)).dump_yaml()}
     if path.exists():
         there = json.loads(path.read_text(encoding="utf-8"))
         for name in ("recipe", "optimizer_steps"):
@@ -94,6 +95,11 @@ def open_study(grid: Grid, out: Path) -> None:
                     f"--out: {out} holds a study with {name} {there[name]}, and this one has {settings[name]}: runs of "
                     "both would not be comparable. Choose another folder"
                 )
+        if there["base"] != settings["base"]:
+            raise UserError(
+                f"--out: the recipe {grid.recipe} has changed since the study in {out} began: runs of both would not "
+                "be comparable. Choose another folder"
+            )
         for axis in ("tasks", "surrogates", "regimes"):  # a study may grow
             settings[axis] = list(dict.fromkeys([*there[axis], *settings[axis]]))
         settings["seeds"] = max(there["seeds"], settings["seeds"])
