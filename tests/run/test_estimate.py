@@ -103,3 +103,16 @@ def test_a_dry_run_that_finds_no_room_shows_the_estimate_all_the_same(monkeypatc
     monkeypatch.setattr(train, "make_plan", lambda _: plan)
     with pytest.raises(ValueError, match=r"(?s)^shared memory: too small\n\nrun .*host memory in all"):
         train.dry_run(plan.recipe)
+
+
+def test_the_paper_s_recipes_differ_in_suite_and_surrogate_alone():
+    def rest(suite, surrogate):
+        recipe = load_recipe(RECIPES / f"libero_{suite}_{surrogate}.yaml")
+        assert (recipe.env.suite, recipe.surrogate.name) == (f"libero_{suite}", surrogate)
+        values = recipe.model_dump(exclude={"name", "description", "surrogate"})
+        del values["env"]["suite"], values["policy"]["checkpoint"]
+        return values
+
+    expected = rest("spatial", "gipo")
+    for suite in ("spatial", "object", "goal", "10"):
+        assert all(rest(suite, surrogate) == expected for surrogate in ("gipo", "ppo", "sapo"))
