@@ -119,6 +119,7 @@ def test_a_study_writes_tables_figures_and_a_page(study):
     assert {row["policy_lag/old_fraction"] for row in rows} == {"0.9"}
     summary = (study / "results" / "summary.md").read_text(encoding="utf-8")
     assert "12 of 12 runs (complete)" in summary
+    assert "**2 seed(s): intervals over fewer than 5 say nothing." in summary
     assert "| push-v3 | stale | gipo | 1000, 2000 |" in summary
     page = (study / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png") == len(figures)

@@ -37,6 +37,7 @@ from vla_rl.studies.metaworld_runner import STUDY_FILE
 RESULTS = "results"
 BASELINES_FILE = "random_returns.json"
 PAGE = "report.html"
+ENOUGH_SEEDS = 5
 
 Row = dict[str, Any]
 
@@ -195,6 +196,7 @@ def _markdown(
         + ", ".join(f"{task} {randoms[task]:.0f}" for task in labels(results, lambda run: run.task))
         + ". Training episodes with sampled actions, no benchmark score.",
         "",
+        *_caution(ranking),
         "## Scores",
         "",
         *_table(
@@ -232,6 +234,13 @@ def _markdown(
         "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _caution(ranking: Sequence[Score]) -> list[str]:
+    seeds = min((score.seeds for score in ranking), default=0)
+    if seeds >= ENOUGH_SEEDS:
+        return []
+    return [f"**{seeds} seed(s): intervals over fewer than {ENOUGH_SEEDS} say nothing. Read the single runs.**", ""]
 
 
 def _returns_table(results: Sequence[RunResult]) -> list[str]:
