@@ -180,7 +180,9 @@ def test_a_misspelt_or_misplaced_key_is_answered_with_the_one_that_was_meant(ove
 
 
 def test_a_misspelt_value_is_answered_with_the_one_that_was_meant() -> None:
-    assert problems(TOY, "env={name: libero, suite: libero_spatail}")["env.suite"].hint == "did you mean 'libero_spatial'?"
+    assert (
+        problems(TOY, "env={name: libero, suite: libero_spatail}")["env.suite"].hint == "did you mean 'libero_spatial'?"
+    )
 
 
 def test_a_misspelt_kind_lists_the_kinds() -> None:

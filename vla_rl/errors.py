@@ -13,10 +13,17 @@ class UserError(ValueError):
     """
 
 
-class CellFailureError(RuntimeError):
+class RunFailureError(RuntimeError):
+    """A run could not go on, and the message says all there is to say.
+
+    The command line prints it without a traceback and exits with code 1.
+    """
+
+
+class CellFailureError(RunFailureError):
     """A process of a cell failed for good: the message holds its own traceback.
 
-    The command line prints the message and exits with code 1; where the parent noticed is of no use to anybody.
+    Where the parent noticed is of no use to anybody.
     """
 
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
-from vla_rl.errors import CellFailureError, preflight
+from vla_rl.errors import CellFailureError, RunFailureError, preflight
 from vla_rl.evaluation.evaluate import evaluate
 from vla_rl.evaluation.outcome import EvaluationReport
 from vla_rl.ipc.room import check_room
 from vla_rl.ipc.shared_arrays import sweep_stale
 from vla_rl.learner.checkpoint import CheckpointInfo, Search, find_latest
+from vla_rl.learner.engine import NonFiniteUpdateError
 from vla_rl.learner.launch import launch_ranks, launched_rank
 from vla_rl.learner.strategies import close_process_group
 from vla_rl.recipe import Recipe
@@ -25,12 +25,11 @@ from vla_rl.reporting.live import make_display
 from vla_rl.reporting.metrics import Clocks, MetricsWriter
 from vla_rl.run.estimate import DryRunReport, estimate
 from vla_rl.run.folder import RunFolder
-from vla_rl.run.log import RunLog
+from vla_rl.run.log import RunLog, log_to
 from vla_rl.run.plan import Plan, make_plan
 from vla_rl.run.signals import StopRequest
 from vla_rl.run.training import TrainingRun
-
-log = logging.getLogger(__name__)
+from vla_rl.types import SegmentBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,44 +126,42 @@ def _train_rank(
             stack.callback(writer.close)
             display = make_display(console, total_optimizer_steps=recipe.budget.optimizer_steps)
             stack.callback(display.close)
+        stack.enter_context(log_to(run.log_dir / "learner.log"))
         run_log = RunLog(run, run.engine.collectives, writer=writer, display=display)
-        try:
-            checkpoint = _loop(run, run_log, stop)
-        except CellFailureError:
-            if num_ranks == 1:  # with more, the others are not here to save together
-                _save_or_warn(run, run_log)
-            raise
+        checkpoint = _loop(run, run_log, stop)
         clocks = run_log.global_clocks()
         close_process_group()
-    report = None
-    if rank == 0 and recipe.evaluation.episodes_per_task and not stop.requested:
-        report = _closing_evaluation(recipe, checkpoint, console)
-    return TrainOutcome(folder.path, clocks, run_log.latest, checkpoint.path, stop.requested, report)
+    report, interrupted = None, stop.requested
+    if rank == 0 and recipe.evaluation.episodes_per_task and not interrupted:
+        try:
+            report = _closing_evaluation(recipe, checkpoint, console)
+        except KeyboardInterrupt:  # the training is done and saved: its outcome must still be told
+            interrupted = True
+    return TrainOutcome(folder.path, clocks, run_log.latest, checkpoint.path, interrupted, report)
 
 
 def _loop(run: TrainingRun, run_log: RunLog, stop: StopRequest) -> CheckpointInfo:
     """Wait, update, publish, log, checkpoint; returns the last checkpoint.
 
-    Ranks decide together whether to go on, so that none waits for another in a collective that never comes.
+    Ranks decide together whether to go on, so that none waits for another in a collective that never comes. A cell that
+    fails ends the loop on all ranks; they save together before its rank raises.
     """
     recipe, totals = run.plan.recipe, run.totals
-    began = time.monotonic()
 
     def poll() -> bool:
         run_log.show()
-        minutes, env_steps = recipe.budget.minutes, recipe.budget.env_steps
-        out_of_time = minutes is not None and time.monotonic() - began > 60 * minutes
-        return stop.requested or out_of_time or (env_steps is not None and run.env_steps_of_all_ranks >= env_steps)
+        return stop.requested or _is_spent(run)
 
     run.start()
     saved: CheckpointInfo | None = None
+    failure: CellFailureError | None = None
     while totals.optimizer_steps < recipe.budget.optimizer_steps:
-        batch = run.wait_for_batch(poll)
+        batch, failure = _wait(run, poll)
         if run.engine.collectives.any_over_ranks(batch is None):
             break
         assert batch is not None
         done = totals.optimizer_steps
-        metrics = run.update(batch)
+        metrics = _update(run, batch)
         is_applied = totals.optimizer_steps > done  # else there is nothing new to publish or to save
         if is_applied:
             run.publish_if_due()
@@ -174,16 +171,45 @@ def _loop(run: TrainingRun, run_log: RunLog, stop: StopRequest) -> CheckpointInf
             saved = _save_or_warn(run, run_log) or saved
             run_log.measure_disk()
     if saved is None or saved.optimizer_steps != totals.optimizer_steps:
-        saved = run.save(run_log.global_clocks())
+        saved = _save_or_warn(run, run_log)
+    if failure is not None:
+        raise failure
+    if saved is None:
+        raise RunFailureError(
+            f"the last checkpoint could not be written to {run.run_dir}; earlier ones are untouched. "
+            "Make room and go on with --resume"
+        )
     return saved
 
 
+def _is_spent(run: TrainingRun) -> bool:
+    """Whether the budget of time or of control steps is used up."""
+    budget = run.plan.recipe.budget
+    out_of_time = budget.minutes is not None and run.clocks.seconds > 60 * budget.minutes
+    return out_of_time or (budget.env_steps is not None and run.env_steps_of_all_ranks >= budget.env_steps)
+
+
+def _wait(run: TrainingRun, poll: Callable[[], bool]) -> tuple[SegmentBatch | None, CellFailureError | None]:
+    """The next batch, or why there is none: None twice where a stop was requested."""
+    try:
+        return run.wait_for_batch(poll), None
+    except CellFailureError as failure:
+        return None, failure
+
+
+def _update(run: TrainingRun, batch: SegmentBatch) -> dict[str, float]:
+    """One update; one that fails for good is a failure of the run, told in a sentence."""
+    try:
+        return run.update(batch)
+    except NonFiniteUpdateError as error:
+        raise RunFailureError(str(error)) from error
+
+
 def _save_or_warn(run: TrainingRun, run_log: RunLog) -> CheckpointInfo | None:
-    """A checkpoint in the middle of a run; a full disk costs this one, not the run."""
+    """A checkpoint; a full disk costs this one, not the run."""
     try:
         return run.save(run_log.global_clocks())
     except OSError as error:
-        log.warning("checkpoint not written: %s", error)
         run_log.say(f"warning: no checkpoint at optimizer step {run.totals.optimizer_steps}: {error}")
         return None
 

@@ -163,3 +163,27 @@ def test_a_killed_run_takes_its_children_along_and_resumes(start, tmp_path):
     assert decisions == sorted(decisions)
     assert leftovers(first.pid) == []
     assert leftovers(second.pid) == []
+
+
+def test_collection_runs_no_further_ahead_than_the_governor_allows(start, tmp_path):
+    ratio, batch, in_flight = 8.0, 16, 2
+    run = start(
+        async_recipe(replay={"replay_ratio": ratio}, env={"step_seconds": 0.0}, budget={"optimizer_steps": 200})
+    )
+    assert finished(run) == 0, (tmp_path / "output.txt").read_text()
+    first, last = points(tmp_path / "run")[0], points(tmp_path / "run")[-1]
+    consumed = last["replay/ratio"] * last["decisions"] - first["replay/ratio"] * first["decisions"]
+    ahead = last["decisions"] - first["decisions"] - consumed / ratio
+    assert ahead <= batch / ratio + 2 * in_flight + 1
+
+
+def test_a_failing_cell_of_one_rank_ends_all_ranks_with_a_common_checkpoint(start, tmp_path):
+    ranks = {"strategy": "ddp", "num_ranks": 2}
+    run = start(
+        async_recipe(learner=ranks, rollout={"num_workers": 1, "max_restarts": 0}, budget={"optimizer_steps": 5000})
+    )
+    wait_until(learning(tmp_path / "run", 3), "the third update")
+    os.kill(pid_of(tmp_path / "run", "rank_1/env_worker_0"), signal.SIGKILL)
+    assert finished(run) != 0
+    assert "max_restarts" in (tmp_path / "output.txt").read_text()
+    assert list((tmp_path / "run" / "checkpoints").glob("optimizer_step_*/rank_1"))

@@ -1,15 +1,18 @@
 import json
 import math
 import os
+import resource
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 from toy_runs import metrics, run, toy_recipe
 
-from vla_rl.errors import UserError
+from vla_rl.errors import CellFailureError, RunFailureError, UserError
 from vla_rl.learner.checkpoint import find_latest
 from vla_rl.learner.stepping import StepOutcome, TorchStrategy
+from vla_rl.reporting.metrics import Clocks, MetricsWriter
 from vla_rl.run.plan import make_plan
 from vla_rl.run.rollout_stats import RolloutStats
 from vla_rl.run.training import TrainingRun
@@ -201,3 +204,68 @@ def test_the_exact_kl_term_is_reported_and_changes_the_weights(tmp_path):
     run(toy_recipe(loss={"kl_coefficient": 1.0}), tmp_path / "with")
     assert "learner/kl" in metrics(tmp_path / "with")[-1]
     assert policy_bytes(tmp_path / "without", 6) != policy_bytes(tmp_path / "with", 6)
+
+
+def test_a_full_disk_costs_log_points_and_checkpoints_but_not_the_run(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vla_rl.reporting.metrics.MetricsWriter._append", full)
+    outcome, printed = run(toy_recipe(), tmp_path / "run")
+    assert outcome.clocks.optimizer_steps == 6
+    assert printed.count("log points are lost from optimizer step 1 on") == 1
+
+    monkeypatch.setattr("vla_rl.run.training.save_ring", full)
+    with pytest.raises(RunFailureError, match="--resume"):
+        run(toy_recipe(), tmp_path / "other")
+    assert own_blocks() == []
+
+
+def test_a_log_point_that_does_not_fit_leaves_the_file_as_it_was(tmp_path):
+    recipe = toy_recipe()
+    run(recipe, tmp_path / "run")
+    whole = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    with MetricsWriter(tmp_path / "run", tensorboard=False, resume_at=Clocks(optimizer_steps=6)) as writer:
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 10, limit[1]))
+        try:
+            with pytest.raises(OSError, match=r"(space left|too large)"):
+                writer.write(Clocks(optimizer_steps=7), {"learner/entropy": 1.0})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+            signal.signal(signal.SIGXFSZ, previous)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == whole
+
+
+def test_a_budget_of_time_counts_the_time_before_a_resume(tmp_path):
+    run(toy_recipe(), tmp_path / "run")
+    more = {"optimizer_steps": 5000, "minutes": 1e-4}
+    outcome, _ = run(toy_recipe(budget=more), tmp_path / "run", resume=True)
+    assert outcome.clocks.optimizer_steps == 6  # the time was spent before
+
+
+def test_a_budget_of_control_steps_ends_the_run(tmp_path):
+    outcome, _ = run(toy_recipe(budget={"optimizer_steps": 5000, "env_steps": 200}), tmp_path / "run")
+    assert 200 <= outcome.clocks.env_steps < 300
+
+
+def test_the_replay_ratio_counts_both_sides_from_the_first_start(tmp_path):
+    run(toy_recipe(), tmp_path / "run")
+    before = metrics(tmp_path / "run")[-1]
+    run(toy_recipe(budget={"optimizer_steps": 7}), tmp_path / "run", resume=True)
+    after = metrics(tmp_path / "run")[-1]
+    consumed = before["replay/ratio"] * before["decisions"]
+    assert after["replay/ratio"] * after["decisions"] > consumed
+
+
+def test_a_cell_that_fails_leaves_a_checkpoint(tmp_path, monkeypatch):
+    def fail_after_two(self):
+        if self._server.decisions > 60:
+            raise CellFailureError("the cell failed")
+        return
+
+    monkeypatch.setattr("vla_rl.workers.serial.SerialCell.raise_if_failed", fail_after_two)
+    with pytest.raises(CellFailureError, match="the cell failed"):
+        run(toy_recipe(budget={"optimizer_steps": 500}, checkpoint={"every_optimizer_steps": 400}), tmp_path / "run")
+    assert list((tmp_path / "run" / "checkpoints").glob("optimizer_step_*"))

@@ -23,7 +23,7 @@ from vla_rl.cli import recipes as recipes_verb
 from vla_rl.cli import report as report_verb
 from vla_rl.cli import study as study_verb
 from vla_rl.cli import train as train_verb
-from vla_rl.errors import CellFailureError, UserError
+from vla_rl.errors import RunFailureError, UserError
 
 
 class Program(TyperGroup):
@@ -36,7 +36,7 @@ class Program(TyperGroup):
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(exit_codes.USER_ERROR) from error
-        except CellFailureError as error:
+        except RunFailureError as error:
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(exit_codes.FAILURE) from error
         except KeyboardInterrupt:

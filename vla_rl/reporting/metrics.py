@@ -12,8 +12,11 @@ JSON has no such numbers and a reader must be able to tell "broken" from "absent
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -71,7 +74,7 @@ class MetricsWriter:
                 f"{self._path}: a new run needs an empty folder, found log points of an earlier run; resume that run, "
                 "or choose another name or folder"
             )
-        self._stream = self._path.open("ab")
+        self._stream = self._path.open("ab", buffering=0)  # a point is one write: a kill tears the last line at worst
         self._events = _open_events(run_dir, resume_at) if tensorboard else None
 
     def write(self, clocks: Clocks, metrics: Mapping[str, float]) -> None:
@@ -83,6 +86,7 @@ class MetricsWriter:
 
         Raises:
             ValueError: a name is not in the catalogue.
+            OSError: the disk is full; the file is as it was, and no more events are written.
         """
         require_known(metrics)
         nonfinite = [name for name, value in metrics.items() if not math.isfinite(value)]
@@ -90,8 +94,11 @@ class MetricsWriter:
         record |= {name: None if name in nonfinite else _plain(value) for name, value in metrics.items()}
         if nonfinite:
             record["nonfinite"] = nonfinite
-        self._stream.write(json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n")
-        self._stream.flush()  # a killed process tears the last line at worst
+        try:
+            self._append(json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        except OSError:
+            self._drop_events()  # they go to the same disk
+            raise
         if self._events is not None:
             self._write_events(self._events, clocks, metrics)
 
@@ -100,6 +107,24 @@ class MetricsWriter:
         self._stream.close()
         if self._events is not None:
             self._events.close()
+
+    def _append(self, line: bytes) -> None:
+        """Write a whole line or nothing."""
+        end = self._stream.seek(0, os.SEEK_END)
+        try:
+            written = self._stream.write(line)
+        except OSError:
+            self._stream.truncate(end)
+            raise
+        if written != len(line):
+            self._stream.truncate(end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+
+    def _drop_events(self) -> None:
+        if self._events is not None:
+            with contextlib.suppress(OSError):
+                self._events.close()
+            self._events = None
 
     def __enter__(self) -> Self:
         return self

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -17,6 +21,21 @@ from vla_rl.run.rollout_stats import rollout_metrics
 from vla_rl.run.training import TrainingRun
 
 SHOW_EVERY_S = 0.25
+
+
+@contextmanager
+def log_to(path: Path) -> Iterator[None]:
+    """Send what the program logs in this process to a file, and not across the live view."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("vla_rl")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +108,7 @@ class RunLog:
         self._latest: dict[str, float] = {}
         self._restarts_told = 0
         self._run_bytes = 0
+        self._disk_told = False
 
     @property
     def latest(self) -> dict[str, float]:
@@ -101,7 +121,6 @@ class RunLog:
         now = Moment.of(run)
         own = rates(self._last, now, num_env_workers=run.plan.recipe.rollout.num_workers) | {
             "replay/size": float(run.sampler.num_decisions),
-            "replay/ratio": run.totals.consumed / max(1, now.decisions),
             "policy_lag/excluded": run.excluded_share,
             "perf/publish_ms": 1000 * run.waits.last_publish,
             "system/env_worker_restarts": float(run.cell.restarts),
@@ -110,11 +129,22 @@ class RunLog:
         self._last = now
         gathered = self._gather(own)
         episodes = rollout_metrics(self._collectives.sum_over_ranks(run.stats.sums()))
-        self._latest = episodes | update_metrics | reduce_over_ranks(gathered)
+        used = self._collectives.sum_over_ranks({"consumed": run.totals.consumed, "decisions": now.decisions})
+        ratio = {"replay/ratio": used["consumed"] / max(1.0, used["decisions"])}
+        self._latest = episodes | update_metrics | reduce_over_ranks(gathered) | ratio
         clocks = self.global_clocks()
         if self._writer is not None:
-            self._writer.write(clocks, self._latest)
+            self._write(self._writer, clocks)
         self.show(force=True)
+
+    def _write(self, writer: MetricsWriter, clocks: Clocks) -> None:
+        """A full disk costs a log point, not the run; it is said once."""
+        try:
+            writer.write(clocks, self._latest)
+        except OSError as error:
+            if not self._disk_told:
+                self._disk_told = True
+                self.say(f"warning: log points are lost from optimizer step {clocks.optimizer_steps} on: {error}")
 
     def _gather(self, own: dict[str, float]) -> list[dict[str, float]]:
         """The same metrics of every rank."""

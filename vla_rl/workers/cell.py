@@ -153,9 +153,6 @@ class Cell:
     def close(self) -> None:
         """Stop everything: flag, then a deadline, then SIGKILL. Safe to call twice."""
         self._counters.request_stop()
-        self._closing.set()
-        if self._thread is not None:
-            self._thread.join(CLOSE_S)
         deadline = time.monotonic() + CLOSE_S
         for process in self._processes():
             process.join(max(0.1, deadline - time.monotonic()))
@@ -163,6 +160,10 @@ class Cell:
                 log.warning("%s did not stop within %.0f s and is killed", process.name, CLOSE_S)
                 process.kill()
                 process.join(CLOSE_S)
+        # Last: the kernel ends a child with the thread that started it, and that of a restarted worker is the watcher.
+        self._closing.set()
+        if self._thread is not None:
+            self._thread.join(CLOSE_S)
         for state in self._workers:
             for connection in (
                 state.inference_end,
@@ -303,7 +304,7 @@ class Cell:
         )
 
     def _spawn(self, name: str, target: Callable[..., None], args: tuple[object, ...]) -> BaseProcess:
-        process = self._context.Process(name=name, target=target, args=args)
+        process = self._context.Process(name=name, target=target, args=args, daemon=True)
         start_child(process)
         return process
 
