@@ -90,6 +90,15 @@ def test_a_chunk_sums_its_rewards_and_stops_at_the_horizon(press):
     assert (last.executed, last.truncated) == (3, True)
 
 
+def test_a_success_in_any_control_step_of_a_chunk_counts(press, monkeypatch):
+    press.reset(0)
+    flags = iter([0.0, 1.0, 0.0, 0.0, 0.0])
+    step = press._simulator.step
+    monkeypatch.setattr(press._simulator, "step", lambda action: (*step(action)[:4], {"success": next(flags)}))
+    assert press.step_chunk(np.zeros((4, 4), np.float32)).success
+    assert not press.step_chunk(STILL).success
+
+
 def test_the_reward_scale_multiplies_the_benchmark_s_reward(press):
     scaled = MetaworldEnv("handle-press-v3", task_id=23, reward_scale=0.01)
     rewards = play(press, 2, steps=20)[1]

@@ -1,5 +1,7 @@
 """The runner on a six-line environment: what is written where, and when."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -210,3 +212,25 @@ def test_counters_count_control_steps_decisions_episodes_and_successes(cell):
     assert counters.total("env_worker_env_steps") == 3 + 2 + 3
     assert counters.total("env_worker_episodes") == 1
     assert counters.total("env_worker_successes") == 1
+
+
+class GoesOn(CountingEnv):
+    """Reaches its goal in control step 5, loses it again, and is truncated in control step 9."""
+
+    def __init__(self):
+        super().__init__(succeeds_at=None, horizon=9)
+
+    def step_chunk(self, actions):
+        before = self.steps
+        return dataclasses.replace(super().step_chunk(actions), success=before < 5 <= self.steps)
+
+
+def test_an_episode_that_reached_its_goal_on_the_way_is_a_success_without_terminating(cell):
+    records = []
+    runner, slots, _ = make_runner(cell, [GoesOn], [job()], records=records)
+    runner.start(0)
+    while not records:
+        answer(slots, version=0)
+        runner.advance(0)
+    assert (records[0].success, records[0].terminated, records[0].truncated) == (True, False, True)
+    assert cell[1].total("env_worker_successes") == 1
