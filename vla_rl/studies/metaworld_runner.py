@@ -31,7 +31,7 @@ RUN_FILE = "study_run.json"
 OUTPUT_FILE = "output.log"  # what `vla-rl train` said
 RUNS = "runs"
 POLL_S = 0.2
-START_S, ENV_STEPS_PER_S, SAMPLES_PER_S = 8.0, 1800.0, 30_000.0  # of one run on one core, measured
+START_S, ENV_STEPS_PER_S, SAMPLES_PER_S = 8.0, 1500.0, 20_000.0  # of one run on one core, measured
 STOP_S = 20.0  # for a run to end by itself when the study is interrupted
 
 Say = Callable[[str], None]
