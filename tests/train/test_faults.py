@@ -187,3 +187,13 @@ def test_a_failing_cell_of_one_rank_ends_all_ranks_with_a_common_checkpoint(star
     assert finished(run) != 0
     assert "max_restarts" in (tmp_path / "output.txt").read_text()
     assert list((tmp_path / "run" / "checkpoints").glob("optimizer_step_*/rank_1"))
+
+
+def test_ctrl_c_ends_all_ranks_with_a_common_checkpoint_and_exit_code_130(start, tmp_path):
+    ranks = {"strategy": "ddp", "num_ranks": 2}
+    run = start(async_recipe(learner=ranks, rollout={"num_workers": 1}, budget={"optimizer_steps": 5000}))
+    wait_until(learning(tmp_path / "run", 3), "the third update")
+    run.send_signal(signal.SIGINT)
+    assert finished(run) == 130, (tmp_path / "output.txt").read_text()
+    assert list((tmp_path / "run" / "checkpoints").glob("optimizer_step_*/rank_1"))
+    assert "interrupted after" in (tmp_path / "output.txt").read_text()

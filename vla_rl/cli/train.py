@@ -48,6 +48,7 @@ def train(
     from rich.console import Console
 
     from vla_rl import train as training
+    from vla_rl.learner.launch import launched_rank
 
     if dry_run:
         with preflight():
@@ -58,7 +59,7 @@ def train(
     if outcome is None:  # rank 0 says it
         return
     print(_summary(outcome))
-    if outcome.interrupted:
+    if outcome.interrupted and launched_rank() is None:  # a launched rank's failure would have the others killed
         raise typer.Exit(exit_codes.INTERRUPTED)
 
 

@@ -19,6 +19,7 @@ from typing import Literal
 
 import psutil
 
+INTERRUPTED = 130  # exit code after a signal, as a shell has it
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -51,7 +52,8 @@ def launch_ranks(
         module: the module that is run; tests put their own.
 
     Returns:
-        The exit code: 0 if every rank returned 0.
+        The exit code: 0 if every rank returned 0, but 130 if they did so after a signal that was handed on. A rank itself
+        must return 0 after a signal: anything else is a failure to the launcher, which kills the other ranks.
     """
     with resources.as_file(resources.files("vla_rl.learner") / "accelerate.yaml") as config:
         command = [
@@ -69,20 +71,25 @@ def launch_ranks(
             start_new_session=True,
             preexec_fn=_end_with_parent,
         )
-        with _signals_handed_on(process):
-            return process.wait()
+        with _signals_handed_on(process) as handed_on:
+            code = process.wait()
+    return code or (INTERRUPTED if handed_on else 0)
 
 
 @contextlib.contextmanager
-def _signals_handed_on(launcher: subprocess.Popen[bytes]) -> Iterator[None]:
+def _signals_handed_on(launcher: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """Yields the numbers of the signals that were handed on."""
+    handed_on: list[int] = []
+
     def hand_on(number: int, _frame: FrameType | None) -> None:
+        handed_on.append(number)
         for process in _ranks(launcher.pid):
             with contextlib.suppress(psutil.NoSuchProcess):  # ended in between
                 process.send_signal(number)
 
     previous = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield handed_on
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
