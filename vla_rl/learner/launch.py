@@ -52,8 +52,8 @@ def launch_ranks(
         module: the module that is run; tests put their own.
 
     Returns:
-        The exit code: 0 if every rank returned 0, but 130 if they did so after a signal that was handed on. A rank itself
-        must return 0 after a signal: anything else is a failure to the launcher, which kills the other ranks.
+        The exit code: 0 if every rank returned 0, but 130 if they did so after a signal that was handed on. A rank
+        itself must return 0 then: anything else is a failure to the launcher, which kills the other ranks.
     """
     with resources.as_file(resources.files("vla_rl.learner") / "accelerate.yaml") as config:
         command = [
