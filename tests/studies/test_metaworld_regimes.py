@@ -44,8 +44,8 @@ def test_runs_with_different_workers_have_the_same_lags(tmp_path, regime):
     for mean, old, decisions in (quick, slow):
         assert mean == pytest.approx(serial[0], rel=0.15)
         assert old == pytest.approx(serial[1], abs=0.05)
-        # When warm-up ends, each of the 4 slots may be anywhere in an episode of 8 decisions; the rest is governed.
-        assert decisions == pytest.approx(serial[2], abs=2 * 4 * 8)
+        # At the end of warm-up each of the 4 slots may be anywhere in an episode of 8 decisions.
+        assert decisions == pytest.approx(serial[2], rel=0.03, abs=2 * 4 * 8)
     if regime == "fresh":
         assert serial[1] == 0.0
     else:
