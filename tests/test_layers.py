@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "envs": {"types", "errors"},
     "ipc": {"types", "errors"},
     "replay": {"types", "errors", "ipc"},
-    "workers": {"types", "errors", "ipc", "replay", "envs", "policies"},
+    "workers": {"types", "errors", "ipc", "replay", "envs", "policies", "rl"},  # rl: one distribution for both sides
     "learner": {"types", "errors", "ipc", "replay", "policies", "rl"},
     "reporting": {"types", "errors", "__init__"},
     "doctor": {"types", "errors", "envs", "ipc"},

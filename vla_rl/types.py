@@ -9,7 +9,7 @@ Shape letters, used everywhere in the program:
     K  control steps per chunk (`chunk_size`)
     D  components of one control action (`action_dim`)
     A  action tokens per decision, A = K · D, token i belongs to control step i // D, component i % D
-    V  bins per token (`num_bins`)
+    V  numbers that describe a token's distribution: logits of `num_bins` bins, or mean and width of a Gaussian
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 FloatArray = NDArray[np.float32]
 UInt8Array = NDArray[np.uint8]
-TokenArray = NDArray[np.int16]
+TokenArray = NDArray[np.int16] | NDArray[np.float32]  # bins, or numbers drawn from a Gaussian
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +48,22 @@ class ActionSpec:
 
     chunk_size: int  # K
     action_dim: int  # D
-    num_bins: int  # V
+    num_bins: int | None  # of a categorical per token; None for a Gaussian per token
 
     @property
     def num_tokens(self) -> int:
         """A = K · D."""
         return self.chunk_size * self.action_dim
+
+    @property
+    def num_outputs(self) -> int:
+        """V."""
+        return 2 if self.num_bins is None else self.num_bins
+
+    @property
+    def token_dtype(self) -> type[np.int16] | type[np.float32]:
+        """Of a token that was drawn."""
+        return np.float32 if self.num_bins is None else np.int16
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +153,12 @@ class PolicyInputs:
 class PolicyOutput:
     """One forward pass."""
 
-    logits: torch.Tensor  # (B, A, V) float32, before temperature
+    logits: torch.Tensor  # (B, A, V) float32, before temperature (of a Gaussian: mean and width)
     values: torch.Tensor  # (B,) float32
 
 
 class Policy(Protocol):
-    """An actor-critic over factorised categorical action tokens. Every implementation is a `torch.nn.Module`."""
+    """An actor-critic with one distribution per action token. Every implementation is a `torch.nn.Module`."""
 
     observation_spec: ObservationSpec
     action_spec: ActionSpec
@@ -158,7 +168,7 @@ class Policy(Protocol):
         ...
 
     def decode_tokens(self, tokens: TokenArray, task_index: NDArray[np.int64]) -> FloatArray:
-        """(B, A) tokens in 0..V-1 and (B,) task indices to (B, K, D) actions in the environment's own units."""
+        """(B, A) tokens and (B,) task indices to (B, K, D) actions in the environment's own units."""
         ...
 
     def is_value_parameter(self, name: str) -> bool:
@@ -180,7 +190,9 @@ class SegmentBatch:
     task_index: NDArray[np.int64]  # (B,)
     tokens: TokenArray  # (B, T, A)
     behavior_logprobs: FloatArray  # (B, T, A), of the sampled tokens, at the temperature they were sampled with
-    behavior_logits: FloatArray | None  # (B, T, A, V) log-softmax at that temperature, if the run stores it
+    behavior_logits: (
+        FloatArray | None
+    )  # (B, T, A, V) `Distribution.parameters` of the behaviour, if the run stores them
     behavior_values: FloatArray  # (B, T)
     rewards: FloatArray  # (B, T), summed over the executed control steps
     executed: NDArray[np.int16]  # (B, T) control steps that ran, 0 in padding

@@ -34,6 +34,14 @@ def test_bins_are_evenly_spaced_from_minus_one_to_one():
     assert actions.dtype == np.float32
 
 
+def test_without_bins_a_token_has_a_mean_and_a_log_deviation_and_is_clipped_on_its_way_out():
+    policy = build_mlp(**{**ARGUMENTS, "num_bins": None})
+    assert policy(inputs()).logits.shape == (4, 6, 2)
+    assert policy.action_spec.token_dtype is np.float32
+    actions = policy.decode_tokens(np.array([[-3.0, 0.25, 1.5, -0.5, 0.0, 0.75]], dtype=np.float32), np.array([0]))
+    np.testing.assert_array_equal(actions, [[[-1.0, 0.25, 1.0], [-0.5, 0.0, 0.75]]])
+
+
 def test_the_value_loss_trains_the_critic_alone():
     policy = build_mlp(**ARGUMENTS)
     policy(inputs()).values.sum().backward()

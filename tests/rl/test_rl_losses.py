@@ -1,4 +1,4 @@
-"""Value loss, entropy, KL, their total, and the normalisation of advantages."""
+"""Value loss, the total, and the normalisation of advantages."""
 
 import math
 
@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 from vla_rl.rl.losses import (
     LossTerms,
     advantage_moments,
-    entropy_sum,
-    kl_sum,
     normalize_advantages,
     total_loss,
     value_loss,
@@ -46,45 +44,11 @@ def test_value_targets_are_constants():
     assert targets.grad is None
 
 
-def test_entropy_of_known_distributions():
-    logits = torch.tensor([[0.0] * 4, [math.log(3.0), 0.0, -1e4, -1e4], [7.0, -1e4, -1e4, -1e4]], dtype=torch.float64)
-    total, count = entropy_sum(logits, ALL)
-    assert total.item() == pytest.approx(math.log(4.0) + (0.75 * math.log(4 / 3) + 0.25 * math.log(4.0)), abs=1e-12)
-    assert count.item() == 3
-    total, count = entropy_sum(logits, MASK)
-    assert (total.item(), count.item()) == (pytest.approx(math.log(4.0), abs=1e-12), 2)
-
-
-def test_kl_is_exact_and_directed_from_behaviour_to_policy():
-    behavior = torch.tensor([[0.5, 0.5]] * 3, dtype=torch.float64).log()
-    logits = torch.tensor([[0.25, 0.75]] * 3, dtype=torch.float64).log() + 5.0
-    total, count = kl_sum(behavior, logits, MASK)
-    assert total.item() / 2 == pytest.approx(0.5 * math.log(2.0) + 0.5 * math.log(2.0 / 3.0), abs=1e-12)
-    assert count.item() == 2
-
-
-def test_kl_is_zero_with_zero_gradient_at_equal_distributions():
-    logits = torch.tensor([[0.3, -1.0, 2.0]] * 3, dtype=torch.float64)
-    assert kl_sum(logits.log_softmax(-1), logits, ALL)[0].item() == pytest.approx(0.0, abs=1e-15)
-    assert torch.allclose(
-        gradient(lambda x: kl_sum(logits.log_softmax(-1), x, ALL), logits), torch.zeros(3, 3).double()
-    )
-
-
-def test_gradcheck_of_entropy_and_kl():
-    generator = torch.Generator().manual_seed(0)
-    logits, behavior = torch.randn(2, 3, 5, generator=generator, dtype=torch.float64)
-    logits.requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: entropy_sum(x, MASK)[0], logits)
-    assert torch.autograd.gradcheck(lambda x: kl_sum(behavior.log_softmax(-1), x, MASK)[0], logits)
-
-
 @poisons
 def test_masked_places_have_no_effect_on_value_or_gradient(poison):
-    values, logits = torch.tensor([1.0, 5.0, -1.0]), torch.tensor([[0.5, 1.0], [0.0, 0.0], [2.0, 0.0]])
-    bad_values, bad_logits = values.clone(), logits.clone()
+    values = torch.tensor([1.0, 5.0, -1.0])
+    bad_values = values.clone()
     bad_values[1] = poison
-    bad_logits[1, 0] = poison
     cases = [
         (lambda v: value_loss_sum(v, torch.zeros(3), MASK), values, bad_values),
         (
@@ -92,8 +56,6 @@ def test_masked_places_have_no_effect_on_value_or_gradient(poison):
             values,
             values,
         ),
-        (lambda x: entropy_sum(x, MASK), logits, bad_logits),
-        (lambda x: kl_sum(bad_logits, x, MASK), logits, bad_logits),
     ]
     for function, clean, bad in cases:
         assert torch.equal(function(clean)[0], function(bad)[0])
@@ -109,17 +71,13 @@ def test_nothing_valid_gives_zero_with_zero_gradient():
     loss.backward()
     assert loss.item() == 0.0
     assert values.grad.tolist() == [0.0] * 3
-    assert entropy_sum(torch.full((3, 2), math.nan), nothing)[1].item() == 0
 
 
 def test_nan_in_a_valid_place_is_refused_by_name():
     bad = torch.tensor([math.nan, 0.0, 0.0])
-    logits = torch.tensor([[0.0, math.nan]] * 3)
     for name, call in (
         ("values", lambda: value_loss_sum(bad, torch.zeros(3), ALL)),
         ("value_targets", lambda: value_loss_sum(torch.zeros(3), bad, ALL)),
-        ("logits", lambda: entropy_sum(logits, ALL)),
-        ("behavior_log_probs", lambda: kl_sum(logits, torch.zeros(3, 2), ALL)),
         ("advantages", lambda: normalize_advantages(bad, ALL)),
     ):
         with pytest.raises(NonFiniteError, match=f"^{name}: "):

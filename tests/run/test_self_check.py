@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from vla_rl.policies.openvla_oft import config
 from vla_rl.policies.openvla_oft.export import export_checkpoint
 from vla_rl.recipe import build_recipe
-from vla_rl.run import self_check
 from vla_rl.run.plan import plan_policy
 from vla_rl.run.self_check import check_policy
 
@@ -60,7 +60,8 @@ def test_statistics_that_scale_to_nothing_are_refused(loaded):
 
 
 def test_untrained_action_rows_are_refused_at_the_real_size_alone(loaded, monkeypatch):
-    monkeypatch.setattr(self_check, "LlamaDims", lambda: loaded[1].model.config.llama)
+    dims = loaded[1].model.config.llama
+    monkeypatch.setattr(config, "LlamaDims", lambda: dims)
     with pytest.raises(ValueError, match="action rows of lm_head look untrained"):
         check_policy(*loaded)
 

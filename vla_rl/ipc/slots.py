@@ -25,14 +25,14 @@ def slot_fields(
         Field("frames", (num_slots, *observation_spec.frames_shape), np.uint8),
         Field("state", (num_slots, observation_spec.state_dim), np.float32),
         Field("task_index", (num_slots,), np.int64),
-        Field("tokens", (num_slots, num_tokens), np.int16),
+        Field("tokens", (num_slots, num_tokens), action_spec.token_dtype),
         Field("logprobs", (num_slots, num_tokens), np.float32),
         Field("value", (num_slots,), np.float32),
         Field("policy_version", (num_slots,), np.int64),
         Field("actions", (num_slots, action_spec.chunk_size, action_spec.action_dim), np.float32),
     ]
     if store_logits:
-        fields.append(Field("logits", (num_slots, num_tokens, action_spec.num_bins), np.float32))
+        fields.append(Field("logits", (num_slots, num_tokens, action_spec.num_outputs), np.float32))
     return fields
 
 
@@ -48,7 +48,7 @@ class ExchangeSlots:
     value: FloatArray  # (M,)
     policy_version: NDArray[np.int64]  # (M,) version that acted
     actions: FloatArray  # (M, K, D) in the environment's own units
-    logits: FloatArray | None  # (M, A, V) log-softmax at the sampling temperature, if the run stores it
+    logits: FloatArray | None  # (M, A, V) `Distribution.parameters` that acted, if the run stores them
 
     @classmethod
     def view(cls, arrays: SharedArrays) -> Self:

@@ -23,10 +23,10 @@ from vla_rl.learner.objective import (
     micro_batch_sums,
     segment_targets,
     share_of_loss,
-    taken_logprobs,
 )
 from vla_rl.learner.optimizer import POLICY_GROUP, VALUE_GROUP
 from vla_rl.learner.settings import LossSettings, TargetSettings, VtraceSettings
+from vla_rl.rl.distributions import distribution_of
 from vla_rl.rl.losses import advantage_moments, normalize_advantages
 from vla_rl.rl.masking import NonFiniteError
 from vla_rl.rl.multipliers import LogMultiplier
@@ -70,7 +70,9 @@ class Learner:
     ) -> None:
         self._engine = engine
         self._policy = engine.policy
-        self._action_dim = cast(Policy, engine.policy).action_spec.action_dim
+        action_spec = cast(Policy, engine.policy).action_spec
+        self._action_dim = action_spec.action_dim
+        self._distribution = distribution_of(action_spec.num_bins)
         self._surrogate = surrogate
         self._multiplier = multiplier
         self._targets = targets
@@ -147,9 +149,10 @@ class Learner:
         decided = rows.time < batch.mask.sum(axis=1)[rows.segment]  # the others are bootstrap observations
         decisions = Rows(rows.segment[decided], rows.time[decided])
         logits = logits[torch.from_numpy(decided).to(logits.device)]
-        logprobs, _ = taken_logprobs(batch, decisions, logits, self._temperature)
+        tokens = at(batch.tokens, decisions).to(logits.device)
+        logprobs = self._distribution.terms(logits, tokens, self._temperature).logprobs.cpu()
         run = token_mask(batch, decisions, action_dim=self._action_dim)
-        log_ratio = torch.where(run, logprobs.cpu() - at(batch.behavior_logprobs, decisions), 0.0)
+        log_ratio = torch.where(run, logprobs - at(batch.behavior_logprobs, decisions), 0.0)
         grid[torch.from_numpy(decisions.segment), torch.from_numpy(decisions.time)] = log_ratio.sum(dim=1)
 
     def _prepare(self, batch: SegmentBatch, values: Tensor, value_targets: Tensor, advantages: Tensor) -> Prepared:
@@ -208,6 +211,7 @@ class Learner:
                 micro_batch,
                 prepared,
                 output,
+                distribution=self._distribution,
                 surrogate=self._surrogate,
                 loss=self._loss,
                 temperature=self._temperature,

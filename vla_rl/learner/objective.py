@@ -12,9 +12,10 @@ from torch import Tensor
 
 from vla_rl.learner.batches import Rows, at
 from vla_rl.learner.settings import GaeSettings, LossSettings, TargetSettings
-from vla_rl.policies.sampling import scaled_log_softmax
 from vla_rl.rl import targets
-from vla_rl.rl.losses import LossTerms, entropy_sum, kl_sum, total_loss, value_loss_sum
+from vla_rl.rl.distributions import Distribution
+from vla_rl.rl.losses import LossTerms, total_loss, value_loss_sum
+from vla_rl.rl.masking import masked_sum, select_valid
 from vla_rl.rl.surrogates import Surrogate, policy_objective_sum
 from vla_rl.types import PolicyOutput, SegmentBatch
 
@@ -60,13 +61,6 @@ class Sums:
     log_ratio: Tensor  # (r, P) detached, on the CPU
 
 
-def taken_logprobs(batch: SegmentBatch, rows: Rows, logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of the taken tokens (r, A) and of all bins (r, A, V), from one log-softmax."""
-    log_probs = scaled_log_softmax(logits, temperature)
-    tokens = at(batch.tokens, rows).to(logits.device).long().unsqueeze(-1)
-    return log_probs.gather(-1, tokens).squeeze(-1), log_probs
-
-
 def segment_targets(
     batch: SegmentBatch, values: Tensor, joint_log_ratio: Tensor, settings: TargetSettings
 ) -> tuple[Tensor, Tensor]:
@@ -106,6 +100,7 @@ def micro_batch_sums(
     prepared: Prepared,
     output: PolicyOutput,
     *,
+    distribution: Distribution,
     surrogate: Surrogate,
     loss: LossSettings,
     temperature: float,
@@ -119,8 +114,15 @@ def micro_batch_sums(
         NonFiniteError: a valid place holds a number that no loss can be computed from.
     """
     rows, place, device = micro_batch.rows, micro_batch.place, output.logits.device
-    logprobs, log_probs = taken_logprobs(batch, rows, output.logits, temperature)
-    behavior_logprobs = at(batch.behavior_logprobs, rows).to(device)
+    behavior = batch.behavior_logits if loss.kl_coefficient > 0 else None
+    terms = distribution.terms(
+        output.logits,
+        at(batch.tokens, rows).to(device),
+        temperature,
+        behavior=None if behavior is None else at(behavior, rows).to(device),
+        with_entropy=measure or loss.entropy_coefficient > 0,
+    )
+    logprobs, behavior_logprobs = terms.logprobs, at(batch.behavior_logprobs, rows).to(device)
     run = prepared.tokens_run[place].to(device)
     if loss.joint_ratio:  # ρ of the decision: the product of its executed tokens' ratios
         logprobs, behavior_logprobs = (_sum_run(each, run) for each in (logprobs, behavior_logprobs))
@@ -133,13 +135,17 @@ def micro_batch_sums(
     )
     every = torch.ones(len(rows), dtype=torch.bool, device=device)
     value, _ = value_loss_sum(output.values, prepared.value_targets[place].to(device), every)
-    entropy = torch.zeros((), device=device)
-    if measure or loss.entropy_coefficient > 0:
-        entropy, _ = entropy_sum(log_probs if loss.entropy_coefficient > 0 else log_probs.detach(), run)
-    kl = torch.zeros((), device=device)
-    if loss.kl_coefficient > 0 and batch.behavior_logits is not None:
-        kl, _ = kl_sum(at(batch.behavior_logits, rows).to(device), log_probs, run)
-    return Sums(policy, value, entropy, kl, (logprobs.detach() - behavior_logprobs).cpu())
+    entropy, kl = (
+        torch.zeros((), device=device) if term is None else masked_sum(select_valid(name, term, run), run)[0]
+        for name, term in (("entropy", terms.entropy), ("kl", terms.kl))
+    )
+    return Sums(
+        policy,
+        value,
+        entropy if loss.entropy_coefficient > 0 else entropy.detach(),
+        kl,
+        (logprobs.detach() - behavior_logprobs).cpu(),
+    )
 
 
 def _sum_run(logprobs: Tensor, run: Tensor) -> Tensor:

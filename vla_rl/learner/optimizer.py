@@ -76,6 +76,7 @@ def build_adamw(policy: nn.Module, settings: OptimizerSettings) -> torch.optim.A
         [{"params": parameters, "name": name} for name, parameters in groups.items() if parameters],
         lr=0.0,  # set before every update by `schedule`
         weight_decay=settings.weight_decay,
+        fused=True,
     )
 
 

@@ -95,13 +95,16 @@ def build_mlp(
     state_dim: int,
     chunk_size: int,
     action_dim: int,
-    num_bins: int,
+    num_bins: int | None,
     hidden_dim: int,
     seed: int,
     device: str,
     empty: bool = False,
 ) -> MLPPolicy:
-    """A multi-layer perceptron over state observations, initialised from `seed`; see `mlp.MLPPolicy`."""
+    """A multi-layer perceptron over state observations, initialised from `seed`; see `mlp.MLPPolicy`.
+
+    `num_bins` is None for Gaussian actions.
+    """
     from vla_rl.policies.mlp import meta_mlp
 
     policy = meta_mlp(

@@ -1,4 +1,4 @@
-"""An actor-critic over state observations, with the same kind of action as the VLA.
+"""An actor-critic over state observations, with the same kind of action as the VLA, or with Gaussian actions.
 
 The layers follow the state policy used for GIPO on Meta-World (arXiv 2603.03955): a shared trunk, a policy head with a
 hidden layer of its own, and a value head that sees the trunk's features detached.
@@ -15,15 +15,19 @@ from vla_rl.types import ActionSpec, FloatArray, ObservationSpec, PolicyInputs, 
 
 
 class MLPPolicy(nn.Module):
-    """Satisfies `vla_rl.types.Policy`. Bin b of a component means the action -1 + 2 b / (V - 1)."""
+    """Satisfies `vla_rl.types.Policy`.
+
+    Bin b of a component means the action -1 + 2 b / (V - 1). Without bins a component is drawn from a Gaussian, whose
+    mean and log deviation the network gives, and clipped to [-1, 1] on its way out.
+    """
 
     def __init__(self, *, state_dim: int, action_spec: ActionSpec, hidden_dim: int) -> None:
         super().__init__()
         self.observation_spec = ObservationSpec(num_images=0, image_size=0, state_dim=state_dim)
         self.action_spec = action_spec
-        num_logits = action_spec.num_tokens * action_spec.num_bins
+        num_outputs = action_spec.num_tokens * action_spec.num_outputs
         self.trunk = _block(state_dim, hidden_dim)
-        self.policy_head = nn.Sequential(_block(hidden_dim, hidden_dim), nn.Linear(hidden_dim, num_logits))
+        self.policy_head = nn.Sequential(_block(hidden_dim, hidden_dim), nn.Linear(hidden_dim, num_outputs))
         self.value_head = nn.Sequential(_block(hidden_dim, hidden_dim // 2), nn.Linear(hidden_dim // 2, 1))
 
     def forward(self, inputs: PolicyInputs) -> PolicyOutput:
@@ -31,14 +35,16 @@ class MLPPolicy(nn.Module):
         features: Tensor = self.trunk(inputs.state.float())
         logits: Tensor = self.policy_head(features)
         values: Tensor = self.value_head(features.detach())
-        shape = (-1, self.action_spec.num_tokens, self.action_spec.num_bins)
+        shape = (-1, self.action_spec.num_tokens, self.action_spec.num_outputs)
         return PolicyOutput(logits=logits.reshape(shape).float(), values=values.squeeze(-1).float())
 
     def decode_tokens(self, tokens: TokenArray, task_index: NDArray[np.int64]) -> FloatArray:  # noqa: ARG002
         """(B, A) tokens to (B, K, D) actions in [-1, 1]; every task has the same scale."""
         spec = self.action_spec
-        values = -1.0 + 2.0 * tokens.astype(np.float64) / (spec.num_bins - 1)
-        return values.reshape(-1, spec.chunk_size, spec.action_dim).astype(np.float32)
+        values = tokens.astype(np.float64)
+        if spec.num_bins is not None:
+            values = -1.0 + 2.0 * values / (spec.num_bins - 1)
+        return values.clip(-1.0, 1.0).reshape(-1, spec.chunk_size, spec.action_dim).astype(np.float32)
 
     def is_value_parameter(self, name: str) -> bool:
         """Whether a parameter belongs to the critic's head."""

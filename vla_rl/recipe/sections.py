@@ -178,11 +178,14 @@ class OpenVLAOFTSection(Section):
 
 
 class MLPSection(Section):
-    """A multi-layer perceptron over state observations, with the same kind of action as the VLA."""
+    """A multi-layer perceptron over state observations."""
 
     name: Literal["mlp"]
     hidden_dim: Positive = Field(128, description="width of the hidden layers")
-    num_bins: Annotated[int, Field(ge=2, le=256)] = Field(256, description="bins per action component")
+    num_bins: Annotated[int, Field(ge=2, le=256)] = Field(256, description="of a categorical action component")
+    distribution: Literal["categorical", "gaussian"] = Field(
+        "categorical", description="of every action component: over bins, as the VLA's, or a Gaussian"
+    )
 
 
 PolicySection = Annotated[OpenVLAOFTSection | MLPSection, Field(discriminator="name")]

@@ -78,7 +78,7 @@ class RingLayout:
         fields = [
             Field("frames", (rows, *self.observation_spec.frames_shape), np.uint8),
             Field("state", (rows, self.observation_spec.state_dim), np.float32),
-            Field("tokens", (rows, num_tokens), np.int16),
+            Field("tokens", (rows, num_tokens), self.action_spec.token_dtype),
             Field("logprobs", (rows, num_tokens), np.float32),
             Field("value", (rows,), np.float32),
             Field("reward", (rows,), np.float32),
@@ -88,7 +88,7 @@ class RingLayout:
             Field("policy_version", (rows,), np.int64),
         ]
         if self.store_logits:
-            fields.append(Field("logits", (rows, num_tokens, self.action_spec.num_bins), np.float32))
+            fields.append(Field("logits", (rows, num_tokens, self.action_spec.num_outputs), np.float32))
         return fields
 
     def fields(self) -> list[Field]:

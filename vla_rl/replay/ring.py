@@ -67,7 +67,7 @@ class ReplayRing:
             num_envs: regions, one per env of the cell.
             capacity: rows of all regions together (see `RingLayout`).
             max_episode_decisions: the longest episode an env can produce.
-            store_logits: whether a row holds the behaviour policy's log-softmax.
+            store_logits: whether a row holds the behaviour policy's distributions.
 
         Raises:
             ValueError: capacity too small for two episodes per env, or for shared memory too large.
@@ -195,7 +195,7 @@ class EpisodeWriter:
         Args:
             frames: (N, H, W, 3) uint8, before the decision.
             state: (S,) float32, before the decision.
-            tokens: (A,) int16.
+            tokens: (A,) int16 or float32, as the action spec has it.
             logprobs: (A,) float32 of the tokens under the policy that acted.
             value: that policy's value estimate.
             reward: summed over the executed control steps.
@@ -203,7 +203,7 @@ class EpisodeWriter:
             terminated: the task ended.
             truncated: the horizon ended.
             policy_version: version that acted.
-            logits: (A, V) float32 log-softmax, if and only if the ring stores it.
+            logits: (A, V) float32 `Distribution.parameters`, if and only if the ring stores them.
 
         Raises:
             ValueError: executed out of range, logits given or missing, or an episode longer than the ring was made for.

@@ -1,8 +1,8 @@
-"""The loss beside the policy surrogate: value, entropy, exact KL, and their weighted total.
+"""The loss beside the policy surrogate: the value's error, and the weighted total with entropy and exact KL.
 
-Shapes: B segments, T decisions, A tokens per decision, V bins per token. Every `*_sum` returns (sum over valid
-elements, count of valid elements), so that a batch may be cut into micro-batches and ranks; masked places have no
-effect on value or gradient, and numbers that are not finite in valid places raise `NonFiniteError`.
+Entropy and KL come from the distribution itself, per token (`vla_rl.rl.distributions`). Sums are returned with the
+count of valid elements, so that a batch may be cut into micro-batches and ranks; masked places have no effect on value
+or gradient, and numbers that are not finite in valid places raise `NonFiniteError`.
 """
 
 from __future__ import annotations
@@ -33,36 +33,6 @@ def value_loss_sum(values: Tensor, value_targets: Tensor, mask: Tensor) -> tuple
 def value_loss(values: Tensor, value_targets: Tensor, mask: Tensor) -> Tensor:
     """Mean squared error over valid elements; 0 where none is valid."""
     return masked_mean(*value_loss_sum(values, value_targets, mask))
-
-
-def entropy_sum(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ H(π) over valid tokens, in nats.
-
-    Args:
-        logits: finite, (..., V), at the temperature the policy acts with.
-        mask: bool, broadcastable to (...).
-    """
-    mask = mask.expand(logits.shape[:-1])
-    log_probs = _log_probs("logits", logits, mask)
-    return masked_sum(-(log_probs.exp() * log_probs).sum(dim=-1), mask)
-
-
-def kl_sum(behavior_log_probs: Tensor, logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ KL(μ ‖ π) over valid tokens, exact over the V bins, in nats; gradient in `logits` only.
-
-    Args:
-        behavior_log_probs: log μ of every bin, (..., V), finite; normalised again here, so logits are as good.
-        logits: of π, (..., V), finite, at the temperature the policy acts with.
-        mask: bool, broadcastable to (...).
-    """
-    mask = mask.expand(logits.shape[:-1])
-    behavior = _log_probs("behavior_log_probs", behavior_log_probs.detach(), mask)
-    policy = _log_probs("logits", logits, mask)
-    return masked_sum((behavior.exp() * (behavior - policy)).sum(dim=-1), mask)
-
-
-def _log_probs(name: str, logits: Tensor, mask: Tensor) -> Tensor:
-    return select_valid(name, logits, mask.unsqueeze(-1)).log_softmax(dim=-1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,10 +132,12 @@ def _capped_ratio(log_ratio: Tensor, cap: float) -> Tensor:
 
 def _accumulate(terms: Tensor, decay: Tensor) -> Tensor:
     """y_t = terms_t + decay_t y_{t+1}; where decay is 0 the future has no effect, whatever it holds."""
-    result = terms.clone()
-    for t in reversed(range(terms.shape[-1] - 1)):
-        result[..., t] += torch.where(decay[..., t] == 0.0, 0.0, decay[..., t] * result[..., t + 1])
-    return result
+    ends = (decay == 0.0).unbind(-1)
+    result, future = [], torch.zeros_like(terms[..., 0])
+    for term, factor, end in zip(reversed(terms.unbind(-1)), reversed(decay.unbind(-1)), reversed(ends), strict=True):
+        future = term + torch.where(end, 0.0, factor * future)
+        result.append(future)
+    return torch.stack(result[::-1], dim=-1)
 
 
 def _check_shapes(rewards: Tensor, *others: Tensor) -> None:

@@ -8,6 +8,7 @@ from vla_rl.ipc.shared_arrays import bytes_needed
 from vla_rl.ipc.slots import slot_fields
 from vla_rl.replay.layout import RingLayout
 from vla_rl.run.plan import Plan
+from vla_rl.types import ActionSpec
 
 MAILBOX_BUFFERS = 2
 PYTHON_TORCH_BYTES = 450 << 20  # resident size of a process that has imported torch, measured
@@ -90,7 +91,7 @@ def estimate(plan: Plan, *, num_ranks: int) -> DryRunReport:
         Line(
             "decision",
             f"{plan.action_spec.chunk_size} control steps x {plan.action_spec.action_dim} components, "
-            f"{plan.action_spec.num_bins} bins; at most {plan.max_episode_decisions} decisions per episode",
+            f"{_family(plan.action_spec)}; at most {plan.max_episode_decisions} decisions per episode",
         ),
         Line("parameters", f"{policy.trainable_parameters:,} trainable, {policy.frozen_parameters:,} frozen"),
         Line(
@@ -232,3 +233,7 @@ def readable(num_bytes: int) -> str:
 def _tasks(plan: Plan) -> str:
     tasks = plan.env.tasks
     return f"{tasks[0].suite}, {len(tasks)} task(s): {', '.join(str(task.task_id) for task in tasks)}"
+
+
+def _family(spec: ActionSpec) -> str:
+    return "a Gaussian each" if spec.num_bins is None else f"{spec.num_bins} bins"

@@ -352,7 +352,7 @@ def _plan_mlp(recipe: Recipe, section: MLPSection) -> PolicyPlan:
         state_dim=shapes.STATE_DIM,
         chunk_size=env.chunk_size,
         action_dim=shapes.ACTION_DIM,
-        num_bins=section.num_bins,
+        num_bins=section.num_bins if section.distribution == "categorical" else None,
         hidden_dim=section.hidden_dim,
         seed=recipe.seed,
     )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
-from vla_rl.policies.openvla_oft.config import LlamaDims
-from vla_rl.policies.openvla_oft.policy import OpenVLAOFTPolicy
-from vla_rl.policies.openvla_oft.self_test import self_test
 from vla_rl.recipe import OpenVLAOFTSection, Recipe
+
+if TYPE_CHECKING:
+    from vla_rl.policies.openvla_oft.policy import OpenVLAOFTPolicy
 
 
 def check_policy(recipe: Recipe, policy: nn.Module) -> None:
@@ -21,6 +21,9 @@ def check_policy(recipe: Recipe, policy: nn.Module) -> None:
     section = recipe.policy
     if not isinstance(section, OpenVLAOFTSection) or not section.self_test:
         return
+    from vla_rl.policies.openvla_oft.config import LlamaDims  # with transformers, which other policies do without
+    from vla_rl.policies.openvla_oft.self_test import self_test
+
     vla = cast("OpenVLAOFTPolicy", policy)
     if vla.source.files is None:
         return

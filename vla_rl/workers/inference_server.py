@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from vla_rl.ipc.slots import ExchangeSlots
-from vla_rl.policies.sampling import sample_tokens
-from vla_rl.types import Policy, PolicyInputs
+from vla_rl.rl.distributions import distribution_of
+from vla_rl.types import Policy, PolicyInputs, TokenArray
 
 
 class Mailbox(Protocol):
@@ -70,6 +70,7 @@ class InferenceServer:
         self._greedy = greedy
         self._generator = torch.Generator(device=device).manual_seed(seed)
         self._bf16 = bf16
+        self._distribution = distribution_of(policy.action_spec.num_bins)
         self.version = -1
         self.batches = 0
         self.decisions = 0
@@ -97,7 +98,9 @@ class InferenceServer:
         logits, values = output.logits.float(), output.values.float()
         if not bool(torch.isfinite(logits).all()):
             raise RuntimeError(f"policy version {self.version} gives non-finite logits")
-        tokens, logprobs = sample_tokens(logits, self._temperature, generator=self._generator, greedy=self._greedy)
+        tokens, logprobs = self._distribution.sample(
+            logits, self._temperature, generator=self._generator, greedy=self._greedy
+        )
         self._scatter(index, tokens, logprobs, values, logits)
         self.batches += 1
         self.decisions += len(index)
@@ -121,14 +124,14 @@ class InferenceServer:
         logits: torch.Tensor,
     ) -> None:
         slots = self._slots
-        chosen = tokens.cpu().numpy().astype(np.int16)
+        chosen: TokenArray = tokens.cpu().numpy().astype(self._policy.action_spec.token_dtype)  # type: ignore[assignment]
         slots.tokens[index] = chosen
         slots.logprobs[index] = logprobs.cpu().numpy()
         slots.value[index] = values.cpu().numpy()
         slots.policy_version[index] = self.version
         slots.actions[index] = self._policy.decode_tokens(chosen, slots.task_index[index])
         if slots.logits is not None:
-            slots.logits[index] = torch.log_softmax(logits / self._temperature, dim=-1).cpu().numpy()
+            slots.logits[index] = self._distribution.parameters(logits, self._temperature).cpu().numpy()
 
     def _autocast(self) -> AbstractContextManager[object]:
         if not self._bf16:
