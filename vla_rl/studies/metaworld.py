@@ -153,13 +153,13 @@ PRESETS: Mapping[str, Grid] = {
         surrogates=("gipo", "ppo", "sapo"),
         regimes=("stale",),
         seeds=5,
-        optimizer_steps=6000,
+        optimizer_steps=8000,
     ),
     "full": Grid(
         tasks=SWEEP_TASKS,
         surrogates=(*GIPO_SWEEP, "ppo", "sapo"),
         regimes=("stale",),
         seeds=5,
-        optimizer_steps=6000,
+        optimizer_steps=8000,
     ),
 }
