@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vla_rl.reporting.catalogue import CATALOGUE
 from vla_rl.reporting.files import atomic_write_text
+from vla_rl.reporting.html import bullets, folded, image, nested, note, page, preformatted, section, table, warning_box
 from vla_rl.reporting.plots import FIGURES, draw, draw_success_per_task, png
-from vla_rl.reporting.report_style import STYLE
 from vla_rl.reporting.run_folder import Evaluation, RunFolder, read_run
 from vla_rl.reporting.series import Records, closing_mean
 from vla_rl.reporting.summary import run_sentences, warnings
@@ -41,29 +40,29 @@ COLUMNS = (
 )
 
 
-def write_report(run_dirs: Sequence[Path], out: Path, *, comparisons: Sequence[str] = ()) -> None:
-    """Write one page about one run or several.
+def write_report(
+    run_dirs: Sequence[Path], out: Path, *, comparisons: Sequence[str] = (), studies: Mapping[str, Sequence[str]] = {}
+) -> None:
+    """Write one page about runs and studies.
 
     Args:
         run_dirs: folders of runs, each with a `metrics.jsonl`.
         out: the HTML file.
         comparisons: sentences about pairs of runs, shown where the runs stand side by side.
+        studies: HTML sections of each study, by its name.
 
     Raises:
-        ValueError: no folder is given, one is no run, or a file of a run is broken.
+        ValueError: nothing is given, a folder is no run, or a file of a run is broken.
     """
-    if not run_dirs:
+    if not run_dirs and not studies:
         raise ValueError("a report needs the folder of at least one run")
     runs = _distinct_names([read_run(folder) for folder in run_dirs])
-    title = escape(", ".join(runs))
-    details = [_details(name, run) for name, run in runs.items()]
-    body = "\n".join([*_overview(runs, comparisons), *_curves(runs), *details, _glossary(runs)])
-    atomic_write_text(
-        out,
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{title}</title>\n'
-        f"<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{title}</h1>\n{body}\n</main>\n</body>\n</html>\n",
-    )
+    of_studies = [part for parts in studies.values() for part in parts]
+    of_runs = []
+    if runs:
+        details = [_details(name, run) for name, run in runs.items()]
+        of_runs = [*_overview(runs, comparisons), *_curves(runs), *details, _glossary(runs)]
+    atomic_write_text(out, page(", ".join([*studies, *runs]), [*of_studies, *of_runs]))
 
 
 def _distinct_names(runs: Sequence[RunFolder]) -> dict[str, RunFolder]:
@@ -80,21 +79,17 @@ def _distinct_names(runs: Sequence[RunFolder]) -> dict[str, RunFolder]:
 def _overview(runs: Mapping[str, RunFolder], comparisons: Sequence[str]) -> list[str]:
     parts = []
     for name, run in runs.items():
-        heading = f"<h2>{escape(name)}</h2>" if len(runs) > 1 else ""
-        parts.append(f"<section>{heading}{_list(run_sentences(run))}{_warning_box(warnings(run))}</section>")
+        heading = name if len(runs) > 1 else ""
+        parts.append(section(heading, bullets(run_sentences(run)), warning_box(warnings(run))))
     if len(runs) > 1:
-        parts.append(f"<section><h2>Side by side</h2>{_list(comparisons)}{_side_by_side(runs)}</section>")
+        parts.append(section("Side by side", bullets(comparisons), _side_by_side(runs)))
     return parts
-
-
-def _warning_box(sentences: Sequence[str]) -> str:
-    return f'<div class="warnings"><h3>Mind</h3>{_list(sentences)}</div>' if sentences else ""
 
 
 def _side_by_side(runs: Mapping[str, RunFolder]) -> str:
     header = ["run", "optimizer steps", "env steps", "time", *(column.heading for column in COLUMNS)]
     rows = [[name, *_extent(run.records), *_closing_values(run.records)] for name, run in runs.items()]
-    return _table(header, rows) + "<p class=note>Means over the last 20 % of each run's env steps.</p>"
+    return table(header, rows) + note("Means over the last 20 % of each run's env steps.")
 
 
 def _extent(records: Records) -> list[str]:
@@ -112,22 +107,18 @@ def _closing_values(records: Records) -> list[str]:
 def _curves(runs: Mapping[str, RunFolder]) -> list[str]:
     records = {name: run.records for name, run in runs.items()}
     figures = [(spec.title, draw(spec, records)) for spec in FIGURES]
-    return [
-        f"<section><h2>{escape(title)}</h2>{_image(png(figure), alt=title)}</section>"
-        for title, figure in figures
-        if figure is not None
-    ]
+    return [section(title, image(png(figure), alt=title)) for title, figure in figures if figure is not None]
 
 
 def _details(name: str, run: RunFolder) -> str:
     parts = [_evaluation(evaluation) for evaluation in run.evaluations]
     if run.manifest is not None:
-        parts.append(f"<h3>Made with</h3>{_manifest_table(run.manifest)}")
+        parts.append(f"<h3>Made with</h3>{origin_table(run.manifest)}")
         rest = {key: value for key, value in run.manifest.items() if key != "recipe" or run.recipe is None}
-        parts.append(f"<details><summary>manifest</summary>{_nested(rest)}</details>")
+        parts.append(folded("manifest", nested(rest)))
     if run.recipe is not None:
-        parts.append(f"<details><summary>recipe</summary><pre>{escape(run.recipe)}</pre></details>")
-    return f"<section><h2>{escape(name)}: evaluations, origin</h2>{''.join(parts)}</section>" if parts else ""
+        parts.append(folded("recipe", preformatted(run.recipe)))
+    return section(f"{name}: evaluations, origin", *parts) if parts else ""
 
 
 def _evaluation(evaluation: Evaluation) -> str:
@@ -145,11 +136,11 @@ def _evaluation(evaluation: Evaluation) -> str:
         ]
         for suite in results["suites"]
     ]
-    parts.append(_table(header, rows))
+    parts.append(table(header, rows))
     for suite in results["suites"]:
         tasks = [task for task in results["tasks"] if task["suite"] == suite["suite"]]
         figure = draw_success_per_task(tasks, confidence=results["confidence"])
-        parts.append(_image(png(figure), alt=f"success per task of {suite['suite']}", css="narrow"))
+        parts.append(image(png(figure), alt=f"success per task of {suite['suite']}", css="narrow"))
     return "".join(parts)
 
 
@@ -161,11 +152,11 @@ def _glossary(runs: Mapping[str, RunFolder]) -> str:
     """What each metric of the runs means."""
     written = {name for run in runs.values() for record in run.records for name in record}
     rows = [[metric.name, metric.unit, metric.meaning] for metric in CATALOGUE.values() if metric.name in written]
-    table = _table(["metric", "unit", "meaning"], rows)
-    return f"<section><h2>What the numbers mean</h2><details><summary>metrics</summary>{table}</details></section>"
+    return section("What the numbers mean", folded("metrics", table(["metric", "unit", "meaning"], rows)))
 
 
-def _manifest_table(manifest: Mapping[str, Any]) -> str:
+def origin_table(manifest: Mapping[str, Any]) -> str:
+    """What a run was made with, from its manifest."""
     hardware, source = manifest.get("hardware") or {}, manifest.get("source") or {}
     devices = hardware.get("accelerators")
     # Null says that nobody looked, an empty list that there are none.
@@ -182,32 +173,4 @@ def _manifest_table(manifest: Mapping[str, Any]) -> str:
         ["versions", ", ".join(f"{name} {version}" for name, version in versions.items() if version is not None)],
         ["seeds", ", ".join(f"{name} {seed}" for name, seed in (manifest.get("seeds") or {}).items())],
     ]
-    return _table(None, [[str(cell) for cell in row] for row in rows])
-
-
-def _nested(value: object) -> str:
-    """JSON values as nested definition lists."""
-    if isinstance(value, Mapping):
-        items = "".join(f"<dt>{escape(str(key))}</dt><dd>{_nested(item)}</dd>" for key, item in value.items())
-        return f"<dl>{items}</dl>"
-    if isinstance(value, list):
-        plain = not any(isinstance(item, Mapping) for item in value)
-        return escape(", ".join(map(str, value))) or "none" if plain else "".join(map(_nested, value))
-    return escape(ABSENT if value is None else str(value))
-
-
-def _list(sentences: Iterable[str]) -> str:
-    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
-    return f"<ul>{items}</ul>" if items else ""
-
-
-def _table(header: Sequence[str] | None, rows: Iterable[Sequence[str]]) -> str:
-    head = "" if header is None else f"<tr>{''.join(f'<th>{escape(cell)}</th>' for cell in header)}</tr>"
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    css = "prose" if header is None else "numbers"
-    return f'<div class="scroll"><table class="{css}">{head}{body}</table></div>'
-
-
-def _image(picture: bytes, *, alt: str, css: str = "wide") -> str:
-    data = base64.b64encode(picture).decode()
-    return f'<img class="{css}" alt="{escape(alt)}" src="data:image/png;base64,{data}">'
+    return table(None, [[str(cell) for cell in row] for row in rows])
