@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +11,7 @@ pytest.importorskip("matplotlib")
 from typer.testing import CliRunner
 
 from vla_rl.cli.main import app
+from vla_rl.recipe import find_recipe
 from vla_rl.studies import metaworld_files
 from vla_rl.studies.metaworld import Grid
 from vla_rl.studies.metaworld_files import write_study
@@ -24,6 +26,7 @@ from vla_rl.studies.metaworld_results import (
     select,
 )
 from vla_rl.studies.metaworld_runner import open_study
+from vla_rl.studies.metaworld_summary import Study, parts
 
 TASKS = ("door-open-v3", "push-v3")
 GRID = Grid(tasks=TASKS, surrogates=("gipo:0.5", "gipo", "ppo"), regimes=("stale",), seeds=2, optimizer_steps=6000)
@@ -32,7 +35,8 @@ RANDOM = {"door-open-v3": 0.0, "push-v3": 0.0}
 
 def record(step, *, scaled_return, ess):
     return {
-        "optimizer_steps": step, "env_steps": 10 * step, "seconds": float(step), "rollout/return": scaled_return,
+        "optimizer_steps": step, "env_steps": 10 * step, "decisions": 10 * step, "episodes": step,
+        "seconds": float(step), "rollout/return": scaled_return,
         "policy_lag/mean": 50.0, "policy_lag/p95": 95.0, "policy_lag/old_fraction": 0.9, "ratio/abs_log_p95": 1.5,
         "utilization/ess_old": ess, "learner/kl": 0.1,
     }  # fmt: skip
@@ -51,6 +55,8 @@ def study(tmp_path, monkeypatch):
         (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records), encoding="utf-8")
         (folder / "recipe.yaml").write_text(GRID.recipe_of(run).dump_yaml(), encoding="utf-8")
         values = {"task": run.task, "surrogate": run.surrogate, "regime": run.regime, "seed": run.seed, "seconds": 1.0}
+        manifest = {"source": {"commit": "abc"}, "versions": {"torch": "2.13.0"}, "started": run.name}
+        (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
         (folder / "study_run.json").write_text(json.dumps(values), encoding="utf-8")
     return tmp_path
 
@@ -106,7 +112,7 @@ def test_bands_are_means_over_runs(study):
 
 @pytest.mark.slow
 def test_a_study_writes_tables_figures_and_a_page(study):
-    written = {path.name for path in write_study(study)}
+    written = {path.name for path in write_study(study).files}
     tables = {f"{name}.csv" for name in ("runs", "scores", "improvements", "curves", "trajectories")}
     figures = ("learning_curves", "scores", "staleness", "utilization", "kl_ess", "lag_tails", "sigma")
     assert written == tables | {f"{name}.{kind}" for name in figures for kind in ("png", "svg")} | {
@@ -118,7 +124,8 @@ def test_a_study_writes_tables_figures_and_a_page(study):
     assert len(rows) == 12
     assert {row["policy_lag/old_fraction"] for row in rows} == {"0.9"}
     summary = (study / "results" / "summary.md").read_text(encoding="utf-8")
-    assert "12 of 12 runs (complete)" in summary
+    assert "12 of 12 runs: gipo:0.5, gipo, ppo on door-open-v3, push-v3" in summary
+    assert "PARTIAL" not in summary
     assert "**2 seed(s): intervals over fewer than 5 say nothing." in summary
     assert "| push-v3 | stale | gipo | 1000, 2000 |" in summary
     page = (study / "report.html").read_text(encoding="utf-8")
@@ -132,7 +139,7 @@ def test_a_study_that_is_not_finished_says_so(study, monkeypatch):
     for path in (study / "runs" / "push-v3_ppo_stale_seed1.unfinished").glob("study_run.json"):
         path.unlink()
     write_study(study)
-    assert "PARTIAL: 1 runs are missing" in (study / "results" / "summary.md").read_text(encoding="utf-8")
+    assert "PARTIAL: 1 of 12 runs are missing" in (study / "results" / "summary.md").read_text(encoding="utf-8")
 
 
 def test_a_study_without_a_run_is_refused(tmp_path):
@@ -145,7 +152,72 @@ def test_report_takes_the_folder_of_a_study(study, monkeypatch):
     done = CliRunner().invoke(app, ["report", str(study)])
     assert done.exit_code == 0, done.output
     assert (study / "report.html").exists()
-    assert CliRunner().invoke(app, ["report", str(study), "--out", "x.html"]).exit_code == 2
+
+
+def test_runs_and_studies_share_a_page(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(metaworld_files, "write_figures", lambda *_: [])
+    run = study / "runs" / "push-v3_ppo_stale_seed1"
+    page = tmp_path / "both.html"
+    done = CliRunner().invoke(app, ["report", str(study), str(run), "--out", str(page)])
+    assert done.exit_code == 0, done.output
+    text = page.read_text(encoding="utf-8")
+    assert f"<h1>{study.resolve().name}, {run.name}</h1>" in text
+    assert text.index("In words") < text.index("What the numbers mean")
+
+
+def words_of(study, **changes):
+    grid = {"planned": 12, "optimizer_steps": 6000, "recipe": "metaworld_stale", "random_returns": RANDOM, **changes}
+    results = changes.pop("results", None) or read_results(study)
+    ranking, pairs = scores(results, RANDOM), improvements(results, RANDOM)
+    return parts(Study(**grid | {"results": results, "scores": ranking, "improvements": pairs}))[0].sentences
+
+
+def test_the_words_say_what_the_numbers_carry(study):
+    words = "\n".join(words_of(study))
+    assert (
+        "samples were 50 versions old in the mean (P95 95), 90.0 % of them old, that is 600 versions or more" in words
+    )
+    assert "stale: IQM of the normalised score: gipo 0.300" in words
+    assert "a run of gipo ends above one of ppo with probability 1.00" in words
+    assert "the interval excludes chance, 0.5); with equal seeds 2 of 2 on door-open-v3, 2 of 2 on push-v3." in words
+    assert "a run of gipo:0.5 ends above one of ppo with probability 0.50" in words
+    assert "cannot be told from chance, 0.5); with equal seeds 0 of 2 on door-open-v3" in words
+    assert "GIPO by σ (and factor for bad actions): σ 0.5 (1) 0.030, σ 1 (1) 0.300." in words
+    assert "fresh" not in words
+
+
+def test_fresh_and_stale_are_compared_where_both_were_run(study):
+    results = read_results(study)
+    fresh = [
+        replace(result, run=replace(result.run, regime="fresh")) for result in results if result.run.surrogate == "ppo"
+    ]
+    words = words_of(study, results=[*results, *fresh])
+    assert words[-1].startswith("ppo: IQM 0.030 on fresh and 0.030 on stale experience")
+
+
+def test_the_page_tells_what_runs_were_made_with(study, monkeypatch):
+    monkeypatch.setattr(metaworld_files, "write_figures", lambda *_: [])
+    page = "".join(write_study(study).sections)
+    assert "All runs were made with the same sources and versions" in page
+    assert page.count("<summary>manifest of ") == 12
+    assert "recipe of door-open-v3_gipo-0.5_stale_seed0" in page
+    manifest = study / "runs" / "push-v3_ppo_stale_seed1" / "manifest.json"
+    manifest.write_text(manifest.read_text(encoding="utf-8").replace("abc", "def"), encoding="utf-8")
+    assert "All runs were made with 2 different sets of sources" in "".join(write_study(study).sections)
+
+
+def test_a_study_may_have_a_recipe_of_its_own(tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        find_recipe("metaworld_stale").read_text(encoding="utf-8").replace("micro_batch: 8", "micro_batch: 32")
+    )
+    arguments = ["study", "metaworld", "--out", str(tmp_path / "study"), "--dry-run", "--jobs", "2"]
+    hours = [
+        float(CliRunner().invoke(app, [*arguments, "--recipe", str(recipe)]).output.split("about ")[1].split(" h")[0])
+        for recipe in ("metaworld_stale", own)
+    ]
+    assert hours[1] > 1.5 * hours[0]  # four times the samples, the same env steps
+    assert CliRunner().invoke(app, [*arguments, "--recipe", "nonsense"]).exit_code == 2
 
 
 def test_a_dry_run_says_how_long_a_grid_takes_and_starts_nothing(tmp_path):

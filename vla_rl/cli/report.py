@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def report(
-    paths: Annotated[list[Path], typer.Argument(help="Folders of runs, drawn together, or of a study.")],
+    paths: Annotated[list[Path], typer.Argument(help="Folders of runs and studies, on one page.")],
     out: Annotated[
         Path | None,
         typer.Option(
@@ -32,35 +32,31 @@ def report(
             raise
         raise UserError("report needs matplotlib, which is not installed: pip install 'vla-rl[plots]'") from error
 
-    paths = [path for path in paths if not _report_study(path, out)]
-    if not paths:
-        return
-    page = out or (paths[0] / "report.html" if len(paths) == 1 else Path("report.html"))
+    runs = [path for path in paths if not _is_study(path)]
     with preflight():
-        write_report(paths, page, comparisons=compare_runs(paths))
-        pictures = [picture for path in paths for picture in write_figures(path)]
+        studies = {path.resolve().name: _write_study(path) for path in paths if _is_study(path)}
+        page = out or (paths[0] / "report.html" if len(paths) == 1 else Path("report.html"))
+        if out or len(paths) > 1 or not studies:  # the page of a study alone is written with it
+            write_report(runs, page, comparisons=compare_runs(runs), studies=studies)
+        pictures = [picture for run in runs for picture in write_figures(run)]
     for picture in pictures:
         print(picture)
     print(page)
 
 
-def _report_study(path: Path, out: Path | None) -> bool:
-    """Aggregate a study anew if the folder holds one.
-
-    Raises:
-        UserError: `--out` was given: a study's page stands in its own folder, beside its tables and figures.
-    """
+def _is_study(path: Path) -> bool:
     from vla_rl.studies.metaworld_runner import STUDY_FILE
 
-    if not (path / STUDY_FILE).is_file():
-        return False
-    if out is not None:
-        raise UserError(f"--out: {path} is a study, whose page is its own report.html; leave the option out")
+    return (path / STUDY_FILE).is_file()
+
+
+def _write_study(path: Path) -> tuple[str, ...]:
+    """Aggregate a study anew; the sections of its page."""
     from vla_rl.studies.metaworld_files import write_study
 
-    with preflight():
-        print("\n".join(str(written) for written in write_study(path)))
-    return True
+    written = write_study(path)
+    print("\n".join(map(str, written.files)))
+    return written.sections
 
 
 def compare_runs(runs: list[Path]) -> list[str]:

@@ -51,6 +51,12 @@ def metaworld(
     regimes: Annotated[
         str | None, typer.Option("--regimes", help="Of fresh, stale.", show_default="the preset's")
     ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe", help="Recipe of all runs, with env metaworld; name or path.", show_default="the preset's"
+        ),
+    ] = None,
     seeds: Annotated[
         int | None, typer.Option("--seeds", min=1, help="Seeds 0 to N - 1.", show_default="the preset's")
     ] = None,
@@ -69,7 +75,7 @@ def metaworld(
     from vla_rl.studies.metaworld_runner import estimate, run_grid
 
     chosen: dict[str, Any] = {"tasks": _names(tasks), "surrogates": _names(surrogates), "regimes": _names(regimes)}
-    chosen |= {"seeds": seeds, "optimizer_steps": budget}
+    chosen |= {"seeds": seeds, "optimizer_steps": budget, "recipe": recipe}
     grid = replace(PRESETS[preset.value], **{name: value for name, value in chosen.items() if value is not None})
     at_once = jobs or len(os.sched_getaffinity(0))
     print(estimate(grid, jobs=at_once))
@@ -78,7 +84,7 @@ def metaworld(
     progress = run_grid(grid, out, jobs=at_once, say=partial(print, flush=True))
     if progress.kept or progress.finished:
         with preflight():
-            print("\n".join(f"wrote {path}" for path in write_study(out)))
+            print("\n".join(f"wrote {path}" for path in write_study(out).files))
     if progress.failed:
         names = "\n".join(f"  {run.name}: see {out}/runs/{run.name}.failed/output.log" for run in progress.failed)
         raise UserError(f"{len(progress.failed)} runs failed; call the study again to try them again\n{names}")

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vla_rl.reporting import html
 from vla_rl.reporting.files import atomic_write_json, atomic_write_text
-from vla_rl.reporting.report_style import STYLE
+from vla_rl.reporting.manifest import MANIFEST_FILE
+from vla_rl.reporting.report import origin_table
+from vla_rl.reporting.run_folder import RECIPE_FILE
 from vla_rl.studies.metaworld_baseline import random_return
-from vla_rl.studies.metaworld_plots import TITLES, write_figures
+from vla_rl.studies.metaworld_plots import FIGURES, write_figures
 from vla_rl.studies.metaworld_results import (
     CLOSING,
-    MAX_RETURN,
     STALENESS,
     UTILIZATION,
     Improvement,
@@ -32,22 +33,31 @@ from vla_rl.studies.metaworld_results import (
     scores,
     select,
 )
-from vla_rl.studies.metaworld_runner import STUDY_FILE
+from vla_rl.studies.metaworld_runner import RUNS, STUDY_FILE
+from vla_rl.studies.metaworld_summary import Study, cautions, parts
 
 RESULTS = "results"
 BASELINES_FILE = "random_returns.json"
 PAGE = "report.html"
-ENOUGH_SEEDS = 5
 
 Row = dict[str, Any]
 
 
-def write_study(out: Path) -> list[Path]:
+@dataclass(frozen=True, slots=True)
+class WrittenStudy:
+    """What `write_study` made."""
+
+    files: tuple[Path, ...]
+    sections: tuple[str, ...]  # HTML, for a page about several things
+
+
+def write_study(out: Path) -> WrittenStudy:
     """Aggregate what has finished so far and write everything under `OUT/results/`, and `OUT/report.html`.
 
     Raises:
         ValueError: no run has finished, or a file is broken.
     """
+    grid = json.loads((out / STUDY_FILE).read_text(encoding="utf-8"))
     results = read_results(out)
     folder = out / RESULTS
     randoms = _random_returns(out, labels(results, lambda run: run.task))
@@ -61,10 +71,20 @@ def write_study(out: Path) -> list[Path]:
     }
     written = [_write_csv(folder / f"{name}.csv", rows) for name, rows in tables.items() if rows]
     figures = write_figures(folder, results, ranking, pairs)
-    summary = _markdown(out, results, ranking, pairs, randoms)
-    atomic_write_text(folder / "summary.md", summary)
-    atomic_write_text(out / PAGE, _page(summary, [path for path in figures if path.suffix == ".png"]))
-    return [*written, *figures, folder / "summary.md", out / PAGE]
+    study = Study(
+        planned=len(grid["tasks"]) * len(grid["surrogates"]) * len(grid["regimes"]) * grid["seeds"],
+        optimizer_steps=grid["optimizer_steps"],
+        recipe=grid["recipe"],
+        results=results,
+        scores=ranking,
+        improvements=pairs,
+        random_returns=randoms,
+    )
+    pictures = [path for path in figures if path.suffix == ".png"]
+    sections = study_sections(out, study, pictures)
+    atomic_write_text(folder / "summary.md", _markdown(study, pictures))
+    atomic_write_text(out / PAGE, html.page(out.resolve().name, sections))
+    return WrittenStudy((*written, *figures, folder / "summary.md", out / PAGE), tuple(sections))
 
 
 def _random_returns(out: Path, tasks: Sequence[str]) -> Mapping[str, float]:
@@ -175,130 +195,60 @@ def _write_csv(path: Path, rows: Sequence[Row]) -> Path:
     return path
 
 
-def _markdown(
-    out: Path,
-    results: Sequence[RunResult],
-    ranking: Sequence[Score],
-    pairs: Sequence[Improvement],
-    randoms: Mapping[str, float],
-) -> str:
-    grid = json.loads((out / STUDY_FILE).read_text(encoding="utf-8"))
-    planned = len(grid["tasks"]) * len(grid["surrogates"]) * len(grid["regimes"]) * grid["seeds"]
-    state = "complete" if len(results) == planned else f"PARTIAL: {planned - len(results)} runs are missing"
-    lines = [
-        "# Meta-World: surrogates on old and new experience",
-        "",
-        f"{len(results)} of {planned} runs ({state}), {grid['optimizer_steps']:,} optimizer steps each, recipe "
-        f"`{grid['recipe']}`. Closing values are means over the last 20 % of a run's env steps; intervals are 95 % "
-        "bootstrap intervals over seeds within each task.",
-        "",
-        f"Normalised score: (return − random) / ({MAX_RETURN:.0f} − random). Return of random actions: "
-        + ", ".join(f"{task} {randoms[task]:.0f}" for task in labels(results, lambda run: run.task))
-        + ". Training episodes with sampled actions, no benchmark score.",
-        "",
-        *_caution(ranking),
-        "## Scores",
-        "",
-        *_table(
-            ["regime", "surrogate", "IQM", "95 % interval", "mean", "seeds × tasks"],
-            [
-                [
-                    score.regime, score.surrogate, f"{score.iqm:.3f}",
-                    f"{score.interval.low:.3f} to {score.interval.high:.3f}", f"{score.mean:.3f}",
-                    f"{score.seeds} × {score.tasks}",
-                ]
-                for score in ranking
-            ],
-        ),
-        "",
-        "## Probability of improvement",
-        "",
-        *_table(
-            ["regime", "first", "second", "P(first > second)", "95 % interval"],
-            [
-                [
-                    entry.regime, entry.first, entry.second, f"{entry.probability:.2f}",
-                    f"{entry.interval.low:.2f} to {entry.interval.high:.2f}",
-                ]
-                for entry in pairs
-            ],
-        ),
-        "",
-        "## Closing return of every run",
-        "",
-        *_returns_table(results),
-        "",
-        "## Staleness and use of the samples (closing means over runs)",
-        "",
-        *_closing_table(results),
-        "",
-    ]  # fmt: skip
+def _markdown(study: Study, figures: Sequence[Path]) -> str:
+    """The study as text that code hosts show, with its figures."""
+    lines = ["# Meta-World: surrogates on old and new experience", ""]
+    lines += [f"**{sentence}**\n" for sentence in cautions(study)]
+    for part in parts(study):
+        lines += [f"## {part.title}", "", *(f"* {sentence}" for sentence in part.sentences)]
+        lines += [""] if part.sentences else []
+        if part.header:
+            table = (part.header, ["---"] * len(part.header), *part.rows)
+            lines += [*(f"| {' | '.join(cells)} |" for cells in table), ""]
+    for path in figures:
+        lines += [
+            f"## {FIGURES[path.stem].title}",
+            "",
+            FIGURES[path.stem].caption,
+            "",
+            f"![{path.stem}]({path.name})",
+            "",
+        ]
     return "\n".join(lines)
 
 
-def _caution(ranking: Sequence[Score]) -> list[str]:
-    seeds = min((score.seeds for score in ranking), default=0)
-    if seeds >= ENOUGH_SEEDS:
-        return []
-    return [f"**{seeds} seed(s): intervals over fewer than {ENOUGH_SEEDS} say nothing. Read the single runs.**", ""]
+def study_sections(out: Path, study: Study, figures: Sequence[Path]) -> list[str]:
+    """The study as sections of a page: words, tables, figures, and what it was made with."""
+    words, *tables = parts(study)
+    shown = [html.section(words.title, html.warning_box(cautions(study)), html.bullets(words.sentences))]
+    for path in figures:
+        figure = FIGURES[path.stem]
+        shown.append(
+            html.section(figure.title, html.note(figure.caption), html.image(path.read_bytes(), alt=figure.title))
+        )
+    shown += [
+        html.section(part.title, *map(html.note, part.sentences), html.table(part.header, part.rows)) for part in tables
+    ]
+    return [*shown, _origin(out, study)]
 
 
-def _returns_table(results: Sequence[RunResult]) -> list[str]:
-    rows = []
-    for task, regime, surrogate in _cells(results, by_task=True):
-        chosen = select(results, task=task, regime=regime, surrogate=surrogate)
-        if chosen:
-            by_seed = sorted(chosen, key=lambda result: result.run.seed)
-            rows.append([task, regime, surrogate, ", ".join(f"{result.closing_return:.0f}" for result in by_seed)])
-    return _table(["task", "regime", "surrogate", "return by seed"], rows)
-
-
-def _closing_table(results: Sequence[RunResult]) -> list[str]:
-    metrics = (*STALENESS, "learner/kl", *UTILIZATION)
-    rows = []
-    for _, regime, surrogate in _cells(results, by_task=False):
-        chosen = select(results, regime=regime, surrogate=surrogate)
-        values = [[value for result in chosen if (value := result.closing(name)) is not None] for name in metrics]
-        if chosen:
-            rows.append([regime, surrogate, *(f"{sum(v) / len(v):.3g}" if v else "–" for v in values)])
-    return _table(["regime", "surrogate", *(TITLES[name] for name in metrics)], rows)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
-
-
-def _page(markdown: str, figures: Sequence[Path]) -> str:
-    """The summary and the figures as one file that opens from disk."""
-    body: list[str] = []
-    table: list[str] = []
-    for line in [*markdown.splitlines(), ""]:
-        if line.startswith("|"):
-            table.append(line)
-            continue
-        if table:
-            body.append(_html_table(table))
-            table = []
-        level = len(line) - len(line.lstrip("#"))
-        if level:
-            body.append(f"<h{level}>{escape(line.lstrip('# '))}</h{level}>")
-        elif line:
-            body.append(f"<p>{escape(line)}</p>")
-    body += [_figure(path) for path in figures]
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Meta-World study</title>'
-        f"<style>{STYLE}</style></head><body><main>{''.join(body)}</main></body></html>\n"
+def _origin(out: Path, study: Study) -> str:
+    """Recipes and manifests: those of one run, and what differs in the others."""
+    folders = [out / RUNS / result.run.name for result in study.results]
+    manifests = [json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8")) for folder in folders]
+    made_with = {json.dumps([manifest.get(key) for key in ("source", "versions")]) for manifest in manifests}
+    alike = "the same sources" if len(made_with) == 1 else f"{len(made_with)} different sets of sources"
+    recipe = (folders[0] / RECIPE_FILE).read_text(encoding="utf-8")
+    return html.section(
+        "Made with",
+        html.note(f"All runs were made with {alike} and versions. Of {folders[0].name}:"),
+        origin_table(manifests[0]),
+        html.folded(
+            f"recipe of {folders[0].name} (the others differ in name, task, surrogate, regime and seed)",
+            html.preformatted(recipe),
+        ),
+        *(
+            html.folded(f"manifest of {folder.name}", html.nested(manifest))
+            for folder, manifest in zip(folders, manifests, strict=True)
+        ),
     )
-
-
-def _html_table(lines: Sequence[str]) -> str:
-    rows = [[escape(cell.strip()) for cell in line.strip("|").split("|")] for line in lines if "---" not in line]
-    head = "".join(f"<th>{cell}</th>" for cell in rows[0])
-    rest = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows[1:])
-    return f'<div class="scroll"><table class="numbers"><tr>{head}</tr>{rest}</table></div>'
-
-
-def _figure(path: Path) -> str:
-    data = base64.b64encode(path.read_bytes()).decode()
-    name = path.stem.replace("_", " ")
-    return f'<h2>{escape(name)}</h2><img class="wide" alt="{escape(name)}" src="data:image/png;base64,{data}">'

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -26,6 +26,7 @@ from vla_rl.studies.metaworld_results import (
     return_band,
     select,
 )
+from vla_rl.studies.metaworld_summary import TITLES
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4d4d4d", "#8c6d31")
 RC = {
@@ -38,17 +39,36 @@ RC = {
     "legend.frameon": False,
     "svg.hashsalt": "metaworld",
 }
-TITLES = {
-    "policy_lag/mean": "mean lag (versions)",
-    "policy_lag/p95": "P95 lag (versions)",
-    "policy_lag/old_fraction": "old fraction",
-    "ratio/abs_log_p95": "P95 of abs(log ρ)",
-    "utilization/dead": "dead share",
-    "utilization/suppressed": "suppressed share",
-    "utilization/near_zero": "near-zero share",
-    "utilization/old_share": "old share of the contribution",
-    "utilization/ess_old": "ESS of old samples",
-    "learner/kl": "KL(behaviour ‖ policy), nat",
+
+
+class FigureText(NamedTuple):
+    """What is written above and below a figure."""
+
+    title: str
+    caption: str
+
+
+FIGURES: Mapping[str, FigureText] = {
+    "learning_curves": FigureText(
+        "Learning curves",
+        "Return of training episodes: every run thin, mean and 95 % bootstrap interval over seeds bold.",
+    ),
+    "scores": FigureText("Scores", "IQM of the normalised score, and who ends higher, with 95 % intervals."),
+    "staleness": FigureText(
+        "Staleness", "How old the consumed samples were, and how far the policy had moved (the paper's Figure 5)."
+    ),
+    "utilization": FigureText("Use of the samples", "What the surrogate made of them (the paper's Figure 6)."),
+    "kl_ess": FigureText(
+        "KL and effective sample size",
+        "A point per log point of the second half of every run (the paper's Figure 7). Descriptive.",
+    ),
+    "lag_tails": FigureText(
+        "Lag and tails of the ratio",
+        "A point per log point of the second half of every run (the paper's Figure 8). Descriptive.",
+    ),
+    "sigma": FigureText(
+        "Sensitivity to σ", "GIPO's IQM over σ; the other surrogates as levels (the paper's Figure 9)."
+    ),
 }
 
 

@@ -54,6 +54,7 @@ class RunResult:
     records: Records
     seconds: float  # wall clock, start to end
     reward_scale: float
+    old_threshold: int  # versions
 
     @property
     def closing_return(self) -> float:
@@ -120,9 +121,15 @@ def read_results(out: Path) -> list[RunResult]:
 def _read_run(folder: Path) -> RunResult:
     values = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     seconds = float(values.pop("seconds"))
-    env = load_recipe(folder / RECIPE_FILE).env
-    assert isinstance(env, MetaworldSection)
-    return RunResult(StudyRun(**values), read_metrics(folder / METRICS_FILE), seconds, env.reward_scale)
+    recipe = load_recipe(folder / RECIPE_FILE)
+    assert isinstance(recipe.env, MetaworldSection)
+    return RunResult(
+        run=StudyRun(**values),
+        records=read_metrics(folder / METRICS_FILE),
+        seconds=seconds,
+        reward_scale=recipe.env.reward_scale,
+        old_threshold=recipe.replay.old_threshold,
+    )
 
 
 def labels(results: Iterable[RunResult], axis: Callable[[StudyRun], str]) -> list[str]:
