@@ -179,11 +179,21 @@ def test_the_words_say_what_the_numbers_carry(study):
     )
     assert "stale: IQM of the normalised score: gipo 0.300" in words
     assert "a run of gipo ends above one of ppo with probability 1.00" in words
-    assert "the interval excludes chance, 0.5); with equal seeds 2 of 2 on door-open-v3, 2 of 2 on push-v3." in words
+    assert (
+        "too few seeds to tell from chance, 0.5); with equal seeds 2 of 2 on door-open-v3, 2 of 2 on push-v3." in words
+    )
     assert "a run of gipo:0.5 ends above one of ppo with probability 0.50" in words
-    assert "cannot be told from chance, 0.5); with equal seeds 0 of 2 on door-open-v3" in words
     assert "GIPO by σ (and factor for bad actions): σ 0.5 (1) 0.030, σ 1 (1) 0.300." in words
     assert "fresh" not in words
+
+
+def test_the_words_tell_a_difference_from_chance_with_enough_seeds(study):
+    results = [
+        replace(result, run=replace(result.run, seed=seed)) for result in read_results(study) for seed in range(5)
+    ]
+    words = "\n".join(words_of(study, results=results))
+    assert "one of ppo with probability 1.00 (1.00 to 1.00; the interval excludes chance, 0.5)" in words
+    assert "one of ppo with probability 0.50 (0.50 to 0.50; cannot be told from chance, 0.5)" in words
 
 
 def test_fresh_and_stale_are_compared_where_both_were_run(study):
@@ -224,5 +234,5 @@ def test_a_dry_run_says_how_long_a_grid_takes_and_starts_nothing(tmp_path):
     arguments = ["study", "metaworld", "--preset", "full", "--out", str(tmp_path / "study"), "--dry-run"]
     done = CliRunner().invoke(app, [*arguments, "--jobs", "4", "--tasks", "push-v3,door-open-v3", "--seeds", "2"])
     assert done.exit_code == 0, done.output
-    assert "32 runs, 4 at once: about 0.4 h" in done.output
+    assert "32 runs, 4 at once: about 0.5 h (1.8 core hours)" in done.output
     assert not (tmp_path / "study").exists()

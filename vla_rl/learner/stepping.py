@@ -118,9 +118,10 @@ class TorchStrategy:
         return {name: dict(state[parameter]) for name, parameter in parameters.items() if parameter in state}
 
     def assign_optimizer_state(self, parameters: Mapping[str, nn.Parameter], state: OptimizerState) -> None:
-        """Moments go to the parameter's device; AdamW keeps its step count on the CPU."""
+        """Everything goes to the parameter's device, the step count too: fused AdamW reads it there."""
         self.optimizer.state.clear()
         for name, entry in state.items():
             parameter = parameters[name]
-            moments = {key: entry[key].detach().to(parameter.device, copy=True) for key in MOMENTS}
-            self.optimizer.state[parameter] = {"step": entry["step"].detach().cpu().clone(), **moments}
+            self.optimizer.state[parameter] = {
+                key: entry[key].detach().to(parameter.device, copy=True) for key in ("step", *MOMENTS)
+            }

@@ -85,7 +85,7 @@ class DeepSpeedStrategy:
         state = self._base_optimizer().state
         for partition in self._partitions():
             moments = {key: torch.zeros_like(partition) for key in MOMENTS}
-            state[partition] = {"step": step.detach().cpu().clone(), **moments}
+            state[partition] = {"step": step.detach().to(partition.device, copy=True), **moments}
         self._link_moments()
 
     def _link_moments(self) -> None:

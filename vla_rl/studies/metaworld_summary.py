@@ -80,7 +80,7 @@ def cautions(study: Study) -> list[str]:
     missing = study.planned - len(study.results)
     if missing:
         found.append(f"PARTIAL: {missing} of {study.planned} runs are missing.")
-    seeds = min((score.seeds for score in study.scores), default=0)
+    seeds = _fewest_seeds(study)
     if seeds < ENOUGH_SEEDS:
         found.append(f"{seeds} seed(s): intervals over fewer than {ENOUGH_SEEDS} say nothing. Read the single runs.")
     found.append(
@@ -150,13 +150,20 @@ def _pair(study: Study, pair: Improvement) -> str:
         seeds = returns[pair.first].keys() & returns[pair.second].keys()
         higher = sum(returns[pair.first][seed] > returns[pair.second][seed] for seed in seeds)
         wins.append(f"{higher} of {len(seeds)} on {task}")
-    excludes_chance = not pair.interval.low <= 0.5 <= pair.interval.high
+    if _fewest_seeds(study) < ENOUGH_SEEDS:
+        verdict = "too few seeds to tell from chance, 0.5"
+    elif pair.interval.low <= 0.5 <= pair.interval.high:
+        verdict = "cannot be told from chance, 0.5"
+    else:
+        verdict = "the interval excludes chance, 0.5"
     return (
         f"{pair.regime}: a run of {pair.first} ends above one of {pair.second} with probability {pair.probability:.2f} "
-        f"({_between(pair.interval, digits=2)}; "
-        f"{'the interval excludes' if excludes_chance else 'cannot be told from'} chance, 0.5); "
-        f"with equal seeds {', '.join(wins)}."
+        f"({_between(pair.interval, digits=2)}; {verdict}); with equal seeds {', '.join(wins)}."
     )
+
+
+def _fewest_seeds(study: Study) -> int:
+    return min((score.seeds for score in study.scores), default=0)
 
 
 def _use(study: Study, regime: str) -> str:
