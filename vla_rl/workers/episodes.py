@@ -39,10 +39,9 @@ class EpisodeRecord:
 def training_schedule(
     *, seed: int, env_index: int, num_envs: int, num_init_states: Sequence[int | None], first_episode: int = 0
 ) -> Iterator[EpisodeJob]:
-    """Jobs of one env slot, for ever: its share of the tasks in turn, initial states drawn uniformly.
+    """Jobs of one env slot, for ever: tasks by `task_of_episode`, initial states drawn uniformly.
 
-    Tasks are dealt out like cards, so that a slot changes its simulator as rarely as possible. The n-th job depends on
-    (seed, env_index, n) alone, so a restarted worker goes on where its predecessor was.
+    The n-th job depends on (seed, env_index, n) alone, so a restarted worker goes on where its predecessor was.
 
     Args:
         seed: of the run.
@@ -52,11 +51,28 @@ def training_schedule(
         first_episode: n of the first job.
     """
     num_tasks = len(num_init_states)
-    tasks = [task for task in range(num_tasks) if task % num_envs == env_index] or [env_index % num_tasks]
     episode = first_episode
     while True:
         rng = np.random.default_rng([seed, env_index, episode])
-        task = tasks[episode % len(tasks)]
+        task = task_of_episode(episode, env_index=env_index, num_envs=num_envs, num_tasks=num_tasks)
         count = num_init_states[task] or SAMPLED_STATES
         yield EpisodeJob(task_index=task, init_state=int(rng.integers(count)), seed=int(rng.integers(SAMPLED_STATES)))
         episode += 1
+
+
+def task_of_episode(episode: int, *, env_index: int, num_envs: int, num_tasks: int) -> int:
+    """Which task a slot plays in its n-th episode: every task equally often, counted over all slots and rounds.
+
+    A round is one episode of every slot. As many slots as can be dealt out evenly keep one task for ever, because
+    another one means another simulator; the rest walk on by their own number in every round. Whatever the numbers of
+    slots, tasks and rounds, the tasks' counts differ by at most one.
+
+    Args:
+        episode: n, from 0.
+        env_index: the slot, 0 .. num_envs - 1.
+        num_envs: slots over all cells.
+        num_tasks: of the run.
+    """
+    walking = num_envs % num_tasks
+    place = env_index - (num_envs - walking)
+    return env_index % num_tasks if place < 0 else (place + episode * walking) % num_tasks
