@@ -3,7 +3,13 @@ import dataclasses
 import pytest
 from test_conditions import OTHER, USUAL
 
-from vla_rl.evaluation.comparison import compare_evaluations, find_evaluation, verdict
+from vla_rl.evaluation.comparison import (
+    compare_evaluations,
+    find_evaluation,
+    interval_in_words,
+    mcnemar_in_words,
+    verdict,
+)
 from vla_rl.evaluation.conditions import claim_folder
 from vla_rl.evaluation.episodes import EPISODES_FILE, EpisodeLog, EpisodeResult
 from vla_rl.evaluation.results import compare
@@ -60,3 +66,19 @@ def test_the_verdict_is_a_sentence(first, second, words):
     pairs = ([episode(state, won) for state, won in enumerate(won_by)] for won_by in (first, second))
     result = compare(*pairs)
     assert words in verdict(result)
+
+
+def test_a_difference_is_told_with_its_interval_and_test_or_without_where_there_is_none():
+    def played(wins, *, seeds=1):
+        return [
+            dataclasses.replace(episode(state, won), seed=seed)
+            for seed in range(seeds)
+            for state, won in enumerate(wins)
+        ]
+
+    varied = compare(played([True] * 5 + [False]), played([False] * 5 + [True]))
+    assert interval_in_words(varied).startswith("95 % interval ")
+    assert mcnemar_in_words(varied) == "McNemar mid-p 0.12"
+    seeded = compare(played([True] * 3, seeds=2), played([False] * 3, seeds=2))
+    assert interval_in_words(seeded) == "no interval: the differences vary in no task"
+    assert mcnemar_in_words(seeded) == "McNemar over 3 initial states mid-p 0.12"  # 2 of 8 signs, halved

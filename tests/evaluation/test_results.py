@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import random
 
@@ -81,6 +82,36 @@ def test_a_full_evaluation_needs_no_remark():
     assert summarise(results).notes == ()
 
 
+def played_by(seeds, results):
+    return [dataclasses.replace(episode, seed=seed) for seed in seeds for episode in results]
+
+
+def test_a_suite_whose_outcomes_never_vary_has_no_bootstrap_interval():
+    summary = summarise(episodes("s", 0, [False] * 16))
+    assert summary.suites[0].bootstrap is None
+    assert any("outcomes vary in no task" in note for note in summary.notes)
+    assert summary.rows()[-1]["bootstrap_low"] == ""
+
+
+def test_seeds_that_play_the_same_states_do_not_narrow_the_bootstrap():
+    once = summarise(episodes("s", 0, EIGHT_OF_TEN)).suites[0]
+    thrice = summarise(played_by(range(3), episodes("s", 0, EIGHT_OF_TEN))).suites[0]
+    assert thrice.bootstrap == once.bootstrap
+    assert thrice.wilson.high - thrice.wilson.low < once.wilson.high - once.wilson.low
+
+
+def test_an_interquartile_mean_has_an_interval_only_where_redrawing_seeds_says_something():
+    varied = [
+        result for seed in range(5) for result in played_by([seed], episodes("s", 0, [True] * seed + [False] * 5))
+    ]
+    of_four, of_five = ([it for it in varied if it.seed < seeds] for seeds in (4, 5))
+    same = summarise(played_by(range(5), episodes("s", 0, EIGHT_OF_TEN)))
+    assert summarise(of_five).suites[0].iqm_interval is not None
+    assert summarise(of_four).suites[0].iqm_interval is same.suites[0].iqm_interval is None
+    assert "4 seeds are too few to redraw, 5 are the least" in summarise(of_four).notes[-1]
+    assert "all seeds scored the same" in same.notes[-1]
+
+
 def test_nothing_cannot_be_summed_up():
     with pytest.raises(ValueError, match="without an episode"):
         summarise([])
@@ -114,6 +145,18 @@ def test_policies_are_compared_on_the_episodes_they_share():
     assert result.test.p_exact == 0.625  # n = 4: 2 (1 + 4) / 16
     assert result.difference == pytest.approx((1 / 4 + 1 / 2) / 2)
     assert result.interval.low <= result.difference <= result.interval.high
+
+
+def test_pairs_of_several_seeds_count_as_one_for_each_initial_state():
+    first, second = episodes("s", 0, [True] * 5 + [False]), episodes("s", 0, [False] * 5 + [True])
+    once, thrice = compare(first, second), compare(played_by(range(3), first), played_by(range(3), second))
+    assert (once.pairs, once.initial_states, thrice.pairs, thrice.initial_states) == (6, 6, 18, 6)
+    assert thrice.test.p_mid == once.test.p_mid == 0.125  # one against five
+    assert thrice.interval == once.interval
+
+
+def test_differences_that_never_vary_have_no_interval():
+    assert compare(episodes("s", 0, [True] * 6), episodes("s", 0, [False] * 6)).interval is None
 
 
 def test_evaluations_of_other_states_cannot_be_paired():

@@ -87,6 +87,28 @@ def test_a_stratified_interval_has_the_width_that_theory_gives():
     assert interval.high == pytest.approx(0.7 + reach, abs=0.005)
 
 
+def test_a_stratified_interval_of_two_tasks_with_two_episodes_by_hand():
+    # A task's redrawn mean is 0, 1/2, 1 with 1/4, 1/2, 1/4; their mean is 0 with 1/16 and at most 1/4 with 5/16.
+    outcomes = [[1, 0], [1, 0]]
+    assert stratified_mean_interval(outcomes, confidence=0.95) == Interval(0.0, 1.0)  # 1/16 > 2.5 %
+    assert stratified_mean_interval(outcomes, confidence=0.80) == Interval(0.25, 0.75)  # 1/16 < 10 % < 5/16
+
+
+def test_a_stratified_interval_matches_scipys_bootstrap_of_several_samples():
+    from scipy.stats import bootstrap
+
+    tasks = [[1] * 30 + [0] * 20, [1] * 48 + [0] * 2, [0.0, 1 / 3, 2 / 3, 1.0, 1.0]]
+
+    def mean_of_means(*samples, axis):
+        return sum(sample.mean(axis=axis) for sample in samples) / len(samples)
+
+    expected = bootstrap(
+        tasks, mean_of_means, n_resamples=40_000, method="percentile", rng=np.random.default_rng(1)
+    ).confidence_interval
+    interval = stratified_mean_interval(tasks, resamples=40_000)
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), abs=0.004)
+
+
 def test_differences_between_tasks_do_not_widen_a_stratified_interval():
     # Pooled, half of 100 episodes failed; but each task is certain.
     assert stratified_mean_interval([[1] * 50, [0] * 50]) == Interval(0.5, 0.5)
@@ -152,6 +174,33 @@ def test_mcnemar_of_thousands_of_pairs_does_not_overflow():
     assert 0 <= mcnemar(*pairs(1500, 0)).p_exact < 1e-300
 
 
+def test_mcnemar_of_clusters_by_hand():
+    # Differences 2, 2 and -1 of three states: 8 signs give |S| = 5, 3, 1, 1 twice each; found is 3.
+    first, second = [1, 1, 1, 1, 0, 1], [0, 0, 0, 0, 1, 1]
+    result = mcnemar(first, second, clusters=["a", "a", "b", "b", "c", "c"])
+    assert (result.only_first, result.only_second) == (4, 1)
+    assert (result.p_exact, result.p_mid) == (4 / 8, 2 / 8 + 0.5 * 2 / 8)
+
+
+def test_mcnemar_of_clusters_matches_scipys_permutation_test():
+    from scipy.stats import permutation_test
+
+    rng = np.random.default_rng(0)
+    first, second = rng.random((9, 3)) < 0.7, rng.random((9, 3)) < 0.4  # nine states, three seeds
+    expected = permutation_test(
+        (first.sum(axis=1), second.sum(axis=1)), lambda a, b: (a - b).sum(), permutation_type="samples"
+    ).pvalue  # exact: scipy tries all 2^9 signs
+    result = mcnemar(first.ravel(), second.ravel(), clusters=np.repeat(np.arange(9), 3))
+    assert result.p_exact == pytest.approx(expected, rel=1e-12)
+
+
+def test_playing_the_same_pairs_thrice_makes_no_difference_more_certain():
+    first, second = pairs(1, 5)
+    once, thrice = mcnemar(first, second), mcnemar(3 * first, 3 * second, clusters=3 * list(range(len(first))))
+    assert (thrice.p_exact, thrice.p_mid) == (once.p_exact, once.p_mid)
+    assert (thrice.only_first, thrice.only_second) == (3, 15)
+
+
 def test_mcnemar_refuses_outcomes_without_a_partner():
     with pytest.raises(ValueError, match="2 of the first and 1 of the second"):
         mcnemar([True, False], [True])
@@ -194,6 +243,23 @@ def test_an_iqm_interval_holds_the_estimate_and_shrinks_with_seeds():
     assert short.high - short.low < (long.high - long.low) / 2
 
 
+def test_an_iqm_interval_matches_scipys_bootstrap_of_several_samples():
+    from scipy.stats import bootstrap, trim_mean
+
+    scores = np.random.default_rng(4).beta(4, 2, size=(10, 5))
+
+    def iqm(*tasks, axis):
+        return trim_mean(np.concatenate(tasks, axis=axis), 0.25, axis=axis)
+
+    expected = bootstrap(
+        list(scores.T), iqm, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1)
+    ).confidence_interval
+    interval = iqm_interval(scores, resamples=20_000)
+    width = expected.high - expected.low
+    assert interval.low == pytest.approx(expected.low, abs=0.03 * width)
+    assert interval.high == pytest.approx(expected.high, abs=0.03 * width)
+
+
 def test_the_probability_of_improvement_counts_pairs_and_halves_ties():
     # Task 0: 3 beats 1 and 2, 2 beats 1 and ties 2: 3.5 of 4. Task 1: 0 loses twice, 1 ties 1 and beats 0.5: 1.5.
     first = np.array([[3.0, 0.0], [2.0, 1.0]])
@@ -219,6 +285,23 @@ def test_an_improvement_interval_is_certain_only_of_separated_scores():
     interval = improvement_interval(first, second, resamples=2000)
     assert interval.low < probability_of_improvement(first, second) < interval.high
     assert 0.15 < interval.high - interval.low < 0.45
+
+
+def test_an_improvement_interval_matches_scipys_bootstrap_of_both_runs_seeds():
+    from scipy.stats import bootstrap
+
+    rng = np.random.default_rng(8)
+    first, second = rng.normal(0.4, 1.0, size=(8, 2)), rng.normal(size=(6, 2))
+
+    def improvement(a, b, c, d, *, axis):
+        wins = [(ours[..., :, None] > theirs[..., None, :]).mean(axis=(-2, -1)) for ours, theirs in ((a, c), (b, d))]
+        return sum(wins) / 2
+
+    expected = bootstrap(
+        [*first.T, *second.T], improvement, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1)
+    ).confidence_interval
+    interval = improvement_interval(first, second, resamples=20_000)
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), abs=0.015)
 
 
 def test_scores_of_other_tasks_cannot_be_compared():

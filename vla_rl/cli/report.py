@@ -84,13 +84,13 @@ def _newest_episodes(run: Path) -> Path | None:
 
 
 def _comparison(first: Path, second: Path, ours: list[EpisodeResult], theirs: list[EpisodeResult]) -> str:
+    from vla_rl.evaluation.comparison import interval_in_words, mcnemar_in_words
     from vla_rl.evaluation.results import compare
 
     result = compare(ours, theirs)
-    low, high = 100 * result.interval.low, 100 * result.interval.high
     return (
         f"Newest evaluations of {first.resolve().name} and {second.resolve().name}, {result.pairs} episodes in common: "
-        f"success differs by {100 * result.difference:+.1f} points (95 % interval {low:+.1f} to {high:+.1f}); only the "
-        f"first succeeded in {result.test.only_first}, only the second in {result.test.only_second} "
-        f"(McNemar mid-p {result.test.p_mid:.2g})."
+        f"success differs by {100 * result.difference:+.1f} points ({interval_in_words(result)}); only the first "
+        f"succeeded in {result.test.only_first}, only the second in {result.test.only_second} "
+        f"({mcnemar_in_words(result)})."
     )

@@ -36,18 +36,31 @@ class ComparisonReport:
 
     def __str__(self) -> str:
         result = self.comparison
-        low, high = 100 * result.interval.low, 100 * result.interval.high
         lines = [
             f"A  {100 * result.first_rate:5.1f} %  {self.first}",
             f"B  {100 * result.second_rate:5.1f} %  {self.second}",
             f"on {result.pairs} episodes that both played (same task, initial state and seed)"
             + (f"; {result.unpaired} that only one played are left out" if result.unpaired else ""),
-            f"A - B  {100 * result.difference:+.1f} points, {percent(CONFIDENCE)} interval {low:+.1f} to {high:+.1f}",
-            f"only A succeeded in {result.test.only_first}, only B in {result.test.only_second}: McNemar mid-p "
-            f"{result.test.p_mid:.2g} (exact {result.test.p_exact:.2g})",
+            f"A - B  {100 * result.difference:+.1f} points, {interval_in_words(result)}",
+            f"only A succeeded in {result.test.only_first}, only B in {result.test.only_second}: "
+            f"{mcnemar_in_words(result)} (exact {result.test.p_exact:.2g})",
             verdict(result),
         ]
         return "\n".join([*lines, *(f"mind: they differ in {caveat}" for caveat in self.caveats)])
+
+
+def interval_in_words(result: Comparison) -> str:
+    """The interval of the difference, in points."""
+    if result.interval is None:
+        return "no interval: the differences vary in no task"
+    low, high = 100 * result.interval.low, 100 * result.interval.high
+    return f"{percent(CONFIDENCE)} interval {low:+.1f} to {high:+.1f}"
+
+
+def mcnemar_in_words(result: Comparison) -> str:
+    """The test of the difference and its p; the pairs of one initial state, one for each seed, count as one."""
+    clusters = "" if result.initial_states == result.pairs else f" over {result.initial_states} initial states"
+    return f"McNemar{clusters} mid-p {result.test.p_mid:.2g}"
 
 
 def verdict(result: Comparison) -> str:

@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vla_rl.evaluation.comparison import interval_in_words, mcnemar_in_words
 from vla_rl.evaluation.control import Control
 from vla_rl.evaluation.results import EvaluationSummary
 from vla_rl.evaluation.video import VIDEOS
+from vla_rl.reporting.text import percent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,12 +45,10 @@ class EvaluationReport:
         """What must be read with the rates, a line each."""
         lines = [f"evaluated on {self.init_states} initial states; trained on {self.trained_on}"]
         for suite in self.summary.suites:
-            if suite.iqm is not None and suite.iqm_interval is not None:
-                low, high = suite.iqm_interval.low, suite.iqm_interval.high
-                lines.append(
-                    f"{suite.suite}: interquartile mean over {suite.seeds} seeds {_points(suite.iqm)} "
-                    f"(95 % interval {_points(low)} to {_points(high)})"
-                )
+            if suite.iqm is not None and suite.seeds > 1:
+                spread = suite.iqm_interval
+                words = f" (95 % interval {_percent(spread.low)} to {_percent(spread.high)})" if spread else ""
+                lines.append(f"{suite.suite}: interquartile mean over {suite.seeds} seeds {_percent(suite.iqm)}{words}")
         if self.control is not None:
             lines.append(_control_in_words(self.control))
         if self.videos is not None:
@@ -62,9 +62,9 @@ class EvaluationReport:
     def __str__(self) -> str:
         lines = [f"{'suite':<16} {'task':>5} {'episodes':>8} {'success':>8}  95 % interval (suites also: bootstrap)"]
         lines += [
-            f"{row['suite']:<16} {row['task_id']:>5} {row['episodes']:>8} {_points(float(row['success_rate'])):>8}  "
+            f"{row['suite']:<16} {row['task_id']:>5} {row['episodes']:>8} {_percent(float(row['success_rate'])):>8}  "
             + "  ".join(
-                f"{_points(float(row[f'{kind}_low']))} to {_points(float(row[f'{kind}_high']))}"
+                f"{_percent(float(row[f'{kind}_low']))} to {_percent(float(row[f'{kind}_high']))}"
                 for kind in ("wilson", "bootstrap")
                 if row[f"{kind}_low"] != ""
             )
@@ -85,13 +85,12 @@ def notes_on_training(*, evaluated: str, trained: str | None) -> list[str]:
 
 def _control_in_words(control: Control) -> str:
     comparison = control.comparison
-    low, high = comparison.interval.low, comparison.interval.high
     return (
-        f"control {control.name}: success {_points(control.success_rate)}; sight makes a difference of "
-        f"{100 * comparison.difference:+.1f} points (95 % interval {100 * low:+.1f} to {100 * high:+.1f}, "
-        f"McNemar mid-p {comparison.test.p_mid:.2g}): {control.meaning}"
+        f"control {control.name}: success {_percent(control.success_rate)}; sight makes a difference of "
+        f"{100 * comparison.difference:+.1f} points ({interval_in_words(comparison)}, {mcnemar_in_words(comparison)}): "
+        f"{control.meaning}"
     )
 
 
-def _points(share: float) -> str:
-    return f"{100 * share:.1f}%"
+def _percent(share: float) -> str:
+    return percent(share, digits=1)

@@ -29,6 +29,7 @@ from vla_rl.reporting.files import atomic_write_json, atomic_write_text
 RESULTS_FILE = "results.json"
 TABLE_FILE = "results.csv"
 SCHEMA = 1
+MIN_SEEDS = 5  # a bootstrap over fewer redraws all of them from one seed too often to say anything
 WIDE_INTERVAL = 0.10  # a suite's interval wider than this cannot tell policies apart that differ by a few points
 
 
@@ -56,13 +57,13 @@ class SuiteSummary:
     successes: int
     success_rate: float  # mean of the tasks' rates
     wilson: Interval  # of all episodes taken as one sample
-    bootstrap: Interval  # of `success_rate`, episodes redrawn within tasks
+    bootstrap: Interval | None  # of `success_rate`, initial states redrawn within tasks; None: no task's outcomes vary
     mean_return: float  # mean of the tasks' means
     mean_env_steps: float  # mean of the tasks' means
     seconds: float  # summed over episodes, wall clock
     seeds: int
     iqm: float | None  # interquartile mean over seeds and tasks; None where not every seed has every task
-    iqm_interval: Interval | None  # of `iqm`, seeds redrawn within tasks; None for one seed: it has no spread
+    iqm_interval: Interval | None  # of `iqm`, seeds redrawn within tasks; None: too few seeds, or all the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,7 @@ def _summarise_suite(
     confidence: float,
 ) -> SuiteSummary:
     episodes, successes = sum(task.episodes for task in tasks), sum(task.successes for task in tasks)
-    outcomes = [[float(episode.success) for episode in episodes] for episodes in episodes_by_task]
+    outcomes = [_rates_by_state(episodes) for episodes in episodes_by_task]
     scores = _scores(episodes_by_task)
     return SuiteSummary(
         suite=suite,
@@ -152,14 +153,26 @@ def _summarise_suite(
         successes=successes,
         success_rate=sum(task.success_rate for task in tasks) / len(tasks),
         wilson=wilson_interval(successes, episodes, confidence=confidence),
-        bootstrap=stratified_mean_interval(outcomes, confidence=confidence),
+        bootstrap=_unless_point(stratified_mean_interval(outcomes, confidence=confidence)),
         mean_return=sum(task.mean_return for task in tasks) / len(tasks),
         mean_env_steps=sum(task.mean_env_steps for task in tasks) / len(tasks),
         seconds=sum(episode.seconds for episodes in episodes_by_task for episode in episodes),
         seeds=len({episode.seed for episodes in episodes_by_task for episode in episodes}),
         iqm=None if scores is None else interquartile_mean(scores),
-        iqm_interval=None if scores is None or len(scores) == 1 else iqm_interval(scores, confidence=confidence),
+        iqm_interval=None
+        if scores is None or len(scores) < MIN_SEEDS
+        else _unless_point(iqm_interval(scores, confidence=confidence)),
     )
+
+
+def _rates_by_state(episodes: Sequence[EpisodeResult]) -> list[float]:
+    """Success rate over seeds, one for each initial state: seeds that play the same state are not independent."""
+    by_state = _group(episodes, lambda episode: episode.key[:4])
+    return [sum(it.success for it in own) / len(own) for own in by_state.values()]
+
+
+def _unless_point(interval: Interval) -> Interval | None:
+    return None if interval.is_point else interval
 
 
 def _scores(episodes_by_task: Sequence[Sequence[EpisodeResult]]) -> Float64Array | None:
@@ -188,10 +201,21 @@ def _notes(suite: SuiteSummary, tasks: Sequence[TaskSummary]) -> list[str]:
             f"{suite.suite}: its tasks have between {min(counts)} and {max(counts)} episodes; the suite's rate is the "
             "mean of the tasks' rates, Wilson's interval is that of all episodes."
         )
+    if suite.bootstrap is None:
+        notes.append(
+            f"{suite.suite}: outcomes vary in no task, so a bootstrap has nothing to redraw; go by Wilson's interval."
+        )
     if suite.seeds > 1:
         notes.append(
-            f"{suite.suite}: {suite.seeds} seeds play the same initial states, so its episodes are not independent; "
-            "the interval of the interquartile mean, over seeds, is the honest one."
+            f"{suite.suite}: {suite.seeds} seeds play the same initial states, so its episodes are not independent and "
+            "Wilson's interval is too narrow; the bootstrap redraws initial states with all their seeds."
+        )
+    if suite.seeds > 1 and suite.iqm_interval is None:
+        reason = f"{suite.seeds} seeds are too few to redraw, {MIN_SEEDS} are the least"
+        notes.append(
+            f"{suite.suite}: the interquartile mean has no interval: "
+            + (reason if suite.seeds < MIN_SEEDS else "all seeds scored the same, which shows no spread")
+            + "."
         )
     return notes
 
@@ -202,11 +226,12 @@ class Comparison:
 
     pairs: int
     unpaired: int  # episodes that only one of the two has; left out
-    first_rate: float  # success rate of the first on the pairs, mean over tasks
+    initial_states: int  # of the pairs; fewer than pairs where several seeds play them
+    first_rate: float  # success rate of the first on the pairs, mean over tasks and their initial states
     second_rate: float
     difference: float  # `first_rate` - `second_rate`
-    interval: Interval  # of `difference`, pairs redrawn within tasks
-    test: McNemar
+    interval: Interval | None  # of `difference`, initial states redrawn within tasks; None: the differences do not vary
+    test: McNemar  # pairs of one initial state are a cluster
 
     @property
     def distinguishable(self) -> bool:
@@ -228,23 +253,35 @@ def compare(first: Iterable[EpisodeResult], second: Iterable[EpisodeResult]) -> 
     shared = sorted(ours.keys() & theirs.keys())
     if not shared:
         raise ValueError("the evaluations share no episode (suite, task, initial state, seed): nothing can be paired")
-    differences = _group(shared, lambda key: key[:2])
-    by_task = [[float(ours[key].success) - float(theirs[key].success) for key in keys] for keys in differences.values()]
+    first_rates, second_rates = ([_rates_by_state(task) for task in _by_task(own, shared)] for own in (ours, theirs))
+    differences = [
+        [mine - other for mine, other in zip(*task, strict=True)]
+        for task in zip(first_rates, second_rates, strict=True)
+    ]
     return Comparison(
         pairs=len(shared),
         unpaired=len(ours.keys() ^ theirs.keys()),
-        first_rate=_rate(ours, differences.values()),
-        second_rate=_rate(theirs, differences.values()),
-        difference=sum(sum(task) / len(task) for task in by_task) / len(by_task),
-        interval=stratified_mean_interval(by_task),
-        test=mcnemar([ours[key].success for key in shared], [theirs[key].success for key in shared]),
+        initial_states=sum(map(len, differences)),
+        first_rate=_mean_of_means(first_rates),
+        second_rate=_mean_of_means(second_rates),
+        difference=_mean_of_means(differences),
+        interval=_unless_point(stratified_mean_interval(differences)),
+        test=mcnemar(
+            [ours[key].success for key in shared],
+            [theirs[key].success for key in shared],
+            clusters=[key[:4] for key in shared],
+        ),
     )
 
 
-def _rate(episodes: Mapping[EpisodeKey, EpisodeResult], by_task: Iterable[Sequence[EpisodeKey]]) -> float:
-    """Success rate on the given episodes, mean over tasks."""
-    rates = [sum(episodes[key].success for key in keys) / len(keys) for keys in by_task]
-    return sum(rates) / len(rates)
+def _by_task(
+    episodes: Mapping[EpisodeKey, EpisodeResult], keys: Sequence[EpisodeKey]
+) -> Iterable[Sequence[EpisodeResult]]:
+    return _group([episodes[key] for key in keys], lambda episode: episode.key[:2]).values()
+
+
+def _mean_of_means(by_task: Sequence[Sequence[float]]) -> float:
+    return sum(sum(task) / len(task) for task in by_task) / len(by_task)
 
 
 def write_results(

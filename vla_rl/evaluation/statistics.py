@@ -6,7 +6,8 @@ Shape letters: S seeds (runs), T tasks, R bootstrap resamples.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -25,6 +26,11 @@ class Interval:
 
     low: float
     high: float
+
+    @property
+    def is_point(self) -> bool:
+        """Whether it has no width: of a bootstrap, that redrawing changed nothing, not that nothing is uncertain."""
+        return self.low == self.high
 
 
 def wilson_interval(successes: int, trials: int, *, confidence: float = CONFIDENCE) -> Interval:
@@ -101,35 +107,58 @@ class McNemar:
     p_mid: float  # two-sided, close to its nominal level
 
 
-def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
-    """McNemar's exact test and its mid-p variant on paired successes.
+def mcnemar(first: Sequence[bool], second: Sequence[bool], *, clusters: Sequence[Hashable] | None = None) -> McNemar:
+    """McNemar's exact test and its mid-p variant on paired successes, for pairs that may come in clusters.
 
-    With b, c the pairs in which only the first, only the second succeeded, X ~ Binomial(b + c, 1/2), m = min(b, c):
+    With d_c the difference of a cluster, successes of the first minus successes of the second, and independent fair
+    signs s_c, which is all that two equally good policies leave to chance:
 
-        p_exact = min(1, 2 P(X ≤ m))        p_mid = 2 P(X < m) + P(X = m)
+        S = Σ_c s_c |d_c|        p_exact = P(|S| ≥ |Σ_c d_c|)        p_mid = P(|S| > |Σ_c d_c|) + ½ P(|S| = |Σ_c d_c|)
 
-    Without a differing pair both are 1. Pairs that agree carry no information.
+    Where every pair is a cluster this is McNemar's test, with b, c the pairs in which only the first, only the second
+    succeeded and X ~ Binomial(b + c, 1/2): p_exact = min(1, 2 P(X ≤ min(b, c))). Without a difference both are 1.
+    Clusters that agree carry no information.
     Sources: McNemar (1947), Psychometrika 12, 153-157; mid-p: Fagerland, Lydersen and Laake (2013), BMC Medical
-    Research Methodology 13:91.
+    Research Methodology 13:91; random signs: Fisher (1935), The Design of Experiments, section 21.
 
     Args:
         first: success per pair of the first policy.
         second: the same pairs, in the same order, of the second.
+        clusters: per pair, what it shares with pairs that are not independent of it; None: all pairs are independent.
 
     Raises:
         ValueError: the lengths differ.
     """
     if len(first) != len(second):
         raise ValueError(f"pairs need both outcomes, got {len(first)} of the first and {len(second)} of the second")
-    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
-    only_second = sum(b and not a for a, b in zip(first, second, strict=True))
-    differing, fewer = only_first + only_second, min(only_first, only_second)
-    below = sum(math.comb(differing, k) for k in range(fewer))
-    equal = math.comb(differing, fewer)
+    differences: Counter[Hashable] = Counter()
+    for cluster, a, b in zip(range(len(first)) if clusters is None else clusters, first, second, strict=True):
+        differences[cluster] += int(a) - int(b)
+    ways = _signed_sums(Counter(abs(difference) for difference in differences.values() if difference))
+    found = abs(sum(differences.values()))
+    beyond = sum(count for total, count in ways.items() if abs(total) > found)
+    equal = sum(count for total, count in ways.items() if abs(total) == found)
+    everything = sum(ways.values())
     # Whole numbers up to the division: no rounding however many pairs there are.
-    p_exact = min(1.0, 2 * (below + equal) / 2**differing)
-    p_mid = (2 * below + equal) / 2**differing
-    return McNemar(only_first=only_first, only_second=only_second, p_exact=p_exact, p_mid=p_mid)
+    return McNemar(
+        only_first=sum(a and not b for a, b in zip(first, second, strict=True)),
+        only_second=sum(b and not a for a, b in zip(first, second, strict=True)),
+        p_exact=(beyond + equal) / everything,
+        p_mid=(2 * beyond + equal) / (2 * everything) if found else 1.0,
+    )
+
+
+def _signed_sums(sizes: Mapping[int, int]) -> dict[int, int]:
+    """In how many ways signs give each sum of `count` numbers of each size."""
+    ways = {0: 1}
+    for size, count in sizes.items():
+        longer: Counter[int] = Counter()
+        for positive in range(count + 1):
+            shift, choices = size * (2 * positive - count), math.comb(count, positive)
+            for total, known in ways.items():
+                longer[total + shift] += known * choices
+        ways = dict(longer)
+    return ways
 
 
 def interquartile_mean(scores: Float64Array) -> float:

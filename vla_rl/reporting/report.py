@@ -144,7 +144,10 @@ def _evaluation(evaluation: Evaluation) -> str:
     return "".join(parts)
 
 
-def _interval(interval: Mapping[str, float]) -> str:
+def _interval(interval: Mapping[str, float] | None) -> str:
+    """A bootstrap that found no spread has none."""
+    if interval is None:
+        return "–"
     return f"{percent(interval['low'], digits=1)} – {percent(interval['high'], digits=1)}"
 
 
