@@ -12,7 +12,7 @@ from vla_rl.evaluation.comparison import (
 )
 from vla_rl.evaluation.conditions import claim_folder
 from vla_rl.evaluation.episodes import EPISODES_FILE, EpisodeLog, EpisodeResult
-from vla_rl.evaluation.results import compare
+from vla_rl.evaluation.pairs import compare
 
 
 def episode(state, success, *, init_states="standard"):

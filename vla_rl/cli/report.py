@@ -85,7 +85,7 @@ def _newest_episodes(run: Path) -> Path | None:
 
 def _comparison(first: Path, second: Path, ours: list[EpisodeResult], theirs: list[EpisodeResult]) -> str:
     from vla_rl.evaluation.comparison import interval_in_words, mcnemar_in_words
-    from vla_rl.evaluation.results import compare
+    from vla_rl.evaluation.pairs import compare
 
     result = compare(ours, theirs)
     return (

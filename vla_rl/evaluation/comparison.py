@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vla_rl.evaluation.conditions import differences, read_conditions
 from vla_rl.evaluation.episodes import EPISODES_FILE, EpisodeResult, read_episodes
-from vla_rl.evaluation.results import Comparison, compare
+from vla_rl.evaluation.pairs import Comparison, compare
 from vla_rl.evaluation.statistics import CONFIDENCE
 from vla_rl.evaluation.subject import EVALUATIONS
 from vla_rl.reporting.text import percent

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vla_rl.evaluation.episodes import EpisodeResult
-from vla_rl.evaluation.results import Comparison, compare
+from vla_rl.evaluation.pairs import Comparison, compare
 from vla_rl.types import FrameTransform, UInt8Array
 
 BLIND_EPISODES_FILE = "episodes_blind.jsonl"

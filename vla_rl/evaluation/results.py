@@ -1,4 +1,4 @@
-"""What an evaluation found: rates with intervals per task and suite, and two evaluations compared pair by pair."""
+"""What an evaluation found: rates with intervals per task and suite."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from vla_rl.evaluation.episodes import EpisodeKey, EpisodeResult
+from vla_rl.evaluation.episodes import EpisodeResult
 from vla_rl.evaluation.statistics import (
     CONFIDENCE,
     Float64Array,
     Interval,
-    McNemar,
     interquartile_mean,
     iqm_interval,
-    mcnemar,
     stratified_mean_interval,
     wilson_interval,
 )
@@ -113,8 +111,8 @@ def summarise(results: Iterable[EpisodeResult], *, confidence: float = CONFIDENC
     if not ordered:
         raise ValueError("an evaluation without an episode cannot be summed up")
     suites, tasks = [], []
-    for suite, episodes in _group(ordered, lambda episode: episode.suite).items():
-        by_task = _group(episodes, lambda episode: episode.task_id)
+    for suite, episodes in group_by(ordered, lambda episode: episode.suite).items():
+        by_task = group_by(episodes, lambda episode: episode.task_id)
         of_suite = [_summarise_task(task, confidence=confidence) for task in by_task.values()]
         tasks.extend(of_suite)
         suites.append(_summarise_suite(suite, of_suite, list(by_task.values()), confidence=confidence))
@@ -144,7 +142,7 @@ def _summarise_suite(
     confidence: float,
 ) -> SuiteSummary:
     episodes, successes = sum(task.episodes for task in tasks), sum(task.successes for task in tasks)
-    outcomes = [_rates_by_state(episodes) for episodes in episodes_by_task]
+    outcomes = [rates_by_state(episodes) for episodes in episodes_by_task]
     scores = _scores(episodes_by_task)
     return SuiteSummary(
         suite=suite,
@@ -153,7 +151,7 @@ def _summarise_suite(
         successes=successes,
         success_rate=sum(task.success_rate for task in tasks) / len(tasks),
         wilson=wilson_interval(successes, episodes, confidence=confidence),
-        bootstrap=_unless_point(stratified_mean_interval(outcomes, confidence=confidence)),
+        bootstrap=unless_point(stratified_mean_interval(outcomes, confidence=confidence)),
         mean_return=sum(task.mean_return for task in tasks) / len(tasks),
         mean_env_steps=sum(task.mean_env_steps for task in tasks) / len(tasks),
         seconds=sum(episode.seconds for episodes in episodes_by_task for episode in episodes),
@@ -161,17 +159,18 @@ def _summarise_suite(
         iqm=None if scores is None else interquartile_mean(scores),
         iqm_interval=None
         if scores is None or len(scores) < MIN_SEEDS
-        else _unless_point(iqm_interval(scores, confidence=confidence)),
+        else unless_point(iqm_interval(scores, confidence=confidence)),
     )
 
 
-def _rates_by_state(episodes: Sequence[EpisodeResult]) -> list[float]:
+def rates_by_state(episodes: Sequence[EpisodeResult]) -> list[float]:
     """Success rate over seeds, one for each initial state: seeds that play the same state are not independent."""
-    by_state = _group(episodes, lambda episode: episode.key[:4])
+    by_state = group_by(episodes, lambda episode: episode.key[:4])
     return [sum(it.success for it in own) / len(own) for own in by_state.values()]
 
 
-def _unless_point(interval: Interval) -> Interval | None:
+def unless_point(interval: Interval) -> Interval | None:
+    """A bootstrap's interval; None where it found no spread, which is not the same as certainty."""
     return None if interval.is_point else interval
 
 
@@ -179,7 +178,7 @@ def _scores(episodes_by_task: Sequence[Sequence[EpisodeResult]]) -> Float64Array
     """Success rate per seed and task, (S, T); None where a seed lacks a task."""
     columns = []
     for episodes in episodes_by_task:
-        by_seed = _group(sorted(episodes, key=lambda episode: episode.seed), lambda episode: episode.seed)
+        by_seed = group_by(sorted(episodes, key=lambda episode: episode.seed), lambda episode: episode.seed)
         columns.append({seed: sum(it.success for it in own) / len(own) for seed, own in by_seed.items()})
     if any(column.keys() != columns[0].keys() for column in columns):
         return None
@@ -220,70 +219,6 @@ def _notes(suite: SuiteSummary, tasks: Sequence[TaskSummary]) -> list[str]:
     return notes
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """Two policies on the same episodes."""
-
-    pairs: int
-    unpaired: int  # episodes that only one of the two has; left out
-    initial_states: int  # of the pairs; fewer than pairs where several seeds play them
-    first_rate: float  # success rate of the first on the pairs, mean over tasks and their initial states
-    second_rate: float
-    difference: float  # `first_rate` - `second_rate`
-    interval: Interval | None  # of `difference`, initial states redrawn within tasks; None: the differences do not vary
-    test: McNemar  # pairs of one initial state are a cluster
-
-    @property
-    def distinguishable(self) -> bool:
-        """Whether chance alone would rarely make two equally good policies differ like this."""
-        return self.test.p_mid < 1 - CONFIDENCE
-
-
-def compare(first: Iterable[EpisodeResult], second: Iterable[EpisodeResult]) -> Comparison:
-    """Compare two evaluations pair by pair: same suite, task, initial state and seed.
-
-    Args:
-        first: episodes of one evaluation.
-        second: of another.
-
-    Raises:
-        ValueError: they have no episode in common.
-    """
-    ours, theirs = ({episode.key: episode for episode in episodes} for episodes in (first, second))
-    shared = sorted(ours.keys() & theirs.keys())
-    if not shared:
-        raise ValueError("the evaluations share no episode (suite, task, initial state, seed): nothing can be paired")
-    first_rates, second_rates = ([_rates_by_state(task) for task in _by_task(own, shared)] for own in (ours, theirs))
-    differences = [
-        [mine - other for mine, other in zip(*task, strict=True)]
-        for task in zip(first_rates, second_rates, strict=True)
-    ]
-    return Comparison(
-        pairs=len(shared),
-        unpaired=len(ours.keys() ^ theirs.keys()),
-        initial_states=sum(map(len, differences)),
-        first_rate=_mean_of_means(first_rates),
-        second_rate=_mean_of_means(second_rates),
-        difference=_mean_of_means(differences),
-        interval=_unless_point(stratified_mean_interval(differences)),
-        test=mcnemar(
-            [ours[key].success for key in shared],
-            [theirs[key].success for key in shared],
-            clusters=[key[:4] for key in shared],
-        ),
-    )
-
-
-def _by_task(
-    episodes: Mapping[EpisodeKey, EpisodeResult], keys: Sequence[EpisodeKey]
-) -> Iterable[Sequence[EpisodeResult]]:
-    return _group([episodes[key] for key in keys], lambda episode: episode.key[:2]).values()
-
-
-def _mean_of_means(by_task: Sequence[Sequence[float]]) -> float:
-    return sum(sum(task) / len(task) for task in by_task) / len(by_task)
-
-
 def write_results(
     folder: Path,
     results: Iterable[EpisodeResult],
@@ -322,7 +257,8 @@ def write_results(
 Item = TypeVar("Item")
 
 
-def _group(items: Iterable[Item], key: Callable[[Item], Any]) -> dict[Any, list[Item]]:
+def group_by(items: Iterable[Item], key: Callable[[Item], Any]) -> dict[Any, list[Item]]:
+    """Items by key, both in the order in which they come."""
     groups: dict[Any, list[Item]] = {}
     for item in items:
         groups.setdefault(key(item), []).append(item)
