@@ -1,8 +1,8 @@
 from vla_rl.workers.batching import Batcher
 
 
-def make(max_batch=4, max_wait_s=0.01, num_slots=8):
-    return Batcher(max_batch=max_batch, max_wait_s=max_wait_s, num_slots=num_slots)
+def make(max_batch=4, max_wait_s=0.01, open_slots=8):
+    return Batcher(max_batch=max_batch, max_wait_s=max_wait_s, open_slots=open_slots)
 
 
 def test_nothing_leaves_while_nobody_waits():
@@ -26,10 +26,17 @@ def test_a_started_batch_waits_no_longer_than_its_bound():
 
 
 def test_it_does_not_wait_when_every_slot_of_the_cell_waits_already():
-    batcher = make(max_batch=32, num_slots=2)
+    batcher = make(max_batch=32, open_slots=2)
     batcher.add(0, 0, [0], now=1.0)
     assert batcher.seconds_left(1.0) > 0.0
     batcher.add(1, 0, [1], now=1.0)
+    assert batcher.seconds_left(1.0) == 0.0
+
+
+def test_it_does_not_wait_for_slots_that_have_run_out_of_jobs():
+    batcher = make(max_batch=32, open_slots=2)
+    batcher.add(0, 0, [0], now=1.0)
+    batcher.open_slots = 1  # the other one's last episode has ended
     assert batcher.seconds_left(1.0) == 0.0
 
 

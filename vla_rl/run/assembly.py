@@ -242,7 +242,6 @@ def _inference_settings(plan: Plan, log_dir: Path, *, greedy: bool, seed: int) -
         seed=seed,
         max_batch=rollout.max_batch,
         max_wait_s=rollout.max_wait_ms / 1000,
-        num_slots=plan.num_slots,
         log_path=log_dir / "inference_worker.log",
         threads=plan.threads,
     )

@@ -14,7 +14,7 @@ class Batcher:
 
     max_batch: int  # decisions
     max_wait_s: float  # from the first waiting request
-    num_slots: int  # of the cell: when all wait, nobody else can come
+    open_slots: int = 0  # of the cell: when all that will ask again wait, nobody else can come
     _waiting: list[tuple[int, int, int]] = field(default_factory=list)  # (worker, incarnation, slot)
     _first_at: float = 0.0
 
@@ -29,7 +29,7 @@ class Batcher:
         """How long to wait for more before the batch leaves: None if nothing waits, 0 if it should leave now."""
         if not self._waiting:
             return None
-        if len(self._waiting) >= min(self.max_batch, self.num_slots):
+        if len(self._waiting) >= min(self.max_batch, self.open_slots):
             return 0.0
         return max(0.0, self._first_at + self.max_wait_s - now)
 

@@ -285,6 +285,7 @@ class Cell:
         worker = state.settings.worker_index
         self._counters.set("env_worker_phase", EnvWorkerPhase.STARTING, worker)
         self._counters.set("env_worker_restarts", state.incarnation, worker)
+        self._counters.set("env_worker_open_slots", 0, worker)
         self._counters.beat("env_worker_heartbeat", worker)
         if state.incarnation:  # what the predecessor half said is worthless, and half a message would never end
             state.supervisor.close()

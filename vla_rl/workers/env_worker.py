@@ -117,13 +117,17 @@ class EnvWorker:
 
     def run(self) -> None:
         """Play until told to stop or out of jobs."""
-        outstanding: set[int] = set()
+        open_slots = set(self._settings.slot_ids)
+        self._counters.set_open_slots(len(open_slots))
         for slot in self._settings.slot_ids:
             if self._runner.start(slot):
-                outstanding.add(slot)
                 self._request([slot])
-        while outstanding and not self._counters.stop_requested:
-            outstanding -= self._play(self._receive())
+            else:
+                open_slots.discard(slot)
+        while open_slots and not self._counters.stop_requested:
+            self._counters.set_open_slots(len(open_slots))
+            open_slots -= self._play(self._receive())
+        self._counters.set_open_slots(0)
         self._counters.enter(EnvWorkerPhase.STOPPED)
 
     def close(self) -> None:

@@ -43,7 +43,6 @@ class InferenceSettings:
     seed: int
     max_batch: int
     max_wait_s: float
-    num_slots: int
     log_path: Path
     threads: int
 
@@ -122,10 +121,11 @@ def report(server: InferenceServer, counters: CellCounters) -> None:
 def _serve_until_stopped(
     settings: InferenceSettings, connections: Sequence[Connection], server: InferenceServer, counters: CellCounters
 ) -> None:
-    batcher = Batcher(settings.max_batch, settings.max_wait_s, settings.num_slots)
+    batcher = Batcher(settings.max_batch, settings.max_wait_s)
     worker_of = {id(connection): worker for worker, connection in enumerate(connections)}
     while not counters.stop_requested:
         counters.beat("inference_heartbeat")
+        batcher.open_slots = int(counters.total("env_worker_open_slots"))
         seconds_left = batcher.seconds_left(time.monotonic())
         ready = wait(list(connections), timeout=POLL_S if seconds_left is None else seconds_left)
         for connection in ready:

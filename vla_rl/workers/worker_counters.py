@@ -40,6 +40,10 @@ class WorkerCounters:
         finally:
             self._counters.add(counter, time.monotonic() - began, self._index)
 
+    def set_open_slots(self, count: int) -> None:
+        """So many slots will ask for decisions again."""
+        self._counters.set("env_worker_open_slots", count, self._index)
+
     def add_decision(self, env_steps: int) -> None:
         """One decision was executed for so many control steps."""
         self._counters.add("env_worker_decisions", 1, self._index)

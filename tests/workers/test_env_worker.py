@@ -1,0 +1,82 @@
+"""The env worker's loop, its other ends played by the test: what it tells the cell about its slots."""
+
+import threading
+from multiprocessing import Pipe
+
+import numpy as np
+
+from vla_rl.ipc.counters import CellCounters
+from vla_rl.ipc.shared_arrays import SharedArrays
+from vla_rl.ipc.slots import ExchangeSlots, slot_fields
+from vla_rl.types import ActionSpec, ChunkResult, Observation, ObservationSpec
+from vla_rl.workers.channel import receive_slots, send_slots
+from vla_rl.workers.env_worker import EnvWorker, EnvWorkerLinks, EnvWorkerSettings, as_record
+from vla_rl.workers.episodes import EpisodeJob
+from vla_rl.workers.worker_counters import WorkerCounters
+
+
+class OneStepEnv:
+    """Every episode ends with its first decision."""
+
+    def reset(self, init_state, *, seed=0):
+        return self.observe()
+
+    def step_chunk(self, actions):
+        return ChunkResult(self.observe(), 0.0, False, True, len(actions))
+
+    def observe(self):
+        return Observation(np.zeros((0, 0, 0, 3), np.uint8), np.zeros(1, np.float32))
+
+    def close(self):
+        pass
+
+
+def requests(connection, count):
+    """The slots of as many requests as are awaited."""
+    asked = []
+    while len(asked) < count:
+        assert connection.poll(20)
+        asked += receive_slots(connection)[1]
+    return asked
+
+
+def test_a_worker_counts_the_slots_that_will_ask_again(tmp_path):
+    fields = slot_fields(ObservationSpec(0, 0, 1), ActionSpec(3, 1, 4), num_slots=2, store_logits=False)
+    inference, worker_end = Pipe()
+    supervisor, child_end = Pipe()
+    settings = EnvWorkerSettings(
+        worker_index=0, slot_ids=(0, 1), first_env_index=0, num_envs=2, builders=(OneStepEnv,),
+        num_init_states=(None,), transform=None, seed=0, max_open_envs_per_slot=1, first_episode=0, queue_jobs=True,
+        log_path=tmp_path / "log",
+    )  # fmt: skip
+    with SharedArrays.create("slots", fields) as arrays, CellCounters.create(num_env_workers=1) as counters:
+        links = EnvWorkerLinks(arrays.handle, counters.handle, None, worker_end, child_end)
+        slots = ExchangeSlots.view(arrays)
+        worker = EnvWorker(settings, links, 0, slots, WorkerCounters(counters, 0), None)
+        thread = threading.Thread(target=worker.run)
+        thread.start()
+        for number in range(2):
+            assert supervisor.recv() == "job?"
+            supervisor.send(EpisodeJob(task_index=0, init_state=number, seed=0, job_id=number))
+        assert sorted(requests(inference, 2)) == [0, 1]
+        assert counters.total("env_worker_open_slots") == 2
+
+        send_slots(inference, 0, [0])
+        assert as_record(supervisor.recv()).job.job_id == 0
+        assert supervisor.recv() == "job?"
+        supervisor.send(EpisodeJob(task_index=0, init_state=2, seed=0, job_id=2))
+        assert requests(inference, 1) == [0]
+        send_slots(inference, 0, [1])
+        assert as_record(supervisor.recv()).job.job_id == 1
+        assert supervisor.recv() == "job?"
+        supervisor.send(None)  # no more jobs: one slot is left
+        send_slots(inference, 0, [0])
+        assert as_record(supervisor.recv()).job.job_id == 2
+        assert counters.total("env_worker_open_slots") == 1
+
+        assert supervisor.recv() == "job?"
+        supervisor.send(None)
+        thread.join(20)
+        assert not thread.is_alive()
+        assert counters.total("env_worker_open_slots") == 0
+        worker.close()
