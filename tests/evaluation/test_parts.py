@@ -12,7 +12,8 @@ from vla_rl.envs.libero.check import SimulatorReport
 from vla_rl.errors import UserError
 from vla_rl.evaluation.episodes import read_episodes
 from vla_rl.evaluation.evaluate import evaluate
-from vla_rl.evaluation.parts import Choices, all_deviations, folder_name, make_conditions, make_parts
+from vla_rl.evaluation.parts import Choices, all_deviations, folder_name, make_conditions, make_parts, usual_workers
+from vla_rl.evaluation.play import fit_slots
 from vla_rl.evaluation.protocol import Protocol
 from vla_rl.evaluation.subject import find_subject
 from vla_rl.recipe import Recipe
@@ -66,8 +67,37 @@ def test_no_rule_about_learning_refuses_an_evaluation(trained):
     subject = dataclasses.replace(subject, recipe=Recipe.model_validate(recipe))
     (part,) = make_parts(subject, choices(assets=None, horizon=1), None)
     assert not part.plan.store_logits
-    assert part.plan.num_slots == 4
+    assert part.plan.num_slots == 8  # two for each worker
     assert part.plan.env.horizon == 1
+
+
+@pytest.mark.parametrize(
+    ("cores", "gibibytes", "workers"),
+    [(16, 100, 15), (16, 9, 4), (2, 100, 1), (1, 100, 1), (16, 1, 1)],
+)
+def test_without_a_number_there_is_a_worker_for_every_core_but_one_that_memory_holds(
+    monkeypatch, cores, gibibytes, workers
+):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: set(range(cores)))
+    monkeypatch.setattr("vla_rl.evaluation.parts.available_memory", lambda: gibibytes * 2**30)
+    assert usual_workers() == workers
+
+
+def test_the_number_of_workers_that_was_asked_for_is_taken(trained, monkeypatch):
+    monkeypatch.setattr("vla_rl.evaluation.parts.usual_workers", lambda: 7)
+    subject = find_subject(str(trained), profile="auto")
+    for asked, found in ((None, 7), (3, 3)):
+        (part,) = make_parts(subject, choices(assets=None, workers=asked), None)
+        assert part.plan.recipe.rollout.num_workers == found
+    (part,) = make_parts(subject, choices(assets=None, serial=True), None)
+    assert part.plan.num_slots == 1
+
+
+@pytest.mark.parametrize(("episodes", "workers", "slots"), [(1, 1, 1), (3, 3, 1), (4, 4, 1), (5, 4, 2), (500, 4, 2)])
+def test_no_worker_is_started_that_would_have_nothing_to_play(trained, episodes, workers, slots):
+    (part,) = make_parts(find_subject(str(trained), profile="auto"), choices(assets=None), None)
+    rollout = fit_slots(part.plan, episodes).recipe.rollout
+    assert (rollout.num_workers, rollout.envs_per_worker) == (workers, slots)
 
 
 @pytest.fixture

@@ -53,7 +53,10 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
     video: Annotated[
         Literal["failures", "all", "none"], typer.Option("--video", help="Which episodes leave an mp4 behind.")
     ] = "none",
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Simulator processes.")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=1, help="Simulator processes.", show_default="one less than usable cores"),
+    ] = None,
     serial: Annotated[bool, typer.Option("--serial", help="One process in a fixed order: repeats bit by bit.")] = False,
     assets: Annotated[
         str | None,

@@ -39,7 +39,7 @@ def evaluate(  # noqa: PLR0913 - the verb's options, by name
     tasks: Sequence[int] | None = None,
     episodes_per_task: int = 50,
     protocol: ProtocolName = "oft",
-    workers: int = 1,
+    workers: int | None = None,
     seed: int | Sequence[int] = 0,
     init_states: InitStates | None = None,
     horizon: int | None = None,
@@ -60,7 +60,7 @@ def evaluate(  # noqa: PLR0913 - the verb's options, by name
         tasks: task ids, instead of those of the training (in another suite: all).
         episodes_per_task: initial states 0 .. n - 1 of each task, with each seed.
         protocol: `oft` or `long`: how many control steps an episode may take.
-        workers: simulator processes.
+        workers: simulator processes; default: one for every usable core but one (`parts.usual_workers`).
         seed: of the environments; with several, every episode is played with each.
         init_states: which set of initial states; default: `standard`, the benchmark's.
         horizon: control steps, instead of the protocol's.
@@ -212,7 +212,7 @@ def _write_manifest(
             "horizons": {plan.env.tasks[0].suite: plan.env.horizon for plan in plans},
             "tasks": {plan.env.tasks[0].suite: [task.task_id for task in plan.env.tasks] for plan in plans},
             "episodes_per_task": choices.episodes_per_task,
-            "workers": choices.workers,
+            "workers": plans[0].recipe.rollout.num_workers,
             "temperature": choices.temperature,
         },
     )

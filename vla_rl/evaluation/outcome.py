@@ -11,7 +11,6 @@ from vla_rl.evaluation.comparison import interval_in_words, mcnemar_in_words
 from vla_rl.evaluation.control import Control
 from vla_rl.evaluation.results import EvaluationSummary
 from vla_rl.evaluation.video import VIDEOS
-from vla_rl.reporting.text import percent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +46,8 @@ class EvaluationReport:
         for suite in self.summary.suites:
             if suite.iqm is not None and suite.seeds > 1:
                 spread = suite.iqm_interval
-                words = f" (95 % interval {_percent(spread.low)} to {_percent(spread.high)})" if spread else ""
-                lines.append(f"{suite.suite}: interquartile mean over {suite.seeds} seeds {_percent(suite.iqm)}{words}")
+                words = f" (95 % interval {_points(spread.low)} to {_points(spread.high)})" if spread else ""
+                lines.append(f"{suite.suite}: interquartile mean over {suite.seeds} seeds {_points(suite.iqm)}{words}")
         if self.control is not None:
             lines.append(_control_in_words(self.control))
         if self.videos is not None:
@@ -62,9 +61,9 @@ class EvaluationReport:
     def __str__(self) -> str:
         lines = [f"{'suite':<16} {'task':>5} {'episodes':>8} {'success':>8}  95 % interval (suites also: bootstrap)"]
         lines += [
-            f"{row['suite']:<16} {row['task_id']:>5} {row['episodes']:>8} {_percent(float(row['success_rate'])):>8}  "
+            f"{row['suite']:<16} {row['task_id']:>5} {row['episodes']:>8} {_points(float(row['success_rate'])):>8}  "
             + "  ".join(
-                f"{_percent(float(row[f'{kind}_low']))} to {_percent(float(row[f'{kind}_high']))}"
+                f"{_points(float(row[f'{kind}_low']))} to {_points(float(row[f'{kind}_high']))}"
                 for kind in ("wilson", "bootstrap")
                 if row[f"{kind}_low"] != ""
             )
@@ -86,11 +85,12 @@ def notes_on_training(*, evaluated: str, trained: str | None) -> list[str]:
 def _control_in_words(control: Control) -> str:
     comparison = control.comparison
     return (
-        f"control {control.name}: success {_percent(control.success_rate)}; sight makes a difference of "
+        f"control {control.name}: success {_points(control.success_rate)}; sight makes a difference of "
         f"{100 * comparison.difference:+.1f} points ({interval_in_words(comparison)}, {mcnemar_in_words(comparison)}): "
         f"{control.meaning}"
     )
 
 
-def _percent(share: float) -> str:
-    return percent(share, digits=1)
+def _points(share: float) -> str:
+    """One word, for those who cut columns."""
+    return f"{100 * share:.1f}%"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from vla_rl.evaluation.conditions import Conditions
 from vla_rl.evaluation.play import SAMPLED, evaluation_jobs, init_states
 from vla_rl.evaluation.protocol import InitStates, Protocol
 from vla_rl.evaluation.subject import Subject
+from vla_rl.ipc.room import available_memory
 from vla_rl.recipe import METAWORLD_TASKS, LiberoSection, MetaworldSection, Recipe, ToySection, build_recipe
 from vla_rl.recipe.sections import SUITES
 from vla_rl.run.plan import Plan, make_plan
@@ -23,6 +25,8 @@ _NO_LEARNING = {
     "budget": {"optimizer_steps": 1},
 }
 _SERIAL_SLOTS = 1  # a batch of one: what a decision is does not depend on its neighbours
+_SLOTS_PER_WORKER = 2  # one is stepped while the other waits for its decision
+_WORKER_BYTES = 2 * 2**30  # memory of a worker with two LIBERO simulators and their graphics contexts, rounded up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +36,7 @@ class Choices:
     protocol: Protocol
     tasks: tuple[int, ...] | None
     episodes_per_task: int
-    workers: int
+    workers: int | None
     seeds: tuple[int, ...]
     init_states: InitStates | None
     horizon: int | None
@@ -135,8 +139,13 @@ def _suites(subject: Subject, suite: str | Sequence[str] | None) -> list[str]:
     return asked or [env.suite]
 
 
+def usual_workers() -> int:
+    """Simulator processes where nobody says how many: one for every usable core but one, if memory holds them."""
+    return max(1, min(len(os.sched_getaffinity(0)) - 1, available_memory() // _WORKER_BYTES))
+
+
 def _recipe(subject: Subject, choices: Choices, suite: str) -> Recipe:
-    """What of the policy's recipe bears on an evaluation, with its environment and one slot per worker.
+    """What of the policy's recipe bears on an evaluation, with its environment and the slots that were asked for.
 
     The sections about learning are left out, so that none of their rules can refuse an evaluation.
 
@@ -145,8 +154,8 @@ def _recipe(subject: Subject, choices: Choices, suite: str) -> Recipe:
     """
     recipe = subject.recipe
     changes: dict[str, Any] = {
-        "rollout.num_workers": _SERIAL_SLOTS if choices.serial else choices.workers,
-        "rollout.envs_per_worker": 1,
+        "rollout.num_workers": _SERIAL_SLOTS if choices.serial else choices.workers or usual_workers(),
+        "rollout.envs_per_worker": _SERIAL_SLOTS if choices.serial else _SLOTS_PER_WORKER,
     }
     if choices.serial:
         changes["runtime.mode"] = "serial"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from vla_rl.errors import preflight
@@ -77,6 +78,7 @@ def play(
     todo = [job for job in jobs if _result_key(plan, job) not in episodes.done]
     if not todo:
         return
+    plan = fit_slots(plan, len(todo))
     with preflight():
         policy = plan.policy.build(device="cpu")
         if checkpoint is not None:
@@ -104,6 +106,15 @@ def play(
             cell.close()
     finally:
         memory.close()
+
+
+def fit_slots(plan: Plan, episodes: int) -> Plan:
+    """The plan with no more workers than episodes, and no second slot where every worker plays a single one."""
+    rollout = plan.recipe.rollout
+    workers = min(rollout.num_workers, episodes)
+    slots = min(rollout.envs_per_worker, -(-episodes // workers))
+    fitting = rollout.model_copy(update={"num_workers": workers, "envs_per_worker": slots})
+    return replace(plan, recipe=plan.recipe.model_copy(update={"rollout": fitting}))
 
 
 def _collect(

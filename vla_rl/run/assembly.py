@@ -216,7 +216,7 @@ def _serial_cell(
     runner = EnvRunner(
         slots=slots,
         slot_ids=slot_ids,
-        pool=EnvPool(env.builders, max_open_per_slot=OPEN_ENVS_PER_SLOT),
+        pool=EnvPool(env.builders, max_open_per_slot=workers[0].max_open_envs_per_slot),
         transform=plan.transform,
         jobs=schedules if jobs is None else dict.fromkeys(slot_ids, jobs),
         writers={slot: ring.writer(slot) for slot in slot_ids} if ring is not None else {},
@@ -269,7 +269,7 @@ def _env_worker_settings(
         num_init_states=env.num_init_states,
         transform=plan.transform,
         seed=plan.recipe.seed,
-        max_open_envs_per_slot=OPEN_ENVS_PER_SLOT,
+        max_open_envs_per_slot=1 if queue_jobs else OPEN_ENVS_PER_SLOT,  # a queue goes through the tasks once
         first_episode=first_episode,
         queue_jobs=queue_jobs,
         log_path=log_dir / f"env_worker_{worker}.log",
