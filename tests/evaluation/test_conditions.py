@@ -2,7 +2,14 @@ import dataclasses
 
 import pytest
 
-from vla_rl.evaluation.conditions import CONDITIONS_FILE, Conditions, claim_folder, differences, read_conditions
+from vla_rl.evaluation.conditions import (
+    CONDITIONS_FILE,
+    Conditions,
+    claim_folder,
+    differences,
+    digest_of_files,
+    read_conditions,
+)
 
 USUAL = Conditions(
     checkpoint="runs/x/checkpoints/optimizer_step_3",
@@ -47,6 +54,29 @@ def test_episodes_of_unknown_conditions_are_left_alone(tmp_path):
     (tmp_path / "episodes.jsonl").write_text("")
     with pytest.raises(ValueError, match=r"without evaluation\.json"):
         claim_folder(USUAL, out=tmp_path, default=tmp_path)
+
+
+def test_a_digest_tells_files_apart_by_name_and_content_and_not_by_where_they_lie(tmp_path):
+    def folder(name, files):
+        for file, content in files.items():
+            (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / file).write_text(content)
+        return digest_of_files(tmp_path / name, ["scenes", "objects"])
+
+    files = {"scenes/floor.xml": "<mujoco/>", "objects/bowl/bowl.obj": "v 1 2 3"}
+    usual = folder("here", files)
+    assert len(usual) == 12
+    assert folder("there", files) == usual
+    assert folder("noted", files | {".cache/download.json": "today"}) == usual
+    assert folder("edited", files | {"scenes/floor.xml": "<mujoco />"}) != usual
+    assert folder("renamed", {"scenes/floor.xml": "<mujoco/>", "objects/bowl/bawl.obj": "v 1 2 3"}) != usual
+
+
+def test_an_evaluation_does_not_go_on_with_other_assets():
+    other = dataclasses.replace(USUAL, assets="full, files 222222222222")
+    assert differences(dataclasses.replace(USUAL, assets="full, files 111111111111"), other, of_policy=True) == [
+        "assets: full, files 111111111111 and full, files 222222222222"
+    ]
 
 
 def test_a_checkpoint_may_move_and_another_one_may_not_take_its_place():

@@ -142,6 +142,7 @@ def test_the_protocol_is_followed_and_every_departure_named():
         "10 episodes per task instead of 50",
     }
     conditions = make_conditions(subject, odd, parts)
+    assert conditions.assets.startswith("proxy, files ")
     assert folder_name(subject, conditions, parts) == "libero_spatial_libero_10_long_spare_T1.6_seed0-7"
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import count
 from pathlib import Path
@@ -33,7 +34,7 @@ class Conditions:
     temperature: float | None  # None: greedy
     seeds: tuple[int, ...]
     init_states: str  # standard, spare or sampled
-    assets: str  # of the simulator, in words
+    assets: str  # of the simulator: which kind, and a digest of their files
     versions: str  # of what decides the physics and the pictures
 
 
@@ -52,6 +53,21 @@ def differences(first: Conditions, second: Conditions, *, of_policy: bool) -> li
         for name in ours
         if name not in ignored and ours[name] != theirs[name]
     ]
+
+
+def digest_of_files(folder: Path, parts: Sequence[str]) -> str:
+    """Twelve hexadecimal digits that tell the contents of two folders apart, wherever the folders lie.
+
+    Args:
+        folder: of files.
+        parts: its sub-folders that count; what else lies there, like a downloader's notes, does not.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        for path in sorted(path for path in (folder / part).rglob("*") if path.is_file()):
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
+    return digest.hexdigest()[:12]
 
 
 def read_conditions(folder: Path) -> Conditions | None:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vla_rl.evaluation.conditions import Conditions
+from vla_rl.envs.libero.assets import SUBFOLDERS, Assets
+from vla_rl.evaluation.conditions import Conditions, digest_of_files
 from vla_rl.evaluation.play import SAMPLED, evaluation_jobs, init_states
 from vla_rl.evaluation.protocol import InitStates, Protocol
 from vla_rl.evaluation.subject import Subject
@@ -83,9 +84,13 @@ def make_conditions(subject: Subject, choices: Choices, parts: Sequence[Part]) -
         temperature=choices.temperature,
         seeds=choices.seeds,
         init_states=init_states(plan),
-        assets="none" if simulator is None else simulator.assets.kind,
+        assets="none" if simulator is None else _assets_in_words(simulator.assets),
         versions=", ".join(f"{name} {version}" for name, version in versions.items()) or "none",
     )
+
+
+def _assets_in_words(assets: Assets) -> str:
+    return f"{assets.kind}, files {digest_of_files(assets.folder, SUBFOLDERS)}"
 
 
 def folder_name(subject: Subject, conditions: Conditions, parts: Sequence[Part]) -> str:
