@@ -94,6 +94,20 @@ def test_success_per_task_shows_rate_and_interval():
     assert [label.get_text() for label in axes.get_yticklabels()] == ["task 4"]
 
 
+def test_success_per_task_names_what_is_to_be_done_in_two_lines_at_most():
+    def name(language):
+        task = {"task_id": 4, "language": language, "success_rate": 0.8, "wilson": {"low": 0.5, "high": 0.9}}
+        (axes,) = draw_success_per_task([task], confidence=0.95).axes
+        return axes.get_yticklabels()[0].get_text()
+
+    assert name("turn on the stove") == "4: turn on the stove"
+    assert name("put the bowl " * 4 + "down").splitlines() == [
+        "4: put the bowl put the bowl put the bowl put the",
+        "bowl down",
+    ]
+    assert len(name("put the bowl " * 20).splitlines()) == 2
+
+
 def test_drawing_does_not_touch_the_callers_matplotlib():
     code = "import sys, vla_rl.reporting.report; sys.exit('matplotlib.pyplot' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -104,7 +104,7 @@ def evaluate(  # noqa: PLR0913 - the verb's options, by name
     episodes = passes.play_all([_filmed(part, folder, video) for part in parts], EPISODES_FILE)
     blind = passes.play_all([_blinded(part) for part in parts], BLIND_EPISODES_FILE) if control else None
     compared = None if blind is None else blind_control(episodes, blind)
-    summary = _write(folder, episodes, subject, conditions, deviations, compared)
+    summary = _write(folder, episodes, parts, subject, conditions, deviations, compared)
     return EvaluationReport(
         checkpoint=subject.location,
         folder=folder,
@@ -221,6 +221,7 @@ def _write_manifest(
 def _write(
     folder: Path,
     episodes: Sequence[EpisodeResult],
+    parts: Sequence[Part],
     subject: Subject,
     conditions: Conditions,
     deviations: Sequence[str],
@@ -229,6 +230,7 @@ def _write(
     summary = write_results(
         folder,
         episodes,
+        languages={(task.suite, task.task_id): task.language for part in parts for task in part.plan.env.tasks},
         notes=notes_on_training(evaluated=conditions.init_states, trained=subject.trained_states),
         columns={"init_states": conditions.init_states, "trained_on": subject.trained_on},
         details={

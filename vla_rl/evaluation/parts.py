@@ -90,7 +90,7 @@ def make_conditions(subject: Subject, choices: Choices, parts: Sequence[Part]) -
 
 
 def _assets_in_words(assets: Assets) -> str:
-    return f"{assets.kind}, files {digest_of_files(assets.folder, (*SUBFOLDERS, "textures"))}"
+    return f"{assets.kind}, files {digest_of_files(assets.folder, (*SUBFOLDERS, 'textures'))}"
 
 
 def folder_name(subject: Subject, conditions: Conditions, parts: Sequence[Part]) -> str:

@@ -37,6 +37,7 @@ class TaskSummary:
 
     suite: str
     task_id: int
+    language: str  # what the policy was told to do; empty where nobody said
     episodes: int
     successes: int
     success_rate: float
@@ -85,6 +86,7 @@ def _row(summary: TaskSummary | SuiteSummary, *, task_id: int | str) -> dict[str
     return {
         "suite": summary.suite,
         "task_id": task_id,
+        "language": summary.language if isinstance(summary, TaskSummary) else "",
         "episodes": summary.episodes,
         "successes": summary.successes,
         "success_rate": summary.success_rate,
@@ -97,11 +99,17 @@ def _row(summary: TaskSummary | SuiteSummary, *, task_id: int | str) -> dict[str
     }
 
 
-def summarise(results: Iterable[EpisodeResult], *, confidence: float = CONFIDENCE) -> EvaluationSummary:
+def summarise(
+    results: Iterable[EpisodeResult],
+    *,
+    languages: Mapping[tuple[str, int], str] = MappingProxyType({}),
+    confidence: float = CONFIDENCE,
+) -> EvaluationSummary:
     """Rates and intervals per task and per suite, in the order of names and task ids.
 
     Args:
         results: the episodes, in any order: the summary does not depend on it.
+        languages: the tasks' texts, by suite and task id.
         confidence: coverage of every interval.
 
     Raises:
@@ -113,18 +121,22 @@ def summarise(results: Iterable[EpisodeResult], *, confidence: float = CONFIDENC
     suites, tasks = [], []
     for suite, episodes in group_by(ordered, lambda episode: episode.suite).items():
         by_task = group_by(episodes, lambda episode: episode.task_id)
-        of_suite = [_summarise_task(task, confidence=confidence) for task in by_task.values()]
+        of_suite = [
+            _summarise_task(task, language=languages.get((suite, task_id), ""), confidence=confidence)
+            for task_id, task in by_task.items()
+        ]
         tasks.extend(of_suite)
         suites.append(_summarise_suite(suite, of_suite, list(by_task.values()), confidence=confidence))
     notes = tuple(note for suite in suites for note in _notes(suite, tasks))
     return EvaluationSummary(confidence=confidence, suites=tuple(suites), tasks=tuple(tasks), notes=notes)
 
 
-def _summarise_task(episodes: Sequence[EpisodeResult], *, confidence: float) -> TaskSummary:
+def _summarise_task(episodes: Sequence[EpisodeResult], *, language: str, confidence: float) -> TaskSummary:
     count, successes = len(episodes), sum(episode.success for episode in episodes)
     return TaskSummary(
         suite=episodes[0].suite,
         task_id=episodes[0].task_id,
+        language=language,
         episodes=count,
         successes=successes,
         success_rate=successes / count,
@@ -223,6 +235,7 @@ def write_results(
     folder: Path,
     results: Iterable[EpisodeResult],
     *,
+    languages: Mapping[tuple[str, int], str] = MappingProxyType({}),
     notes: Sequence[str] = (),
     columns: Mapping[str, str] = MappingProxyType({}),
     details: Mapping[str, object] = MappingProxyType({}),
@@ -232,6 +245,7 @@ def write_results(
     Args:
         folder: where to write; made if it is missing.
         results: the episodes.
+        languages: the tasks' texts, by suite and task id.
         notes: sentences that a reader must know, besides those that the numbers give.
         columns: put into every row of the table: what must stand beside every score.
         details: more keys of `results.json`.
@@ -242,7 +256,7 @@ def write_results(
     Raises:
         ValueError: there is no episode.
     """
-    summary = summarise(results)
+    summary = summarise(results, languages=languages)
     summary = replace(summary, notes=(*notes, *summary.notes))
     atomic_write_json(folder / RESULTS_FILE, {"schema": SCHEMA, **asdict(summary), **details})
     table = io.StringIO()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ FIGURES_FOLDER = "figures"
 COLUMNS = 3
 PANEL_SIZE = (4.1, 2.7)  # inches
 DPI = 120
+NAME_WIDTH = 50  # characters of a line that names a task
 # Okabe and Ito's colours, told apart with any colour vision; reordered for contrast on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", "--", ":", "-.")
@@ -184,22 +186,28 @@ def draw_success_per_task(tasks: Sequence[Mapping[str, Any]], *, confidence: flo
     """Success rate and interval of every task of one suite.
 
     Args:
-        tasks: the entries of `tasks` in a `results.json`, of one suite.
+        tasks: the entries of `tasks` in a `results.json`, of one suite; older ones have no `language`.
         confidence: coverage of the intervals, for the label.
     """
-    figure = Figure(figsize=(PANEL_SIZE[0] * 2, 0.9 + 0.27 * len(tasks)), layout="constrained")
+    figure = Figure(figsize=(PANEL_SIZE[0] * 2, 0.9 + 0.3 * len(tasks)), layout="constrained")
     axes = figure.add_subplot()
     for place, task in enumerate(tasks):
         low, high = task["wilson"]["low"], task["wilson"]["high"]
         axes.plot([low, high], [place, place], color=COLORS[0], linewidth=2, alpha=0.45, solid_capstyle="round")
         axes.plot(task["success_rate"], place, "o", color=COLORS[0], markersize=6)
     _dress(axes, PanelSpec("", ()), over="env_steps")
-    axes.set_yticks(range(len(tasks)), [f"task {task['task_id']}" for task in tasks])
+    axes.set_yticks(range(len(tasks)), [_name_task(task) for task in tasks], fontsize=7)
     axes.set_ylim(len(tasks) - 0.5, -0.5)
     axes.set_xlim(-0.02, 1.02)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlabel(f"success rate, {100 * confidence:.0f} % Wilson interval", fontsize=8, color=INK)
     return figure
+
+
+def _name_task(task: Mapping[str, Any]) -> str:
+    """`3: what is to be done`, in two lines if need be."""
+    words = f"{task['task_id']}: {task['language']}" if task.get("language") else f"task {task['task_id']}"
+    return textwrap.fill(words, NAME_WIDTH, max_lines=2, placeholder=" …")
 
 
 def png(figure: Figure) -> bytes:
