@@ -67,9 +67,11 @@ class Fixture:
     contact: str = "standard"  # a key of mjcf.CONTACT
 
 
-def _drawer(name: str, joint: str, centre: float, low: float, high: float, colours: tuple[Colour, Colour]) -> Part:
-    """A drawer that slides out along -y: four walls, a floor and a bar to pull."""
-    face, handle = colours
+def _drawer(
+    name: str, joint: str, centre: float, low: float, high: float, colours: tuple[Colour, Colour, Colour]
+) -> Part:
+    """A drawer that slides out along -y: four walls, a floor, a bar to pull, and a face that is framed by its seams."""
+    face, handle, seam = colours
     walls = hollow(
         (-0.106, -0.078, low),
         (0.113, 0.094, high),
@@ -91,6 +93,10 @@ def _drawer(name: str, joint: str, centre: float, low: float, high: float, colou
         ),
         shapes=(
             *walls,
+            *(
+                box((-0.106, -0.0815, z), (0.113, -0.0760, z + 0.005), seam, collides=False)
+                for z in (low, high - 0.005)
+            ),
             box((-0.047, -0.109, bar - 0.008), (0.042, -0.094, bar + 0.008), handle),
             box((-0.041, -0.094, bar - 0.005), (-0.031, -0.078, bar + 0.005), handle),
             box((0.024, -0.094, bar - 0.005), (0.034, -0.078, bar + 0.005), handle),
@@ -98,7 +104,7 @@ def _drawer(name: str, joint: str, centre: float, low: float, high: float, colou
     )
 
 
-def _cabinet(carcass: Colour, face: Colour, handle: Colour) -> Fixture:
+def _cabinet(carcass: Colour, face: Colour, handle: Colour, seam: Colour) -> Fixture:
     """Three drawers, one above the other. Gaps of 1-2 mm keep drawers from touching each other and the walls."""
     walls = hollow(
         (-0.123, -0.079, 0.005),
@@ -111,9 +117,9 @@ def _cabinet(carcass: Colour, face: Colour, handle: Colour) -> Fixture:
         shapes=walls,
         regions=(Region("top_side", (0.1253, 0.0944, 0.0015), (0.0035, 0.0157, 0.2215)),),
         parts=(
-            _drawer("top", "top_level", 0.1856, 0.1495, 0.2160, (face, handle)),
-            _drawer("middle", "middle_level", 0.1169, 0.0805, 0.1475, (face, handle)),
-            _drawer("bottom", "bottom_level", 0.0470, 0.0115, 0.0785, (face, handle)),
+            _drawer("top", "top_level", 0.1856, 0.1495, 0.2160, (face, handle, seam)),
+            _drawer("middle", "middle_level", 0.1169, 0.0805, 0.1475, (face, handle, seam)),
+            _drawer("bottom", "bottom_level", 0.0470, 0.0115, 0.0785, (face, handle, seam)),
         ),
     )
     return Fixture(ARTICULATED, (-0.045, 0.045, 0.045), Part(name="object", parts=(base,)))
@@ -274,8 +280,8 @@ def _desk_caddy() -> Fixture:
 
 
 FIXTURES: dict[str, Fixture] = {
-    "wooden_cabinet": _cabinet((66, 52, 42), (88, 66, 50), (150, 150, 150)),
-    "white_cabinet": _cabinet((215, 213, 210), (228, 226, 224), (150, 150, 150)),
+    "wooden_cabinet": _cabinet((66, 52, 42), (88, 66, 50), (150, 150, 150), (190, 162, 128)),
+    "white_cabinet": _cabinet((215, 213, 210), (228, 226, 224), (150, 150, 150), (160, 158, 155)),
     "flat_stove": _stove(),
     "microwave": _microwave(),
     "wine_rack": _wine_rack(),
