@@ -53,7 +53,30 @@ def test_a_machine_without_shared_memory_fails(tmp_path):
 @pytest.mark.parametrize(("gib", "status"), [(0.5, "failed"), (9, "warning"), (11, "ok")])
 def test_a_full_disk_is_told(disk, gib, status, tmp_path):
     disk(gib)
-    assert system.check_disk(tmp_path).status == status
+    assert system.check_disk("runs", system.DiskUse(tmp_path, 10 * GIB, GIB, "go elsewhere")).status == status
+
+
+def test_a_folder_that_is_not_there_yet_is_judged_by_the_disk_it_will_be_on(tmp_path):
+    check = system.check_disk("cache", system.DiskUse(tmp_path / "not" / "yet", 2**60, 0, "name another"))
+    assert (check.name, check.status, check.fix) == ("disk: cache", "warning", "free some, or name another")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "hub"),
+    [
+        ({"XDG_CACHE_HOME": "/cache"}, "/cache/huggingface/hub"),
+        ({"HF_HOME": "/models", "XDG_CACHE_HOME": "/cache"}, "/models/hub"),
+        ({"HF_HUB_CACHE": "/hub", "HF_HOME": "/models"}, "/hub"),
+        ({}, "~/.cache/huggingface/hub"),
+    ],
+)
+def test_the_disks_of_runs_cache_and_model_hub_are_looked_at(variables, hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("VLA_RL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    folders = {name: str(use.folder) for name, use in system.disk_uses(variables).items()}
+    expected = {"runs": tmp_path, "cache": tmp_path / "cache", "model hub": Path(hub).expanduser()}
+    assert folders == {name: str(folder) for name, folder in expected.items()}
 
 
 @pytest.mark.parametrize(("gib", "status"), [(4, "warning"), (32, "ok")])

@@ -86,7 +86,7 @@ def _system() -> list[Check]:
     return [
         system.check_shared_memory(),
         system.check_memory(),
-        system.check_disk(Path.cwd()),
+        *(system.check_disk(name, use) for name, use in system.disk_uses().items()),
         system.check_folders(folders),
     ]
 

@@ -6,18 +6,19 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from vla_rl.doctor.record import Check, Status
+from vla_rl.envs.libero.cache import cache_root
 from vla_rl.ipc.room import SHM_DIRECTORY, available_memory
 from vla_rl.ipc.shared_arrays import Field, SharedArrays
 
 GIB = 2**30
 SHM_WARNING = 2 * GIB  # Docker's default is 64 MiB; a small replay ring with images takes one or two GiB
 MEMORY_WARNING = 8 * GIB
-DISK_WARNING, DISK_FAILED = 10 * GIB, GIB  # one checkpoint of a 7B policy's adapter with its replay ring
 
 
 def check_shared_memory(folder: Path = SHM_DIRECTORY) -> Check:
@@ -53,13 +54,35 @@ def check_memory() -> Check:
     return Check("memory", "warning" if short else "ok", f"{_gib(free)} available", allowed, fix if short else "")
 
 
-def check_disk(folder: Path) -> Check:
-    """Room for runs."""
-    usage = shutil.disk_usage(folder)
-    status: Status = "failed" if usage.free < DISK_FAILED else "warning" if usage.free < DISK_WARNING else "ok"
-    fix = "" if status == "ok" else "free some, or work in a folder on another disk"
-    found = f"{_gib(usage.free)} free in {folder}"
-    return Check("disk", status, found, f"at least {DISK_WARNING // GIB} GiB for runs and checkpoints", fix)
+@dataclass(frozen=True, slots=True)
+class DiskUse:
+    """What a folder must have room for."""
+
+    folder: Path  # need not exist yet
+    wanted: int  # bytes; less is a warning
+    needed: int  # bytes; less is a failure
+    fix: str
+
+
+def disk_uses(variables: Mapping[str, str] = os.environ) -> dict[str, DiskUse]:
+    """Where the program writes much, by what for: runs, its own cache, and checkpoints from a model hub."""
+    home = Path(variables.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    hub = variables.get("HF_HUB_CACHE") or Path(variables.get("HF_HOME") or home / "huggingface") / "hub"
+    return {
+        # One checkpoint of a 7B policy's adapter with its replay ring takes a GiB or more.
+        "runs": DiskUse(Path.cwd(), 10 * GIB, GIB, "work in a folder on another disk"),
+        "cache": DiskUse(cache_root(), GIB, GIB // 10, "name another folder in VLA_RL_CACHE"),  # LIBERO's assets
+        "model hub": DiskUse(Path(hub), 20 * GIB, 0, "name another folder in HF_HOME"),  # a 7B policy takes 15 GiB
+    }
+
+
+def check_disk(name: str, use: DiskUse) -> Check:
+    """Room where a use's folder is, or will be."""
+    existing = next(parent for parent in (use.folder, *use.folder.parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    status: Status = "failed" if free < use.needed else "warning" if free < use.wanted else "ok"
+    fix = "" if status == "ok" else f"free some, or {use.fix}"
+    return Check(f"disk: {name}", status, f"{_gib(free)} free in {use.folder}", f"at least {_gib(use.wanted)}", fix)
 
 
 def check_folders(folders: Mapping[str, tuple[Path, str]]) -> Check:
