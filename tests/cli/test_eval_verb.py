@@ -71,7 +71,7 @@ def test_the_options_reach_the_evaluation(calls: list[dict[str, Any]]) -> None:
         "runs/x", "--suite", "libero_goal,libero_10", "--suite", "libero_object", "--tasks", "0,2-3",
         "--episodes-per-task", "5", "--protocol", "long", "--init-states", "spare", "--horizon", "9",
         "--temperature", "1.6", "--seed", "7,8", "--control", "blind", "--video", "failures", "--workers", "2",
-        "--serial", "--assets", "proxy", "--profile", "rlinf", "--out", "there",
+        "--serial", "--assets", "proxy", "--profile", "rlinf", "--out", "there", "--allow-unpinned",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     (call,) = calls
@@ -80,7 +80,7 @@ def test_the_options_reach_the_evaluation(calls: list[dict[str, Any]]) -> None:
         "checkpoint": "runs/x", "suite": ["libero_goal", "libero_10", "libero_object"], "tasks": [0, 2, 3],
         "episodes_per_task": 5, "protocol": "long", "init_states": "spare", "horizon": 9, "temperature": 1.6,
         "seed": [7, 8], "control": "blind", "video": "failures", "workers": 2, "serial": True, "assets": "proxy",
-        "profile": "rlinf", "out": Path("there"),
+        "profile": "rlinf", "out": Path("there"), "allow_unpinned": True,
     }  # fmt: skip
 
 

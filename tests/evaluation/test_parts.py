@@ -32,6 +32,7 @@ def choices(**changes):
         "horizon": None,
         "temperature": None,
         "assets": "proxy",
+        "allow_unpinned": False,
         "serial": False,
     }
     return Choices(**(usual | changes))
@@ -144,6 +145,19 @@ def test_the_protocol_is_followed_and_every_departure_named():
     conditions = make_conditions(subject, odd, parts)
     assert conditions.assets.startswith("proxy, files ")
     assert folder_name(subject, conditions, parts) == "libero_spatial_libero_10_long_spare_T1.6_seed0-7"
+
+
+@needs_simulator
+@pytest.mark.usefixtures("pretended_simulator")
+def test_versions_on_which_scores_shift_are_refused_unless_allowed(monkeypatch):
+    warning = "mujoco 3.4.0 is installed; LIBERO's published scores hold for 3.3.0 alone"
+    report = SimulatorReport({"mujoco": "3.4.0"}, "egl", "a renderer", Assets(Path("assets"), "proxy"), (warning,))
+    monkeypatch.setattr("vla_rl.run.plan.check_simulator", lambda **_choices: report)
+    subject = find_subject("tiny", profile="auto")
+    with pytest.raises(ValueError, match=r"mujoco 3.4.0 is installed.*give --allow-unpinned"):
+        make_parts(subject, choices(), "libero_goal")
+    allowed = choices(allow_unpinned=True)
+    assert all_deviations(allowed, make_parts(subject, allowed, "libero_goal"))[0] == warning
 
 
 @needs_simulator

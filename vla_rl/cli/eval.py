@@ -62,6 +62,9 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
         str | None,
         typer.Option("--assets", help="auto, proxy, or a folder of LIBERO's.", show_default="those of the training"),
     ] = None,
+    allow_unpinned: Annotated[
+        bool, typer.Option("--allow-unpinned", help="Evaluate on untested mujoco or robosuite too.")
+    ] = False,
     profile: Annotated[str, typer.Option("--profile", help="Of public weights: auto, simplevla or rlinf.")] = "auto",
     out: Annotated[
         Path | None, typer.Option("--out", help="Where results are written.", show_default="eval/ of the run")
@@ -99,6 +102,7 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
             control=control,
             video=None if video == "none" else video,
             assets=assets,
+            allow_unpinned=allow_unpinned,
             profile=profile,
             serial=serial,
             out=out,

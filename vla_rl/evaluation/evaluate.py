@@ -47,6 +47,7 @@ def evaluate(  # noqa: PLR0913 - the verb's options, by name
     control: Literal["blind"] | None = None,
     video: Keep | None = None,
     assets: str | None = None,
+    allow_unpinned: bool = False,
     profile: str = "auto",
     serial: bool = False,
     out: Path | None = None,
@@ -68,6 +69,7 @@ def evaluate(  # noqa: PLR0913 - the verb's options, by name
         control: `blind`: play all episodes once more with blank frames.
         video: which episodes leave a video behind.
         assets: of the simulator, instead of those of the training.
+        allow_unpinned: evaluate on versions of the simulator other than those of published scores.
         profile: of a checkpoint directory.
         serial: one process in a fixed order, one episode at a time: repeats bit by bit.
         out: where results are written; default: below `eval/` of the run.
@@ -88,6 +90,7 @@ def evaluate(  # noqa: PLR0913 - the verb's options, by name
             horizon=horizon,
             temperature=temperature,
             assets=assets,
+            allow_unpinned=allow_unpinned,
             serial=serial,
         )
         subject = find_subject(str(checkpoint), profile=profile)

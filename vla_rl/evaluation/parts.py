@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vla_rl.envs.build import SimulatorReport
 from vla_rl.envs.libero.assets import SUBFOLDERS, Assets
 from vla_rl.evaluation.conditions import Conditions, digest_of_files
 from vla_rl.evaluation.play import SAMPLED, evaluation_jobs, init_states
@@ -43,6 +44,7 @@ class Choices:
     horizon: int | None
     temperature: float | None
     assets: str | None
+    allow_unpinned: bool
     serial: bool
 
 
@@ -65,9 +67,24 @@ def make_parts(subject: Subject, choices: Choices, suite: str | Sequence[str] | 
     parts = []
     for name in _suites(subject, suite):
         plan = make_plan(_recipe(subject, choices, name))
+        if plan.env.simulator is not None and not choices.allow_unpinned:
+            _refuse_unpinned(plan.env.simulator)
         jobs = evaluation_jobs(plan, episodes_per_task=choices.episodes_per_task, seeds=choices.seeds)
         parts.append(Part(plan, jobs))
     return parts
+
+
+def _refuse_unpinned(simulator: SimulatorReport) -> None:
+    """A score from other versions looks like any other and means something else.
+
+    Raises:
+        ValueError: a package is not the one that published scores were made with.
+    """
+    if simulator.warnings:
+        raise ValueError(
+            f"{'; '.join(simulator.warnings)}. Install that version, or give --allow-unpinned: the score then carries "
+            "the deviation"
+        )
 
 
 def make_conditions(subject: Subject, choices: Choices, parts: Sequence[Part]) -> Conditions:
