@@ -142,3 +142,8 @@ def test_the_hub_never_fails(child):
     asked = child()
     assert check_hub(run=asked, variables={"HF_HUB_OFFLINE": "1"}).status == "skipped"
     assert asked.asked == []
+
+
+def test_why_the_hub_cannot_be_reached_is_said_in_plain_words():
+    check = check_hub(variables={"HF_ENDPOINT": "http://127.0.0.1:9"})  # nobody listens there
+    assert "cannot be reached (Connection refused)" in check.found

@@ -36,6 +36,12 @@ def test_a_range_is_held_and_a_pin_is_more_than_a_range(extra, versions, status,
     assert bool(check.fix) == bool(check.allowed) == (status != "ok")
 
 
+def test_the_only_package_of_an_extra_is_named():
+    needs = [Requirement('deepspeed>=0.17; extra == "deepspeed"')]
+    check = check_group("deepspeed", missing="skipped", requirements=needs, version_of={"deepspeed": "0.18"}.get)
+    assert check.found == "deepspeed within the tested ranges"
+
+
 def test_a_package_that_need_not_be_there_does_not_fail():
     assert check_group("libero", missing="skipped", requirements=NEEDS, version_of={}.get).status == "skipped"
 

@@ -16,6 +16,8 @@ try:
     urllib.request.urlopen(urllib.request.Request(sys.argv[1], method="HEAD"), timeout=4)
 except urllib.error.HTTPError:
     pass
+except urllib.error.URLError as error:
+    sys.exit(str(getattr(error.reason, "strerror", None) or error.reason))
 """
 
 

@@ -108,7 +108,8 @@ def check_group(
     ]
     name = f"packages: {extra or 'core'}"
     if not absent and not outside:
-        return Check(name, "ok", f"{len(wanted)} packages, all within the tested ranges")
+        found = wanted[0].name if len(wanted) == 1 else f"{len(wanted)} packages, all"
+        return Check(name, "ok", f"{found} within the tested ranges")
     wrong = [f"{need.name} is not installed" for need in absent] + [f"{n.name} {versions[n.name]}" for n in outside]
     pinned = any("==" in str(need.specifier) for need in outside)
     status: Status = "failed" if pinned else missing if absent else "warning"
