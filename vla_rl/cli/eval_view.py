@@ -7,6 +7,7 @@ import time
 from types import TracebackType
 from typing import Self
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -21,7 +22,7 @@ LINES = 10  # of progress, where the output is no terminal
 
 
 class EvaluationProgress:
-    """A bar on a terminal, ten lines in a log file; on stderr, so that stdout holds the result alone."""
+    """A bar on a terminal, eleven lines in a log file; on stderr, so that stdout holds the result alone."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
@@ -29,7 +30,8 @@ class EvaluationProgress:
         self._row = TaskID(0)
         self._began = 0.0
         self._before: int | None = None  # episodes that an earlier, interrupted evaluation has played
-        self._printed = 0
+        self._first: int | None = None  # episodes after the first one that ended here: until then processes started
+        self._printed = -1  # tenths
 
     def __enter__(self) -> Self:
         return self
@@ -43,7 +45,9 @@ class EvaluationProgress:
     def __call__(self, done: int, total: int, successes: int) -> None:
         """So many episodes of so many are done."""
         if self._before is None:
-            self._before, self._began, self._printed = done, time.monotonic(), done * LINES // total
+            self._before, self._printed = done, -1
+        elif self._first is None:
+            self._first, self._began = done, time.monotonic()
         line = f"{successes} successes, {self._time_left(done, total)}"
         if self._console.is_terminal:
             self._show_bar(done, total, line)
@@ -52,11 +56,13 @@ class EvaluationProgress:
             print(f"{done}/{total} episodes, {line}", file=sys.stderr, flush=True)
 
     def _time_left(self, done: int, total: int) -> str:
-        played = done - (self._before or 0)
         if done == total:
             return "done"
-        if played == 0:
+        if self._first is None:
             return "starting"
+        played = done - self._first
+        if played == 0:
+            return "no estimate yet"
         seconds = (time.monotonic() - self._began) / played * (total - done)
         return f"{duration(seconds)} left"
 
@@ -81,31 +87,31 @@ def print_report(report: EvaluationReport) -> None:
         print(report)
         return
     console.print(results_table(report))
-    for sentence in report.sentences():
+    for sentence in report.sentences()[1:]:  # the first stands below the table
         console.print(Text(sentence))
 
 
 def results_table(report: EvaluationReport) -> Table:
-    """One row per task, one per suite."""
+    """One row per task, one per suite; it fits into 80 columns."""
     level = percent(report.summary.confidence)
-    table = Table(caption=f"{report.checkpoint}, trained on {report.trained_on}", caption_justify="left")
+    caption = f"{report.checkpoint}, {report.sentences()[0]}"
+    table = Table(caption=caption, caption_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("suite")
     table.add_column("task", justify="right")
-    table.add_column("successes", justify="right")
+    table.add_column("episodes", justify="right")
     table.add_column("success", justify="right", style="bold")
-    table.add_column(f"Wilson {level}", justify="right")
-    table.add_column(f"bootstrap over tasks {level}", justify="right")
+    table.add_column(f"Wilson {level}", justify="right", no_wrap=True)
+    table.add_column("bootstrap", justify="right", no_wrap=True)
     table.add_column("steps", justify="right")
-    table.add_column("initial states")
     for suite in report.summary.suites:
         for task in report.summary.tasks:
             if task.suite == suite.suite:
-                table.add_row(*_cells(task, str(task.task_id), None, report.init_states))
-        table.add_row(*_cells(suite, "all", suite.bootstrap, report.init_states), style="bold", end_section=True)
+                table.add_row(*_cells(task, str(task.task_id), None))
+        table.add_row(*_cells(suite, "all", suite.bootstrap), style="bold", end_section=True)
     return table
 
 
-def _cells(row: TaskSummary | SuiteSummary, task: str, bootstrap: Interval | None, init_states: str) -> list[str]:
+def _cells(row: TaskSummary | SuiteSummary, task: str, bootstrap: Interval | None) -> list[str]:
     return [
         row.suite,
         task,
@@ -114,7 +120,6 @@ def _cells(row: TaskSummary | SuiteSummary, task: str, bootstrap: Interval | Non
         _interval(row.wilson),
         "" if bootstrap is None else _interval(bootstrap),
         f"{row.mean_env_steps:.0f}",
-        init_states,
     ]
 
 
