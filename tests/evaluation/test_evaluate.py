@@ -147,7 +147,7 @@ def test_results_lie_in_the_run_under_a_name_that_says_what_is_special(trained):
         ({"control": "blind"}, "--control blind: the policy sees no frames"),
         ({"video": "all"}, "--video: the environment 'toy' has no cameras"),
         ({"seed": [1, 1]}, "--seed: .* every seed stands once"),
-        ({"temperature": 0.0}, "rollout.temperature"),
+        ({"temperature": 0.0}, "--temperature"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(trained, tmp_path, choices, complaint):

@@ -44,8 +44,11 @@ def choices(**changes):
         ({}, "--suite: tiny does not say what it is for"),
         ({"suite": "libero_gaol"}, "--suite: found libero_gaol; allowed are libero_spatial"),
         ({"suite": ["libero_goal", "libero_goal"]}, "each once"),
-        ({"suite": "libero_goal", "tasks": [12]}, r"env.tasks: libero_goal does not have these tasks"),
-        ({"suite": "libero_goal", "init_states": "spare"}, "env.init_states: libero_goal has no spare ones"),
+        (
+            {"suite": "libero_goal", "tasks": [12]},
+            r"(?s)--tasks: libero_goal does not have these tasks.*allowed  0..9, all$",
+        ),
+        ({"suite": "libero_goal", "init_states": "spare"}, "--init-states: libero_goal has no spare ones"),
     ],
 )
 def test_choices_that_do_not_fit_are_refused_before_the_simulator_is_looked_for(tmp_path, asked, complaint):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vla_rl.envs.build import SimulatorReport
@@ -15,7 +15,16 @@ from vla_rl.evaluation.play import SAMPLED, evaluation_jobs, init_states
 from vla_rl.evaluation.protocol import InitStates, Protocol
 from vla_rl.evaluation.subject import Subject
 from vla_rl.ipc.room import available_memory
-from vla_rl.recipe import METAWORLD_TASKS, LiberoSection, MetaworldSection, Recipe, ToySection, build_recipe
+from vla_rl.recipe import (
+    METAWORLD_TASKS,
+    LiberoSection,
+    MetaworldSection,
+    Problem,
+    Recipe,
+    RecipeError,
+    ToySection,
+    build_recipe,
+)
 from vla_rl.recipe.sections import SUITES
 from vla_rl.run.plan import Plan, make_plan
 from vla_rl.workers.episodes import EpisodeJob
@@ -25,6 +34,14 @@ _NO_LEARNING = {
     "surrogate": {"name": "no_clip"},
     "replay": {"segment_length": 1, "min_decisions": 1},
     "budget": {"optimizer_steps": 1},
+}
+_OPTIONS = {  # under which names the fields that a choice sets are known to who chose
+    "env.suite": "--suite",
+    "env.tasks": "--tasks",
+    "env.init_states": "--init-states",
+    "env.horizon": "--horizon",
+    "env.assets": "--assets",
+    "rollout.temperature": "--temperature",
 }
 _SERIAL_SLOTS = 1  # a batch of one: what a decision is does not depend on its neighbours
 _SLOTS_PER_WORKER = 2  # one is stepped while the other waits for its decision
@@ -194,7 +211,17 @@ def _recipe(subject: Subject, choices: Choices, suite: str) -> Recipe:
     written = recipe.model_dump(mode="json", by_alias=True)
     values: dict[str, Any] = {name: written[name] for name in _KEPT}
     values["learner"] = {"precision": recipe.learner.precision}
-    return build_recipe(json.dumps(values | _NO_LEARNING), overrides, source=f"evaluation of {subject.location}")
+    source = f"evaluation of {subject.location}"
+    try:
+        return build_recipe(json.dumps(values | _NO_LEARNING), overrides, source=source)
+    except RecipeError as error:
+        raise RecipeError(source, [_as_option(problem) for problem in error.problems]) from None
+
+
+def _as_option(problem: Problem) -> Problem:
+    """A fault of a field that was set by an option, told as a fault of the option."""
+    option = _OPTIONS.get(problem.path)
+    return problem if option is None else replace(problem, path=option, place="")
 
 
 def _task_entries(env: LiberoSection | ToySection | MetaworldSection, ids: Sequence[int]) -> list[int] | list[str]:
