@@ -1,4 +1,10 @@
-"""The native network against outputs of the code that public checkpoints were made with."""
+"""The native network against outputs of the code that public checkpoints were made with.
+
+The outputs were made on another CPU. One float32 step of the largest vision feature (24) is 1.9e-6, so an absolute 1e-6
+there asks for the same kernels, bit by bit. The bound is therefore 1e-6 of the largest value where that is above one.
+Seen on an AVX2 machine: 7.6e-6 in the vision features, 1.2e-6 in hiddens of up to 2.7; the original code, run on the
+same machine, differs from these outputs by exactly as much and from the native network by 0.0 everywhere.
+"""
 
 import json
 import os
@@ -10,14 +16,14 @@ import torch
 from safetensors.torch import load_file
 
 from vla_rl.policies.action_tokens import Quantiles, decode_tokens, unnormalize_actions
-from vla_rl.policies.lora import merged_weight
 from vla_rl.policies.openvla_oft.checkpoint import unused_tensors
 from vla_rl.policies.openvla_oft.config import read_config
 from vla_rl.policies.openvla_oft.files import find_files, unused_shapes
 from vla_rl.policies.openvla_oft.model import OpenVLAOFT
 from vla_rl.policies.openvla_oft.profiles import PROFILES
 
-REFERENCE = Path(os.environ.get("VLA_RL_REFERENCE_CHECKPOINTS", "../shared/openvla-oft"))
+ROOT = Path(__file__).resolve().parents[2]
+REFERENCE = Path(os.environ.get("VLA_RL_REFERENCE_CHECKPOINTS", ROOT.parent / "shared" / "openvla-oft"))
 pytestmark = pytest.mark.skipif(
     not (REFERENCE / "tiny" / "golden.safetensors").is_file(),
     reason="reference checkpoint absent; set VLA_RL_REFERENCE_CHECKPOINTS to the folder that holds tiny/",
@@ -35,8 +41,9 @@ def model():
 
 
 def difference(actual, expected):
+    """The largest, as a share of the largest expected value where that is above one."""
     assert actual.shape == expected.shape
-    return (actual - expected).abs().max().item()
+    return (actual - expected).abs().max().item() / max(1.0, expected.abs().max().item())
 
 
 @torch.no_grad()
@@ -65,32 +72,25 @@ def test_two_images_with_proprioception_give_the_l1_actions_of_the_original(mode
 
 
 @torch.no_grad()
-def test_a_right_padded_batch_equals_its_members_alone(model, golden):
+@pytest.mark.parametrize("images", [1, 2])
+def test_a_right_padded_batch_equals_its_members_alone(model, golden, images):
     long, short = golden["input_ids"], golden["input_ids"][:, :20]
     batch = torch.cat([long, torch.nn.functional.pad(short, (0, 8), value=32000)])
     mask = torch.ones_like(batch)
     mask[1, 20:] = 0
-    images = golden["pixel_values_1"].expand(2, -1, -1, -1)
-    together = model.action_hidden(images, batch, mask)
-    assert difference(together[:1], golden["disc_hidden"]) <= 5e-6
-    assert difference(together[1:], model.action_hidden(golden["pixel_values_1"], short)) <= 5e-6
+    pixels = golden[f"pixel_values_{images}"]
+    proprio = golden["proprio"] if images == 2 else None  # as the original feeds it
+    both = None if proprio is None else proprio.expand(2, -1)
+    together = model.action_hidden(pixels.expand(2, -1, -1, -1), batch, mask, proprio=both)
+    expected = golden["l1_hidden"] if images == 2 else golden["disc_hidden"]
+    assert difference(together[:1], expected) <= 5e-6
+    assert difference(together[1:], model.action_hidden(pixels, short, proprio=proprio)) <= 5e-6
 
 
 @torch.no_grad()
-def test_an_adapter_merged_by_our_rule_gives_the_outputs_of_the_original_with_the_adapter(golden):
-    folder = REFERENCE / "tiny-lora"
-    adapter, expected = load_file(folder / "adapter_model.safetensors"), load_file(folder / "golden.safetensors")
-    settings = json.loads((folder / "adapter_config.json").read_text())
-    model = OpenVLAOFT.from_pretrained(REFERENCE / "tiny", dtype=torch.float32)
-    parameters = dict(model.named_parameters())
-    for key, lora_a in adapter.items():
-        layer, found, _ = key.removeprefix("base_model.model.").partition(".lora_A.")
-        if found and f"{layer}.weight" in parameters:  # the others adapt blocks that never reach the output
-            weight = parameters[f"{layer}.weight"]
-            lora_b = adapter[key.replace("lora_A", "lora_B")]
-            scaling = settings["lora_alpha"] / settings["r"]
-            merged = merged_weight(weight.flatten(1), lora_a.flatten(1), lora_b.flatten(1), scaling=scaling)
-            weight.copy_(merged.reshape(weight.shape))
+def test_an_adapter_merged_while_loading_gives_the_outputs_of_the_original_with_the_adapter(golden):
+    expected = load_file(REFERENCE / "tiny-lora" / "golden.safetensors")
+    model = OpenVLAOFT.from_pretrained(REFERENCE / "tiny", adapter=REFERENCE / "tiny-lora", dtype=torch.float32)
     hidden = model.action_hidden(golden["pixel_values_1"], golden["input_ids"])
     assert difference(hidden, expected["disc_hidden"]) <= 5e-6
     assert difference(model.action_logits(hidden), expected["disc_action_logits"]) <= 5e-6

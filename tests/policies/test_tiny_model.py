@@ -57,12 +57,19 @@ def outputs(model):
     }
 
 
-def test_outputs_equal_those_of_the_code_that_passed_the_reference_outputs():
+def test_outputs_equal_those_of_the_original_code():
+    """Against what the original code gave with the weights and inputs of this file.
+
+    It ran once, in float32 on a CPU, with torch 2.14.1 and timm 0.9.10: moojink/openvla-oft at 213c5ff and
+    moojink/transformers-openvla-oft at bc339d9, whose `predict_action` was called for one image, and for two images
+    with proprioception and its L1 head. With the kernels of that CPU (AVX2) the native network gives the same bits;
+    between CPUs of different vector width up to 8.6e-6 was seen (in the L1 actions).
+    """
     stored = np.load(STORED)
     computed = outputs(numbered_model())
     assert set(stored.files) == set(computed)
     for name, value in computed.items():
-        np.testing.assert_allclose(value.numpy(), stored[name], rtol=0, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(value.numpy(), stored[name], rtol=0, atol=2e-5, err_msg=name)
 
 
 def test_the_norms_of_each_part_have_their_own_epsilon():
