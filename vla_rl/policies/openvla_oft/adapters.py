@@ -6,11 +6,9 @@ there. A folder that holds an adapter and no shards stands for its base with the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from vla_rl.policies.lora import merged_weight
 from vla_rl.policies.openvla_oft.hub import checkpoint_directory
+from vla_rl.policies.openvla_oft.json_files import read_json
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -65,7 +64,7 @@ def base_directory(folder: Path) -> Path:
         ValueError: `base_model_name_or_path` is empty, or names nothing that is here.
     """
     path = folder / CONFIG_FILE
-    base = _read_config(path).get("base_model_name_or_path") or ""
+    base = read_json(path).get("base_model_name_or_path") or ""
     found = [place for place in (Path(base), folder / base) if base and place.is_dir()]
     if not base or found == [folder]:
         raise ValueError(
@@ -81,7 +80,7 @@ def read_adapter(folder: Path) -> Adapter:
     Raises:
         ValueError: not LoRA as this program knows it, a file broken, or a tensor of unknown kind.
     """
-    config = _read_config(folder / CONFIG_FILE)
+    config = read_json(folder / CONFIG_FILE)
     unknown = [name for name in _REFUSED if config.get(name)]
     if config.get("peft_type") != "LORA" or unknown or config.get("bias", "none") != "none":
         raise ValueError(
@@ -116,13 +115,3 @@ def _sorted_by_kind(
         elif ".lora_B." not in name:
             replaced[name.replace(".base_layer.", ".")] = tensor
     return factors, replaced
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    return content

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from vla_rl.policies.openvla_oft.json_files import read_json
 
 BOS_ID = 1
 STOP_ID = 2
@@ -31,6 +32,7 @@ class ViTConfig:
 
 DINOV2 = ViTConfig(1024, 24, 16, 4096, num_prefix_tokens=5, layer_scale=True, attention_pool=False)
 SIGLIP = ViTConfig(1152, 27, 16, 4304, num_prefix_tokens=0, layer_scale=False, attention_pool=True)
+_VIT_SIZES = ("embed_dim", "depth", "num_heads", "mlp_dim")  # that a scaled-down one may change
 TIMM_MODELS = {"vit_large_patch14_reg4_dinov2.lvd142m": DINOV2, "vit_so400m_patch14_siglip_224": SIGLIP}
 
 
@@ -59,6 +61,9 @@ class LlamaDims:
     max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
+
+
+Dims = TypeVar("Dims", ViTConfig, LlamaDims)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +104,7 @@ def read_config(directory: Path) -> OFTConfig:
     path = directory / "config.json"
     if not path.is_file():
         raise ValueError(f"{path}: not found; a checkpoint directory needs config.json beside its weights")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(raw, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(raw).__name__}")
+    raw = read_json(path)
     _check_architecture(raw, path)
     return _config_from_json(raw, path)
 
@@ -120,8 +120,7 @@ def config_to_json(config: OFTConfig) -> dict[str, Any]:
     }
     if (config.dinov2, config.siglip) != (DINOV2, SIGLIP):  # public checkpoints do not have this key
         content["timm_model_overrides"] = [
-            {name: getattr(vit, name) for name in ("embed_dim", "depth", "num_heads", "mlp_dim")}
-            for vit in (config.dinov2, config.siglip)
+            {name: getattr(vit, name) for name in _VIT_SIZES} for vit in (config.dinov2, config.siglip)
         ]
     return content
 
@@ -136,25 +135,67 @@ def _check_architecture(raw: Mapping[str, Any], path: Path) -> None:
 
 
 def _config_from_json(raw: Mapping[str, Any], path: Path) -> OFTConfig:
-    sizes = raw.get("image_sizes")
-    if not isinstance(sizes, list) or len(sizes) != 2 or sizes[0] != sizes[1] or sizes[0] % PATCH_SIZE:
+    sizes: Any = raw.get("image_sizes")
+    is_pair = isinstance(sizes, list) and len(sizes) == 2 and sizes[0] == sizes[1]
+    if not is_pair or not _is_positive(sizes[0], int) or sizes[0] % PATCH_SIZE:
         raise ValueError(f"{path}: image_sizes is {sizes!r}; expected two equal multiples of {PATCH_SIZE}")
-    dinov2, siglip = (
-        dataclasses.replace(base, **overrides)
-        for base, overrides in zip((DINOV2, SIGLIP), raw.get("timm_model_overrides") or ({}, {}), strict=True)
-    )
-    llama = _llama_dims(raw.get("text_config") or {}, path)
+    dinov2, siglip = _vits(raw.get("timm_model_overrides") or [{}, {}], path)
     return OFTConfig(
-        image_size=sizes[0], dinov2=dinov2, siglip=siglip, llama=llama, dtype=raw.get("torch_dtype", "bfloat16")
+        image_size=sizes[0],
+        dinov2=dinov2,
+        siglip=siglip,
+        llama=_llama_dims(raw.get("text_config") or {}, path),
+        # transformers 5 writes `dtype`, those before it `torch_dtype`.
+        dtype=str(raw.get("torch_dtype") or raw.get("dtype") or "bfloat16"),
     )
 
 
-def _llama_dims(text: Mapping[str, Any], path: Path) -> LlamaDims:
+def _vits(overrides: object, path: Path) -> tuple[ViTConfig, ViTConfig]:
+    """The published transformers with the sizes that `timm_model_overrides` gives for scaled-down ones."""
+    field_name = "timm_model_overrides"
+    if not isinstance(overrides, list) or len(overrides) != 2 or not all(isinstance(each, dict) for each in overrides):
+        raise ValueError(f"{path}: {field_name} is {overrides!r}; expected two JSON objects, for DINOv2 and for SigLIP")
+    unknown = sorted({name for each in overrides for name in each} - set(_VIT_SIZES))
+    if unknown:
+        raise ValueError(f"{path}: {field_name} has the keys {unknown}; allowed are {list(_VIT_SIZES)}")
+    dinov2, siglip = (
+        _replaced(base, each, field_name, path) for base, each in zip((DINOV2, SIGLIP), overrides, strict=True)
+    )
+    for vit in (dinov2, siglip):
+        _check_heads(vit.embed_dim, vit.num_heads, f"{field_name}.num_heads", path)
+    return dinov2, siglip
+
+
+def _llama_dims(text: object, path: Path) -> LlamaDims:
     """`text_config` is a difference to Llama-2 7B: what it leaves out keeps the value written above."""
+    if not isinstance(text, dict):
+        raise ValueError(f"{path}: text_config is {text!r}; expected a JSON object")
     known = {item.name: text[item.name] for item in dataclasses.fields(LlamaDims) if item.name in text}
-    dims = LlamaDims(**known)
+    dims = _replaced(LlamaDims(), known, "text_config", path)
     if dims.vocab_size != LlamaDims().vocab_size:
         raise ValueError(
             f"{path}: text_config.vocab_size is {dims.vocab_size}, expected 32064 (32000 tokens and 64 padding rows)"
         )
+    _check_heads(dims.hidden_size, dims.num_attention_heads, "text_config.num_attention_heads", path)
+    _check_heads(dims.num_attention_heads, dims.num_key_value_heads, "text_config.num_key_value_heads", path)
     return dims
+
+
+def _replaced(base: Dims, changes: Mapping[str, Any], where: str, path: Path) -> Dims:
+    """`base` with other sizes, each a positive number of the kind that it replaces."""
+    for name, value in changes.items():
+        kind = type(getattr(base, name))
+        if not _is_positive(value, kind):
+            raise ValueError(f"{path}: {where}.{name} is {value!r}; expected a positive {kind.__name__}")
+    return dataclasses.replace(base, **changes)
+
+
+def _is_positive(value: object, kind: type) -> bool:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return value > 0 and (kind is float or isinstance(value, kind))
+
+
+def _check_heads(width: int, num_heads: int, where: str, path: Path) -> None:
+    if width % num_heads:
+        raise ValueError(f"{path}: {where} is {num_heads}, which does not divide {width}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_rl.policies.action_tokens import Quantiles
+from vla_rl.policies.openvla_oft.json_files import read_json
 
 SUFFIX = "_no_noops"  # the published LIBERO data sets were filtered of idle steps
 
@@ -36,9 +37,9 @@ def checkpoint_statistics(directory: Path, *others: Path) -> dict[str, Any]:
         directory: with config.json.
         others: directories whose dataset_statistics.json, where there is one, overrides what came before.
     """
-    merged = dict(_read(directory / "config.json").get("norm_stats") or {})
+    merged = dict(read_json(directory / "config.json").get("norm_stats") or {})
     for path in (place / "dataset_statistics.json" for place in (directory, *others)):
-        merged |= _read(path) if path.is_file() else {}
+        merged |= read_json(path) if path.is_file() else {}
     return merged
 
 
@@ -51,13 +52,3 @@ def select_statistics(available: Mapping[str, Any], key: str) -> DatasetStatisti
             return DatasetStatistics(key=candidate, action=Quantiles.from_mapping(block["action"]), proprio=proprio)
     keys = ", ".join(sorted(name for name in available if not name.startswith("_"))) or "none"
     raise ValueError(f"no normalisation statistics for {key!r} (nor {key + SUFFIX!r}); the checkpoint has: {keys}")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    return content

@@ -1,0 +1,23 @@
+"""JSON objects in files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file; ValueError names the file where it holds anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Readable JSON."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
