@@ -13,6 +13,7 @@ from vla_rl.policies.describe import describe_openvla_oft
 from vla_rl.policies.openvla_oft.config import config_to_json, read_config
 from vla_rl.policies.openvla_oft.export import export_checkpoint, merged_tensors
 from vla_rl.policies.openvla_oft.model import OpenVLAOFT
+from vla_rl.policies.openvla_oft.source import find_source
 from vla_rl.policies.openvla_oft.tiny import tiny_config
 
 BASE = {"image_size": None, "num_images": 1, "proprio": True}
@@ -168,6 +169,7 @@ def test_the_tiny_model_is_described_too(build_arguments):
     arguments = {**build_arguments, "proprio": False, "profile": "rlinf"}
     summary = describe_openvla_oft(functools.partial(build_openvla_oft, **arguments))
     assert (summary.image_transform, summary.training_temperature, summary.proprio) == ("rlinf", 1.6, False)
+    assert "authors sample at 1.6" in str(summary)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +193,7 @@ def test_the_tiny_model_is_described_too(build_arguments):
         (lambda path: (path / "proprio_projector--8_checkpoint.pt").touch(), {}, "several files for proprio_projector"),
         (nothing, {"statistics_key": "libero_100"}, "checkpoint has: libero_10_no_noops, libero_90_no_noops"),
         (nothing, {"num_images": 2}, r"look at 1 image\(s\), found 2 camera"),
-        (nothing, {"image_size": 224}, "image_size is 224, but .* was trained on 28 pixels"),
+        (nothing, {"image_size": 224}, "image_size is 224, but .* takes 28 pixels"),
         (nothing, {"profile": "openvla"}, "profile 'openvla' is unknown.*auto.*oft_l1.*simplevla.*rlinf"),
         (nothing, {"dtype": "float16"}, "dtype 'float16' is unknown"),
         (nothing, {"tasks": ()}, "tasks is empty"),
@@ -203,11 +205,67 @@ def test_a_checkpoint_that_does_not_fit_gets_one_clear_error(unreadable, build_a
         describe(build_arguments, unreadable, **changes)
 
 
-def test_an_l1_checkpoint_may_be_described_for_fine_tuning(unreadable, build_arguments):
+def test_an_l1_head_is_the_first_thing_that_is_said_of_a_folder(unreadable, build_arguments):
     (unreadable / "action_head--7_checkpoint.pt").touch()
-    arguments = {**build_arguments, "checkpoint": str(unreadable), **BASE, "profile": "simplevla"}
-    builder = functools.partial(build_openvla_oft, **arguments)
-    assert describe_openvla_oft(builder, allow_l1_head=True).profile == "simplevla"
+    for name in ("tokenizer.json", "preprocessor_config.json", "dataset_statistics.json"):
+        (unreadable / name).unlink()
+    with pytest.raises(ValueError, match=r"L1 regression.*nothing to sample from.*Haozhan72.*rlinf"):
+        describe(build_arguments, unreadable, statistics_key="libero_100", image_size=224, num_images=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"timm_model_overrides": [{"width": 3}, {}]}, r"timm_model_overrides has the keys \['width'\].*embed_dim"),
+        ({"timm_model_overrides": [{}]}, "expected two JSON objects, for DINOv2 and for SigLIP"),
+        ({"timm_model_overrides": [{"depth": 2.5}, {}]}, "timm_model_overrides.depth is 2.5; expected a positive int"),
+        ({"timm_model_overrides": [{"embed_dim": 30}, {}]}, "num_heads is 16, which does not divide 30"),
+        ({"image_sizes": ["28", "28"]}, "two equal multiples of 14"),
+        ({"image_sizes": 28}, "two equal multiples of 14"),
+        ({"text_config": []}, None),
+        ({"text_config": "llama"}, "text_config is 'llama'; expected a JSON object"),
+        ({"text_config": {"hidden_size": "64"}}, "text_config.hidden_size is '64'; expected a positive int"),
+        ({"text_config": {"num_hidden_layers": True}}, "num_hidden_layers is True; expected a positive int"),
+        ({"text_config": {"rms_norm_eps": 0}}, "text_config.rms_norm_eps is 0; expected a positive float"),
+        ({"text_config": {"num_attention_heads": 3}}, "num_attention_heads is 3, which does not divide 4096"),
+        ({"text_config": {"vocab_size": 32000}}, "vocab_size is 32000, expected 32064"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_refused_by_file_and_field(tmp_path, changes, message):
+    (tmp_path / "config.json").write_text(json.dumps({**config_to_json(tiny_config()), **changes}))
+    if message is None:  # an empty difference is one
+        assert read_config(tmp_path).llama.hidden_size == 4096
+        return
+    with pytest.raises(ValueError, match=message) as raised:
+        read_config(tmp_path)
+    assert str(raised.value).startswith(str(tmp_path / "config.json"))
+
+
+@pytest.mark.parametrize("key", ["torch_dtype", "dtype"])
+def test_the_dtype_is_read_under_its_old_and_its_new_name(tmp_path, key):
+    content = config_to_json(tiny_config())
+    del content["torch_dtype"]
+    (tmp_path / "config.json").write_text(json.dumps({**content, key: "float32"}))
+    assert read_config(tmp_path).dtype == "float32"
+
+
+def test_the_profile_of_an_l1_head_is_refused_where_there_is_none(exported, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"'oft_l1' is for checkpoints with an L1 head.*\['auto', 'simplevla', 'rlinf'\]"
+    ):
+        OpenVLAOFT.from_pretrained(exported[1], profile="oft_l1")
+    with pytest.raises(ValueError, match="'oft_l1' is for checkpoints with an L1 head"):
+        find_source("tiny", profile="oft_l1", image_size=None, proprio=True)
+
+
+def test_a_source_without_the_tensors_that_are_not_needed_loads_and_is_not_exported(broken, build, tmp_path):
+    tensors = load_file(broken / "model.safetensors")
+    del tensors["vision_backbone.featurizer.norm.bias"]
+    save_file(tensors, broken / "model.safetensors")
+    policy = build(checkpoint=str(broken), **BASE)
+    with pytest.raises(ValueError, match=r"1 tensors that the network does not need.*featurizer\.norm\.bias"):
+        export_checkpoint(policy, tmp_path / "again", step=1)
+    assert not (tmp_path / "again").exists()
 
 
 def test_statistics_in_config_json_count_where_the_file_is_absent(unreadable, build_arguments):

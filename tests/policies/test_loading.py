@@ -1,8 +1,10 @@
 """Loading: from the package's name, adapter folders, hub ids, and the memory it takes."""
 
 import json
+import shutil
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -159,6 +161,36 @@ def test_a_hub_id_s_snapshot_is_loaded_like_a_directory(monkeypatch, base):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(base))
     assert OpenVLAOFT.from_pretrained("some/model").dtype == torch.float32
+
+
+def test_a_name_below_a_folder_that_is_here_is_no_hub_id(monkeypatch, tmp_path):
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="'runs/mistyped' is not a directory; give"):
+        OpenVLAOFT.from_pretrained("runs/mistyped")
+
+
+def test_weights_keep_the_dtype_that_config_json_names(base, tmp_path, module_build):
+    export_checkpoint(module_build(lora=None, dtype="bfloat16"), tmp_path / "half", step=1)
+    model = OpenVLAOFT.from_pretrained(tmp_path / "half")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    wide = OpenVLAOFT.from_pretrained(tmp_path / "half", dtype=torch.float32)
+    assert {parameter.dtype for parameter in wide.parameters()} == {torch.float32}
+    assert OpenVLAOFT.from_pretrained(base).dtype == torch.float32
+
+
+def test_a_network_that_sees_nothing_is_loaded_with_a_warning(base, tmp_path):
+    blind = tmp_path / "blind"
+    shutil.copytree(base, blind)
+    tensors = load_file(blind / "model.safetensors")
+    tensors["projector.fc3.weight"].zero_()
+    save_file(tensors, blind / "model.safetensors")
+    with pytest.warns(UserWarning, match="blind: the images do not matter") as caught:
+        OpenVLAOFT.from_pretrained(blind)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        OpenVLAOFT.from_pretrained(base)
 
 
 MEASURE = """

@@ -4,7 +4,7 @@ import torch
 
 from vla_rl.policies.assign import assign_parameters
 from vla_rl.policies.lora import LoraSettings, checkpoint_name
-from vla_rl.policies.openvla_oft.self_test import self_test
+from vla_rl.policies.openvla_oft.self_test import Findings, self_test
 from vla_rl.types import ActionSpec, ObservationSpec, PolicyInputs
 
 
@@ -302,27 +302,92 @@ def test_scaling_of_adapters_is_alpha_over_rank(build, make_inputs):
 
 def test_the_self_test_finds_nothing_but_untrained_rows_in_a_random_model(build):
     findings = self_test(build())
-    assert len(findings) == 1 and "look untrained" in findings[0]
+    assert findings.broken == [] and "look untrained" in findings.untrained
 
 
-def test_the_self_test_passes_rows_that_prefer_some_bins(build):
-    policy = build()
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_self_test_passes_rows_that_prefer_some_bins(build, dtype):
+    policy = build(dtype=dtype)
     with torch.no_grad():
         policy.action_rows.mul_(20.0)
-    assert self_test(policy) == []
+    assert self_test(policy) == Findings([], "")
 
 
-def test_the_self_test_notices_causal_attention(build, monkeypatch):
-    policy = build()
-    llama = policy.model.language_model.model
+def noisy_causal(monkeypatch, model, noise):
+    """Make attention causal, with a rounding error of that relative size on every hidden."""
+    llama = model.language_model.model
     monkeypatch.setattr(llama.config, "is_causal", True)
     plain_forward = llama.forward
-    monkeypatch.setattr(llama, "forward", lambda **keywords: plain_forward(**{**keywords, "is_causal": True}))
-    assert any("attention is causal" in finding for finding in self_test(policy))
+
+    def forward(**keywords):
+        output = plain_forward(**{**keywords, "is_causal": True})
+        output.last_hidden_state *= 1.0 + noise * torch.randn_like(output.last_hidden_state)
+        return output
+
+    monkeypatch.setattr(llama, "forward", forward)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-5])
+def test_the_self_test_notices_causal_attention_through_noise(build, monkeypatch, noise):
+    policy = build()
+    noisy_causal(monkeypatch, policy.model, noise)
+    assert any("attention is causal" in finding for finding in self_test(policy).broken)
 
 
 def test_the_self_test_notices_images_without_effect(build):
     policy = build()
     with torch.no_grad():
         policy.model.projector.fc3.weight.zero_()
-    assert any("images do not matter" in finding for finding in self_test(policy))
+    assert ["images do not matter: a white picture" in finding for finding in self_test(policy).broken] == [True]
+
+
+def test_the_self_test_names_the_camera_that_is_not_looked_at(build, monkeypatch):
+    policy = build(num_images=2)
+    look = policy.model.vision_features
+    monkeypatch.setattr(
+        policy.model, "vision_features", lambda pixels: look(pixels[:, :6].repeat(1, pixels.shape[1] // 6, 1, 1))
+    )
+    assert ["another picture of camera 1 gives" in finding for finding in self_test(policy).broken] == [True]
+
+
+def test_dropout_of_adapters_acts_in_training_and_not_in_evaluation(build, make_inputs):
+    policy = build(lora=LoraSettings(rank=4, dropout=0.5))
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.05)
+    inputs = make_inputs(policy, [0])
+    with torch.no_grad():
+        training = [policy.train()(inputs).logits for _ in range(2)]
+        evaluation = [policy.eval()(inputs).logits for _ in range(2)]
+    assert not torch.equal(*training)
+    assert torch.equal(*evaluation)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"rank": 0}, {"rank": -1}, {"alpha": 0.0}, {"dropout": 1.0}, {"dropout": -0.1}, {"targets": ()}]
+)
+def test_settings_of_adapters_that_adapt_nothing_are_refused_by_name(setting):
+    with pytest.raises(ValueError, match=rf"lora\.{next(iter(setting))}"):
+        LoraSettings(**setting)
+
+
+def test_weights_that_are_trained_themselves_are_float32_and_move_by_a_small_step(build, make_inputs):
+    policy = build(lora=None, train_backbone=True, dtype="bfloat16")
+    dtypes = {name: parameter.dtype for name, parameter in policy.named_parameters()}
+    assert {name for name, dtype in dtypes.items() if dtype != torch.float32} == {"model.language_model.lm_head.weight"}
+    assert policy.model.dtype == torch.float32
+    weight = policy.model.get_parameter("language_model.model.layers.0.mlp.up_proj.weight")
+    before = weight.detach().clone()
+    output = policy(make_inputs(policy, [0]))
+    output.logits.square().mean().backward()
+    torch.optim.SGD([weight], lr=1e-3 / float(weight.grad.abs().max())).step()
+    moved = (weight - before).abs().max().item()
+    assert moved == pytest.approx(1e-3, rel=1e-3)  # a step that bfloat16 would round to a multiple of the last bit
+
+
+@torch.no_grad()
+def test_a_row_of_padding_alone_is_refused(build):
+    model, ids = build(proprio=False).model, torch.tensor([[1, 5, 7], [1, 5, 7]])
+    with pytest.raises(ValueError, match=r"hides the whole prompt of row\(s\) \[1\]"):
+        model.action_hidden(torch.zeros(2, 6, 28, 28), ids, torch.tensor([[1, 1, 1], [0, 0, 0]]))

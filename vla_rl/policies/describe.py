@@ -42,46 +42,22 @@ class PolicySummary:
             f"{self.observation_spec.image_size} pixels by transform {self.image_transform}, "
             f"statistics {self.statistics_key}, {self.trainable_parameters:,} trained and "
             f"{self.frozen_parameters:,} frozen parameters in {mebibytes:,.0f} MiB"
+            + ("" if self.training_temperature is None else f"; its authors sample at {self.training_temperature}")
         )
 
 
-def describe_openvla_oft(builder: PolicyBuilder, *, allow_l1_head: bool = False, bf16: bool = False) -> PolicySummary:
+def describe_openvla_oft(builder: PolicyBuilder, *, bf16: bool = False) -> PolicySummary:
     """Validate a choice of policy and describe it.
 
     Args:
         builder: a partial of `build.build_openvla_oft`; it is called with `empty=True`, which reads no weights.
-        allow_l1_head: accept a checkpoint whose only trained head is the L1 one: supervised fine-tuning can give it a
-            discrete head, reinforcement learning of tokens cannot start from it.
         bf16: whether the forward pass computes in bfloat16 although the weights may be float32.
 
     Raises:
         ValueError: not a directory, files missing, another architecture, an L1-only head, unknown statistics, a number
             of cameras the checkpoint was not trained on.
     """
-    policy = cast("OpenVLAOFTPolicy", builder(device="cpu", empty=True))
-    _check_head(policy, allow_l1_head=allow_l1_head)
-    _check_cameras(policy)
-    return _summary(policy, bf16=bf16)
-
-
-def _check_head(policy: OpenVLAOFTPolicy, *, allow_l1_head: bool) -> None:
-    if policy.source.l1_head and not allow_l1_head:
-        raise ValueError(
-            f"{policy.source.origin}: its trained head is an L1 regression (an action_head file lies beside the "
-            "shards). Its rows of lm_head for action tokens were never trained, so there is nothing to sample from and "
-            "reinforcement learning of tokens cannot start here. Use a checkpoint with the discrete head (those of "
-            "SimpleVLA-RL by Haozhan72, profile simplevla; those of RLinf for LIBERO, profile rlinf), or give this one "
-            "a discrete head by supervised fine-tuning"
-        )
-
-
-def _check_cameras(policy: OpenVLAOFTPolicy) -> None:
-    source, num_images = policy.source, policy.observation_spec.num_images
-    if source.files is not None and num_images != source.profile.num_images:
-        raise ValueError(
-            f"{source.origin}: checkpoints of profile {source.profile.name!r} look at {source.profile.num_images} "
-            f"image(s), found {num_images} camera(s)"
-        )
+    return _summary(cast("OpenVLAOFTPolicy", builder(device="cpu", empty=True)), bf16=bf16)
 
 
 def _summary(policy: OpenVLAOFTPolicy, *, bf16: bool) -> PolicySummary:

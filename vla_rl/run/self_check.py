@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, cast
 
 from torch import nn
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
 
 
 def check_policy(recipe: Recipe, policy: nn.Module) -> None:
-    """Look for faults that fail silently in a policy that comes from a checkpoint; random weights pass.
+    """Look for faults that fail silently in a policy that comes from a checkpoint; `tiny` and `random-7b` pass.
+
+    Action rows that look untrained are a fault of a network of the published size, and a warning of a smaller one.
 
     Raises:
         ValueError: one sentence per fault.
@@ -27,11 +30,15 @@ def check_policy(recipe: Recipe, policy: nn.Module) -> None:
     vla = cast("OpenVLAOFTPolicy", policy)
     if vla.source.files is None:
         return
-    is_full_size = vla.model.config.llama == LlamaDims()  # scaled-down ones come from this program and its tests
-    findings = self_test(vla, expect_trained=is_full_size)
-    if findings:
+    findings = self_test(vla)
+    faults = findings.broken
+    if findings.untrained and vla.model.config.llama == LlamaDims():
+        faults = [*faults, findings.untrained]
+    elif findings.untrained:  # scaled-down networks are for trying things out, mostly with random weights
+        warnings.warn(f"{vla.source.origin}: {findings.untrained}", stacklevel=2)
+    if faults:
         raise ValueError(
             f"{vla.source.origin} does not pass the test of checkpoints:"
-            + "".join(f"\n  {finding}" for finding in findings)
+            + "".join(f"\n  {fault}" for fault in faults)
             + "\npolicy.self_test=false starts all the same"
         )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from vla_rl.policies.openvla_oft.checkpoint import DTYPES, empty_model
+from vla_rl.policies.openvla_oft.checkpoint import DTYPES
+from vla_rl.policies.openvla_oft.model import OpenVLAOFT
 from vla_rl.policies.openvla_oft.policy import OpenVLAOFTPolicy, TrainingChoices
 from vla_rl.policies.openvla_oft.prompts import prompt_table
 from vla_rl.policies.openvla_oft.source import Source
@@ -27,15 +28,15 @@ def assemble(
     """See `vla_rl.policies.build.build_openvla_oft`."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is unknown; choose one of {sorted(DTYPES)}")
+    _check_cameras(source, num_images)
     statistics = source.dataset_statistics(statistics_key)
     prompts = prompt_table(source.tokenizer(), tasks)
     if training.train_backbone and training.lora is not None:
         raise ValueError(
             "train_backbone trains the weights themselves; adapters on them would be trained twice: lora=null"
         )
-    model = empty_model(source.config, source.profile, proprio=source.proprio, l1_head=False, dtype=DTYPES[dtype])
-    if model.proprio_projector is not None and training.train_proprio_projector:
-        cast_parameters(model.proprio_projector, torch.float32)
+    model = source.empty_network(dtype=DTYPES[dtype], l1_head=False)
+    _widen_what_is_trained(model, training)
     if not empty:
         source.fill(model, seed=seed, device=device)
     policy = OpenVLAOFTPolicy(
@@ -51,3 +52,20 @@ def assemble(
         policy.fill_trainable(seed=seed, device=device)
     move_buffers(policy, device)
     return policy
+
+
+def _check_cameras(source: Source, num_images: int) -> None:
+    if source.files is not None and num_images != source.profile.num_images:
+        raise ValueError(
+            f"{source.origin}: checkpoints of profile {source.profile.name!r} look at {source.profile.num_images} "
+            f"image(s), found {num_images} camera(s)"
+        )
+
+
+def _widen_what_is_trained(model: OpenVLAOFT, training: TrainingChoices) -> None:
+    """Make float32 of the network's own weights that are trained: an update of 1e-5 is lost in bfloat16."""
+    if training.train_backbone:
+        for part in (model.vision_backbone, model.projector, model.language_model.model):
+            cast_parameters(part, torch.float32)
+    if model.proprio_projector is not None and training.train_proprio_projector:
+        cast_parameters(model.proprio_projector, torch.float32)

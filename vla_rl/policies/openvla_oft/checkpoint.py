@@ -10,35 +10,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vla_rl.policies.openvla_oft.adapters import read_adapter
-from vla_rl.policies.openvla_oft.config import OFTConfig, read_config
-from vla_rl.policies.openvla_oft.files import CheckpointFiles, find_files, unused_shapes
+from vla_rl.policies.openvla_oft.adapters import Adapter, read_adapter
+from vla_rl.policies.openvla_oft.config import OFTConfig
+from vla_rl.policies.openvla_oft.files import CheckpointFiles, unused_shapes
 from vla_rl.policies.openvla_oft.model import OpenVLAOFT
-from vla_rl.policies.openvla_oft.profiles import Profile, resolve_profile
+from vla_rl.policies.openvla_oft.profiles import Profile
 from vla_rl.policies.parameters import META, cast_parameters, move_buffers, set_parameter
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 COMPONENTS = ("action_head", "proprio_projector")
 _MAPPED_BYTES = 64 << 20  # of a shard, before it is mapped anew
 _SHOWN_NAMES = 6  # of a long list in an error message
-
-
-def load_model(
-    directory: Path, *, adapter: Path | None, profile: str, dtype: torch.dtype | None, device: torch.device
-) -> OpenVLAOFT:
-    """See `OpenVLAOFT.from_pretrained`."""
-    files = find_files(directory, adapter=adapter)
-    config = read_config(files.directory)
-    l1_head = files.action_head is not None
-    model = empty_model(
-        config,
-        resolve_profile(profile, has_l1_head=l1_head),
-        proprio=files.proprio_projector is not None,
-        l1_head=l1_head,
-        dtype=dtype or stored_dtype(config, files.directory),
-    )
-    fill_model(model, files, device=device)
-    return model.eval()
 
 
 def empty_model(config: OFTConfig, profile: Profile, *, proprio: bool, l1_head: bool, dtype: torch.dtype) -> OpenVLAOFT:
@@ -49,51 +31,60 @@ def empty_model(config: OFTConfig, profile: Profile, *, proprio: bool, l1_head: 
     return model.requires_grad_(False)
 
 
-def stored_dtype(config: OFTConfig, directory: Path) -> torch.dtype:
-    """The dtype that `config.json` names."""
-    if config.dtype not in DTYPES:
-        raise ValueError(f"{directory}/config.json: torch_dtype is {config.dtype!r}, expected one of {sorted(DTYPES)}")
-    return DTYPES[config.dtype]
-
-
 def fill_model(model: OpenVLAOFT, files: CheckpointFiles, *, device: torch.device) -> None:
     """Give every parameter of `model` its stored tensor, cast to the parameter's dtype.
 
     Raises:
         ValueError: a tensor is missing, unknown or misshapen; the message names it.
     """
-    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
-    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    parameters = dict(model.named_parameters())
+    expected = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     known = {**unused_shapes(model.config), **expected}
-    adapter = None if files.adapter is None else read_adapter(files.adapter)
-    if adapter is not None and adapter.names - set(known):
-        raise ValueError(f"{adapter.folder}: adapts what is not there: {_shorten(sorted(adapter.names - set(known)))}")
-    seen: set[str] = set()
-    for name, stored in _stored_tensors(files):
+    adapter = _merged(files)
+    unmatched = sorted(adapter.names - set(known)) if adapter is not None else []
+    if adapter is not None and unmatched:
+        raise ValueError(f"{adapter.folder}: adapts what is not there: {_shorten(unmatched)}")
+    missing = dict.fromkeys(expected)
+    for name, stored in _stored_tensors(files, [name for name in COMPONENTS if getattr(model, name) is not None]):
         _check_tensor(name, stored, known, files.directory)
         if name in expected:
             tensor = stored if adapter is None else adapter.apply(name, stored)
-            set_parameter(model, name, tensor.to(device=device, dtype=dtypes[name]))
-        seen.add(name)
-    missing = [name for name in expected if name not in seen]
+            set_parameter(model, name, tensor.to(device=device, dtype=parameters[name].dtype))
+            missing.pop(name, None)
     if missing:
-        raise ValueError(f"{files.directory}: {len(missing)} tensors are missing: {_shorten(missing)}")
+        raise ValueError(f"{files.directory}: {len(missing)} tensors are missing: {_shorten(list(missing))}")
     move_buffers(model, device)
 
 
 def unused_tensors(files: CheckpointFiles, config: OFTConfig) -> dict[str, Tensor]:
-    """The stored tensors that the network does not hold, as they are; an export needs them to be complete."""
-    names = unused_shapes(config)
-    return {name: tensor for shard in files.shards for name, tensor in _read_shard(shard, only=names)}
+    """The stored tensors that the network does not hold; an export needs them to be complete.
+
+    Raises:
+        ValueError: the checkpoint lacks some, which loading it allows.
+    """
+    shapes, adapter = unused_shapes(config), _merged(files)
+    found = {name: tensor for shard in files.shards for name, tensor in _read_shard(shard, only=shapes)}
+    missing = sorted(set(shapes) - set(found))
+    if missing:
+        raise ValueError(
+            f"{files.directory}: {len(missing)} tensors that the network does not need are missing: "
+            f"{_shorten(missing)}. Other programs ask for them, so an export would be incomplete; take the shards from "
+            "the published checkpoint"
+        )
+    return found if adapter is None else {name: adapter.apply(name, tensor) for name, tensor in found.items()}
 
 
-def _stored_tensors(files: CheckpointFiles) -> Iterator[tuple[str, Tensor]]:
+def _merged(files: CheckpointFiles) -> Adapter | None:
+    return None if files.adapter is None else read_adapter(files.adapter)
+
+
+def _stored_tensors(files: CheckpointFiles, components: list[str]) -> Iterator[tuple[str, Tensor]]:
     for shard in files.shards:
         yield from _read_shard(shard, only=None)
-    for component in COMPONENTS:
+    for component in components:
         path: Path | None = getattr(files, component)
-        if path is not None:
-            yield from ((f"{component}.{name}", tensor) for name, tensor in _read_component(path).items())
+        assert path is not None, "a network has a component where its source has the file"
+        yield from ((f"{component}.{name}", tensor) for name, tensor in _read_component(path).items())
 
 
 def _read_shard(path: Path, *, only: Mapping[str, object] | None) -> Iterator[tuple[str, Tensor]]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from vla_rl.policies.openvla_oft.adapters import CONFIG_FILE as ADAPTER_CONFIG
 from vla_rl.policies.openvla_oft.adapters import base_directory
 from vla_rl.policies.openvla_oft.config import OFTConfig, ViTConfig
+from vla_rl.policies.openvla_oft.json_files import read_json
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-VALUE_HEAD_FILE = "value_head.safetensors"  # of an export of ours
+# Of an export of ours:
+VALUE_HEAD_FILE = "value_head.safetensors"
+RECORD_FILE = "vla_rl.json"  # what no file of the public layout says
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,7 @@ class CheckpointFiles:
     proprio_projector: Path | None
     value_head: Path | None = None
     adapter: Path | None = None  # folder of an adapter that is to be merged into the shards
+    profile: str | None = None  # that an export recorded
 
     @property
     def home(self) -> Path:
@@ -52,6 +55,7 @@ def find_files(directory: Path, *, adapter: Path | None = None) -> CheckpointFil
             if _component(place, unsupported) is not None:
                 raise ValueError(f"{place}: holds a {unsupported} file ({meaning} variant), which is not supported")
     value_head = places[0] / VALUE_HEAD_FILE
+    records = [read_json(place / RECORD_FILE) for place in places if (place / RECORD_FILE).is_file()]
     return CheckpointFiles(
         directory=directory,
         shards=_shards(directory),
@@ -59,6 +63,7 @@ def find_files(directory: Path, *, adapter: Path | None = None) -> CheckpointFil
         proprio_projector=_first_component(places, "proprio_projector"),
         value_head=value_head if value_head.is_file() else None,
         adapter=adapter,
+        profile=records[0].get("profile") if records else None,
     )
 
 
@@ -74,10 +79,10 @@ def _first_component(places: list[Path], name: str) -> Path | None:
 def _shards(directory: Path) -> tuple[Path, ...]:
     index = directory / INDEX_FILE
     if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
-            raise ValueError(f"{index}: expected a JSON object with 'weight_map' (tensor name to file)") from error
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise ValueError(f"{index}: expected 'weight_map', an object from tensor names to files")
+        names = sorted(set(weight_map.values()))
         if any(Path(name).name != name for name in names):
             raise ValueError(f"{index}: weight_map must name files in the same directory, found {names}")
     else:

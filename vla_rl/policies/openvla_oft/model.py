@@ -57,7 +57,11 @@ class OpenVLAOFT(nn.Module):
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
     ) -> Self:
-        """Load a checkpoint in the public layout. No code in it is executed.
+        """Load a checkpoint in the public layout. No code in it is executed, and no tokenizer is needed.
+
+        Tensors that are stored in the dtype asked for stay views of the mapped files until they are written to: do not
+        change a file in place while a network that was loaded from it lives (replacing it by another is safe).
+        A network that looks broken (see `self_test.network_faults`) is loaded with a warning.
 
         Args:
             path: its directory; the folder of an adapter that names its base, which is then merged in float32; or a
@@ -71,18 +75,21 @@ class OpenVLAOFT(nn.Module):
         Raises:
             ValueError: the directory lacks files, holds another architecture, or tensors are missing or misshapen.
         """
-        from vla_rl.policies.openvla_oft.checkpoint import load_model
+        # These modules import this one.
         from vla_rl.policies.openvla_oft.hub import checkpoint_directory
+        from vla_rl.policies.openvla_oft.self_test import warn_of_faults
+        from vla_rl.policies.openvla_oft.source import find_checkpoint
 
-        model = load_model(
+        source = find_checkpoint(
             checkpoint_directory(path, download=True),
-            adapter=None if adapter is None else Path(adapter),
             profile=profile,
-            dtype=dtype,
-            device=torch.device(device or "cpu"),
+            adapter=None if adapter is None else Path(adapter),
         )
+        model = source.empty_network(dtype=dtype or source.stored_dtype, l1_head=True)
+        source.fill(model, seed=0, device=torch.device(device or "cpu"))
+        warn_of_faults(model, source.origin)
         assert isinstance(model, cls)
-        return model
+        return model.eval()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -202,6 +209,9 @@ def _prompt_lengths(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     if attention_mask is None:
         return torch.full((input_ids.shape[0],), input_ids.shape[1], device=input_ids.device)
     lengths = attention_mask.long().sum(dim=1)
+    empty = (lengths == 0).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(f"attention_mask hides the whole prompt of row(s) {empty}; every row needs at least BOS")
     columns = torch.arange(input_ids.shape[1], device=input_ids.device)
     if not torch.equal(attention_mask.bool(), columns < lengths[:, None]):
         raise ValueError("attention_mask must be ones, then zeros (right padding) in every row")

@@ -1,4 +1,9 @@
-"""What a family of checkpoints was trained with and its files do not say.
+"""What a family of checkpoints was trained with and its weights do not say.
+
+Two more things differ between the families and need no entry. Proprioception: it is fed where a proprio_projector file
+lies beside the shards. Padding: original checkpoints were fed one prompt at a time, the others batches padded on the
+left; rotary positions being relative, padding on the right with a readout per row, as it is done here, gives every row
+what it gets alone.
 
 Sources: moojink/openvla-oft (oft_l1), PRIME-RL/SimpleVLA-RL (simplevla), RLinf/RLinf (rlinf).
 """
@@ -8,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,29 +22,42 @@ class Profile:
 
     name: str
     num_images: int
-    proprio: bool
-    head: str  # "l1" or "discrete"
+    head: Literal["l1", "discrete"]
     keep_stop: bool  # a STOP token follows the placeholders, and every token sees it
     image_transform: str  # name for `image_transforms.frame_transform`
-    temperature: float | None  # of its authors' training rollouts; None where nothing is sampled
+    temperature: float | None  # of its authors' training rollouts, for information; None where nothing is sampled
 
 
 PROFILES: Mapping[str, Profile] = MappingProxyType(
     {
-        "oft_l1": Profile("oft_l1", 2, True, "l1", True, "oft", None),
-        "simplevla": Profile("simplevla", 1, False, "discrete", True, "oft", 1.6),
-        "rlinf": Profile("rlinf", 1, False, "discrete", False, "rlinf", 1.6),
+        "oft_l1": Profile("oft_l1", 2, "l1", True, "oft", None),
+        "simplevla": Profile("simplevla", 1, "discrete", True, "oft", 1.6),
+        "rlinf": Profile("rlinf", 1, "discrete", False, "rlinf", 1.6),
     }
 )
 
 
-def resolve_profile(name: str, *, has_l1_head: bool) -> Profile:
-    """The named profile; `auto` takes oft_l1 where an L1 head lies beside the shards, else simplevla.
+def resolve_profile(name: str, *, has_l1_head: bool, recorded: str | None = None) -> Profile:
+    """The profile of a checkpoint.
 
-    Nothing in a folder tells rlinf from simplevla: checkpoints of the former must be named.
+    Args:
+        name: of a profile, or `auto`: the recorded one; else oft_l1 with an L1 head beside the shards, simplevla
+            without. Nothing in a published folder tells rlinf from simplevla: checkpoints of the former must be named.
+        has_l1_head: an action_head file lies beside the shards.
+        recorded: by an export of ours.
+
+    Raises:
+        ValueError: no such profile, or one of an L1 head for a checkpoint without it.
     """
     if name == "auto":
-        return PROFILES["oft_l1" if has_l1_head else "simplevla"]
+        name = recorded or ("oft_l1" if has_l1_head else "simplevla")
     if name not in PROFILES:
         raise ValueError(f"profile {name!r} is unknown; choose one of {['auto', *PROFILES]}")
-    return PROFILES[name]
+    profile = PROFILES[name]
+    if profile.head == "l1" and not has_l1_head:
+        discrete = [other.name for other in PROFILES.values() if other.head == "discrete"]
+        raise ValueError(
+            f"profile {name!r} is for checkpoints with an L1 head, and no action_head file lies beside the weights; "
+            f"choose one of {['auto', *discrete]}"
+        )
+    return profile

@@ -1,17 +1,19 @@
-"""Where a policy's weights come from: random ones from a seed, or a local checkpoint. Reads no weights until asked."""
+"""Where a network's weights come from: random ones from a seed, or a local checkpoint. Reads no weights until asked."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vla_rl.policies.openvla_oft import tiny
+from vla_rl.policies.openvla_oft.checkpoint import DTYPES, empty_model, fill_model
 from vla_rl.policies.openvla_oft.config import OFTConfig, read_config
 from vla_rl.policies.openvla_oft.files import CheckpointFiles, find_files
 from vla_rl.policies.openvla_oft.hub import checkpoint_directory
+from vla_rl.policies.openvla_oft.model import OpenVLAOFT
 from vla_rl.policies.openvla_oft.pixels import PixelNormalization, read_pixel_normalization
 from vla_rl.policies.openvla_oft.profiles import Profile, resolve_profile
 from vla_rl.policies.openvla_oft.statistics import (
@@ -23,8 +25,6 @@ from vla_rl.policies.openvla_oft.statistics import (
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-    from vla_rl.policies.openvla_oft.model import OpenVLAOFT
 
 TINY = "tiny"
 RANDOM_7B = "random-7b"
@@ -38,11 +38,34 @@ class Source:
     origin: str  # the directory, or the name of random weights
     config: OFTConfig
     profile: Profile
-    proprio: bool
-    l1_head: bool  # an L1 regression head lies beside the shards
-    pixels: PixelNormalization
-    statistics: Mapping[str, Any]
+    proprio: bool  # whether proprioception is fed
     files: CheckpointFiles | None
+
+    @property
+    def l1_head(self) -> bool:
+        """Whether an L1 regression head lies beside the shards."""
+        return self.files is not None and self.files.action_head is not None
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """The dtype that `config.json` names; ValueError where it is none that this program computes in."""
+        if self.config.dtype not in DTYPES:
+            raise ValueError(
+                f"{self.origin}: config.json names the dtype {self.config.dtype!r}, expected one of {sorted(DTYPES)}"
+            )
+        return DTYPES[self.config.dtype]
+
+    @property
+    def pixels(self) -> PixelNormalization:
+        """How frames are normalised; ValueError where preprocessor_config.json does not say."""
+        return PixelNormalization() if self.files is None else read_pixel_normalization(self.files.directory)
+
+    @property
+    def statistics(self) -> dict[str, Any]:
+        """The quantiles of every data set that the checkpoint knows."""
+        if self.files is None:
+            return libero_statistics()
+        return checkpoint_statistics(self.files.directory, self.files.home)
 
     def dataset_statistics(self, key: str) -> DatasetStatistics:
         """The statistics named `key`; ValueError when absent, or without the proprioception that is fed."""
@@ -61,21 +84,23 @@ class Source:
 
         return read_tokenizer(self.files.directory)
 
+    def empty_network(self, *, dtype: torch.dtype, l1_head: bool) -> OpenVLAOFT:
+        """The network on the meta device, with or without the L1 head that the source has."""
+        return empty_model(
+            self.config, self.profile, proprio=self.proprio, l1_head=l1_head and self.l1_head, dtype=dtype
+        )
+
     def fill(self, model: OpenVLAOFT, *, seed: int, device: torch.device) -> None:
         """Give the network its weights."""
         if self.files is None:
-            from vla_rl.policies.openvla_oft.tiny import fill_randomly
-
             # Billions of numbers are drawn where they go; the tiny model is the same on every device.
-            fill_randomly(model, seed=seed, device=device, draw_on=device if self.origin == RANDOM_7B else None)
+            tiny.fill_randomly(model, seed=seed, device=device, draw_on=device if self.origin == RANDOM_7B else None)
         else:
-            from vla_rl.policies.openvla_oft.checkpoint import fill_model
-
-            fill_model(model, dataclasses.replace(self.files, action_head=None), device=device)
+            fill_model(model, self.files, device=device)
 
 
 def find_source(checkpoint: str, *, profile: str, image_size: int | None, proprio: bool) -> Source:
-    """Look a checkpoint up.
+    """Look up what a policy is built from.
 
     Args:
         checkpoint: `tiny` or `random-7b` (random weights, scaled down or of the real size), a directory of shards or of
@@ -85,46 +110,53 @@ def find_source(checkpoint: str, *, profile: str, image_size: int | None, propri
         proprio: for random weights; a checkpoint feeds proprioception where it has a projector.
 
     Raises:
-        ValueError: the directory, its architecture, the profile or the image size does not fit.
+        ValueError: the directory, its head, its architecture, the profile or the image size does not fit.
     """
-    if checkpoint in RANDOM_SOURCES:
-        return _random(checkpoint, profile=profile, image_size=image_size, proprio=proprio)
-    files = find_files(checkpoint_directory(checkpoint, download=False))
-    directory = files.directory
-    config = read_config(directory)
-    if image_size not in (None, config.image_size):
-        raise ValueError(f"image_size is {image_size}, but {directory} was trained on {config.image_size} pixels")
-    l1_head = files.action_head is not None
+    if checkpoint == TINY:
+        config = tiny.tiny_config(image_size=tiny.IMAGE_SIZE if image_size is None else image_size)
+        return _random(checkpoint, config, profile=profile, proprio=proprio)
+    if checkpoint == RANDOM_7B:
+        source = _random(checkpoint, OFTConfig(), profile=profile, proprio=proprio)
+    else:
+        source = find_checkpoint(checkpoint_directory(checkpoint, download=False), profile=profile)
+        _refuse_l1_head(source)
+    if image_size not in (None, source.config.image_size):
+        raise ValueError(f"image_size is {image_size}, but {source.origin} takes {source.config.image_size} pixels")
+    return source
+
+
+def find_checkpoint(directory: Path, *, profile: str, adapter: Path | None = None) -> Source:
+    """Look up a local checkpoint, whatever its head.
+
+    Args:
+        directory: of shards, or of an adapter that names its base.
+        profile: `auto` or a family's name.
+        adapter: folder of an adapter to merge into the shards.
+
+    Raises:
+        ValueError: the directory, its architecture or the profile does not fit.
+    """
+    files = find_files(directory, adapter=adapter)
     return Source(
         origin=str(files.home),
-        config=config,
-        profile=resolve_profile(profile, has_l1_head=l1_head),
+        config=read_config(files.directory),
+        profile=resolve_profile(profile, has_l1_head=files.action_head is not None, recorded=files.profile),
         proprio=files.proprio_projector is not None,
-        l1_head=l1_head,
-        pixels=read_pixel_normalization(directory),
-        statistics=checkpoint_statistics(directory, files.home),
         files=files,
     )
 
 
-def _random(name: str, *, profile: str, image_size: int | None, proprio: bool) -> Source:
-    from vla_rl.policies.openvla_oft.tiny import IMAGE_SIZE, tiny_config
+def _random(name: str, config: OFTConfig, *, profile: str, proprio: bool) -> Source:
+    resolved = resolve_profile(profile, has_l1_head=False)
+    return Source(origin=name, config=config, profile=resolved, proprio=proprio, files=None)
 
-    if name == TINY:
-        config = tiny_config(image_size=IMAGE_SIZE if image_size is None else image_size)
-    else:
-        config = OFTConfig()
-        if image_size not in (None, config.image_size):
-            raise ValueError(
-                f"image_size is {image_size}, but {name} has the {config.image_size} pixels of the original"
-            )
-    return Source(
-        origin=name,
-        config=config,
-        profile=resolve_profile(profile, has_l1_head=False),
-        proprio=proprio,
-        l1_head=False,
-        pixels=PixelNormalization(),
-        statistics=libero_statistics(),
-        files=None,
-    )
+
+def _refuse_l1_head(source: Source) -> None:
+    """Before anything else of the folder is looked at: whatever else it lacks, this is why it cannot be trained."""
+    if source.l1_head:
+        raise ValueError(
+            f"{source.origin}: its trained head is an L1 regression (an action_head file lies beside the shards). "
+            "Its rows of lm_head for action tokens were never trained, so there is nothing to sample from and "
+            "reinforcement learning of tokens cannot start here. Use a checkpoint with the discrete head: those of "
+            "SimpleVLA-RL by Haozhan72 (profile simplevla), or those of RLinf for LIBERO (profile rlinf)"
+        )
