@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from vla_rl import export as exporting
@@ -20,6 +21,7 @@ from vla_rl.learner.checkpoint import Progress, save
 from vla_rl.learner.engine import Engine
 from vla_rl.learner.optimizer import OptimizerSettings
 from vla_rl.policies.openvla_oft import OpenVLAOFT
+from vla_rl.policies.openvla_oft.heads import L1ActionHead
 from vla_rl.recipe import build_recipe
 from vla_rl.replay.ring import ReplayRing
 from vla_rl.replay.store import save_ring
@@ -34,6 +36,7 @@ replay: {capacity: 200}
 budget: {optimizer_steps: 10}
 """
 STEP = 7
+HEAD = "action_head--7_checkpoint.pt"
 
 
 def fill_ring(folder: Path, policy: Any) -> None:
@@ -108,14 +111,14 @@ def test_a_run_s_export_answers_as_its_policy_on_its_own_observations(merged: An
     verification = merged[1].verification
     assert (verification.observations, verification.origin) == (4, "saved")  # three decisions and what came after them
     assert verification.logits_difference <= 1e-4  # float32: merging rounds once more
-    assert verification.value_difference <= 1e-4
+    assert 0.0 < verification.others_difference["values"] <= 1e-4
     assert verification.logits_deviation > 0.1
 
 
 def test_an_export_has_the_public_layout_and_the_critic_beside_it(merged: Any) -> None:
     assert names(merged[0]) == {
         "config.json", "dataset_statistics.json", "model.safetensors", "preprocessor_config.json",
-        f"proprio_projector--{STEP}_checkpoint.pt", "tokenizer.json", "value_head.safetensors",
+        f"proprio_projector--{STEP}_checkpoint.pt", "tokenizer.json", "value_head.safetensors", "vla_rl.json",
     }  # fmt: skip
     assert OpenVLAOFT.from_pretrained(merged[0]).dtype == torch.float32
 
@@ -128,6 +131,80 @@ def test_export_load_export_gives_identical_files(merged: Any, tmp_path: Path) -
     assert json.loads((tmp_path / "again" / "config.json").read_text()) == json.loads(
         (merged[0] / "config.json").read_text()
     )
+
+
+def test_the_profile_of_a_training_is_that_of_its_exports(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "policy.profile=rlinf", with_replay=False)
+    export(run, out=tmp_path / "whole", verify=0)
+    assert OpenVLAOFT.from_pretrained(tmp_path / "whole").profile.name == "rlinf"
+    assert OpenVLAOFT.from_pretrained(tmp_path / "whole", profile="simplevla").profile.name == "simplevla"
+    tuned = make_run(tmp_path / "tuned", f"policy.checkpoint={tmp_path / 'whole'}", with_replay=False)
+    report = export(tuned, out=tmp_path / "adapter", kind="adapter", verify=2)
+    assert report.profile == "rlinf"
+    assert report.verification is not None and report.verification.logits_difference <= 1e-4
+    assert OpenVLAOFT.from_pretrained(tmp_path / "adapter").profile.name == "rlinf"
+    (tmp_path / "adapter" / "vla_rl.json").write_text(json.dumps({"profile": "simplevla"}))
+    assert OpenVLAOFT.from_pretrained(tmp_path / "adapter").profile.name == "simplevla"  # before its base's
+
+
+def test_a_profile_that_is_given_is_recorded(merged: Any, tmp_path: Path) -> None:
+    report = export(merged[0], out=tmp_path / "out", profile="rlinf", verify=1)
+    assert report.profile == OpenVLAOFT.from_pretrained(tmp_path / "out").profile.name == "rlinf"
+
+
+def test_a_checkpoint_directory_keeps_its_dtype_unless_another_is_asked_for(run: Path, tmp_path: Path) -> None:
+    export(run, out=tmp_path / "half", dtype="bfloat16", verify=0)
+    for name, dtype, expected in (("same", None, torch.bfloat16), ("wide", "float32", torch.float32)):
+        report = export(tmp_path / "half", out=tmp_path / name, dtype=dtype, verify=2)
+        assert report.verification is not None and report.verification.logits_difference == 0.0
+        tensors = load_file(tmp_path / name / "model.safetensors")
+        assert {tensor.dtype for tensor in tensors.values()} == {expected}
+        assert OpenVLAOFT.from_pretrained(tmp_path / name).dtype == expected
+
+
+def regression(folder: Path, source: Path) -> Path:
+    """A copy with the L1 head of another family, and without what weights do not need."""
+    shutil.copytree(source, folder)
+    for name in ("tokenizer.json", "dataset_statistics.json", "value_head.safetensors", "vla_rl.json"):
+        (folder / name).unlink()
+    head = L1ActionHead(width=64, chunk_size=8, action_dim=7)
+    torch.save({f"module.{name}": value for name, value in head.state_dict().items()}, folder / HEAD)
+    return folder
+
+
+def test_a_checkpoint_with_an_l1_head_goes_through_unchanged(merged: Any, tmp_path: Path) -> None:
+    source = regression(tmp_path / "l1", merged[0])
+    report = export(source, out=tmp_path / "out", verify=2)
+    assert report.profile == "oft_l1"
+    assert report.verification is not None and dict(report.verification.others_difference) == {"L1 actions": 0.0}
+    assert "L1 actions differ by at most 0" in str(report)
+    assert names(tmp_path / "out") == names(source) | {"vla_rl.json"}
+    loaded = [OpenVLAOFT.from_pretrained(folder) for folder in (source, tmp_path / "out")]
+    assert loaded[1].action_head is not None
+    for (name, one), (_, other) in zip(*(model.named_parameters() for model in loaded), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_an_adapter_alone_is_exported_merged(merged: Any, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", f"policy.checkpoint={merged[0]}", with_replay=False)
+    export(run, out=tmp_path / "adapter", kind="adapter", verify=0)
+    report = export(tmp_path / "adapter", out=tmp_path / "whole")
+    assert report.verification is not None and report.verification.logits_difference == 0.0
+    loaded = [OpenVLAOFT.from_pretrained(tmp_path / name) for name in ("adapter", "whole")]
+    for (name, one), (_, other) in zip(*(model.named_parameters() for model in loaded), strict=True):
+        assert torch.equal(one, other), name
+    assert len(load_file(tmp_path / "whole" / "model.safetensors")) == 139
+    with pytest.raises(UserError, match="there is no adapter: export it merged"):
+        export(tmp_path / "adapter", out=tmp_path / "again", kind="adapter")
+
+
+def test_a_network_that_sees_nothing_is_exported_with_a_warning(merged: Any, tmp_path: Path) -> None:
+    blind = tmp_path / "blind"
+    shutil.copytree(merged[0], blind)
+    tensors = load_file(blind / "model.safetensors")
+    tensors["projector.fc3.weight"].zero_()
+    save_file(tensors, blind / "model.safetensors")
+    assert "warning: the images do not matter" in str(export(blind, out=tmp_path / "out", verify=0))
 
 
 def test_another_dtype_rounds_the_merged_weights_once(merged: Any, run: Path, tmp_path: Path) -> None:
@@ -145,7 +222,7 @@ def test_an_adapter_on_a_checkpoint_directory_is_what_was_trained(merged: Any, t
     assert report.verification is not None
     assert (report.verification.origin, report.verification.observations) == ("random", 8)
     assert report.verification.logits_difference <= 1e-4
-    assert report.verification.value_difference <= 1e-4
+    assert report.verification.others_difference["values"] <= 1e-4
     assert {"adapter_config.json", "adapter_model.safetensors", "value_head.safetensors"} <= names(tmp_path / "adapter")
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"]) == (2, 4.0)

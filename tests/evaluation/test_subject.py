@@ -63,17 +63,29 @@ def test_other_weights_have_another_fingerprint(tmp_path):
     assert len(set(fingerprints)) == 4
 
 
-@pytest.mark.parametrize(
-    ("files", "complaint"),
-    [
-        ({}, "holds neither recipe.yaml"),
-        ({"adapter_config.json": json.dumps({"r": 32})}, "LoRA adapter without the weights"),
-    ],
-)
-def test_a_folder_that_is_no_policy_is_told_why(tmp_path, files, complaint):
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    with pytest.raises(CheckpointError, match=complaint):
+def test_an_adapter_alone_is_a_policy_whose_base_counts_too(tmp_path):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "../base"}))
+    (adapter / "adapter_model.safetensors").write_bytes(b"factors")
+    fingerprints = []
+    for weights in (b"one", b"two"):
+        shutil.rmtree(tmp_path / "base", ignore_errors=True)
+        directory(tmp_path / "base", weights)
+        subject = find_subject(str(adapter), profile="auto")
+        assert (subject.checkpoint, subject.recipe.policy.checkpoint) == (None, str(adapter))
+        fingerprints.append(subject.fingerprint)
+    assert len(set(fingerprints)) == 2
+
+
+def test_an_adapter_without_its_base_is_told_so(tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 32}))
+    with pytest.raises(ValueError, match="nothing says which weights it adapts"):
+        find_subject(str(tmp_path), profile="auto")
+
+
+def test_a_folder_that_is_no_policy_is_told_why(tmp_path):
+    with pytest.raises(CheckpointError, match="holds neither recipe"):
         find_subject(str(tmp_path), profile="auto")
 
 
@@ -88,9 +100,27 @@ def test_a_file_is_no_policy(trained):
         find_subject(str(trained / "recipe.yaml"), profile="auto")
 
 
-def test_nothing_is_downloaded_unasked(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(CheckpointError, match="`hf download nobody/nothing-of-this-name`"):
-        find_subject("nobody/nothing-of-this-name", profile="auto")
+def test_a_typed_hub_id_is_downloaded_without_code(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    def snapshot(name, *, local_files_only, allow_patterns):
+        assert (name, local_files_only) == ("somebody/model", False)
+        assert allow_patterns == ["*.json", "*.safetensors", "*.pt", "tokenizer.model"]
+        return str(directory(tmp_path / "snapshot"))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    subject = find_subject("somebody/model", profile="auto")
+    assert (subject.location, subject.recipe.policy.checkpoint) == ("somebody/model", str(tmp_path / "snapshot"))
+
+
+def test_a_hub_id_that_cannot_be_had_is_one_clear_error(monkeypatch):
+    import huggingface_hub
+
+    def unreachable(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    with pytest.raises(ValueError, match="`hf download nobody/nothing`"):
+        find_subject("nobody/nothing", profile="auto")
     with pytest.raises(CheckpointError, match="does not exist"):
         find_subject("runs/a/b/c", profile="auto")

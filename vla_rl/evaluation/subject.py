@@ -12,6 +12,9 @@ from typing import Any
 
 from vla_rl.learner import checkpoint_files
 from vla_rl.learner.checkpoint import FOLDER, CheckpointError, find_latest
+from vla_rl.policies.openvla_oft.adapters import CONFIG_FILE as ADAPTER_CONFIG
+from vla_rl.policies.openvla_oft.files import find_files
+from vla_rl.policies.openvla_oft.hub import checkpoint_directory
 from vla_rl.recipe import LiberoSection, Recipe, build_recipe, load_recipe
 from vla_rl.run.folder import RECIPE_FILE
 
@@ -20,7 +23,6 @@ UNKNOWN_TRAINING = "unknown"
 EVALUATIONS = "eval"  # folder of a run
 
 _RUNS = Path("runs")  # where the results of what is no run go
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _BLOCKS, _BLOCK_BYTES = 64, 1 << 16  # of a weights file, that its fingerprint is made of
 
 
@@ -43,12 +45,13 @@ class Subject:
 
 
 def find_subject(target: str, *, profile: str) -> Subject:
-    """Look up what is to be evaluated. Reads checksums, no weights.
+    """Look up what is to be evaluated or exported. Reads checksums, no weights.
 
     Args:
         target: the folder of a run (its newest whole checkpoint is taken) or of a checkpoint; a checkpoint directory
-            with `config.json` and safetensors, such as an export; the name of one on the Hugging Face hub that is in
-            the local cache; or `tiny`, the random model.
+            with `config.json` and safetensors, such as an export; the folder of a LoRA adapter, which names its base;
+            the name of either on the Hugging Face hub, from where it is downloaded unless the local cache has it; or
+            `tiny`, the random model.
         profile: of a checkpoint directory: what its files do not say.
 
     Raises:
@@ -56,14 +59,16 @@ def find_subject(target: str, *, profile: str) -> Subject:
     """
     if target == TINY:
         return _policy_alone(TINY, checkpoint=TINY, profile=profile, fingerprint=TINY)
-    path = Path(target).expanduser()
+    path = checkpoint_directory(target, download=True)
     if not path.exists():
-        path = _cached(target)
+        raise CheckpointError(
+            f"{target} does not exist: give the folder of a run, of a checkpoint, or exported weights"
+        )
     if path.parent.name == FOLDER and (path.parents[1] / RECIPE_FILE).is_file():
         return _trained(path, run_dir=path.parents[1], whole=False)
     if (path / RECIPE_FILE).is_file():
         return _trained(_newest(path), run_dir=path, whole=True)
-    if (path / "config.json").is_file():
+    if any((path / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
         return _policy_alone(target, checkpoint=str(path), profile=profile, fingerprint=_sampled_digest(path))
     raise CheckpointError(f"{target} is nothing that can be evaluated: {_what_it_is(path)}")
 
@@ -72,37 +77,10 @@ def _what_it_is(path: Path) -> str:
     """Why a path is refused, and what to give instead."""
     if path.is_file():
         return "it is a file. Give the folder of a run, of a checkpoint, or of exported weights"
-    if (path / "adapter_config.json").is_file():
-        return (
-            "it is a LoRA adapter without the weights that it adapts. Give the run that it comes from, or merge it "
-            "into a checkpoint directory first"
-        )
     return (
         f"it holds neither {RECIPE_FILE} (a run), nor is it below {FOLDER}/ of a run, nor is there a config.json "
-        "(a checkpoint directory)"
+        f"(a checkpoint directory) or an {ADAPTER_CONFIG} (a LoRA adapter)"
     )
-
-
-def _cached(target: str) -> Path:
-    """A hub id's snapshot in the local cache; nothing is downloaded.
-
-    Raises:
-        CheckpointError: it is not there, or the target is no hub id.
-    """
-    if not _HUB_ID.fullmatch(target) or Path(target).parent.exists():
-        raise CheckpointError(
-            f"{target} does not exist: give the folder of a run, of a checkpoint, or exported weights"
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(target, local_files_only=True))
-    except LocalEntryNotFoundError as error:
-        raise CheckpointError(
-            f"{target} does not exist here, and if it is the name of a model on the hub, it is not in the local cache. "
-            f"Nothing is downloaded unasked: run `hf download {target}` first, or give a folder"
-        ) from error
 
 
 def _newest(run_dir: Path) -> Path:
@@ -178,9 +156,18 @@ def _has_gpu() -> bool:
 
 
 def _sampled_digest(directory: Path) -> str:
-    """Of the small files, and of blocks spread over the large ones: gigabytes need not be read to tell two apart."""
+    """Of the small files, and of blocks spread over the large ones: gigabytes need not be read to tell two apart.
+
+    An adapter is told apart by its base too.
+
+    Raises:
+        ValueError: weights are missing, or an adapter's base.
+    """
+    files = find_files(directory)
+    folders = {files.home: None, files.directory: None}  # in this order, each once
+    kept = [path for folder in folders for path in sorted(folder.iterdir())]
     digest = hashlib.sha256()
-    for path in sorted(path for path in directory.iterdir() if path.suffix in {".json", ".safetensors", ".pt"}):
+    for path in (path for path in kept if path.suffix in {".json", ".safetensors", ".pt"}):
         digest.update(f"{path.name} {path.stat().st_size}".encode())
         for block in _blocks(path):
             digest.update(block)

@@ -24,6 +24,7 @@ from vla_rl.ipc.shared_arrays import Field
 from vla_rl.replay.layout import RingLayout
 from vla_rl.replay.ring import EpisodeWriter, ReplayRing
 
+REPLAY, RING_FILE = "replay", "ring.safetensors"  # folder of one rank in a training's checkpoint, and the file in it
 _DTYPE_NAMES = {"uint8": "U8", "int16": "I16", "int64": "I64", "float32": "F32", "bool": "BOOL"}
 _EPISODE_COLUMNS = ("env", "episode_id", "task_index", "length")
 

@@ -25,7 +25,7 @@ from vla_rl.learner.engine import Engine
 from vla_rl.learner.learner import Learner
 from vla_rl.replay.governor import Governor
 from vla_rl.replay.sampler import SegmentSampler
-from vla_rl.replay.store import load_ring, save_ring
+from vla_rl.replay.store import REPLAY, RING_FILE, load_ring, save_ring
 from vla_rl.reporting.metrics import Clocks
 from vla_rl.run import algorithm
 from vla_rl.run.assembly import make_cell, make_memory
@@ -37,7 +37,7 @@ from vla_rl.types import SegmentBatch
 RANKS_TIMEOUT_S = 1800.0  # one rank may wait that long for experience while the others wait for it
 UNLIMITED = 2**62  # decisions; during warm-up, and while nothing eligible is in the ring
 NOTHING = Progress(optimizer_steps=0, env_steps=0, decisions=0, episodes=0, policy_version=0, consumed=0)
-REPLAY, RING_FILE, SAMPLER_FILE = "replay", "ring.safetensors", "sampler.json"  # of one rank, in a checkpoint
+SAMPLER_FILE = "sampler.json"  # of one rank, in a checkpoint
 RANK_SEED_STRIDE = 1_000_003  # ranks draw from seeds this far apart
 
 

@@ -1,13 +1,14 @@
-"""Write a trained policy for other programs: a checkpoint in the public layout, or a LoRA adapter in peft's.
+"""Write a policy for other programs: a checkpoint in the public layout, or a LoRA adapter in peft's.
 
 In a checkpoint, adapters are added (in float32) to the weights that they adapt, and the trained action rows replace
 rows 31744..31999 of lm_head; tensors that the network never needed are taken from the source, so that the folder has
-every published name. An adapter folder holds what differs from its base. The critic goes beside either, in a file of
-its own: `value_head.safetensors`.
+every published name. An adapter folder holds what differs from its base. Two files go beside either that the public
+layout does not know: the critic, `value_head.safetensors`, and the profile, `vla_rl.json`.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,15 +17,26 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vla_rl.policies.action_tokens import FIRST_ACTION_ID, NUM_BINS
-from vla_rl.policies.lora import ADAPTER, checkpoint_name, is_adapter, merged_weight, write_adapter_config
+from vla_rl.policies.lora import (
+    ADAPTER,
+    LoraSettings,
+    checkpoint_name,
+    is_adapter,
+    merged_weight,
+    write_adapter_config,
+)
 from vla_rl.policies.openvla_oft.adapters import PREFIX, WEIGHTS_FILE
 from vla_rl.policies.openvla_oft.checkpoint import unused_tensors
-from vla_rl.policies.openvla_oft.export_files import appears_whole, write_json, write_metadata, write_statistics
+from vla_rl.policies.openvla_oft.export_files import appears_whole, write_metadata, write_record, write_statistics
 from vla_rl.policies.openvla_oft.files import INDEX_FILE, SINGLE_FILE, VALUE_HEAD_FILE, unused_shapes
+from vla_rl.policies.openvla_oft.json_files import write_json
+from vla_rl.policies.openvla_oft.model import OpenVLAOFT
 from vla_rl.policies.openvla_oft.policy import LM_HEAD, OpenVLAOFTPolicy
+from vla_rl.policies.openvla_oft.source import Source
 
 MAX_SHARD_BYTES = 5_000_000_000
 PROJECTOR_PREFIX = "proprio_projector."
+_IN_OTHER_FILES = (PROJECTOR_PREFIX, "action_head.")
 
 
 def export_checkpoint(
@@ -60,18 +72,33 @@ def write_checkpoint(
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """As `export_checkpoint`, into an empty directory. One shard at a time is in memory."""
-    tensors = _CheckpointTensors(policy, dtype)
-    shards = _split(tensors.sizes, max_shard_bytes)
-    weight_map: dict[str, str] = {}
-    for number, names in enumerate(shards, start=1):
-        file = SINGLE_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file({name: tensors[name] for name in names}, directory / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(names, file)
-    if len(shards) > 1:
-        total = sum(tensors.sizes.values())
-        write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    tensors = _trained_tensors(policy, dtype)
+    _write_shards(tensors, directory, max_shard_bytes)
     _write_components(policy, directory, step=step)
     write_metadata(policy.source, directory, dtype=tensors.dtype)
+
+
+def write_network(model: OpenVLAOFT, source: Source, directory: Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write a network as its source has it into an empty directory, its components as they are.
+
+    Args:
+        model: with its weights in place.
+        source: that they come from; an adapter is merged into the written shards.
+        directory: gets all files of the public layout, and the critic where the source has one.
+        dtype: of the shards; default: that of `model`.
+
+    Raises:
+        ValueError: the source lacks tensors that the network does not need.
+    """
+    tensors = _CheckpointTensors(model, source, dtype)
+    _write_shards(tensors, directory, MAX_SHARD_BYTES)
+    if source.files is None:
+        _write_projector(model, directory, step=0)
+    else:
+        files = (source.files.action_head, source.files.proprio_projector, source.files.value_head)
+        for path in (path for path in files if path is not None):
+            shutil.copyfile(path, directory / path.name)
+    write_metadata(source, directory, dtype=tensors.dtype)
 
 
 def write_adapter(policy: OpenVLAOFTPolicy, directory: Path, *, step: int, dtype: torch.dtype | None = None) -> None:
@@ -101,12 +128,13 @@ def write_adapter(policy: OpenVLAOFTPolicy, directory: Path, *, step: int, dtype
         if is_adapter(name)
     }
     if policy.action_rows is not None:
-        tensors[PREFIX + LM_HEAD] = _CheckpointTensors(policy, dtype)[LM_HEAD]
+        tensors[PREFIX + LM_HEAD] = _trained_tensors(policy, dtype)[LM_HEAD]
     save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
     whole = ["lm_head"] if policy.action_rows is not None else None
     write_adapter_config(policy.lora, directory, base=str(files.directory.resolve()), whole_modules=whole)
     _write_components(policy, directory, step=step)
     write_statistics(policy.source, directory)
+    write_record(policy.source, directory)
 
 
 def merged_tensors(policy: OpenVLAOFTPolicy, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -116,19 +144,27 @@ def merged_tensors(policy: OpenVLAOFTPolicy, dtype: torch.dtype | None = None) -
         policy: with its weights in place.
         dtype: default: that of the frozen weights; the projector of proprioception keeps its own.
     """
-    tensors = _CheckpointTensors(policy, dtype)
-    return {name: tensors[name] for name in tensors.sizes} | _projector(policy)
+    tensors = _trained_tensors(policy, dtype)
+    return {name: tensors[name] for name in tensors.sizes} | _projector(policy.model)
 
 
 class _CheckpointTensors:
     """The tensors of the shards, each made when it is asked for."""
 
-    def __init__(self, policy: OpenVLAOFTPolicy, dtype: torch.dtype | None) -> None:
-        self.dtype = dtype or policy.model.dtype
-        self._policy = policy
-        self._parameters = dict(policy.model.named_parameters())
-        self._unused = _unused(policy)
-        kept = [name for name in self._parameters if not is_adapter(name) and not name.startswith(PROJECTOR_PREFIX)]
+    def __init__(
+        self,
+        model: OpenVLAOFT,
+        source: Source,
+        dtype: torch.dtype | None,
+        *,
+        lora: LoraSettings | None = None,
+        action_rows: Tensor | None = None,
+    ) -> None:
+        self.dtype = dtype or model.dtype
+        self._lora, self._action_rows = lora, action_rows
+        self._parameters = dict(model.named_parameters())
+        self._unused = _unused(model, source)
+        kept = [name for name in self._parameters if not is_adapter(name) and not name.startswith(_IN_OTHER_FILES)]
         self._sources = {checkpoint_name(name): name for name in kept}
         counts = {name: self._parameters[source].numel() for name, source in self._sources.items()}
         counts |= {name: tensor.numel() for name, tensor in self._unused.items()}
@@ -139,40 +175,58 @@ class _CheckpointTensors:
         if name in self._unused:
             return self._unused[name].to(self.dtype).contiguous()
         merged = self._merged(self._sources[name]).to("cpu", self.dtype)
-        rows = self._policy.action_rows
-        if name == LM_HEAD and rows is not None:
+        if name == LM_HEAD and self._action_rows is not None:
             merged = merged.clone()
-            merged[FIRST_ACTION_ID : FIRST_ACTION_ID + NUM_BINS] = rows.to(merged)
+            merged[FIRST_ACTION_ID : FIRST_ACTION_ID + NUM_BINS] = self._action_rows.to(merged)
         return merged.contiguous()
 
     def _merged(self, source: str) -> Tensor:
-        weight, lora = self._parameters[source].detach(), self._policy.lora
+        weight = self._parameters[source].detach()
         layer, found, leaf = source.partition(".base_layer.")
         if not found or leaf != "weight":
             return weight
-        assert lora is not None
+        assert self._lora is not None
         lora_a, lora_b = (self._parameters[f"{layer}.{part}.{ADAPTER}.weight"] for part in ("lora_A", "lora_B"))
-        return merged_weight(weight.float(), lora_a, lora_b, scaling=lora.alpha / lora.rank)
+        return merged_weight(weight.float(), lora_a, lora_b, scaling=self._lora.alpha / self._lora.rank)
 
 
-def _unused(policy: OpenVLAOFTPolicy) -> dict[str, Tensor]:
-    if policy.source.files is not None:
-        return unused_tensors(policy.source.files, policy.model.config)
-    shapes = unused_shapes(policy.model.config)
-    return {name: torch.zeros(shape, dtype=policy.model.dtype) for name, shape in shapes.items()}
+def _trained_tensors(policy: OpenVLAOFTPolicy, dtype: torch.dtype | None) -> _CheckpointTensors:
+    return _CheckpointTensors(policy.model, policy.source, dtype, lora=policy.lora, action_rows=policy.action_rows)
 
 
-def _projector(policy: OpenVLAOFTPolicy) -> dict[str, Tensor]:
-    named = policy.model.named_parameters()
+def _unused(model: OpenVLAOFT, source: Source) -> dict[str, Tensor]:
+    if source.files is not None:
+        return unused_tensors(source.files, model.config)
+    return {name: torch.zeros(shape, dtype=model.dtype) for name, shape in unused_shapes(model.config).items()}
+
+
+def _projector(model: OpenVLAOFT) -> dict[str, Tensor]:
+    named = model.named_parameters()
     return {name: tensor.detach().cpu() for name, tensor in named if name.startswith(PROJECTOR_PREFIX)}
 
 
-def _write_components(policy: OpenVLAOFTPolicy, directory: Path, *, step: int) -> None:
-    projector = {name.removeprefix(PROJECTOR_PREFIX): tensor for name, tensor in _projector(policy).items()}
+def _write_projector(model: OpenVLAOFT, directory: Path, *, step: int) -> None:
+    projector = {name.removeprefix(PROJECTOR_PREFIX): tensor for name, tensor in _projector(model).items()}
     if projector:
         torch.save(projector, directory / f"proprio_projector--{step}_checkpoint.pt")
+
+
+def _write_components(policy: OpenVLAOFTPolicy, directory: Path, *, step: int) -> None:
+    _write_projector(policy.model, directory, step=step)
     critic = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.value_head.named_parameters()}
     save_file(critic, directory / VALUE_HEAD_FILE, metadata={"value_head": policy.training_choices.value_head})
+
+
+def _write_shards(tensors: _CheckpointTensors, directory: Path, max_shard_bytes: int) -> None:
+    shards = _split(tensors.sizes, max_shard_bytes)
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, start=1):
+        file = SINGLE_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file({name: tensors[name] for name in names}, directory / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        total = sum(tensors.sizes.values())
+        write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _split(sizes: dict[str, int], max_shard_bytes: int) -> list[list[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,6 +12,8 @@ from typing import Any
 import torch
 
 from vla_rl.policies.openvla_oft.config import config_to_json
+from vla_rl.policies.openvla_oft.files import RECORD_FILE
+from vla_rl.policies.openvla_oft.json_files import read_json, write_json
 from vla_rl.policies.openvla_oft.pixels import PixelNormalization
 from vla_rl.policies.openvla_oft.source import Source
 
@@ -57,10 +58,12 @@ def write_metadata(source: Source, directory: Path, *, dtype: torch.dtype) -> No
             if path.is_file() and not path.name.endswith(_WEIGHT_SUFFIXES):
                 shutil.copyfile(path, directory / path.name)
         write_statistics(source, directory)
+    write_record(source, directory)
     path = directory / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    if config.get("torch_dtype") != _DTYPE_NAMES[dtype]:
-        write_json(path, {**config, "torch_dtype": _DTYPE_NAMES[dtype]})
+    config = read_json(path)
+    key = "dtype" if "dtype" in config and "torch_dtype" not in config else "torch_dtype"  # new, or old transformers
+    if config.get(key) != _DTYPE_NAMES[dtype]:
+        write_json(path, {**config, key: _DTYPE_NAMES[dtype]})
 
 
 def write_statistics(source: Source, directory: Path) -> None:
@@ -69,9 +72,9 @@ def write_statistics(source: Source, directory: Path) -> None:
         shutil.copyfile(source.files.home / _STATISTICS_FILE, directory / _STATISTICS_FILE)
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Readable JSON."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def write_record(source: Source, directory: Path) -> None:
+    """Write down what no file of the public layout says, for `profile="auto"` to find."""
+    write_json(directory / RECORD_FILE, {"profile": source.profile.name})
 
 
 def _write_new_metadata(source: Source, directory: Path) -> None:
