@@ -57,7 +57,9 @@ def problems(text: str, *overrides: str) -> dict[str, Problem]:
 
 def test_the_shipped_recipes_are_found() -> None:
     names = {str(path.relative_to(ROOT / "recipes").with_suffix("")) for path in RECIPES}
-    assert {"quickstart", "toy", "libero_spatial_gipo"} <= names
+    paper = {f"libero_{s}_{loss}" for s in ("spatial", "object", "goal", "10") for loss in ("gipo", "ppo", "sapo")}
+    assert len(paper) == 12
+    assert {"quickstart", "toy", *paper} <= names
     assert set(list_recipes()) == names
 
 

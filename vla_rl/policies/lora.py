@@ -29,6 +29,17 @@ class LoraSettings:
     targets: tuple[str, ...] = LLAMA_LINEARS
 
     def __post_init__(self) -> None:
+        wrong = [
+            f"lora.{name} is {value}; allowed is {allowed}"
+            for name, value, allowed, fits in (
+                ("rank", self.rank, "1 or more", self.rank >= 1),
+                ("alpha", self.alpha, "more than 0", self.alpha > 0),
+                ("dropout", self.dropout, "at least 0 and below 1", 0 <= self.dropout < 1),
+            )
+            if not fits
+        ]
+        if wrong:
+            raise ValueError("; ".join(wrong))
         unknown = sorted(set(self.targets) - set(LLAMA_LINEARS))
         if unknown or not self.targets:
             raise ValueError(

@@ -140,7 +140,7 @@ class LoraSection(Section):
 
     rank: Positive = Field(32, description="of the adapters")
     alpha: PositiveFloat = Field(16.0, description="adapters are scaled by alpha / rank")
-    dropout: Fraction = Field(0.0, description="on the adapters' input")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="on the adapters' input")
     targets: list[str] = Field(
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         description="names of linear layers",
