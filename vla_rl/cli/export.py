@@ -10,7 +10,10 @@ import typer
 
 def export(
     checkpoint: Annotated[
-        str, typer.Argument(help="A run's folder, a checkpoint's, a checkpoint directory, or the tiny model: tiny.")
+        str,
+        typer.Argument(
+            help="A run's folder, a checkpoint's, a directory of weights or of an adapter, a hub id, or tiny."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="The new folder; nothing is written over.")],
     merge: Annotated[
