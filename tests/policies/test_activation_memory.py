@@ -40,14 +40,12 @@ def test_the_formula_is_what_autograd_keeps(build, make_inputs, tasks, monkeypat
     policy = build(image_size=112, dtype=dtype, tasks=tasks[:1], lora=LoraSettings(rank=2, targets=targets)).train()
     inputs = make_inputs(policy, [0, 0])
     num_tokens = 1 + 64 + 1 + int(policy.prompt_lengths[0]) - 1 + 56 + 1
-    layer = llama_layer_bytes(
-        WIDE, bytes_per_value=2 if dtype == "bfloat16" else 4, kept=targets, copies=dtype == "bfloat16"
-    )
+    layer = llama_layer_bytes(WIDE, bytes_per_value=2 if dtype == "bfloat16" else 4, kept=targets)
     assert kept_by_autograd(policy, inputs) == pytest.approx(2 * 4 * num_tokens * layer, rel=0.1)
 
 
 def test_the_7b_model_keeps_what_the_field_reports():
-    """OpenVLA-OFT's own notes come to 5.3 GB per sample of two images; by arithmetic 3.9 of them are activations."""
+    """OpenVLA-OFT's own notes come to 5.3 GB per sample of two images; here it takes 32 · 599 · (22 d + 8 m) bytes."""
 
     def bytes_of(**changes):
         defaults = {
@@ -56,6 +54,6 @@ def test_the_7b_model_keeps_what_the_field_reports():
         }  # fmt: skip
         return activation_memory(OFTConfig(), **{**defaults, **changes}).training
 
-    assert bytes_of() == pytest.approx(33 / 32 * 3.886e9, rel=0.01)
-    assert bytes_of(gradient_checkpointing=True) == pytest.approx(0.157e9 + 2 * 3.886e9 / 32, rel=0.02)
+    assert bytes_of() == pytest.approx(33 / 32 * 3.415e9, rel=0.01)
+    assert bytes_of(gradient_checkpointing=True) == pytest.approx(0.157e9 + 2 * 3.415e9 / 32, rel=0.02)
     assert bytes_of(train_backbone=True) > bytes_of()

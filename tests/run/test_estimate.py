@@ -48,7 +48,7 @@ def test_activations_follow_from_tokens_and_widths(paper):
     memory = paper[1]
     prompt = 31  # at most: ids of the longest prompt, BOS and the lone space included
     tokens = 1 + 256 + prompt - 1 + 56 + 1
-    per_layer = 28 * 4096 + 8 * 11008  # bytes per token in bfloat16
+    per_layer = 22 * 4096 + 8 * 11008  # bytes per token in bfloat16
     heads = 4 * 4 * 56 * (256 + 4096)
     assert memory.learner_activations == pytest.approx(12 * (33 * tokens * per_layer + heads), rel=0.03)
     assert memory.inference_activations == pytest.approx(16 * (2 * tokens * per_layer + heads), rel=0.03)

@@ -1,8 +1,11 @@
-"""Low-rank adapters (https://arxiv.org/abs/2106.09685) through peft. The only importer of peft.
+"""Low-rank adapters (https://arxiv.org/abs/2106.09685). The only importer of peft, whose files they are written to.
 
-Adapters are put into the module itself, without peft's outer wrapper: a targeted layer `q_proj` then holds
-`q_proj.base_layer.weight` (the checkpoint's tensor), `q_proj.lora_A.default.weight` and `q_proj.lora_B.default.weight`.
-`checkpoint_name` undoes the renaming.
+A targeted layer `q_proj` holds `q_proj.base_layer.weight` (the checkpoint's tensor), `q_proj.lora_A.default.weight` and
+`q_proj.lora_B.default.weight`: peft's names. `checkpoint_name` undoes the renaming.
+
+The arithmetic is peft's too, in fewer passes over memory. Per number of an adapted layer's input peft writes a float32
+copy and rounds it to bfloat16 again; per number of its output it writes B A x, the scaled B A x, and the sum. Here the
+input is read as it is, and `addmm` scales and adds while it multiplies.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vla_rl.policies.parameters import cast_parameters, named_generator, set_parameter
+from vla_rl.policies.parameters import META, named_generator, set_parameter
 
 ADAPTER = "default"
 LLAMA_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -48,22 +51,49 @@ class LoraSettings:
             )
 
 
+class ScaledSum(nn.Linear):
+    """B of an adapter: result + scaling · B x, in one pass."""
+
+    def __init__(self, rank: int, out_dim: int, *, scaling: float) -> None:
+        super().__init__(rank, out_dim, bias=False, dtype=torch.float32)
+        self.scaling = scaling
+
+    def forward(self, low: Tensor, result: Tensor) -> Tensor:  # type: ignore[override]
+        """(..., rank) and (..., out) to (..., out), in the dtype of `result`; without gradients in its memory."""
+        rows, weight = result.flatten(0, -2), self.weight.t().to(result.dtype)
+        # In place it would be one pass less in training too, but ZeRO-3 puts views between the layers there.
+        add = torch.addmm if torch.is_grad_enabled() else torch.Tensor.addmm_
+        return add(rows, low.flatten(0, -2), weight, alpha=self.scaling).view_as(result)
+
+
+class AdaptedLinear(nn.Module):
+    """W x + b + scaling · B A x.
+
+    The parts are called as modules, because ZeRO-3 gathers their weights at the call. Float32 adapters on bfloat16
+    weights compute in bfloat16 under autocast, as the layer does.
+    """
+
+    def __init__(self, base_layer: nn.Linear, settings: LoraSettings) -> None:
+        super().__init__()
+        rank, scaling = settings.rank, settings.alpha / settings.rank
+        self.base_layer = base_layer
+        self.dropout = nn.Dropout(settings.dropout)
+        self.lora_A = nn.ModuleDict({ADAPTER: nn.Linear(base_layer.in_features, rank, bias=False, dtype=torch.float32)})
+        self.lora_B = nn.ModuleDict({ADAPTER: ScaledSum(rank, base_layer.out_features, scaling=scaling)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        low = self.lora_A[ADAPTER](self.dropout(x))
+        return self.lora_B[ADAPTER](low, self.base_layer(x))  # type: ignore[no-any-return]
+
+
 def add_adapters(module: nn.Module, settings: LoraSettings) -> None:
     """Put adapters into the targeted linear layers of `module`, in float32 and on the meta device."""
-    from peft import LoraConfig, inject_adapter_in_model
-
-    config = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=list(settings.targets),
-        bias="none",
-        init_lora_weights=False,
-    )
-    inject_adapter_in_model(config, module, adapter_name=ADAPTER, low_cpu_mem_usage=True)
-    for name, child in module.named_modules():
-        if name.endswith((f"lora_A.{ADAPTER}", f"lora_B.{ADAPTER}")):
-            cast_parameters(child, torch.float32)
+    for owner in list(module.modules()):
+        for name, child in list(owner.named_children()):
+            if name in settings.targets and isinstance(child, nn.Linear):
+                with META:
+                    setattr(owner, name, AdaptedLinear(child, settings))
 
 
 def fill_adapters(module: nn.Module, *, seed: int, device: torch.device) -> None:

@@ -4,14 +4,14 @@ Letters: d width, m width of the MLP, b bytes of an activation (2 in bfloat16, 4
 Counted is what autograd keeps of a Llama layer per token; everything else of the network is small beside it.
 
     two norms, which compute in float32                             2 · 4 d
-    input of every adapted linear layer                             b · (3 d + d + 2 d + m) for all seven
+    distinct inputs of the adapted linear layers                    b · (d + d + d + m) for all seven
     query, key, value and output of the attention                   b · 4 d
     gate, its SiLU, and up                                          b · 3 m
 
-In bfloat16 and with adapters on all seven that is 28 d + 8 m bytes: 6.5 MB per token of the 7B model, 3.9 GB for the
-599 tokens of two images, 2.2 GB for the 342 of one. Autocast makes a copy of an input for every adapter; without it,
-layers that read the same share one (d for query, key and value together, d for gate and up). With checkpointing a layer
-keeps its input alone, b · d per token, and one layer at a time is as large as above. Frozen vision keeps nothing.
+In bfloat16 and with adapters on all seven that is 22 d + 8 m bytes: 5.7 MB per token of the 7B model, 3.4 GB for the
+599 tokens of two images, 1.9 GB for the 342 of one. Layers that read the same share it: query, key and value together,
+gate and up. With checkpointing a layer keeps its input alone, b · d per token, and one layer at a time is as large as
+above. Frozen vision keeps nothing.
 """
 
 from __future__ import annotations
@@ -59,8 +59,7 @@ def activation_memory(
     """
     dims = config.llama
     kept = LLAMA_LINEARS if train_backbone else adapted
-    copies = bytes_per_value < _FLOAT32 and not train_backbone
-    layer = num_tokens * llama_layer_bytes(dims, bytes_per_value=bytes_per_value, kept=kept, copies=copies)
+    layer = num_tokens * llama_layer_bytes(dims, bytes_per_value=bytes_per_value, kept=kept)
     heads = _HEAD_COPIES * _FLOAT32 * config.num_action_tokens * (NUM_BINS + dims.hidden_size)
     vision = _vision_bytes(config, num_images=num_images, bytes_per_value=bytes_per_value)
     if gradient_checkpointing:
@@ -76,17 +75,16 @@ def activation_memory(
     )
 
 
-def llama_layer_bytes(dims: LlamaDims, *, bytes_per_value: int, kept: Collection[str], copies: bool) -> int:
+def llama_layer_bytes(dims: LlamaDims, *, bytes_per_value: int, kept: Collection[str]) -> int:
     """What one layer keeps per token.
 
     Args:
         dims: of the language model.
         bytes_per_value: b.
         kept: linear layers whose input is kept.
-        copies: whether each of them keeps a copy of its own.
     """
     d, m = dims.hidden_size, dims.intermediate_size
-    inputs = set(kept) if copies else {_SAME_INPUT.get(name, name) for name in kept}
+    inputs = {_SAME_INPUT.get(name, name) for name in kept}
     widths = sum(m if name == "down_proj" else d for name in inputs)
     return 2 * _FLOAT32 * d + bytes_per_value * (widths + 4 * d + 3 * m)
 
