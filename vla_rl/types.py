@@ -14,7 +14,7 @@ Shape letters, used everywhere in the program:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -147,6 +147,8 @@ class PolicyInputs:
     frames: torch.Tensor  # (B, N, H, W, 3) uint8
     state: torch.Tensor  # (B, S) float32, raw units; the policy normalises
     task_index: torch.Tensor  # (B,) int64, index into the run's list of tasks
+    _: KW_ONLY
+    buckets: tuple[int, ...] | None = None  # distinct `Policy.bucket_of` of the rows; None: any of the run's may occur
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +167,10 @@ class Policy(Protocol):
 
     def __call__(self, inputs: PolicyInputs) -> PolicyOutput:
         """Logits and values of a batch. Gradients flow to the trainable parameters only."""
+        ...
+
+    def bucket_of(self, task_index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(B,) task indices to buckets: a batch of one bucket goes through a forward pass without padding."""
         ...
 
     def decode_tokens(self, tokens: TokenArray, task_index: NDArray[np.int64]) -> FloatArray:

@@ -33,6 +33,9 @@ class TablePolicy(nn.Module):
         values = inputs.state[:, 0] * self.value_scale
         return PolicyOutput(logits=self.bias.expand(len(values), -1, -1), values=values)
 
+    def bucket_of(self, task_index: np.ndarray) -> np.ndarray:
+        return np.zeros_like(task_index)
+
     def is_value_parameter(self, name: str) -> bool:
         return name == "value_scale"
 
@@ -156,6 +159,35 @@ def test_cutting_a_batch_into_micro_batches_changes_nothing() -> None:
         parts, metrics = updated(batch, micro_batch=8 // accumulation, accumulation=accumulation)
         assert fakes.largest_difference(fakes.weights(whole), fakes.weights(parts)) < 1e-6
         assert metrics == pytest.approx(whole_metrics, rel=1e-5, abs=1e-6)
+
+
+class BucketsOfTasks(fakes.FakePolicy):
+    """Every task is a bucket of its own; remembers what the forward passes were told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[tuple[int, ...]] = []
+
+    def bucket_of(self, task_index: np.ndarray) -> np.ndarray:
+        return 10 * task_index
+
+    def forward(self, inputs: PolicyInputs) -> PolicyOutput:
+        assert inputs.buckets == tuple(sorted({10 * task for task in inputs.task_index.tolist()}))
+        if torch.is_grad_enabled():
+            self.told.append(inputs.buckets)
+        return super().forward(inputs)
+
+
+@pytest.mark.parametrize("targets", [None, VtraceSettings(discount=0.9, lambda_=1.0, rho_bar=1.0, c_bar=1.0)])
+def test_rows_are_taken_bucket_by_bucket_and_the_update_is_the_same(targets) -> None:
+    batch = replace(fakes.make_batch(8), task_index=np.array([0, 1, 2, 0, 1, 2, 0, 1]))
+    torch.manual_seed(0)
+    bucketed, metrics = updated(batch, policy=BucketsOfTasks(), targets=targets, micro_batch=2, accumulation=4)
+    # Decisions 3 2 3 2 3 2 3 2: 8 of task 0, 7 of task 1, 5 of task 2, cut into four parts of 5.
+    assert bucketed.told == [(0,), (0, 10), (10,), (20,)]
+    plain, expected = updated(batch, targets=targets, micro_batch=2, accumulation=4)
+    assert fakes.largest_difference(fakes.weights(plain), fakes.weights(bucketed)) < 1e-6
+    assert metrics == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
 def test_padding_may_hold_anything() -> None:

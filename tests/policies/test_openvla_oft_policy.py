@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,9 @@ from vla_rl.policies.assign import assign_parameters
 from vla_rl.policies.lora import LoraSettings, checkpoint_name
 from vla_rl.policies.openvla_oft.self_test import Findings, self_test
 from vla_rl.types import ActionSpec, ObservationSpec, PolicyInputs
+
+
+EQUALLY_LONG = ("open the drawer", "push the plate")
 
 
 def rows(inputs, chosen):
@@ -39,15 +44,63 @@ def test_new_adapters_and_action_rows_leave_the_logits_of_the_base_model_alone(b
 @torch.no_grad()
 def test_a_right_padded_batch_gives_each_member_what_it_gets_alone(build, make_inputs, tasks):
     policy = build()
-    assert not policy.uniform_prompts
     inputs = make_inputs(policy, [0, 1, 2])
     together = policy(inputs)
     for task in range(3):
         alone = build(tasks=tasks[task : task + 1])
-        assert alone.uniform_prompts
         single = alone(PolicyInputs(inputs.frames[[task]], inputs.state[[task]], torch.tensor([0])))
         torch.testing.assert_close(together.logits[[task]], single.logits, atol=5e-5, rtol=0)
         torch.testing.assert_close(together.values[[task]], single.values, atol=5e-5, rtol=0)
+
+
+@pytest.fixture
+def masks(monkeypatch):
+    """Masks that Llama's layers hand to the attention kernel, one per call; the vision transformers' have none."""
+    handed, plain = [], torch.nn.functional.scaled_dot_product_attention
+
+    def record(query, key, value, attn_mask=None, **keywords):
+        handed.append(attn_mask)
+        assert not keywords.get("is_causal")
+        return plain(query, key, value, attn_mask=attn_mask, **keywords)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", record)
+    return handed
+
+
+@torch.no_grad()
+def test_a_batch_of_one_prompt_length_gives_attention_no_mask_and_the_same_outputs(build, make_inputs, masks):
+    policy = build(tasks=(*EQUALLY_LONG, "pick up the red mug"))
+    inputs = make_inputs(policy, [0, 0, 1])
+    buckets = policy.bucket_of(np.array([0, 1, 2])).tolist()
+    assert buckets[0] == buckets[1] < buckets[2]
+    padded = policy(inputs)
+    llama = len(policy.model.language_model.model.layers)
+    assert sum(mask is not None for mask in masks) == llama
+    masks.clear()
+    exact = policy(dataclasses.replace(inputs, buckets=(buckets[0],)))
+    assert len(masks) > llama and not any(mask is not None for mask in masks)
+    torch.testing.assert_close(exact.logits, padded.logits, atol=5e-5, rtol=0)
+    torch.testing.assert_close(exact.values, padded.values, atol=5e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_mixed_batch_is_as_wide_as_its_longest_prompt(build, make_inputs, tasks, masks):
+    policy = build(tasks=(*tasks, tasks[1] + " and close the drawer"))
+    inputs = make_inputs(policy, [0, 1])
+    widest = policy(inputs)
+    widths = {mask.shape[-1] for mask in masks if mask is not None}
+    masks.clear()
+    buckets = tuple(policy.bucket_of(np.array([0, 1])).tolist())
+    narrow = policy(dataclasses.replace(inputs, buckets=buckets))
+    extra = int(policy.prompt_lengths.max()) - buckets[1]
+    assert extra > 0 and widths == {mask.shape[-1] + extra for mask in masks if mask is not None}
+    torch.testing.assert_close(narrow.logits, widest.logits, atol=5e-5, rtol=0)
+
+
+def test_one_prompt_length_in_the_whole_run_needs_no_mask_without_being_asked(build, make_inputs, masks):
+    policy = build(tasks=EQUALLY_LONG)
+    policy(make_inputs(policy, [0, 1])).logits.square().mean().backward()
+    assert masks and not any(mask is not None for mask in masks)
 
 
 @torch.no_grad()

@@ -29,6 +29,11 @@ class Rows:
     def __len__(self) -> int:
         return len(self.segment)
 
+    def sorted_by(self, keys: Index) -> Rows:
+        """The same rows in ascending order of their keys, (R,); rows of one key keep their order."""
+        order = np.argsort(keys, kind="stable")
+        return Rows(self.segment[order], self.time[order])
+
     def parts(self, count: int) -> Iterator[tuple[Rows, slice]]:
         """Cut into exactly `count` consecutive parts of nearly equal size; some are empty if there are fewer rows."""
         bounds = np.linspace(0, len(self), count + 1).round().astype(int)
@@ -47,12 +52,13 @@ def observation_rows(batch: SegmentBatch) -> Rows:
     return Rows(*np.nonzero(np.arange(batch.mask.shape[1] + 1) <= lengths))
 
 
-def policy_inputs(batch: SegmentBatch, rows: Rows, device: torch.device) -> PolicyInputs:
-    """What the policy looks at in those rows, on its device."""
+def policy_inputs(batch: SegmentBatch, rows: Rows, device: torch.device, *, buckets: Index) -> PolicyInputs:
+    """What the policy looks at in those rows, (R,) buckets included, on its device."""
     return PolicyInputs(
         frames=torch.from_numpy(batch.frames[rows.segment, rows.time]).to(device),
         state=torch.from_numpy(batch.state[rows.segment, rows.time]).to(device),
         task_index=torch.from_numpy(batch.task_index[rows.segment]).to(device),
+        buckets=tuple(np.unique(buckets).tolist()),
     )
 
 

@@ -48,12 +48,14 @@ class TensorForward(nn.Module):
         self.policy = policy
         self._bf16 = precision == "bf16"
 
-    def forward(self, frames: Tensor, state: Tensor, task_index: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, N, H, W, 3), (B, S), (B,) to logits (B, A, V) and values (B,), float32."""
+    def forward(
+        self, frames: Tensor, state: Tensor, task_index: Tensor, buckets: tuple[int, ...] | None
+    ) -> tuple[Tensor, Tensor]:
+        """(B, N, H, W, 3), (B, S), (B,) and their buckets to logits (B, A, V) and values (B,), float32."""
         with torch.autocast(state.device.type, dtype=torch.bfloat16, enabled=self._bf16):
             # Not `self.policy(...)`: ZeRO-3 hangs hooks on the call of every module and cannot look into records. See
             # `strategies.gather_with_wrapper` for the parameters that the policy itself holds.
-            output = self.policy.forward(PolicyInputs(frames=frames, state=state, task_index=task_index))
+            output = self.policy.forward(PolicyInputs(frames, state, task_index, buckets=buckets))
         return output.logits.float(), output.values.float()
 
 
@@ -110,7 +112,7 @@ class Engine:
 
     def forward(self, inputs: PolicyInputs) -> PolicyOutput:
         """Logits and values through whatever wraps the policy."""
-        logits, values = self._strategy.module(inputs.frames, inputs.state, inputs.task_index)
+        logits, values = self._strategy.module(inputs.frames, inputs.state, inputs.task_index, inputs.buckets)
         return PolicyOutput(logits=logits, values=values)
 
     def update(self, micro_losses: Sequence[Callable[[], Tensor]]) -> UpdateResult:

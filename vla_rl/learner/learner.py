@@ -70,6 +70,7 @@ class Learner:
     ) -> None:
         self._engine = engine
         self._policy = engine.policy
+        self._bucket_of = cast(Policy, engine.policy).bucket_of
         action_spec = cast(Policy, engine.policy).action_spec
         self._action_dim = action_spec.action_dim
         self._distribution = distribution_of(action_spec.num_bins)
@@ -133,7 +134,7 @@ class Learner:
     def _evaluate(self, batch: SegmentBatch, parts: int) -> tuple[Tensor, Tensor]:
         """Values (B, T + 1) and, for V-trace, joint log-ratios (B, T); zeros in padding."""
         num_segments, length = batch.mask.shape
-        rows = observation_rows(batch)
+        rows = self._in_buckets(batch, observation_rows(batch))
         values = torch.zeros(len(rows))
         joint_log_ratio = torch.zeros(num_segments, length)
         self._policy.eval()
@@ -156,7 +157,7 @@ class Learner:
         grid[torch.from_numpy(decisions.segment), torch.from_numpy(decisions.time)] = log_ratio.sum(dim=1)
 
     def _prepare(self, batch: SegmentBatch, values: Tensor, value_targets: Tensor, advantages: Tensor) -> Prepared:
-        rows = decision_rows(batch)
+        rows = self._in_buckets(batch, decision_rows(batch))
         place = (torch.from_numpy(rows.segment), torch.from_numpy(rows.time))
         run = token_mask(batch, rows, action_dim=self._action_dim)
         counts, advantages = self._normalize(advantages[place], run)
@@ -223,10 +224,15 @@ class Learner:
         sums.append(part)
         return share_of_loss(part, prepared.counts, self._loss)
 
+    def _in_buckets(self, batch: SegmentBatch, rows: Rows) -> Rows:
+        """In the order of their buckets, so that few micro-batches hold more than one and are padded."""
+        return rows.sorted_by(self._bucket_of(batch.task_index[rows.segment]))
+
     def _forward(self, batch: SegmentBatch, rows: Rows) -> PolicyOutput:
         """Output of the rows. Without a row one is run for nothing: other ranks may wait inside the forward pass."""
         some = rows if len(rows) else Rows(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))
-        output = self._engine.forward(policy_inputs(batch, some, self._engine.device))
+        buckets = self._bucket_of(batch.task_index[some.segment])
+        output = self._engine.forward(policy_inputs(batch, some, self._engine.device, buckets=buckets))
         return PolicyOutput(logits=output.logits[: len(rows)], values=output.values[: len(rows)])
 
     def _metrics(

@@ -38,6 +38,10 @@ class MLPPolicy(nn.Module):
         shape = (-1, self.action_spec.num_tokens, self.action_spec.num_outputs)
         return PolicyOutput(logits=logits.reshape(shape).float(), values=values.squeeze(-1).float())
 
+    def bucket_of(self, task_index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Nothing is ever padded: one bucket."""
+        return np.zeros_like(task_index)
+
     def decode_tokens(self, tokens: TokenArray, task_index: NDArray[np.int64]) -> FloatArray:  # noqa: ARG002
         """(B, A) tokens to (B, K, D) actions in [-1, 1]; every task has the same scale."""
         spec = self.action_spec

@@ -113,7 +113,8 @@ class InferenceServer:
             return torch.from_numpy(array[index]).to(self._device, non_blocking=True)
 
         slots = self._slots
-        return PolicyInputs(frames=take(slots.frames), state=take(slots.state), task_index=take(slots.task_index))
+        buckets = tuple(np.unique(self._policy.bucket_of(slots.task_index[index])).tolist())
+        return PolicyInputs(take(slots.frames), take(slots.state), take(slots.task_index), buckets=buckets)
 
     def _scatter(
         self,

@@ -78,7 +78,8 @@ class OpenVLAOFTPolicy(nn.Module):
         self.lora = training.lora
         self.training_choices = training
         self.gradient_checkpointing = gradient_checkpointing
-        self.uniform_prompts = prompts.is_uniform
+        self._task_buckets = prompts.lengths
+        self._buckets = prompts.distinct_lengths
         self.model = model
         if training.lora is not None:
             add_adapters(model.language_model, training.lora)
@@ -94,10 +95,10 @@ class OpenVLAOFTPolicy(nn.Module):
     def forward(self, inputs: PolicyInputs) -> PolicyOutput:
         """Logits (B, A, 256) and values (B,), both float32."""
         self._check_frames(inputs.frames)
-        lengths = None if self.uniform_prompts else self.prompt_lengths[inputs.task_index]
+        prompts, lengths = self._prompts(inputs)
         hidden = self.model.read_out(
             normalize_pixels(inputs.frames, self.pixel_mean, self.pixel_std),
-            self.prompt_ids[inputs.task_index],
+            prompts,
             lengths,
             self._normalized_proprio(inputs.state) if self.model.proprio_projector is not None else None,
         )
@@ -105,6 +106,10 @@ class OpenVLAOFTPolicy(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             values: Tensor = self.value_head((hidden.detach() if self.detach_value else hidden).float())
         return PolicyOutput(logits=logits, values=values)
+
+    def bucket_of(self, task_index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(B,) tokens of the tasks' prompts."""
+        return self._task_buckets[task_index]
 
     def decode_tokens(self, tokens: TokenArray, task_index: NDArray[np.int64]) -> FloatArray:  # noqa: ARG002
         """(B, A) tokens to (B, K, D) LIBERO commands; all tasks of a run share their suite's statistics."""
@@ -160,6 +165,15 @@ class OpenVLAOFTPolicy(nn.Module):
             parameter.requires_grad_(is_adapter(name) or is_backbone)
         if projector is not None and training.train_proprio_projector:
             projector.requires_grad_(True)
+
+    def _prompts(self, inputs: PolicyInputs) -> tuple[Tensor, Tensor | None]:
+        """Prompts (B, L), L the longest that may occur, and their lengths (B,); None where all have that length.
+
+        What the device holds is not asked for: that would wait for it.
+        """
+        buckets = inputs.buckets or self._buckets
+        lengths = None if len(buckets) == 1 else self.prompt_lengths[inputs.task_index]
+        return self.prompt_ids[inputs.task_index, : max(buckets)], lengths
 
     def _normalized_proprio(self, state: Tensor) -> Tensor:
         """See `action_tokens.normalize_proprio`."""

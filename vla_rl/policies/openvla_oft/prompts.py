@@ -22,9 +22,9 @@ class PromptTable:
     lengths: NDArray[np.int64]  # (tasks,)
 
     @property
-    def is_uniform(self) -> bool:
-        """Whether no row is padded; attention then needs no mask."""
-        return bool((self.lengths == self.ids.shape[1]).all())
+    def distinct_lengths(self) -> tuple[int, ...]:
+        """Ascending. Where there is one, no row is padded and attention needs no mask."""
+        return tuple(np.unique(self.lengths).tolist())
 
 
 def prompt_text(task: str) -> str:
