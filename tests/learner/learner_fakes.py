@@ -35,6 +35,19 @@ class FakePolicy(MLPPolicy):
         return PolicyOutput(logits=output.logits + self.frozen * self.scale, values=output.values)
 
 
+class SmallMemoryPolicy(FakePolicy):
+    """Runs out of memory where more than `limit` rows need gradients."""
+
+    def __init__(self, *, limit: int) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def forward(self, inputs: PolicyInputs) -> PolicyOutput:
+        if torch.is_grad_enabled() and len(inputs.state) > self.limit:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return super().forward(inputs)
+
+
 def make_policy(seed: int = 0) -> FakePolicy:
     torch.manual_seed(seed)
     return FakePolicy()

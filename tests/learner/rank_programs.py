@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
 import time
 from dataclasses import replace
@@ -123,6 +124,20 @@ def control_plane(*, run_dir: str) -> dict[str, Any]:
     info = save(engine, Path(run_dir))
     results["parts"] = [(info.rank_folder(rank, "replay") / "part.txt").read_text() for rank in range(2)]
     return results
+
+
+def out_of_memory(*, limit: int) -> dict[str, Any]:
+    """Three updates in which rank 1 alone has too little memory; the ranks begin with different weights."""
+    rank = int(os.environ["RANK"])
+    torch.manual_seed(rank)
+    policy = fakes.SmallMemoryPolicy(limit=limit) if rank == 1 else fakes.FakePolicy()
+    engine = fakes.make_engine(policy, strategy="ddp")
+    learner = fakes.make_learner(engine, micro_batch=UNION // 2, accumulation=1)
+    try:
+        metrics = [learner.update(share(engine, index), policy_version=20 + index) for index in range(3)]
+    except torch.cuda.OutOfMemoryError as error:
+        return {"error": str(error)}
+    return {"trained": described(engine), "metrics": metrics, "micro_batches": learner._num_micro_batches}
 
 
 def silent_partner(*, timeout_s: float) -> str:

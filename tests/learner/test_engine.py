@@ -49,7 +49,7 @@ def test_policy_and_value_have_learning_rates_of_their_own() -> None:
         return output.logits.square().mean() + output.values.square().mean()
 
     before = fakes.weights(engine.policy)
-    result = engine.update([loss])
+    result = engine.step(engine.accumulate([loss]))
     after = fakes.weights(engine.policy)
     assert result.learning_rates == {"policy": 0.005, "value": 0.03}
     # Adam's first step moves every element by the learning rate, where weight decay adds nothing (zero elements).
@@ -61,15 +61,15 @@ def test_policy_and_value_have_learning_rates_of_their_own() -> None:
 def test_the_reported_gradient_norm_is_the_one_before_clipping() -> None:
     policy = fakes.make_policy()
     engine = fakes.make_engine(policy, max_grad_norm=1e-3)
-    result = engine.update([lambda: 3.0 * policy.scale.sum()])
+    result = engine.step(engine.accumulate([lambda: 3.0 * policy.scale.sum()]))
     assert result.grad_norm == pytest.approx(3.0 * math.sqrt(5))
 
 
 def test_micro_batches_add_up_and_step_once() -> None:
     first, second = fakes.make_policy(), fakes.make_policy()
     engine_first, engine_second = fakes.make_engine(first), fakes.make_engine(second)
-    engine_first.update([lambda: first.scale.sum(), lambda: first.scale.square().sum()])
-    engine_second.update([lambda: second.scale.sum() + second.scale.square().sum()])
+    engine_first.step(engine_first.accumulate([lambda: first.scale.sum(), lambda: first.scale.square().sum()]))
+    engine_second.step(engine_second.accumulate([lambda: second.scale.sum() + second.scale.square().sum()]))
     assert engine_first.optimizer_steps == engine_second.optimizer_steps == 1
     steps = {int(entry["step"]) for entry in engine_first.optimizer_state().values()}
     assert steps == {1}
@@ -79,7 +79,7 @@ def test_micro_batches_add_up_and_step_once() -> None:
 def test_an_infinite_loss_with_a_finite_gradient_is_skipped_too() -> None:
     policy = fakes.make_policy()
     engine = fakes.make_engine(policy)
-    result = engine.update([lambda: policy.scale.sum() + math.inf])
+    result = engine.step(engine.accumulate([lambda: policy.scale.sum() + math.inf]))
     assert not result.applied
     assert engine.optimizer_steps == 0
     assert engine.optimizer_state() == {}

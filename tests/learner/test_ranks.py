@@ -107,6 +107,24 @@ def test_collectives_agree_and_a_rank_that_cannot_write_fails_the_save_on_all(tm
     assert "No space left on device" in second["error"]
 
 
+def test_a_rank_that_runs_out_of_memory_has_all_cut_smaller_and_the_update_is_the_same(
+    tmp_path: Path, one_rank: dict[str, Any]
+) -> None:
+    results = run_ranks("out_of_memory", tmp_path, num_ranks=2, limit=3)
+    assert [result["micro_batches"] for result in results] == [4, 4]  # 10 decisions each: 10, 5 and at last 3 at a time
+    assert results[0]["trained"]["weights"] == results[1]["trained"]["weights"]
+    difference = largest_difference(results[0]["trained"]["weights"], one_rank["trained"]["weights"])
+    assert difference < UNION_TOLERANCE
+    for metrics, expected in zip(results[0]["metrics"], one_rank["metrics"], strict=True):
+        assert metrics == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
+def test_a_rank_that_cannot_hold_one_decision_ends_all_with_advice(tmp_path: Path) -> None:
+    first, second = run_ranks("out_of_memory", tmp_path, num_ranks=2, limit=0)
+    assert first["error"].startswith("another rank ran out of memory. One decision at a time")
+    assert second["error"].startswith("CUDA out of memory. One decision at a time")
+
+
 def test_a_rank_that_is_gone_becomes_an_error_within_the_timeout(tmp_path: Path) -> None:
     first, second = run_ranks("silent_partner", tmp_path, num_ranks=2, timeout_s=2.0, deadline_s=120.0)
     assert first.startswith("RuntimeError")

@@ -341,21 +341,10 @@ def test_an_update_that_is_not_finite_is_skipped_counted_and_in_the_end_fatal(fi
         learner.update(bad, policy_version=20)
 
 
-class SmallMemoryPolicy(fakes.FakePolicy):
-    """Runs out of memory where more than `limit` rows need gradients."""
-
-    limit = 3
-
-    def forward(self, inputs: PolicyInputs) -> PolicyOutput:
-        if torch.is_grad_enabled() and len(inputs.state) > self.limit:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return super().forward(inputs)
-
-
 def test_out_of_memory_cuts_the_batch_smaller_and_the_update_is_the_same(caplog: pytest.LogCaptureFixture) -> None:
     batch = fakes.make_batch(8)
     torch.manual_seed(0)
-    small = SmallMemoryPolicy()
+    small = fakes.SmallMemoryPolicy(limit=3)
     engine = fakes.make_engine(small)
     learner = fakes.make_learner(engine, micro_batch=8, accumulation=1)
     with caplog.at_level(logging.WARNING):
@@ -390,11 +379,19 @@ def test_gradients_from_before_running_out_of_memory_are_forgotten() -> None:
 
 
 def test_out_of_memory_with_one_decision_at_a_time_ends_the_run_with_advice() -> None:
-    policy = SmallMemoryPolicy()
-    policy.limit = 0
+    with pytest.raises(
+        torch.cuda.OutOfMemoryError, match=r"CUDA out of memory\. .*policy\.gradient_checkpointing=true"
+    ):
+        updated(fakes.make_batch(), policy=fakes.SmallMemoryPolicy(limit=0))
+
+
+def test_out_of_memory_under_deepspeed_ends_the_run_with_advice() -> None:
+    """Its ranks meet inside the backward pass of a micro-batch. Not run under it: the engine's flag is what counts."""
+    engine = fakes.make_engine(fakes.SmallMemoryPolicy(limit=3))
+    engine.can_retry = False
     with pytest.raises(torch.cuda.OutOfMemoryError) as caught:
-        updated(fakes.make_batch(), policy=policy)
-    assert any("learner.micro_batch" in note for note in caught.value.__notes__)
+        fakes.make_learner(engine, micro_batch=4, accumulation=1).update(fakes.make_batch(), policy_version=20)
+    assert any("lower learner.micro_batch" in note and "strategy=ddp" in note for note in caught.value.__notes__)
 
 
 def test_more_micro_batches_than_decisions_still_update_once() -> None:

@@ -9,7 +9,6 @@ from vla_rl.policies.lora import LoraSettings, checkpoint_name
 from vla_rl.policies.openvla_oft.self_test import Findings, self_test
 from vla_rl.types import ActionSpec, ObservationSpec, PolicyInputs
 
-
 EQUALLY_LONG = ("open the drawer", "push the plate")
 
 

@@ -28,7 +28,7 @@ class NonFiniteUpdateError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class UpdateResult:
-    """What one call of `Engine.update` came to; the same on every rank but for `loss`."""
+    """What one call of `Engine.step` came to; the same on every rank but for `loss`."""
 
     applied: bool  # whether the parameters changed
     loss: float  # this rank's share of the loss: the sum over its micro-batches
@@ -37,7 +37,7 @@ class UpdateResult:
 
 
 class TensorForward(nn.Module):
-    """The policy as DDP and DeepSpeed want it: tensors in, a tuple of tensors out.
+    """The policy as DeepSpeed wants it: tensors in, a tuple of tensors out.
 
     Autocast stands here, inside what is wrapped, because each engine would otherwise bring its own: parameters stay
     fp32 (frozen ones in whatever they were loaded), arithmetic runs in bf16, logits and values leave as fp32.
@@ -108,15 +108,15 @@ class Engine:
             timeout_s=collective_timeout_s,
         )
         self.collectives = Collectives(timeout_s=collective_timeout_s)
-        self.can_retry = strategy != "deepspeed" and self.collectives.num_ranks == 1  # begin an update again
+        self.can_retry = strategy != "deepspeed"  # whether `accumulate` waits for no other rank, so may be begun again
 
     def forward(self, inputs: PolicyInputs) -> PolicyOutput:
         """Logits and values through whatever wraps the policy."""
         logits, values = self._strategy.module(inputs.frames, inputs.state, inputs.task_index, inputs.buckets)
         return PolicyOutput(logits=logits, values=values)
 
-    def update(self, micro_losses: Sequence[Callable[[], Tensor]]) -> UpdateResult:
-        """Exactly one parameter update. This function alone decides who scales and who steps.
+    def accumulate(self, micro_losses: Sequence[Callable[[], Tensor]]) -> float:
+        """The gradients of one update; returns this rank's share of the loss. This function alone decides who scales.
 
         Every callable runs the forward pass of one micro-batch and returns its *local sum over a global count*: terms
         summed over the micro-batch's own elements, divided by the number of elements of all micro-batches of all ranks.
@@ -126,11 +126,7 @@ class Engine:
 
         A loss that is not finite is multiplied by nan before its backward pass. Its gradients, reduced over the ranks,
         then tell every rank the same in every strategy: the norm is not finite, nobody steps.
-
-        Raises:
-            NonFiniteUpdateError: `max_skipped_updates` updates in a row were skipped.
         """
-        rates = schedule(self._strategy.optimizer, self.settings, self.optimizer_steps)
         total = 0.0
         for index, micro_loss in enumerate(micro_losses):
             with self._strategy.micro_batch(last=index == len(micro_losses) - 1):
@@ -139,12 +135,24 @@ class Engine:
                 total += value
                 scale = self.collectives.num_ranks if math.isfinite(value) else math.nan
                 self._strategy.backward(loss * scale)
+        return total
+
+    def step(self, loss: float) -> UpdateResult:
+        """Exactly one parameter update from what all ranks have accumulated.
+
+        Args:
+            loss: what `accumulate` returned.
+
+        Raises:
+            NonFiniteUpdateError: `max_skipped_updates` updates in a row were skipped.
+        """
+        rates = schedule(self._strategy.optimizer, self.settings, self.optimizer_steps)
         outcome = self._strategy.step(self.settings.max_grad_norm)
-        self._count(outcome.applied, loss=total, grad_norm=outcome.grad_norm)
-        return UpdateResult(outcome.applied, total, outcome.grad_norm, rates)
+        self._count(outcome.applied, loss=loss, grad_norm=outcome.grad_norm)
+        return UpdateResult(outcome.applied, loss, outcome.grad_norm, rates)
 
     def discard_gradients(self) -> None:
-        """Forget the micro-batches since the last update, to begin it again."""
+        """Forget what was accumulated since the last step, to begin again."""
         self._strategy.discard_gradients()
 
     def trainable_state(self) -> dict[str, Tensor]:

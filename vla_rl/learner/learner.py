@@ -114,7 +114,8 @@ class Learner:
         # 3. Global counts, and advantages normalised over the decisions of all ranks.
         prepared = self._prepare(batch, values[:, :-1], value_targets, advantages)
         # 4. Micro-batches: surrogate + value + entropy + KL, sums over global counts. 5. Clip, step, schedule.
-        sums, result = self._with_memory(lambda parts: self._step(batch, prepared, parts, measure), batch)
+        sums, loss = self._with_memory(lambda parts: self._accumulate(batch, prepared, parts, measure), batch)
+        result = self._engine.step(loss)
         # 6. Diagnostics of the whole batch, under the weights that the gradient was taken at.
         return self._metrics(batch, prepared, sums, result, policy_version) if measure else {}
 
@@ -190,16 +191,16 @@ class Learner:
         moments = torch.tensor([union["total"], union["square"], union["decisions"]], dtype=torch.float64)
         return counts, normalize_advantages(advantages, every, moments=moments)
 
-    def _step(
+    def _accumulate(
         self, batch: SegmentBatch, prepared: Prepared, parts: int, measure: bool
-    ) -> tuple[list[Sums], UpdateResult]:
+    ) -> tuple[list[Sums], float]:
         sums: list[Sums] = []
         self._policy.train()
         losses = [
             functools.partial(self._micro_loss, batch, prepared, micro_batch, sums, measure)
             for micro_batch in _cut(prepared.rows, parts)
         ]
-        return sums, self._engine.update(losses)
+        return sums, self._engine.accumulate(losses)
 
     def _micro_loss(
         self, batch: SegmentBatch, prepared: Prepared, micro_batch: MicroBatch, sums: list[Sums], measure: bool
@@ -262,29 +263,49 @@ class Learner:
         return metrics | {"learner/grad_norm": result.grad_norm}
 
     def _with_memory(self, work: Callable[[int], Result], batch: SegmentBatch) -> Result:
-        """`work(micro-batches)`; where a device runs out of memory, again with twice as many, for the rest of the run.
+        """`work(micro-batches)`; where a rank runs out of memory, all begin again with twice as many from then on.
 
         Raises:
-            torch.cuda.OutOfMemoryError: one decision at a time is still too much, or other ranks wait for this one.
+            torch.cuda.OutOfMemoryError: one decision at a time is still too much, or the ranks meet inside `work`.
         """
         while True:
-            try:
-                return work(self._num_micro_batches)
-            except torch.cuda.OutOfMemoryError as error:
-                if not self._engine.can_retry or self._num_micro_batches >= batch.mask.sum():
-                    error.add_note(
-                        f"{self._num_micro_batches} micro-batches were not enough: lower learner.micro_batch and raise "
-                        "learner.accumulation by the same factor"
-                    )
-                    raise
-            self._engine.discard_gradients()
-            torch.cuda.empty_cache()
-            self._num_micro_batches *= 2
-            logger.warning(
-                "out of memory: the batch is cut into %d micro-batches from now on; set learner.accumulation to that "
-                "and learner.micro_batch accordingly to avoid the first failure",
-                self._num_micro_batches,
-            )
+            result, shortage = self._attempt(work)
+            short = shortage is not None
+            hopeless = short and self._num_micro_batches >= batch.mask.sum()
+            union = self._engine.collectives.sum_over_ranks({"short": float(short), "hopeless": float(hopeless)})
+            if result is not None and not union["short"]:
+                return result
+            if union["hopeless"]:
+                raise torch.cuda.OutOfMemoryError(
+                    f"{shortage or 'another rank ran out of memory'}. One decision at a time is still too much: free "
+                    "the device, or set policy.gradient_checkpointing=true, policy.dtype=bfloat16 and "
+                    "learner.precision=bf16"
+                )
+            self._halve_micro_batches()
+
+    def _attempt(self, work: Callable[[int], Result]) -> tuple[Result | None, str | None]:
+        """The result, or what the error said. The error itself would keep all activations in its traceback."""
+        try:
+            return work(self._num_micro_batches), None
+        except torch.cuda.OutOfMemoryError as error:
+            if not self._engine.can_retry:
+                error.add_note(
+                    f"DeepSpeed's ranks wait for each other in every micro-batch, so {self._num_micro_batches} stay "
+                    "what they are: lower learner.micro_batch and raise learner.accumulation by the same factor, or "
+                    "use learner.strategy=ddp, which then makes micro-batches smaller by itself"
+                )
+                raise
+            return None, str(error)
+
+    def _halve_micro_batches(self) -> None:
+        self._engine.discard_gradients()
+        torch.cuda.empty_cache()
+        self._num_micro_batches *= 2
+        logger.warning(
+            "out of memory: the batch is cut into %d micro-batches from now on; set learner.accumulation to that and "
+            "learner.micro_batch accordingly to avoid the first failure",
+            self._num_micro_batches,
+        )
 
 
 def _cut(rows: Rows, parts: int) -> list[MicroBatch]:

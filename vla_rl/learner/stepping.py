@@ -1,17 +1,17 @@
-"""How a backward pass and an optimizer step are carried out: the protocol, and plain torch with and without DDP."""
+"""How a backward pass and an optimizer step are carried out: the protocol, and plain torch on one or more ranks."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 OptimizerState = dict[str, dict[str, Tensor]]  # parameter name -> {"step", "exp_avg", "exp_avg_sq"}, full tensors
 
@@ -33,7 +33,7 @@ class Strategy(Protocol):
     optimizer: torch.optim.Optimizer  # its `param_groups` hold the learning rates
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
-        """Entered around forward and backward of one micro-batch; gradients meet the other ranks' in the last."""
+        """Entered around forward and backward of one micro-batch of an update."""
         ...
 
     def backward(self, loss: Tensor) -> None:
@@ -41,7 +41,7 @@ class Strategy(Protocol):
         ...
 
     def step(self, max_grad_norm: float) -> StepOutcome:
-        """Clip, step unless the gradient is not finite, clear the gradients."""
+        """Average over ranks, clip, step unless the gradient is not finite, clear the gradients."""
         ...
 
     def discard_gradients(self) -> None:
@@ -66,32 +66,39 @@ class Strategy(Protocol):
 
 
 class TorchStrategy:
-    """One process, or DistributedDataParallel."""
+    """One process, or data parallelism: every rank holds the whole module and gradients meet in `step` alone.
 
-    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    DistributedDataParallel would have them meet inside the last backward pass. That saves the few milliseconds that
+    adapters take on their way, and leaves those waiting for a rank that runs out of memory there.
+
+    Args:
+        module: on its device; the trainable parameters of all ranks begin as rank 0's.
+        optimizer: of its trainable parameters.
+        num_ranks: in the process group; 1 needs none.
+    """
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, *, num_ranks: int = 1) -> None:
         self.module = module
         self.optimizer = optimizer
-
-    @contextlib.contextmanager
-    def _no_sync(self) -> Iterator[None]:
-        if isinstance(self.module, DistributedDataParallel):
-            with self.module.no_sync():
-                yield
-        else:
-            yield
+        self._num_ranks = num_ranks
+        if num_ranks > 1:
+            for parameter in self._parameters():
+                dist.broadcast(parameter.detach(), src=0)
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
-        """Under DDP, all but the last micro-batch accumulate locally."""
-        return contextlib.nullcontext() if last else self._no_sync()
+        """Nothing to do."""
+        del last
+        return contextlib.nullcontext()
 
     def backward(self, loss: Tensor) -> None:
         """Plain backward."""
         loss.backward()
 
     def step(self, max_grad_norm: float) -> StepOutcome:
-        """Clip by the global norm (identical on all ranks after DDP's reduction), step, clear."""
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        grad_norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm))
+        """Average, clip by the norm (then identical on all ranks), step, clear."""
+        if self._num_ranks > 1:
+            self._average_gradients()
+        grad_norm = float(nn.utils.clip_grad_norm_(self._parameters(), max_grad_norm))
         applied = math.isfinite(grad_norm)
         if applied:
             self.optimizer.step()
@@ -101,6 +108,22 @@ class TorchStrategy:
     def discard_gradients(self) -> None:
         """Drop the gradients."""
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _parameters(self) -> list[nn.Parameter]:
+        """What is trained, in the same order on every rank."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def _average_gradients(self) -> None:
+        """In place; all transfers are on their way before the first is waited for."""
+        transfers = []
+        for parameter in self._parameters():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            transfers.append(dist.all_reduce(parameter.grad, async_op=True))
+        for parameter, transfer in zip(self._parameters(), transfers, strict=True):
+            transfer.wait()
+            assert parameter.grad is not None
+            parameter.grad.div_(self._num_ranks)
 
     def full_parameters(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         """Views of the parameters."""

@@ -1,13 +1,14 @@
-"""Wraps a module for one process, for DDP or for DeepSpeed ZeRO. The only module that imports accelerate.
+"""Sets a module up for one process, for data parallelism or for DeepSpeed ZeRO. The only importer of accelerate.
 
 Who divides, pinned down once (accelerate 1.15, deepspeed 0.19; the tests of `tests/learner/test_ranks.py` hold it):
 
 * `Accelerator.backward` divides the loss by its `gradient_accumulation_steps`, except under DeepSpeed.
 * `DeepSpeedEngine.backward` divides it by its own `gradient_accumulation_steps`.
-* DDP and every ZeRO stage average gradients over the ranks.
+* `TorchStrategy` and every ZeRO stage average gradients over the ranks.
 
 Both accumulation counts are left at 1 here and the boundary is set by hand, so nothing is divided by the number of
-micro-batches (which may also change during a run). What is left is the average over ranks; `Engine.update` undoes it.
+micro-batches (which may also change during a run). What is left is the average over ranks; `Engine.accumulate` undoes
+it.
 `DeepSpeedEngine.step` clips, steps, clears and refuses a norm that is not finite by itself; `TorchStrategy.step` does
 the same in the same order.
 """
@@ -24,9 +25,8 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DeepSpeedPlugin, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from vla_rl.learner.stepping import Strategy, TorchStrategy
 from vla_rl.learner.zero import DeepSpeedStrategy, gather_with_wrapper, without_compiled_collectives
@@ -72,19 +72,14 @@ def _process_group(device: str, timeout_s: float) -> InitProcessGroupKwargs:
 def _build_ddp(
     module: nn.Module, optimizer: torch.optim.Optimizer, *, device: str, timeout_s: float
 ) -> tuple[Strategy, torch.device]:
-    # Frozen tensors are the same on all ranks (same checkpoint): neither broadcast at the start nor watched afterwards.
-    names = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
-    names += [name for name, _ in module.named_buffers()]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)
+    # Frozen tensors are the same on all ranks (same checkpoint): they are not sent.
     accelerator = Accelerator(
         cpu=device == "cpu",
-        mixed_precision="no",  # autocast lives in the wrapped module, the same for every strategy
-        kwargs_handlers=[
-            _process_group(device, timeout_s),
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-        ],
+        mixed_precision="no",  # autocast lives in the module, the same for every strategy
+        kwargs_handlers=[_process_group(device, timeout_s)],
     )
-    return TorchStrategy(accelerator.prepare_model(module), optimizer), accelerator.device
+    place = accelerator.device
+    return TorchStrategy(module.to(place), optimizer, num_ranks=accelerator.num_processes), place
 
 
 def _build_deepspeed(
