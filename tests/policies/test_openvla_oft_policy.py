@@ -8,6 +8,7 @@ from vla_rl.policies.assign import assign_parameters
 from vla_rl.policies.lora import LoraSettings, checkpoint_name
 from vla_rl.policies.openvla_oft.self_test import Findings, self_test
 from vla_rl.types import ActionSpec, ObservationSpec, PolicyInputs
+from vla_rl.workers.compiled import CompiledForward
 
 EQUALLY_LONG = ("open the drawer", "push the plate")
 
@@ -443,3 +444,16 @@ def test_a_row_of_padding_alone_is_refused(build):
     model, ids = build(proprio=False).model, torch.tensor([[1, 5, 7], [1, 5, 7]])
     with pytest.raises(ValueError, match=r"hides the whole prompt of row\(s\) \[1\]"):
         model.action_hidden(torch.zeros(2, 6, 28, 28), ids, torch.tensor([[1, 1, 1], [0, 0, 0]]))
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_torch_compile_takes_the_whole_forward_pass_and_gives_the_same_outputs(build, make_inputs):
+    policy = build(num_images=2).eval()
+    compiled = CompiledForward(policy, max_batch=2, backend="aot_eager")
+    for tasks in ([0, 1], [2, 2]):
+        inputs = make_inputs(policy, tasks)
+        expected, actual = policy(inputs), compiled(inputs)
+        torch.testing.assert_close(actual.logits, expected.logits, atol=5e-5, rtol=0)
+        torch.testing.assert_close(actual.values, expected.values, atol=5e-5, rtol=0)
+        policy.action_rows.add_(0.1)

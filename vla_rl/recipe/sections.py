@@ -327,6 +327,11 @@ class RolloutSection(Section):
     temperature: PositiveFloat = Field(1.0, description="of sampling in training; evaluation is greedy")
     max_batch: Positive = Field(32, description="decisions per inference batch")
     max_wait_ms: NonNegativeFloat = Field(5.0, description="how long a started batch waits for more")
+    compile: bool = Field(
+        False,
+        description="compile inference at up to four batch sizes, with CUDA graphs on a GPU: minutes each at the start; "
+        "batches are filled up to the next size",
+    )
     step_timeout_s: PositiveFloat = Field(120.0, description="a worker silent for longer is restarted")
     start_timeout_s: PositiveFloat = Field(300.0, description="for building an environment or a policy")
     max_restarts: NonNegative = Field(5, description="env worker restarts per cell before the run ends with the cause")

@@ -240,10 +240,11 @@ def _inference_settings(plan: Plan, log_dir: Path, *, greedy: bool, seed: int) -
         temperature=rollout.temperature,
         greedy=greedy,
         seed=seed,
-        max_batch=rollout.max_batch,
+        max_batch=min(rollout.max_batch, plan.num_slots),
         max_wait_s=rollout.max_wait_ms / 1000,
         log_path=log_dir / "inference_worker.log",
         threads=plan.threads,
+        compile=rollout.compile,
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -13,7 +14,10 @@ from numpy.typing import NDArray
 
 from vla_rl.ipc.slots import ExchangeSlots
 from vla_rl.rl.distributions import distribution_of
-from vla_rl.types import Policy, PolicyInputs, TokenArray
+from vla_rl.types import Policy, PolicyInputs, PolicyOutput, TokenArray
+from vla_rl.workers.compiled import CompiledForward
+
+log = logging.getLogger(__name__)
 
 
 class Mailbox(Protocol):
@@ -35,7 +39,7 @@ class InferenceServer:
     decision is stamped with the version that made it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts of a server, by name
         self,
         *,
         policy: Policy,
@@ -46,7 +50,9 @@ class InferenceServer:
         temperature: float,
         greedy: bool,
         seed: int,
+        max_batch: int,
         bf16: bool = False,
+        compiled: CompiledForward | None = None,
     ) -> None:
         """Create the server; it answers only after the first `adopt` that found weights.
 
@@ -59,9 +65,13 @@ class InferenceServer:
             temperature: divides the logits before sampling.
             greedy: take the most likely token; log-probabilities are still those of the policy at `temperature`.
             seed: of the sampling.
+            max_batch: decisions per forward pass at most; fewer once the device has run out of memory.
             bf16: run the forward pass under bfloat16 autocast, as the learner does.
+            compiled: the policy's forward pass at fixed batch sizes, to use in place of the policy.
         """
         self._policy = policy
+        self._compiled = compiled
+        self._max_batch = max_batch
         self._trainable = dict(trainable)
         self._mailbox = mailbox
         self._slots = slots
@@ -84,17 +94,57 @@ class InferenceServer:
         return True
 
     def serve(self, slot_ids: Sequence[int]) -> None:
-        """Decide for the given slots in one forward pass and write the outputs back.
+        """Decide for the given slots and write the outputs back: in one forward pass, or in several of `max_batch`.
+
+        Where the device runs out of memory, batches are half as large from then on.
 
         Raises:
             RuntimeError: if no weights were adopted yet, or the policy gives a non-finite logit.
+            torch.cuda.OutOfMemoryError: one decision is too much.
         """
         if self.version < 0:
             raise RuntimeError("no weights were published before the first decision was asked for")
         began = time.monotonic()
-        index = np.asarray(slot_ids, dtype=np.int64)
-        with torch.inference_mode(), self._autocast():
-            output = self._policy(self._gather(index))
+        waiting = np.asarray(slot_ids, dtype=np.int64)
+        while len(waiting):
+            part = waiting[: self._max_batch]
+            if self._has_memory_for(part):
+                waiting = waiting[len(part) :]
+        self.batches += 1
+        self.decisions += len(slot_ids)
+        self.busy_seconds += time.monotonic() - began
+
+    def warm_up(self, beat: Callable[[], None]) -> None:
+        """Compile every batch size before the first decision is asked for; nothing is written.
+
+        Args:
+            beat: called before each of them, which may take a minute.
+        """
+        for size in () if self._compiled is None else self._compiled.sizes:
+            beat()
+            self._forward(np.zeros(size, dtype=np.int64))
+            log.info("compiled for batches of %d", size)
+
+    def _has_memory_for(self, index: NDArray[np.int64]) -> bool:
+        """Decide, or make the batches smaller where memory does not suffice."""
+        try:
+            self._decide(index)
+        except torch.cuda.OutOfMemoryError as error:
+            if len(index) == 1:
+                error.add_note(
+                    "one decision at a time is too much for the inference worker: lower learner.micro_batch and raise "
+                    "learner.accumulation by the same factor, which leaves it more of the device"
+                )
+                raise
+            self._max_batch = len(index) // 2
+        else:
+            return True
+        torch.cuda.empty_cache()
+        log.warning("out of memory: at most %d decisions per batch from now on (rollout.max_batch)", self._max_batch)
+        return False
+
+    def _decide(self, index: NDArray[np.int64]) -> None:
+        output = self._forward(index)
         logits, values = output.logits.float(), output.values.float()
         if not bool(torch.isfinite(logits).all()):
             raise RuntimeError(f"policy version {self.version} gives non-finite logits")
@@ -102,9 +152,11 @@ class InferenceServer:
             logits, self._temperature, generator=self._generator, greedy=self._greedy
         )
         self._scatter(index, tokens, logprobs, values, logits)
-        self.batches += 1
-        self.decisions += len(index)
-        self.busy_seconds += time.monotonic() - began
+
+    def _forward(self, index: NDArray[np.int64]) -> PolicyOutput:
+        inputs = self._gather(index)
+        with torch.inference_mode(self._compiled is None), self._autocast():
+            return (self._compiled or self._policy)(inputs)
 
     def _gather(self, index: NDArray[np.int64]) -> PolicyInputs:
         """Copy the slots' observations to the device; fancy indexing makes the copy that decouples them."""

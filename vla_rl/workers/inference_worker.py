@@ -25,6 +25,7 @@ from vla_rl.policies.assign import assign_parameters
 from vla_rl.types import PolicyBuilder
 from vla_rl.workers.batching import Batcher
 from vla_rl.workers.channel import receive_slots, send_slots
+from vla_rl.workers.compiled import CompiledForward
 from vla_rl.workers.inference_server import InferenceServer
 from vla_rl.workers.process import enter_child, leave_child
 
@@ -45,6 +46,7 @@ class InferenceSettings:
     max_wait_s: float
     log_path: Path
     threads: int
+    compile: bool = False  # the forward pass, with CUDA graphs on a GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ def inference_worker_main(settings: InferenceSettings, links: InferenceLinks) ->
         while not server.adopt() and not counters.stop_requested:
             counters.beat("inference_heartbeat")
             time.sleep(0.01)
+        server.warm_up(lambda: counters.beat("inference_heartbeat"))
         report(server, counters)
         _serve_until_stopped(settings, links.env_workers, server, counters)
     log.info("done after %d batches, %d decisions", server.batches, server.decisions)
@@ -106,7 +109,9 @@ def make_server(
         temperature=settings.temperature,
         greedy=settings.greedy,
         seed=settings.seed,
+        max_batch=settings.max_batch,
         bf16=settings.bf16,
+        compiled=CompiledForward(policy, max_batch=settings.max_batch) if settings.compile else None,
     )
 
 

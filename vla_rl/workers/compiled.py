@@ -1,0 +1,58 @@
+"""A policy's forward pass through torch.compile, at a few fixed batch sizes. On a GPU that includes CUDA graphs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vla_rl.types import Policy, PolicyInputs, PolicyOutput
+
+MAX_SIZES = 4  # each is compiled by itself, which takes minutes with 7B parameters; torch gives up after 8
+
+
+def batch_sizes(max_batch: int) -> tuple[int, ...]:
+    """The sizes to compile for, ascending: `max_batch`, its half (rounded up), and so on, at most `MAX_SIZES` of them.
+
+    A batch is filled up to the next size, so it is at most doubled.
+    """
+    sizes = [max_batch]
+    while sizes[-1] > 1 and len(sizes) < MAX_SIZES:
+        sizes.append((sizes[-1] + 1) // 2)
+    return tuple(reversed(sizes))
+
+
+class CompiledForward:
+    """Runs without gradients. The first call at a size compiles it.
+
+    Args:
+        policy: in evaluation mode, its parameters in place: later values must be copied into the same memory, because a
+            CUDA graph reads from addresses.
+        max_batch: largest batch that will be asked for.
+        backend: of torch.compile; tests use those that generate no code.
+    """
+
+    def __init__(self, policy: Policy, *, max_batch: int, backend: str = "inductor") -> None:
+        self.sizes = batch_sizes(max_batch)
+
+        def forward(frames: Tensor, state: Tensor, task_index: Tensor) -> tuple[Tensor, Tensor]:
+            # No buckets: any prompt may occur, so that one size is one shape.
+            output = policy(PolicyInputs(frames, state, task_index))
+            return output.logits, output.values
+
+        # "reduce-overhead" means CUDA graphs; they launch a forward pass at once instead of kernel by kernel.
+        mode = "reduce-overhead" if backend == "inductor" else None
+        self._forward = torch.compile(forward, fullgraph=True, dynamic=False, backend=backend, mode=mode)
+
+    @torch.no_grad()  # not inference_mode: torch.compile is at home in this one
+    def __call__(self, inputs: PolicyInputs) -> PolicyOutput:
+        """As the policy's own call. Autocast, where it is on, is compiled in."""
+        rows = len(inputs.task_index)
+        missing = next(size for size in self.sizes if size >= rows) - rows
+        filled = (
+            torch.cat([each, each[-1:].expand(missing, *each.shape[1:])])
+            for each in (inputs.frames, inputs.state, inputs.task_index)
+        )
+        torch.compiler.cudagraph_mark_step_begin()
+        logits, values = self._forward(*filled)
+        # Copies: the next replay of the graph overwrites what it returned.
+        return PolicyOutput(logits=logits[:rows].clone(), values=values[:rows].clone())
