@@ -329,8 +329,7 @@ class RolloutSection(Section):
     max_wait_ms: NonNegativeFloat = Field(5.0, description="how long a started batch waits for more")
     compile: bool = Field(
         False,
-        description="compile inference at up to four batch sizes, with CUDA graphs on a GPU: minutes each at the start; "
-        "batches are filled up to the next size",
+        description="compile inference at up to four batch sizes, with CUDA graphs on a GPU; minutes each at the start",
     )
     step_timeout_s: PositiveFloat = Field(120.0, description="a worker silent for longer is restarted")
     start_timeout_s: PositiveFloat = Field(300.0, description="for building an environment or a policy")
