@@ -23,6 +23,17 @@ def test_listing_tasks_and_states_imports_no_simulator():
     assert result.stdout.strip() == "[]"
 
 
+def test_the_public_name_of_libero_is_imported_without_any_simulator():
+    code = (
+        "import sys; from vla_rl.envs.libero import LiberoEnv; "
+        "print(LiberoEnv.__module__, sorted({'mujoco', 'robosuite', 'libero', 'torch', 'OpenGL'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "vla_rl.envs.libero.env []"
+    with pytest.raises(ImportError, match="LiberoEnvironment"):
+        from vla_rl.envs.libero import LiberoEnvironment  # noqa: F401
+
+
 def test_builders_survive_pickling_and_build_the_same_environment():
     builder = pickle.loads(pickle.dumps(functools.partial(build_toy, task_id=1, horizon=3)))
     env = builder()
