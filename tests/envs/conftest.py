@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 FULL_ASSETS_VARIABLE = "VLA_RL_TEST_LIBERO_ASSETS"
+FULL_ASSETS_BESIDE = Path(__file__).resolve().parents[3] / "shared" / "libero-assets"  # beside the repository
 
 
 def simulator_is_missing():
@@ -44,9 +45,9 @@ def cache_of_its_own(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def full_assets():
-    folder = os.environ.get(FULL_ASSETS_VARIABLE, "")
-    if not folder or not Path(folder).is_dir():
-        pytest.skip(f"needs LIBERO's full assets: set {FULL_ASSETS_VARIABLE} to their folder")
+    folder = os.environ.get(FULL_ASSETS_VARIABLE) or str(FULL_ASSETS_BESIDE)
+    if not Path(folder).is_dir():
+        pytest.skip(f"needs LIBERO's full assets in {folder}: set {FULL_ASSETS_VARIABLE} to their folder")
     return folder
 
 
@@ -81,7 +82,6 @@ class StockLibero:
 
         self.make_current()
         shim.use_assets(self.assets.folder)
-        self.wrapper.env.object_property_initializers.clear()
         self.wrapper.seed(seed)
         self.observation = self.wrapper.reset()
         if state is not None:

@@ -12,10 +12,6 @@ CHUNKS = 8
 PHYSICS = ("exact", "fast")
 
 
-def seed_of(seed, task_id, init_state):
-    return int(np.random.SeedSequence([seed, task_id, init_state]).generate_state(1)[0])
-
-
 def random_chunks(seed, chunks=CHUNKS):
     return np.random.default_rng(seed).uniform(-1.0, 1.0, (chunks, CHUNK, 7)).astype(np.float32)
 
@@ -23,7 +19,7 @@ def random_chunks(seed, chunks=CHUNKS):
 def compare(env, stock, task_id, init_state, seed, states, chunks=CHUNKS):
     """Both run the same chunks; LIBERO's wrapper is made current before each of its steps, which draw."""
     observation = env.reset(init_state, seed=seed)
-    stock.start(seed_of(seed, task_id, init_state), None if states is None else states[init_state])
+    stock.start(seed, None if states is None else states[init_state])
     assert_same(env, stock, observation)
     for chunk in random_chunks(init_state, chunks):
         result = env.step_chunk(chunk)

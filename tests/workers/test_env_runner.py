@@ -5,10 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from vla_rl.envs.seeds import reset_seed
 from vla_rl.ipc.counters import CellCounters
 from vla_rl.ipc.shared_arrays import SharedArrays
 from vla_rl.ipc.slots import ExchangeSlots, slot_fields
-from vla_rl.types import ActionSpec, ChunkResult, Observation, ObservationSpec
+from vla_rl.types import ActionSpec, ChunkResult, Observation, ObservationSpec, TaskInfo
 from vla_rl.workers.env_runner import EnvPool, EnvRunner
 from vla_rl.workers.episodes import EpisodeJob
 from vla_rl.workers.worker_counters import WorkerCounters
@@ -20,13 +21,16 @@ class CountingEnv:
     """Its state counts control steps; it succeeds in control step 5 and is truncated in control step `horizon`."""
 
     made = 0
+    task = TaskInfo(suite="counting", task_id=6, name="count", language="count")
 
     def __init__(self, *, succeeds_at=5, horizon=100):
         CountingEnv.made += 1
         self.succeeds_at, self.horizon, self.steps, self.closed = succeeds_at, horizon, 0, False
+        self.resets = []
 
     def reset(self, init_state, *, seed=0):
         self.steps = 0
+        self.resets.append((init_state, seed))
         return self.observe()
 
     def step_chunk(self, actions):
@@ -234,3 +238,15 @@ def test_an_episode_that_reached_its_goal_on_the_way_is_a_success_without_termin
         runner.advance(0)
     assert (records[0].success, records[0].terminated, records[0].truncated) == (True, False, True)
     assert cell[1].total("env_worker_successes") == 1
+
+
+def test_an_episode_is_reset_with_a_seed_of_its_own_and_recorded_under_the_schedules(cell):
+    env, records = CountingEnv(), []
+    jobs = [EpisodeJob(task_index=0, init_state=state, seed=9) for state in (2, 3)]
+    runner, slots, _ = make_runner(cell, [lambda: env], jobs, records=records)
+    assert runner.start(0)
+    for _ in range(4):
+        answer(slots, version=0)
+        runner.advance(0)
+    assert env.resets == [(2, reset_seed(9, 6, 2)), (3, reset_seed(9, 6, 3))]
+    assert [record.job.seed for record in records] == [9, 9]

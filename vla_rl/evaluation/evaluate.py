@@ -104,7 +104,7 @@ def evaluate(  # noqa: PLR0913 - the verb's options, by name
     _write_manifest(folder, subject, choices, [part.plan for part in parts], deviations)
     total = sum(len(part.jobs) for part in parts) * (1 if control is None else 2)
     passes = Passes(folder, subject.checkpoint, choices, Tally(total, progress))
-    episodes = passes.play_all([_filmed(part, folder, video) for part in parts], EPISODES_FILE)
+    episodes = passes.play_all([_filmed(part, folder, video, choices.seeds) for part in parts], EPISODES_FILE)
     blind = passes.play_all([_blinded(part) for part in parts], BLIND_EPISODES_FILE) if control else None
     compared = None if blind is None else blind_control(episodes, blind)
     summary = _write(folder, episodes, parts, subject, conditions, deviations, compared)
@@ -179,13 +179,13 @@ def _check_extras(parts: Sequence[Part], *, control: Literal["blind"] | None, vi
     if video is not None:
         check_video()
         for part in parts:
-            recorded_builders(part.plan, Path(), keep=video)
+            recorded_builders(part.plan, Path(), keep=video, seeds=())
 
 
-def _filmed(part: Part, folder: Path, video: Keep | None) -> Part:
+def _filmed(part: Part, folder: Path, video: Keep | None, seeds: Sequence[int]) -> Part:
     if video is None:
         return part
-    builders = recorded_builders(part.plan, folder / VIDEOS, keep=video)
+    builders = recorded_builders(part.plan, folder / VIDEOS, keep=video, seeds=seeds)
     return replace(part, plan=replace(part.plan, env=replace(part.plan.env, builders=builders)))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import textwrap
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, cast
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from vla_rl.envs.seeds import reset_seed
 from vla_rl.evaluation.episodes import EpisodeResult
 from vla_rl.recipe import LiberoSection
 from vla_rl.types import ChunkResult, Environment, FloatArray, Observation, TaskInfo, UInt8Array
@@ -59,13 +60,14 @@ def check_video() -> None:
         )
 
 
-def recorded_builders(plan: Plan, folder: Path, *, keep: Keep) -> tuple[EnvBuilder, ...]:
+def recorded_builders(plan: Plan, folder: Path, *, keep: Keep, seeds: Sequence[int]) -> tuple[EnvBuilder, ...]:
     """The builders of a plan's LIBERO tasks, with a camera team.
 
     Args:
         plan: of the evaluation.
         folder: where the videos go.
         keep: which of them.
+        seeds: of the evaluation; a video's name tells which one it is of.
 
     Raises:
         ValueError: the environment draws no pictures.
@@ -86,14 +88,17 @@ def recorded_builders(plan: Plan, folder: Path, *, keep: Keep) -> tuple[EnvBuild
             seen=len(section.cameras),
             folder=folder,
             keep=keep,
+            seeds=tuple(seeds),
         )
         for task in plan.env.tasks
     )
 
 
-def build_recorded(*, build: Callable[[], DrawsEveryStep], seen: int, folder: Path, keep: Keep) -> RecordedEnv:
+def build_recorded(
+    *, build: Callable[[], DrawsEveryStep], seen: int, folder: Path, keep: Keep, seeds: Sequence[int]
+) -> RecordedEnv:
     """An environment that records its episodes; see `RecordedEnv`."""
-    return RecordedEnv(build(), seen=seen, folder=folder, keep=keep)
+    return RecordedEnv(build(), seen=seen, folder=folder, keep=keep, seeds=seeds)
 
 
 def video_name(*, suite: str, task_id: int, init_state: int, seed: int, success: bool) -> str:
@@ -129,7 +134,7 @@ class RecordedEnv:
     outcome is known.
     """
 
-    def __init__(self, env: DrawsEveryStep, *, seen: int, folder: Path, keep: Keep) -> None:
+    def __init__(self, env: DrawsEveryStep, *, seen: int, folder: Path, keep: Keep, seeds: Sequence[int]) -> None:
         """Record.
 
         Args:
@@ -137,11 +142,13 @@ class RecordedEnv:
             seen: how many of them, from the first, are in the observations.
             folder: where the videos go; made if it is missing.
             keep: `failures` or `all`.
+            seeds: of the evaluation, from which the seeds of its resets were derived (`reset_seed`).
         """
         self._env = env
         self._seen = seen
         self._folder = folder
         self._keep: Keep = keep
+        self._seeds = tuple(seeds)
         self._video: _Video | None = None
         self._names = ("", "")  # of the video after success, after failure
         self._steps = 0
@@ -161,8 +168,9 @@ class RecordedEnv:
         self._discard()
         observation = self._env.reset(init_state, seed=seed)
         task = self._env.task
+        named = {reset_seed(one, task.task_id, init_state): one for one in self._seeds}[seed]
         success, failure = (
-            video_name(suite=task.suite, task_id=task.task_id, init_state=init_state, seed=seed, success=won)
+            video_name(suite=task.suite, task_id=task.task_id, init_state=init_state, seed=named, success=won)
             for won in (True, False)
         )
         self._names = (success, failure)

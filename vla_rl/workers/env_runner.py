@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from vla_rl.envs.seeds import reset_seed
 from vla_rl.ipc.counters import EnvWorkerPhase
 from vla_rl.ipc.slots import ExchangeSlots
 from vla_rl.replay.ring import EpisodeWriter
@@ -119,7 +120,8 @@ class EnvRunner:
         began = time.monotonic()
         self._counters.enter(EnvWorkerPhase.RESETTING)
         env = self._pool.get(slot, job.task_index)
-        observation = env.reset(job.init_state, seed=job.seed)
+        seed = reset_seed(job.seed, env.task.task_id, job.init_state)
+        observation = env.reset(job.init_state, seed=seed)
         self._episodes[slot] = _Episode(job=job, env=env, began=began)
         if slot in self._writers:
             self._writers[slot].begin(self._next_episode_id, job.task_index)

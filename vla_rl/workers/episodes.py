@@ -16,7 +16,7 @@ class EpisodeJob:
 
     task_index: int  # into the run's list of tasks
     init_state: int
-    seed: int
+    seed: int  # of the schedule; `envs.seeds.reset_seed` makes the environment's of it
     job_id: int = -1  # position in an evaluation's queue; -1 in training
 
 

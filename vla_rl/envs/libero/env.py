@@ -15,12 +15,14 @@ from vla_rl.envs.libero.init_states import InitStates, load_states
 from vla_rl.envs.libero.proxy.robot import simplify_visuals
 from vla_rl.envs.libero.simulation import Physics, Pose, Simulation
 from vla_rl.envs.libero.suites import HORIZONS, libero_task, task_files
+from vla_rl.envs.seeds import reset_seed
 from vla_rl.types import ChunkResult, FloatArray, Observation, TaskInfo, UInt8Array
 
 ACTION_DIM = 7
 STATE_DIM = 8
 CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
 SETTLE_STEPS = 10
+NUM_SEEDS = 2**32  # of numpy's global generator, from which LIBERO draws
 SETTLE_ACTION = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
 
 Camera = Literal["agentview", "wrist"]
@@ -37,8 +39,8 @@ class LiberoEnv:
     the contacts once per substep instead of three times: as deterministic, but another trajectory once things touch,
     for training alone (docs/libero_physics.md has the numbers). With proxy assets the
     robot's visual meshes, three quarters of all vertices, are drawn as primitives; nothing that collides or weighs is
-    touched. Fixtures have no joints, so a stored state does not hold their place: LIBERO draws it in every reset, and
-    here it follows from (seed, task, init_state).
+    touched. Fixtures have no joints, so a stored state does not hold their place: LIBERO draws it in every reset. Every
+    reset here is the first reset of a new `OffScreenRenderEnv` after `env.seed(seed)`.
 
     Example:
         >>> env = LiberoEnv("libero_spatial", 0, assets="proxy")
@@ -128,15 +130,20 @@ class LiberoEnv:
 
         Args:
             init_state: index into the stored states; with `sampled`, any number from 0.
-            seed: with the task and `init_state` it decides everything LIBERO draws at random.
+            seed: given to LIBERO as it is; decides everything that it draws at random, whatever came before. Schedules
+                of training and evaluation pass `vla_rl.envs.seeds.reset_seed`, so that each state has its own draw;
+                so does this method for `sampled`, whose states are draws and nothing else.
 
         Raises:
+            ValueError: `seed` is not in 0..2**32 - 1.
             SimulatorError: there is no such state, or LIBERO finds no placement.
         """
         self._check_init_state(init_state)
+        if not 0 <= seed < NUM_SEEDS:
+            raise ValueError(f"seed must be in 0..{NUM_SEEDS - 1}, as numpy's global generator takes it, got {seed}")
         shim.use_assets(self._assets.folder)  # a reset reads the files again; another env may have set another folder
-        words = np.random.SeedSequence([seed, self._task.task_id, init_state]).generate_state(1)
-        self._simulation.reset(int(words[0]))
+        stored = self._states is not None
+        self._simulation.reset(seed if stored else reset_seed(seed, self._task.task_id, init_state))
         if self._states is not None:
             self._simulation.set_state(self._states[init_state])
         for _ in range(SETTLE_STEPS):

@@ -67,6 +67,7 @@ class Simulation:
         self._retry_on = libraries.randomization_error
         self._bddl = bddl
         self._env: Any = _build(libraries, bddl)
+        self._num_initializers = len(self._env.object_property_initializers)
         self._cameras = Cameras(libraries, names=cameras, image_size=image_size)
         if edit_xml is not None:
             self._env.set_xml_processor(edit_xml)
@@ -96,11 +97,11 @@ class Simulation:
         Raises:
             SimulatorError: no valid placement was found in `MAX_RESET_ATTEMPTS` attempts.
         """
+        # LIBERO appends to this list whenever it loads a model, and draws once per entry. Every reset of ours finds it
+        # as the first reset of a new env does; the attempts of one reset add to it, as LIBERO's do.
+        del self._env.object_property_initializers[self._num_initializers :]
         with shim.seeded_reset(seed):
             for _ in range(MAX_RESET_ATTEMPTS):
-                # LIBERO appends to this list whenever it loads a model and draws once per entry, so that without this
-                # the placement would depend on how many resets came before.
-                self._env.object_property_initializers.clear()
                 try:
                     self._env.reset()
                 except self._retry_on:

@@ -1,0 +1,23 @@
+"""From the one seed of an evaluation or a training run to the seeds of its episodes' resets."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def reset_seed(seed: int, task_id: int, init_state: int) -> int:
+    """With which number an episode of a schedule resets its environment: `env.reset(init_state, seed=...)`.
+
+    An evaluation plays many initial states with one seed. Given to every reset as it is, that seed would make LIBERO
+    place its fixtures alike in all of them; mixed with task and state, each has its own draw, which depends neither on
+    the order of the episodes nor on who plays them.
+
+    Args:
+        seed: of the evaluation, or of the training schedule's job.
+        task_id: position in its benchmark.
+        init_state: name of the initial state.
+
+    Returns:
+        0 .. 2**32 - 1: the first word of `numpy.random.SeedSequence([seed, task_id, init_state])`.
+    """
+    return int(np.random.SeedSequence([seed, task_id, init_state]).generate_state(1)[0])
