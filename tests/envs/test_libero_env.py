@@ -137,6 +137,42 @@ def test_actions_of_the_wrong_shape_are_refused(spatial):
         spatial.step_chunk(np.zeros((8, 6), np.float32))
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_actions_that_are_not_finite_are_refused_and_the_episode_goes_on(spatial, wrong):
+    spatial.reset(0)
+    before = np.concatenate(spatial.physics_state())
+    actions = STILL.copy()
+    actions[3, 2] = wrong
+    with pytest.raises(ValueError, match="finite"):
+        spatial.step_chunk(actions)
+    assert np.array_equal(np.concatenate(spatial.physics_state()), before)
+    assert spatial.step_chunk(STILL).executed == 8
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_libero_cannot_take_is_refused(spatial, seed):
+    with pytest.raises(ValueError, match=r"seed must be in 0\.\.4294967295"):
+        spatial.reset(0, seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("argument", "allowed"),
+    [
+        ({"physics": "x"}, "exact, fast"),
+        ({"render": "x"}, "decision, every_step"),
+        ({"cameras": ("agentview", "front")}, "'front'.*agentview, wrist"),
+        ({"init_states": "x"}, "standard, spare, sampled"),
+        ({"image_size": 0}, "image_size must be at least 1"),
+        ({"horizon": 0}, "horizon must be at least 1"),
+        ({"assets": "x"}, "'proxy' or 'auto'"),
+        ({"gl": "x"}, "auto, egl, osmesa"),
+    ],
+)
+def test_an_argument_that_does_not_exist_is_refused_with_what_does(argument, allowed):
+    with pytest.raises(ValueError, match=allowed):
+        LiberoEnv("libero_spatial", 0, **({"assets": "proxy"} | argument))
+
+
 def test_closing_twice_is_harmless():
     env = LiberoEnv("libero_spatial", 0, assets="proxy", image_size=64)
     env.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,8 +78,16 @@ class LiberoEnv:
             gl: renderer; see `gl.choose`. One process has one.
 
         Raises:
+            ValueError: an argument is none of those allowed; the message lists them.
             SimulatorError: the message names what is missing or wrong, and the fix.
         """
+        for name, found, allowed in (("render", render, Render), ("physics", physics, Physics), ("gl", gl, GL)):
+            _check_choice(name, found, get_args(allowed))
+        for camera in cameras:
+            _check_choice("cameras", camera, tuple(CAMERAS))
+        for name, number in (("image_size", image_size), ("horizon", horizon)):
+            if number is not None and number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
         self._task = libero_task(suite, task_id)
         self._horizon = HORIZONS[suite] if horizon is None else horizon
         self._render: Render = render
@@ -157,11 +165,17 @@ class LiberoEnv:
 
         The observation is that of the last control step that ran, also where success ends a chunk early. Reward is 1 in
         the step in which the goal first holds, else 0.
+
+        Raises:
+            ValueError: the actions have another shape, or are not finite; nothing was executed.
+            RuntimeError: no episode is running.
         """
         if not self._running:
             raise RuntimeError("step_chunk before reset, or after the end of an episode")
         if actions.ndim != 2 or actions.shape[1] != ACTION_DIM or len(actions) == 0:
             raise ValueError(f"actions must be (K, {ACTION_DIM}) with K >= 1, got {actions.shape}")
+        if not np.isfinite(actions).all():  # MuJoCo would start its simulation anew, in the middle of the episode
+            raise ValueError(f"actions must be finite, got {actions[~np.isfinite(actions).all(axis=1)][0]}")
         planned = min(len(actions), self._horizon - self._elapsed)
         self._chunk_frames = []
         terminated = False
@@ -211,6 +225,11 @@ class LiberoEnv:
             frames=_upright(self._simulation.frames()),
             state=proprioception(self._simulation.pose()),
         )
+
+
+def _check_choice(name: str, found: str, allowed: tuple[str, ...]) -> None:
+    if found not in allowed:
+        raise ValueError(f"{name}: {found!r} does not exist; choose from {', '.join(allowed)}")
 
 
 def proprioception(pose: Pose) -> FloatArray:

@@ -11,7 +11,7 @@ import pickle
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,8 +89,12 @@ def load_states(task: TaskInfo, init_states: InitStates) -> StateArray | None:
     `.init` file that are not among them: free for training. `sampled` is LIBERO's own placement sampler.
 
     Raises:
-        SimulatorError: for `spare` in a suite that has none (Object, Goal).
+        SimulatorError: there is no set of this name, or `spare` in a suite that has none (Object, Goal).
     """
+    if init_states not in get_args(InitStates):
+        raise SimulatorError(
+            f"init_states {init_states!r} does not exist; choose from {', '.join(get_args(InitStates))}"
+        )
     if init_states == "sampled":
         return None
     files = task_files(task)
