@@ -199,13 +199,52 @@ def test_the_users_own_choice_wins_over_auto_but_not_over_the_recipe(working, mo
     assert gl.choose("egl") == "egl"
 
 
-def test_no_renderer_is_one_error_with_every_library_and_the_command_that_installs_it(working):
+def test_no_renderer_is_one_error_with_every_library_and_the_command_that_installs_it(working, monkeypatch):
     working()
+    monkeypatch.setattr(gl, "_has_library", lambda _backend: False)
     with pytest.raises(SimulatorError, match=r"egl.*osmesa.*apt-get install -y libegl1.*apt-get install -y libosmesa6"):
         gl.choose("auto")
     with pytest.raises(SimulatorError, match="libosmesa6") as caught:
         gl.choose("osmesa")
     assert "libegl1" not in str(caught.value)
+
+
+def test_a_library_that_is_there_but_does_not_draw_is_not_to_be_installed_again(working, monkeypatch):
+    working()
+    monkeypatch.setattr(gl, "_has_library", lambda _backend: True)
+    with pytest.raises(
+        SimulatorError, match=r"libEGL\.so\.1 is there, but broken.*Fix: repair the graphics driver"
+    ) as caught:
+        gl.choose("egl")
+    assert "apt-get" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["glfw", "bogus"])
+def test_a_renderer_of_the_user_that_needs_a_display_is_refused_with_those_that_do_not(monkeypatch, value):
+    monkeypatch.setenv("MUJOCO_GL", value)
+    with pytest.raises(SimulatorError, match=f"MUJOCO_GL={value} .*unset it, or set egl or osmesa"):
+        gl.choose("auto")
+
+
+@pytest.mark.libero
+@pytest.mark.parametrize(
+    ("variable", "value", "found"),
+    [("MUJOCO_GL", "osmesa", "libOSMesa.so.8 is not installed"), ("MUJOCO_EGL_DEVICE_ID", "99", "got 99")],
+)
+def test_a_renderer_that_fails_is_one_error_and_nothing_else_on_the_terminal(variable, value, found):
+    if variable == "MUJOCO_GL" and gl._has_library("osmesa"):
+        pytest.skip("libOSMesa is installed here, so that it does not fail")
+    code = (
+        "from vla_rl.envs.libero import LiberoEnv\n"
+        "env = LiberoEnv('libero_spatial', 0, assets='proxy', image_size=8, gl='auto')\n"
+        "env.reset(0)"
+    )
+    environment = {**os.environ, "MUJOCO_GL": "egl", variable: value}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert "SimulatorError: no renderer works" in result.stderr
+    assert found in result.stderr.splitlines()[-1]
+    assert f"unset {variable}" in result.stderr.splitlines()[-1]
+    assert "Exception ignored" not in result.stderr
 
 
 def test_an_unknown_renderer_is_refused_with_the_known_ones():
@@ -222,7 +261,7 @@ def test_the_egl_device_is_chosen_without_the_variable_that_robosuite_cannot_rea
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    with shim.egl_device():
+    with shim.graphics("egl"):
         assert "CUDA_VISIBLE_DEVICES" not in os.environ
         assert os.environ["MUJOCO_EGL_DEVICE_ID"] == ("1" if visible == "1" else "0")
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible

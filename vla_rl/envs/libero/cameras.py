@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import weakref
 from typing import Any
 
@@ -90,9 +91,9 @@ class Cameras:
         screen = self._model.vis.global_
         width, height = max(self._image_size, screen.offwidth), max(self._image_size, screen.offheight)
         screen.offwidth, screen.offheight = width, height
-        with shim.egl_device():
+        with shim.graphics(os.environ["MUJOCO_GL"]):
             self._gl_context = self._make_gl_context(max_width=width, max_height=height, device_id=-1)
-        self._gl_context.make_current()
+            self._gl_context.make_current()
         self._render_context = self._mujoco.MjrContext(self._model, self._mujoco.mjtFontScale.mjFONTSCALE_150)
         self._mujoco.mjr_setBuffer(self._mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._render_context)
         # Registered after the graphics library's own exit handler, so that it runs before.

@@ -22,7 +22,7 @@ class SimulatorReport:
     """What episodes on this machine would run with; goes into the manifest of a run."""
 
     versions: dict[str, str]  # by package
-    gl: str  # egl or osmesa, or what the user's MUJOCO_GL says
+    gl: str  # egl or osmesa
     renderer: str  # what OpenGL calls itself, for example "llvmpipe (LLVM 15.0.6, 256 bits)"
     assets: Assets
     warnings: tuple[str, ...]  # why a score from here would not be comparable
@@ -48,11 +48,7 @@ def check_simulator(*, gl: renderers.GL = "auto", assets: str = "auto", for_scor
     if warnings and for_scores:
         raise SimulatorError(f"{'; '.join(warnings)}. Fix: {INSTALL_HINT}")
     backend = renderers.choose(gl)
-    renderer = renderers.probe(backend).renderer
-    if renderer is None:
-        raise SimulatorError(
-            f"MUJOCO_GL={backend} renders nothing: {renderers.probe(backend).reason}; unset it, or set egl"
-        )
+    renderer = renderers.renderer_of(backend)
     _check_import(backend)
     os.environ["MUJOCO_GL"] = backend
     return SimulatorReport(versions, backend, renderer, chosen, warnings)

@@ -6,6 +6,7 @@ import ctypes
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -74,7 +75,9 @@ def probe(backend: str) -> Probe:
 
 
 def choose(gl: GL) -> str:
-    """The renderer to use: `egl` or `osmesa`, or whatever `MUJOCO_GL` says if the user set it and `gl` is auto.
+    """The renderer to use: `egl` or `osmesa`; with auto the one that `MUJOCO_GL` names, if the user set it.
+
+    What the user named is not tried here: `renderer_of` does.
 
     Raises:
         SimulatorError: no renderer works; the message names the missing library and the packages that hold it.
@@ -83,25 +86,54 @@ def choose(gl: GL) -> str:
         raise SimulatorError(f"gl must be one of auto, {', '.join(BACKENDS)}, got {gl!r}")
     users = os.environ.get("MUJOCO_GL", "").strip().lower()
     if gl == "auto" and users:
+        if users not in BACKENDS:
+            raise SimulatorError(
+                f"MUJOCO_GL={users} draws nothing without a display. Fix: unset it, or set egl or osmesa"
+            )
         return users
     candidates: list[str] = list(BACKENDS) if gl == "auto" else [gl]
     for backend in candidates:
         if probe(backend).renderer is not None:
             return backend
-    raise SimulatorError(_nothing_renders(candidates))
+    raise SimulatorError(nothing_renders(candidates))
 
 
-def _nothing_renders(candidates: list[str]) -> str:
+def renderer_of(backend: str) -> str:
+    """What OpenGL calls itself there, for example "llvmpipe (LLVM 15.0.6, 256 bits)".
+
+    Raises:
+        SimulatorError: it renders nothing; with the reason and the fix.
+    """
+    renderer = probe(backend).renderer
+    if renderer is None:
+        raise SimulatorError(nothing_renders([backend]))
+    return renderer
+
+
+def nothing_renders(candidates: Sequence[str]) -> str:
+    """Why none of these renderers works, and what to do: install a library only where one is absent."""
     tried = "; ".join(f"{name}: {_why(name)}" for name in candidates)
-    fixes = " or ".join(f"apt-get install -y {BACKENDS[name].packages}" for name in candidates)
-    return f"no renderer works, tried {tried}. Fix: {fixes}"
+    absent = [name for name in candidates if not _has_library(name)]
+    fixes = [f"apt-get install -y {BACKENDS[name].packages}" for name in absent]
+    if os.environ.get("MUJOCO_GL"):
+        fixes.append("unset MUJOCO_GL, so that another renderer is tried")
+    if os.environ.get("MUJOCO_EGL_DEVICE_ID"):
+        fixes.append("unset MUJOCO_EGL_DEVICE_ID, so that another device is tried")
+    advice = " or ".join(fixes) or "repair the graphics driver that the library loads; vla-rl doctor tries it again"
+    return f"no renderer works, tried {tried}. Fix: {advice}"
 
 
 def _why(backend: str) -> str:
     """The missing library by name, where that is the reason: OpenGL's own message would not say so."""
     library = BACKENDS[backend].library
+    return (
+        f"{library} is there, but {probe(backend).reason}" if _has_library(backend) else f"{library} is not installed"
+    )
+
+
+def _has_library(backend: str) -> bool:
     try:
-        ctypes.CDLL(library)
+        ctypes.CDLL(BACKENDS[backend].library)
     except OSError:
-        return f"{library} is not installed"
-    return f"{library} is there, but {probe(backend).reason}"
+        return False
+    return True

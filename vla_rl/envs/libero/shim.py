@@ -19,7 +19,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -69,7 +69,7 @@ def load(*, gl: renderers.GL) -> Libraries:
     os.environ["MUJOCO_GL"] = os.environ["PYOPENGL_PLATFORM"] = backend
     os.environ["LIBERO_CONFIG_PATH"] = str(_config_folder())
     _silence_robosuite_log()
-    with egl_device():
+    with graphics(backend):
         libraries = _import()
     _loaded = (backend, libraries)
     return libraries
@@ -100,27 +100,41 @@ def versions() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def egl_device() -> Iterator[None]:
-    """Tell robosuite which EGL device to open, in the only way that works for every `CUDA_VISIBLE_DEVICES`.
+def graphics(backend: str) -> Iterator[None]:
+    """Where robosuite and OpenGL start drawing: with the device they are to take, and one error for all they raise.
 
     robosuite reads both variables when it is imported and when it makes its first context, raises on an empty
     `CUDA_VISIBLE_DEVICES` and on one that holds UUIDs, and asserts that one contains the other. Within this block the
-    device is given by `MUJOCO_EGL_DEVICE_ID` alone: the user's, else the first visible CUDA device, else 0.
+    device is given by `MUJOCO_EGL_DEVICE_ID` alone: the user's or the parent process's, else the first visible CUDA
+    device, else 0.
+
+    Raises:
+        SimulatorError: nothing can be drawn; with the reason and the fix.
     """
     saved = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "MUJOCO_EGL_DEVICE_ID")}
-    first_visible = (saved["CUDA_VISIBLE_DEVICES"] or "").split(",")[0].strip()
     os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-    if saved["MUJOCO_EGL_DEVICE_ID"] is None:
-        known = first_visible.isdigit() and os.environ.get("MUJOCO_GL") == "egl"
-        os.environ["MUJOCO_EGL_DEVICE_ID"] = first_visible if known and _egl_devices() > int(first_visible) else "0"
     try:
+        if saved["MUJOCO_EGL_DEVICE_ID"] is None:
+            first_visible = (saved["CUDA_VISIBLE_DEVICES"] or "").split(",")[0].strip()
+            known = first_visible.isdigit() and backend == "egl" and _egl_devices() > int(first_visible)
+            os.environ["MUJOCO_EGL_DEVICE_ID"] = first_visible if known else "0"
         yield
+    except _opengl_errors() as error:
+        _restore(saved)
+        if renderers.probe(backend).renderer is not None:
+            raise
+        raise SimulatorError(renderers.nothing_renders([backend])) from error
     finally:
-        for name, value in saved.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        _restore(saved)
+
+
+def _restore(variables: Mapping[str, str | None]) -> None:
+    """Give environment variables the values they had; None for those that were not set."""
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 @contextlib.contextmanager
@@ -140,6 +154,12 @@ def seeded_reset(seed: int) -> Iterator[None]:
     finally:
         pdb.set_trace = set_trace
         np.random.set_state(state)
+
+
+def _opengl_errors() -> tuple[type[BaseException], ...]:
+    """What OpenGL's loaders and calls raise, by the name of its own class once it is imported."""
+    own = vars(sys.modules["OpenGL.error"])["Error"] if "OpenGL.error" in sys.modules else ImportError
+    return (ImportError, AttributeError, RuntimeError, OSError, own)
 
 
 def _egl_devices() -> int:
@@ -193,6 +213,8 @@ def _import() -> Libraries:
     from robosuite.utils.observables import Observable
 
     from vla_rl.envs.libero.control_law import drive
+
+    GLContext._context = None  # its clean-up looks for it, also where it was never made
 
     return Libraries(
         mujoco=mujoco,
