@@ -73,14 +73,9 @@ class StockLibero:
             self.wrapper.env.set_xml_processor(simplify_visuals)
         self.observation = None
 
-    def make_current(self):
-        context = self.wrapper.env.sim._render_context_offscreen
-        context.gl_ctx.make_current()  # robosuite does so at creation alone, and ours is in this process too
-
     def start(self, seed, state=None, settle=10):
         from vla_rl.envs.libero import shim
 
-        self.make_current()
         shim.use_assets(self.assets.folder)
         self.wrapper.seed(seed)
         self.observation = self.wrapper.reset()
@@ -102,7 +97,6 @@ class StockLibero:
         return np.array(data.qpos), np.array(data.qvel)
 
     def close(self):
-        self.make_current()
         self.wrapper.close()
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -82,9 +84,10 @@ class Cameras:
         self.let_go()
         if self._render_context is not None:
             # What is freed belongs to the current context, and two simulations number their textures alike.
-            self._gl_context.make_current()
-            self._render_context.free()
-            self._gl_context.free()
+            with _left_as_it_was(self._gl_context):
+                self._gl_context.make_current()
+                self._render_context.free()
+                self._gl_context.free()
             self._render_context = self._gl_context = None
 
     def _make_graphics(self) -> None:
@@ -109,14 +112,40 @@ class Cameras:
         size = self._image_size
         frames = np.empty((len(self._views), size, size, 3), dtype=np.uint8)
         viewport = self._mujoco.MjrRect(0, 0, size, size)
-        if self._views and self._render_context is None:
-            self._make_graphics()
-        elif self._views:
-            self._gl_context.make_current()
-        for (_, scene), frame in zip(self._views, frames, strict=True):
-            self._mujoco.mjr_render(viewport, scene, self._render_context)
-            self._mujoco.mjr_readPixels(frame, None, viewport, self._render_context)
+        with _left_as_it_was(self._gl_context):
+            if self._views and self._render_context is None:
+                self._make_graphics()
+            elif self._views:
+                self._gl_context.make_current()
+            for (_, scene), frame in zip(self._views, frames, strict=True):
+                self._mujoco.mjr_render(viewport, scene, self._render_context)
+                self._mujoco.mjr_readPixels(frame, None, viewport, self._render_context)
         return frames
+
+
+@contextlib.contextmanager
+def _left_as_it_was(ours: Any) -> Iterator[None]:  # noqa: ANN401
+    """Make graphics that are not ours current again afterwards.
+
+    robosuite makes its context current when it is created, and ever after draws in whichever is: LIBERO's own env, used
+    in turns with ours, would draw its meshes with our textures. OSMesa does not tell enough to do the same.
+
+    Args:
+        ours: robosuite's context that is used meanwhile; None if it is made meanwhile.
+    """
+    if os.environ.get("MUJOCO_GL") != "egl":
+        yield
+        return
+    from OpenGL import EGL
+
+    context, display = EGL.eglGetCurrentContext(), EGL.eglGetCurrentDisplay()
+    foreign = bool(context) and (ours is None or context.address != ours._context.address)
+    surfaces = EGL.eglGetCurrentSurface(EGL.EGL_DRAW), EGL.eglGetCurrentSurface(EGL.EGL_READ)
+    try:
+        yield
+    finally:
+        if foreign:
+            EGL.eglMakeCurrent(display, *surfaces, context)
 
 
 def _close(reference: weakref.ref[Cameras]) -> None:
