@@ -63,7 +63,7 @@ def check_gpus(*, run: Run = run_python, driver: Path = NVIDIA_DRIVER) -> Check:
 
 
 def check_egl_devices(*, run: Run = run_python, driver: Path = NVIDIA_DRIVER) -> Check:
-    """Whether each GPU's number is its number in EGL too, on which the simulators draw."""
+    """Which number each GPU has in EGL, where a rank's simulators draw on the GPU that it computes on."""
     name = "egl devices"
     if not driver.exists():
         return Check(name, "skipped", "no NVIDIA driver")
@@ -77,10 +77,7 @@ def check_egl_devices(*, run: Run = run_python, driver: Path = NVIDIA_DRIVER) ->
     buses: list[str | None] = json.loads(asked.output)
     pairs = {cuda: egl_index(gpu.bus, cuda_index=cuda, egl_buses=buses) for cuda, gpu in enumerate(gpus)}
     found = ", ".join(f"CUDA {cuda} is EGL {egl}" for cuda, egl in pairs.items())
-    if all(cuda == egl for cuda, egl in pairs.items()):
-        return Check(name, "ok", found)
-    fix = "set MUJOCO_EGL_DEVICE_ID to the EGL number of the GPU that a process uses"
-    return Check(name, "warning", found, "equal numbers: simulators draw on the EGL device of the CUDA number", fix)
+    return Check(name, "ok", found)
 
 
 def check_import(module: str, *, package: str, run: Run = run_python) -> Check:

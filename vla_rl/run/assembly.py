@@ -18,10 +18,11 @@ from vla_rl.ipc.shared_weights import SharedWeights, share_tensors
 from vla_rl.ipc.slots import ExchangeSlots, slot_fields
 from vla_rl.policies.assign import assign_parameters
 from vla_rl.replay.ring import ReplayRing
+from vla_rl.run.drawing import egl_device
 from vla_rl.run.plan import OPEN_ENVS_PER_SLOT, EnvPlan, Plan
 from vla_rl.workers.cell import Cell, CellLimits
 from vla_rl.workers.env_runner import EnvPool, EnvRunner
-from vla_rl.workers.env_worker import EnvWorkerSettings, scheduled_jobs
+from vla_rl.workers.env_worker import EnvWorkerSettings, draw_on, scheduled_jobs
 from vla_rl.workers.episodes import EpisodeJob, EpisodeRecord
 from vla_rl.workers.inference_worker import InferenceSettings, make_server, report
 from vla_rl.workers.serial import SerialCell
@@ -164,6 +165,7 @@ def make_cell(  # noqa: PLR0913 - the parts of a cell, by name
         jobs: an evaluation's episodes; None for the training schedule.
     """
     inference = _inference_settings(plan, log_dir, greedy=greedy, seed=seed)
+    draws_on = egl_device(plan.device) if env.simulator is not None and env.simulator.gl == "egl" else None
     workers = [
         _env_worker_settings(
             plan,
@@ -174,6 +176,7 @@ def make_cell(  # noqa: PLR0913 - the parts of a cell, by name
             num_ranks=num_ranks,
             first_episode=first_episode,
             queue_jobs=jobs is not None,
+            draws_on=draws_on,
         )
         for worker in range(plan.recipe.rollout.num_workers)
     ]
@@ -207,6 +210,7 @@ def _serial_cell(
     on_episode: Callable[[EpisodeRecord], None],
     jobs: Iterator[EpisodeJob] | None,
 ) -> SerialCell:
+    draw_on(workers[0].egl_device)
     slots = ExchangeSlots.view(memory.slots)
     frozen = memory.frozen.tensors() if memory.frozen is not None else {}
     server = make_server(inference, memory.mailbox, slots, frozen)
@@ -258,6 +262,7 @@ def _env_worker_settings(
     num_ranks: int,
     first_episode: int,
     queue_jobs: bool,
+    draws_on: int | None,
 ) -> EnvWorkerSettings:
     per_worker = plan.recipe.rollout.envs_per_worker
     first = worker * per_worker
@@ -273,5 +278,6 @@ def _env_worker_settings(
         max_open_envs_per_slot=1 if queue_jobs else OPEN_ENVS_PER_SLOT,  # a queue goes through the tasks once
         first_episode=first_episode,
         queue_jobs=queue_jobs,
+        egl_device=draws_on,
         log_path=log_dir / f"env_worker_{worker}.log",
     )

@@ -8,6 +8,7 @@ waits end with the stop flag, and the heartbeat goes on during both.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ class EnvWorkerSettings:
     first_episode: int  # of every slot in the training schedule; above 0 in a resumed run
     queue_jobs: bool  # ask the supervisor for episodes (evaluation) instead of the training schedule
     log_path: Path
+    egl_device: int | None = None  # GPU that simulators draw on, in EGL's order; None leaves the choice to them
     threads: int = 1
 
 
@@ -63,6 +65,7 @@ class EnvWorkerLinks:
 def env_worker_main(settings: EnvWorkerSettings, links: EnvWorkerLinks, incarnation: int) -> None:
     """Entry point of the spawned process; returns when the stop flag is set or the jobs are done."""
     log = enter_child(f"env_worker_{settings.worker_index}", settings.log_path, threads=settings.threads)
+    draw_on(settings.egl_device)
     log.info("start %d of this worker, slots %s", incarnation, list(settings.slot_ids))
     with SharedArrays.attach(links.slots) as arrays, CellCounters.attach(links.counters) as counters:
         ring = ReplayRing.attach(links.ring) if links.ring is not None else None
@@ -82,6 +85,12 @@ def env_worker_main(settings: EnvWorkerSettings, links: EnvWorkerLinks, incarnat
                 ring.close()
     log.info("done")
     leave_child()
+
+
+def draw_on(egl_device: int | None) -> None:
+    """Choose the GPU for the simulators that this process will make."""
+    if egl_device is not None:
+        os.environ["MUJOCO_EGL_DEVICE_ID"] = str(egl_device)
 
 
 class EnvWorker:

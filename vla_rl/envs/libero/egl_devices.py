@@ -6,11 +6,16 @@ tells the bus as well.
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 _EGL_DRM_DEVICE_FILE = 0x3233  # EGL_EXT_device_drm
 _SYSFS = Path("/sys/class/drm")
+_ASK_SECONDS = 120.0
 
 
 def egl_index(pci_bus: str, *, cuda_index: int, egl_buses: Sequence[str | None]) -> int:
@@ -44,6 +49,24 @@ def egl_pci_buses() -> list[str | None]:
         except GLError:  # the extension is not there for this device
             file = None
         buses.append(pci_bus_of(file.decode()) if file else None)
+    return buses
+
+
+def ask_egl_pci_buses() -> list[str | None]:
+    """`egl_pci_buses`, found out in a process of its own; empty where there is no EGL."""
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"import json; from {__name__} import egl_pci_buses; print(json.dumps(egl_pci_buses()))",
+        ],
+        env={**os.environ, "MUJOCO_GL": "egl", "PYOPENGL_PLATFORM": "egl"},
+        capture_output=True,
+        text=True,
+        timeout=_ASK_SECONDS,
+        check=False,
+    )
+    buses: list[str | None] = json.loads(result.stdout) if result.returncode == 0 else []
     return buses
 
 
