@@ -39,7 +39,7 @@ def test_status_tells_what_is_used_and_why() -> None:
     lines = result.output.splitlines()
     assert lines[0] == f"proxy assets: {proxy_folder()}"
     assert "$VLA_RL_LIBERO_ASSETS is not set" in lines[1]
-    assert lines[2].split() == ["articulated_objects", "4", "of", "4", "files", "of", "the", "four", "suites"]
+    assert lines[2].split() == ["libero_spatial", "10", "of", "10", "tasks", "have", "all", "their", "files"]
     assert len(lines) == 7
 
 
@@ -71,18 +71,22 @@ def test_check_lists_problems_by_task(
 ) -> None:
     checks = [TaskCheck(task, found) for task, found in zip(TASKS, problems, strict=True)]
     monkeypatch.setattr("vla_rl.envs.libero.full_assets.check_tasks", lambda _folder: checks)
+    monkeypatch.setattr("vla_rl.envs.libero.full_assets.completeness", lambda _folder: {"libero_90": "67 of 90"})
     monkeypatch.setattr("vla_rl.doctor.simulator.check_import", lambda: Check("import libero", "ok", "works"))
     built: list[TaskInfo] = []
     monkeypatch.setattr("vla_rl.doctor.tasks.build_faults", lambda _folder, tasks: built.extend(tasks) or faults)
     result = assets("check")
     assert result.exit_code == code
-    for line, expected in zip(result.output.splitlines(), lines, strict=True):
+    for line, expected in zip(
+        result.output.splitlines(), [*lines, "libero_90, which is not part of this: 67 of 90"], strict=True
+    ):
         assert expected in line
     assert built == [task for task, found in zip(TASKS, problems, strict=True) if not found]
 
 
 def test_without_a_simulator_check_says_that_nothing_was_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vla_rl.envs.libero.full_assets.check_tasks", lambda _folder: [TaskCheck(TASKS[0], ())])
+    monkeypatch.setattr("vla_rl.envs.libero.full_assets.completeness", lambda _folder: {"libero_90": ""})
     monkeypatch.setattr("vla_rl.doctor.simulator.check_import", lambda: Check("import libero", "failed", "no egl"))
     result = assets("check")
     assert result.exit_code == 0
@@ -91,9 +95,11 @@ def test_without_a_simulator_check_says_that_nothing_was_built(monkeypatch: pyte
 
 def test_download_prints_the_folder_and_how_to_use_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("vla_rl.envs.libero.full_assets.download", lambda _fetch: tmp_path / "libero-assets")
+    monkeypatch.setattr("vla_rl.envs.libero.full_assets.completeness", lambda _folder: {"libero_90": "90 of 90"})
     result = assets("download")
     assert result.exit_code == 0
     assert result.output.splitlines()[0] == str(tmp_path / "libero-assets")
+    assert result.output.splitlines()[1].split() == ["libero_90", "90", "of", "90"]
 
 
 def test_offline_download_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:

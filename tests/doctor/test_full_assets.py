@@ -6,9 +6,9 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from vla_rl.envs.libero import full_assets
-from vla_rl.envs.libero.assets import SUBFOLDERS, resolve_assets
+from vla_rl.envs.libero.assets import resolve_assets
 from vla_rl.envs.libero.errors import SimulatorError
-from vla_rl.envs.libero.full_assets import check_tasks, download, downloaded_folder, missing_files, subfolder_states
+from vla_rl.envs.libero.full_assets import check_tasks, completeness, download, downloaded_folder, missing_files
 from vla_rl.envs.libero.proxy.generate import proxy_folder
 
 BOWL = "stable_scanned_objects/akita_black_bowl/akita_black_bowl.xml"
@@ -39,9 +39,9 @@ def test_a_missing_object_is_told_for_the_tasks_that_use_it_alone(folder):
     (folder / BOWL).unlink()
     found = problems_by_task(folder)
     assert len(found) == 21  # ten of Spatial, ten of Goal, one of Long
-    assert set(found.values()) == {(f"{BOWL}: is missing",)}
+    assert set(found.values()) == {("akita_black_bowl.xml is missing",)}
     assert not any(suite == "libero_object" for suite, _ in found)
-    assert missing_files(folder) == [f"{BOWL}: is missing"]
+    assert missing_files(folder) == ["akita_black_bowl.xml is missing"]
 
 
 @pytest.mark.libero
@@ -85,15 +85,15 @@ def test_a_room_needs_the_textures_that_libero_puts_into_it(folder):
     assert len(problems_by_task(folder)) == 4
 
 
-def test_completeness_is_counted_by_sub_folder(folder):
-    before = {state.name: (state.present, state.needed) for state in subfolder_states(folder)}
-    assert list(before) == list(SUBFOLDERS)
-    assert all(present == needed > 0 for present, needed in before.values())
-    assert sum(needed for _, needed in before.values()) == 33
+@pytest.mark.libero
+def test_completeness_is_counted_by_suite(folder):
+    before = completeness(folder)
+    assert list(before) == ["libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"]
+    assert [before[suite].split()[:3] for suite in list(before)[:4]] == [["10", "of", "10"]] * 4
     (folder / BOWL).unlink()
-    after = {state.name: (state.present, state.needed) for state in subfolder_states(folder)}
-    assert after.pop("stable_scanned_objects") == (4, 5)
-    assert after == {name: count for name, count in before.items() if name != "stable_scanned_objects"}
+    after = completeness(folder)
+    assert [after[suite].split()[0] for suite in list(after)[:4]] == ["0", "10", "0", "9"]
+    assert int(after["libero_90"].split()[0]) < int(before["libero_90"].split()[0]) < 90
 
 
 def fetch(folder):

@@ -5,6 +5,7 @@ import importlib.util
 import io
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -14,12 +15,14 @@ import numpy as np
 import pytest
 
 from vla_rl.envs.libero import check, gl, shim
-from vla_rl.envs.libero.assets import SUBFOLDERS, check_task_assets, resolve_assets
+from vla_rl.envs.libero.asset_files import ROOMS, check_task_assets
+from vla_rl.envs.libero.assets import SUBFOLDERS, Assets, resolve_assets
 from vla_rl.envs.libero.cache import cache_root, publish_folder
 from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.envs.libero.gl import Probe
 from vla_rl.envs.libero.init_states import read_states
-from vla_rl.envs.libero.suites import libero_task, task_files
+from vla_rl.envs.libero.probes import build_simulation
+from vla_rl.envs.libero.suites import libero_task, libero_tasks, task_files
 
 needs_wheel = pytest.mark.skipif(importlib.util.find_spec("libero") is None, reason="hf-libero is not installed")
 
@@ -83,14 +86,38 @@ def test_a_folder_that_is_no_assets_folder_is_refused_with_what_it_lacks(home, m
 @needs_wheel
 def test_a_task_of_libero_90_that_needs_more_than_the_proxies_says_what_is_missing(home):
     proxies = resolve_assets("proxy")
-    check_task_assets(proxies, task_files(libero_task("libero_10", 5)).bddl)
+    check_task_assets(proxies, libero_task("libero_10", 5))
     lacking = next(
-        task_files(libero_task("libero_90", task)).bddl
-        for task in range(90)
-        if "white_bowl" in task_files(libero_task("libero_90", task)).bddl.read_text()
+        task for task in libero_tasks("libero_90") if "white_bowl" in task_files(task).bddl.read_text(encoding="utf-8")
     )
-    with pytest.raises(SimulatorError, match=r"no file for .*white_bowl.*libero_10.*full assets"):
+    with pytest.raises(SimulatorError, match=r"libero_90 task \d+ opens: .*white_bowl\.xml.*libero_10.*full assets"):
         check_task_assets(proxies, lacking)
+
+
+@needs_wheel
+def test_a_mesh_that_is_missing_is_told_before_anything_is_built(tmp_path):
+    shutil.copytree(resolve_assets("proxy").folder, tmp_path / "assets")
+    bowl = tmp_path / "assets" / "stable_scanned_objects" / "akita_black_bowl" / "akita_black_bowl.xml"
+    bowl.write_text('<mujoco><asset><mesh name="a" file="visual/bowl.obj"/></asset></mujoco>', encoding="utf-8")
+    with pytest.raises(SimulatorError, match=r"akita_black_bowl\.xml: visual/bowl\.obj is missing or empty"):
+        check_task_assets(Assets(tmp_path / "assets", "full"), libero_task("libero_goal", 0))
+
+
+@pytest.mark.libero
+@pytest.mark.parametrize(
+    ("suite", "task_id"), [("libero_spatial", 0), ("libero_object", 0), *(("libero_10", task) for task in (0, 3, 5))]
+)
+def test_the_rooms_are_those_of_liberos_own_classes(suite, task_id):
+    libraries = shim.load(gl="auto")
+    from libero.libero.envs.arenas.style import STYLE_MAPPING
+
+    bddl = str(task_files(libero_task(suite, task_id)).bddl)
+    simulation = build_simulation(libero_task(suite, task_id), resolve_assets("proxy"))
+    room, own = ROOMS[libraries.problem_info(bddl)["problem_name"]], simulation.env
+    assert Path(own._arena_xml).stem == room.scene
+    assert STYLE_MAPPING["floor"][own._arena_properties["floor_style"]] == room.floor
+    assert STYLE_MAPPING["wall"][own._arena_properties["wall_style"]] == room.wall
+    simulation.close()
 
 
 def test_a_folder_is_published_whole_and_once(tmp_path, monkeypatch):

@@ -17,13 +17,13 @@ app = typer.Typer(help="LIBERO's assets: which are used, whether they are comple
 def status() -> None:
     """What env.assets=auto would use and why, and how complete it is."""
     from vla_rl.envs.libero.assets import resolve_assets
-    from vla_rl.envs.libero.full_assets import downloaded_folder, subfolder_states, why_chosen
+    from vla_rl.envs.libero.full_assets import completeness, downloaded_folder, why_chosen
 
     with preflight():
         assets = resolve_assets("auto")
         print(f"{assets.kind} assets: {assets.folder}\n    {why_chosen(assets)}")
-        for state in subfolder_states(assets.folder):
-            print(f"    {state.name:24} {state.present} of {state.needed} files of the four suites")
+        for suite, words in completeness(assets.folder).items():
+            print(f"    {suite:16} {words}")
     if downloaded_folder().is_dir() and downloaded_folder() != assets.folder:
         print(f"not in use: {downloaded_folder()}, downloaded before")
 
@@ -45,16 +45,17 @@ def check(
 ) -> None:
     """Look for every file that the 40 tasks open, then build each task from them; about half a minute.
 
-    Exits with 2 if something is wrong.
+    Exits with 2 if something is wrong. Says for LIBERO-90 how many tasks have all their files.
     """
     from vla_rl.doctor.simulator import check_import
     from vla_rl.doctor.tasks import build_faults
     from vla_rl.envs.libero.assets import resolve_assets
-    from vla_rl.envs.libero.full_assets import check_tasks
+    from vla_rl.envs.libero.full_assets import check_tasks, completeness
 
     with preflight():
         looked_at = (resolve_assets("auto") if folder is None else resolve_assets(str(folder))).folder
         checks = check_tasks(looked_at)
+        libero_90 = completeness(looked_at)["libero_90"]
     for one in checks:
         for problem in one.problems:
             print(f"{one.task.suite} {one.task.task_id}: {problem}")
@@ -66,6 +67,7 @@ def check(
     good = len(complete) - len(faults)
     built = "" if simulator.status == "ok" else f"; not built, because the simulator does not start: {simulator.found}"
     print(f"{looked_at}: {good} of {len(checks)} tasks are in order{built}")
+    print(f"libero_90, which is not part of this: {libero_90}")
     if good < len(checks):
         raise typer.Exit(exit_codes.USER_ERROR)
 
@@ -74,11 +76,13 @@ def check(
 def download() -> None:
     """Fetch LIBERO's full assets from the model hub into the cache; complete or not at all. Never asks."""
     from vla_rl.envs.libero.assets import ASSETS_VARIABLE, resolve_assets
+    from vla_rl.envs.libero.full_assets import completeness, fetch_from_hub
     from vla_rl.envs.libero.full_assets import download as download_assets
-    from vla_rl.envs.libero.full_assets import fetch_from_hub
 
     with preflight():
         folder = download_assets(fetch_from_hub)
         print(folder)
+        for suite, words in completeness(folder).items():
+            print(f"    {suite:16} {words}")
         if resolve_assets("auto").folder != folder:
             print(f"to use it: export {ASSETS_VARIABLE}={folder}")

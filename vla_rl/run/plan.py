@@ -20,8 +20,7 @@ from vla_rl.envs.build import (
     libero_tasks,
     num_init_states,
 )
-from vla_rl.envs.libero.assets import check_task_assets
-from vla_rl.envs.libero.suites import task_files
+from vla_rl.envs.libero.asset_files import check_task_assets
 from vla_rl.policies.build import build_mlp, build_openvla_oft
 from vla_rl.policies.describe import describe_openvla_oft
 from vla_rl.policies.image_transforms import frame_transform
@@ -229,7 +228,7 @@ def _plan_metaworld(section: MetaworldSection, tasks: tuple[TaskInfo, ...]) -> E
 def _plan_libero(section: LiberoSection, tasks: tuple[TaskInfo, ...], *, render_size: int) -> EnvPlan:
     simulator = check_simulator(gl=section.gl, assets=section.assets)
     for task in tasks:
-        check_task_assets(simulator.assets, task_files(task).bddl)
+        check_task_assets(simulator.assets, task)
     standard_horizon = libero_horizon(section.suite)
     horizon = section.horizon or standard_horizon
     builders = tuple(libero_builder(section, task, render_size=render_size, horizon=horizon) for task in tasks)

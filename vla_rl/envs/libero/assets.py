@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -50,21 +48,6 @@ def resolve_assets(assets: str) -> Assets:
     return resolve_assets("proxy")
 
 
-def check_task_assets(assets: Assets, bddl: Path) -> None:
-    """Whether the assets hold every object that a task needs; the proxies cover four suites, not LIBERO-90.
-
-    Raises:
-        SimulatorError: names the categories without a file.
-    """
-    absent = [name for name in categories(bddl) if not _has_object(assets.folder, name)]
-    if absent:
-        raise SimulatorError(
-            f"{assets.folder} ({assets.kind} assets) has no file for {', '.join(absent)}, needed by {bddl.name}; "
-            "proxies exist for libero_spatial, libero_object, libero_goal and libero_10. "
-            f"Fix: give the folder of LIBERO's full assets as 'assets' or in ${ASSETS_VARIABLE}"
-        )
-
-
 def _missing(folder: Path) -> list[str]:
     return [name for name in SUBFOLDERS if not (folder / name).is_dir()]
 
@@ -77,21 +60,3 @@ def _checked(folder: Path, source: str) -> Path:
             f"{', '.join(SUBFOLDERS)}, as LIBERO's assets/ does. Fix: name that folder, or use 'proxy' or 'auto'"
         )
     return folder.resolve()
-
-
-_DECLARATIONS = re.compile(r"\(:(?:fixtures|objects)\s([^()]*)\)")
-_PART_OF_ARENA = {"table", "floor", "kitchen_table", "living_room_table", "study_table", "coffee_table"}
-
-
-def categories(bddl: Path) -> list[str]:
-    """Categories of a task's fixtures and objects: the word after each dash."""
-    found: dict[str, None] = {}
-    for block in _DECLARATIONS.findall(bddl.read_text(encoding="utf-8")):
-        words = block.split()
-        found.update(dict.fromkeys(after for dash, after in itertools.pairwise(words) if dash == "-"))
-    return [name for name in found if name not in _PART_OF_ARENA]
-
-
-def _has_object(folder: Path, name: str) -> bool:
-    nested = (folder / place / name / f"{name}.xml" for place in SUBFOLDERS[1:4])
-    return (folder / SUBFOLDERS[0] / f"{name}.xml").is_file() or any(path.is_file() for path in nested)

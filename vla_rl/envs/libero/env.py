@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_rl.envs.libero import shim
-from vla_rl.envs.libero.assets import AssetKind, check_task_assets, resolve_assets
+from vla_rl.envs.libero.asset_files import check_task_assets
+from vla_rl.envs.libero.assets import AssetKind, resolve_assets
 from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.envs.libero.gl import GL
 from vla_rl.envs.libero.init_states import InitStates, load_states
@@ -94,14 +95,13 @@ class LiberoEnv:
         self._states = load_states(self._task, init_states)
         self._init_states: InitStates = init_states
         chosen = resolve_assets(assets)
-        bddl = task_files(self._task).bddl
-        check_task_assets(chosen, bddl)
+        check_task_assets(chosen, self._task)
         libraries = shim.load(gl=gl)
         shim.use_assets(chosen.folder)
         self._assets = chosen
         self._simulation = Simulation(
             libraries,
-            bddl=bddl,
+            bddl=task_files(self._task).bddl,
             cameras=tuple(CAMERAS[camera] for camera in cameras),
             image_size=image_size,
             edit_xml=simplify_visuals if chosen.kind == "proxy" else None,

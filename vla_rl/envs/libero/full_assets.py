@@ -1,57 +1,27 @@
-"""LIBERO's full assets: whether a folder holds what the tasks open, and where to get it.
-
-A folder is read as LIBERO and robosuite read it: an object is one XML file, the room of a problem class is another, and
-the meshes and textures that an XML names lie relative to it.
-"""
+"""LIBERO's full assets: whether a folder holds what the tasks open, and where to get it."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import os
-import re
 import shutil
-import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from vla_rl.envs.libero.assets import ASSETS_VARIABLE, DOWNLOADED_FOLDER, SUBFOLDERS, Assets, categories
+from vla_rl.envs.libero.asset_files import read_references, task_problems
+from vla_rl.envs.libero.assets import ASSETS_VARIABLE, DOWNLOADED_FOLDER, Assets
 from vla_rl.envs.libero.cache import cache_root
 from vla_rl.envs.libero.errors import SimulatorError
-from vla_rl.envs.libero.proxy.generate import proxy_files
-from vla_rl.envs.libero.suites import libero_tasks, task_files
+from vla_rl.envs.libero.suites import libero_tasks
 from vla_rl.types import TaskInfo
 
-SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
+MAIN_SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 HUB_DATASET = "lerobot/libero-assets"  # where hf-libero itself downloads from
 # Data alone: nothing that a program would run.
 HUB_PATTERNS = ("*.xml", "*.obj", "*.mtl", "*.stl", "*.msh", "*.png", "*.jpg", "*.jpeg")
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """The room of a problem class, and the textures that LIBERO's arena classes put in place of those it names."""
-
-    scene: str
-    floor: str
-    wall: str
-
-
-_TILES, _PLASTER = "light-gray-floor-tile.png", "light-gray-plaster.png"
-ROOMS = {
-    "LIBERO_Tabletop_Manipulation": Room("libero_tabletop_base_style", _TILES, _PLASTER),
-    "LIBERO_Floor_Manipulation": Room("libero_floor_base_style", _TILES, _PLASTER),
-    "LIBERO_Study_Tabletop_Manipulation": Room("libero_study_base_style", _TILES, _PLASTER),
-    "LIBERO_Kitchen_Tabletop_Manipulation": Room(
-        "libero_kitchen_tabletop_base_style", "gray_ceramic_tile.png", "yellow_linen_wall_texture.png"
-    ),
-    "LIBERO_Living_Room_Tabletop_Manipulation": Room(
-        "libero_living_room_tabletop_base_style", "seamless_wood_planks_floor.png", _PLASTER
-    ),
-}
-_PROBLEM = re.compile(r"\(define\s*\(problem\s+(\w+)\)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,39 +32,31 @@ class TaskCheck:
     problems: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class SubfolderState:
-    """How much of what the 40 tasks open lies in one sub-folder."""
-
-    name: str
-    present: int  # XML files
-    needed: int  # by the 40 tasks
-
-
-def check_tasks(folder: Path) -> list[TaskCheck]:
-    """Whether every file that the 40 tasks of the four suites open is there, and every XML is MJCF.
+def check_tasks(folder: Path, suites: Sequence[str] = MAIN_SUITES) -> list[TaskCheck]:
+    """Whether every file that the tasks of some suites open is there, and every XML is MJCF.
 
     Raises:
         SimulatorError: hf-libero, which holds the task definitions, is not installed.
     """
-    references = cache(_references)  # 40 tasks share 30 objects and five rooms
+    references = cache(read_references)  # tasks share objects and rooms
     return [
-        TaskCheck(task, tuple(_problems(folder, task, references))) for suite in SUITES for task in libero_tasks(suite)
+        TaskCheck(task, task_problems(folder, task, references)) for suite in suites for task in libero_tasks(suite)
     ]
+
+
+def completeness(folder: Path) -> dict[str, str]:
+    """How many tasks of each suite find all their files, in words, LIBERO-90 last."""
+    words = {}
+    for suite in (*MAIN_SUITES, "libero_90"):
+        checks = check_tasks(folder, [suite])
+        good = sum(not check.problems for check in checks)
+        words[suite] = f"{good} of {len(checks)} tasks have all their files"
+    return words
 
 
 def missing_files(folder: Path) -> list[str]:
-    """Everything that is wrong with a folder, each thing once, without the tasks."""
+    """Everything that is wrong with a folder for the 40 tasks of four suites, each thing once."""
     return list(dict.fromkeys(problem for check in check_tasks(folder) for problem in check.problems))
-
-
-def subfolder_states(folder: Path) -> list[SubfolderState]:
-    """Completeness of each of LIBERO's five sub-folders, counted in the XML files of the four suites."""
-    counted = {name: [path for path in _xml_files().values() if path.parts[0] == name] for name in SUBFOLDERS}
-    return [
-        SubfolderState(name, sum((folder / path).is_file() for path in paths), len(paths))
-        for name, paths in counted.items()
-    ]
 
 
 def why_chosen(assets: Assets) -> str:
@@ -104,57 +66,6 @@ def why_chosen(assets: Assets) -> str:
     if os.environ.get(ASSETS_VARIABLE):
         return f"${ASSETS_VARIABLE} names it"
     return "it was downloaded before"
-
-
-@cache
-def _xml_files() -> dict[str, PurePosixPath]:
-    """Where each object and room lies, by name. The proxies have the same layout and cover the same suites."""
-    return {path.stem: path for path in proxy_files() if path.suffix == ".xml"}
-
-
-def _problems(folder: Path, task: TaskInfo, references: Callable[[Path], _References]) -> Iterator[str]:
-    bddl = task_files(task).bddl
-    problem_class = _PROBLEM.search(bddl.read_text(encoding="utf-8"))
-    room = ROOMS.get(problem_class[1]) if problem_class else None
-    if room is None:
-        yield f"{bddl.name} is of no problem class that is known"
-        return
-    for name in (room.scene, *categories(bddl)):
-        path = folder / _xml_files()[name]
-        found = references(path)
-        textures = {"texplane": room.floor, "tex-wall": room.wall} if name == room.scene else {}
-        files = [str(PurePosixPath(file).with_name(textures.get(key, file.name))) for key, file in found.files]
-        yield from (f"{path.relative_to(folder)}: {fault}" for fault in found.faults)
-        for file in files:
-            if not _has_content(path.parent / file):
-                yield f"{path.relative_to(folder)}: {file} is missing or empty"
-
-
-@dataclass(frozen=True, slots=True)
-class _References:
-    faults: tuple[str, ...]
-    files: tuple[tuple[str, PurePosixPath], ...]  # name of the asset, file relative to the XML
-
-
-def _references(path: Path) -> _References:
-    """What an MJCF file names, or why it is none."""
-    if not path.is_file():
-        return _References(("is missing",), ())
-    try:
-        root = ET.parse(path).getroot()
-    except ET.ParseError as error:
-        return _References((f"is not XML: {error}",), ())
-    if root.tag != "mujoco":
-        return _References((f"is not MJCF: its root is <{root.tag}>, not <mujoco>",), ())
-    used: dict[tuple[str, str], PurePosixPath] = {}
-    for node in root.iterfind("./asset/*[@file]"):
-        # robosuite keeps the first of equal names; the stove names a texture that LIBERO never opens for it.
-        used.setdefault((node.tag, node.get("name", "")), PurePosixPath(node.get("file", "")))
-    return _References((), tuple((name, file) for (_, name), file in used.items()))
-
-
-def _has_content(path: Path) -> bool:
-    return path.is_file() and path.stat().st_size > 0
 
 
 def downloaded_folder() -> Path:
