@@ -1,5 +1,7 @@
 """Every task of the four suites starts from its stored states with proxy assets, unsolved, and can be solved."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -63,10 +65,15 @@ def test_no_task_is_solved_after_settling_and_nothing_flies_away(task_env, suite
 
 
 @pytest.mark.parametrize("task_id", range(10))
-def test_all_fifty_states_of_a_spatial_task_load_and_stay_where_they_are_put(task_env, task_id):
-    env = task_env("libero_spatial", task_id)
+@pytest.mark.parametrize(
+    "suite", ["libero_spatial", *(pytest.param(suite, marks=pytest.mark.slow) for suite in OTHER_SUITES)]
+)
+def test_all_fifty_states_of_a_task_load_and_stay_where_they_are_put(task_env, suite, task_id):
+    env = task_env(suite, task_id)
     env.reset(0)
-    for state in load_states(libero_task("libero_spatial", task_id), "standard"):
+    states = load_states(libero_task(suite, task_id), "standard")
+    assert len(states) == 50
+    for state in states:
         env.simulation.set_state(state)
         positions, velocities = env.physics_state()
         assert np.array_equal(np.concatenate([[0.0], positions, velocities]), state)
@@ -179,3 +186,22 @@ def test_a_book_in_the_back_compartment_solves_long_5(task_env):
         env, "black_book_1", site(env, "desk_caddy_1_back_contain_region"), up=-0.03, quaternion=upright_along_the_caddy
     )
     assert solved_within(env, 40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task_id", [0, 46, 74])  # a kitchen, a living room, a study
+def test_libero_90_plays_with_full_assets(full_assets, task_id):
+    env = LiberoEnv("libero_90", task_id, assets=full_assets, cameras=())
+    env.reset(0)
+    assert env.horizon == 400
+    assert env.step_chunk(np.tile(REST, (8, 1)).astype(np.float32)).executed == 8
+    assert not env.simulation.solved()
+    env.close()
+
+
+@pytest.mark.slow
+def test_a_task_of_libero_90_whose_meshes_are_missing_is_refused_with_their_names(full_assets):
+    if Path(full_assets, "stable_scanned_objects", "white_bowl", "texture.png").is_file():
+        pytest.skip("the folder of full assets is complete")
+    with pytest.raises(ValueError, match=r"white_bowl\.xml: texture\.png is missing"):
+        LiberoEnv("libero_90", 40, assets=full_assets, cameras=())
