@@ -60,11 +60,16 @@ class Arm:
 
     def begin(self, action: NDArray[np.float64]) -> None:
         """Take over a new action, (7,), and set the motors' controls for the first substep."""
-        if not self._controller.new_update:
+        controller = self._controller
+        if not controller.new_update:
             # In the first step after a reset robosuite acts on the arm as it was before a state was set.
             self._robot.control(action, policy_step=True)
             return
-        self._controller.set_goal(action[:-1])  # propagates
+        self._propagate()
+        _, _, position, rotation = self._state
+        controller.ee_pos, controller.ee_ori_mat = position.copy(), rotation.copy()  # all that the goal starts from
+        controller.new_update = False
+        controller.set_goal(action[:-1])
         self._gripper.format_action(action[-1:])
         self._set_controls(0.0)
 

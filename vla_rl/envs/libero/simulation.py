@@ -72,14 +72,13 @@ class Simulation:
         if edit_xml is not None:
             self._env.set_xml_processor(edit_xml)
         self._physics: Physics = physics
-        self._make_model = self._env._initialize_sim
-        self._env._initialize_sim = self._initialize_sim
-        self._env._destroy_sim = self._destroy_sim
-        self._env._pre_action = self._pre_action
         self._arm: Arm | None = None
         self._prepare_observables(libraries.observable)
-        self._placed = False  # whether positions and velocities have been propagated in this substep
+        self._take_over()
+        # What may be skipped depends on where robosuite is when it calls us. Outside of a step nothing is. In a step a
+        # substep begins unplaced, the first `_forward` places it, and `_step` begins the next one.
         self._stepping = False
+        self._placed = False  # whether positions and velocities have been propagated in this substep
 
     @property
     def env(self) -> Any:  # noqa: ANN401 - robosuite is untyped
@@ -180,12 +179,27 @@ class Simulation:
         sampling_moment.__modality__ = "vla_rl"  # type: ignore[attr-defined]
         self._env.add_observable(observable(_HOOK, sampling_moment, sampling_rate=CONTROL_FREQUENCY))
         self._read = [self._env._observables[name] for name in (*_PROPRIOCEPTION, _HOOK)]
+
+    def _take_over(self) -> None:
+        """Put our methods in place of those that robosuite 1.4.0 calls in a reset and in every substep."""
+        self._make_model = self._env._initialize_sim
+        self._env._initialize_sim = self._initialize_sim
+        self._env._destroy_sim = self._destroy_sim
+        self._env._pre_action = self._pre_action
         self._env._update_observables = self._update_observables
+        self._env._get_observations = self._get_observations
+        self._env.reward = lambda _action: 0.0  # it evaluates the goal, and so does `step` right after it
 
     def _update_observables(self, force: bool = False) -> None:
         """Called in every substep: only the sensors that are on."""
         for observable in self._read:
             observable.update(timestep=self._env.model_timestep, obs_cache=self._env._obs_cache, force=force)
+
+    def _get_observations(self, force_update: bool = False) -> dict[str, Any]:
+        """Called at the end of a step and of a reset: takes new samples if asked, and puts together nothing."""
+        if force_update:
+            self._update_observables(force=True)
+        return {}
 
     def _pre_action(self, action: NDArray[np.float64], policy_step: bool = False) -> None:
         """Called in every substep, before the step."""
