@@ -37,26 +37,28 @@ class Arm:
         self._mujoco = mujoco
         self._propagate = propagate
         self._drive = drive
-        self._exact = exact
         self._model, self._data = env.sim.model._model, env.sim.data._data
         robot = self._robot = env.robots[0]
         self._controller, self._gripper = robot.controller, robot.gripper
         self._site = self._model.site(self._controller.eef_name).id
-        self._joints = np.array(self._controller.qpos_index)
         fingers = np.array([self._model.actuator(name).id for name in self._gripper.actuators])
         finger_low, finger_high = self._model.actuator_ctrlrange[fingers].T
+        data = self._data  # views on MuJoCo's memory, which stays where it is
         self._jacobian = np.zeros((2, 3, self._model.nv))  # translation, rotation
         self._inertia = np.zeros((self._model.nv, self._model.nv))
-        data = self._data  # views on MuJoCo's memory, which stays where it is
-        self._dofs = np.array(self._controller.qvel_index)
-        self._qpos, self._qM = data.qpos, data.qM
-        self._state = (data.qvel, data.qfrc_bias, data.site_xpos[self._site], data.site_xmat[self._site].reshape(3, 3))
+        self._position, self._rotation = data.site_xpos[self._site], data.site_xmat[self._site].reshape(3, 3)
+        # What `drive` takes, in its order, around what an action changes.
+        self._matter = (
+            *(exact, self._jacobian, self._inertia),
+            *(np.array(self._controller.qvel_index), np.array(self._controller.qpos_index)),
+            *(data.qpos, data.qvel, data.qfrc_bias, self._position, self._rotation),
+        )
         self._limits = (
             *(np.array(limit) for limit in robot.torque_limits),
             np.array(robot._ref_joint_actuator_indexes),
         )
-        self._finger_range = (0.5 * (finger_high + finger_low), 0.5 * (finger_high - finger_low), fingers)
-        self._controls = data.ctrl
+        self._fingers = (0.5 * (finger_high + finger_low), 0.5 * (finger_high - finger_low), fingers, data.ctrl)
+        self._arguments: tuple[Any, ...] = ()
 
     def begin(self, action: NDArray[np.float64]) -> None:
         """Take over a new action, (7,), and set the motors' controls for the first substep."""
@@ -64,13 +66,15 @@ class Arm:
         if not controller.new_update:
             # In the first step after a reset robosuite acts on the arm as it was before a state was set.
             self._robot.control(action, policy_step=True)
+            self._gather_arguments()
             return
         self._propagate()
-        _, _, position, rotation = self._state
-        controller.ee_pos, controller.ee_ori_mat = position.copy(), rotation.copy()  # all that the goal starts from
+        # All that the goal starts from, so that the controller need not look for more.
+        controller.ee_pos, controller.ee_ori_mat = self._position.copy(), self._rotation.copy()
         controller.new_update = False
         controller.set_goal(action[:-1])
         self._gripper.format_action(action[-1:])
+        self._gather_arguments()
         self._set_controls(0.0)
 
     def proceed(self, action: NDArray[np.float64]) -> None:
@@ -78,26 +82,14 @@ class Arm:
         self._propagate()
         self._set_controls(self._gripper.speed * np.sign(action[-1]))
 
-    def _set_controls(self, opening_change: float) -> None:
+    def _gather_arguments(self) -> None:
+        """All arrays of an action; `drive` reads the simulation's state from them and changes the fingers' opening."""
         controller = self._controller
-        self._mujoco.mj_jacSite(self._model, self._data, self._jacobian[0], self._jacobian[1], self._site)
-        self._mujoco.mj_fullM(self._model, self._inertia, self._qM)
-        self._drive(
-            self._exact,
-            self._jacobian,
-            self._inertia,
-            self._dofs,
-            self._qpos[self._joints],
-            *self._state,
-            controller.goal_pos,
-            controller.goal_ori,
-            controller.kp,
-            controller.kd,
-            controller.initial_joint,
-            *self._limits,
-            self._gripper.current_action,
-            opening_change,
-            *self._finger_range,
-            self._controls,
-        )
         controller.new_update = True  # the next action's goal starts from where the arm will be
+        goal = (controller.goal_pos, controller.goal_ori, controller.kp, controller.kd, controller.initial_joint)
+        self._arguments = (*self._matter, *goal, *self._limits, self._gripper.current_action, *self._fingers)
+
+    def _set_controls(self, opening_change: float) -> None:
+        self._mujoco.mj_jacSite(self._model, self._data, self._jacobian[0], self._jacobian[1], self._site)
+        self._mujoco.mj_fullM(self._model, self._inertia, self._data.qM)
+        self._drive(*self._arguments, opening_change)

@@ -24,6 +24,7 @@ def drive(  # noqa: PLR0913 - compiled code takes plain arrays
     jacobian: Array,
     inertia: Array,
     dofs: Indices,
+    joints: Indices,
     qpos: Array,
     qvel: Array,
     bias: Array,
@@ -38,11 +39,11 @@ def drive(  # noqa: PLR0913 - compiled code takes plain arrays
     high: Array,
     motors: Indices,
     opening: Array,
-    opening_change: float,
     finger_middle: Array,
     finger_half_range: Array,
     finger_motors: Indices,
     controls: Array,
+    opening_change: float,
 ) -> None:
     """Write the controls of one substep, as `OSC_POSE` with decoupled position and orientation computes them.
 
@@ -51,7 +52,8 @@ def drive(  # noqa: PLR0913 - compiled code takes plain arrays
         jacobian: (2, 3, nv) translation and rotation of the end effector.
         inertia: (nv, nv).
         dofs: (7,) the arm's indices in nv.
-        qpos: (7,) the arm's joint positions.
+        joints: (7,) the arm's indices in nq.
+        qpos: (nq,).
         qvel: (nv,).
         bias: (nv,) gravity and Coriolis torques.
         position: (3,) of the end effector.
@@ -65,18 +67,18 @@ def drive(  # noqa: PLR0913 - compiled code takes plain arrays
         high: (7,) torque limits.
         motors: (7,) indices in `controls`.
         opening: (2,) of the fingers in [-1, 1]; changed in place.
-        opening_change: added to the second finger's, subtracted from the first's.
         finger_middle: (2,) middle of the range of the fingers' controls.
         finger_half_range: (2,).
         finger_motors: (2,) indices in `controls`.
         controls: (nu,) output.
+        opening_change: added to the second finger's opening, subtracted from the first's.
     """
     n = len(dofs)
     # robosuite's slices lie column by column, and BLAS sums another layout in another order.
     j_pos, j_ori, j_full, mass = np.empty((n, 3)), np.empty((n, 3)), np.empty((n, 6)), np.empty((n, n))
-    joint_vel, compensation = np.empty(n), np.empty(n)
+    joint_pos, joint_vel, compensation = np.empty(n), np.empty(n), np.empty(n)
     for i in range(n):
-        joint_vel[i], compensation[i] = qvel[dofs[i]], bias[dofs[i]]
+        joint_pos[i], joint_vel[i], compensation[i] = qpos[joints[i]], qvel[dofs[i]], bias[dofs[i]]
         for k in range(3):
             j_pos[i, k] = j_full[i, k] = jacobian[0, k, dofs[i]]
             j_ori[i, k] = j_full[i, 3 + k] = jacobian[1, k, dofs[i]]
@@ -90,7 +92,7 @@ def drive(  # noqa: PLR0913 - compiled code takes plain arrays
     torque = orientation_error(goal_rotation, rotation) * kp[3:] + -np.dot(jacobian[1], qvel) * kd[3:]
     wrench = np.concatenate((np.dot(mass_pos, force), np.dot(mass_ori, torque)))
     torques = np.dot(j_full, wrench) + compensation
-    torques += nullspace_torques(mass.T, nullspace, rest, qpos, joint_vel)
+    torques += nullspace_torques(mass.T, nullspace, rest, joint_pos, joint_vel)
     for i in range(n):
         controls[motors[i]] = min(max(torques[i], low[i]), high[i])
     opening[0] = min(max(opening[0] - opening_change, -1.0), 1.0)
