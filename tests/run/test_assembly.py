@@ -55,7 +55,6 @@ def cell(tmp_path):
         seed=0,
         max_batch=1,
         max_wait_s=0.0,
-        num_slots=1,
         log_path=tmp_path / "log",
         threads=1,
     )

@@ -28,7 +28,7 @@ class SimulatorReport:
     warnings: tuple[str, ...]  # why a score from here would not be comparable
 
 
-def check_simulator(*, gl: renderers.GL = "auto", assets: str = "auto", for_scores: bool = False) -> SimulatorReport:
+def check_simulator(*, gl: renderers.GL = "auto", assets: str = "auto") -> SimulatorReport:
     """Look for everything that would stop a worker, in about three seconds.
 
     Sets `MUJOCO_GL` for this process and the ones it starts, so that each of them need not look again.
@@ -36,7 +36,6 @@ def check_simulator(*, gl: renderers.GL = "auto", assets: str = "auto", for_scor
     Args:
         gl: renderer, as in the recipe.
         assets: auto, proxy or a folder, as in the recipe.
-        for_scores: refuse what otherwise is a warning: package versions on which published scores shift.
 
     Raises:
         SimulatorError: the one thing to fix first.
@@ -45,8 +44,6 @@ def check_simulator(*, gl: renderers.GL = "auto", assets: str = "auto", for_scor
     shim.check_installed()
     versions = shim.versions()
     warnings = _version_warnings(versions)
-    if warnings and for_scores:
-        raise SimulatorError(f"{'; '.join(warnings)}. Fix: {INSTALL_HINT}")
     backend = renderers.choose(gl)
     renderer = renderers.renderer_of(backend)
     _check_import(backend)
