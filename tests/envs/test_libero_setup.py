@@ -113,7 +113,8 @@ def test_the_rooms_are_those_of_liberos_own_classes(suite, task_id):
 
     bddl = str(task_files(libero_task(suite, task_id)).bddl)
     simulation = build_simulation(libero_task(suite, task_id), resolve_assets("proxy"))
-    room, own = ROOMS[libraries.problem_info(bddl)["problem_name"]], simulation.env
+    own, named = simulation.env, {name.lower(): room for name, room in ROOMS.items()}
+    room = named[libraries.problem_info(bddl)["problem_name"]]  # LIBERO tells it in lower case
     assert Path(own._arena_xml).stem == room.scene
     assert STYLE_MAPPING["floor"][own._arena_properties["floor_style"]] == room.floor
     assert STYLE_MAPPING["wall"][own._arena_properties["wall_style"]] == room.wall
