@@ -8,7 +8,7 @@ import numpy as np
 from vla_rl.ipc.counters import CellCounters
 from vla_rl.ipc.shared_arrays import SharedArrays
 from vla_rl.ipc.slots import ExchangeSlots, slot_fields
-from vla_rl.types import ActionSpec, ChunkResult, Observation, ObservationSpec
+from vla_rl.types import ActionSpec, ChunkResult, Observation, ObservationSpec, TaskInfo
 from vla_rl.workers.channel import receive_slots, send_slots
 from vla_rl.workers.env_worker import EnvWorker, EnvWorkerLinks, EnvWorkerSettings, as_record
 from vla_rl.workers.episodes import EpisodeJob
@@ -17,6 +17,8 @@ from vla_rl.workers.worker_counters import WorkerCounters
 
 class OneStepEnv:
     """Every episode ends with its first decision."""
+
+    task = TaskInfo("toy", 0, "toy", "reach")
 
     def reset(self, init_state, *, seed=0):
         return self.observe()
@@ -29,6 +31,11 @@ class OneStepEnv:
 
     def close(self):
         pass
+
+
+def heard(connection):
+    assert connection.poll(20)
+    return connection.recv()
 
 
 def requests(connection, count):
@@ -56,25 +63,25 @@ def test_a_worker_counts_the_slots_that_will_ask_again(tmp_path):
         thread = threading.Thread(target=worker.run)
         thread.start()
         for number in range(2):
-            assert supervisor.recv() == "job?"
+            assert heard(supervisor) == "job?"
             supervisor.send(EpisodeJob(task_index=0, init_state=number, seed=0, job_id=number))
         assert sorted(requests(inference, 2)) == [0, 1]
         assert counters.total("env_worker_open_slots") == 2
 
         send_slots(inference, 0, [0])
-        assert as_record(supervisor.recv()).job.job_id == 0
-        assert supervisor.recv() == "job?"
+        assert as_record(heard(supervisor)).job.job_id == 0
+        assert heard(supervisor) == "job?"
         supervisor.send(EpisodeJob(task_index=0, init_state=2, seed=0, job_id=2))
         assert requests(inference, 1) == [0]
         send_slots(inference, 0, [1])
-        assert as_record(supervisor.recv()).job.job_id == 1
-        assert supervisor.recv() == "job?"
+        assert as_record(heard(supervisor)).job.job_id == 1
+        assert heard(supervisor) == "job?"
         supervisor.send(None)  # no more jobs: one slot is left
         send_slots(inference, 0, [0])
-        assert as_record(supervisor.recv()).job.job_id == 2
+        assert as_record(heard(supervisor)).job.job_id == 2
         assert counters.total("env_worker_open_slots") == 1
 
-        assert supervisor.recv() == "job?"
+        assert heard(supervisor) == "job?"
         supervisor.send(None)
         thread.join(20)
         assert not thread.is_alive()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vla_rl.policies.parameters import META, named_generator, set_parameter
 
@@ -51,6 +52,17 @@ class LoraSettings:
             )
 
 
+class LowRank(nn.Linear):
+    """A of an adapter, computed in the dtype of its input, with autocast or without."""
+
+    def __init__(self, in_dim: int, rank: int) -> None:
+        super().__init__(in_dim, rank, bias=False, dtype=torch.float32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., rank)."""
+        return F.linear(x, self.weight.to(x.dtype))
+
+
 class ScaledSum(nn.Linear):
     """B of an adapter: result + scaling · B x, in one pass."""
 
@@ -70,7 +82,7 @@ class AdaptedLinear(nn.Module):
     """W x + b + scaling · B A x.
 
     The parts are called as modules, because ZeRO-3 gathers their weights at the call. Float32 adapters on bfloat16
-    weights compute in bfloat16 under autocast, as the layer does.
+    weights compute in bfloat16, as the layer does.
     """
 
     def __init__(self, base_layer: nn.Linear, settings: LoraSettings) -> None:
@@ -78,7 +90,7 @@ class AdaptedLinear(nn.Module):
         rank, scaling = settings.rank, settings.alpha / settings.rank
         self.base_layer = base_layer
         self.dropout = nn.Dropout(settings.dropout)
-        self.lora_A = nn.ModuleDict({ADAPTER: nn.Linear(base_layer.in_features, rank, bias=False, dtype=torch.float32)})
+        self.lora_A = nn.ModuleDict({ADAPTER: LowRank(base_layer.in_features, rank)})
         self.lora_B = nn.ModuleDict({ADAPTER: ScaledSum(rank, base_layer.out_features, scaling=scaling)})
 
     def forward(self, x: Tensor) -> Tensor:
