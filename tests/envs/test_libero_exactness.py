@@ -60,17 +60,6 @@ def test_two_hundred_random_steps_of_every_suite_are_liberos_own(stock_libero, s
     env.close()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("suite", "task_id"), [("libero_spatial", 4), ("libero_object", 2), ("libero_goal", 7), ("libero_10", 3)]
-)
-def test_steps_and_pixels_with_full_assets_are_liberos_own_in_every_suite(stock_libero, full_assets, suite, task_id):
-    env = LiberoEnv(suite, task_id, assets=full_assets, image_size=64)
-    stock = stock_libero(suite, task_id, assets=full_assets, image_size=64)
-    compare(env, stock, task_id, 11, 0, env._states, chunks=25)
-    env.close()
-
-
 def test_fast_physics_repeats_itself_and_stays_beside_exact_physics_until_things_touch():
     envs = {
         physics: LiberoEnv("libero_spatial", 0, assets="proxy", image_size=32, physics=physics) for physics in PHYSICS
