@@ -91,7 +91,7 @@ def test_a_killed_evaluation_goes_on_where_it_was_with_other_workers_too(start, 
 
 
 def test_ctrl_c_ends_an_evaluation_without_a_traceback(start, tmp_path):
-    evaluation = start("--workers", "2")
+    evaluation = start("--workers", "2", "--episodes-per-task", "1000")  # far from its end however busy the machine is
     wait_for_episodes(tmp_path / "out", 4)
     evaluation.send_signal(signal.SIGINT)
     assert evaluation.wait(60) == 130
