@@ -91,8 +91,6 @@ def test_an_episode_with_an_open_drawer_is_liberos_own_with_the_same_plain_seed(
         ("libero_object", 2),
         ("libero_goal", 7),
         ("libero_10", 3),  # an open drawer
-        ("libero_10", 8),  # a burning stove
-        ("libero_10", 9),  # an open microwave
     ],
 )
 def test_two_hundred_steps_and_their_frames_with_full_assets_are_liberos_own(tmp_path, full_assets, suite, task_id):
