@@ -107,11 +107,14 @@ def test_a_killed_env_worker_is_restarted_and_counted_and_the_run_goes_on(start,
 
 
 def test_a_hung_env_worker_is_restarted(start, tmp_path):
-    run = start(async_recipe())
+    """Whatever it was doing when it hung: the run goes on until the restart has been counted, then ends by Ctrl-C."""
+    deadlines = {"step_timeout_s": 3.0, "start_timeout_s": 30.0}
+    run = start(async_recipe(rollout=deadlines, budget={"optimizer_steps": 1_000_000}))
     wait_until(learning(tmp_path / "run"), "the first update")
     os.kill(pid_of(tmp_path / "run", "env_worker_1"), signal.SIGSTOP)
-    assert finished(run) == 0, (tmp_path / "output.txt").read_text()
-    assert points(tmp_path / "run")[-1]["system/env_worker_restarts"] == 1
+    wait_until(lambda: points(tmp_path / "run")[-1]["system/env_worker_restarts"] == 1, "the restart")
+    run.send_signal(signal.SIGINT)
+    assert finished(run) == 130, (tmp_path / "output.txt").read_text()
 
 
 def test_env_workers_that_keep_dying_end_the_run_with_the_cause(start, tmp_path):
