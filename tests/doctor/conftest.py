@@ -2,7 +2,7 @@
 
 import pytest
 
-from vla_rl.doctor.child import Outcome
+from vla_rl.envs.libero.child import Outcome
 
 
 class FakeChild:

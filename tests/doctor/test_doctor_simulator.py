@@ -126,7 +126,7 @@ def test_proxies_are_a_warning_and_incomplete_assets_a_failure(monkeypatch, tmp_
 def test_tasks_after_one_that_cannot_be_built_are_still_built(child, tmp_path):
     tasks = [TaskInfo(suite="libero_goal", task_id=number, name="", language="") for number in range(5)]
     fake = child()
-    from vla_rl.doctor.child import Outcome
+    from vla_rl.envs.libero.child import Outcome
 
     fake.answers = [
         Outcome(False, "2", "ValueError: no mesh"),

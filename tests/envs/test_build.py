@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from vla_rl.envs.build import build_libero, build_toy, libero_horizon, libero_tasks, num_init_states
+from vla_rl.envs.build import build_libero, build_toy, libero_tasks, num_init_states
+from vla_rl.libero_suites import SUITES
 
 needs_wheel = pytest.mark.skipif(importlib.util.find_spec("libero") is None, reason="hf-libero is not installed")
 
@@ -92,5 +93,22 @@ def test_a_task_or_suite_that_does_not_exist_is_refused_with_what_exists():
 
 
 def test_horizons_are_those_of_the_evaluation_protocol():
-    suites = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
-    assert [libero_horizon(suite) for suite in suites] == [220, 280, 300, 520, 400]
+    horizons = {name: suite.horizon for name, suite in SUITES.items()}
+    assert horizons == {
+        "libero_spatial": 220,
+        "libero_object": 280,
+        "libero_goal": 300,
+        "libero_10": 520,
+        "libero_90": 400,
+    }
+
+
+@needs_wheel
+@pytest.mark.parametrize("name", SUITES)
+def test_the_suites_have_as_many_tasks_and_such_states_as_the_wheel_holds(name):
+    assert len(libero_tasks(name)) == SUITES[name].num_tasks
+    if SUITES[name].has_spare_states:
+        assert num_init_states(name, 0, "spare") == 50
+    else:
+        with pytest.raises(ValueError, match="spare"):
+            num_init_states(name, 0, "spare")

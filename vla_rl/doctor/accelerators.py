@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vla_rl.doctor.child import Outcome, run_python
 from vla_rl.doctor.packages import INSTALL, installed_version
 from vla_rl.doctor.record import Check
+from vla_rl.envs.libero.child import Outcome, run_python
 from vla_rl.envs.libero.egl_devices import egl_index
 
 IMPORT_SECONDS = 180.0

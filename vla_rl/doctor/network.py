@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 
-from vla_rl.doctor.child import Outcome, run_python
 from vla_rl.doctor.record import Check
+from vla_rl.envs.libero.child import Outcome, run_python
 
 HUB = "https://huggingface.co"
 _SECONDS = 8.0  # also for a name server that does not answer, for which sockets know no time-out

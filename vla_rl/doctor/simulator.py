@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from vla_rl.doctor.child import Outcome, run_python
 from vla_rl.doctor.record import Check
 from vla_rl.envs.libero import probes, shim
 from vla_rl.envs.libero.assets import ASSETS_VARIABLE, AssetKind, resolve_assets
+from vla_rl.envs.libero.child import Outcome, run_python
 from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.envs.libero.full_assets import missing_files
 from vla_rl.envs.libero.suites import INSTALL_HINT

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vla_rl.doctor.child import Outcome, run_python
+from vla_rl.envs.libero.child import Outcome, run_python
 from vla_rl.types import TaskInfo
 
 SECONDS = 600.0  # for all tasks together; one takes half a second

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vla_rl.envs.libero import init_states as states
 from vla_rl.envs.libero.check import SimulatorReport, check_simulator
-from vla_rl.envs.libero.suites import HORIZONS, libero_task, libero_tasks
+from vla_rl.envs.libero.suites import libero_task, libero_tasks
 from vla_rl.envs.metaworld import MetaworldEnv
 from vla_rl.envs.toy import ToyEnv
 
@@ -25,7 +25,6 @@ __all__ = [
     "build_metaworld",
     "build_toy",
     "check_simulator",
-    "libero_horizon",
     "libero_tasks",
     "num_init_states",
 ]
@@ -73,11 +72,6 @@ def build_metaworld(
 ) -> MetaworldEnv:
     """One Meta-World task; see `MetaworldEnv`."""
     return MetaworldEnv(name, task_id=task_id, horizon=horizon, chunk_size=chunk_size, reward_scale=reward_scale)
-
-
-def libero_horizon(suite: str) -> int:
-    """Control steps of an episode in the evaluation protocol, settling not counted."""
-    return HORIZONS[suite]
 
 
 def num_init_states(suite: str, task_id: int, init_states: InitStates) -> int | None:

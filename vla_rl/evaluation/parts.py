@@ -15,6 +15,7 @@ from vla_rl.evaluation.play import SAMPLED, evaluation_jobs, init_states
 from vla_rl.evaluation.protocol import InitStates, Protocol
 from vla_rl.evaluation.subject import Subject
 from vla_rl.ipc.room import available_memory
+from vla_rl.libero_suites import SUITES
 from vla_rl.recipe import (
     METAWORLD_TASKS,
     LiberoSection,
@@ -25,7 +26,6 @@ from vla_rl.recipe import (
     ToySection,
     build_recipe,
 )
-from vla_rl.recipe.sections import SUITES
 from vla_rl.run.plan import Plan, make_plan
 from vla_rl.workers.episodes import EpisodeJob
 

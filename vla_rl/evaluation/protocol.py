@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from vla_rl.envs.build import libero_horizon
+from vla_rl.libero_suites import SUITES
 from vla_rl.recipe import LiberoSection
-from vla_rl.recipe.sections import SUITES
 from vla_rl.run.plan import Plan, simulator_deviations
 
 ProtocolName = Literal["oft", "long"]
@@ -40,7 +39,7 @@ class Protocol:
     def horizon(self, suite: str) -> int:
         """Control steps of an episode, settling not counted."""
         if self.name == "oft":
-            return libero_horizon(suite)
+            return SUITES[suite].horizon
         return _LONG_HORIZONS.get(suite, _LONG_HORIZON)
 
     def describe(self) -> dict[str, str | int]:
@@ -75,9 +74,9 @@ class Protocol:
             found.append(f"initial states: {section.init_states} instead of the benchmark's standard ones")
         if temperature is not None:
             found.append(f"actions sampled at temperature {temperature:g} instead of greedy ones")
-        if len(plan.env.tasks) < SUITES[section.suite]:
+        if len(plan.env.tasks) < SUITES[section.suite].num_tasks:
             ids = ", ".join(str(task.task_id) for task in plan.env.tasks)
-            found.append(f"{section.suite}: only task {ids} of {SUITES[section.suite]}")
+            found.append(f"{section.suite}: only task {ids} of {SUITES[section.suite].num_tasks}")
         if episodes_per_task != EPISODES_PER_TASK:
             found.append(f"{episodes_per_task} episodes per task instead of {EPISODES_PER_TASK}")
         if plan.transform is not None and plan.transform.input_size != RENDER_SIZE:

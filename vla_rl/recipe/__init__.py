@@ -13,8 +13,6 @@ from vla_rl.recipe.model import Recipe
 from vla_rl.recipe.problems import Problem, RecipeError
 from vla_rl.recipe.reference import FieldReference, field_references
 from vla_rl.recipe.sections import (
-    HORIZONS,
-    SUITES,
     BudgetSection,
     CheckpointSection,
     EnvSection,
@@ -45,9 +43,7 @@ from vla_rl.recipe.sections import (
 )
 
 __all__ = [
-    "HORIZONS",
     "METAWORLD_TASKS",
-    "SUITES",
     "BudgetSection",
     "CheckpointSection",
     "EnvSection",

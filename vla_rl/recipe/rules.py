@@ -12,10 +12,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from vla_rl.libero_suites import SUITES
 from vla_rl.recipe.problems import Problem
 from vla_rl.recipe.regimes import SPANS, STALE_REUSE, Regime, RegimeName, regime_of_run
 from vla_rl.recipe.sections import (
-    HORIZONS,
     BudgetSection,
     EnvSection,
     EvaluationSection,
@@ -103,7 +103,7 @@ def _ring_can_start(replay: ReplaySection) -> Problem | None:
 def decisions_per_episode(env: EnvSection) -> int:
     """The most decisions that fit in one episode."""
     if isinstance(env, LiberoSection):
-        horizon, chunk_size = env.horizon or HORIZONS[env.suite], OFT_CHUNK_SIZE
+        horizon, chunk_size = env.horizon or SUITES[env.suite].horizon, OFT_CHUNK_SIZE
     else:
         horizon, chunk_size = env.horizon, env.chunk_size
     return -(-horizon // chunk_size)

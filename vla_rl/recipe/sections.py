@@ -7,11 +7,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from vla_rl.libero_suites import SUITES
 from vla_rl.recipe.metaworld_tasks import METAWORLD_TASKS
 from vla_rl.recipe.problems import Problem, RulesError
-
-SUITES = {"libero_spatial": 10, "libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90}
-HORIZONS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
 
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -63,13 +61,13 @@ class LiberoSection(Section):
     @model_validator(mode="after")
     def _suite_offers_it(self) -> Self:
         problems = _distinct("tasks", self.tasks) + _distinct("cameras", self.cameras)
-        count = SUITES[self.suite]
+        count = SUITES[self.suite].num_tasks
         bad = [] if self.tasks == "all" else [task for task in self.tasks if task >= count]
         if bad:
             problems.append(
                 Problem("tasks", f"{self.suite} does not have these tasks", str(bad), f"0..{count - 1}, all")
             )
-        if self.suite in ("libero_goal", "libero_object") and self.init_states == "spare":
+        if self.init_states == "spare" and not SUITES[self.suite].has_spare_states:
             problems.append(Problem("init_states", f"{self.suite} has no spare ones", "spare", "sampled, standard"))
         if problems:
             raise RulesError(problems)
@@ -78,7 +76,7 @@ class LiberoSection(Section):
     @property
     def task_ids(self) -> list[int]:
         """The task ids, in order."""
-        return list(range(SUITES[self.suite])) if self.tasks == "all" else list(self.tasks)
+        return list(range(SUITES[self.suite].num_tasks)) if self.tasks == "all" else list(self.tasks)
 
 
 class ToySection(Section):

@@ -16,11 +16,11 @@ from vla_rl.envs.build import (
     build_metaworld,
     build_toy,
     check_simulator,
-    libero_horizon,
     libero_tasks,
     num_init_states,
 )
 from vla_rl.envs.libero.asset_files import check_task_assets
+from vla_rl.libero_suites import SUITES
 from vla_rl.policies.build import build_mlp, build_openvla_oft
 from vla_rl.policies.describe import describe_openvla_oft
 from vla_rl.policies.image_transforms import frame_transform
@@ -229,7 +229,7 @@ def _plan_libero(section: LiberoSection, tasks: tuple[TaskInfo, ...], *, render_
     simulator = check_simulator(gl=section.gl, assets=section.assets)
     for task in tasks:
         check_task_assets(simulator.assets, task)
-    standard_horizon = libero_horizon(section.suite)
+    standard_horizon = SUITES[section.suite].horizon
     horizon = section.horizon or standard_horizon
     builders = tuple(libero_builder(section, task, render_size=render_size, horizon=horizon) for task in tasks)
     deviations = simulator_deviations(simulator)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from dataclasses import dataclass
 
 from vla_rl.envs.libero import gl as renderers
 from vla_rl.envs.libero import shim
 from vla_rl.envs.libero.assets import Assets, resolve_assets
+from vla_rl.envs.libero.child import run_python
 from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.envs.libero.suites import INSTALL_HINT
 
 _IMPORT = "import sys; from vla_rl.envs.libero import shim; shim.load(gl=sys.argv[1])"
-_IMPORT_SECONDS = 300.0  # the first import on a machine compiles robosuite's numba functions
+IMPORT_SECONDS = 300.0  # the first import on a machine compiles robosuite's numba functions
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +60,6 @@ def _version_warnings(versions: dict[str, str]) -> tuple[str, ...]:
 
 def _check_import(backend: str) -> None:
     """Import LIBERO in a process of its own: some of its imports are declared nowhere."""
-    result = subprocess.run(
-        [sys.executable, "-c", _IMPORT, backend],
-        env={**os.environ, "MUJOCO_GL": backend},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=_IMPORT_SECONDS,
-        check=False,
-    )
-    if result.returncode != 0:
-        cause = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
-        raise SimulatorError(f"hf-libero is installed but cannot be imported: {cause}. Fix: {INSTALL_HINT}")
+    outcome = run_python(_IMPORT, backend, seconds=IMPORT_SECONDS, variables={"MUJOCO_GL": backend})
+    if not outcome.ok:
+        raise SimulatorError(f"hf-libero is installed but cannot be imported: {outcome.reason}. Fix: {INSTALL_HINT}")

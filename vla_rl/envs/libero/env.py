@@ -15,8 +15,9 @@ from vla_rl.envs.libero.gl import GL
 from vla_rl.envs.libero.init_states import InitStates, load_states
 from vla_rl.envs.libero.proxy.robot import simplify_visuals
 from vla_rl.envs.libero.simulation import Physics, Pose, Simulation
-from vla_rl.envs.libero.suites import HORIZONS, libero_task, task_files
+from vla_rl.envs.libero.suites import libero_task, task_files
 from vla_rl.envs.seeds import reset_seed
+from vla_rl.libero_suites import SUITES
 from vla_rl.types import ChunkResult, FloatArray, Observation, TaskInfo, UInt8Array
 
 ACTION_DIM = 7
@@ -90,7 +91,7 @@ class LiberoEnv:
             if number is not None and number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
         self._task = libero_task(suite, task_id)
-        self._horizon = HORIZONS[suite] if horizon is None else horizon
+        self._horizon = SUITES[suite].horizon if horizon is None else horizon
         self._render: Render = render
         self._states = load_states(self._task, init_states)
         self._init_states: InitStates = init_states

@@ -16,9 +16,9 @@ from vla_rl.envs.libero.assets import ASSETS_VARIABLE, DOWNLOADED_FOLDER, Assets
 from vla_rl.envs.libero.cache import cache_root
 from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.envs.libero.suites import libero_tasks
+from vla_rl.libero_suites import MAIN_SUITES, SUITES
 from vla_rl.types import TaskInfo
 
-MAIN_SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 HUB_DATASET = "lerobot/libero-assets"  # where hf-libero itself downloads from
 # Data alone: nothing that a program would run.
 HUB_PATTERNS = ("*.xml", "*.obj", "*.mtl", "*.stl", "*.msh", "*.png", "*.jpg", "*.jpeg")
@@ -47,7 +47,7 @@ def check_tasks(folder: Path, suites: Sequence[str] = MAIN_SUITES) -> list[TaskC
 def completeness(folder: Path) -> dict[str, str]:
     """How many tasks of each suite find all their files, in words, LIBERO-90 last."""
     words = {}
-    for suite in (*MAIN_SUITES, "libero_90"):
+    for suite in SUITES:
         checks = check_tasks(folder, [suite])
         good = sum(not check.problems for check in checks)
         words[suite] = f"{good} of {len(checks)} tasks have all their files"

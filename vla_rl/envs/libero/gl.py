@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
+from vla_rl.envs.libero.child import run_python
 from vla_rl.envs.libero.errors import SimulatorError
 
 GL = Literal["auto", "egl", "osmesa"]
@@ -52,26 +51,11 @@ class Probe:
 @cache
 def probe(backend: str) -> Probe:
     """Render one frame in a process of its own. Takes about a second; the answer is kept."""
-    environment = {**os.environ, "MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend}
-    if not environment.get("CUDA_VISIBLE_DEVICES", "none"):
-        del environment["CUDA_VISIBLE_DEVICES"]
-    try:
-        result = subprocess.run(
-            [sys.executable, "-c", _PROBE],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=_PROBE_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return Probe(renderer=None, reason=f"no frame within {_PROBE_SECONDS:.0f} s")
-    if result.returncode == 0:
-        return Probe(renderer=result.stdout.strip(), reason="")
-    own = result.stderr.partition("Exception ignored")[0]  # what follows is the clean-up's failure, a consequence
-    lines = [line for line in own.splitlines() if line.strip()]
-    errors = [line for line in lines if "Error" in line and not line.startswith(" ")]
-    return Probe(renderer=None, reason=(errors or lines or [f"exit code {result.returncode}"])[-1].strip())
+    variables = {"MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend}
+    outcome = run_python(_PROBE, seconds=_PROBE_SECONDS, variables=variables)
+    if outcome.ok:
+        return Probe(renderer=outcome.output, reason="")
+    return Probe(renderer=None, reason=outcome.reason)
 
 
 def choose(gl: GL) -> str:

@@ -13,10 +13,8 @@ from functools import cache
 from pathlib import Path
 
 from vla_rl.envs.libero.errors import SimulatorError
+from vla_rl.libero_suites import SUITES
 from vla_rl.types import TaskInfo
-
-# Control steps per episode, without settling: moojink/openvla-oft, experiments/robot/libero/run_libero_eval.py.
-HORIZONS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
 
 INSTALL_HINT = (
     "install it without its dependency list (which would replace torch's companions): "
@@ -56,8 +54,8 @@ def task_names(suite: str) -> tuple[str, ...]:
     Raises:
         SimulatorError: for an unknown suite, or if hf-libero is missing.
     """
-    if suite not in HORIZONS:
-        raise SimulatorError(f"suite {suite!r} does not exist; choose one of {', '.join(HORIZONS)}")
+    if suite not in SUITES:
+        raise SimulatorError(f"suite {suite!r} does not exist; choose one of {', '.join(SUITES)}")
     source = wheel_root() / "benchmark" / "libero_suite_task_map.py"
     for statement in ast.parse(source.read_text(encoding="utf-8")).body:
         if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "libero_task_map":

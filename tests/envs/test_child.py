@@ -2,7 +2,7 @@
 
 import time
 
-from vla_rl.doctor.child import run_python
+from vla_rl.envs.libero.child import run_python
 
 
 def test_the_last_line_of_output_is_the_answer():
