@@ -9,7 +9,7 @@ def test_only_one_run_at_a_time_may_write_to_a_folder(tmp_path):
     path = tmp_path / "runs" / "name"
     with (
         RunFolder(path).claimed(),
-        pytest.raises(ValueError, match="another run is writing"),
+        pytest.raises(ValueError, match="another process is writing"),
         RunFolder(path).claimed(),
     ):
         pass

@@ -3,11 +3,13 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 from dataclasses import replace
 
+import psutil
 import pytest
 
 from vla_rl.errors import UserError
@@ -15,6 +17,7 @@ from vla_rl.studies import metaworld_runner
 from vla_rl.studies.metaworld import PRESETS, SWEEP_TASKS, Grid, StudySurrogate
 from vla_rl.studies.metaworld_runner import RUN_FILE, run_grid
 
+PYTHON = sys.executable
 GRID = Grid(tasks=("door-open-v3",), surrogates=("gipo:0.5", "ppo"), regimes=("stale",), seeds=2, optimizer_steps=6000)
 
 # Stands in for `vla-rl train`: notes its call in the run's folder; seed 1 of ppo fails.
@@ -128,9 +131,62 @@ def test_a_recipe_that_was_changed_since_is_refused(fake_train):
     run_grid(replace(GRID, seeds=1), fake_train, jobs=2, say=lambda _: None)
     path = fake_train / "study.json"
     settings = json.loads(path.read_text())
-    path.write_text(json.dumps(settings | {"base": settings["base"].replace("128", "64")}))
-    with pytest.raises(UserError, match="has changed since"):
+    path.write_text(json.dumps(settings | {"base": settings["base"].replace("hidden_dim: 128", "hidden_dim: 64")}))
+    with pytest.raises(UserError, match=r"has changed since the study in .* began, in policy\.hidden_dim: "):
         run_grid(GRID, fake_train, jobs=2, say=lambda _: None)
+
+
+def test_a_study_begun_before_the_program_had_a_field_goes_on(fake_train):
+    run_grid(replace(GRID, seeds=1), fake_train, jobs=2, say=lambda _: None)
+    path = fake_train / "study.json"
+    settings = json.loads(path.read_text())
+    assert "  compile: false\n" in settings["base"]
+    path.write_text(json.dumps(settings | {"base": settings["base"].replace("  compile: false\n", "")}))
+    assert run_grid(replace(GRID, seeds=1), fake_train, jobs=2, say=lambda _: None).kept == 2
+
+
+def test_two_studies_cannot_run_in_one_folder(fake_train):
+    def second(_line):
+        with pytest.raises(UserError, match="another process is writing"):
+            run_grid(GRID, fake_train, jobs=1, say=lambda _: None)
+        refused.append(True)
+
+    refused = []
+    run_grid(replace(GRID, seeds=1), fake_train, jobs=1, say=second)
+    assert refused
+
+
+STUDY_IN_A_PROCESS = """
+import sys
+from pathlib import Path
+from vla_rl.studies import metaworld_runner
+from vla_rl.studies.metaworld import Grid
+script, out = sys.argv[1:]
+metaworld_runner.sys.executable = script
+grid = Grid(tasks=("door-open-v3",), surrogates=("ppo",), regimes=("stale",), seeds=1, optimizer_steps=6000)
+metaworld_runner.run_grid(grid, Path(out), jobs=1, say=lambda _: None)
+"""
+
+
+def test_runs_end_with_a_study_that_is_killed(fake_train):
+    """The kernel sees to it: nothing of the study is left that could."""
+    (fake_train / "runs").mkdir(parents=True)
+    (fake_train / "runs" / "slow").touch()
+    command = [PYTHON, "-c", STUDY_IN_A_PROCESS, metaworld_runner.sys.executable, str(fake_train)]
+    study = subprocess.Popen(command)
+    calls = fake_train / "runs" / "door-open-v3_ppo_stale_seed0.unfinished" / "calls"
+    wait_until(calls.exists)
+    (run,) = psutil.Process(study.pid).children()
+    study.kill()
+    study.wait(10)
+    run.wait(10)
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_recipe_that_does_not_fit_starts_nothing(fake_train):
@@ -142,10 +198,16 @@ def test_a_recipe_that_does_not_fit_starts_nothing(fake_train):
 def test_a_stop_ends_the_runs_and_finished_ones_stay(fake_train):
     run_grid(replace(GRID, seeds=1, surrogates=("ppo",)), fake_train, jobs=1, say=lambda _: None)
     (fake_train / "runs" / "slow").touch()
-    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    slow = fake_train / "runs" / "door-open-v3_gipo-0.5_stale_seed0.unfinished" / "calls"
+
+    def stop_when_it_runs():
+        wait_until(slow.exists)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_when_it_runs, daemon=True).start()
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         run_grid(replace(GRID, seeds=1), fake_train, jobs=2, say=lambda _: None)
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 40  # the run itself sleeps for a minute
     assert (fake_train / "runs" / "door-open-v3_ppo_stale_seed0" / RUN_FILE).exists()
     assert (fake_train / "runs" / "door-open-v3_gipo-0.5_stale_seed0.unfinished").exists()

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vla_rl.errors import UserError, preflight
+from vla_rl.errors import RunFailureError, UserError, preflight
 
 app = typer.Typer(no_args_is_help=True, help="Reproduce an experiment of the paper.")
 
@@ -87,7 +87,7 @@ def metaworld(
             print("\n".join(f"wrote {path}" for path in write_study(out).files))
     if progress.failed:
         names = "\n".join(f"  {run.name}: see {out}/runs/{run.name}.failed/output.log" for run in progress.failed)
-        raise UserError(f"{len(progress.failed)} runs failed; call the study again to try them again\n{names}")
+        raise RunFailureError(f"{len(progress.failed)} runs failed; call the study again to try them again\n{names}")
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:

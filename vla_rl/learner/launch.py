@@ -7,20 +7,21 @@ their environment. This module imports neither torch nor accelerate.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from importlib import resources
 from types import FrameType
 from typing import Literal
 
 import psutil
 
+from vla_rl.ipc.lifeline import end_with_parent
+
 INTERRUPTED = 130  # exit code after a signal, as a shell has it
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def launched_rank() -> tuple[int, int] | None:
@@ -69,7 +70,7 @@ def launch_ranks(
             command,
             env=_environment(strategy, device, num_ranks),
             start_new_session=True,
-            preexec_fn=_end_with_parent,
+            preexec_fn=partial(end_with_parent, signal.SIGTERM),
         )
         with _signals_handed_on(process) as handed_on:
             code = process.wait()
@@ -102,12 +103,6 @@ def _ranks(launcher: int) -> list[psutil.Process]:
         return process.children() or [process]
     except psutil.NoSuchProcess:
         return []
-
-
-def _end_with_parent() -> None:
-    """In the launcher, before it starts: have the kernel send SIGTERM should this process be killed."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _threads_per_rank(num_ranks: int) -> str:

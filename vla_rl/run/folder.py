@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vla_rl.reporting.files import atomic_write_text
 from vla_rl.reporting.manifest import MANIFEST_FILE, write_manifest
+from vla_rl.run.claim import claim_folder
 from vla_rl.run.plan import Plan
 
 RECIPE_FILE = "recipe.yaml"
@@ -39,25 +37,9 @@ class RunFolder:
             )
         return cls(path)
 
-    @contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Make the folder and hold it against other runs; the kernel lets go of it when this process dies.
-
-        Raises:
-            ValueError: it cannot be made or written to, or a run that lives is writing there.
-        """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"--run-dir: {self.path} cannot be made ({error}); choose another folder") from error
-        if not os.access(self.path, os.W_OK):
-            raise ValueError(f"--run-dir: {self.path} cannot be written to; choose another folder")
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            _lock(descriptor, self.path)
-            yield
-        finally:
-            os.close(descriptor)
+    def claimed(self) -> AbstractContextManager[None]:
+        """Make the folder and hold it against other runs; see `claim_folder`."""
+        return claim_folder(self.path, option="--run-dir")
 
     @property
     def logs(self) -> Path:
@@ -76,18 +58,6 @@ class RunFolder:
             deviations=plan.env.deviations,
             extra={"num_ranks": num_ranks, "device": plan.device, "resumed_from": resumed_from},
         )
-
-
-def _lock(descriptor: int, path: Path) -> None:
-    try:
-        with suppress(BlockingIOError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-    except OSError:  # a network file system without locks
-        return
-    raise ValueError(
-        f"--run-dir: another run is writing to {path} now. Wait for its end, or choose another folder with --run-dir"
-    )
 
 
 def _assets(plan: Plan) -> dict[str, Any]:

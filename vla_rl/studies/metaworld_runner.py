@@ -13,16 +13,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 from vla_rl.errors import UserError
-from vla_rl.recipe import find_recipe, load_recipe
+from vla_rl.ipc.lifeline import end_with_parent
+from vla_rl.recipe import Recipe, build_recipe, find_recipe, load_recipe
 from vla_rl.reporting.files import atomic_write_json
+from vla_rl.run.claim import claim_folder
 from vla_rl.run.signals import StopRequest
 from vla_rl.studies.metaworld import Grid, StudyRun
 
@@ -72,7 +76,8 @@ def estimate(grid: Grid, *, jobs: int) -> str:
     seconds = 0.0
     for run in grid.runs():
         recipe = grid.recipe_of(run)
-        consumed = recipe.budget.optimizer_steps * recipe.learner.micro_batch * recipe.replay.segment_length
+        segments = recipe.budget.optimizer_steps * recipe.learner.micro_batch * recipe.learner.accumulation
+        consumed = segments * recipe.replay.segment_length
         env_steps = recipe.replay.min_decisions + consumed / recipe.replay.replay_ratio
         seconds += START_S + env_steps / ENV_STEPS_PER_S + consumed / SAMPLES_PER_S
     hours = seconds / jobs / 3600
@@ -86,7 +91,8 @@ def open_study(grid: Grid, out: Path) -> None:
         UserError: the folder holds a study with another recipe or budget, or of a recipe that was changed since.
     """
     path = out / STUDY_FILE
-    settings = grid.settings() | {"base": load_recipe(find_recipe(grid.recipe)).dump_yaml()}
+    base = load_recipe(find_recipe(grid.recipe))
+    settings = grid.settings() | {"base": base.dump_yaml()}
     if path.exists():
         there = json.loads(path.read_text(encoding="utf-8"))
         for name in ("recipe", "optimizer_steps"):
@@ -95,15 +101,30 @@ def open_study(grid: Grid, out: Path) -> None:
                     f"--out: {out} holds a study with {name} {there[name]}, and this one has {settings[name]}: runs of "
                     "both would not be comparable. Choose another folder"
                 )
-        if there["base"] != settings["base"]:
+        changed = _changed_fields(build_recipe(there["base"], source=str(path)), base)
+        if changed:
             raise UserError(
-                f"--out: the recipe {grid.recipe} has changed since the study in {out} began: runs of both would not "
-                "be comparable. Choose another folder"
+                f"--out: the recipe {grid.recipe} has changed since the study in {out} began, in {', '.join(changed)}: "
+                "runs of both would not be comparable. Choose another folder"
             )
         for axis in ("tasks", "surrogates", "regimes"):  # a study may grow
             settings[axis] = list(dict.fromkeys([*there[axis], *settings[axis]]))
         settings["seeds"] = max(there["seeds"], settings["seeds"])
     atomic_write_json(path, settings)
+
+
+def _changed_fields(before: Recipe, after: Recipe) -> list[str]:
+    """Dotted names of the fields that differ. Both are as this version reads them: a field it added says nothing."""
+    old, new = before.model_dump(), after.model_dump()
+    found: list[str] = []
+    for section in sorted(old.keys() | new.keys()):
+        ours, theirs = old.get(section), new.get(section)
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            fields = sorted(ours.keys() | theirs.keys())
+            found += [f"{section}.{name}" for name in fields if ours.get(name) != theirs.get(name)]
+        elif ours != theirs:
+            found.append(section)
+    return found
 
 
 def run_grid(grid: Grid, out: Path, *, jobs: int, say: Say) -> Progress:
@@ -116,13 +137,18 @@ def run_grid(grid: Grid, out: Path, *, jobs: int, say: Say) -> Progress:
         say: told one line per event.
 
     Raises:
-        UserError: a recipe does not fit; nothing was started.
+        UserError: a recipe does not fit, or a study is running in the folder; nothing was started.
         KeyboardInterrupt: Ctrl-C or SIGTERM; all runs were stopped, and finished ones stay.
     """
     runs = grid.runs()
     for run in runs:
         grid.recipe_of(run)
-    open_study(grid, out)
+    with claim_folder(out, option="--out"):
+        open_study(grid, out)
+        return _run_claimed(grid, runs, out, jobs=jobs, say=say)
+
+
+def _run_claimed(grid: Grid, runs: Sequence[StudyRun], out: Path, *, jobs: int, say: Say) -> Progress:
     waiting = [run for run in runs if not (out / RUNS / run.name / RUN_FILE).exists()]
     progress = Progress(total=len(runs), kept=len(runs) - len(waiting))
     say(f"{len(runs)} runs, {progress.kept} of them finished before, {jobs} at once")
@@ -160,6 +186,7 @@ def _start(grid: Grid, run: StudyRun, out: Path) -> _Running:
             stderr=subprocess.STDOUT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             start_new_session=True,  # Ctrl-C reaches the study, which then stops its runs
+            preexec_fn=partial(end_with_parent, signal.SIGTERM),
         )
     return _Running(run, process, time.monotonic())
 

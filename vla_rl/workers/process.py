@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import logging
 import os
@@ -14,7 +13,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NoReturn
 
-PR_SET_PDEATHSIG = 1
+from vla_rl.ipc.lifeline import end_with_parent
+
 ORPHANED_EXIT_CODE = 113
 
 
@@ -73,8 +73,7 @@ def leave_child() -> NoReturn:
 
 def _die_with_parent() -> None:
     """Make the kernel kill this process when its parent dies, however that happens; elsewhere watch the parent."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent(signal.SIGKILL)
     parent = parent_process()
     if parent is None:
         return
