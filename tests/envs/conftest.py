@@ -43,9 +43,22 @@ def cache_of_its_own(tmp_path_factory):
         os.environ["VLA_RL_CACHE"] = before
 
 
+def full_assets_folder():
+    return os.environ.get(FULL_ASSETS_VARIABLE) or str(FULL_ASSETS_BESIDE)
+
+
+@pytest.fixture(scope="session")
+def best_assets():
+    """The full assets where they are at hand, else the stand-ins."""
+    from vla_rl.envs.libero.assets import resolve_assets
+
+    folder = full_assets_folder()
+    return resolve_assets(folder if Path(folder).is_dir() else "proxy")
+
+
 @pytest.fixture(scope="session")
 def full_assets():
-    folder = os.environ.get(FULL_ASSETS_VARIABLE) or str(FULL_ASSETS_BESIDE)
+    folder = full_assets_folder()
     if not Path(folder).is_dir():
         pytest.skip(f"needs LIBERO's full assets in {folder}: set {FULL_ASSETS_VARIABLE} to their folder")
     return folder

@@ -4,25 +4,21 @@ import numpy as np
 import pytest
 
 from vla_rl.envs.libero.env import LiberoEnv
-from vla_rl.envs.libero.suites import libero_tasks
+from vla_rl.libero_suites import MAIN_SUITES, SUITES
 
 pytestmark = [pytest.mark.libero, pytest.mark.slow]
 
-SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
-EVERY_TASK = [(suite, task) for suite in SUITES for task in range(10)]
+EVERY_TASK = [(suite, task_id) for suite in MAIN_SUITES for task_id in range(SUITES[suite].num_tasks)]
 
 
-@pytest.fixture
-def both(full_assets):
-    made = []
-
-    def make(suite, task_id):
-        made.extend(LiberoEnv(suite, task_id, assets=assets, cameras=()) for assets in ("proxy", full_assets))
-        for env in made:
-            env.reset(0)
-        return made
-
-    yield make
+@pytest.fixture(scope="module", params=EVERY_TASK, ids=lambda task: f"{task[0]}-{task[1]}")
+def both(request, full_assets):
+    """One task with proxies and with the originals, for all tests that only look: building takes longer."""
+    suite, task_id = request.param
+    made = [LiberoEnv(suite, task_id, assets=assets, cameras=()) for assets in ("proxy", full_assets)]
+    for env in made:
+        env.reset(0)
+    yield made
     for env in made:
         env.close()
 
@@ -37,9 +33,8 @@ def names(model, kind):
     ]
 
 
-@pytest.mark.parametrize(("suite", "task_id"), EVERY_TASK)
-def test_joints_sites_and_named_bodies_are_the_originals(both, suite, task_id):
-    proxy, full = (model_of(env) for env in both(suite, task_id))
+def test_joints_sites_and_named_bodies_are_the_originals(both):
+    proxy, full = (model_of(env) for env in both)
     assert names(proxy, "joint") == names(full, "joint")
     assert np.array_equal(proxy.jnt_type, full.jnt_type)
     assert np.allclose(proxy.jnt_range, full.jnt_range, atol=1e-6)
@@ -49,9 +44,8 @@ def test_joints_sites_and_named_bodies_are_the_originals(both, suite, task_id):
     assert originals <= set(names(proxy, "body"))
 
 
-@pytest.mark.parametrize(("suite", "task_id"), EVERY_TASK)
-def test_regions_stand_where_the_originals_have_them(both, suite, task_id):
-    proxy_env, full_env = both(suite, task_id)
+def test_regions_stand_where_the_originals_have_them(both):
+    proxy_env, full_env = both
     proxy, full = model_of(proxy_env), model_of(full_env)
     proxy_sim, full_sim = proxy_env.simulation.env.sim, full_env.simulation.env.sim
     for name in proxy_env.simulation.env.object_sites_dict:
@@ -61,35 +55,37 @@ def test_regions_stand_where_the_originals_have_them(both, suite, task_id):
         assert np.allclose(proxy_sim.data.get_site_xmat(name), full_sim.data.get_site_xmat(name), atol=0.02), name
 
 
-@pytest.mark.parametrize(("suite", "task_id"), EVERY_TASK)
-def test_objects_come_to_rest_where_the_originals_do(both, suite, task_id):
-    proxy, full = both(suite, task_id)
+def test_objects_come_to_rest_where_the_originals_do(both):
+    proxy, full = both
     for name in proxy.simulation.env.objects_dict:
         ours, theirs = (env.simulation.env.sim.data.get_joint_qpos(f"{name}_joint0") for env in (proxy, full))
         assert np.allclose(ours[:3], theirs[:3], atol=0.015), (name, ours[:3] - theirs[:3])
         assert abs(np.dot(ours[3:], theirs[3:])) > 0.98, name
 
 
-@pytest.mark.parametrize(
-    ("suite", "task_id", "body"),
-    [
-        ("libero_goal", 0, "wooden_cabinet_1_base"),
-        ("libero_goal", 0, "wooden_cabinet_1_cabinet_top"),
-        ("libero_goal", 0, "wooden_cabinet_1_cabinet_middle"),
-        ("libero_goal", 0, "wooden_cabinet_1_cabinet_bottom"),
-        ("libero_goal", 0, "flat_stove_1_burner"),
-        ("libero_goal", 0, "flat_stove_1_button"),
-        ("libero_goal", 0, "wine_rack_1_main"),
-        ("libero_10", 9, "microwave_1_main"),
-        ("libero_10", 9, "microwave_1_microdoorroot"),
-        ("libero_10", 5, "desk_caddy_1_main"),
+FIXTURES = {
+    ("libero_goal", 0): [
+        "wooden_cabinet_1_base",
+        "wooden_cabinet_1_cabinet_top",
+        "wooden_cabinet_1_cabinet_middle",
+        "wooden_cabinet_1_cabinet_bottom",
+        "flat_stove_1_burner",
+        "flat_stove_1_button",
+        "wine_rack_1_main",
     ],
-)
-def test_a_fixture_is_as_large_as_its_original_within_fifteen_percent(both, suite, task_id, body):
-    (low, high), (true_low, true_high) = (bounds(model_of(env), body) for env in both(suite, task_id))
-    tolerance = 0.15 * (true_high - true_low)
-    assert (np.abs(low - true_low) <= tolerance).all(), (low, true_low)
-    assert (np.abs(high - true_high) <= tolerance).all(), (high, true_high)
+    ("libero_10", 9): ["microwave_1_main", "microwave_1_microdoorroot"],
+    ("libero_10", 5): ["desk_caddy_1_main"],
+}
+
+
+@pytest.mark.parametrize("both", FIXTURES, indirect=True, scope="module", ids=lambda task: f"{task[0]}-{task[1]}")
+def test_a_fixture_is_as_large_as_its_original_within_fifteen_percent(both):
+    proxy, full = both
+    for body in FIXTURES[proxy.task.suite, proxy.task.task_id]:
+        (low, high), (true_low, true_high) = (bounds(model_of(env), body) for env in (proxy, full))
+        tolerance = 0.15 * (true_high - true_low)
+        assert (np.abs(low - true_low) <= tolerance).all(), (body, low, true_low)
+        assert (np.abs(high - true_high) <= tolerance).all(), (body, high, true_high)
 
 
 def bounds(model, body):
@@ -113,7 +109,3 @@ def bounds(model, body):
             points.append(model.geom_pos[geom] + (centre + signs * half) @ turn.T)
     stacked = np.concatenate(points)
     return stacked.min(axis=0), stacked.max(axis=0)
-
-
-def test_every_task_is_covered():
-    assert len(EVERY_TASK) == sum(len(libero_tasks(suite)) for suite in SUITES)

@@ -7,11 +7,16 @@ import pytest
 
 from vla_rl.envs.libero.env import LiberoEnv
 from vla_rl.envs.libero.init_states import load_states
-from vla_rl.envs.libero.suites import libero_task, libero_tasks
+from vla_rl.envs.libero.suites import libero_task
+from vla_rl.libero_suites import MAIN_SUITES
 
 pytestmark = pytest.mark.libero
 
-OTHER_SUITES = ("libero_object", "libero_goal", "libero_10")
+EVERY_TASK = [
+    pytest.param((suite, task_id), marks=[] if suite == "libero_spatial" else pytest.mark.slow)
+    for suite in MAIN_SUITES
+    for task_id in range(10)
+]
 REST = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
 
 
@@ -51,33 +56,31 @@ def solved_within(env, steps=20):
     return any(env.simulation.step(REST) for _ in range(steps))
 
 
-@pytest.mark.parametrize(
-    "suite", ["libero_spatial", *(pytest.param(suite, marks=pytest.mark.slow) for suite in OTHER_SUITES)]
-)
-def test_no_task_is_solved_after_settling_and_nothing_flies_away(task_env, suite):
-    for task in libero_tasks(suite):
-        env = task_env(suite, task.task_id)
-        env.reset(7)
-        assert not env.simulation.solved(), task.name
-        _, velocities = env.physics_state()
-        assert np.abs(velocities).max() < 0.5, task.name
-        env.close()
+@pytest.fixture(scope="module", params=EVERY_TASK, ids=lambda task: f"{task[0]}-{task[1]}")
+def each_task(request):
+    """One env per task for all tests that only look at it: building one takes longer than the looking."""
+    suite, task_id = request.param
+    env = LiberoEnv(suite, task_id, assets="proxy", cameras=())
+    env.reset(7)
+    yield env
+    env.close()
 
 
-@pytest.mark.parametrize("task_id", range(10))
-@pytest.mark.parametrize(
-    "suite", ["libero_spatial", *(pytest.param(suite, marks=pytest.mark.slow) for suite in OTHER_SUITES)]
-)
-def test_all_fifty_states_of_a_task_load_and_stay_where_they_are_put(task_env, suite, task_id):
-    env = task_env(suite, task_id)
-    env.reset(0)
-    states = load_states(libero_task(suite, task_id), "standard")
+def test_no_task_is_solved_after_settling_and_nothing_flies_away(each_task):
+    each_task.reset(7)
+    assert not each_task.simulation.solved()
+    _, velocities = each_task.physics_state()
+    assert np.abs(velocities).max() < 0.5
+
+
+def test_all_fifty_states_of_a_task_load_and_stay_where_they_are_put(each_task):
+    states = load_states(each_task.task, "standard")
     assert len(states) == 50
     for state in states:
-        env.simulation.set_state(state)
-        positions, velocities = env.physics_state()
+        each_task.simulation.set_state(state)
+        positions, velocities = each_task.physics_state()
         assert np.array_equal(np.concatenate([[0.0], positions, velocities]), state)
-        assert not env.simulation.solved()
+        assert not each_task.simulation.solved()
 
 
 def test_objects_settle_near_their_stored_places(task_env):
