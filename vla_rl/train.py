@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from vla_rl.errors import CellFailureError, RunFailureError, preflight
@@ -109,6 +111,28 @@ def _train_rank(
 ) -> TrainOutcome:
     """Train one rank to the end of its budget or to a request to stop; on rank 0 evaluate what came of it."""
     recipe = plan.recipe
+    outcome = _train_and_save(plan, folder, console, resume=resume, newest=newest, rank=rank, num_ranks=num_ranks)
+    if rank > 0 or not recipe.evaluation.episodes_per_task or outcome.interrupted:
+        return outcome
+    _free_device_memory()  # the evaluation loads the policy anew, and a card need not hold it twice
+    try:
+        return replace(outcome, evaluation=_closing_evaluation(recipe, outcome.checkpoint, console))
+    except KeyboardInterrupt:  # the training is done and saved: its outcome must still be told
+        return replace(outcome, interrupted=True)
+
+
+def _train_and_save(
+    plan: Plan,
+    folder: RunFolder,
+    console: Console,
+    *,
+    resume: bool,
+    newest: CheckpointInfo | None,
+    rank: int,
+    num_ranks: int,
+) -> TrainOutcome:
+    """One rank's training. Policy, optimizer and memory of the cell are gone when it returns."""
+    recipe = plan.recipe
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         with preflight():
@@ -131,13 +155,14 @@ def _train_rank(
         checkpoint = _loop(run, run_log, stop)
         clocks = run_log.global_clocks()
         close_process_group()
-    report, interrupted = None, stop.requested
-    if rank == 0 and recipe.evaluation.episodes_per_task and not interrupted:
-        try:
-            report = _closing_evaluation(recipe, checkpoint, console)
-        except KeyboardInterrupt:  # the training is done and saved: its outcome must still be told
-            interrupted = True
-    return TrainOutcome(folder.path, clocks, run_log.latest, checkpoint.path, interrupted, report)
+    return TrainOutcome(folder.path, clocks, run_log.latest, checkpoint.path, stop.requested, evaluation=None)
+
+
+def _free_device_memory() -> None:
+    """Give back what nobody refers to any more: cycles first, then the allocator's own store."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _loop(run: TrainingRun, run_log: RunLog, stop: StopRequest) -> CheckpointInfo:
@@ -214,11 +239,11 @@ def _save_or_warn(run: TrainingRun, run_log: RunLog) -> CheckpointInfo | None:
         return None
 
 
-def _closing_evaluation(recipe: Recipe, checkpoint: CheckpointInfo, console: Console) -> EvaluationReport:
+def _closing_evaluation(recipe: Recipe, checkpoint: Path, console: Console) -> EvaluationReport:
     section = recipe.evaluation
-    console.print(f"evaluating {checkpoint.path}", markup=False)
+    console.print(f"evaluating {checkpoint}", markup=False)
     return evaluate(
-        checkpoint.path,
+        checkpoint,
         tasks=None if section.tasks == "all" else section.tasks,
         episodes_per_task=section.episodes_per_task,
         workers=recipe.rollout.num_workers,
@@ -236,8 +261,6 @@ def _num_ranks(plan: Plan) -> int:
         return learner.num_ranks
     if plan.device == "cpu":
         return 1
-    import torch
-
     return torch.cuda.device_count()
 
 

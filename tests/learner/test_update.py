@@ -158,7 +158,7 @@ def test_cutting_a_batch_into_micro_batches_changes_nothing() -> None:
     for accumulation in (2, 8):
         parts, metrics = updated(batch, micro_batch=8 // accumulation, accumulation=accumulation)
         assert fakes.largest_difference(fakes.weights(whole), fakes.weights(parts)) < 1e-6
-        assert metrics == pytest.approx(whole_metrics, rel=1e-5, abs=1e-6)
+        assert metrics == pytest.approx(whole_metrics | {"learner/micro_batches": accumulation}, rel=1e-5, abs=1e-6)
 
 
 class BucketsOfTasks(fakes.FakePolicy):
@@ -282,6 +282,7 @@ def test_the_metrics_are_the_documented_ones() -> None:
         *(f"learner/{name}" for name in ("policy_loss", "value_loss", "entropy", "approx_kl", "kl", "grad_norm")),
         *(f"learner/{name}" for name in ("clip_fraction", "explained_variance", "policy_lr", "value_lr")),
         "learner/skipped_updates",
+        "learner/micro_batches",
         *(f"policy_lag/{name}" for name in ("mean", "p95", "max", "old_fraction")),
         *(f"utilization/{name}" for name in ("dead", "suppressed", "near_zero", "old_share", "ess_old")),
         "ratio/abs_log_p95",
@@ -355,8 +356,27 @@ def test_out_of_memory_cuts_the_batch_smaller_and_the_update_is_the_same(caplog:
     reference = fakes.make_learner(fakes.make_engine(plain), micro_batch=8, accumulation=1)
     expected = [reference.update(batch, policy_version=20) for _ in range(2)]
     assert fakes.largest_difference(fakes.weights(plain), fakes.weights(small)) < 1e-6
+    assert [point.pop("learner/micro_batches") for point in metrics] == [8.0, 8.0]
+    assert [point.pop("learner/micro_batches") for point in expected] == [1.0, 1.0]
     assert metrics[1] == pytest.approx(expected[1], rel=1e-4, abs=1e-6)
     assert engine.optimizer_steps == 2
+
+
+class NoWorkspacePolicy(fakes.FakePolicy):
+    """A CUDA library finds no room in the first forward pass with gradients."""
+
+    passes = 0
+
+    def forward(self, inputs: PolicyInputs) -> PolicyOutput:
+        self.passes += torch.is_grad_enabled()
+        if torch.is_grad_enabled() and self.passes == 1:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        return super().forward(inputs)
+
+
+def test_a_library_without_room_for_its_workspace_counts_as_out_of_memory() -> None:
+    _, metrics = updated(fakes.make_batch(), policy=NoWorkspacePolicy(), micro_batch=4, accumulation=1)
+    assert metrics["learner/micro_batches"] == 2.0
 
 
 class OnceOutOfMemoryPolicy(fakes.FakePolicy):

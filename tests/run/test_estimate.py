@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from vla_rl import train
+from vla_rl.envs.build import SimulatorReport
+from vla_rl.envs.libero.assets import Assets
 from vla_rl.recipe import load_recipe
 from vla_rl.run.estimate import MemoryEstimate, estimate, estimate_memory
 from vla_rl.run.plan import EnvPlan, Plan, plan_policy
@@ -16,11 +18,12 @@ GIB = 2**30
 SIZED = sorted(path.stem for path in RECIPES.glob("libero_*.yaml"))
 
 
-def make_plan(name, *overrides, device="cuda:0"):
+def make_plan(name, *overrides, device="cuda:0", gl="egl"):
     """A plan on a machine that has neither the weights, nor a simulator, nor the GPU."""
     recipe = load_recipe(RECIPES / f"{name}.yaml", ["policy.checkpoint=random-7b", *overrides])
     policy, transform = plan_policy(recipe)
-    env = EnvPlan((TaskInfo("libero_spatial", 0, "t", "t"),), (), (50,), 220, (), None)
+    simulator = SimulatorReport({}, gl, "a renderer", Assets("full", Path()), ()) if gl else None
+    env = EnvPlan((TaskInfo("libero_spatial", 0, "t", "t"),), (), (50,), 220, (), simulator)
     return Plan(recipe=recipe, env=env, policy=policy, transform=transform, device=device)
 
 
@@ -58,8 +61,26 @@ def test_activations_follow_from_tokens_and_widths(paper):
 
 
 def test_zero_shards_gradients_and_moments(paper):
-    eight = estimate_memory(make_plan("libero_spatial_gipo_8gpu"), num_ranks=8)
+    eight = estimate_memory(make_plan("libero_spatial_gipo_8gpu", "learner.strategy=deepspeed"), num_ranks=8)
     assert eight.learner_state == pytest.approx(paper[1].learner_state * (4 + 4 / 8 + 8 / 8) / 16)
+
+
+def test_zero_3_keeps_the_frozen_weights_twice():
+    """Its engine takes the learner's apart, so the inference worker has whole ones beside it."""
+    once, twice = (
+        make_plan("libero_spatial_gipo_8gpu", "learner.strategy=deepspeed", f"learner.zero_stage={stage}")
+        for stage in (2, 3)
+    )
+    difference = estimate_memory(twice, num_ranks=8).gpu - estimate_memory(once, num_ranks=8).gpu
+    assert difference == pytest.approx(1.1 * 2 * (7_541_237_184 - 43_080_480), abs=2)
+    assert "27.9 GiB, one copy for the learner, which ZeRO-3 takes apart" in str(estimate(twice, num_ranks=8))
+
+
+def test_simulators_that_draw_with_egl_take_room_on_the_gpu(paper):
+    assert paper[1].drawing == 10 * 2 * 2 * 150 * 2**20  # workers, slots each, open simulators each
+    elsewhere = estimate_memory(make_plan("libero_spatial_gipo", gl="osmesa"), num_ranks=1)
+    assert paper[1].gpu - elsewhere.gpu == paper[1].drawing
+    assert "GPU: drawing" in str(estimate(paper[0], num_ranks=1))
 
 
 def test_on_a_cpu_everything_is_the_host_s(paper):

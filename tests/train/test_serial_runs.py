@@ -1,3 +1,4 @@
+import gc
 import json
 import math
 import os
@@ -9,9 +10,11 @@ from pathlib import Path
 import pytest
 from toy_runs import metrics, run, toy_recipe
 
+from vla_rl import train as training
 from vla_rl.errors import CellFailureError, RunFailureError, UserError
 from vla_rl.learner.checkpoint import find_latest
 from vla_rl.learner.stepping import StepOutcome, TorchStrategy
+from vla_rl.policies.mlp import MLPPolicy
 from vla_rl.reporting.metrics import Clocks, MetricsWriter
 from vla_rl.run.plan import make_plan
 from vla_rl.run.rollout_stats import RolloutStats
@@ -187,6 +190,21 @@ def test_a_ring_that_cannot_hold_two_episodes_per_env_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"replay\.capacity"):
         run(toy_recipe(replay={"capacity": 16}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_learner_s_policy_is_gone_before_the_closing_evaluation_loads_its_own(tmp_path, monkeypatch):
+    """On a GPU there may be room for one."""
+
+    def count(*_args, **_kwargs):
+        alive.append(sum(type(one) is MLPPolicy for one in gc.get_objects()))
+        raise KeyboardInterrupt
+
+    alive = []
+    before = sum(type(one) is MLPPolicy for one in gc.get_objects())
+    monkeypatch.setattr(training, "evaluate", count)
+    outcome, _ = run(toy_recipe(evaluation={"episodes_per_task": 1}), tmp_path / "run")
+    assert outcome.interrupted and outcome.checkpoint.is_dir()
+    assert alive == [before]
 
 
 def test_the_closing_evaluation_plays_exactly_the_asked_episodes(tmp_path):

@@ -136,9 +136,8 @@ def test_a_compiled_server_decides_alike_at_fixed_sizes_and_follows_new_weights(
 
     compiled = CompiledForward(plain, max_batch=NUM_SLOTS, backend=watch)
     server = make_server(plain, slots, compiled=compiled)
-    beats = []
-    server.warm_up(lambda: beats.append(len(seen)))
-    assert seen == [1, 2, 4, 7] and beats == [0, 1, 2, 3]
+    server.warm_up()
+    assert seen == [1, 2, 4, 7]
     for change in (0.0, 0.5):
         with torch.no_grad():
             plain.policy_head[1].weight.add_(change)

@@ -26,6 +26,7 @@ from vla_rl.learner.objective import (
 )
 from vla_rl.learner.optimizer import POLICY_GROUP, VALUE_GROUP
 from vla_rl.learner.settings import LossSettings, TargetSettings, VtraceSettings
+from vla_rl.policies.memory_errors import is_out_of_memory
 from vla_rl.rl.distributions import distribution_of
 from vla_rl.rl.losses import advantage_moments, normalize_advantages
 from vla_rl.rl.masking import NonFiniteError
@@ -88,6 +89,11 @@ class Learner:
     def batch_size(self) -> int:
         """Segments that every update takes, on each rank."""
         return self._batch_size
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Parts that an update is cut into on each rank: `accumulation`, and more after running out of memory."""
+        return self._num_micro_batches
 
     def update(self, batch: SegmentBatch, *, policy_version: int, measure: bool = True) -> dict[str, float]:
         """One update from this rank's batch and those of all other ranks, which call it at the same time.
@@ -243,6 +249,7 @@ class Learner:
         version = {"policy_version": policy_version, "old_threshold": self._old_threshold}
         metrics = {
             "learner/skipped_updates": float(self._engine.skipped_updates),
+            "learner/micro_batches": float(self._num_micro_batches),
             "learner/policy_lr": result.learning_rates[POLICY_GROUP],
             "learner/value_lr": result.learning_rates[VALUE_GROUP],
         }
@@ -287,7 +294,9 @@ class Learner:
         """The result, or what the error said. The error itself would keep all activations in its traceback."""
         try:
             return work(self._num_micro_batches), None
-        except torch.cuda.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             if not self._engine.can_retry:
                 error.add_note(
                     f"DeepSpeed's ranks wait for each other in every micro-batch, so {self._num_micro_batches} stay "

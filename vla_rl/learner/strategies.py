@@ -31,6 +31,7 @@ from torch import nn
 from vla_rl.learner.stepping import Strategy, TorchStrategy
 from vla_rl.learner.zero import DeepSpeedStrategy, gather_with_wrapper, without_compiled_collectives
 
+_DEEPSPEED_BUCKET = 500_000_000  # elements; DeepSpeed's own default
 StrategyName = Literal["single", "ddp", "deepspeed"]
 
 
@@ -102,12 +103,20 @@ def _build_deepspeed(
     if device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         without_compiled_collectives()
+    bucket = min(_DEEPSPEED_BUCKET, sum(p.numel() for p in module.parameters() if p.requires_grad))
     config = {
         "train_micro_batch_size_per_gpu": 1,  # required by DeepSpeed, used for its throughput log alone
         "gradient_accumulation_steps": 1,  # see the head of this module
         "gradient_clipping": max_grad_norm,
         "steps_per_print": 10**9,
-        "zero_optimization": {"stage": zero_stage, "overlap_comm": device == "cuda", "contiguous_gradients": True},
+        "zero_optimization": {
+            "stage": zero_stage,
+            "overlap_comm": device == "cuda",
+            "contiguous_gradients": True,
+            # Allocated whole, twice with overlap: no larger than all that is ever sent.
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+        },
     }
     accelerator = Accelerator(
         mixed_precision="no",

@@ -46,6 +46,9 @@ def _metrics() -> tuple[Metric, ...]:
         ),
         Metric("learner/policy_lr", "1", "mean", "learning rate of the policy's parameters"),
         Metric("learner/value_lr", "1", "mean", "learning rate of the value head's parameters"),
+        Metric(
+            "learner/micro_batches", "count", "max", "parts of an update per rank; more once memory did not suffice"
+        ),
         Metric("learner/skipped_updates", "count", "max", "updates skipped so far, because a gradient was not finite"),
         Metric("policy_lag/mean", "versions", "mean", "mean policy lag of the samples, when they were consumed"),
         Metric("policy_lag/p95", "versions", "mean", "95 % quantile of the policy lag; mean of the ranks' quantiles"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from vla_rl.ipc.shared_arrays import bytes_needed
 from vla_rl.ipc.slots import slot_fields
 from vla_rl.replay.layout import RingLayout
-from vla_rl.run.plan import Plan
+from vla_rl.run.plan import OPEN_ENVS_PER_SLOT, Plan
 from vla_rl.types import ActionSpec
 
 MAILBOX_BUFFERS = 2
@@ -15,6 +15,7 @@ PYTHON_TORCH_BYTES = 450 << 20  # resident size of a process that has imported t
 SIMULATOR_BYTES = 700 << 20  # of an env worker with one LIBERO simulator and its graphics context, measured
 CUDA_HOST_BYTES = 1 << 30  # what CUDA's libraries add to such a process; assumed, not measured
 CUDA_CONTEXT_BYTES = 500 << 20  # of each process on a GPU; assumed, not measured
+DRAWING_BYTES = 150 << 20  # of a simulator that draws on a GPU; assumed, not measured
 FRAGMENTATION = 1.1  # torch's allocator keeps somewhat more than it hands out; assumed
 GPU_GIGABYTES = (24, 40, 48, 80, 141)
 PLAIN_WORKER_BYTES = 80 << 20  # of an env worker without a simulator, measured
@@ -122,6 +123,8 @@ class MemoryEstimate:
     processes: int  # learner and inference worker, on the host
     env_worker: int  # each
     env_workers: int  # all
+    frozen_copies: int  # 2 under ZeRO-3, whose engine takes the learner's apart
+    drawing: int  # simulators, on the GPU
 
     @property
     def shared(self) -> int:
@@ -140,13 +143,14 @@ class MemoryEstimate:
 
     @property
     def gpu(self) -> int:
-        """All of the policy on one GPU, with two CUDA contexts and what fragmentation takes."""
-        return int(FRAGMENTATION * (self.frozen + self.learner + self.inference)) + 2 * CUDA_CONTEXT_BYTES
+        """Everything on one GPU: the policy with what fragmentation takes, two CUDA contexts, the simulators."""
+        policy = self.frozen_copies * self.frozen + self.learner + self.inference
+        return int(FRAGMENTATION * policy) + 2 * CUDA_CONTEXT_BYTES + self.drawing
 
     @property
     def host(self) -> int:
         """Everything that is not on a GPU."""
-        policy = 0 if self.on_gpu else self.frozen + self.learner + self.inference
+        policy = 0 if self.on_gpu else self.frozen_copies * self.frozen + self.learner + self.inference
         return self.shared + self.processes + self.env_workers + policy
 
 
@@ -159,6 +163,7 @@ def estimate_memory(plan: Plan, *, num_ranks: int) -> MemoryEstimate:
     recipe, policy = plan.recipe, plan.policy
     slots = slot_fields(plan.observation_spec, plan.action_spec, plan.num_slots, store_logits=plan.store_logits)
     env_worker = PLAIN_WORKER_BYTES if plan.env.simulator is None else SIMULATOR_BYTES * recipe.rollout.envs_per_worker
+    draws_with_egl = plan.env.simulator is not None and plan.env.simulator.gl == "egl"
     on_gpu = plan.device_kind == "cuda"
     process = PYTHON_TORCH_BYTES + (CUDA_HOST_BYTES if on_gpu else 0)
     return MemoryEstimate(
@@ -174,6 +179,8 @@ def estimate_memory(plan: Plan, *, num_ranks: int) -> MemoryEstimate:
         processes=process if recipe.runtime.mode == "serial" else 2 * process,
         env_worker=env_worker,
         env_workers=recipe.rollout.num_workers * env_worker,
+        frozen_copies=2 if recipe.learner.strategy == "deepspeed" and recipe.learner.zero_stage == 3 else 1,
+        drawing=OPEN_ENVS_PER_SLOT * plan.num_slots * DRAWING_BYTES if draws_with_egl else 0,
     )
 
 
@@ -190,8 +197,11 @@ def _memory_lines(plan: Plan, memory: MemoryEstimate, *, num_ranks: int) -> list
     """Every part per rank; the policy's parts under the device that holds them."""
     replay = plan.recipe.replay
     where = "GPU" if memory.on_gpu else "host"
-    frozen = f"{readable(memory.frozen)}, one copy for learner and inference worker"
-    lines = [Line(f"{where}: frozen weights", f"{frozen} (two would be {readable(2 * memory.frozen)})")]
+    one, two = readable(memory.frozen), readable(2 * memory.frozen)
+    copies = f"{one}, one copy for learner and inference worker (two would be {two})"
+    if memory.frozen_copies == 2:
+        copies = f"{two}, one copy for the learner, which ZeRO-3 takes apart, and one for the inference worker"
+    lines = [Line(f"{where}: frozen weights", copies)]
     lines = [
         *(lines if memory.frozen else []),
         Line(
@@ -203,6 +213,7 @@ def _memory_lines(plan: Plan, memory: MemoryEstimate, *, num_ranks: int) -> list
             f"{where}: inference worker",
             f"{readable(memory.inference_weights)} weights + {readable(memory.inference_activations)} activations",
         ),
+        *([Line("GPU: drawing", f"about {readable(memory.drawing)}, assumed")] if memory.on_gpu else []),
         Line("host: replay ring", f"{replay.capacity:,} decisions, {readable(memory.replay)}"),
         Line("host: weight mailbox", f"{readable(memory.mailbox)}"),
         Line("host: learner and inference", f"about {readable(memory.processes)} before they hold anything"),

@@ -107,6 +107,7 @@ class RunLog:
         self._shown_at = 0.0
         self._latest: dict[str, float] = {}
         self._restarts_told = 0
+        self._micro_batches_told = run.learner.num_micro_batches
         self._run_bytes = 0
         self._disk_told = False
 
@@ -175,6 +176,13 @@ class RunLog:
         if run.cell.restarts > self._restarts_told:
             self._restarts_told = run.cell.restarts
             self.say(f"an env worker was restarted ({run.cell.restarts} so far), see {run.log_dir}")
+        parts = run.learner.num_micro_batches
+        if parts > self._micro_batches_told:
+            self._micro_batches_told = parts
+            self.say(
+                f"out of memory: batches are cut into {parts} micro-batches from now on (learner.accumulation); "
+                "updates stay the same"
+            )
         episodes = rollout_metrics(run.stats.sums())
         self._display.update(
             RunSnapshot(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from vla_rl.ipc.slots import ExchangeSlots
+from vla_rl.policies.memory_errors import is_out_of_memory
 from vla_rl.rl.distributions import distribution_of
 from vla_rl.types import Policy, PolicyInputs, PolicyOutput, TokenArray
 from vla_rl.workers.compiled import CompiledForward
@@ -96,7 +97,9 @@ class InferenceServer:
     def serve(self, slot_ids: Sequence[int]) -> None:
         """Decide for the given slots and write the outputs back: in one forward pass, or in several of `max_batch`.
 
-        Where the device runs out of memory, batches are half as large from then on.
+        Where the device runs out of memory, batches are half as large from then on. A batch takes whatever waits, with
+        prompts of all lengths: the longest pads the others by a few of about 300 tokens, and a pass per length would
+        read all weights several times.
 
         Raises:
             RuntimeError: if no weights were adopted yet, or the policy gives a non-finite logit.
@@ -114,14 +117,9 @@ class InferenceServer:
         self.decisions += len(slot_ids)
         self.busy_seconds += time.monotonic() - began
 
-    def warm_up(self, beat: Callable[[], None]) -> None:
-        """Compile every batch size before the first decision is asked for; nothing is written.
-
-        Args:
-            beat: called before each of them, which may take a minute.
-        """
+    def warm_up(self) -> None:
+        """Compile every batch size, a minute or more each, before a decision is asked for; nothing is written."""
         for size in () if self._compiled is None else self._compiled.sizes:
-            beat()
             self._forward(np.zeros(size, dtype=np.int64))
             log.info("compiled for batches of %d", size)
 
@@ -129,7 +127,9 @@ class InferenceServer:
         """Decide, or make the batches smaller where memory does not suffice."""
         try:
             self._decide(index)
-        except torch.cuda.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             if len(index) == 1:
                 error.add_note(
                     "one decision at a time is too much for the inference worker: lower learner.micro_batch and raise "

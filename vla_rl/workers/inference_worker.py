@@ -7,9 +7,11 @@ It waits only for requests, never for the learner: a published snapshot is adopt
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -29,6 +31,7 @@ from vla_rl.workers.compiled import CompiledForward
 from vla_rl.workers.inference_server import InferenceServer
 from vla_rl.workers.process import enter_child, leave_child
 
+WARM_UP_S = 3600.0  # for compiling every batch size of a large network
 POLL_S = 0.25  # heartbeat period while nothing is asked
 
 
@@ -77,7 +80,8 @@ def inference_worker_main(settings: InferenceSettings, links: InferenceLinks) ->
         while not server.adopt() and not counters.stop_requested:
             counters.beat("inference_heartbeat")
             time.sleep(0.01)
-        server.warm_up(lambda: counters.beat("inference_heartbeat"))
+        with beating(counters, at_most_s=WARM_UP_S):
+            server.warm_up()
         report(server, counters)
         _serve_until_stopped(settings, links.env_workers, server, counters)
     log.info("done after %d batches, %d decisions", server.batches, server.decisions)
@@ -113,6 +117,25 @@ def make_server(
         bf16=settings.bf16,
         compiled=CompiledForward(policy, max_batch=settings.max_batch) if settings.compile else None,
     )
+
+
+@contextmanager
+def beating(counters: CellCounters, *, at_most_s: float) -> Iterator[None]:
+    """Give signs of life from a thread while the main one is inside a long call; it stops when the time is up."""
+    done = threading.Event()
+
+    def beat() -> None:
+        deadline = time.monotonic() + at_most_s
+        while not done.wait(POLL_S) and time.monotonic() < deadline:
+            counters.beat("inference_heartbeat")
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def report(server: InferenceServer, counters: CellCounters) -> None:
