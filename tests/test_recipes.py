@@ -319,11 +319,10 @@ VLA = "policy={name: openvla_oft}"
     ("overrides", "path", "allowed"),
     [
         ([LIBERO], "policy.name", "openvla_oft, or env.name 'toy' or 'metaworld'"),
-        (["env={name: metaworld}", VLA], "policy.name", "mlp"),
+        (["env={name: metaworld}", VLA], "policy.name", "mlp, or env.name 'libero'"),
+        ([VLA], "policy.name", "mlp, or env.name 'libero'"),
         (["env={name: metaworld, horizon: 6}", "replay.segment_length=7"], "replay.segment_length", "1..6"),
         (["env={name: metaworld, horizon: 501}"], "env.horizon", "at most 500"),
-        ([VLA], "env.image_size", "1 or more pixels, or policy.name 'mlp'"),
-        (["env.image_size=32", VLA, "policy.checkpoint=x"], "policy.checkpoint", "tiny, or env.name 'libero'"),
         (["replay.min_decisions=200", "replay.capacity=100"], "replay.min_decisions", "1..100"),
         (["replay.segment_length=9"], "replay.segment_length", "1..8"),  # horizon 16, chunks of 2
         (["env.horizon=17", "replay.segment_length=10"], "replay.segment_length", "1..9"),
@@ -349,7 +348,6 @@ def test_sections_that_do_not_fit_are_refused(overrides: list[str], path: str, a
     [
         [LIBERO, VLA],
         [LIBERO, VLA, "replay.segment_length=28"],
-        [VLA, "env.image_size=32"],
         ["replay.min_decisions=100", "replay.capacity=100"],
         ["replay.segment_length=8"],
         ["learner.strategy=ddp", "learner.num_ranks=2"],

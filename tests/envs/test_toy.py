@@ -82,20 +82,7 @@ def test_no_episode_starts_at_its_goal():
     assert np.abs(states).max() <= 1.0
 
 
-def test_the_frame_shows_the_goal_in_green_and_the_point_in_red():
-    env = ToyEnv(image_size=64)
-    observation = env.reset(0)
-    assert observation.frames.shape == (1, 64, 64, 3)
-    assert observation.frames.dtype == np.uint8
-
-    def pixel(x, y):
-        return observation.frames[0, round((1 - y) * 31.5), round((1 + x) * 31.5)]
-
-    assert pixel(*observation.state[:2]).argmax() == 0
-    assert pixel(*observation.state[2:]).argmax() == 1
-
-
-def test_without_an_image_size_there_are_no_frames():
+def test_there_are_no_frames():
     assert ToyEnv().reset(0).frames.shape == (0, 0, 0, 3)
 
 

@@ -103,7 +103,7 @@ def test_what_an_evaluation_writes_says_under_which_conditions_it_was_made(train
     assert results["evaluation"]["trained_on"] == "toy (tasks: 0,1), sampled initial states"
     assert results["evaluation"]["seeds"] == [0]
     assert results["control"] is None
-    assert [task["language"] for task in results["tasks"]] == ["move to the green disc"]
+    assert [task["language"] for task in results["tasks"]] == ["move the point into the disc"]
     with (tmp_path / "results.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["task_id"] for row in rows] == ["1", "all"]

@@ -60,11 +60,9 @@ def build_libero(
     )
 
 
-def build_toy(
-    *, task_id: int, horizon: int = 16, chunk_size: int = 2, image_size: int = 0, step_seconds: float = 0.0
-) -> ToyEnv:
+def build_toy(*, task_id: int, horizon: int = 16, chunk_size: int = 2, step_seconds: float = 0.0) -> ToyEnv:
     """One toy task; see `ToyEnv`."""
-    return ToyEnv(task_id, horizon=horizon, chunk_size=chunk_size, image_size=image_size, step_seconds=step_seconds)
+    return ToyEnv(task_id, horizon=horizon, chunk_size=chunk_size, step_seconds=step_seconds)
 
 
 def build_metaworld(

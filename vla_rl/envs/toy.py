@@ -17,15 +17,12 @@ STATE_DIM = 4
 SPEED = 0.25  # how far a control step with action 1 moves the point, in half widths of the arena
 GOAL_RADIUS = 0.2
 SHAPING = 0.1  # reward per unit of distance gained; small beside the 1.0 of success
-
-_BACKGROUND = (40, 40, 40)
-_GOAL_COLOUR = (60, 180, 75)
-_POINT_COLOUR = (230, 60, 60)
+_NO_FRAMES: UInt8Array = np.zeros((0, 0, 0, 3), dtype=np.uint8)
 
 
 def task_info(task_id: int) -> TaskInfo:
     """One of the toy's tasks, without making the environment."""
-    return TaskInfo(suite="toy", task_id=task_id, name=f"toy_{task_id}", language="move to the green disc")
+    return TaskInfo(suite="toy", task_id=task_id, name=f"toy_{task_id}", language="move the point into the disc")
 
 
 class ToyEnv:
@@ -47,7 +44,6 @@ class ToyEnv:
         *,
         horizon: int = 16,
         chunk_size: int = 2,
-        image_size: int = 0,
         step_seconds: float = 0.0,
     ) -> None:
         """Make the environment.
@@ -56,13 +52,11 @@ class ToyEnv:
             task_id: seeds another set of starts and goals.
             horizon: control steps after which an episode is truncated.
             chunk_size: largest number of actions `step_chunk` takes at once.
-            image_size: pixels a side of one drawn frame per observation; 0 for none.
             step_seconds: pretended simulation time, slept in every control step.
         """
         self._task = task_info(task_id)
         self._horizon = horizon
         self._chunk_size = chunk_size
-        self._image_size = image_size
         self._step_seconds = step_seconds
         self._position: NDArray[np.float64] = np.zeros(2)
         self._goal: NDArray[np.float64] = np.zeros(2)
@@ -140,15 +134,4 @@ class ToyEnv:
 
     def _observe(self) -> Observation:
         state = np.concatenate([self._position, self._goal]).astype(np.float32)
-        return Observation(frames=self._draw(), state=state)
-
-    def _draw(self) -> UInt8Array:
-        size = self._image_size
-        if size == 0:
-            return np.zeros((0, 0, 0, 3), dtype=np.uint8)
-        frame = np.full((size, size, 3), _BACKGROUND, dtype=np.uint8)
-        centres = np.linspace(-1.0, 1.0, size)
-        x, y = np.meshgrid(centres, -centres)  # y points up in the picture
-        frame[np.hypot(x - self._goal[0], y - self._goal[1]) < GOAL_RADIUS] = _GOAL_COLOUR
-        frame[np.hypot(x - self._position[0], y - self._position[1]) < 0.5 * GOAL_RADIUS] = _POINT_COLOUR
-        return frame[None]
+        return Observation(frames=_NO_FRAMES, state=state)

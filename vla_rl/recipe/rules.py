@@ -21,17 +21,14 @@ from vla_rl.recipe.sections import (
     EvaluationSection,
     LearnerSection,
     LiberoSection,
-    MetaworldSection,
     MLPSection,
     OpenVLAOFTSection,
     PolicySection,
     ReplaySection,
     RuntimeSection,
-    ToySection,
 )
 
 OFT_CHUNK_SIZE = 8
-RANDOM = ("tiny", "random-7b")  # checkpoints that were trained for nothing
 
 
 def _state_policy_needs_state(env: EnvSection, policy: PolicySection) -> Problem | None:
@@ -45,35 +42,13 @@ def _state_policy_needs_state(env: EnvSection, policy: PolicySection) -> Problem
     return None
 
 
-def _vla_needs_frames(env: EnvSection, policy: PolicySection) -> Problem | None:
-    if isinstance(env, ToySection) and isinstance(policy, OpenVLAOFTSection) and env.image_size == 0:
-        return Problem(
-            path="env.image_size",
-            rule="'openvla_oft' looks at camera frames, and this environment draws none",
-            found="0",
-            allowed="1 or more pixels, or policy.name 'mlp'",
-        )
-    return None
-
-
-def _vla_needs_a_camera(env: EnvSection, policy: PolicySection) -> Problem | None:
-    if isinstance(env, MetaworldSection) and isinstance(policy, OpenVLAOFTSection):
+def _vla_needs_libero(env: EnvSection, policy: PolicySection) -> Problem | None:
+    if isinstance(policy, OpenVLAOFTSection) and not isinstance(env, LiberoSection):
         return Problem(
             path="policy.name",
-            rule="'openvla_oft' looks at camera frames, and Meta-World is run with states only",
-            found="openvla_oft with env.name 'metaworld'",
-            allowed="mlp",
-        )
-    return None
-
-
-def _checkpoint_needs_libero(env: EnvSection, policy: PolicySection) -> Problem | None:
-    if isinstance(env, ToySection) and isinstance(policy, OpenVLAOFTSection) and policy.checkpoint not in RANDOM:
-        return Problem(
-            path="policy.checkpoint",
-            rule="a trained checkpoint knows how to move a robot arm, not the toy's actions",
-            found=repr(policy.checkpoint),
-            allowed="tiny, or env.name 'libero'",
+            rule="'openvla_oft' looks at camera frames, and this environment gives states only",
+            found=f"openvla_oft with env.name '{env.name}'",
+            allowed="mlp, or env.name 'libero'",
         )
     return None
 
@@ -213,9 +188,7 @@ def _regime_is_kept(
 
 RULES: tuple[Callable[..., Problem | None], ...] = (
     _state_policy_needs_state,
-    _vla_needs_frames,
-    _vla_needs_a_camera,
-    _checkpoint_needs_libero,
+    _vla_needs_libero,
     _adapters_or_backbone,
     _ring_can_start,
     _segment_fits_ring,

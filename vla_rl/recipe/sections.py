@@ -86,7 +86,6 @@ class ToySection(Section):
     tasks: list[NonNegative] = Field([0], description="each seeds other starts and goals")
     horizon: Positive = Field(16, description="control steps")
     chunk_size: Positive = Field(2, description="control steps per decision")
-    image_size: NonNegative = Field(0, description="pixels of a drawn frame; 0 for none")
     step_seconds: NonNegativeFloat = Field(0.0, description="pretended simulation time per control step")
 
     @model_validator(mode="after")

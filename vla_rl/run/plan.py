@@ -187,7 +187,6 @@ def _plan_toy(section: ToySection, tasks: tuple[TaskInfo, ...]) -> EnvPlan:
             task_id=task.task_id,
             horizon=section.horizon,
             chunk_size=section.chunk_size,
-            image_size=section.image_size,
             step_seconds=section.step_seconds,
         )
         for task in tasks
