@@ -168,7 +168,7 @@ def test_a_killed_run_takes_its_children_along_and_resumes(start, tmp_path):
     assert leftovers(second.pid) == []
 
 
-def test_collection_runs_no_further_ahead_than_the_governor_allows(start, tmp_path):
+def test_the_governor_holds_collection_back_and_the_log_tells_for_how_long(start, tmp_path):
     ratio, batch, in_flight = 8.0, 16, 2
     run = start(
         async_recipe(replay={"replay_ratio": ratio}, env={"step_seconds": 0.0}, budget={"optimizer_steps": 200})
@@ -178,6 +178,8 @@ def test_collection_runs_no_further_ahead_than_the_governor_allows(start, tmp_pa
     consumed = last["replay/ratio"] * last["decisions"] - first["replay/ratio"] * first["decisions"]
     ahead = last["decisions"] - first["decisions"] - consumed / ratio
     assert ahead <= batch / ratio + 2 * in_flight + 1
+    held_back = [point["perf/env_held_back_fraction"] for point in points(tmp_path / "run")[100:]]
+    assert sum(held_back) / len(held_back) > 0.5
 
 
 def test_a_failing_cell_of_one_rank_ends_all_ranks_with_a_common_checkpoint(start, tmp_path):

@@ -1,11 +1,13 @@
-"""The env worker's loop, its other ends played by the test: what it tells the cell about its slots."""
+"""The env worker's loop, its other ends played by the test: what it tells the cell about its slots and its time."""
 
 import threading
+import time
+from contextlib import contextmanager
 from multiprocessing import Pipe
 
 import numpy as np
 
-from vla_rl.ipc.counters import CellCounters
+from vla_rl.ipc.counters import CellCounters, EnvWorkerPhase
 from vla_rl.ipc.shared_arrays import SharedArrays
 from vla_rl.ipc.slots import ExchangeSlots, slot_fields
 from vla_rl.types import ActionSpec, ChunkResult, Observation, ObservationSpec, TaskInfo
@@ -47,21 +49,48 @@ def requests(connection, count):
     return asked
 
 
-def test_a_worker_counts_the_slots_that_will_ask_again(tmp_path):
-    fields = slot_fields(ObservationSpec(0, 0, 1), ActionSpec(3, 1, 4), num_slots=2, store_logits=False)
+@contextmanager
+def running_worker(tmp_path, *, num_slots, allowed_decisions=None):
+    """A worker in a thread; yields its counters, its inference worker's and its supervisor's end, and the thread."""
+    fields = slot_fields(ObservationSpec(0, 0, 1), ActionSpec(3, 1, 4), num_slots=num_slots, store_logits=False)
     inference, worker_end = Pipe()
     supervisor, child_end = Pipe()
     settings = EnvWorkerSettings(
-        worker_index=0, slot_ids=(0, 1), first_env_index=0, num_envs=2, builders=(OneStepEnv,),
+        worker_index=0, slot_ids=tuple(range(num_slots)), first_env_index=0, num_envs=num_slots, builders=(OneStepEnv,),
         num_init_states=(None,), transform=None, seed=0, max_open_envs_per_slot=1, first_episode=0, queue_jobs=True,
         log_path=tmp_path / "log",
     )  # fmt: skip
     with SharedArrays.create("slots", fields) as arrays, CellCounters.create(num_env_workers=1) as counters:
+        if allowed_decisions is not None:
+            counters.set("allowed_decisions", allowed_decisions)
         links = EnvWorkerLinks(arrays.handle, counters.handle, None, worker_end, child_end)
-        slots = ExchangeSlots.view(arrays)
-        worker = EnvWorker(settings, links, 0, slots, WorkerCounters(counters, 0), None)
+        worker = EnvWorker(settings, links, 0, ExchangeSlots.view(arrays), WorkerCounters(counters, 0), None)
         thread = threading.Thread(target=worker.run)
         thread.start()
+        yield counters, inference, supervisor, thread
+        counters.request_stop()
+        thread.join(20)
+        assert not thread.is_alive()
+        worker.close()
+
+
+def test_the_time_that_the_governor_holds_a_worker_back_is_no_waiting_for_actions(tmp_path):
+    with running_worker(tmp_path, num_slots=1, allowed_decisions=0) as (counters, inference, supervisor, _):
+        assert heard(supervisor) == "job?"
+        supervisor.send(EpisodeJob(task_index=0, init_state=0, seed=0, job_id=0))
+        deadline = time.monotonic() + 20
+        while counters.total("env_worker_held_back_seconds") < 0.1:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert counters.get("env_worker_phase") == EnvWorkerPhase.HELD_BACK
+        assert not inference.poll()  # nothing is asked meanwhile
+        assert counters.total("env_worker_wait_seconds") == 0
+        counters.set("allowed_decisions", 1)
+        assert requests(inference, 1) == [0]
+
+
+def test_a_worker_counts_the_slots_that_will_ask_again(tmp_path):
+    with running_worker(tmp_path, num_slots=2) as (counters, inference, supervisor, thread):
         for number in range(2):
             assert heard(supervisor) == "job?"
             supervisor.send(EpisodeJob(task_index=0, init_state=number, seed=0, job_id=number))
@@ -86,4 +115,3 @@ def test_a_worker_counts_the_slots_that_will_ask_again(tmp_path):
         thread.join(20)
         assert not thread.is_alive()
         assert counters.total("env_worker_open_slots") == 0
-        worker.close()

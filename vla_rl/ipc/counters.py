@@ -45,7 +45,7 @@ _PER_ENV_WORKER = {
     "env_worker_successes": np.int64,  # of them, successful ones
     "env_worker_return_sum": np.float64,  # summed rewards of ended episodes
     "env_worker_wait_seconds": np.float64,  # waiting for actions
-    "env_worker_step_seconds": np.float64,  # simulating and rendering
+    "env_worker_held_back_seconds": np.float64,  # waiting for the governor
     "env_worker_open_slots": np.int64,  # slots that will ask for decisions again; all but those that ran out of jobs
     "env_worker_restarts": np.int64,  # written by the supervisor while the worker is dead
 }

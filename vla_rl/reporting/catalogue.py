@@ -79,6 +79,12 @@ def _metrics() -> tuple[Metric, ...]:
         Metric("perf/learner_samples_per_s", "decisions/s", "sum", "decisions consumed by the learner per second"),
         Metric("perf/learner_wait_fraction", "1", "mean", "share of its time the learner waits for experience"),
         Metric("perf/env_wait_fraction", "1", "mean", "share of their time env workers wait for actions"),
+        Metric(
+            "perf/env_held_back_fraction",
+            "1",
+            "mean",
+            "share of it in which `replay.replay_ratio` makes them wait for the learner",
+        ),
         Metric("perf/inference_batch_size", "decisions", "mean", "mean decisions per inference batch"),
         Metric("perf/publish_ms", "ms", "max", "time to publish the trainable weights"),
         Metric("system/env_worker_restarts", "count", "sum", "env workers started again so far"),

@@ -91,8 +91,9 @@ def plain_line(snapshot: RunSnapshot, rates: Rates | None, *, total_optimizer_st
         f"lag mean {number(snapshot.policy_lag_mean)}, p95 {number(snapshot.policy_lag_p95)}, "
         f"old {percent(snapshot.old_fraction)}, |log ratio| p95 {number(snapshot.abs_log_ratio_p95)}",
         _rates_in_words(rates),
-        f"env wait {percent(snapshot.env_wait_fraction)}, inference busy "
-        f"{percent(snapshot.inference_busy_fraction)}, learner wait {percent(snapshot.learner_wait_fraction)}",
+        f"env wait {percent(snapshot.env_wait_fraction)}, held back {percent(snapshot.env_held_back_fraction)}, "
+        f"inference busy {percent(snapshot.inference_busy_fraction)}, "
+        f"learner wait {percent(snapshot.learner_wait_fraction)}",
         f"restarts {snapshot.env_worker_restarts}",
         f"left {_time_left(rates, total_optimizer_steps - done)}",
     ]
@@ -192,7 +193,8 @@ def _own_scale(values: list[float]) -> str:
 
 def _waiting(snapshot: RunSnapshot) -> Text:
     shares = (
-        f"env workers wait {percent(snapshot.env_wait_fraction)} · "
+        f"envs wait {percent(snapshot.env_wait_fraction)}, "
+        f"held back {percent(snapshot.env_held_back_fraction)} · "
         f"inference busy {percent(snapshot.inference_busy_fraction)} · "
         f"learner waits {percent(snapshot.learner_wait_fraction)}"
     )

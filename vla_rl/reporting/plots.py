@@ -104,7 +104,11 @@ FIGURES = (
         (
             PanelSpec("env steps per second", ("perf/env_steps_per_s",), from_zero=True),
             PanelSpec("decisions per second", ("perf/decisions_per_s", "perf/learner_samples_per_s"), from_zero=True),
-            PanelSpec("waiting", ("perf/learner_wait_fraction", "perf/env_wait_fraction"), shares=True),
+            PanelSpec(
+                "waiting",
+                ("perf/learner_wait_fraction", "perf/env_wait_fraction", "perf/env_held_back_fraction"),
+                shares=True,
+            ),
         ),
     ),
 )

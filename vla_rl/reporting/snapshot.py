@@ -21,6 +21,7 @@ class RunSnapshot:
     old_fraction: float | None = None  # share of samples, 0..1
     abs_log_ratio_p95: float | None = None  # nat
     env_wait_fraction: float | None = None  # share of their time env workers wait for actions
+    env_held_back_fraction: float | None = None  # share of their time they wait for the learner, by the replay ratio
     inference_busy_fraction: float | None = None  # share of its time the inference worker computes
     learner_wait_fraction: float | None = None  # share of its time the learner waits for experience
     replay_size: int = 0  # decisions

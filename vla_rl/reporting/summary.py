@@ -82,15 +82,22 @@ def _use(records: Records) -> str | None:
 
 
 def _pace(records: Records) -> str | None:
-    env_steps, samples, learner, envs = (
+    env_steps, samples, learner, actions, held_back = (
         closing_mean(records, f"perf/{name}", by_time=True)
-        for name in ("env_steps_per_s", "learner_samples_per_s", "learner_wait_fraction", "env_wait_fraction")
+        for name in (
+            "env_steps_per_s",
+            "learner_samples_per_s",
+            "learner_wait_fraction",
+            "env_wait_fraction",
+            "env_held_back_fraction",
+        )
     )
     if env_steps is None:
         return None
     return (
         f"The run simulated {number(env_steps)} env steps/s and learned from {number(samples)} decisions/s; the "
-        f"learner waited {percent(learner)} of its time, env workers {percent(envs)} of theirs ({CLOSING})."
+        f"learner waited {percent(learner)} of its time, env workers {percent(actions)} of theirs for actions and "
+        f"{percent(held_back)} for the learner ({CLOSING})."
     )
 
 

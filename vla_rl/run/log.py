@@ -48,7 +48,7 @@ class Moment:
     consumed: int
     learner_wait: float
     env_wait: float
-    env_step: float
+    env_held_back: float
     inference_busy: float
     batches: int
     served: int
@@ -64,7 +64,7 @@ class Moment:
             consumed=run.totals.consumed,
             learner_wait=run.waits.for_experience,
             env_wait=float(counters.total("env_worker_wait_seconds")),
-            env_step=float(counters.total("env_worker_step_seconds")),
+            env_held_back=float(counters.total("env_worker_held_back_seconds")),
             inference_busy=float(counters.get("inference_busy_seconds")),
             batches=int(counters.get("inference_batches")),
             served=int(counters.get("inference_decisions")),
@@ -80,6 +80,7 @@ def rates(before: Moment, now: Moment, *, num_env_workers: int) -> dict[str, flo
         "perf/learner_samples_per_s": (now.consumed - before.consumed) / seconds,
         "perf/learner_wait_fraction": min(1.0, (now.learner_wait - before.learner_wait) / seconds),
         "perf/env_wait_fraction": min(1.0, (now.env_wait - before.env_wait) / seconds / num_env_workers),
+        "perf/env_held_back_fraction": min(1.0, (now.env_held_back - before.env_held_back) / seconds / num_env_workers),
         "perf/inference_batch_size": (now.served - before.served) / max(1, now.batches - before.batches),
     }
 
@@ -195,6 +196,7 @@ class RunLog:
                 old_fraction=latest.get("policy_lag/old_fraction"),
                 abs_log_ratio_p95=latest.get("ratio/abs_log_p95"),
                 env_wait_fraction=latest.get("perf/env_wait_fraction"),
+                env_held_back_fraction=latest.get("perf/env_held_back_fraction"),
                 inference_busy_fraction=self._inference_busy(),
                 learner_wait_fraction=latest.get("perf/learner_wait_fraction"),
                 replay_size=run.sampler.num_decisions,

@@ -138,8 +138,8 @@ class EnvRunner:
         """
         episode = self._episodes[slot]
         slots = self._slots
-        with self._counters.timed(EnvWorkerPhase.STEPPING, "env_worker_step_seconds"):
-            result = episode.env.step_chunk(slots.actions[slot])
+        self._counters.enter(EnvWorkerPhase.STEPPING)
+        result = episode.env.step_chunk(slots.actions[slot])
         version = int(slots.policy_version[slot])
         if episode.decisions == 0:
             episode.first_version = version

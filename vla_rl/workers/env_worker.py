@@ -164,8 +164,8 @@ class EnvWorker:
         """Ask for decisions as soon as the governor allows more of them."""
         counters = self._counters
         while not counters.collection_allowed() and not counters.stop_requested:
-            counters.enter(EnvWorkerPhase.HELD_BACK)
-            time.sleep(GOVERNOR_POLL_S)
+            with counters.timed(EnvWorkerPhase.HELD_BACK, "env_worker_held_back_seconds"):
+                time.sleep(GOVERNOR_POLL_S)
         send_slots(self._links.inference, self._incarnation, slots)
 
     def _receive(self) -> list[int]:
