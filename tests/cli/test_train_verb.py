@@ -93,6 +93,24 @@ def test_a_run_s_folder_is_enough_to_resume_it(training: FakeTraining) -> None:
     assert invoke(str(folder)).exit_code == 2
 
 
+@pytest.mark.parametrize("folder", ["runs/mien", "runs/empty"])
+def test_a_resume_of_a_run_that_is_not_there_names_the_runs_that_are(training: FakeTraining, folder: str) -> None:
+    for name in ("mine", "yours", "empty"):
+        (Path("runs") / name).mkdir(parents=True)
+    for name in ("mine", "yours"):
+        (Path("runs") / name / "recipe.yaml").write_text("", encoding="utf-8")
+    result = invoke(folder, "--resume")
+    assert (result.exit_code, training.called) == (2, None)
+    assert result.stderr.startswith(f"error: --resume: {folder} ")
+    assert "Runs beside it: runs/mine, runs/yours." in result.stderr
+
+
+def test_resume_takes_a_recipe_too_and_goes_on_in_its_usual_folder(training: FakeTraining) -> None:
+    assert invoke("toy", "--resume").exit_code == 0
+    assert training.called
+    assert (training.called["run_dir"], training.called["resume"]) == (Path("runs/toy"), True)
+
+
 def test_a_dry_run_prints_its_report_and_trains_nothing(training: FakeTraining) -> None:
     result = invoke("toy", "--dry-run")
     assert (result.exit_code, result.stdout) == (0, "a report\n")

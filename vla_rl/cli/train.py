@@ -33,17 +33,11 @@ def train(
     ] = False,
 ) -> None:
     """Train a policy as a recipe says."""
-    from vla_rl.recipe import find_recipe, load_recipe
+    from vla_rl.recipe import load_recipe
 
-    folder = Path(recipe)
-    if folder.is_dir():
-        if not resume:
-            raise UserError(f"{recipe} is a folder: give a recipe, or --resume to go on with the run in it")
-        run_dir = run_dir or folder
-        path = folder / "recipe.yaml"
-    else:
-        path = find_recipe(recipe)
-    loaded = load_recipe(path, overrides or ())
+    loaded = load_recipe(_recipe_file(recipe, resume=resume), overrides or ())
+    if run_dir is None:
+        run_dir = Path(recipe) if Path(recipe).is_dir() else Path("runs") / loaded.name
 
     from rich.console import Console
 
@@ -55,12 +49,43 @@ def train(
             report = training.dry_run(loaded)
         print(report)
         return
-    outcome = training.train(loaded, run_dir=run_dir or Path("runs") / loaded.name, resume=resume, console=Console())
+    outcome = training.train(loaded, run_dir=run_dir, resume=resume, console=Console())
     if outcome is None:  # rank 0 says it
         return
     print(_summary(outcome))
     if outcome.interrupted and launched_rank() is None:  # a launched rank's failure would have the others killed
         raise typer.Exit(exit_codes.INTERRUPTED)
+
+
+def _recipe_file(recipe: str, *, resume: bool) -> Path:
+    """The file of a recipe, or of the run in a folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    from vla_rl.recipe import find_recipe
+
+    folder = Path(recipe)
+    if not folder.is_dir():
+        try:
+            return find_recipe(recipe)
+        except UserError:
+            if not resume:
+                raise
+            raise UserError(
+                f"--resume: {folder} is neither the folder of a run nor a recipe. {_runs_beside(folder)} "
+                "`vla-rl recipes list` names the recipes"
+            ) from None
+    if not resume:
+        raise UserError(f"{recipe} is a folder: give a recipe, or --resume to go on with the run in it")
+    if not (folder / "recipe.yaml").is_file():
+        raise UserError(f"--resume: {folder} holds no run, because it has no recipe.yaml. {_runs_beside(folder)}")
+    return folder / "recipe.yaml"
+
+
+def _runs_beside(folder: Path) -> str:
+    runs = sorted(str(file.parent) for file in folder.parent.glob("*/recipe.yaml"))
+    return f"Runs beside it: {', '.join(runs) or 'none'}."
 
 
 def _summary(outcome: TrainOutcome) -> str:
