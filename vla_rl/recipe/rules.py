@@ -23,6 +23,7 @@ from vla_rl.recipe.sections import (
     LiberoSection,
     MLPSection,
     OpenVLAOFTSection,
+    OptimizerSection,
     PolicySection,
     ReplaySection,
     RuntimeSection,
@@ -133,6 +134,26 @@ def _serial_has_one_rank(runtime: RuntimeSection, learner: LearnerSection) -> Pr
     return None
 
 
+def _policy_warmup_ends(optimizer: OptimizerSection, budget: BudgetSection) -> Problem | None:
+    return _warmup_ends("policy_warmup", optimizer.policy_warmup, optimizer, budget)
+
+
+def _value_warmup_ends(optimizer: OptimizerSection, budget: BudgetSection) -> Problem | None:
+    return _warmup_ends("value_warmup", optimizer.value_warmup, optimizer, budget)
+
+
+def _warmup_ends(field: str, warmup: int, optimizer: OptimizerSection, budget: BudgetSection) -> Problem | None:
+    total = budget.optimizer_steps
+    if optimizer.schedule == "cosine" and warmup >= total:
+        return Problem(
+            path=f"optimizer.{field}",
+            rule="the warm-up must end before the run, or the cosine never begins",
+            found=f"{warmup} with budget.optimizer_steps {total}",
+            allowed=f"0..{total - 1}, a larger budget.optimizer_steps, or optimizer.schedule 'constant'",
+        )
+    return None
+
+
 def _regime(name: str, replay: ReplaySection, learner: LearnerSection, budget: BudgetSection) -> Regime:
     return regime_of_run(
         name,
@@ -195,6 +216,8 @@ RULES: tuple[Callable[..., Problem | None], ...] = (
     _segment_fits_episode,
     _evaluation_tasks_are_trained,
     _serial_has_one_rank,
+    _policy_warmup_ends,
+    _value_warmup_ends,
     _regime_is_kept,
 )
 
