@@ -197,7 +197,7 @@ class EnvWorker:
 
 
 def scheduled_jobs(settings: EnvWorkerSettings, slot: int, *, incarnation: int) -> Iterator[EpisodeJob]:
-    """The training schedule of one slot; a restarted worker plays a part of it that its predecessor never reached."""
+    """The training schedule of one slot; each restart enters it 65,536 episodes later, hardly to meet a predecessor."""
     return training_schedule(
         seed=settings.seed,
         env_index=settings.first_env_index + settings.slot_ids.index(slot),

@@ -41,7 +41,8 @@ def training_schedule(
 ) -> Iterator[EpisodeJob]:
     """Jobs of one env slot, for ever: tasks by `task_of_episode`, initial states drawn uniformly.
 
-    The n-th job depends on (seed, env_index, n) alone, so a restarted worker goes on where its predecessor was.
+    The n-th job depends on (seed, env_index, n) alone: a resumed run goes on after the episodes it has counted. A
+    restarted worker does not know how far its predecessor came and skips many, see `env_worker.scheduled_jobs`.
 
     Args:
         seed: of the run.
