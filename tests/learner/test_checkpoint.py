@@ -126,6 +126,38 @@ def test_the_same_step_may_be_saved_twice(tmp_path: Path) -> None:
     assert checkpoint.load(info, engine).extra == {"part": 2}
 
 
+class Killed(BaseException):
+    """The process ends here: nothing of ours may catch it."""
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+def test_a_save_that_is_killed_while_it_replaces_one_of_the_same_step_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
+) -> None:
+    engine = trained(1)
+    save(tmp_path, engine, extra={"part": 1})
+    rename, done = Path.rename, []
+
+    def die(path: Path, target: Path) -> Path:
+        if len(done) == renames:
+            raise Killed
+        done.append(target)
+        return rename(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Path, "rename", die)
+        save(tmp_path, engine, extra={"part": 2})
+    search = checkpoint.find_latest(tmp_path)
+    assert search.newest is not None
+    assert checkpoint.load(search.newest, engine).extra == {"part": 1}
+
+    train(engine, range(1, 2))
+    save(tmp_path, engine)
+    assert folders(tmp_path) == ["latest", "optimizer_step_1", "optimizer_step_2"]
+    kept = CheckpointInfo(tmp_path / "checkpoints" / "optimizer_step_1", optimizer_steps=1)
+    assert checkpoint.load(kept, trained(0)).extra == {"part": 1}
+
+
 def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:
     assert checkpoint.find_latest(tmp_path) == checkpoint.Search(None, [])
 

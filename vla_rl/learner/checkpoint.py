@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 FOLDER = "checkpoints"
 LATEST = "latest"
+
+_NAME = re.compile(rf"(?:{re.escape(files.REPLACED_PREFIX)})?optimizer_step_(\d+)")
 
 Writer = Callable[[Path], None]
 
@@ -133,7 +135,7 @@ def save(
     def prepare() -> None:
         if ranks.is_main:
             checkpoints.mkdir(parents=True, exist_ok=True)
-            files.remove_partial(checkpoints)
+            files.clear_up(checkpoints)
             partial.mkdir()
 
     def write() -> None:
@@ -164,13 +166,16 @@ def save(
 def find_latest(run_dir: Path) -> Search:
     """The newest whole checkpoint of a run. Damaged and incomplete folders are named and passed over.
 
-    Every file is read once to compare its checksum.
+    Every file is read once to compare its checksum. Writes nothing: another process may be saving into the folder.
     """
-    warnings: list[str] = []
     checkpoints = run_dir / FOLDER
-    for path in sorted(checkpoints.glob(".tmp-*")):
-        warnings.append(f"{path}: left behind by a save that did not end; it is ignored and removed with the next save")
-    for steps, path in _by_age(checkpoints):
+    replaced = files.replaced_folders(checkpoints)
+    partial = sorted(set(checkpoints.glob(f"{files.PARTIAL_PREFIX}*")) - replaced.keys())
+    warnings = [
+        f"{path}: left behind by a save that did not end; it is ignored and removed with the next save"
+        for path in partial
+    ]
+    for steps, path in _by_age([*checkpoints.glob("optimizer_step_*"), *replaced]):
         problem = files.problem_of(path)
         if problem is None:
             return Search(CheckpointInfo(path, steps), warnings)
@@ -239,13 +244,13 @@ def _together(engine: Engine, phase: Callable[[], None], partial: Path) -> None:
 
 
 def _prune(checkpoints: Path, keep: int) -> None:
-    for _, path in _by_age(checkpoints)[keep:]:
+    for _, path in _by_age(checkpoints.glob("optimizer_step_*"))[keep:]:
         files.remove_folder(path)
 
 
-def _by_age(checkpoints: Path) -> list[tuple[int, Path]]:
-    """(optimizer steps, folder), newest first."""
-    found = [(re.fullmatch(r"optimizer_step_(\d+)", path.name), path) for path in checkpoints.glob("optimizer_step_*")]
+def _by_age(folders: Iterable[Path]) -> list[tuple[int, Path]]:
+    """(optimizer steps, folder), newest first; what has another name is left out."""
+    found = [(_NAME.fullmatch(path.name), path) for path in folders]
     return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
 
 

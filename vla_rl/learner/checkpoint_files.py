@@ -11,6 +11,8 @@ from typing import Any
 
 MANIFEST = "manifest.json"
 PARTIAL_PREFIX = ".tmp-"
+REPLACED_PREFIX = f"{PARTIAL_PREFIX}old-"  # what a save of the same clock has moved out of its way
+REMOVED_PREFIX = f"{PARTIAL_PREFIX}gone-"
 
 _BLOCK = 1 << 20
 
@@ -65,26 +67,37 @@ def problem_of(folder: Path) -> str | None:
 
 
 def replace_folder(partial: Path, final: Path) -> None:
-    """Put a finished folder into its place; one that is there already (the same clock, saved twice) makes way first."""
+    """Put a finished folder into its place; one that is there already (the same clock, saved twice) makes way first.
+
+    After a crash between the two renames the former one is found by `replaced_folders`.
+    """
+    old = final.with_name(f"{REPLACED_PREFIX}{final.name}")
     if final.exists():
-        old = final.with_name(f"{PARTIAL_PREFIX}old-{final.name}")
         final.rename(old)
-        partial.rename(final)
-        shutil.rmtree(old)
-    else:
-        partial.rename(final)
+    partial.rename(final)
     _flush(final.parent)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def replaced_folders(checkpoints: Path) -> dict[Path, Path]:
+    """Checkpoints whose successor never came, because the save was killed: where each lies, and where it belongs."""
+    moved = checkpoints.glob(f"{REPLACED_PREFIX}*")
+    homes = {path: path.with_name(path.name.removeprefix(REPLACED_PREFIX)) for path in moved}
+    return {path: home for path, home in homes.items() if not home.exists()}
 
 
 def remove_folder(folder: Path) -> None:
     """Remove a checkpoint; a crash on the way leaves something that no search takes for one."""
-    doomed = folder.with_name(f"{PARTIAL_PREFIX}old-{folder.name}")
+    doomed = folder.with_name(f"{REMOVED_PREFIX}{folder.name}")
     folder.rename(doomed)
     shutil.rmtree(doomed)
 
 
-def remove_partial(checkpoints: Path) -> None:
-    """Remove what earlier saves left behind when they were killed."""
+def clear_up(checkpoints: Path) -> None:
+    """Remove what earlier saves left behind when they were killed; a checkpoint that was to be replaced comes back."""
+    for path, home in replaced_folders(checkpoints).items():
+        path.rename(home)
     for path in checkpoints.glob(f"{PARTIAL_PREFIX}*"):
         if path.is_dir():
             shutil.rmtree(path)
