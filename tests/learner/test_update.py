@@ -283,7 +283,7 @@ def test_the_metrics_are_the_documented_ones() -> None:
         *(f"learner/{name}" for name in ("clip_fraction", "explained_variance", "policy_lr", "value_lr")),
         "learner/skipped_updates",
         "learner/micro_batches",
-        *(f"policy_lag/{name}" for name in ("mean", "p95", "max", "old_fraction")),
+        *(f"policy_lag/{name}" for name in ("mean", "p95", "max", "old_fraction", "old_p95")),
         *(f"utilization/{name}" for name in ("dead", "suppressed", "near_zero", "old_share", "ess_old")),
         "ratio/abs_log_p95",
         "replay/age_mean",
@@ -298,6 +298,7 @@ def test_lag_is_measured_per_decision_against_the_learners_version() -> None:
     assert metrics["policy_lag/mean"] == pytest.approx((16 + 6 + 10 + 7 * 2) / 10)
     assert metrics["policy_lag/max"] == 16
     assert metrics["policy_lag/old_fraction"] == pytest.approx(0.2)  # 16 and 10 have reached the threshold of 10
+    assert metrics["policy_lag/old_p95"] == pytest.approx(10 + 0.95 * 6)
 
 
 def test_a_decision_whose_lag_has_reached_the_threshold_is_old_in_every_metric() -> None:

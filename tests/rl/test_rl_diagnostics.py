@@ -24,10 +24,8 @@ def test_policy_lag_counts_a_sample_at_the_threshold_as_old():
     assert diagnostics.policy_lag(lag, mask, old_threshold=21).old_p95 == 0.0
 
 
-def test_data_age():
-    found = diagnostics.data_age(torch.tensor([1, 3, 5, 7]), ALL)
-    assert (found.mean, found.max) == (4.0, 7.0)
-    assert found.p95 == pytest.approx(6.7)
+def test_the_mean_age_is_that_of_the_valid_samples():
+    assert diagnostics.mean_age(torch.tensor([1, 3, 5, 70]), torch.tensor([True, True, True, False])) == 3.0
 
 
 def test_drift_is_the_quantile_of_the_absolute_log_ratio():
@@ -73,7 +71,6 @@ def test_utilization_of_hand_computed_weights():
     assert (found.dead, found.suppressed, found.near_zero) == (0.25, 0.25, 0.75)
     assert found.old_share == pytest.approx(6.0005 / 6.001)
     effective = 6.0005**2 / (36 + 25e-8)
-    assert found.ess_old_samples == pytest.approx(effective)
     assert found.ess_old == pytest.approx(effective / 3)
 
 
@@ -85,7 +82,7 @@ def test_thresholds_are_arguments():
 
 def test_equal_contributions_are_all_effective():
     found = diagnostics.utilization(torch.zeros(4), torch.ones(4), ALL, ALL)
-    assert (found.ess_old, found.ess_old_samples, found.old_share) == (1.0, 4.0, 1.0)
+    assert (found.ess_old, found.old_share) == (1.0, 1.0)
 
 
 def test_an_underflowing_gaussian_weight_is_suppressed_and_a_clipped_one_is_dead():
@@ -101,11 +98,11 @@ def test_an_advantage_and_a_lag_per_decision_are_broadcast_over_tokens():
     old = torch.tensor([[[True], [False]]])
     found = diagnostics.utilization(torch.zeros(1, 2, 3), torch.tensor([[[1.0], [3.0]]]), old, torch.ones(1, 2, 3) > 0)
     assert found.old_share == pytest.approx(0.25)
-    assert found.ess_old_samples == pytest.approx(3.0)
+    assert found.ess_old == pytest.approx(1.0)
 
 
 def test_without_valid_elements_everything_is_zero():
     nan = torch.full((4,), math.nan)
-    assert diagnostics.utilization(nan, nan, ALL, NOTHING) == diagnostics.Utilization(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    assert diagnostics.utilization(nan, nan, ALL, NOTHING) == diagnostics.Utilization(0.0, 0.0, 0.0, 0.0, 0.0)
     assert diagnostics.policy_lag(nan, NOTHING, old_threshold=1) == diagnostics.PolicyLag(0.0, 0.0, 0.0, 0.0, 0.0)
     assert diagnostics.approx_kl(nan, NOTHING) == diagnostics.explained_variance(nan, nan, NOTHING) == 0.0

@@ -52,7 +52,8 @@ def lag_metrics(
         "policy_lag/p95": lags.p95,
         "policy_lag/max": lags.max,
         "policy_lag/old_fraction": lags.old_fraction,
-        "replay/age_mean": diagnostics.data_age(age, every).mean,
+        "policy_lag/old_p95": lags.old_p95,
+        "replay/age_mean": diagnostics.mean_age(age, every),
     }
 
 

@@ -54,6 +54,7 @@ def _metrics() -> tuple[Metric, ...]:
         Metric("policy_lag/p95", "versions", "mean", "95 % quantile of the policy lag; mean of the ranks' quantiles"),
         Metric("policy_lag/max", "versions", "max", "largest policy lag"),
         Metric("policy_lag/old_fraction", "1", "mean", "share of samples at or above `replay.old_threshold` versions"),
+        Metric("policy_lag/old_p95", "versions", "mean", "95 % quantile of the old samples' policy lag; 0 without any"),
         Metric(
             "policy_lag/excluded", "1", "mean", "share of the ring beyond `replay.max_policy_lag`, so never sampled"
         ),

@@ -31,15 +31,6 @@ class PolicyLag:
 
 
 @dataclass(frozen=True, slots=True)
-class DataAge:
-    """Age of the valid samples, in the unit of the argument."""
-
-    mean: float
-    p95: float
-    max: float
-
-
-@dataclass(frozen=True, slots=True)
 class Utilization:
     """How much of a batch reaches the gradient."""
 
@@ -48,7 +39,6 @@ class Utilization:
     near_zero: float  # share with u < near_zero_below
     old_share: float  # Σ u over the old subset / Σ u over all valid elements
     ess_old: float  # (Σ u)² / Σ u² over the old subset, divided by the size of that subset
-    ess_old_samples: float  # the same before the division: an effective number of elements
 
 
 def policy_lag(lag: Tensor, mask: Tensor, *, old_threshold: int) -> PolicyLag:
@@ -64,10 +54,9 @@ def policy_lag(lag: Tensor, mask: Tensor, *, old_threshold: int) -> PolicyLag:
     return PolicyLag(_mean(lags), _p95(lags), _max(lags), _share(lags >= old_threshold), _p95(old))
 
 
-def data_age(age: Tensor, mask: Tensor) -> DataAge:
-    """Age of a batch; name the unit where it is shown (decisions committed since, or milliseconds)."""
-    ages = _valid(age, mask)
-    return DataAge(_mean(ages), _p95(ages), _max(ages))
+def mean_age(age: Tensor, mask: Tensor) -> float:
+    """Mean age of a batch, in the unit of the argument."""
+    return _mean(_valid(age, mask))
 
 
 def abs_log_ratio_p95(log_ratio: Tensor, mask: Tensor) -> float:
@@ -125,7 +114,6 @@ def utilization(
         near_zero=_share(contributions < near_zero_below),
         old_share=_ratio(float(old_contributions.sum()), float(contributions.sum())),
         ess_old=_ratio(ess_old, old_contributions.numel()),
-        ess_old_samples=ess_old,
     )
 
 
