@@ -51,7 +51,7 @@ def fill_ring(folder: Path, policy: Any) -> None:
     )
     try:
         writer = ring.writer(0)
-        writer.begin(0, 1)
+        writer.begin(1)
         empty = {field.name: np.zeros(field.shape[1:], field.dtype) for field in ring.layout.row_fields()}
         empty["executed"] = np.array(8, np.int16)
         for index in range(3):
@@ -83,7 +83,7 @@ def make_run(folder: Path, *overrides: str, with_replay: bool = True) -> Path:
     engine = Engine(policy, strategy="single", zero_stage=2, precision="fp32", device="cpu", optimizer=settings)
     progress = Progress(STEP, 0, 0, 0, 0, 0)
     writers = {"replay": lambda place: fill_ring(place, policy)} if with_replay else {}
-    save(folder, engine, progress=progress, recipe_name="small", extra={}, writers=writers, keep=1)
+    save(folder, engine, progress=progress, extra={}, writers=writers, keep=1)
     (folder / "recipe.yaml").write_text(recipe.dump_yaml(), encoding="utf-8")
     return folder
 
@@ -297,7 +297,7 @@ def test_a_policy_without_a_public_layout_is_refused(tmp_path: Path) -> None:
         plan_policy(recipe)[0].build(device="cpu"), strategy="single", zero_stage=2, precision="fp32", device="cpu",
         optimizer=OptimizerSettings(policy_lr=0.0, value_lr=0.0, schedule="constant"),
     )  # fmt: skip
-    save(toy, engine, progress=Progress(1, 0, 0, 0, 0, 0), recipe_name="t", extra={}, writers={}, keep=1)
+    save(toy, engine, progress=Progress(1, 0, 0, 0, 0, 0), extra={}, writers={}, keep=1)
     (toy / "recipe.yaml").write_text(recipe.dump_yaml(), encoding="utf-8")
     with pytest.raises(UserError, match="only 'openvla_oft' has a layout"):
         export(toy, out=tmp_path / "out")

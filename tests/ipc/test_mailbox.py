@@ -127,7 +127,7 @@ class DiesWhileCopied:
         raise InterruptedError
 
 
-def test_a_writer_that_died_while_publishing_leaves_the_last_snapshot_and_can_be_replaced():
+def test_a_writer_that_died_while_publishing_leaves_the_last_snapshot():
     with WeightMailbox.create({"p": ((2,), torch.float32)}) as mailbox:
         mailbox.publish(0, {"p": torch.zeros(2)})
         with pytest.raises(InterruptedError):
@@ -135,11 +135,6 @@ def test_a_writer_that_died_while_publishing_leaves_the_last_snapshot_and_can_be
         into = {"p": torch.ones(2)}
         assert mailbox.read(into) == 0
         assert into["p"].tolist() == [0.0, 0.0]
-        successor = WeightMailbox.attach(mailbox.handle)
-        for version in (1, 2, 3):
-            successor.publish(version, {"p": torch.full((2,), float(version))})
-            assert mailbox.read(into) == version
-            assert into["p"].tolist() == [version, version]
 
 
 class StaleOnce:

@@ -97,7 +97,6 @@ def save(engine: Engine, run_dir: Path, *, fail_on_rank: int | None = None) -> c
         run_dir,
         engine,
         progress=checkpoint.Progress(steps, env_steps=0, decisions=0, episodes=0, policy_version=0, consumed=0),
-        recipe_name="toy",
         extra={},
         writers={"replay": write},
         keep=2,
@@ -111,7 +110,6 @@ def control_plane(*, run_dir: str) -> dict[str, Any]:
     results = {
         "sum": ranks.sum_over_ranks({"a": 1.0 + ranks.rank, "b": 10.0}),
         "any": [ranks.any_over_ranks(ranks.rank == 1), ranks.any_over_ranks(False)],
-        "broadcast": ranks.broadcast_int(40 + ranks.rank),
         "gathered": ranks.gather_over_ranks(torch.full((ranks.rank + 1, 2), ranks.rank)).tolist(),
     }
     ranks.barrier()

@@ -46,7 +46,7 @@ def writer_frames_shape(writer: EpisodeWriter) -> tuple[int, ...]:
 
 def write_episode(writer: EpisodeWriter, first: int, length: int, *, task=0, version=0, truncate=False, logits=None):
     """Decisions with signatures first, first + 1, ...; the last observation has signature first + length."""
-    writer.begin(episode_id=first, task_index=task)
+    writer.begin(task)
     for index in range(length):
         last = index == length - 1
         add_decision(writer, first + index, version=version, last=last, truncate=truncate, logits=logits)

@@ -27,7 +27,7 @@ def lengths(ring: ReplayRing, env: int = 0, seen: int = 0) -> list[int]:
 def write_half_an_episode_and_die(handle: RingHandle) -> None:
     writer = ReplayRing.attach(handle).writer(0)
     write_episode(writer, 100, 3)
-    writer.begin(200, 0)
+    writer.begin(0)
     add_decision(writer, 200)
     add_decision(writer, 201)
     os._exit(9)
@@ -58,7 +58,7 @@ def test_the_needed_bytes_are_those_of_the_block():
 def test_an_episode_is_visible_only_after_its_commit():
     with make_ring() as ring:
         writer = ring.writer(0)
-        writer.begin(7, task_index=3)
+        writer.begin(3)
         add_decision(writer, 1)
         assert lengths(ring) == []
         add_decision(writer, 2, last=True)
@@ -66,7 +66,7 @@ def test_an_episode_is_visible_only_after_its_commit():
         writer.commit(np.zeros((1, 4, 4, 3), np.uint8), np.zeros(3, np.float32))
         entries, count = ring.episodes_after(0, 0)
         assert count == 1
-        assert [entries[name].item() for name in ("episode_id", "task_index", "first_row", "length")] == [7, 3, 0, 2]
+        assert [entries[name].item() for name in ("task_index", "first_row", "length")] == [3, 0, 2]
 
 
 def test_every_env_has_its_own_catalogue():
@@ -87,13 +87,13 @@ def test_rows_are_intact_until_the_writer_announces_their_place():
         write_episode(writer, 0, 6)  # rows 0..6
         write_episode(writer, 0, 6)  # rows 7..13
         assert ring.intact(env, rows).all()
-        writer.begin(2, 0)
+        writer.begin(0)
         assert ring.intact(env, rows).all()
         add_decision(writer, 50)  # row 14 lies on row 0
         assert ring.intact(env, rows).tolist() == [False] + [True] * 13
         add_decision(writer, 51)
         writer.abandon()
-        writer.begin(3, 0)
+        writer.begin(0)
         add_decision(writer, 52)  # on row 0 again: row 1 stays lost
         assert ring.intact(env, rows).tolist() == [False] * 2 + [True] * 12
 
@@ -116,7 +116,7 @@ def test_a_row_is_announced_before_it_is_written():
         writer, frames = ring.writer(0), LooksWhileWritten(ring)
         write_episode(writer, 0, 6)
         write_episode(writer, 0, 6)
-        writer.begin(2, 0)
+        writer.begin(0)
         writer.add(
             frames=frames,
             state=np.zeros(3, np.float32),
@@ -137,7 +137,7 @@ def test_an_abandoned_episode_is_never_seen_and_its_rows_are_used_again():
     with make_ring(capacity=14) as ring:
         writer = ring.writer(0)
         for _ in range(20):  # more rows than the region has
-            writer.begin(1, 0)
+            writer.begin(0)
             add_decision(writer, 1)
             add_decision(writer, 2)
             writer.abandon()
@@ -154,9 +154,9 @@ def test_the_writer_of_a_restarted_worker_drops_what_its_predecessor_left():
         child.join(30)
         assert child.exitcode == 9
         assert lengths(ring) == [3]
-        write_episode(ring.writer(0), 300, 2)
+        write_episode(ring.writer(0), 300, 2, task=3)
         entries, _ = ring.episodes_after(0, 0)
-        assert entries["episode_id"].tolist() == [100, 300]
+        assert entries["task_index"].tolist() == [0, 3]
         assert entries["first_row"].tolist() == [0, 4]
         assert entries["decisions_total"].tolist() == [3, 5]
 
@@ -165,11 +165,11 @@ def test_the_catalogue_wraps_and_gives_every_episode_that_can_be_present():
     with make_ring(capacity=14) as ring:  # 14 rows: at most 7 episodes of one decision, and one that is going
         writer = ring.writer(0)
         for index in range(100):
-            write_episode(writer, index, 1)
+            write_episode(writer, index, 1, task=index)
         entries, count = ring.episodes_after(0, 0)
         assert count == 100
-        assert entries["episode_id"].tolist() == list(range(92, 100))
-        assert ring.episodes_after(0, 97)[0]["episode_id"].tolist() == [97, 98, 99]
+        assert entries["task_index"].tolist() == list(range(92, 100))
+        assert ring.episodes_after(0, 97)[0]["task_index"].tolist() == [97, 98, 99]
         assert len(ring.episodes_after(0, 100)[0]) == 0
 
 
@@ -180,9 +180,9 @@ def test_misuse_is_refused():
             add_decision(writer, 1)
         with pytest.raises(RuntimeError, match="commit"):
             writer.commit(np.zeros((1, 4, 4, 3), np.uint8), np.zeros(3, np.float32))
-        writer.begin(7, 0)
-        with pytest.raises(RuntimeError, match="episode 7 is unfinished"):
-            writer.begin(8, 0)
+        writer.begin(0)
+        with pytest.raises(RuntimeError, match="the last episode is unfinished"):
+            writer.begin(0)
         with pytest.raises(ValueError, match="logits"):
             add_decision(writer, 1, logits=np.zeros((4, 5), np.float32))
         for _ in range(6):
@@ -200,7 +200,7 @@ def test_misuse_is_refused():
 def test_a_decision_is_over_at_its_end():
     with make_ring() as ring:
         writer = ring.writer(0)
-        writer.begin(7, 0)
+        writer.begin(0)
         add_decision(writer, 1, last=True)
         with pytest.raises(RuntimeError, match="has not ended"):
             add_decision(writer, 2)
@@ -210,7 +210,7 @@ def test_a_decision_is_over_at_its_end():
 def test_executed_must_be_between_one_and_the_chunk_size(executed):
     with make_ring() as ring:
         writer = ring.writer(0)
-        writer.begin(7, 0)
+        writer.begin(0)
         with pytest.raises(ValueError, match=f"1\\.\\.2, got {executed}"):
             writer.add(
                 frames=np.zeros((1, 4, 4, 3), np.uint8),
@@ -233,7 +233,7 @@ def test_one_row_always_remains_at_the_smallest_capacity():
         write_episode(writer, 0, 6)
         for _ in range(200):
             length = int(rng.integers(1, 7))
-            writer.begin(0, 0)
+            writer.begin(0)
             for index in range(length):
                 add_decision(writer, index, last=index == length - 1)
             entries, _ = ring.episodes_after(0, 0)
@@ -247,7 +247,7 @@ def test_writing_a_row_allocates_next_to_nothing():
     with make_ring(capacity=400, longest=199, observation=observation) as ring:
         writer = ring.writer(0)
         frames, numbers = np.zeros((1, 224, 224, 3), np.uint8), np.zeros(4, np.float32)
-        writer.begin(0, 0)
+        writer.begin(0)
         tracemalloc.start()
         try:
             for _ in range(100):

@@ -29,7 +29,7 @@ def test_exactly_the_segments_whose_rows_are_all_still_in_memory_are_offered(ope
                 write_episode(writers[env], signature, length)
                 committed.append((signature, length))
             else:
-                writers[env].begin(signature, 0)
+                writers[env].begin(0)
                 for index in range(length):
                     add_decision(writers[env], signature + index)
                 if operation == "abandon":

@@ -157,7 +157,7 @@ def test_age_counts_the_decisions_committed_afterwards():
 def test_a_segment_is_excluded_by_its_oldest_decision():
     with make_ring(longest=6, capacity=80) as ring:
         writer = ring.writer(0)
-        writer.begin(1, 0)
+        writer.begin(0)
         for index, version in enumerate([3, 4, 4, 4, 5, 5]):  # the policy moved on within the episode
             add_decision(writer, 100 + index, version=version, last=index == 5)
         writer.commit(np.zeros((1, 4, 4, 3), np.uint8), np.full(3, 106, np.float32))

@@ -46,7 +46,7 @@ def test_a_ring_comes_back_with_all_its_numbers_ages_and_versions(tmp_path):
             for name in SegmentBatch.__slots__:
                 np.testing.assert_array_equal(getattr(found[first], name), getattr(batch, name), err_msg=name)
         assert found[300].age[0, 0] == 8
-        assert other.present_episodes()["episode_id"].tolist() == [300, 100, 200]
+        assert other.present_episodes()["task_index"].tolist() == [7, 8, 9]
         assert other.present_episodes()["env"].tolist() == [1, 0, 1]
 
 
@@ -63,12 +63,12 @@ def test_the_file_is_plain_safetensors(tmp_path):
 def test_neither_unfinished_nor_overwritten_episodes_are_saved(tmp_path):
     with make_ring(capacity=14) as ring:
         writer = ring.writer(0)
-        write_episode(writer, 100, 6)
-        write_episode(writer, 200, 6)
-        write_episode(writer, 300, 1)
-        writer.begin(400, 0)
+        write_episode(writer, 100, 6, task=1)
+        write_episode(writer, 200, 6, task=2)
+        write_episode(writer, 300, 1, task=3)
+        writer.begin(0)
         assert save_ring(ring, tmp_path / "ring.safetensors") == 7
-        assert load_file(tmp_path / "ring.safetensors")["episode_id"].tolist() == [200, 300]
+        assert load_file(tmp_path / "ring.safetensors")["task_index"].tolist() == [2, 3]
 
 
 def test_an_episode_overwritten_while_it_is_saved_is_not_loaded(tmp_path, monkeypatch):

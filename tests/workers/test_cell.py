@@ -27,7 +27,7 @@ def test_the_time_an_inference_worker_has_to_start_begins_with_its_start(monkeyp
             limits=CellLimits(step_timeout_s=60.0, start_timeout_s=60.0, max_restarts=0),
             on_episode=lambda record: None,
         )
-        counters.array("inference_heartbeat")[0] = -1000.0  # the learner took long to be built
+        counters.set("inference_heartbeat", -1000.0)  # the learner took long to be built
         counters.request_stop()
         cell.start()
         assert counters.silent_seconds("inference_heartbeat") < 60.0

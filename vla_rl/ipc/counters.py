@@ -6,7 +6,6 @@ grow, also over the restart of a worker, which goes on in its predecessor's row.
     counter                 unit        written by            read by
     env_worker_*            see below   the env worker        supervisor, governor, metrics
     inference_*             see below   the inference worker  supervisor, metrics
-    learner_*               see below   the learner           metrics
     allowed_decisions       decisions   the governor          env workers: collect while decisions started stay below
     stop                    0 or 1      the supervisor        everyone
 """
@@ -18,7 +17,6 @@ from enum import IntEnum
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vla_rl.ipc.shared_arrays import Field, SharedArrays, SharedArraysHandle
 
@@ -42,12 +40,9 @@ _PER_ENV_WORKER = {
     "env_worker_env_steps": np.int64,  # control steps executed
     "env_worker_decisions": np.int64,  # decisions executed
     "env_worker_episodes": np.int64,  # episodes ended
-    "env_worker_successes": np.int64,  # of them, successful ones
-    "env_worker_return_sum": np.float64,  # summed rewards of ended episodes
     "env_worker_wait_seconds": np.float64,  # waiting for actions
     "env_worker_held_back_seconds": np.float64,  # waiting for the governor
     "env_worker_open_slots": np.int64,  # slots that will ask for decisions again; all but those that ran out of jobs
-    "env_worker_restarts": np.int64,  # written by the supervisor while the worker is dead
 }
 _PER_CELL = {
     "inference_heartbeat": np.float64,  # monotonic seconds
@@ -55,8 +50,6 @@ _PER_CELL = {
     "inference_decisions": np.int64,  # decisions served
     "inference_policy_version": np.int64,  # in use
     "inference_busy_seconds": np.float64,  # computing a batch
-    "learner_consumed_decisions": np.int64,
-    "learner_policy_version": np.int64,  # newest that was published
     "allowed_decisions": np.int64,  # largest number of decisions env workers may have started, summed over the cell
     "stop": np.int64,
 }
@@ -70,14 +63,13 @@ class CellCounters:
 
     @classmethod
     def create(cls, *, num_env_workers: int) -> Self:
-        """Counters at zero, heartbeats at now, versions at -1, no limit on decisions."""
+        """Counters at zero, heartbeats at now, the version at -1, no limit on decisions."""
         fields = [Field(name, (num_env_workers,), dtype) for name, dtype in _PER_ENV_WORKER.items()]
         fields += [Field(name, (1,), dtype) for name, dtype in _PER_CELL.items()]
         arrays = SharedArrays.create("counters", fields, poison=False)
         counters = cls(arrays)
         counters.set("allowed_decisions", int(_UNLIMITED))
         counters.set("inference_policy_version", -1)
-        counters.set("learner_policy_version", -1)
         counters.beat("inference_heartbeat")
         for index in range(num_env_workers):
             counters.beat("env_worker_heartbeat", index)
@@ -92,10 +84,6 @@ class CellCounters:
     def handle(self) -> SharedArraysHandle:
         """For a spawned process."""
         return self._arrays.handle
-
-    def array(self, name: str) -> NDArray[np.int64] | NDArray[np.float64]:
-        """Live view of a counter: (num_env_workers,) if its name starts with `env_worker_`, else (1,)."""
-        return self._arrays[name]
 
     def get(self, name: str, index: int = 0) -> int | float:
         """Value of one element."""

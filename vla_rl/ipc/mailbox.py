@@ -98,8 +98,7 @@ class WeightMailbox:
         if version <= self._version[latest]:
             raise ValueError(f"published version must be above {self._version[latest]}, got {version}")
         target = (latest + 1) % _NUM_BUFFERS
-        # Also odd after a writer that died in the middle left it odd.
-        self._sequence[target] += 2 if self._sequence[target] % 2 else 1
+        self._sequence[target] += 1
         self._fence()
         for name, view in self._buffers[target].items():
             view.copy_(named[name].detach())

@@ -2,7 +2,7 @@
 
     policy.safetensors       the trainable tensors, float32
     optimizer.safetensors    AdamW's state, `<parameter>/<step | exp_avg | exp_avg_sq>`, whole tensors
-    state.json               clocks, settings, architecture, what the caller adds
+    state.json               clocks, architecture, what the caller adds
     rank_<r>/rng.json        random number generators of one rank
     rank_<r>/<name>/         what a caller's writer puts there (the replay ring, for instance)
     manifest.json            size and CRC-32 of every other file
@@ -88,9 +88,7 @@ class Restored:
     """What `load` read besides the tensors."""
 
     progress: Progress
-    recipe_name: str
     extra: dict[str, Any]
-    rng_restored: bool  # False: the checkpoint was written by fewer ranks, this one starts with its own generators
 
 
 def save(
@@ -98,7 +96,6 @@ def save(
     engine: Engine,
     *,
     progress: Progress,
-    recipe_name: str,
     extra: Mapping[str, Any],
     writers: Mapping[str, Writer],
     keep: int,
@@ -109,7 +106,6 @@ def save(
         run_dir: the run's folder, the same for all ranks.
         engine: holds tensors and optimizer.
         progress: clocks; `optimizer_steps` names the folder.
-        recipe_name: for people.
         extra: anything JSON carries, kept for the caller; rank 0's is written.
         writers: by name, called on every rank with an empty folder of that rank to write into.
         keep: at least 1.
@@ -124,10 +120,7 @@ def save(
     policy, optimizer = engine.trainable_state(), engine.optimizer_state()  # collective under DeepSpeed: before any I/O
     state = {
         "format_version": FORMAT_VERSION,
-        "recipe": recipe_name,
         "progress": asdict(progress),
-        "optimizer": {"name": "AdamW"} | asdict(engine.settings),
-        "num_ranks": ranks.num_ranks,
         "architecture": architecture(engine.policy),
         "extra": dict(extra),
     }
@@ -196,9 +189,9 @@ def load(info: CheckpointInfo, engine: Engine) -> Restored:
     moments = _unflatten(load_file(info.path / "optimizer.safetensors"))
     engine.load_optimizer_state(moments, optimizer_steps=progress.optimizer_steps)
     rng = info.path / f"rank_{engine.collectives.rank}" / "rng.json"
-    if rng.exists():
+    if rng.exists():  # else the checkpoint was written by fewer ranks, and this one keeps its own
         restore_rng(json.loads(rng.read_text()))
-    return Restored(progress, state["recipe"], state["extra"], rng.exists())
+    return Restored(progress, state["extra"])
 
 
 def load_policy(path: Path, policy: nn.Module) -> None:

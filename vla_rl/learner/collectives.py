@@ -55,14 +55,6 @@ class Collectives:
         """Whether the flag is set on any rank: the same answer everywhere."""
         return self.sum_over_ranks({"flag": float(flag)})["flag"] > 0
 
-    def broadcast_int(self, value: int) -> int:
-        """Rank 0's value, everywhere."""
-        if self._group is None:
-            return value
-        packed = torch.tensor([value], dtype=torch.int64)
-        dist.broadcast(packed, src=0, group=self._group)
-        return int(packed.item())
-
     def gather_over_ranks(self, values: Tensor) -> Tensor:
         """Concatenate the ranks' tensors along the first dimension, in rank order; lengths may differ.
 

@@ -14,7 +14,6 @@ from vla_rl.types import ActionSpec, ObservationSpec
 EPISODE = np.dtype(
     [
         ("env", np.int64),
-        ("episode_id", np.int64),
         ("task_index", np.int64),
         (
             "first_row",

@@ -2,7 +2,7 @@
 
     env worker                                            learner
     writer = ReplayRing.attach(handle).writer(env_index)  sampler = SegmentSampler(ring, segment_length=8, seed=0)
-    writer.begin(episode_id, task_index)                  sampler.refresh()
+    writer.begin(task_index)                              sampler.refresh()
     writer.add(...)         # once per decision           batch = sampler.sample(32)
     writer.commit(frames, state)
 
@@ -166,14 +166,14 @@ class EpisodeWriter:
         self._episodes = ring._episodes[env_index]
         self._first_row, self._decisions_total = self._end_of_last_episode()
         self._length = 0
-        self._episode: tuple[int, int] | None = None  # episode id, task index
+        self._task_index: int | None = None  # of the episode that was begun
         self._has_ended = False
 
-    def begin(self, episode_id: int, task_index: int) -> None:
+    def begin(self, task_index: int) -> None:
         """Start an episode."""
-        if self._episode is not None:
-            raise RuntimeError(f"episode {self._episode[0]} is unfinished: commit() or abandon() it before begin()")
-        self._episode = (episode_id, task_index)
+        if self._task_index is not None:
+            raise RuntimeError("the last episode is unfinished: commit() or abandon() it before begin()")
+        self._task_index = task_index
 
     def add(  # noqa: PLR0913 - a decision has this many parts, all named
         self,
@@ -209,7 +209,7 @@ class EpisodeWriter:
             ValueError: executed out of range, logits given or missing, or an episode longer than the ring was made for.
             RuntimeError: no episode was begun, or it has ended.
         """
-        if self._episode is None or self._has_ended:
+        if self._task_index is None or self._has_ended:
             raise RuntimeError("add() needs a begun episode that has not ended")
         if self._length == self._layout.max_episode_decisions:
             raise ValueError(f"an episode may have {self._length} decisions (max_episode_decisions), got one more")
@@ -240,14 +240,14 @@ class EpisodeWriter:
         Raises:
             RuntimeError: the last decision was neither terminated nor truncated.
         """
-        if self._episode is None or not self._has_ended:
+        if self._task_index is None or not self._has_ended:
             raise RuntimeError("commit() needs an episode whose last decision terminated or truncated it")
         position = self._claim(self._length)
         self._arrays["frames"][position] = final_frames
         self._arrays["state"][position] = final_state
         count = int(self._num_episodes[0])
         self._decisions_total += self._length
-        where = (self._env_index, *self._episode, self._first_row, self._length)
+        where = (self._env_index, self._task_index, self._first_row, self._length)
         self._episodes[count % self._layout.episodes_per_env] = (*where, self._decisions_total, time.monotonic_ns())
         self._fence()
         self._num_episodes[0] = count + 1
@@ -257,7 +257,7 @@ class EpisodeWriter:
     def abandon(self) -> None:
         """Drop the unfinished episode, if there is one; its rows are used again."""
         self._length = 0
-        self._episode = None
+        self._task_index = None
         self._has_ended = False
 
     def _claim(self, offset: int) -> int:

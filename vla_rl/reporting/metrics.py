@@ -18,7 +18,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -43,9 +43,6 @@ class Clocks:
     optimizer_steps: int = 0  # updates of the parameters
     policy_version: int = 0  # the newest published version
     seconds: float = 0.0  # wall-clock seconds of training, those before a resume included
-
-
-CLOCK_NAMES = tuple(field.name for field in fields(Clocks))
 
 
 class MetricsWriter:

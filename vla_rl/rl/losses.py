@@ -30,11 +30,6 @@ def value_loss_sum(values: Tensor, value_targets: Tensor, mask: Tensor) -> tuple
     return masked_sum(error.square(), mask)
 
 
-def value_loss(values: Tensor, value_targets: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared error over valid elements; 0 where none is valid."""
-    return masked_mean(*value_loss_sum(values, value_targets, mask))
-
-
 @dataclass(frozen=True, slots=True)
 class LossTerms:
     """The terms of one loss, each a mean over its valid elements, before its coefficient."""

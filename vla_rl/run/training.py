@@ -186,7 +186,6 @@ class TrainingRun:
         """Put the trainable weights in the mailbox under the current version."""
         began = time.monotonic()
         self.memory.mailbox.publish(self.totals.policy_version, self.engine.trainable_state())
-        self.memory.counters.set("learner_policy_version", self.totals.policy_version)
         self.waits.last_publish = time.monotonic() - began
 
     @property
@@ -230,7 +229,6 @@ class TrainingRun:
                 policy_version=clocks.policy_version,
                 consumed=int(consumed),
             ),
-            recipe_name=recipe.name,
             extra={"seconds": clocks.seconds},
             writers={REPLAY: self._write_replay} if recipe.checkpoint.save_replay else {},
             keep=recipe.checkpoint.keep,

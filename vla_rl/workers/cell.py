@@ -132,11 +132,6 @@ class Cell:
         """Whether every env worker has run out of jobs."""
         return all(state.finished for state in self._workers)
 
-    @property
-    def env_worker_pids(self) -> list[int]:
-        """Process ids of the env workers that live now."""
-        return [state.process.pid for state in self._workers if state.process is not None and state.process.pid]
-
     def collect(self) -> None:
         """Give the processes a moment; they collect by themselves."""
         time.sleep(COLLECT_POLL_S)
@@ -284,7 +279,6 @@ class Cell:
         slots, counters, ring = self._handles
         worker = state.settings.worker_index
         self._counters.set("env_worker_phase", EnvWorkerPhase.STARTING, worker)
-        self._counters.set("env_worker_restarts", state.incarnation, worker)
         self._counters.set("env_worker_open_slots", 0, worker)
         self._counters.beat("env_worker_heartbeat", worker)
         if state.incarnation:  # what the predecessor half said is worthless, and half a message would never end

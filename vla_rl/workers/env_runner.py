@@ -29,8 +29,6 @@ class _Episode:
     episode_return: float = 0.0
     env_steps: int = 0
     decisions: int = 0
-    first_version: int = -1
-    last_version: int = -1
 
 
 @dataclass(slots=True)
@@ -81,7 +79,6 @@ class EnvRunner:
         writers: Mapping[int, EpisodeWriter],
         counters: WorkerCounters,
         on_episode: Callable[[EpisodeRecord], None],
-        first_episode_id: int = 0,
     ) -> None:
         """Create the runner; no simulator is built before `start`.
 
@@ -94,7 +91,6 @@ class EnvRunner:
             writers: per slot, where decisions go; empty in an evaluation.
             counters: the cell's counters.
             on_episode: called with every finished episode.
-            first_episode_id: episode ids count up from here.
         """
         self._slots = slots
         self.slot_ids = list(slot_ids)
@@ -104,7 +100,6 @@ class EnvRunner:
         self._writers = writers
         self._counters = counters
         self._on_episode = on_episode
-        self._next_episode_id = first_episode_id
         self._episodes: dict[int, _Episode] = {}
 
     def start(self, slot: int) -> bool:
@@ -124,8 +119,7 @@ class EnvRunner:
         observation = env.reset(job.init_state, seed=seed)
         self._episodes[slot] = _Episode(job=job, env=env, began=began)
         if slot in self._writers:
-            self._writers[slot].begin(self._next_episode_id, job.task_index)
-        self._next_episode_id += 1
+            self._writers[slot].begin(job.task_index)
         self._slots.task_index[slot] = job.task_index
         self._present(slot, observation)
         return True
@@ -140,10 +134,6 @@ class EnvRunner:
         slots = self._slots
         self._counters.enter(EnvWorkerPhase.STEPPING)
         result = episode.env.step_chunk(slots.actions[slot])
-        version = int(slots.policy_version[slot])
-        if episode.decisions == 0:
-            episode.first_version = version
-        episode.last_version = version
         episode.decisions += 1
         episode.env_steps += result.executed
         episode.episode_return += result.reward
@@ -161,7 +151,7 @@ class EnvRunner:
                 executed=result.executed,
                 terminated=result.terminated,
                 truncated=result.truncated,
-                policy_version=version,
+                policy_version=int(slots.policy_version[slot]),
                 logits=slots.logits[slot] if slots.logits is not None else None,
             )
         self._present(slot, result.observation)
@@ -192,7 +182,7 @@ class EnvRunner:
         self._slots.state[slot] = observation.state
 
     def _finish(self, episode: _Episode, *, terminated: bool, truncated: bool) -> None:
-        self._counters.add_episode(success=episode.success, episode_return=episode.episode_return)
+        self._counters.add_episode()
         self._on_episode(
             EpisodeRecord(
                 job=episode.job,
@@ -203,7 +193,5 @@ class EnvRunner:
                 env_steps=episode.env_steps,
                 decisions=episode.decisions,
                 seconds=time.monotonic() - episode.began,
-                first_version=episode.first_version,
-                last_version=episode.last_version,
             )
         )

@@ -121,7 +121,6 @@ class EnvWorker:
             writers=writers,
             counters=counters,
             on_episode=links.supervisor.send,
-            first_episode_id=(settings.first_env_index << 40) + (incarnation << 32),
         )
 
     def run(self) -> None:

@@ -32,8 +32,6 @@ class EpisodeRecord:
     env_steps: int
     decisions: int
     seconds: float  # from the start of the reset to the last control step
-    first_version: int  # policy version of the first decision
-    last_version: int
 
 
 def training_schedule(

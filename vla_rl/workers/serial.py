@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from vla_rl.workers.env_runner import EnvRunner
 from vla_rl.workers.inference_server import InferenceServer
@@ -13,7 +13,6 @@ class SerialCell:
 
     restarts = 0
     dropped_episodes = 0
-    env_worker_pids: Sequence[int] = ()
 
     def __init__(
         self, runner: EnvRunner, server: InferenceServer, *, report: Callable[[InferenceServer], None]

@@ -49,11 +49,9 @@ class WorkerCounters:
         self._counters.add("env_worker_decisions", 1, self._index)
         self._counters.add("env_worker_env_steps", env_steps, self._index)
 
-    def add_episode(self, *, success: bool, episode_return: float) -> None:
+    def add_episode(self) -> None:
         """One episode ended."""
         self._counters.add("env_worker_episodes", 1, self._index)
-        self._counters.add("env_worker_successes", int(success), self._index)
-        self._counters.add("env_worker_return_sum", episode_return, self._index)
 
     def collection_allowed(self) -> bool:
         """Whether the governor allows more decisions, over all env workers of the cell."""

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 TINY = "tiny"
 RANDOM_7B = "random-7b"
-RANDOM_SOURCES = (TINY, RANDOM_7B)
 
 
 @dataclass(frozen=True, slots=True)
