@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import subprocess
 import sys
 
@@ -84,15 +85,20 @@ def test_a_torn_last_line_is_ignored_by_readers_and_removed_by_resuming(tmp_path
 
 def test_a_last_line_torn_inside_a_letter_is_ignored(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"optimizer_steps": 1}\n{"optimizer_steps": 2, "\xc3')
-    assert read_metrics(path) == [{"optimizer_steps": 1}]
+    write_points(tmp_path, 1)
+    with path.open("ab") as file:
+        file.write(b'{"optimizer_steps": 2, "\xc3')
+    assert [record["optimizer_steps"] for record in read_metrics(path)] == [1]
 
 
 def test_a_broken_line_that_is_not_the_last_is_an_error_that_names_it(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"optimizer_steps": 1}\n[2]\n{"optimizer_steps": 3}\n')
-    with pytest.raises(ValueError, match=r"metrics.jsonl, line 2: .*found b'\[2\]'"):
-        read_metrics(path)
+    write_points(tmp_path, 2)
+    first, second = path.read_text().splitlines()
+    for broken in ("[2]", '{"optimizer_steps": 3}'):  # the second lacks the other clocks
+        path.write_text(f"{first}\n{broken}\n{second}\n")
+        with pytest.raises(ValueError, match=rf"metrics.jsonl, line 2: .*found b'{re.escape(broken)}'"):
+            read_metrics(path)
 
 
 def test_tensorboard_events_hold_metrics_over_optimizer_steps(tmp_path):

@@ -1,6 +1,7 @@
 """What a study computes from its runs, on records written by hand."""
 
 import csv
+import html
 import json
 from dataclasses import replace
 
@@ -36,7 +37,7 @@ RANDOM = {"door-open-v3": 0.0, "push-v3": 0.0}
 def record(step, *, scaled_return, ess):
     return {
         "optimizer_steps": step, "env_steps": 10 * step, "decisions": 10 * step, "episodes": step,
-        "seconds": float(step), "rollout/return": scaled_return,
+        "policy_version": step, "seconds": float(step), "rollout/return": scaled_return,
         "policy_lag/mean": 50.0, "policy_lag/p95": 95.0, "policy_lag/old_fraction": 0.9, "ratio/abs_log_p95": 1.5,
         "utilization/ess_old": ess, "learner/kl": 0.1,
     }  # fmt: skip
@@ -61,8 +62,14 @@ def study(tmp_path, monkeypatch):
     return tmp_path
 
 
+def results_of(study):
+    results, broken = read_results(study)
+    assert broken == []
+    return results
+
+
 def test_returns_are_those_of_the_benchmark_over_the_last_fifth(study):
-    results = read_results(study)
+    results = results_of(study)
     assert len(results) == 12
     by_name = {result.run.name: result.closing_return for result in results}
     assert by_name["push-v3_gipo_stale_seed1"] == pytest.approx(2000.0)
@@ -76,7 +83,7 @@ def test_the_score_is_zero_for_random_actions_and_one_at_the_largest_return():
 
 
 def test_scores_rank_the_surrogates_with_their_intervals(study):
-    ranking = scores(read_results(study), RANDOM)
+    ranking = scores(results_of(study), RANDOM)
     best = ranking[0]
     assert best.surrogate == "gipo"
     # 1000 and 2000 of 5000 in each of two tasks; the middle half of 0.2, 0.2, 0.4, 0.4 is 0.2 and 0.4.
@@ -86,20 +93,20 @@ def test_scores_rank_the_surrogates_with_their_intervals(study):
 
 
 def test_the_better_surrogate_improves_with_certainty_and_equal_ones_by_a_coin(study):
-    pairs = {(entry.first, entry.second): entry.probability for entry in improvements(read_results(study), RANDOM)}
+    pairs = {(entry.first, entry.second): entry.probability for entry in improvements(results_of(study), RANDOM)}
     assert pairs["gipo", "ppo"] == 1.0
     assert pairs["gipo:0.5", "gipo"] == 0.0
     assert pairs["gipo:0.5", "ppo"] == 0.5
 
 
 def test_a_seed_that_lacks_a_task_does_not_count(study):
-    results = [result for result in read_results(study) if result.run.name != "push-v3_ppo_stale_seed1"]
+    results = [result for result in results_of(study) if result.run.name != "push-v3_ppo_stale_seed1"]
     table = score_table(results, surrogate="ppo", regime="stale", random_returns=RANDOM)
     assert table.tolist() == [[0.02, 0.02]]
 
 
 def test_bands_are_means_over_runs(study):
-    chosen = select(read_results(study), task="push-v3", surrogate="ppo")
+    chosen = select(results_of(study), task="push-v3", surrogate="ppo")
     band = return_band(chosen)
     assert (band.clock[0], band.clock[-1], band.runs) == (100, 1000, 2)
     assert (band.mean[0], band.mean[-1]) == (0.0, pytest.approx(150.0))
@@ -142,6 +149,52 @@ def test_a_study_that_is_not_finished_says_so(study, monkeypatch):
     assert "PARTIAL: 1 of 12 runs are missing" in (study / "results" / "summary.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "complaint"),
+    [
+        (
+            "study_run.json",
+            "{}",
+            "study_run.json: expected task, surrogate, regime, seed and seconds of a run, found n",
+        ),
+        ("study_run.json", '{"task": ', "study_run.json: expected JSON"),
+        ("manifest.json", None, "manifest.json: expected a JSON object, found no such file"),
+        ("manifest.json", '{"source": ', "manifest.json: expected JSON"),
+        ("metrics.jsonl", None, "metrics.jsonl"),
+        ("metrics.jsonl", "", "metrics.jsonl: expected returns up to the end of the run, found none"),
+        ("recipe.yaml", None, "recipe.yaml"),
+        ("recipe.yaml", "name: [", "recipe.yaml"),
+    ],
+)
+def test_a_run_that_cannot_be_read_is_left_out_and_told(study, monkeypatch, file, content, complaint):
+    monkeypatch.setattr(metaworld_files, "write_figures", lambda *_: [])
+    path = study / "runs" / "push-v3_ppo_stale_seed1" / file
+    path.unlink() if content is None else path.write_text(content, encoding="utf-8")
+    write_study(study)
+    for page in (study / "results" / "summary.md", study / "report.html"):
+        text = html.unescape(page.read_text(encoding="utf-8"))
+        assert "11 of 12 runs" in text
+        assert "PARTIAL" not in text
+        told = text.split("LEFT OUT: push-v3_ppo_stale_seed1: ")[1].splitlines()[0]
+        assert complaint in told
+
+
+def test_a_study_of_which_no_run_can_be_read_is_refused(study):
+    for path in study.glob("runs/*/metrics.jsonl"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"no run of the study can be read; door-open-v3_gipo-0\.5_stale_seed0: .*"):
+        read_results(study)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"tasks": ["push-v3"]', '{"tasks": "push-v3"}'])
+@pytest.mark.parametrize("verb", [["report"], ["study", "metaworld", "--out"]])
+def test_a_study_that_cannot_be_read_is_the_users_to_fix(study, verb, content):
+    (study / "study.json").write_text(content, encoding="utf-8")
+    done = CliRunner().invoke(app, [*verb, str(study)])
+    assert done.exit_code == 2
+    assert f"error: {study / 'study.json'}: expected " in done.output
+
+
 def test_a_study_without_a_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no run of the study has finished"):
         read_results(tmp_path)
@@ -167,9 +220,11 @@ def test_runs_and_studies_share_a_page(study, tmp_path, monkeypatch):
 
 def words_of(study, **changes):
     grid = {"planned": 12, "optimizer_steps": 6000, "recipe": "metaworld_stale", "random_returns": RANDOM, **changes}
-    results = changes.pop("results", None) or read_results(study)
+    results = changes.pop("results", None) or results_of(study)
     ranking, pairs = scores(results, RANDOM), improvements(results, RANDOM)
-    return parts(Study(**grid | {"results": results, "scores": ranking, "improvements": pairs}))[0].sentences
+    return parts(Study(**grid | {"results": results, "broken": [], "scores": ranking, "improvements": pairs}))[
+        0
+    ].sentences
 
 
 def test_the_words_say_what_the_numbers_carry(study):
@@ -188,16 +243,14 @@ def test_the_words_say_what_the_numbers_carry(study):
 
 
 def test_the_words_tell_a_difference_from_chance_with_enough_seeds(study):
-    results = [
-        replace(result, run=replace(result.run, seed=seed)) for result in read_results(study) for seed in range(5)
-    ]
+    results = [replace(result, run=replace(result.run, seed=seed)) for result in results_of(study) for seed in range(5)]
     words = "\n".join(words_of(study, results=results))
     assert "one of ppo with probability 1.00 (1.00 to 1.00; the interval excludes chance, 0.5)" in words
     assert "one of ppo with probability 0.50 (0.50 to 0.50; cannot be told from chance, 0.5)" in words
 
 
 def test_fresh_and_stale_are_compared_where_both_were_run(study):
-    results = read_results(study)
+    results = results_of(study)
     fresh = [
         replace(result, run=replace(result.run, regime="fresh")) for result in results if result.run.surrogate == "ppo"
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 
 def atomic_write_bytes(path: Path, content: bytes) -> None:
@@ -40,6 +41,27 @@ def atomic_write_json(path: Path, value: object) -> None:
         TypeError: a value is not JSON.
     """
     atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        ValueError: there is no such file, or it holds something else; names the file.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: expected a JSON object, found no such file") from error
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: expected JSON, found something else ({error}); put the file back or remove it"
+        ) from error
+    if not isinstance(value, dict):
+        raise ValueError(
+            f"{path}: expected a JSON object, found {type(value).__name__}; put the file back or remove it"
+        )
+    return value
 
 
 def directory_bytes(folder: Path) -> int:

@@ -161,7 +161,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             records.append(record)
         elif line.strip() and number < len(lines):
             raise ValueError(
-                f"{path}, line {number}: expected a JSON object with optimizer_steps, found {line[:60]!r}; "
+                f"{path}, line {number}: expected a JSON object with {', '.join(CLOCK_NAMES)}, found {line[:60]!r}; "
                 "remove the line to go on without that log point"
             )
     return records
@@ -172,7 +172,9 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         record = json.loads(line)
     except ValueError:  # also what UnicodeDecodeError is
         return None
-    return record if isinstance(record, dict) and isinstance(record.get("optimizer_steps"), int) else None
+    if not isinstance(record, dict):
+        return None
+    return record if all(isinstance(record.get(name), int | float) for name in CLOCK_NAMES) else None
 
 
 def _forget_after(path: Path, optimizer_steps: int) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vla_rl.reporting.files import read_json_object
 from vla_rl.reporting.manifest import MANIFEST_FILE
 from vla_rl.reporting.metrics import METRICS_FILE, read_metrics
 from vla_rl.reporting.series import Records
@@ -72,12 +72,4 @@ def _read_evaluation(path: Path, *, below: Path) -> Evaluation:
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: expected JSON, found something else ({error}); remove the file") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}; remove the file")
-    return value
+    return read_json_object(path) if path.is_file() else None

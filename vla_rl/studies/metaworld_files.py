@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vla_rl.reporting import html
-from vla_rl.reporting.files import atomic_write_json, atomic_write_text
-from vla_rl.reporting.manifest import MANIFEST_FILE
+from vla_rl.reporting.files import atomic_write_json, atomic_write_text, read_json_object
 from vla_rl.reporting.report import origin_table
-from vla_rl.reporting.run_folder import RECIPE_FILE
 from vla_rl.studies.metaworld_baseline import random_return
 from vla_rl.studies.metaworld_plots import FIGURES, write_figures
 from vla_rl.studies.metaworld_results import (
@@ -33,7 +30,7 @@ from vla_rl.studies.metaworld_results import (
     scores,
     select,
 )
-from vla_rl.studies.metaworld_runner import RUNS, STUDY_FILE
+from vla_rl.studies.metaworld_runner import read_study
 from vla_rl.studies.metaworld_summary import Study, cautions, parts
 
 RESULTS = "results"
@@ -55,10 +52,10 @@ def write_study(out: Path) -> WrittenStudy:
     """Aggregate what has finished so far and write everything under `OUT/results/`, and `OUT/report.html`.
 
     Raises:
-        ValueError: no run has finished, or a file is broken.
+        ValueError: the study's own files are broken, or no run can be read. A broken run is left out and told.
     """
-    grid = json.loads((out / STUDY_FILE).read_text(encoding="utf-8"))
-    results = read_results(out)
+    grid, _ = read_study(out)
+    results, broken = read_results(out)
     folder = out / RESULTS
     randoms = _random_returns(out, labels(results, lambda run: run.task))
     ranking, pairs = scores(results, randoms), improvements(results, randoms)
@@ -72,16 +69,17 @@ def write_study(out: Path) -> WrittenStudy:
     written = [_write_csv(folder / f"{name}.csv", rows) for name, rows in tables.items() if rows]
     figures = write_figures(folder, results, ranking, pairs)
     study = Study(
-        planned=len(grid["tasks"]) * len(grid["surrogates"]) * len(grid["regimes"]) * grid["seeds"],
-        optimizer_steps=grid["optimizer_steps"],
-        recipe=grid["recipe"],
+        planned=len(grid.runs()),
+        optimizer_steps=grid.optimizer_steps,
+        recipe=grid.recipe,
         results=results,
+        broken=broken,
         scores=ranking,
         improvements=pairs,
         random_returns=randoms,
     )
     pictures = [path for path in figures if path.suffix == ".png"]
-    sections = study_sections(out, study, pictures)
+    sections = study_sections(study, pictures)
     atomic_write_text(folder / "summary.md", _markdown(study, pictures))
     atomic_write_text(out / PAGE, html.page(out.resolve().name, sections))
     return WrittenStudy((*written, *figures, folder / "summary.md", out / PAGE), tuple(sections))
@@ -90,7 +88,7 @@ def write_study(out: Path) -> WrittenStudy:
 def _random_returns(out: Path, tasks: Sequence[str]) -> Mapping[str, float]:
     """Return of uniformly random actions per task; measured once per study."""
     path = out / BASELINES_FILE
-    known: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known: dict[str, float] = read_json_object(path) if path.exists() else {}
     missing = [task for task in tasks if task not in known]
     if missing:
         known |= {task: random_return(task) for task in missing}
@@ -217,7 +215,7 @@ def _markdown(study: Study, figures: Sequence[Path]) -> str:
     return "\n".join(lines)
 
 
-def study_sections(out: Path, study: Study, figures: Sequence[Path]) -> list[str]:
+def study_sections(study: Study, figures: Sequence[Path]) -> list[str]:
     """The study as sections of a page: words, tables, figures, and what it was made with."""
     words, *tables = parts(study)
     shown = [html.section(words.title, html.warning_box(cautions(study)), html.bullets(words.sentences))]
@@ -229,26 +227,21 @@ def study_sections(out: Path, study: Study, figures: Sequence[Path]) -> list[str
     shown += [
         html.section(part.title, *map(html.note, part.sentences), html.table(part.header, part.rows)) for part in tables
     ]
-    return [*shown, _origin(out, study)]
+    return [*shown, _origin(study)]
 
 
-def _origin(out: Path, study: Study) -> str:
+def _origin(study: Study) -> str:
     """Recipes and manifests: those of one run, and what differs in the others."""
-    folders = [out / RUNS / result.run.name for result in study.results]
-    manifests = [json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8")) for folder in folders]
-    made_with = {json.dumps([manifest.get(key) for key in ("source", "versions")]) for manifest in manifests}
+    first = study.results[0]
+    made_with = {repr([result.manifest.get(key) for key in ("source", "versions")]) for result in study.results}
     alike = "the same sources" if len(made_with) == 1 else f"{len(made_with)} different sets of sources"
-    recipe = (folders[0] / RECIPE_FILE).read_text(encoding="utf-8")
     return html.section(
         "Made with",
-        html.note(f"All runs were made with {alike} and versions. Of {folders[0].name}:"),
-        origin_table(manifests[0]),
+        html.note(f"All runs were made with {alike} and versions. Of {first.run.name}:"),
+        origin_table(first.manifest),
         html.folded(
-            f"recipe of {folders[0].name} (the others differ in name, task, surrogate, regime and seed)",
-            html.preformatted(recipe),
+            f"recipe of {first.run.name} (the others differ in name, task, surrogate, regime and seed)",
+            html.preformatted(first.recipe),
         ),
-        *(
-            html.folded(f"manifest of {folder.name}", html.nested(manifest))
-            for folder, manifest in zip(folders, manifests, strict=True)
-        ),
+        *(html.folded(f"manifest of {result.run.name}", html.nested(result.manifest)) for result in study.results),
     )

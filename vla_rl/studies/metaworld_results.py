@@ -6,10 +6,10 @@ mean over the log points of the last 20 % of env steps, the paper's window.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +23,12 @@ from vla_rl.evaluation.statistics import (
     stratified_mean_interval,
 )
 from vla_rl.recipe import MetaworldSection, load_recipe
+from vla_rl.reporting.files import read_json_object
+from vla_rl.reporting.manifest import MANIFEST_FILE
 from vla_rl.reporting.metrics import METRICS_FILE, read_metrics
 from vla_rl.reporting.series import Records, closing_mean, series
 from vla_rl.run.folder import RECIPE_FILE
-from vla_rl.studies.metaworld import StudyRun
+from vla_rl.studies.metaworld import StudyRun, StudySurrogate
 from vla_rl.studies.metaworld_runner import RUN_FILE, RUNS
 
 MAX_RETURN = 5000.0  # 10 in each of 500 control steps, which no policy can reach
@@ -55,11 +57,15 @@ class RunResult:
     seconds: float  # wall clock, start to end
     reward_scale: float
     old_threshold: int  # versions
+    recipe: str  # YAML
+    manifest: Mapping[str, Any]
 
     @property
     def closing_return(self) -> float:
         """Mean return of training episodes at the end of the run."""
-        return (closing_mean(self.records, "rollout/return") or 0.0) / self.reward_scale
+        mean = closing_mean(self.records, "rollout/return")
+        assert mean is not None  # a run without one is not read
+        return mean / self.reward_scale
 
     def closing(self, metric: str) -> float | None:
         """Closing value of a metric; None if the run has none."""
@@ -106,29 +112,62 @@ class Improvement:
     interval: Interval
 
 
-def read_results(out: Path) -> list[RunResult]:
-    """All finished runs of a study, by name.
+def read_results(out: Path) -> tuple[list[RunResult], list[str]]:
+    """All finished runs of a study, by name, and a sentence about each that cannot be read.
 
     Raises:
-        ValueError: there is none, or a file is broken.
+        ValueError: no run has finished, or none can be read.
     """
-    found = [_read_run(path.parent) for path in sorted((out / RUNS).glob(f"*/{RUN_FILE}"))]
+    found: list[RunResult] = []
+    broken: list[str] = []
+    for path in sorted((out / RUNS).glob(f"*/{RUN_FILE}")):
+        try:
+            found.append(_read_run(path.parent))
+        except (ValueError, FileNotFoundError) as error:
+            broken.append(f"{path.parent.name}: {error}")
     if not found:
-        raise ValueError(f"{out}: no run of the study has finished yet")
-    return found
+        raise ValueError(
+            "; ".join([f"{out}: no run of the study can be read", *broken])
+            if broken
+            else f"{out}: no run of the study has finished yet"
+        )
+    return found, broken
 
 
 def _read_run(folder: Path) -> RunResult:
-    values = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    seconds = float(values.pop("seconds"))
+    """Read a finished run.
+
+    Raises:
+        ValueError, FileNotFoundError: a file is missing, broken or contradicts another.
+    """
+    run, seconds = _read_place(folder / RUN_FILE)
     recipe = load_recipe(folder / RECIPE_FILE)
-    assert isinstance(recipe.env, MetaworldSection)
+    if not isinstance(recipe.env, MetaworldSection) or recipe.env.tasks != [run.task]:
+        raise ValueError(f"{folder / RECIPE_FILE}: expected the recipe of a run on {run.task}, as {RUN_FILE} says")
+    records = read_metrics(folder / METRICS_FILE)
+    if closing_mean(records, "rollout/return") is None:
+        raise ValueError(f"{folder / METRICS_FILE}: expected returns up to the end of the run, found none")
     return RunResult(
-        run=StudyRun(**values),
-        records=read_metrics(folder / METRICS_FILE),
+        run=run,
+        records=records,
         seconds=seconds,
         reward_scale=recipe.env.reward_scale,
         old_threshold=recipe.replay.old_threshold,
+        recipe=(folder / RECIPE_FILE).read_text(encoding="utf-8"),
+        manifest=read_json_object(folder / MANIFEST_FILE),
+    )
+
+
+def _read_place(path: Path) -> tuple[StudyRun, float]:
+    """A run's place in the grid, and its seconds."""
+    values = read_json_object(path)
+    match values:
+        case {"task": str(task), "surrogate": str(label), "regime": str(regime), "seed": int(seed),
+              "seconds": int() | float() as seconds}:  # fmt: skip
+            StudySurrogate(label)
+            return StudyRun(task, label, regime, seed), float(seconds)
+    raise ValueError(
+        f"{path}: expected task, surrogate, regime, seed and seconds of a run, found {', '.join(values) or 'nothing'}"
     )
 
 

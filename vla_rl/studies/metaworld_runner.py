@@ -10,7 +10,6 @@ A folder gets its final name when its run has ended well, so a run is finished o
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -22,10 +21,10 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
-from vla_rl.errors import UserError
+from vla_rl.errors import UserError, preflight
 from vla_rl.ipc.lifeline import end_with_parent
 from vla_rl.recipe import Recipe, build_recipe, find_recipe, load_recipe
-from vla_rl.reporting.files import atomic_write_json
+from vla_rl.reporting.files import atomic_write_json, read_json_object
 from vla_rl.run.claim import claim_folder
 from vla_rl.run.signals import StopRequest
 from vla_rl.studies.metaworld import Grid, StudyRun
@@ -94,23 +93,45 @@ def open_study(grid: Grid, out: Path) -> None:
     base = load_recipe(find_recipe(grid.recipe))
     settings = grid.settings() | {"base": base.dump_yaml()}
     if path.exists():
-        there = json.loads(path.read_text(encoding="utf-8"))
-        for name in ("recipe", "optimizer_steps"):
-            if there[name] != settings[name]:
+        with preflight():
+            there, began_with = read_study(out)
+        for name, before in there.settings().items():
+            if name in ("recipe", "optimizer_steps") and before != settings[name]:
                 raise UserError(
-                    f"--out: {out} holds a study with {name} {there[name]}, and this one has {settings[name]}: runs of "
+                    f"--out: {out} holds a study with {name} {before}, and this one has {settings[name]}: runs of "
                     "both would not be comparable. Choose another folder"
                 )
-        changed = _changed_fields(build_recipe(there["base"], source=str(path)), base)
+        changed = _changed_fields(build_recipe(began_with, source=str(path)), base)
         if changed:
             raise UserError(
                 f"--out: the recipe {grid.recipe} has changed since the study in {out} began, in {', '.join(changed)}: "
                 "runs of both would not be comparable. Choose another folder"
             )
         for axis in ("tasks", "surrogates", "regimes"):  # a study may grow
-            settings[axis] = list(dict.fromkeys([*there[axis], *settings[axis]]))
-        settings["seeds"] = max(there["seeds"], settings["seeds"])
+            settings[axis] = list(dict.fromkeys([*getattr(there, axis), *settings[axis]]))
+        settings["seeds"] = max(there.seeds, settings["seeds"])
     atomic_write_json(path, settings)
+
+
+def read_study(out: Path) -> tuple[Grid, str]:
+    """The grid of a study, and the recipe (YAML) that it began with.
+
+    Raises:
+        ValueError: `study.json` is missing or broken; names it.
+    """
+    path = out / STUDY_FILE
+    values = read_json_object(path)
+    match values:
+        case {"tasks": [*tasks], "surrogates": [*surrogates], "regimes": [*regimes], "seeds": int(seeds),
+              "optimizer_steps": int(optimizer_steps), "recipe": str(recipe), "base": str(base)}:  # fmt: skip
+            try:
+                return Grid(tuple(tasks), tuple(surrogates), tuple(regimes), seeds, optimizer_steps, recipe), base
+            except UserError as error:
+                raise ValueError(f"{path}: {error}") from error
+    raise ValueError(
+        f"{path}: expected the settings of a study (tasks, surrogates, regimes, seeds, optimizer_steps, recipe, base), "
+        f"found {', '.join(values) or 'nothing'}; put the file back, or begin the study in another folder"
+    )
 
 
 def _changed_fields(before: Recipe, after: Recipe) -> list[str]:

@@ -53,6 +53,7 @@ class Study:
     optimizer_steps: int  # of every run
     recipe: str  # name or path
     results: Sequence[RunResult]
+    broken: Sequence[str]  # a sentence about each finished run that cannot be read
     scores: Sequence[Score]
     improvements: Sequence[Improvement]
     random_returns: Mapping[str, float]
@@ -77,9 +78,10 @@ def parts(study: Study) -> list[Part]:
 def cautions(study: Study) -> list[str]:
     """What a reader must know before believing the numbers."""
     found = []
-    missing = study.planned - len(study.results)
+    missing = study.planned - len(study.results) - len(study.broken)
     if missing:
         found.append(f"PARTIAL: {missing} of {study.planned} runs are missing.")
+    found += [f"LEFT OUT: {sentence}" for sentence in study.broken]
     seeds = _fewest_seeds(study)
     if seeds < ENOUGH_SEEDS:
         found.append(f"{seeds} seed(s): intervals over fewer than {ENOUGH_SEEDS} say nothing. Read the single runs.")
