@@ -3,6 +3,7 @@
 import csv
 import html
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -216,6 +217,21 @@ def test_runs_and_studies_share_a_page(study, tmp_path, monkeypatch):
     text = page.read_text(encoding="utf-8")
     assert f"<h1>{study.resolve().name}, {run.name}</h1>" in text
     assert text.index("In words") < text.index("What the numbers mean")
+
+
+def test_studies_of_one_name_are_both_on_the_page(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(metaworld_files, "write_figures", lambda *_: [])
+    for place in ("a", "b"):
+        shutil.copytree(study / "runs", tmp_path / place / "same" / "runs")
+        shutil.copy(study / "study.json", tmp_path / place / "same")
+    settings = (tmp_path / "b" / "same" / "study.json").read_text(encoding="utf-8")
+    (tmp_path / "b" / "same" / "study.json").write_text(settings.replace('"seeds": 2', '"seeds": 3'), encoding="utf-8")
+    page = tmp_path / "both.html"
+    done = CliRunner().invoke(app, ["report", *(str(tmp_path / place / "same") for place in "ab"), "--out", str(page)])
+    assert done.exit_code == 0, done.output
+    text = page.read_text(encoding="utf-8")
+    first, second = text.index("<h2>Study same</h2>"), text.index("<h2>Study same (2)</h2>")
+    assert first < text.index("12 of 12 runs") < second < text.index("12 of 18 runs")
 
 
 def words_of(study, **changes):

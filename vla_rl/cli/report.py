@@ -34,7 +34,7 @@ def report(
 
     runs = [path for path in paths if not _is_study(path)]
     with preflight():
-        studies = {path.resolve().name: _write_study(path) for path in paths if _is_study(path)}
+        studies = [(path.resolve().name, _write_study(path)) for path in paths if _is_study(path)]
         page = out or (paths[0] / "report.html" if len(paths) == 1 else Path("report.html"))
         if out or len(paths) > 1 or not studies:  # the page of a study alone is written with it
             write_report(runs, page, comparisons=compare_runs(runs), studies=studies)

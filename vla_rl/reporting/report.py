@@ -41,7 +41,11 @@ COLUMNS = (
 
 
 def write_report(
-    run_dirs: Sequence[Path], out: Path, *, comparisons: Sequence[str] = (), studies: Mapping[str, Sequence[str]] = {}
+    run_dirs: Sequence[Path],
+    out: Path,
+    *,
+    comparisons: Sequence[str] = (),
+    studies: Sequence[tuple[str, Sequence[str]]] = (),
 ) -> None:
     """Write one page about runs and studies.
 
@@ -49,31 +53,34 @@ def write_report(
         run_dirs: folders of runs, each with a `metrics.jsonl`.
         out: the HTML file.
         comparisons: sentences about pairs of runs, shown where the runs stand side by side.
-        studies: HTML sections of each study, by its name.
+        studies: name and HTML sections of each study. Studies and runs of one name are numbered.
 
     Raises:
         ValueError: nothing is given, a folder is no run, or a file of a run is broken.
     """
     if not run_dirs and not studies:
         raise ValueError("a report needs the folder of at least one run")
-    runs = _distinct_names([read_run(folder) for folder in run_dirs])
-    of_studies = [part for parts in studies.values() for part in parts]
-    of_runs = []
+    found = [read_run(folder) for folder in run_dirs]
+    names = _numbered([*(name for name, _ in studies), *(run.name for run in found)])
+    runs = dict(zip(names[len(studies) :], found, strict=True))
+    parts: list[str] = []
+    for name, (_, sections) in zip(names, studies, strict=False):
+        parts += [section(f"Study {name}") if len(names) > 1 else "", *sections]
     if runs:
         details = [_details(name, run) for name, run in runs.items()]
-        of_runs = [*_overview(runs, comparisons), *_curves(runs), *details, _glossary(runs)]
-    atomic_write_text(out, page(", ".join([*studies, *runs]), [*of_studies, *of_runs]))
+        parts += [*_overview(runs, comparisons), *_curves(runs), *details, _glossary(runs)]
+    atomic_write_text(out, page(", ".join(names), parts))
 
 
-def _distinct_names(runs: Sequence[RunFolder]) -> dict[str, RunFolder]:
-    """Runs by name; folders of one name are numbered."""
-    named: dict[str, RunFolder] = {}
-    for run in runs:
-        name, again = run.name, 2
-        while name in named:
-            name, again = f"{run.name} ({again})", again + 1
-        named[name] = run
-    return named
+def _numbered(names: Sequence[str]) -> list[str]:
+    """Distinct names: the second "a" is "a (2)"."""
+    distinct: list[str] = []
+    for name in names:
+        candidate, again = name, 2
+        while candidate in distinct:
+            candidate, again = f"{name} ({again})", again + 1
+        distinct.append(candidate)
+    return distinct
 
 
 def _overview(runs: Mapping[str, RunFolder], comparisons: Sequence[str]) -> list[str]:
