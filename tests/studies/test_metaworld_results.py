@@ -13,11 +13,13 @@ pytest.importorskip("matplotlib")
 from typer.testing import CliRunner
 
 from vla_rl.cli.main import app
+from vla_rl.evaluation.statistics import Interval
 from vla_rl.recipe import find_recipe
 from vla_rl.studies import metaworld_files
 from vla_rl.studies.metaworld import Grid
 from vla_rl.studies.metaworld_files import write_study
 from vla_rl.studies.metaworld_results import (
+    Improvement,
     improvements,
     metric_band,
     normalized,
@@ -237,10 +239,8 @@ def test_studies_of_one_name_are_both_on_the_page(study, tmp_path, monkeypatch):
 def words_of(study, **changes):
     grid = {"planned": 12, "optimizer_steps": 6000, "recipe": "metaworld_stale", "random_returns": RANDOM, **changes}
     results = changes.pop("results", None) or results_of(study)
-    ranking, pairs = scores(results, RANDOM), improvements(results, RANDOM)
-    return parts(Study(**grid | {"results": results, "broken": [], "scores": ranking, "improvements": pairs}))[
-        0
-    ].sentences
+    computed = {"scores": scores(results, RANDOM), "improvements": improvements(results, RANDOM)}
+    return parts(Study(**grid | {"results": results, "broken": []} | computed | changes))[0].sentences
 
 
 def test_the_words_say_what_the_numbers_carry(study):
@@ -261,8 +261,33 @@ def test_the_words_say_what_the_numbers_carry(study):
 def test_the_words_tell_a_difference_from_chance_with_enough_seeds(study):
     results = [replace(result, run=replace(result.run, seed=seed)) for result in results_of(study) for seed in range(5)]
     words = "\n".join(words_of(study, results=results))
-    assert "one of ppo with probability 1.00 (1.00 to 1.00; the interval excludes chance, 0.5)" in words
-    assert "one of ppo with probability 0.50 (0.50 to 0.50; cannot be told from chance, 0.5)" in words
+    # Ten pairs of ten: 2 / 2^10. Ties say nothing.
+    assert (
+        "one of ppo with probability 1.00 (no interval; redrawing seeds changes nothing; exact sign test of the pairs "
+        "of equal seed and task, 10 higher and 0 lower: p = 0.002); with equal seeds 5 of 5" in words
+    )
+    assert "one of ppo with probability 0.50 (no interval; redrawing seeds changes nothing; " in words
+    assert "0 higher and 0 lower: p = 1)" in words
+    assert "1.00 to 1.00" not in words
+
+
+def test_the_words_go_by_the_interval_where_there_is_one(study):
+    results = [replace(r, run=replace(r.run, seed=seed)) for r in results_of(study) for seed in range(5)]
+    pair = Improvement("stale", "gipo", "ppo", 0.8, Interval(0.6, 1.0), higher=8, lower=2, sign_p=0.11)
+    unsure = replace(pair, interval=Interval(0.4, 1.0))
+    words = "\n".join(words_of(study, results=results, improvements=[pair, unsure]))
+    assert "probability 0.80 (0.60 to 1.00; the interval excludes chance, 0.5)" in words
+    assert "probability 0.80 (0.40 to 1.00; cannot be told from chance, 0.5)" in words
+
+
+def test_a_pair_without_an_interval_has_the_sign_test_in_its_row(study, monkeypatch):
+    monkeypatch.setattr(metaworld_files, "write_figures", lambda *_: [])
+    write_study(study)
+    with (study / "results" / "improvements.csv").open(encoding="utf-8") as file:
+        rows = {(row["first"], row["second"]): row for row in csv.DictReader(file)}
+    better = rows["gipo", "ppo"]
+    assert (better["probability"], better["low"], better["high"]) == ("1.0", "", "")
+    assert (better["pairs_higher"], better["pairs_lower"], better["sign_test_p"]) == ("4", "0", "0.125")  # 2 / 2^4
 
 
 def test_fresh_and_stale_are_compared_where_both_were_run(study):

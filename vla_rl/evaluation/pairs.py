@@ -6,8 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vla_rl.evaluation.episodes import EpisodeKey, EpisodeResult
-from vla_rl.evaluation.results import group_by, rates_by_state, unless_point
-from vla_rl.evaluation.statistics import CONFIDENCE, Interval, McNemar, mcnemar, stratified_mean_interval
+from vla_rl.evaluation.results import group_by, rates_by_state
+from vla_rl.evaluation.statistics import (
+    CONFIDENCE,
+    Interval,
+    McNemar,
+    mcnemar,
+    stratified_mean_interval,
+    unless_point,
+)
 
 
 @dataclass(frozen=True, slots=True)

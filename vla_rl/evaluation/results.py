@@ -20,6 +20,7 @@ from vla_rl.evaluation.statistics import (
     interquartile_mean,
     iqm_interval,
     stratified_mean_interval,
+    unless_point,
     wilson_interval,
 )
 from vla_rl.reporting.files import atomic_write_json, atomic_write_text
@@ -179,11 +180,6 @@ def rates_by_state(episodes: Sequence[EpisodeResult]) -> list[float]:
     """Success rate over seeds, one for each initial state: seeds that play the same state are not independent."""
     by_state = group_by(episodes, lambda episode: episode.key[:4])
     return [sum(it.success for it in own) / len(own) for own in by_state.values()]
-
-
-def unless_point(interval: Interval) -> Interval | None:
-    """A bootstrap's interval; None where it found no spread, which is not the same as certainty."""
-    return None if interval.is_point else interval
 
 
 def _scores(episodes_by_task: Sequence[Sequence[EpisodeResult]]) -> Float64Array | None:

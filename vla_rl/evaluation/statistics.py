@@ -33,6 +33,11 @@ class Interval:
         return self.low == self.high
 
 
+def unless_point(interval: Interval) -> Interval | None:
+    """A bootstrap's interval; None where it found no spread, which is not the same as certainty."""
+    return None if interval.is_point else interval
+
+
 def wilson_interval(successes: int, trials: int, *, confidence: float = CONFIDENCE) -> Interval:
     """Wilson's score interval of a proportion: sensible at 0 %, at 100 % and for few trials.
 

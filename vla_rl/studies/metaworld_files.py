@@ -117,8 +117,8 @@ def _score_row(score: Score) -> Row:
         "regime": score.regime,
         "surrogate": score.surrogate,
         "iqm": round(score.iqm, 5),
-        "low": round(score.interval.low, 5),
-        "high": round(score.interval.high, 5),
+        "low": None if score.interval is None else round(score.interval.low, 5),
+        "high": None if score.interval is None else round(score.interval.high, 5),
         "mean": round(score.mean, 5),
         "seeds": score.seeds,
         "tasks": score.tasks,
@@ -131,8 +131,11 @@ def _improvement_row(entry: Improvement) -> Row:
         "first": entry.first,
         "second": entry.second,
         "probability": round(entry.probability, 4),
-        "low": round(entry.interval.low, 4),
-        "high": round(entry.interval.high, 4),
+        "low": None if entry.interval is None else round(entry.interval.low, 4),
+        "high": None if entry.interval is None else round(entry.interval.high, 4),
+        "pairs_higher": entry.higher,
+        "pairs_lower": entry.lower,
+        "sign_test_p": _rounded(entry.sign_p),
     }
 
 

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from vla_rl.evaluation.statistics import Interval
 from vla_rl.studies.metaworld import StudySurrogate
 from vla_rl.studies.metaworld_results import (
     STALENESS,
@@ -156,19 +157,22 @@ def _score_figure(scores: Sequence[Score], improvements: Sequence[Improvement], 
     figure = Figure(figsize=(9.0, 1.2 + 0.32 * rows), layout="constrained")
     left, right = figure.subplots(1, 2)
     for place, score in enumerate(scores):
-        color, ends = colors[score.surrogate], [score.interval.low, score.interval.high]
-        left.plot(ends, [place] * 2, color=color, lw=3, alpha=0.5)
-        left.plot(score.iqm, place, "o", color=color)
+        _draw_estimate(left, place, score.iqm, score.interval, colors[score.surrogate])
     left.set_yticks(range(len(scores)), [f"{score.surrogate}, {score.regime}" for score in scores])
     left.set(title="IQM of the normalised score", ylim=(len(scores) - 0.5, -0.5))
     for place, entry in enumerate(improvements):
-        right.plot([entry.interval.low, entry.interval.high], [place] * 2, color="#4d4d4d", lw=3, alpha=0.5)
-        right.plot(entry.probability, place, "o", color="#4d4d4d")
+        _draw_estimate(right, place, entry.probability, entry.interval, "#4d4d4d")
     right.axvline(0.5, color="#bdbdbd", lw=0.8, zorder=0)
     names = [f"{entry.first} above {entry.second}, {entry.regime}" for entry in improvements]
     right.set_yticks(range(len(improvements)), names)
     right.set(title="probability of improvement", xlim=(-0.02, 1.02), ylim=(max(1, len(improvements)) - 0.5, -0.5))
     return figure
+
+
+def _draw_estimate(axes: Axes, place: int, value: float, interval: Interval | None, color: str) -> None:
+    if interval is not None:
+        axes.plot([interval.low, interval.high], [place] * 2, color=color, lw=3, alpha=0.5)
+    axes.plot(value, place, "o", color=color)
 
 
 def _sigma_figure(scores: Sequence[Score]) -> Figure:
@@ -198,8 +202,9 @@ def _sigma_lines(axes: Axes, scores: Sequence[Score]) -> None:
         points.sort(key=lambda point: point[0])
         sigmas = [sigma for sigma, _ in points]
         axes.plot(sigmas, [score.iqm for _, score in points], "o-", color=color, label=f"σ · {scale:g} for bad actions")
-        low = [score.interval.low for _, score in points]
-        axes.fill_between(sigmas, low, [score.interval.high for _, score in points], color=color, alpha=0.15, lw=0)
+        ends = [score.interval or Interval(score.iqm, score.iqm) for _, score in points]
+        low, high = [interval.low for interval in ends], [interval.high for interval in ends]
+        axes.fill_between(sigmas, low, high, color=color, alpha=0.15, lw=0)
     sigmas = sorted({sigma for points in lines.values() for sigma, _ in points})
     axes.set_xticks(sigmas, [f"{sigma:g}" for sigma in sigmas], minor=False)
     axes.minorticks_off()

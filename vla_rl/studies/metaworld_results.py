@@ -19,8 +19,10 @@ from vla_rl.evaluation.statistics import (
     improvement_interval,
     interquartile_mean,
     iqm_interval,
+    mcnemar,
     probability_of_improvement,
     stratified_mean_interval,
+    unless_point,
 )
 from vla_rl.recipe import MetaworldSection, load_recipe
 from vla_rl.reporting.files import read_json_object
@@ -95,7 +97,7 @@ class Score:
     regime: str
     surrogate: str
     iqm: float
-    interval: Interval
+    interval: Interval | None  # None: redrawing seeds changes nothing
     mean: float
     seeds: int  # per task, those that all tasks have
     tasks: int
@@ -109,7 +111,10 @@ class Improvement:
     first: str
     second: str
     probability: float
-    interval: Interval
+    interval: Interval | None  # None: redrawing seeds changes nothing, as where every run is above every other
+    higher: int  # pairs of equal seed and task in which the first ends higher
+    lower: int
+    sign_p: float  # exact sign test of these pairs, two-sided
 
 
 def read_results(out: Path) -> tuple[list[RunResult], list[str]]:
@@ -218,7 +223,7 @@ def scores(results: Sequence[RunResult], random_returns: Mapping[str, float]) ->
         for surrogate in labels(results, lambda run: run.surrogate):
             table = score_table(results, surrogate=surrogate, regime=regime, random_returns=random_returns)
             if table is not None:
-                interval = iqm_interval(table, resamples=RESAMPLES)
+                interval = unless_point(iqm_interval(table, resamples=RESAMPLES))
                 score = interquartile_mean(table)
                 of_regime.append(Score(regime, surrogate, score, interval, float(table.mean()), *table.shape))
         found += sorted(of_regime, key=lambda score: -score.iqm)
@@ -241,12 +246,34 @@ def improvements(results: Sequence[RunResult], random_returns: Mapping[str, floa
                 first,
                 second,
                 probability_of_improvement(ours, theirs),
-                improvement_interval(ours, theirs, resamples=RESAMPLES),
+                unless_point(improvement_interval(ours, theirs, resamples=RESAMPLES)),
+                *_sign_test(results, regime=regime, first=first, second=second),
             )
             for index, (first, ours) in enumerate(there)
             for second, theirs in there[index + 1 :]
         ]
     return found
+
+
+def paired_returns(
+    results: Sequence[RunResult], *, regime: str, first: str, second: str, task: str | None = None
+) -> list[tuple[float, float]]:
+    """Closing returns of two surrogates in the runs of equal seed and task, which start from the same weights."""
+    ours, theirs = (
+        {
+            (result.run.task, result.run.seed): result.closing_return
+            for result in select(results, task=task, regime=regime, surrogate=surrogate)
+        }
+        for surrogate in (first, second)
+    )
+    return [(ours[place], theirs[place]) for place in ours if place in theirs]
+
+
+def _sign_test(results: Sequence[RunResult], *, regime: str, first: str, second: str) -> tuple[int, int, float]:
+    """Pairs in which the first ends higher and lower, and the exact p: McNemar's test knows only the signs too."""
+    pairs = paired_returns(results, regime=regime, first=first, second=second)
+    test = mcnemar([ours > theirs for ours, theirs in pairs], [ours < theirs for ours, theirs in pairs])
+    return test.only_first, test.only_second, test.p_exact
 
 
 def return_band(results: Sequence[RunResult]) -> Band:

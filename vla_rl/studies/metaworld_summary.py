@@ -17,6 +17,7 @@ from vla_rl.studies.metaworld_results import (
     RunResult,
     Score,
     labels,
+    paired_returns,
     select,
 )
 
@@ -142,26 +143,25 @@ def _pair(study: Study, pair: Improvement) -> str:
     """Who ends higher, and whether that can be told from chance; seeds are paired, for they share the first weights."""
     wins = []
     for task in labels(study.results, lambda run: run.task):
-        returns = {
-            surrogate: {
-                result.run.seed: result.closing_return
-                for result in select(study.results, task=task, regime=pair.regime, surrogate=surrogate)
-            }
-            for surrogate in (pair.first, pair.second)
-        }
-        seeds = returns[pair.first].keys() & returns[pair.second].keys()
-        higher = sum(returns[pair.first][seed] > returns[pair.second][seed] for seed in seeds)
-        wins.append(f"{higher} of {len(seeds)} on {task}")
-    if _fewest_seeds(study) < ENOUGH_SEEDS:
-        verdict = "too few seeds to tell from chance, 0.5"
-    elif pair.interval.low <= 0.5 <= pair.interval.high:
-        verdict = "cannot be told from chance, 0.5"
-    else:
-        verdict = "the interval excludes chance, 0.5"
+        pairs = paired_returns(study.results, task=task, regime=pair.regime, first=pair.first, second=pair.second)
+        wins.append(f"{sum(ours > theirs for ours, theirs in pairs)} of {len(pairs)} on {task}")
     return (
         f"{pair.regime}: a run of {pair.first} ends above one of {pair.second} with probability {pair.probability:.2f} "
-        f"({_between(pair.interval, digits=2)}; {verdict}); with equal seeds {', '.join(wins)}."
+        f"({_between(pair.interval, digits=2)}; {_verdict(study, pair)}); with equal seeds {', '.join(wins)}."
     )
+
+
+def _verdict(study: Study, pair: Improvement) -> str:
+    if _fewest_seeds(study) < ENOUGH_SEEDS:
+        return "too few seeds to tell from chance, 0.5"
+    if pair.interval is None:
+        return (
+            "redrawing seeds changes nothing; exact sign test of the pairs of equal seed and task, "
+            f"{pair.higher} higher and {pair.lower} lower: p = {pair.sign_p:.2g}"
+        )
+    if pair.interval.low <= 0.5 <= pair.interval.high:
+        return "cannot be told from chance, 0.5"
+    return "the interval excludes chance, 0.5"
 
 
 def _fewest_seeds(study: Study) -> int:
@@ -223,13 +223,19 @@ def _score_part(study: Study) -> Part:
 def _improvement_part(study: Study) -> Part:
     return Part(
         "Probability of improvement",
-        (),
-        ("regime", "first", "second", "P(first > second)", "95 % interval"),
+        (
+            "Of any run of the first against any of the second on the same task; pairs have equal seed and task, and "
+            "the exact sign test is two-sided.",
+        ),
+        ("regime", "first", "second", "P(first > second)", "95 % interval", "pairs higher, lower", "sign test p"),
         tuple(
-            (pair.regime, pair.first, pair.second, f"{pair.probability:.2f}", _between(pair.interval, digits=2))
+            (
+                pair.regime, pair.first, pair.second, f"{pair.probability:.2f}", _between(pair.interval, digits=2),
+                f"{pair.higher}, {pair.lower}", f"{pair.sign_p:.2g}",
+            )
             for pair in study.improvements
         ),
-    )
+    )  # fmt: skip
 
 
 def _return_part(study: Study) -> Part:
@@ -262,5 +268,5 @@ def _mean(results: Sequence[RunResult], metric: str) -> float | None:
     return fmean(values) if values else None
 
 
-def _between(interval: Interval, *, digits: int = 3) -> str:
-    return f"{interval.low:.{digits}f} to {interval.high:.{digits}f}"
+def _between(interval: Interval | None, *, digits: int = 3) -> str:
+    return "no interval" if interval is None else f"{interval.low:.{digits}f} to {interval.high:.{digits}f}"
