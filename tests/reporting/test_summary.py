@@ -26,6 +26,18 @@ def test_the_closing_window_is_the_last_fifth_of_env_steps():
     assert closing_mean([], "a") is None
 
 
+def test_the_sample_size_of_old_samples_is_absent_where_none_was_old():
+    records = [
+        {"env_steps": 90, "policy_lag/old_fraction": 0.0, "utilization/ess_old": 0.0},
+        {"env_steps": 95, "policy_lag/old_fraction": 0.5, "utilization/ess_old": 0.0},  # all of them without a gradient
+        {"env_steps": 100, "policy_lag/old_fraction": 0.5, "utilization/ess_old": 0.6},
+    ]
+    assert series(records, "utilization/ess_old", over="env_steps") == ([95, 100], [0.0, 0.6])
+    assert closing_mean(records, "utilization/ess_old") == 0.3
+    assert closing_mean(records[:1], "utilization/ess_old") is None
+    assert closing_mean(records[:1], "policy_lag/old_fraction") == 0.0
+
+
 def test_rates_are_averaged_by_time():
     # 3 s at 10/s, then 1 s at 50/s: 80 in 4 s. Points before the closing window only start the clock.
     records = [

@@ -258,6 +258,16 @@ def test_the_words_say_what_the_numbers_carry(study):
     assert "fresh" not in words
 
 
+def test_a_study_without_old_samples_does_not_speak_of_their_effective_number(study):
+    results = [
+        replace(result, records=[each | {"policy_lag/old_fraction": 0.0} for each in result.records])
+        for result in results_of(study)
+    ]
+    assert "ESS" not in "\n".join(words_of(study, results=results))
+    assert "ESS of old samples 0.9" in "\n".join(words_of(study))
+    assert metric_band(results, "utilization/ess_old") is None
+
+
 def test_the_words_tell_a_difference_from_chance_with_enough_seeds(study):
     results = [replace(result, run=replace(result.run, seed=seed)) for result in results_of(study) for seed in range(5)]
     words = "\n".join(words_of(study, results=results))

@@ -70,7 +70,10 @@ def _metrics() -> tuple[Metric, ...]:
             "utilization/old_share", "1", "mean", "old tokens' part of the summed contribution |w A|; 0 without any"
         ),
         Metric(
-            "utilization/ess_old", "1", "mean", "effective sample size of |w A| among old tokens, over their number"
+            "utilization/ess_old",
+            "1",
+            "mean",
+            "effective sample size of |w A| among old tokens, over their number; 0 without any",
         ),
         Metric("replay/size", "decisions", "sum", "decisions in the replay rings"),
         Metric("replay/age_mean", "decisions", "mean", "decisions collected after a sample was, mean over the samples"),

@@ -16,7 +16,7 @@ from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from vla_rl.reporting.files import atomic_write_bytes
 from vla_rl.reporting.metrics import METRICS_FILE, read_metrics
-from vla_rl.reporting.series import Records, series
+from vla_rl.reporting.series import Records, series, value_of
 
 FIGURES_FOLDER = "figures"
 COLUMNS = 3
@@ -143,7 +143,7 @@ def draw(spec: FigureSpec, runs: Mapping[str, Records]) -> Figure | None:
 
 def _has_data(panel: PanelSpec, runs: Mapping[str, Records]) -> bool:
     return any(
-        record.get(name) is not None for records in runs.values() for record in records for name in panel.metrics
+        value_of(record, name) is not None for records in runs.values() for record in records for name in panel.metrics
     )
 
 

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 Records = Sequence[dict[str, Any]]
 
 CLOSING_SHARE = 0.2  # of the run's env steps; the window in which the field reports final performance
+
+
+_OF_OLD_SAMPLES = "utilization/ess_old"
+
+
+def value_of(record: Mapping[str, Any], name: str) -> float | None:
+    """A metric of one log point; None if it has none.
+
+    The effective sample size of old samples is written as 0 where no sample was old. That 0 is of nothing: it is none.
+    """
+    if name == _OF_OLD_SAMPLES and record.get("policy_lag/old_fraction") == 0:
+        return None
+    value: float | None = record.get(name)
+    return value
 
 
 def series(records: Records, name: str, *, over: str) -> tuple[list[float], list[float]]:
@@ -22,7 +36,7 @@ def series(records: Records, name: str, *, over: str) -> tuple[list[float], list
     Returns:
         Clock values and metric values of the points that have a finite value, oldest first.
     """
-    points = [(record[over], record[name]) for record in records if record.get(name) is not None]
+    points = [(record[over], value) for record in records if (value := value_of(record, name)) is not None]
     return [float(clock) for clock, _ in points], [float(value) for _, value in points]
 
 
@@ -40,9 +54,9 @@ def closing_mean(records: Records, name: str, *, by_time: bool = False, share: f
     start = records[-1]["env_steps"] * (1 - share)
     weights = _seconds_since_last(records) if by_time else [1.0] * len(records)
     closing = [
-        (record[name], weight)
+        (value, weight)
         for record, weight in zip(records, weights, strict=True)
-        if record["env_steps"] >= start and record.get(name) is not None
+        if record["env_steps"] >= start and (value := value_of(record, name)) is not None
     ]
     total = sum(weight for _, weight in closing)
     return sum(value * weight for value, weight in closing) / total if total > 0 else None

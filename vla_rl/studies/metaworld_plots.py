@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from vla_rl.evaluation.statistics import Interval
+from vla_rl.reporting.series import value_of
 from vla_rl.studies.metaworld import StudySurrogate
 from vla_rl.studies.metaworld_results import (
     STALENESS,
@@ -143,12 +144,11 @@ def _scatter(results: Sequence[RunResult], colors: Mapping[str, str], *, x: str,
 
 def _points(results: Sequence[RunResult], x: str, y: str) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
     rows = [
-        (record[x], record[y])
+        (value_of(record, x), value_of(record, y))
         for result in results
         for record in result.records[len(result.records) // 2 :]
-        if record.get(x) is not None and record.get(y) is not None
     ]
-    return np.array(rows, dtype=np.float64).reshape(-1, 2)
+    return np.array([row for row in rows if None not in row], dtype=np.float64).reshape(-1, 2)
 
 
 def _score_figure(scores: Sequence[Score], improvements: Sequence[Improvement], colors: Mapping[str, str]) -> Figure:

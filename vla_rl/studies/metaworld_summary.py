@@ -175,8 +175,8 @@ def _use(study: Study, regime: str) -> str:
         if chosen:
             dead, near_zero, ess = (_mean(chosen, f"utilization/{name}") for name in ("dead", "near_zero", "ess_old"))
             told.append(
-                f"{surrogate} {percent(dead, digits=1)} dead, {percent(near_zero, digits=1)} near zero, "
-                f"ESS of old samples {number(ess)}"
+                f"{surrogate} {percent(dead, digits=1)} dead, {percent(near_zero, digits=1)} near zero"
+                + ("" if ess is None else f", ESS of old samples {number(ess)}")
             )
     return f"{regime}: of the action components' gradients: {'; '.join(told)}."
 
