@@ -23,24 +23,29 @@ def test_every_unknown_name_is_reported_at_once():
 
 def test_each_metric_uses_its_own_reduction():
     ranks = [
-        {"rollout/success_rate": 0.25, "perf/env_steps_per_s": 30.0, "policy_lag/max": 7.0},
-        {"rollout/success_rate": 0.75, "perf/env_steps_per_s": 50.0, "policy_lag/max": 3.0},
+        {"perf/env_wait_fraction": 0.25, "perf/env_steps_per_s": 30.0, "perf/publish_ms": 7.0},
+        {"perf/env_wait_fraction": 0.75, "perf/env_steps_per_s": 50.0, "perf/publish_ms": 3.0},
     ]
     assert reduce_over_ranks(ranks) == {
-        "rollout/success_rate": 0.5,
         "perf/env_steps_per_s": 80.0,
-        "policy_lag/max": 7.0,
+        "perf/env_wait_fraction": 0.5,
+        "perf/publish_ms": 7.0,
     }
 
 
 def test_a_rank_without_a_metric_has_no_say_in_it():
-    assert reduce_over_ranks([{"rollout/return": 4.0}, {}]) == {"rollout/return": 4.0}
+    assert reduce_over_ranks([{"replay/size": 4.0}, {}]) == {"replay/size": 4.0}
 
 
 def test_a_nan_of_one_rank_is_seen_whatever_the_reduction_and_the_order():
-    for name in ("learner/entropy", "policy_lag/max", "replay/size"):
+    for name in ("perf/env_wait_fraction", "perf/publish_ms", "replay/size"):
         for values in ([math.nan, 1.0], [1.0, math.nan]):
             assert math.isnan(reduce_over_ranks([{name: value} for value in values])[name])
+
+
+def test_what_is_computed_over_all_ranks_at_once_is_not_reduced_again():
+    with pytest.raises(ValueError, match="policy_lag/p95 is computed over all ranks at once"):
+        reduce_over_ranks([{"policy_lag/p95": 1.0}, {"policy_lag/p95": 3.0}])
 
 
 def test_ranks_with_an_unknown_name_are_refused():

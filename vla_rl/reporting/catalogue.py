@@ -1,4 +1,4 @@
-"""Every metric the program writes: its unit, its meaning and how ranks are brought together.
+"""Every metric the program writes: its unit, its meaning, and how those that every rank measures are brought together.
 
 A name that is not here is refused where it would be written, so the catalogue is complete by construction. Thresholds
 are given in words, with the recipe's field that sets them. A sample is one valid decision of an optimizer step.
@@ -21,78 +21,63 @@ class Metric:
 
     name: str
     unit: str  # "1" for shares and other pure numbers
-    reduction: Reduction  # over ranks
     meaning: str  # one line, with the threshold in words
+    reduction: Reduction | None = None  # over ranks; None: computed over all ranks' samples or episodes at once
 
 
 def _metrics() -> tuple[Metric, ...]:
     return (
-        Metric("rollout/success_rate", "1", "mean", "share of the recent training episodes that ended in success"),
-        Metric("rollout/return", "reward", "mean", "mean undiscounted return of the recent training episodes"),
-        Metric("rollout/episode_length", "env steps", "mean", "mean length of the recent training episodes"),
-        Metric("learner/policy_loss", "1", "mean", "minus the mean surrogate objective over valid action tokens"),
-        Metric("learner/value_loss", "reward²", "mean", "mean squared error of the value, before its coefficient"),
-        Metric("learner/entropy", "nat", "mean", "mean entropy of the policy per action token"),
-        Metric("learner/approx_kl", "nat", "mean", "sample estimate of KL(behaviour ‖ policy), mean of ρ − 1 − log ρ"),
+        Metric("rollout/success_rate", "1", "share of the recent training episodes that ended in success"),
+        Metric("rollout/return", "reward", "mean undiscounted return of the recent training episodes"),
+        Metric("rollout/episode_length", "env steps", "mean length of the recent training episodes"),
+        Metric("learner/policy_loss", "1", "minus the mean surrogate objective over valid action tokens"),
+        Metric("learner/value_loss", "reward²", "mean squared error of the value, before its coefficient"),
+        Metric("learner/entropy", "nat", "mean entropy of the policy per action token"),
+        Metric("learner/approx_kl", "nat", "sample estimate of KL(behaviour ‖ policy), mean of ρ − 1 − log ρ"),
+        Metric("learner/kl", "nat", "exact KL(behaviour ‖ policy) over the bins, per token, if logits are stored"),
+        Metric("learner/grad_norm", "1", "norm of the gradient before clipping"),
+        Metric("learner/clip_fraction", "1", "share of tokens whose ratio is outside the surrogate's clip range"),
+        Metric("learner/explained_variance", "1", "1 − Var(target − value) / Var(target); 1 is perfect, 0 a mean"),
+        Metric("learner/policy_lr", "1", "learning rate of the policy's parameters"),
+        Metric("learner/value_lr", "1", "learning rate of the value head's parameters"),
+        Metric("learner/micro_batches", "count", "parts of an update per rank; more once memory did not suffice"),
+        Metric("learner/skipped_updates", "count", "updates skipped so far, because a gradient was not finite"),
+        Metric("policy_lag/mean", "versions", "mean policy lag of the samples, when they were consumed"),
+        Metric("policy_lag/p95", "versions", "95 % quantile of the policy lag"),
+        Metric("policy_lag/max", "versions", "largest policy lag"),
+        Metric("policy_lag/old_fraction", "1", "share of samples at or above `replay.old_threshold` versions"),
+        Metric("policy_lag/old_p95", "versions", "95 % quantile of the old samples' policy lag; 0 without any"),
         Metric(
-            "learner/kl", "nat", "mean", "exact KL(behaviour ‖ policy) over the bins, per token, if logits are stored"
+            "policy_lag/excluded", "1", "share of the ring beyond `replay.max_policy_lag`, so never sampled", "mean"
         ),
-        Metric("learner/grad_norm", "1", "max", "norm of the gradient before clipping"),
-        Metric(
-            "learner/clip_fraction", "1", "mean", "share of tokens whose ratio is outside the surrogate's clip range"
-        ),
-        Metric(
-            "learner/explained_variance", "1", "mean", "1 − Var(target − value) / Var(target); 1 is perfect, 0 a mean"
-        ),
-        Metric("learner/policy_lr", "1", "mean", "learning rate of the policy's parameters"),
-        Metric("learner/value_lr", "1", "mean", "learning rate of the value head's parameters"),
-        Metric(
-            "learner/micro_batches", "count", "max", "parts of an update per rank; more once memory did not suffice"
-        ),
-        Metric("learner/skipped_updates", "count", "max", "updates skipped so far, because a gradient was not finite"),
-        Metric("policy_lag/mean", "versions", "mean", "mean policy lag of the samples, when they were consumed"),
-        Metric("policy_lag/p95", "versions", "mean", "95 % quantile of the policy lag; mean of the ranks' quantiles"),
-        Metric("policy_lag/max", "versions", "max", "largest policy lag"),
-        Metric("policy_lag/old_fraction", "1", "mean", "share of samples at or above `replay.old_threshold` versions"),
-        Metric("policy_lag/old_p95", "versions", "mean", "95 % quantile of the old samples' policy lag; 0 without any"),
-        Metric(
-            "policy_lag/excluded", "1", "mean", "share of the ring beyond `replay.max_policy_lag`, so never sampled"
-        ),
-        Metric(
-            "ratio/abs_log_p95", "nat", "mean", "95 % quantile of |log ρ| over tokens; mean of the ranks' quantiles"
-        ),
-        Metric("utilization/dead", "1", "mean", "share of tokens whose weight w on ∇ log π is exactly 0"),
-        Metric("utilization/suppressed", "1", "mean", "share of tokens with 0 < |w| below one thousandth"),
-        Metric(
-            "utilization/near_zero", "1", "mean", "share of tokens whose contribution |w A| is below one thousandth"
-        ),
-        Metric(
-            "utilization/old_share", "1", "mean", "old tokens' part of the summed contribution |w A|; 0 without any"
-        ),
+        Metric("ratio/abs_log_p95", "nat", "95 % quantile of |log ρ| over tokens"),
+        Metric("utilization/dead", "1", "share of tokens whose weight w on ∇ log π is exactly 0"),
+        Metric("utilization/suppressed", "1", "share of tokens with 0 < |w| below one thousandth"),
+        Metric("utilization/near_zero", "1", "share of tokens whose contribution |w A| is below one thousandth"),
+        Metric("utilization/old_share", "1", "old tokens' part of the summed contribution |w A|; 0 without any"),
         Metric(
             "utilization/ess_old",
             "1",
-            "mean",
             "effective sample size of |w A| among old tokens, over their number; 0 without any",
         ),
-        Metric("replay/size", "decisions", "sum", "decisions in the replay rings"),
-        Metric("replay/age_mean", "decisions", "mean", "decisions collected after a sample was, mean over the samples"),
-        Metric("replay/ratio", "1", "mean", "decisions consumed per decision collected, since the start"),
-        Metric("perf/env_steps_per_s", "env steps/s", "sum", "simulated control steps per second"),
-        Metric("perf/decisions_per_s", "decisions/s", "sum", "decisions collected per second"),
-        Metric("perf/learner_samples_per_s", "decisions/s", "sum", "decisions consumed by the learner per second"),
-        Metric("perf/learner_wait_fraction", "1", "mean", "share of its time the learner waits for experience"),
-        Metric("perf/env_wait_fraction", "1", "mean", "share of their time env workers wait for actions"),
+        Metric("replay/size", "decisions", "decisions in the replay rings", "sum"),
+        Metric("replay/age_mean", "decisions", "decisions collected after a sample was, mean over the samples"),
+        Metric("replay/ratio", "1", "decisions consumed per decision collected, since the start"),
+        Metric("perf/env_steps_per_s", "env steps/s", "simulated control steps per second", "sum"),
+        Metric("perf/decisions_per_s", "decisions/s", "decisions collected per second", "sum"),
+        Metric("perf/learner_samples_per_s", "decisions/s", "decisions consumed by the learner per second", "sum"),
+        Metric("perf/learner_wait_fraction", "1", "share of its time the learner waits for experience", "mean"),
+        Metric("perf/env_wait_fraction", "1", "share of their time env workers wait for actions", "mean"),
         Metric(
             "perf/env_held_back_fraction",
             "1",
-            "mean",
             "share of it in which `replay.replay_ratio` makes them wait for the learner",
+            "mean",
         ),
-        Metric("perf/inference_batch_size", "decisions", "mean", "mean decisions per inference batch"),
-        Metric("perf/publish_ms", "ms", "max", "time to publish the trainable weights"),
-        Metric("system/env_worker_restarts", "count", "sum", "env workers started again so far"),
-        Metric("system/dropped_episodes", "count", "sum", "episodes lost so far with a worker that died or hung"),
+        Metric("perf/inference_batch_size", "decisions", "mean decisions per inference batch", "mean"),
+        Metric("perf/publish_ms", "ms", "time to publish the trainable weights", "max"),
+        Metric("system/env_worker_restarts", "count", "env workers started again so far", "sum"),
+        Metric("system/dropped_episodes", "count", "episodes lost so far with a worker that died or hung", "sum"),
     )
 
 
@@ -119,8 +104,8 @@ def _complaint(name: str) -> str:
 def reduce_over_ranks(per_rank: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Bring the ranks' metrics together, each by its own reduction.
 
-    A rank that lacks a metric (no episode of its cell has ended yet) has no say in it; a value that is not finite makes
-    the result so, because a broken rank must be seen. Ranks weigh the same in a mean: their batches are equally large.
+    A rank that lacks a metric has no say in it; a value that is not finite makes
+    the result so, because a broken rank must be seen. Ranks weigh the same in a mean.
 
     Args:
         per_rank: one mapping from metric name to value per rank.
@@ -129,21 +114,23 @@ def reduce_over_ranks(per_rank: Sequence[Mapping[str, float]]) -> dict[str, floa
         One value per metric that at least one rank has, in the catalogue's order.
 
     Raises:
-        ValueError: a name is not in the catalogue.
+        ValueError: a name is not in the catalogue, or is of a metric that has no reduction.
     """
     present = {name for metrics in per_rank for name in metrics}
     require_known(sorted(present))
     return {
-        name: _reduce([metrics[name] for metrics in per_rank if name in metrics], metric.reduction)
+        name: _reduce(metric, [metrics[name] for metrics in per_rank if name in metrics])
         for name, metric in CATALOGUE.items()
         if name in present
     }
 
 
-def _reduce(values: Sequence[float], reduction: Reduction) -> float:
+def _reduce(metric: Metric, values: Sequence[float]) -> float:
+    if metric.reduction is None:
+        raise ValueError(f"{metric.name} is computed over all ranks at once: values of single ranks cannot be reduced")
     if any(math.isnan(value) for value in values):
         return math.nan
-    if reduction == "max":
+    if metric.reduction == "max":
         return max(values)
     total = sum(values)
-    return total if reduction == "sum" else total / len(values)
+    return total if metric.reduction == "sum" else total / len(values)
