@@ -120,6 +120,18 @@ def test_bands_are_means_over_runs(study):
     assert metric_band(chosen, "utilization/dead") is None
 
 
+def test_bands_redraw_seeds_within_each_task(study):
+    """Without a spread inside a task there is none in the mean over tasks, however far apart the tasks are."""
+    results = [
+        replace(result, records=[each | {"utilization/dead": 0.9 if result.run.task == "push-v3" else 0.1}
+                                 for each in result.records])
+        for result in select(results_of(study), surrogate="ppo")
+        if result.run.name != "push-v3_ppo_stale_seed1"
+    ]  # fmt: skip
+    band = metric_band(results, "utilization/dead")
+    assert set(band.mean) == set(band.low) == set(band.high) == {0.5}  # tasks weigh the same: two runs here, one there
+
+
 @pytest.mark.slow
 def test_a_study_writes_tables_figures_and_a_page(study):
     written = {path.name for path in write_study(study).files}

@@ -130,7 +130,7 @@ def _details(name: str, run: RunFolder) -> str:
 
 def _evaluation(evaluation: Evaluation) -> str:
     results, parts = evaluation.results, [f"<h3>Evaluation {escape(evaluation.name)}</h3>"]
-    header = ["suite", "tasks", "episodes", "success", "Wilson interval", "bootstrap over tasks", "mean env steps"]
+    header = ["suite", "tasks", "episodes", "success", "Wilson interval", "bootstrap within tasks", "mean env steps"]
     rows = [
         [
             suite["suite"],

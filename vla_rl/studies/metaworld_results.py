@@ -48,6 +48,8 @@ UTILIZATION = (
 CLOSING = (*STALENESS, *UTILIZATION, "learner/kl", "learner/entropy", "replay/ratio", "rollout/success_rate")
 
 Float64Array = NDArray[np.float64]
+Values = Sequence[float]
+Curve = tuple[Values, Values]  # clock, values
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,36 +280,50 @@ def _sign_test(results: Sequence[RunResult], *, regime: str, first: str, second:
 
 def return_band(results: Sequence[RunResult]) -> Band:
     """Learning curve: mean return over runs on a common grid of env steps."""
-    return _band([result.curve() for result in results])
+    return _band(_by_task(results, RunResult.curve), np.interp)
 
 
 def metric_band(results: Sequence[RunResult], metric: str) -> Band | None:
     """A metric over optimizer steps; None if no run has it."""
-    curves = [series(result.records, metric, over="optimizer_steps") for result in results]
-    curves = [(clock, values) for clock, values in curves if clock]
-    return _band(curves, bins=True) if curves else None
+    curves = _by_task(results, lambda result: series(result.records, metric, over="optimizer_steps"))
+    return _band(curves, _binned) if curves else None
 
 
-def _band(curves: Sequence[tuple[Sequence[float], Sequence[float]]], *, bins: bool = False) -> Band:
-    """Bring curves to one clock and take mean and interval over them at each point.
+def _by_task(results: Sequence[RunResult], curve_of: Callable[[RunResult], Curve]) -> list[list[Curve]]:
+    """The curves that have points, of every task that has such curves."""
+    tasks = [
+        [curve for result in select(results, task=task) if (curve := curve_of(result))[0]]
+        for task in labels(results, lambda run: run.task)
+    ]
+    return [curves for curves in tasks if curves]
+
+
+def _band(tasks: Sequence[Sequence[Curve]], at: Callable[[Float64Array, Values, Values], Float64Array]) -> Band:
+    """Bring curves to one clock; at each point the mean of the tasks' means, and its interval, seeds redrawn by task.
 
     Args:
-        curves: clock and values of each run.
-        bins: means of the log points around each point of the clock (for metrics of single batches) instead of
-            interpolation.
+        tasks: the curves of each task's runs.
+        at: values of one curve at points of the common clock.
     """
-    start = max(clock[0] for clock, _ in curves)
-    end = min(clock[-1] for clock, _ in curves)
+    curves = [curve for task in tasks for curve in task]
+    start, end = max(clock[0] for clock, _ in curves), min(clock[-1] for clock, _ in curves)
     clock = np.linspace(start, end, CURVE_POINTS)
-    rows = np.array([_binned(curve, clock) if bins else np.interp(clock, *curve) for curve in curves])
-    intervals = [stratified_mean_interval([column], resamples=RESAMPLES) for column in rows.T]
+    rows = [np.array([at(clock, *curve) for curve in task]) for task in tasks]  # (runs, n) of each task
+    mean: Float64Array = np.mean([task.mean(axis=0) for task in rows], axis=0)
+    intervals = [
+        stratified_mean_interval([list(task[:, point]) for task in rows], resamples=RESAMPLES)
+        for point in range(CURVE_POINTS)
+    ]
     low, high = (np.array([getattr(interval, end) for interval in intervals]) for end in ("low", "high"))
-    return Band(clock, rows.mean(axis=0), low, high, len(rows))
+    return Band(clock, mean, low, high, len(curves))
 
 
-def _binned(curve: tuple[Sequence[float], Sequence[float]], clock: Float64Array) -> Float64Array:
-    """Mean of the values nearest to each point of the clock; interpolated where none is."""
-    times, values = np.array(curve[0]), np.array(curve[1])
+def _binned(clock: Float64Array, of_curve: Values, values_of_curve: Values) -> Float64Array:
+    """Mean of the values nearest to each point of the clock; interpolated where none is.
+
+    For metrics of single batches, of which interpolation would pick out a few.
+    """
+    times, values = np.array(of_curve), np.array(values_of_curve)
     if len(clock) < 2 or clock[-1] == clock[0]:
         return np.full(len(clock), values.mean())
     place = np.clip(np.rint((times - clock[0]) / (clock[1] - clock[0])), 0, len(clock) - 1).astype(int)
