@@ -74,7 +74,17 @@ def test_a_surrogate_is_written_with_its_sigma_and_the_factor_for_bad_actions():
     assert StudySurrogate("ppo").sigma is None
 
 
-@pytest.mark.parametrize("label", ["gippo", "ppo:1", "gipo:0", "gipo:a", "gipo:1:1:1", ""])
+def test_a_surrogate_has_one_label_however_its_numbers_are_written():
+    grid = replace(GRID, surrogates=("gipo:1.0:1", "gipo:.50", "gipo:1e0:0.5", "gipo:0.123456789"))
+    assert grid.surrogates == ("gipo", "gipo:0.5", "gipo:1:0.5", "gipo:0.123456789")
+
+
+def test_a_surrogate_that_stands_twice_is_refused():
+    with pytest.raises(UserError, match=r"--surrogates: found gipo,ppo,gipo:1\.0; every surrogate stands once"):
+        replace(GRID, surrogates=("gipo", "ppo", "gipo:1.0"))
+
+
+@pytest.mark.parametrize("label", ["gippo", "ppo:1", "gipo:0", "gipo:inf", "gipo:a", "gipo:1:1:1", ""])
 def test_another_surrogate_is_refused(label):
     with pytest.raises(UserError, match="--surrogates"):
         StudySurrogate(label)

@@ -6,6 +6,7 @@ recipe and is the same for all of them. Runs of one seed start from the same wei
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -33,7 +34,15 @@ class StudySurrogate:
                 f"{', '.join(PLAIN_SURROGATES)}"
             )
         if not all(_is_positive(number) for number in numbers):
-            raise UserError(f"--surrogates: found {self.label!r}; sigma and negative scale are numbers above 0")
+            raise UserError(f"--surrogates: found {self.label!r}; sigma and negative scale are finite numbers above 0")
+
+    @property
+    def canonical(self) -> str:
+        """The one label of these settings: gipo:1, gipo:1.0:1 and gipo are gipo."""
+        if self.sigma is None:
+            return self.label
+        sigma, scale = (str(number).removesuffix(".0") for number in self.sigma)
+        return f"gipo:{sigma}:{scale}" if scale != "1" else f"gipo:{sigma}" if sigma != "1" else "gipo"
 
     @property
     def sigma(self) -> tuple[float, float] | None:
@@ -55,7 +64,7 @@ class StudySurrogate:
 
 def _is_positive(text: str) -> bool:
     try:
-        return float(text) > 0.0
+        return 0.0 < float(text) < math.inf
     except ValueError:
         return False
 
@@ -80,15 +89,17 @@ class Grid:
     """What a study runs. The axes may grow when it is called again; recipe and budget may not change."""
 
     tasks: tuple[str, ...]
-    surrogates: tuple[str, ...]  # labels
+    surrogates: tuple[str, ...]  # labels, made canonical
     regimes: tuple[str, ...]
     seeds: int  # 0 .. seeds - 1
     optimizer_steps: int  # of every run
     recipe: str = RECIPE  # name or path
 
     def __post_init__(self) -> None:
-        for label in self.surrogates:
-            StudySurrogate(label)
+        labels = tuple(StudySurrogate(label).canonical for label in self.surrogates)
+        if len(set(labels)) != len(labels):
+            raise UserError(f"--surrogates: found {','.join(self.surrogates)}; every surrogate stands once")
+        object.__setattr__(self, "surrogates", labels)
         _require_known("--tasks", self.tasks, METAWORLD_TASKS)
         _require_known("--regimes", self.regimes, REGIMES)
 
