@@ -5,9 +5,12 @@ import json
 from itertools import pairwise
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from vla_rl.cli.study import app
+from vla_rl.rl.multipliers import LOG_MULTIPLIERS
+from vla_rl.rl.surrogates import SURROGATES
 from vla_rl.studies import gridworld
 
 GOLDEN = {  # bias, variance
@@ -91,6 +94,30 @@ def test_which_methods_a_gipo_point_dominates(records, case, method, dominated):
     assert any(p.bias < other.bias and p.variance < other.variance for p in points) is dominated
     of_case = [r for r in records.values() if r.case == case]
     assert (other in gridworld.pareto_front(of_case)) is not dominated
+
+
+def test_a_new_surrogate_is_compared_without_a_change_of_the_study(tmp_path, monkeypatch):
+    """The example of CONTRIBUTING.md: samples whose ratio left a band are dropped."""
+
+    def hard(log_ratio, advantages, *, width=0.5):
+        return torch.where(log_ratio.detach().abs() <= width, log_ratio.exp() * advantages, torch.zeros_like(log_ratio))
+
+    def log_hard(log_ratio, _advantages, *, width=0.5):
+        return torch.where(log_ratio.abs() <= width, log_ratio, -torch.inf)
+
+    monkeypatch.setitem(SURROGATES, "hard", hard)
+    monkeypatch.setitem(LOG_MULTIPLIERS, "hard", log_hard)
+    result = CliRunner().invoke(app, ["gridworld", "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    rows = {
+        row["case"]: row for row in json.loads((tmp_path / "gridworld.json").read_text()) if row["method"] == "hard"
+    }
+    # In case C every ratio is within e^±0.5; in case A the actions up and left, with log 0.538 = -0.62, are dropped.
+    assert rows["C"]["bias"] == pytest.approx(0, abs=1e-12)
+    assert rows["C"]["variance"] == pytest.approx(GOLDEN["no_clip", None]["C"][1], abs=1e-9)
+    assert rows["A"]["bias"] > 0.01
+    for figure in ("gridworld", "weights"):
+        assert "<!-- hard -->" in (tmp_path / f"{figure}.svg").read_text()  # in its legend
 
 
 def test_the_command_writes_every_file_and_prints_the_table(tmp_path, records):

@@ -13,8 +13,9 @@ import psutil
 import pytest
 
 from vla_rl.errors import UserError
+from vla_rl.rl.surrogates import SURROGATES
 from vla_rl.studies import metaworld_runner
-from vla_rl.studies.metaworld import PRESETS, SWEEP_TASKS, Grid, StudySurrogate
+from vla_rl.studies.metaworld import PLAIN_SURROGATES, PRESETS, SWEEP_TASKS, Grid, StudySurrogate
 from vla_rl.studies.metaworld_runner import RUN_FILE, run_grid
 
 PYTHON = sys.executable
@@ -72,6 +73,10 @@ def test_a_surrogate_is_written_with_its_sigma_and_the_factor_for_bad_actions():
     assert StudySurrogate("gipo:0.5").sigma == (0.5, 1.0)
     assert StudySurrogate("gipo:0.2:0.5").sigma == (0.2, 0.5)
     assert StudySurrogate("ppo").sigma is None
+
+
+def test_every_surrogate_is_one_of_the_study():
+    assert {"gipo", *PLAIN_SURROGATES} == set(SURROGATES)
 
 
 def test_a_surrogate_has_one_label_however_its_numbers_are_written():
@@ -169,6 +174,7 @@ def test_two_studies_cannot_run_in_one_folder(fake_train):
 STUDY_IN_A_PROCESS = """
 import sys
 from pathlib import Path
+from vla_rl.rl.surrogates import SURROGATES
 from vla_rl.studies import metaworld_runner
 from vla_rl.studies.metaworld import Grid
 script, out = sys.argv[1:]

@@ -44,7 +44,7 @@ def metaworld(
         str | None,
         typer.Option(
             "--surrogates",
-            help="Of gipo, gipo:SIGMA, gipo:SIGMA:NEGATIVE_SCALE, ppo, sapo, no_clip.",
+            help="Of gipo, gipo:SIGMA, gipo:SIGMA:NEGATIVE_SCALE, and the names of the other surrogates.",
             show_default="the preset's",
         ),
     ] = None,

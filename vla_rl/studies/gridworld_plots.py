@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib as mpl
 import torch
@@ -13,26 +14,29 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from vla_rl.rl.multipliers import multiplier
+from vla_rl.studies.figures import save, style
 from vla_rl.studies.gridworld import CASES, SIGMAS, Record, label, methods, pareto_front
 
-COLORS = {"no_clip": "#4d4d4d", "ppo": "#c44e52", "sapo": "#dd8452"}
-LINES = {"no_clip": "--", "ppo": "-.", "sapo": ":"}
-MARKERS = {"no_clip": "s", "ppo": "x", "sapo": "D", "gipo": "o"}
-RC = {
-    "font.size": 9.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "svg.hashsalt": "gridworld",
+
+class Style(NamedTuple):
+    """Of one method."""
+
+    color: str
+    line: str
+    marker: str
+
+
+STYLES = {
+    "no_clip": Style("#4d4d4d", "--", "s"),
+    "ppo": Style("#c44e52", "-.", "x"),
+    "sapo": Style("#dd8452", ":", "D"),
 }
+OTHERS = (Style("#55a868", "--", "^"), Style("#8172b3", "-.", "v"), Style("#937860", ":", "P"))  # in their order
 
 
 def plot_pareto(out: Path, records: Sequence[Record]) -> list[Path]:
     """Write `gridworld.png` and `gridworld.svg`: variance against bias per case, the crowded corner enlarged."""
-    with mpl.rc_context(RC):
+    with style("gridworld"):
         figure = Figure(figsize=(11.0, 7.2), layout="constrained")
         whole, corner = figure.subplots(2, len(CASES), sharex="row", sharey="row")
         for case, above, below in zip(CASES, whole, corner, strict=True):
@@ -46,7 +50,7 @@ def plot_pareto(out: Path, records: Sequence[Record]) -> list[Path]:
         corner[0].set_ylabel("variance, enlarged corner")
         figure.legend(*whole[0].get_legend_handles_labels(), loc="outside lower center", ncols=9, columnspacing=1.4)
         figure.suptitle("GridWorld: exact bias and variance of one gradient step", fontsize=11)
-        return _save(figure, out, "gridworld")
+        return save(figure, out, "gridworld")
 
 
 def _draw_points(axes: Axes, records: list[Record]) -> None:
@@ -54,9 +58,9 @@ def _draw_points(axes: Axes, records: list[Record]) -> None:
     bias, variance = [record.bias for record in front], [record.variance for record in front]
     axes.plot(bias, variance, "--", color="#9a9a9a", lw=1.0, zorder=1, label="Pareto front")
     for record in records:
-        color, solid = _color(record.method, record.sigma), record.method == "gipo"
+        (color, _, marker), solid = _style(record.method, record.sigma), record.method == "gipo"
         axes.plot(
-            record.bias, record.variance, MARKERS[record.method], label=label(record.method, record.sigma), mec=color,
+            record.bias, record.variance, marker, label=label(record.method, record.sigma), mec=color,
             mfc=color if solid else "none", ms=6 if solid else 9, mew=0 if solid else 1.6, ls="none",
             zorder=4 if solid else 3,
         )  # fmt: skip
@@ -64,7 +68,7 @@ def _draw_points(axes: Axes, records: list[Record]) -> None:
 
 def plot_weights(out: Path) -> list[Path]:
     """Write `weights.png` and `weights.svg`: m against ρ and against log ρ, for good and for bad actions."""
-    with mpl.rc_context(RC):
+    with style("gridworld"):
         figure = Figure(figsize=(10.5, 7.4), layout="constrained")
         panels = figure.subplots(2, 2)
         log_ratio = torch.linspace(-5.0, 5.0, 4001, dtype=torch.float64)
@@ -78,29 +82,20 @@ def plot_weights(out: Path) -> list[Path]:
             logarithmic.set(yscale="log", ylim=(1e-4, 1e2))
         figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=8)
         figure.suptitle("Weight m on A ∇log π, by importance ratio ρ", fontsize=11)
-        return _save(figure, out, "weights")
+        return save(figure, out, "weights")
 
 
 def _weight_curves(axes: Axes, x: Tensor, log_ratio: Tensor, advantages: Tensor) -> None:
     for method in methods():
         weight = multiplier(method.log_multiplier, log_ratio, advantages)
-        axes.plot(
-            x, weight, "-" if method.name == "gipo" else LINES[method.name], color=_color(method.name, method.sigma),
-            lw=1.5, label=label(method.name, method.sigma),
-        )  # fmt: skip
+        color, line, _ = _style(method.name, method.sigma)
+        axes.plot(x, weight, line, color=color, lw=1.5, label=label(method.name, method.sigma))
     axes.axvline(float(x[log_ratio.abs().argmin()]), color="#bdbdbd", lw=0.8, zorder=0)  # on-policy
 
 
-def _color(method: str, sigma: float | None) -> str:
-    if sigma is None:
-        return COLORS[method]
-    shade = 0.35 + 0.6 * SIGMAS.index(sigma) / (len(SIGMAS) - 1)  # darker is wider
-    return to_hex(mpl.colormaps["Blues"](shade))
-
-
-def _save(figure: Figure, out: Path, name: str) -> list[Path]:
-    out.mkdir(parents=True, exist_ok=True)
-    paths = [out / f"{name}.png", out / f"{name}.svg"]
-    figure.savefig(paths[0], dpi=160)
-    figure.savefig(paths[1], metadata={"Date": None})  # the same study gives the same file
-    return paths
+def _style(method: str, sigma: float | None) -> Style:
+    if sigma is not None:
+        shade = 0.35 + 0.6 * SIGMAS.index(sigma) / (len(SIGMAS) - 1)  # darker is wider
+        return Style(to_hex(mpl.colormaps["Blues"](shade)), "-", "o")
+    others = [each.name for each in methods() if each.sigma is None and each.name not in STYLES]
+    return STYLES[method] if method in STYLES else OTHERS[others.index(method) % len(OTHERS)]

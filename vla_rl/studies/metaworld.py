@@ -9,22 +9,27 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
 from vla_rl.errors import UserError
-from vla_rl.recipe import METAWORLD_TASKS, Recipe, find_recipe, load_recipe
+from vla_rl.recipe import METAWORLD_TASKS, Recipe, SurrogateSection, find_recipe, load_recipe
 from vla_rl.recipe.regimes import SPANS
 
 RECIPE = "metaworld_stale"
 REGIMES = tuple(SPANS)
-PLAIN_SURROGATES = ("ppo", "sapo", "no_clip")
+PLAIN_SURROGATES = tuple(  # all that a recipe knows, at their default settings
+    name
+    for section in get_args(get_args(SurrogateSection)[0])
+    for name in get_args(section.model_fields["name"].annotation)
+    if name != "gipo"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class StudySurrogate:
     """A surrogate with its settings, as it is written on the command line and in every table."""
 
-    label: str  # gipo, gipo:0.5, gipo:0.5:0.5 (σ, then the factor on σ for bad actions), ppo, sapo, no_clip
+    label: str  # gipo, gipo:0.5, gipo:0.5:0.5 (σ, then the factor on σ for bad actions), or another's name
 
     def __post_init__(self) -> None:
         name, *numbers = self.label.split(":")

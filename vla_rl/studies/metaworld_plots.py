@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,6 +14,7 @@ from matplotlib.ticker import EngFormatter
 
 from vla_rl.evaluation.statistics import Interval
 from vla_rl.reporting.series import value_of
+from vla_rl.studies.figures import save, style
 from vla_rl.studies.metaworld import StudySurrogate
 from vla_rl.studies.metaworld_results import (
     STALENESS,
@@ -31,16 +31,6 @@ from vla_rl.studies.metaworld_results import (
 from vla_rl.studies.metaworld_summary import TITLES
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4d4d4d", "#8c6d31")
-RC = {
-    "font.size": 9.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "svg.hashsalt": "metaworld",
-}
 
 
 class FigureText(NamedTuple):
@@ -81,15 +71,15 @@ def write_figures(
     surrogates = labels(results, lambda run: run.surrogate)
     colors = {label: COLORS[index % len(COLORS)] for index, label in enumerate(surrogates)}
     written: list[Path] = []
-    with mpl.rc_context(RC):
-        written += _save(_learning_curves(results, colors), out, "learning_curves")
-        written += _save(_score_figure(scores, improvements, colors), out, "scores")
-        written += _save(_trajectories(results, colors, STALENESS), out, "staleness")
-        written += _save(_trajectories(results, colors, UTILIZATION), out, "utilization")
-        written += _save(_scatter(results, colors, x="learner/kl", y="utilization/ess_old"), out, "kl_ess")
-        written += _save(_scatter(results, colors, x="policy_lag/p95", y="ratio/abs_log_p95"), out, "lag_tails")
+    with style("metaworld"):
+        written += save(_learning_curves(results, colors), out, "learning_curves")
+        written += save(_score_figure(scores, improvements, colors), out, "scores")
+        written += save(_trajectories(results, colors, STALENESS), out, "staleness")
+        written += save(_trajectories(results, colors, UTILIZATION), out, "utilization")
+        written += save(_scatter(results, colors, x="learner/kl", y="utilization/ess_old"), out, "kl_ess")
+        written += save(_scatter(results, colors, x="policy_lag/p95", y="ratio/abs_log_p95"), out, "lag_tails")
         if len({StudySurrogate(label).sigma for label in surrogates} - {None}) > 1:
-            written += _save(_sigma_figure(scores), out, "sigma")
+            written += save(_sigma_figure(scores), out, "sigma")
     return written
 
 
@@ -234,11 +224,3 @@ def _legend(figure: Figure) -> None:
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if named:
         figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=min(8, len(named)))
-
-
-def _save(figure: Figure, out: Path, name: str) -> list[Path]:
-    out.mkdir(parents=True, exist_ok=True)
-    paths = [out / f"{name}.png", out / f"{name}.svg"]
-    figure.savefig(paths[0], dpi=140)
-    figure.savefig(paths[1], metadata={"Date": None})  # the same results give the same file
-    return paths
