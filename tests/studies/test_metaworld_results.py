@@ -17,20 +17,20 @@ from vla_rl.evaluation.statistics import Interval
 from vla_rl.recipe import find_recipe
 from vla_rl.studies import metaworld_files
 from vla_rl.studies.metaworld import Grid
+from vla_rl.studies.metaworld_bands import metric_band, return_band
 from vla_rl.studies.metaworld_files import write_study
 from vla_rl.studies.metaworld_results import (
     Improvement,
     improvements,
-    metric_band,
     normalized,
     read_results,
-    return_band,
     score_table,
     scores,
     select,
 )
 from vla_rl.studies.metaworld_runner import open_study
-from vla_rl.studies.metaworld_summary import Study, parts
+from vla_rl.studies.metaworld_summary import parts
+from vla_rl.studies.metaworld_words import Study
 
 TASKS = ("door-open-v3", "push-v3")
 GRID = Grid(tasks=TASKS, surrogates=("gipo:0.5", "gipo", "ppo"), regimes=("stale",), seeds=2, optimizer_steps=6000)
@@ -249,10 +249,14 @@ def test_studies_of_one_name_are_both_on_the_page(study, tmp_path, monkeypatch):
 
 
 def words_of(study, **changes):
+    return parts_of(study, **changes)[0].sentences
+
+
+def parts_of(study, **changes):
     grid = {"planned": 12, "optimizer_steps": 6000, "recipe": "metaworld_stale", "random_returns": RANDOM, **changes}
     results = changes.pop("results", None) or results_of(study)
     computed = {"scores": scores(results, RANDOM), "improvements": improvements(results, RANDOM)}
-    return parts(Study(**grid | {"results": results, "broken": []} | computed | changes))[0].sentences
+    return parts(Study(**grid | {"results": results, "broken": []} | computed | changes))
 
 
 def test_the_words_say_what_the_numbers_carry(study):
@@ -310,6 +314,28 @@ def test_a_pair_without_an_interval_has_the_sign_test_in_its_row(study, monkeypa
     better = rows["gipo", "ppo"]
     assert (better["probability"], better["low"], better["high"]) == ("1.0", "", "")
     assert (better["pairs_higher"], better["pairs_lower"], better["sign_test_p"]) == ("4", "0", "0.125")  # 2 / 2^4
+
+
+def test_the_words_say_at_which_learning_rate_closing_values_are_measured(study):
+    """Ten log points, the last three in the closing window: rates of 1 and then 0.1, dead shares of 0.5 and then 0."""
+    results = [
+        replace(
+            result,
+            records=[
+                each | {"learner/policy_lr": 0.1 if late else 1.0, "utilization/dead": 0.0 if late else 0.5}
+                for each in result.records
+                for late in [each["env_steps"] >= 800]
+            ],
+        )
+        for result in results_of(study)
+    ]
+    words = "\n".join(words_of(study, results=results))
+    assert "stale: closing values are measured at 10.0 % of the largest learning rate, where a policy hardly" in words
+    assert "; ppo 35.0 % (0.0 %) dead, - (-) near zero, P95 of |log ρ| 1.5 (1.5)." in words
+    whole = next(part for part in parts_of(study, results=results) if part.title == "While the policy moved")
+    cells = dict(zip(whole.header, whole.rows[0], strict=True))
+    assert (cells["dead share, whole run"], cells["dead share, closing"]) == ("0.35", "0")
+    assert "learning rate" not in "\n".join(words_of(study))  # its log points have none
 
 
 def test_fresh_and_stale_are_compared_where_both_were_run(study):

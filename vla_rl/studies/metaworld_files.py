@@ -12,26 +12,27 @@ from typing import Any
 from vla_rl.reporting import html
 from vla_rl.reporting.files import atomic_write_json, atomic_write_text, read_json_object
 from vla_rl.reporting.report import origin_table
+from vla_rl.studies.metaworld_bands import metric_band, return_band
 from vla_rl.studies.metaworld_baseline import random_return
 from vla_rl.studies.metaworld_plots import FIGURES, write_figures
 from vla_rl.studies.metaworld_results import (
     CLOSING,
     STALENESS,
     UTILIZATION,
+    WHOLE_RUN,
     Improvement,
     RunResult,
     Score,
     improvements,
     labels,
-    metric_band,
     normalized,
     read_results,
-    return_band,
     scores,
     select,
 )
 from vla_rl.studies.metaworld_runner import read_study
-from vla_rl.studies.metaworld_summary import Study, cautions, parts
+from vla_rl.studies.metaworld_summary import parts
+from vla_rl.studies.metaworld_words import Study, cautions
 
 RESULTS = "results"
 BASELINES_FILE = "random_returns.json"
@@ -106,6 +107,8 @@ def _run_row(result: RunResult, randoms: Mapping[str, float]) -> Row:
         "closing_return": round(result.closing_return, 2),
         "normalized_score": round(normalized(result.closing_return, random_return=randoms[run.task]), 5),
         **{name: _rounded(result.closing(name)) for name in CLOSING},
+        **{f"whole_run/{name}": _rounded(result.whole(name)) for name in WHOLE_RUN},
+        "closing_lr_share": _rounded(result.closing_lr),
         "env_steps": end["env_steps"],
         "optimizer_steps": end["optimizer_steps"],
         "seconds": round(result.seconds, 1),

@@ -16,16 +16,14 @@ from vla_rl.evaluation.statistics import Interval
 from vla_rl.reporting.series import value_of
 from vla_rl.studies.figures import save, style
 from vla_rl.studies.metaworld import StudySurrogate
+from vla_rl.studies.metaworld_bands import Band, metric_band, return_band
 from vla_rl.studies.metaworld_results import (
     STALENESS,
     UTILIZATION,
-    Band,
     Improvement,
     RunResult,
     Score,
     labels,
-    metric_band,
-    return_band,
     select,
 )
 from vla_rl.studies.metaworld_summary import TITLES

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,6 @@ from vla_rl.evaluation.statistics import (
     iqm_interval,
     mcnemar,
     probability_of_improvement,
-    stratified_mean_interval,
     unless_point,
 )
 from vla_rl.recipe import MetaworldSection, load_recipe
@@ -34,7 +34,6 @@ from vla_rl.studies.metaworld import StudyRun, StudySurrogate
 from vla_rl.studies.metaworld_runner import RUN_FILE, RUNS
 
 MAX_RETURN = 5000.0  # 10 in each of 500 control steps, which no policy can reach
-CURVE_POINTS = 41
 RESAMPLES = 2000
 
 STALENESS = ("policy_lag/mean", "policy_lag/p95", "policy_lag/old_fraction", "ratio/abs_log_p95")
@@ -45,11 +44,10 @@ UTILIZATION = (
     "utilization/old_share",
     "utilization/ess_old",
 )
+WHOLE_RUN = ("ratio/abs_log_p95", "utilization/dead", "utilization/near_zero")  # these fall with the learning rate
 CLOSING = (*STALENESS, *UTILIZATION, "learner/kl", "learner/entropy", "replay/ratio", "rollout/success_rate")
 
 Float64Array = NDArray[np.float64]
-Values = Sequence[float]
-Curve = tuple[Values, Values]  # clock, values
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,21 +73,22 @@ class RunResult:
         """Closing value of a metric; None if the run has none."""
         return closing_mean(self.records, metric)
 
+    def whole(self, metric: str) -> float | None:
+        """Mean over all log points, of which none lies in the warm-up; None if the run has none."""
+        values = series(self.records, metric, over="optimizer_steps")[1]
+        return fmean(values) if values else None
+
+    @property
+    def closing_lr(self) -> float | None:
+        """The policy's learning rate in the closing window as a share of its largest."""
+        rates = series(self.records, "learner/policy_lr", over="optimizer_steps")[1]
+        closing = self.closing("learner/policy_lr")
+        return None if closing is None or max(rates) == 0 else closing / max(rates)
+
     def curve(self) -> tuple[list[float], list[float]]:
         """Env steps and returns."""
         env_steps, returns = series(self.records, "rollout/return", over="env_steps")
         return env_steps, [value / self.reward_scale for value in returns]
-
-
-@dataclass(frozen=True, slots=True)
-class Band:
-    """A mean over runs with its bootstrap interval, along a clock."""
-
-    clock: Float64Array  # (n,)
-    mean: Float64Array
-    low: Float64Array
-    high: Float64Array
-    runs: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,58 +275,3 @@ def _sign_test(results: Sequence[RunResult], *, regime: str, first: str, second:
     pairs = paired_returns(results, regime=regime, first=first, second=second)
     test = mcnemar([ours > theirs for ours, theirs in pairs], [ours < theirs for ours, theirs in pairs])
     return test.only_first, test.only_second, test.p_exact
-
-
-def return_band(results: Sequence[RunResult]) -> Band:
-    """Learning curve: mean return over runs on a common grid of env steps."""
-    return _band(_by_task(results, RunResult.curve), np.interp)
-
-
-def metric_band(results: Sequence[RunResult], metric: str) -> Band | None:
-    """A metric over optimizer steps; None if no run has it."""
-    curves = _by_task(results, lambda result: series(result.records, metric, over="optimizer_steps"))
-    return _band(curves, _binned) if curves else None
-
-
-def _by_task(results: Sequence[RunResult], curve_of: Callable[[RunResult], Curve]) -> list[list[Curve]]:
-    """The curves that have points, of every task that has such curves."""
-    tasks = [
-        [curve for result in select(results, task=task) if (curve := curve_of(result))[0]]
-        for task in labels(results, lambda run: run.task)
-    ]
-    return [curves for curves in tasks if curves]
-
-
-def _band(tasks: Sequence[Sequence[Curve]], at: Callable[[Float64Array, Values, Values], Float64Array]) -> Band:
-    """Bring curves to one clock; at each point the mean of the tasks' means, and its interval, seeds redrawn by task.
-
-    Args:
-        tasks: the curves of each task's runs.
-        at: values of one curve at points of the common clock.
-    """
-    curves = [curve for task in tasks for curve in task]
-    start, end = max(clock[0] for clock, _ in curves), min(clock[-1] for clock, _ in curves)
-    clock = np.linspace(start, end, CURVE_POINTS)
-    rows = [np.array([at(clock, *curve) for curve in task]) for task in tasks]  # (runs, n) of each task
-    mean: Float64Array = np.mean([task.mean(axis=0) for task in rows], axis=0)
-    intervals = [
-        stratified_mean_interval([list(task[:, point]) for task in rows], resamples=RESAMPLES)
-        for point in range(CURVE_POINTS)
-    ]
-    low, high = (np.array([getattr(interval, end) for interval in intervals]) for end in ("low", "high"))
-    return Band(clock, mean, low, high, len(curves))
-
-
-def _binned(clock: Float64Array, of_curve: Values, values_of_curve: Values) -> Float64Array:
-    """Mean of the values nearest to each point of the clock; interpolated where none is.
-
-    For metrics of single batches, of which interpolation would pick out a few.
-    """
-    times, values = np.array(of_curve), np.array(values_of_curve)
-    if len(clock) < 2 or clock[-1] == clock[0]:
-        return np.full(len(clock), values.mean())
-    place = np.clip(np.rint((times - clock[0]) / (clock[1] - clock[0])), 0, len(clock) - 1).astype(int)
-    count = np.bincount(place, minlength=len(clock))
-    total = np.bincount(place, weights=values, minlength=len(clock))
-    means: Float64Array = np.where(count > 0, total / np.maximum(count, 1), np.interp(clock, times, values))
-    return means
