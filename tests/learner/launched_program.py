@@ -17,7 +17,8 @@ def main() -> int:
     assert identity is not None
     rank, num_ranks = identity
     received: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, _frame: received.append(number))
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda number, _frame: received.append(number))
     threads = os.environ["OMP_NUM_THREADS"]
     content = f"{rank} of {num_ranks}, {threads} threads, accelerator {os.environ.get('DS_ACCELERATOR')}"
     (folder / f"rank_{rank}").write_text(content)

@@ -42,14 +42,15 @@ def test_a_rank_that_fails_fails_the_launch(tmp_path: Path) -> None:
     assert launch(tmp_path, "fail") != 0
 
 
-def test_ctrl_c_reaches_the_ranks_and_they_end_in_their_own_way(tmp_path: Path) -> None:
-    handler = signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_stop_reaches_the_ranks_and_they_end_in_their_own_way(tmp_path: Path, number: signal.Signals) -> None:
+    handler = signal.getsignal(number)
 
     def interrupt() -> None:
         end = time.monotonic() + 30.0
         while not all((tmp_path / f"rank_{rank}").exists() for rank in (0, 1)) and time.monotonic() < end:
             time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
@@ -57,8 +58,8 @@ def test_ctrl_c_reaches_the_ranks_and_they_end_in_their_own_way(tmp_path: Path) 
     thread.join()
     assert code == 130  # the ranks' own codes are 0
     for rank in (0, 1):
-        assert (tmp_path / f"signal_{rank}").read_text() == f"[{signal.SIGINT.value}]"
-    assert signal.getsignal(signal.SIGINT) is handler
+        assert (tmp_path / f"signal_{rank}").read_text() == f"[{number.value}]"
+    assert signal.getsignal(number) is handler
 
 
 def test_a_process_that_nobody_launched_has_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:

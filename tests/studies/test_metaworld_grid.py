@@ -211,14 +211,15 @@ def test_a_recipe_that_does_not_fit_starts_nothing(fake_train):
     assert not fake_train.exists()
 
 
-def test_a_stop_ends_the_runs_and_finished_ones_stay(fake_train):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_stop_ends_the_runs_and_finished_ones_stay(fake_train, number):
     run_grid(replace(GRID, seeds=1, surrogates=("ppo",)), fake_train, jobs=1, say=lambda _: None)
     (fake_train / "runs" / "slow").touch()
     slow = fake_train / "runs" / "door-open-v3_gipo-0.5_stale_seed0.unfinished" / "calls"
 
     def stop_when_it_runs():
         wait_until(slow.exists)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
     threading.Thread(target=stop_when_it_runs, daemon=True).start()
     began = time.monotonic()

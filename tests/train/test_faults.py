@@ -1,12 +1,16 @@
 """What happens to a run when a part of it is killed, hangs or is interrupted: whole runs in processes of their own."""
 
+import fcntl
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
+import termios
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -24,12 +28,17 @@ def start(tmp_path):
     """Starts `vla-rl train`; whatever still runs at the end is killed."""
     started = []
 
-    def launch(recipe, *options):
+    def launch(recipe, *options, terminal=None):
         path = tmp_path / "recipe.yaml"
         path.write_text(recipe.dump_yaml(), encoding="utf-8")
         command = [sys.executable, "-m", "vla_rl", "train", str(path), "--run-dir", str(tmp_path / "run"), *options]
         output = (tmp_path / "output.txt").open("wb")
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+        if terminal is None:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+        else:
+            own = partial(fcntl.ioctl, terminal, termios.TIOCSCTTY, 0)  # as that of a shell's session
+            ends = {"stdin": terminal, "stdout": terminal, "stderr": terminal}
+            process = subprocess.Popen(command, **ends, start_new_session=True, preexec_fn=own)
         started.append(process)
         return process
 
@@ -146,6 +155,27 @@ def test_ctrl_c_leaves_a_checkpoint_and_nothing_else(start, tmp_path):
     steps = points(tmp_path / "run")[-1]["optimizer_steps"]
     assert steps < 300
     assert (tmp_path / "run" / "checkpoints" / f"optimizer_step_{steps}" / "policy.safetensors").is_file()
+    wait_until(gone(pids), "the end of all children")
+    assert leftovers(run.pid) == []
+
+
+def test_a_closed_terminal_leaves_a_checkpoint_and_nothing_else(start, tmp_path):
+    ours, terminal = os.openpty()
+    run = start(async_recipe(budget={"optimizer_steps": 5000}), terminal=terminal)
+    os.close(terminal)
+
+    def learned_while_we_read():
+        if select.select([ours], [], [], 0)[0]:
+            os.read(ours, 1 << 16)
+        return learning(tmp_path / "run", 3)()
+
+    wait_until(learned_while_we_read, "the third update")
+    pids = children(run)
+    os.close(ours)  # the kernel tells the whole session, env workers too
+    assert finished(run) == 130
+    steps = points(tmp_path / "run")[-1]["optimizer_steps"]
+    assert (tmp_path / "run" / "checkpoints" / f"optimizer_step_{steps}" / "policy.safetensors").is_file()
+    assert points(tmp_path / "run")[-1]["system/env_worker_restarts"] == 0
     wait_until(gone(pids), "the end of all children")
     assert leftovers(run.pid) == []
 

@@ -3,13 +3,16 @@ import signal
 import time
 from multiprocessing import get_context
 
+import pytest
+
 from vla_rl.workers.process import start_child
 
 
-def test_ctrl_c_does_not_end_a_child_that_has_not_begun_its_work():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_the_terminal_does_not_end_a_child_that_has_not_begun_its_work(number):
     child = get_context("spawn").Process(target=time.sleep, args=(0.0,))
     start_child(child)
-    os.kill(child.pid, signal.SIGINT)  # its interpreter is starting
+    os.kill(child.pid, number)  # its interpreter is starting
     child.join(60)
     assert child.exitcode == 0
 

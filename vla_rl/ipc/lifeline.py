@@ -1,4 +1,4 @@
-"""Children that do not outlive their parent."""
+"""When a process is to end: with its parent, or because a signal asks it to."""
 
 from __future__ import annotations
 
@@ -16,3 +16,9 @@ def end_with_parent(number: signal.Signals) -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number)
+
+
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """Those that ask a process to end well: Ctrl-C, SIGTERM, and a closed terminal unless `nohup` is to survive it."""
+    asked = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    return tuple(number for number in asked if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN)

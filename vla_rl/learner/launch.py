@@ -19,7 +19,7 @@ from typing import Literal
 
 import psutil
 
-from vla_rl.ipc.lifeline import end_with_parent
+from vla_rl.ipc.lifeline import end_with_parent, stop_signals
 
 INTERRUPTED = 130  # exit code after a signal, as a shell has it
 
@@ -41,9 +41,9 @@ def launch_ranks(
 ) -> int:
     """Run `python -m vla_rl <argv>` as `num_ranks` processes of one group, and wait for them.
 
-    SIGINT and SIGTERM are handed on to the ranks, each time, and to nobody else: the launcher would kill them 30
-    seconds later, and a rank may need longer to save its checkpoint. No configuration file of the user's is looked at,
-    so the same command does the same on every machine. To be called from the main thread.
+    SIGINT, SIGTERM and SIGHUP are handed on to the ranks, each time, and to nobody else: the launcher would kill them
+    30 seconds later, and a rank may need longer to save its checkpoint. No configuration file of the user's is looked
+    at, so the same command does the same on every machine. To be called from the main thread.
 
     Args:
         argv: arguments of the program, without its name.
@@ -88,7 +88,7 @@ def _signals_handed_on(launcher: subprocess.Popen[bytes]) -> Iterator[list[int]]
             with contextlib.suppress(psutil.NoSuchProcess):  # ended in between
                 process.send_signal(number)
 
-    previous = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, hand_on) for number in stop_signals()}
     try:
         yield handed_on
     finally:

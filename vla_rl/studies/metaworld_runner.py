@@ -159,7 +159,7 @@ def run_grid(grid: Grid, out: Path, *, jobs: int, say: Say) -> Progress:
 
     Raises:
         UserError: a recipe does not fit, or a study is running in the folder; nothing was started.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; all runs were stopped, and finished ones stay.
+        KeyboardInterrupt: Ctrl-C, SIGTERM or a closed terminal; all runs were stopped, and finished ones stay.
     """
     runs = grid.runs()
     for run in runs:

@@ -16,15 +16,16 @@ from typing import NoReturn
 from vla_rl.ipc.lifeline import end_with_parent
 
 ORPHANED_EXIT_CODE = 113
+FROM_TERMINAL = {signal.SIGINT, signal.SIGHUP}  # they reach the whole group; the parent decides
 
 
 def start_child(process: BaseProcess) -> None:
-    """Start a spawned process so that Ctrl-C cannot end it before `enter_child`, while it still imports.
+    """Start a spawned process so that the terminal cannot end it before `enter_child`, while it still imports.
 
-    It inherits that SIGINT is blocked in this thread; the terminal sends it to the whole process group.
+    It inherits that SIGINT and SIGHUP are blocked in this thread; the terminal sends them to the whole process group.
     """
-    resource_tracker.ensure_running()  # its own start unblocks the signal
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    resource_tracker.ensure_running()  # its own start unblocks the signals
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, FROM_TERMINAL)
     try:
         process.start()
     finally:
@@ -45,7 +46,8 @@ def enter_child(name: str, log_path: Path, *, threads: int) -> logging.Logger:
     """
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = str(max(1, threads))
     _die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    for number in FROM_TERMINAL:
+        signal.signal(number, signal.SIG_IGN)
     log_path.parent.mkdir(parents=True, exist_ok=True)
     stream = log_path.open("a", buffering=1, encoding="utf-8")
     os.dup2(stream.fileno(), 1)
