@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 from vla_rl.errors import CellFailureError, RunFailureError, preflight
+from vla_rl.evaluation.choices import Choices
 from vla_rl.evaluation.evaluate import evaluate
 from vla_rl.evaluation.outcome import EvaluationReport
 from vla_rl.ipc.room import check_room
@@ -242,14 +243,14 @@ def _save_or_warn(run: TrainingRun, run_log: RunLog) -> CheckpointInfo | None:
 def _closing_evaluation(recipe: Recipe, checkpoint: Path, console: Console) -> EvaluationReport:
     section = recipe.evaluation
     console.print(f"evaluating {checkpoint}", markup=False)
-    return evaluate(
-        checkpoint,
-        tasks=None if section.tasks == "all" else section.tasks,
+    choices = Choices(
+        tasks=None if section.tasks == "all" else tuple(section.tasks),
         episodes_per_task=section.episodes_per_task,
         workers=recipe.rollout.num_workers,
-        seed=recipe.seed,
+        seeds=(recipe.seed,),
         horizon=section.horizon,
     )
+    return evaluate(checkpoint, choices)
 
 
 def _num_ranks(plan: Plan) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,9 +17,14 @@ from typer.testing import CliRunner
 from vla_rl.cli.eval_view import EvaluationProgress, results_table
 from vla_rl.cli.main import app
 from vla_rl.errors import UserError
+from vla_rl.evaluation.choices import Choices
 from vla_rl.evaluation.episodes import EPISODES_FILE, EpisodeLog, EpisodeResult
 from vla_rl.evaluation.outcome import EvaluationReport
+from vla_rl.evaluation.protocol import Protocol
 from vla_rl.evaluation.results import summarise
+
+Progress = Callable[[int, int, int], None]
+Call = tuple[str, Choices]
 
 
 def episodes(outcomes: list[bool]) -> list[EpisodeResult]:
@@ -44,16 +50,16 @@ REPORT = EvaluationReport(
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     """Every call of the evaluation, which is replaced; a checkpoint called 'wrong' is refused."""
-    noted: list[dict[str, Any]] = []
+    noted: list[Call] = []
 
-    def evaluate(checkpoint: str, **arguments: Any) -> EvaluationReport:
+    def evaluate(checkpoint: str, choices: Choices, *, progress: Progress) -> EvaluationReport:
         if checkpoint == "wrong":
             raise UserError("checkpoint wrong: no such folder")
-        noted.append({"checkpoint": checkpoint, **arguments})
+        noted.append((checkpoint, choices))
         for done in range(21):
-            arguments["progress"](done, 20, done // 2)
+            progress(done, 20, done // 2)
         return REPORT
 
     module = ModuleType("vla_rl.evaluation.evaluate")
@@ -66,7 +72,7 @@ def invoke(*arguments: str) -> Any:
     return CliRunner().invoke(app, ["eval", *arguments])
 
 
-def test_the_options_reach_the_evaluation(calls: list[dict[str, Any]]) -> None:
+def test_the_options_reach_the_evaluation(calls: list[Call]) -> None:
     result = invoke(
         "runs/x", "--suite", "libero_goal,libero_10", "--suite", "libero_object", "--tasks", "0,2-3",
         "--episodes-per-task", "5", "--protocol", "long", "--init-states", "spare", "--horizon", "9",
@@ -74,25 +80,28 @@ def test_the_options_reach_the_evaluation(calls: list[dict[str, Any]]) -> None:
         "--serial", "--assets", "proxy", "--profile", "rlinf", "--out", "there", "--allow-unpinned",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    (call,) = calls
-    call.pop("progress")
-    assert call == {
-        "checkpoint": "runs/x", "suite": ["libero_goal", "libero_10", "libero_object"], "tasks": [0, 2, 3],
-        "episodes_per_task": 5, "protocol": "long", "init_states": "spare", "horizon": 9, "temperature": 1.6,
-        "seed": [7, 8], "control": "blind", "video": "failures", "workers": 2, "serial": True, "assets": "proxy",
-        "profile": "rlinf", "out": Path("there"), "allow_unpinned": True,
-    }  # fmt: skip
+    assert calls == [
+        (
+            "runs/x",
+            Choices(
+                suites=("libero_goal", "libero_10", "libero_object"), tasks=(0, 2, 3), episodes_per_task=5,
+                protocol=Protocol("long"), init_states="spare", horizon=9, temperature=1.6, seeds=(7, 8),
+                control="blind", video="failures", workers=2, serial=True, assets="proxy", profile="rlinf",
+                out=Path("there"), allow_unpinned=True,
+            ),
+        )
+    ]  # fmt: skip
 
 
-def test_without_options_the_training_s_own_suite_is_evaluated_on_50_states(calls: list[dict[str, Any]]) -> None:
+def test_without_options_the_training_s_own_suite_is_evaluated_on_50_states(calls: list[Call]) -> None:
     assert invoke("runs/x").exit_code == 0
-    (call,) = calls
-    usual = {"suite": None, "tasks": None, "episodes_per_task": 50, "protocol": "oft", "seed": [0], "video": None}
-    assert usual.items() <= call.items()
-    assert call["init_states"] is call["horizon"] is call["temperature"] is call["control"] is call["out"] is None
+    assert calls == [("runs/x", Choices())]
+    usual = Choices()
+    assert (usual.suites, usual.tasks, usual.episodes_per_task, usual.protocol.name) == ((), None, 50, "oft")
+    assert (usual.seeds, usual.temperature, usual.horizon, usual.init_states) == ((0,), None, None, None)
 
 
-def test_json_is_all_that_stands_on_stdout(calls: list[dict[str, Any]]) -> None:
+def test_json_is_all_that_stands_on_stdout(calls: list[Call]) -> None:
     printed = json.loads(invoke("runs/x", "--json").stdout)
     assert printed["trained_on"] == REPORT.trained_on
     assert printed["suites"][0]["success_rate"] == 0.8

@@ -6,9 +6,15 @@ import json
 import pytest
 
 from vla_rl.errors import UserError
+from vla_rl.evaluation.choices import Choices
 from vla_rl.evaluation.episodes import EPISODES_FILE, EpisodeLog, read_episodes
 from vla_rl.evaluation.evaluate import evaluate
 from vla_rl.evaluation.outcome import notes_on_training
+from vla_rl.evaluation.protocol import Protocol
+
+
+def evaluated(policy, *, progress=None, **choices):
+    return evaluate(policy, Choices(**choices), progress=progress)
 
 
 class PulledPlugError(Exception):
@@ -31,7 +37,7 @@ def outcomes(folder):
 
 
 def test_exactly_the_asked_episodes_are_played(trained, tmp_path):
-    report = evaluate(trained, episodes_per_task=3, seed=[0, 5], out=tmp_path)
+    report = evaluated(trained, episodes_per_task=3, seeds=(0, 5), out=tmp_path)
     played = [(it.task_id, it.seed, it.init_state) for it in read_episodes(tmp_path / EPISODES_FILE)]
     assert sorted(played) == [(task, seed, state) for task in (0, 1) for seed in (0, 5) for state in range(3)]
     (suite,) = report.summary.suites
@@ -40,32 +46,32 @@ def test_exactly_the_asked_episodes_are_played(trained, tmp_path):
 
 def test_the_same_evaluation_gives_the_same_episodes_whatever_the_number_of_slots(trained, tmp_path):
     for name, workers in (("one", 1), ("again", 1), ("three", 3)):
-        evaluate(trained, episodes_per_task=4, workers=workers, out=tmp_path / name)
+        evaluated(trained, episodes_per_task=4, workers=workers, out=tmp_path / name)
     assert outcomes(tmp_path / "one") == outcomes(tmp_path / "again")
     assert outcomes(tmp_path / "one").keys() == outcomes(tmp_path / "three").keys()
 
 
 def test_a_serial_evaluation_repeats_bit_by_bit_whatever_workers_were_asked_for(trained, tmp_path):
     for workers in (1, 3):
-        evaluate(trained, episodes_per_task=4, workers=workers, serial=True, out=tmp_path / str(workers))
+        evaluated(trained, episodes_per_task=4, workers=workers, serial=True, out=tmp_path / str(workers))
     assert outcomes(tmp_path / "1") == outcomes(tmp_path / "3")
 
 
 def test_another_seed_plays_other_episodes(trained, tmp_path):
     for seed in (0, 1):
-        evaluate(trained, tasks=[0], episodes_per_task=4, seed=seed, out=tmp_path / str(seed))
+        evaluated(trained, tasks=(0,), episodes_per_task=4, seeds=(seed,), out=tmp_path / str(seed))
     returns = [[it.episode_return for it in read_episodes(tmp_path / name / EPISODES_FILE)] for name in ("0", "1")]
     assert sorted(returns[0]) != sorted(returns[1])
 
 
 def test_an_interrupted_evaluation_goes_on_and_ends_with_the_same_result(trained, tmp_path):
-    evaluate(trained, episodes_per_task=5, out=tmp_path / "whole")
+    evaluated(trained, episodes_per_task=5, out=tmp_path / "whole")
     with pytest.raises(PulledPlugError):
-        evaluate(trained, episodes_per_task=5, out=tmp_path / "halves", progress=stop_after(4))
+        evaluated(trained, episodes_per_task=5, out=tmp_path / "halves", progress=stop_after(4))
     before = (tmp_path / "halves" / EPISODES_FILE).read_bytes()
     assert before.count(b"\n") >= 4
     told = []
-    evaluate(trained, episodes_per_task=5, out=tmp_path / "halves", progress=lambda *counts: told.append(counts))
+    evaluated(trained, episodes_per_task=5, out=tmp_path / "halves", progress=lambda *counts: told.append(counts))
     assert (tmp_path / "halves" / EPISODES_FILE).read_bytes().startswith(before)
     assert told[0][:2] == (before.count(b"\n"), 10)
     assert told[-1][:2] == (10, 10)
@@ -73,32 +79,32 @@ def test_an_interrupted_evaluation_goes_on_and_ends_with_the_same_result(trained
 
 
 def test_a_finished_evaluation_is_not_played_again_and_a_longer_one_only_the_rest(trained, tmp_path):
-    evaluate(trained, episodes_per_task=2, out=tmp_path)
+    evaluated(trained, episodes_per_task=2, out=tmp_path)
     first = (tmp_path / EPISODES_FILE).read_bytes()
-    evaluate(trained, episodes_per_task=2, out=tmp_path)
+    evaluated(trained, episodes_per_task=2, out=tmp_path)
     assert (tmp_path / EPISODES_FILE).read_bytes() == first
-    longer = evaluate(trained, episodes_per_task=3, out=tmp_path)
+    longer = evaluated(trained, episodes_per_task=3, out=tmp_path)
     assert (tmp_path / EPISODES_FILE).read_bytes().startswith(first)
     assert longer.summary.suites[0].episodes == 6
     # Asked for fewer again, the answer speaks of those alone.
-    assert evaluate(trained, episodes_per_task=2, out=tmp_path).summary.suites[0].episodes == 4
+    assert evaluated(trained, episodes_per_task=2, out=tmp_path).summary.suites[0].episodes == 4
 
 
-@pytest.mark.parametrize("other", [{"seed": 1}, {"temperature": 1.0}, {"horizon": 4}])
+@pytest.mark.parametrize("other", [{"seeds": (1,)}, {"temperature": 1.0}, {"horizon": 4}])
 def test_two_evaluations_are_never_mixed(trained, tmp_path, other):
-    evaluate(trained, episodes_per_task=1, out=tmp_path)
+    evaluated(trained, episodes_per_task=1, out=tmp_path)
     with pytest.raises(UserError, match=rf"holds another evaluation.*{next(iter(other))}"):
-        evaluate(trained, episodes_per_task=1, out=tmp_path, **other)
+        evaluated(trained, episodes_per_task=1, out=tmp_path, **other)
 
 
 def test_one_evaluation_at_a_time_writes_into_a_folder(trained, tmp_path):
-    evaluate(trained, episodes_per_task=1, out=tmp_path)
+    evaluated(trained, episodes_per_task=1, out=tmp_path)
     with EpisodeLog(tmp_path / EPISODES_FILE), pytest.raises(UserError, match="another evaluation writes to it"):
-        evaluate(trained, episodes_per_task=2, out=tmp_path)
+        evaluated(trained, episodes_per_task=2, out=tmp_path)
 
 
 def test_what_an_evaluation_writes_says_under_which_conditions_it_was_made(trained, tmp_path):
-    evaluate(trained / "checkpoints" / "optimizer_step_30", tasks=[1], episodes_per_task=2, out=tmp_path)
+    evaluated(trained / "checkpoints" / "optimizer_step_30", tasks=(1,), episodes_per_task=2, out=tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["evaluation"]["trained_on"] == "toy (tasks: 0,1), sampled initial states"
     assert results["evaluation"]["seeds"] == [0]
@@ -130,8 +136,8 @@ def test_a_score_on_the_training_s_own_states_says_so(evaluated, trained, warned
 
 
 def test_results_lie_in_the_run_under_a_name_that_says_what_is_special(trained):
-    plain = evaluate(trained, tasks=[0], episodes_per_task=1)
-    other = evaluate(trained, tasks=[0], episodes_per_task=1, seed=[3, 4], horizon=2)
+    plain = evaluated(trained, tasks=(0,), episodes_per_task=1)
+    other = evaluated(trained, tasks=(0,), episodes_per_task=1, seeds=(3, 4), horizon=2)
     assert plain.folder == trained / "eval" / "optimizer_step_30_toy"
     assert other.folder == trained / "eval" / "optimizer_step_30_toy_horizon2_seed3-4"
 
@@ -139,25 +145,24 @@ def test_results_lie_in_the_run_under_a_name_that_says_what_is_special(trained):
 @pytest.mark.parametrize(
     ("choices", "complaint"),
     [
-        ({"suite": "libero_goal"}, "--suite: the policy was trained on toy, found libero_goal"),
+        ({"suites": ("libero_goal",)}, "--suite: the policy was trained on toy, found libero_goal"),
         ({"init_states": "standard"}, "--init-states: toy samples"),
-        ({"protocol": "long"}, "--protocol: a protocol is LIBERO's"),
-        ({"protocol": "short"}, "--protocol: found 'short'; allowed are oft, long"),
+        ({"protocol": Protocol("long")}, "--protocol: a protocol is LIBERO's"),
         ({"assets": "proxy"}, "--assets: toy has none"),
         ({"control": "blind"}, "--control blind: the policy sees no frames"),
         ({"video": "all"}, "--video: the environment 'toy' has no cameras"),
-        ({"seed": [1, 1]}, "--seed: .* every seed stands once"),
+        ({"seeds": (1, 1)}, "--seed: .* every seed stands once"),
         ({"temperature": 0.0}, "--temperature"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(trained, tmp_path, choices, complaint):
     with pytest.raises(UserError, match=complaint):
-        evaluate(trained, out=tmp_path / "out", **choices)
+        evaluated(trained, out=tmp_path / "out", **choices)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_greedy_policy_fails_or_succeeds_by_its_weights_alone_and_a_sampled_one_says_so(trained, tmp_path):
-    greedy = evaluate(trained, tasks=[0], episodes_per_task=6, out=tmp_path / "greedy")
-    sampled = evaluate(trained, tasks=[0], episodes_per_task=6, temperature=50.0, out=tmp_path / "sampled")
+    greedy = evaluated(trained, tasks=(0,), episodes_per_task=6, out=tmp_path / "greedy")
+    sampled = evaluated(trained, tasks=(0,), episodes_per_task=6, temperature=50.0, out=tmp_path / "sampled")
     assert greedy.summary.tasks != sampled.summary.tasks
     assert outcomes(tmp_path / "greedy") != outcomes(tmp_path / "sampled")

@@ -15,3 +15,8 @@ from vla_rl.evaluation.protocol import Protocol
 )
 def test_the_protocols_allow_their_numbers_of_control_steps(suite, oft, long):
     assert (Protocol("oft").horizon(suite), Protocol("long").horizon(suite)) == (oft, long)
+
+
+def test_a_protocol_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="--protocol: found 'short'; allowed are oft, long"):
+        Protocol("short")

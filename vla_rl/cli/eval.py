@@ -81,33 +81,34 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
         return
     if checkpoint is None:
         raise UserError("give what is to be evaluated: a run, a checkpoint or a directory of weights")
-    task_ids = None if tasks is None else parse_tasks(tasks)
-    seeds = parse_seeds(seed)
+    task_ids = None if tasks is None else tuple(parse_tasks(tasks))
+    seeds = tuple(parse_seeds(seed))
 
     from vla_rl.cli.eval_view import EvaluationProgress, print_report
+    from vla_rl.evaluation.choices import Choices
     from vla_rl.evaluation.evaluate import evaluate as run_evaluation
+    from vla_rl.evaluation.protocol import Protocol
 
+    choices = Choices(
+        suites=tuple(name for entry in suite or () for name in entry.split(",")),
+        tasks=task_ids,
+        episodes_per_task=episodes_per_task,
+        protocol=Protocol(protocol),
+        workers=workers,
+        seeds=seeds,
+        init_states=init_states,
+        horizon=horizon,
+        temperature=temperature,
+        control=control,
+        video=None if video == "none" else video,
+        assets=assets,
+        allow_unpinned=allow_unpinned,
+        profile=profile,
+        serial=serial,
+        out=out,
+    )
     with EvaluationProgress() as progress:
-        report = run_evaluation(
-            checkpoint,
-            suite=[name for entry in suite for name in entry.split(",")] if suite else None,
-            tasks=task_ids,
-            episodes_per_task=episodes_per_task,
-            protocol=protocol,
-            workers=workers,
-            seed=seeds,
-            init_states=init_states,
-            horizon=horizon,
-            temperature=temperature,
-            control=control,
-            video=None if video == "none" else video,
-            assets=assets,
-            allow_unpinned=allow_unpinned,
-            profile=profile,
-            serial=serial,
-            out=out,
-            progress=progress,
-        )
+        report = run_evaluation(checkpoint, choices, progress=progress)
     if as_json:
         print(report.to_json())
     else:

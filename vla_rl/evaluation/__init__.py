@@ -1,1 +1,1 @@
-"""Evaluation protocol, statistics and the run manifest."""
+"""Evaluation: the protocol, its episodes, their statistics, and two evaluations compared."""

@@ -10,69 +10,34 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from vla_rl.errors import preflight
+from vla_rl.evaluation.choices import Choices
 from vla_rl.evaluation.conditions import Conditions, claim_folder
 from vla_rl.evaluation.control import BLIND_EPISODES_FILE, BlankFrames, Control, blind_control
 from vla_rl.evaluation.episodes import EPISODES_FILE, EpisodeLog, EpisodeResult
 from vla_rl.evaluation.outcome import EvaluationReport, notes_on_training
-from vla_rl.evaluation.parts import Choices, Part, all_deviations, folder_name, make_conditions, make_parts
+from vla_rl.evaluation.parts import Part, all_deviations, folder_name, make_conditions, make_parts
 from vla_rl.evaluation.play import play, result_keys
-from vla_rl.evaluation.protocol import InitStates, Protocol, ProtocolName
 from vla_rl.evaluation.results import EvaluationSummary, write_results
 from vla_rl.evaluation.subject import Subject, find_subject
-from vla_rl.evaluation.video import VIDEOS, Keep, check_video, count_videos, recorded_builders
+from vla_rl.evaluation.video import VIDEOS, check_video, count_videos, recorded_builders
 from vla_rl.ipc.shared_arrays import sweep_stale
 from vla_rl.reporting.files import atomic_write_bytes
 from vla_rl.reporting.manifest import MANIFEST_FILE, write_manifest
 from vla_rl.run.plan import Plan
 
+USUAL = Choices()
 Progress = Callable[[int, int, int], None]
 """(episodes done, episodes in all, successes so far)"""
 
 
-def evaluate(  # noqa: PLR0913 - the verb's options, by name
-    checkpoint: Path | str,
-    *,
-    suite: str | Sequence[str] | None = None,
-    tasks: Sequence[int] | None = None,
-    episodes_per_task: int = 50,
-    protocol: ProtocolName = "oft",
-    workers: int | None = None,
-    seed: int | Sequence[int] = 0,
-    init_states: InitStates | None = None,
-    horizon: int | None = None,
-    temperature: float | None = None,
-    control: Literal["blind"] | None = None,
-    video: Keep | None = None,
-    assets: str | None = None,
-    allow_unpinned: bool = False,
-    profile: str = "auto",
-    serial: bool = False,
-    out: Path | None = None,
-    progress: Progress | None = None,
-) -> EvaluationReport:
+def evaluate(checkpoint: Path | str, choices: Choices = USUAL, *, progress: Progress | None = None) -> EvaluationReport:
     """Evaluate a policy.
 
     Args:
         checkpoint: see `subject.find_subject`.
-        suite: one or several, instead of the one of the training.
-        tasks: task ids, instead of those of the training (in another suite: all).
-        episodes_per_task: initial states 0 .. n - 1 of each task, with each seed.
-        protocol: `oft` or `long`: how many control steps an episode may take.
-        workers: simulator processes; default: one for every usable core but one (`parts.usual_workers`).
-        seed: of the environments; with several, every episode is played with each.
-        init_states: which set of initial states; default: `standard`, the benchmark's.
-        horizon: control steps, instead of the protocol's.
-        temperature: sample actions at it, instead of taking the most likely ones.
-        control: `blind`: play all episodes once more with blank frames.
-        video: which episodes leave a video behind.
-        assets: of the simulator, instead of those of the training.
-        allow_unpinned: evaluate on versions of the simulator other than those of published scores.
-        profile: of a checkpoint directory.
-        serial: one process in a fixed order, one episode at a time: repeats bit by bit.
-        out: where results are written; default: below `eval/` of the run.
+        choices: what departs from the usual.
         progress: told once before the first and after every episode.
 
     Raises:
@@ -80,32 +45,19 @@ def evaluate(  # noqa: PLR0913 - the verb's options, by name
         CellFailureError: a part failed for good; what was played is kept.
     """
     with preflight():
-        choices = Choices(
-            protocol=Protocol(protocol),
-            tasks=None if tasks is None else tuple(tasks),
-            episodes_per_task=episodes_per_task,
-            workers=workers,
-            seeds=(seed,) if isinstance(seed, int) else tuple(seed),
-            init_states=init_states,
-            horizon=horizon,
-            temperature=temperature,
-            assets=assets,
-            allow_unpinned=allow_unpinned,
-            serial=serial,
-        )
-        subject = find_subject(str(checkpoint), profile=profile)
-        parts = make_parts(subject, choices, suite)
-        _check_extras(parts, control=control, video=video)
+        subject = find_subject(str(checkpoint), profile=choices.profile)
+        parts = make_parts(subject, choices)
+        _check_extras(parts, choices)
         conditions = make_conditions(subject, choices, parts)
         default = subject.home / folder_name(subject, conditions, parts)
-        folder = claim_folder(conditions, out=out, default=default)
+        folder = claim_folder(conditions, out=choices.out, default=default)
     deviations = all_deviations(choices, parts)
     sweep_stale()
     _write_manifest(folder, subject, choices, [part.plan for part in parts], deviations)
-    total = sum(len(part.jobs) for part in parts) * (1 if control is None else 2)
+    total = sum(len(part.jobs) for part in parts) * (1 if choices.control is None else 2)
     passes = Passes(folder, subject.checkpoint, choices, Tally(total, progress))
-    episodes = passes.play_all([_filmed(part, folder, video, choices.seeds) for part in parts], EPISODES_FILE)
-    blind = passes.play_all([_blinded(part) for part in parts], BLIND_EPISODES_FILE) if control else None
+    episodes = passes.play_all([_filmed(part, folder, choices) for part in parts], EPISODES_FILE)
+    blind = passes.play_all([_blinded(part) for part in parts], BLIND_EPISODES_FILE) if choices.control else None
     compared = None if blind is None else blind_control(episodes, blind)
     summary = _write(folder, episodes, parts, subject, conditions, deviations, compared)
     return EvaluationReport(
@@ -116,7 +68,7 @@ def evaluate(  # noqa: PLR0913 - the verb's options, by name
         trained_on=subject.trained_on,
         init_states=conditions.init_states,
         control=compared,
-        videos=None if video is None else count_videos(folder / VIDEOS, episodes, keep=video),
+        videos=None if choices.video is None else count_videos(folder / VIDEOS, episodes, keep=choices.video),
     )
 
 
@@ -167,25 +119,25 @@ class Passes:
             return [episode for episode in log.episodes if episode.key in wanted]
 
 
-def _check_extras(parts: Sequence[Part], *, control: Literal["blind"] | None, video: Keep | None) -> None:
+def _check_extras(parts: Sequence[Part], choices: Choices) -> None:
     """Refuse a control or videos where there is nothing to see, or no encoder.
 
     Raises:
         ValueError: naming the option.
     """
     for part in parts:
-        if control is not None and part.plan.transform is None:
+        if choices.control is not None and part.plan.transform is None:
             raise ValueError("--control blind: the policy sees no frames, only the state; leave the option out")
-    if video is not None:
+    if choices.video is not None:
         check_video()
         for part in parts:
-            recorded_builders(part.plan, Path(), keep=video, seeds=())
+            recorded_builders(part.plan, Path(), keep=choices.video, seeds=())
 
 
-def _filmed(part: Part, folder: Path, video: Keep | None, seeds: Sequence[int]) -> Part:
-    if video is None:
+def _filmed(part: Part, folder: Path, choices: Choices) -> Part:
+    if choices.video is None:
         return part
-    builders = recorded_builders(part.plan, folder / VIDEOS, keep=video, seeds=seeds)
+    builders = recorded_builders(part.plan, folder / VIDEOS, keep=choices.video, seeds=choices.seeds)
     return replace(part, plan=replace(part.plan, env=replace(part.plan.env, builders=builders)))
 
 

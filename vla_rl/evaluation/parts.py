@@ -10,9 +10,9 @@ from typing import Any
 
 from vla_rl.envs.build import SimulatorReport
 from vla_rl.envs.libero.assets import SUBFOLDERS, Assets
+from vla_rl.evaluation.choices import Choices
 from vla_rl.evaluation.conditions import Conditions, digest_of_files
 from vla_rl.evaluation.play import SAMPLED, evaluation_jobs, init_states
-from vla_rl.evaluation.protocol import InitStates, Protocol
 from vla_rl.evaluation.subject import Subject
 from vla_rl.ipc.room import available_memory
 from vla_rl.libero_suites import SUITES
@@ -48,23 +48,6 @@ _SLOTS_PER_WORKER = 2  # one is stepped while the other waits for its decision
 _WORKER_BYTES = 2 * 2**30  # memory of a worker with two LIBERO simulators and their graphics contexts, rounded up
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choices:
-    """What was asked for; None is the usual."""
-
-    protocol: Protocol
-    tasks: tuple[int, ...] | None
-    episodes_per_task: int
-    workers: int | None
-    seeds: tuple[int, ...]
-    init_states: InitStates | None
-    horizon: int | None
-    temperature: float | None
-    assets: str | None
-    allow_unpinned: bool
-    serial: bool
-
-
 @dataclass(frozen=True, slots=True)
 class Part:
     """One suite of an evaluation."""
@@ -73,7 +56,7 @@ class Part:
     jobs: list[EpisodeJob]
 
 
-def make_parts(subject: Subject, choices: Choices, suite: str | Sequence[str] | None) -> list[Part]:
+def make_parts(subject: Subject, choices: Choices) -> list[Part]:
     """A plan and its episodes for each suite.
 
     Raises:
@@ -82,7 +65,7 @@ def make_parts(subject: Subject, choices: Choices, suite: str | Sequence[str] | 
     if len(set(choices.seeds)) != len(choices.seeds) or not choices.seeds:
         raise ValueError(f"--seed: found {list(choices.seeds)}; every seed stands once")
     parts = []
-    for name in _suites(subject, suite):
+    for name in _suites(subject, choices.suites):
         plan = make_plan(_recipe(subject, choices, name))
         if plan.env.simulator is not None and not choices.allow_unpinned:
             _refuse_unpinned(plan.env.simulator)
@@ -156,16 +139,15 @@ def all_deviations(choices: Choices, parts: Sequence[Part]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _suites(subject: Subject, suite: str | Sequence[str] | None) -> list[str]:
+def _suites(subject: Subject, asked: Sequence[str]) -> Sequence[str]:
     """The suites to play; the name of the environment, where there are none.
 
     Raises:
         ValueError: one does not exist, stands twice, or must be named.
     """
     env = subject.recipe.env
-    asked = [suite] if isinstance(suite, str) else list(suite or ())
     if not isinstance(env, LiberoSection):
-        if asked not in ([], [env.name]):
+        if tuple(asked) not in ((), (env.name,)):
             raise ValueError(
                 f"--suite: the policy was trained on {env.name}, found {', '.join(asked)}; leave the option out"
             )

@@ -82,3 +82,6 @@ class Protocol:
         if plan.transform is not None and plan.transform.input_size != RENDER_SIZE:
             found.append(f"cameras draw {plan.transform.input_size} pixels a side instead of {RENDER_SIZE}")
         return tuple(found)
+
+
+OFT = Protocol("oft")

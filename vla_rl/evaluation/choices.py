@@ -1,0 +1,32 @@
+"""What an evaluation may be asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vla_rl.evaluation.protocol import EPISODES_PER_TASK, OFT, InitStates, Protocol
+from vla_rl.evaluation.video import Keep
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choices:
+    """The options of an evaluation; whatever is left out is as usual."""
+
+    suites: tuple[str, ...] = ()  # none: that of the training
+    tasks: tuple[int, ...] | None = None  # None: those of the training; in another suite all
+    episodes_per_task: int = EPISODES_PER_TASK  # initial states 0 .. n - 1 of each task, with each seed
+    protocol: Protocol = OFT
+    workers: int | None = None  # simulator processes; None: `parts.usual_workers`
+    seeds: tuple[int, ...] = (0,)  # of the environments: every episode is played with each
+    init_states: InitStates | None = None  # None: `standard`, the benchmark's
+    horizon: int | None = None  # control steps, instead of the protocol's
+    temperature: float | None = None  # actions are sampled at it; None: the most likely ones are taken
+    control: Literal["blind"] | None = None  # all episodes are played once more, with blank frames
+    video: Keep | None = None  # which episodes leave a video behind
+    assets: str | None = None  # of the simulator, instead of those of the training
+    allow_unpinned: bool = False  # versions of the simulator other than those of published scores
+    profile: str = "auto"  # of a checkpoint directory
+    serial: bool = False  # one process in a fixed order, one episode at a time: repeats bit by bit
+    out: Path | None = None  # where results are written; None: below `eval/` of the run
