@@ -10,7 +10,7 @@ from vla_rl.evaluation.comparison import (
     mcnemar_in_words,
     verdict,
 )
-from vla_rl.evaluation.conditions import claim_folder
+from vla_rl.evaluation.conditions import evaluation_folder
 from vla_rl.evaluation.episodes import EPISODES_FILE, EpisodeLog, EpisodeResult
 from vla_rl.evaluation.pairs import compare
 
@@ -23,8 +23,10 @@ def episode(state, success, *, init_states="standard"):
 
 
 def evaluation(folder, outcomes, conditions):
-    claim_folder(conditions, out=folder, default=folder)
-    with EpisodeLog(folder / EPISODES_FILE) as log:
+    with (
+        evaluation_folder(conditions, out=folder, default=folder),
+        EpisodeLog(folder / EPISODES_FILE) as log,
+    ):
         for state, success in enumerate(outcomes):
             log.append(episode(state, success))
     return folder

@@ -2,12 +2,13 @@ import dataclasses
 
 import pytest
 
+from vla_rl.errors import UserError
 from vla_rl.evaluation.conditions import (
     CONDITIONS_FILE,
     Conditions,
-    claim_folder,
     differences,
     digest_of_files,
+    evaluation_folder,
     read_conditions,
 )
 
@@ -26,8 +27,14 @@ USUAL = Conditions(
 OTHER = dataclasses.replace(USUAL, protocol="long", seeds=(1, 2))
 
 
+def claimed(conditions, *, out, default):
+    """The folder, claimed and let go of."""
+    with evaluation_folder(conditions, out=out, default=default) as folder:
+        return folder
+
+
 def test_conditions_are_read_as_they_were_written(tmp_path):
-    folder = claim_folder(OTHER, out=tmp_path / "eval", default=tmp_path)
+    folder = claimed(OTHER, out=tmp_path / "eval", default=tmp_path)
     assert read_conditions(folder) == OTHER
     assert read_conditions(tmp_path) is None
 
@@ -35,25 +42,50 @@ def test_conditions_are_read_as_they_were_written(tmp_path):
 def test_an_asked_folder_is_gone_on_with_but_not_shared(tmp_path):
     out = tmp_path / "eval"
     for _ in range(2):
-        assert claim_folder(USUAL, out=out, default=tmp_path) == out
-    with pytest.raises(ValueError, match="protocol: oft and long; seeds: 0 and 1,2"):
-        claim_folder(OTHER, out=out, default=tmp_path)
+        assert claimed(USUAL, out=out, default=tmp_path) == out
+    with pytest.raises(UserError, match="protocol: oft and long; seeds: 0 and 1,2"):
+        claimed(OTHER, out=out, default=tmp_path)
     assert read_conditions(out) == USUAL
 
 
 def test_a_default_folder_is_numbered_until_it_is_one_s_own(tmp_path):
     changed = dataclasses.replace(USUAL, fingerprint="def")
     default = tmp_path / "eval" / "step_3"
-    assert claim_folder(USUAL, out=None, default=default).name == "step_3"
-    assert claim_folder(changed, out=None, default=default).name == "step_3_2"
-    assert claim_folder(USUAL, out=None, default=default).name == "step_3"
-    assert claim_folder(changed, out=None, default=default).name == "step_3_2"
+    assert claimed(USUAL, out=None, default=default).name == "step_3"
+    assert claimed(changed, out=None, default=default).name == "step_3_2"
+    assert claimed(USUAL, out=None, default=default).name == "step_3"
+    assert claimed(changed, out=None, default=default).name == "step_3_2"
 
 
-def test_episodes_of_unknown_conditions_are_left_alone(tmp_path):
-    (tmp_path / "episodes.jsonl").write_text("")
-    with pytest.raises(ValueError, match=r"without evaluation\.json"):
-        claim_folder(USUAL, out=tmp_path, default=tmp_path)
+@pytest.mark.parametrize(
+    ("file", "complaint"),
+    [
+        ("episodes.jsonl", r"holds episodes\.jsonl of something else"),
+        ("manifest.json", r"holds manifest\.json of something else"),
+        ("recipe.yaml", r"is the folder of a run"),
+    ],
+)
+def test_a_folder_with_files_of_something_else_is_left_alone(tmp_path, file, complaint):
+    (tmp_path / file).write_text("precious")
+    with pytest.raises(UserError, match=rf"--out: {tmp_path} {complaint}"):
+        claimed(USUAL, out=tmp_path, default=tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {file: "precious"}
+
+
+def test_a_folder_in_use_is_refused_before_a_word_is_written(tmp_path):
+    with evaluation_folder(USUAL, out=tmp_path, default=tmp_path):
+        before = (tmp_path / CONDITIONS_FILE).stat()
+        with pytest.raises(UserError, match="another process is writing to"):
+            claimed(USUAL, out=tmp_path, default=tmp_path)
+        assert (tmp_path / CONDITIONS_FILE).stat() == before
+    assert claimed(USUAL, out=tmp_path, default=tmp_path) == tmp_path
+
+
+def test_a_file_is_no_folder_and_told_so(tmp_path):
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match=f"--out: {out} cannot be made"):
+            claimed(USUAL, out=out, default=tmp_path)
 
 
 def test_a_digest_tells_files_apart_by_name_and_content_and_not_by_where_they_lie(tmp_path):

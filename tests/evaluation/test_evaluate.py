@@ -7,10 +7,11 @@ import pytest
 
 from vla_rl.errors import UserError
 from vla_rl.evaluation.choices import Choices
-from vla_rl.evaluation.episodes import EPISODES_FILE, EpisodeLog, read_episodes
+from vla_rl.evaluation.episodes import EPISODES_FILE, read_episodes
 from vla_rl.evaluation.evaluate import evaluate
 from vla_rl.evaluation.outcome import notes_on_training
 from vla_rl.evaluation.protocol import Protocol
+from vla_rl.run.claim import claim_folder
 
 
 def evaluated(policy, *, progress=None, **choices):
@@ -97,10 +98,20 @@ def test_two_evaluations_are_never_mixed(trained, tmp_path, other):
         evaluated(trained, episodes_per_task=1, out=tmp_path, **other)
 
 
-def test_one_evaluation_at_a_time_writes_into_a_folder(trained, tmp_path):
+def test_an_evaluation_that_is_refused_leaves_the_running_one_s_files_alone(trained, tmp_path):
     evaluated(trained, episodes_per_task=1, out=tmp_path)
-    with EpisodeLog(tmp_path / EPISODES_FILE), pytest.raises(UserError, match="another evaluation writes to it"):
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with claim_folder(tmp_path, option="--out"), pytest.raises(UserError, match="another process is writing to"):
         evaluated(trained, episodes_per_task=2, out=tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_a_run_keeps_its_manifest(trained):
+    before = (trained / "manifest.json").read_bytes()
+    with pytest.raises(UserError, match="is the folder of a run"):
+        evaluated(trained, episodes_per_task=1, out=trained)
+    assert (trained / "manifest.json").read_bytes() == before
+    assert not (trained / "evaluation.json").exists()
 
 
 def test_what_an_evaluation_writes_says_under_which_conditions_it_was_made(trained, tmp_path):

@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from itertools import count
 from pathlib import Path
 
+from vla_rl.errors import UserError, preflight
 from vla_rl.evaluation.episodes import EPISODES_FILE
 from vla_rl.reporting.files import atomic_write_json
+from vla_rl.reporting.manifest import MANIFEST_FILE
+from vla_rl.run.claim import claim_folder
+from vla_rl.run.folder import RECIPE_FILE
 
 CONDITIONS_FILE = "evaluation.json"
 
@@ -87,8 +92,9 @@ def read_conditions(folder: Path) -> Conditions | None:
         raise ValueError(f"{path}: expected an object with {names}, found something else; remove the folder") from error
 
 
-def claim_folder(conditions: Conditions, *, out: Path | None, default: Path) -> Path:
-    """The folder of an evaluation, new or to be gone on with; its conditions stand in it afterwards.
+@contextmanager
+def evaluation_folder(conditions: Conditions, *, out: Path | None, default: Path) -> Iterator[Path]:
+    """The folder of an evaluation, new or to be gone on with: held against other writers, its conditions in it.
 
     Args:
         conditions: of this evaluation.
@@ -96,19 +102,18 @@ def claim_folder(conditions: Conditions, *, out: Path | None, default: Path) -> 
         default: where to write if none was; numbered on while another evaluation stands there.
 
     Raises:
-        ValueError: another evaluation stands in `out`.
+        UserError: the folder cannot be made, somebody writes there now, or it holds something else.
     """
-    if out is None:
-        folder = next(folder for folder in _numbered(default) if not _obstacles(folder, conditions))
-    elif obstacles := _obstacles(out, conditions):
-        raise ValueError(
-            f"--out: {out} holds another evaluation, and two are never mixed (then and now: {'; '.join(obstacles)}). "
-            "Choose another folder"
-        )
-    else:
-        folder = out
-    atomic_write_json(folder / CONDITIONS_FILE, asdict(conditions))
-    return folder
+    with preflight():
+        free = (folder for folder in _numbered(default) if _obstacle(folder, conditions) is None)
+        folder = next(free) if out is None else out
+    with claim_folder(folder, option="--out"):  # before the first file is written: else it might be another's
+        with preflight():
+            obstacle = _obstacle(folder, conditions)
+        if obstacle is not None:
+            raise UserError(f"--out: {folder} {obstacle}. Choose another folder")
+        atomic_write_json(folder / CONDITIONS_FILE, asdict(conditions))
+        yield folder
 
 
 def _numbered(folder: Path) -> Iterator[Path]:
@@ -117,14 +122,17 @@ def _numbered(folder: Path) -> Iterator[Path]:
     yield from (folder.with_name(f"{folder.name}_{number}") for number in count(2))
 
 
-def _obstacles(folder: Path, conditions: Conditions) -> list[str]:
-    """Why an evaluation may not write here."""
+def _obstacle(folder: Path, conditions: Conditions) -> str | None:
+    """Why an evaluation may not write here; None if it may."""
+    if (folder / RECIPE_FILE).exists():
+        return f"is the folder of a run ({RECIPE_FILE}), whose manifest would be lost"
     there = read_conditions(folder)
     if there is not None:
-        return differences(there, conditions, of_policy=True)
-    if (folder / EPISODES_FILE).exists():
-        return [f"{EPISODES_FILE} without {CONDITIONS_FILE}"]
-    return []
+        changes = differences(there, conditions, of_policy=True)
+        listed = f"(then and now: {'; '.join(changes)})"
+        return f"holds another evaluation, and two are never mixed {listed}" if changes else None
+    foreign = [name for name in (MANIFEST_FILE, EPISODES_FILE) if (folder / name).exists()]
+    return f"holds {foreign[0]} of something else: there is no {CONDITIONS_FILE}" if foreign else None
 
 
 def _in_words(name: str, value: object) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Self
 
 EPISODES_FILE = "episodes.jsonl"
 
@@ -42,23 +41,20 @@ class EpisodeLog:
             log.append(result)
 
     Args:
-        path: the file; its folder is made if it is missing. A last line torn by the end of a process is removed.
+        path: the file, which nobody else writes to; its folder is made if it is missing. A last line torn by the end of
+            a process is removed.
 
     Raises:
-        ValueError: a line is no episode, an episode stands twice in the file, or another process writes to it.
+        ValueError: a line is no episode, or an episode stands twice in the file.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = path.open("ab")
-        try:
-            _lock(self._stream, path)
-            self._episodes, complete_bytes = _read(path)
-        except ValueError:
-            self._stream.close()
-            raise
+        path.touch()
+        self._episodes, complete_bytes = _read(path)
         self._done = {episode.key for episode in self._episodes}
+        self._stream = path.open("ab")
         self._stream.truncate(complete_bytes)
 
     @property
@@ -95,14 +91,6 @@ class EpisodeLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _lock(stream: BinaryIO, path: Path) -> None:
-    """Two evaluations in one file would play every episode twice; the lock ends with the process."""
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ValueError(f"{path}: another evaluation writes to it now; wait, or choose another folder") from error
 
 
 def read_episodes(path: Path) -> list[EpisodeResult]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vla_rl.errors import preflight
 from vla_rl.evaluation.choices import Choices
-from vla_rl.evaluation.conditions import Conditions, claim_folder
+from vla_rl.evaluation.conditions import Conditions, evaluation_folder
 from vla_rl.evaluation.control import BLIND_EPISODES_FILE, BlankFrames, Control, blind_control
 from vla_rl.evaluation.episodes import EPISODES_FILE, EpisodeLog, EpisodeResult
 from vla_rl.evaluation.outcome import EvaluationReport, notes_on_training
@@ -25,7 +25,6 @@ from vla_rl.evaluation.video import VIDEOS, check_video, count_videos, recorded_
 from vla_rl.ipc.shared_arrays import sweep_stale
 from vla_rl.reporting.files import atomic_write_bytes
 from vla_rl.reporting.manifest import MANIFEST_FILE, write_manifest
-from vla_rl.run.plan import Plan
 
 USUAL = Choices()
 Progress = Callable[[int, int, int], None]
@@ -45,28 +44,54 @@ def evaluate(checkpoint: Path | str, choices: Choices = USUAL, *, progress: Prog
         CellFailureError: a part failed for good; what was played is kept.
     """
     with preflight():
-        subject = find_subject(str(checkpoint), profile=choices.profile)
-        parts = make_parts(subject, choices)
-        _check_extras(parts, choices)
-        conditions = make_conditions(subject, choices, parts)
-        default = subject.home / folder_name(subject, conditions, parts)
-        folder = claim_folder(conditions, out=choices.out, default=default)
-    deviations = all_deviations(choices, parts)
+        planned = _plan(checkpoint, choices)
+    with evaluation_folder(planned.conditions, out=choices.out, default=planned.default_folder) as folder:
+        return _evaluate(folder, planned, progress)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """An evaluation before it plays."""
+
+    subject: Subject
+    choices: Choices
+    parts: list[Part]
+    conditions: Conditions
+    default_folder: Path
+    deviations: tuple[str, ...]
+
+
+def _plan(checkpoint: Path | str, choices: Choices) -> Planned:
+    subject = find_subject(str(checkpoint), profile=choices.profile)
+    parts = make_parts(subject, choices)
+    _check_extras(parts, choices)
+    conditions = make_conditions(subject, choices, parts)
+    return Planned(
+        subject=subject,
+        choices=choices,
+        parts=parts,
+        conditions=conditions,
+        default_folder=subject.home / folder_name(subject, conditions, parts),
+        deviations=all_deviations(choices, parts),
+    )
+
+
+def _evaluate(folder: Path, planned: Planned, progress: Progress | None) -> EvaluationReport:
+    choices, parts = planned.choices, planned.parts
     sweep_stale()
-    _write_manifest(folder, subject, choices, [part.plan for part in parts], deviations)
+    _write_manifest(folder, planned)
     total = sum(len(part.jobs) for part in parts) * (1 if choices.control is None else 2)
-    passes = Passes(folder, subject.checkpoint, choices, Tally(total, progress))
+    passes = Passes(folder, planned.subject.checkpoint, choices, Tally(total, progress))
     episodes = passes.play_all([_filmed(part, folder, choices) for part in parts], EPISODES_FILE)
     blind = passes.play_all([_blinded(part) for part in parts], BLIND_EPISODES_FILE) if choices.control else None
     compared = None if blind is None else blind_control(episodes, blind)
-    summary = _write(folder, episodes, parts, subject, conditions, deviations, compared)
     return EvaluationReport(
-        checkpoint=subject.location,
+        checkpoint=planned.subject.location,
         folder=folder,
-        summary=summary,
-        deviations=deviations,
-        trained_on=subject.trained_on,
-        init_states=conditions.init_states,
+        summary=_write_results(folder, planned, episodes, compared),
+        deviations=planned.deviations,
+        trained_on=planned.subject.trained_on,
+        init_states=planned.conditions.init_states,
         control=compared,
         videos=None if choices.video is None else count_videos(folder / VIDEOS, episodes, keep=choices.video),
     )
@@ -146,9 +171,9 @@ def _blinded(part: Part) -> Part:
     return replace(part, plan=replace(part.plan, transform=BlankFrames(part.plan.transform)))
 
 
-def _write_manifest(
-    folder: Path, subject: Subject, choices: Choices, plans: Sequence[Plan], deviations: Sequence[str]
-) -> None:
+def _write_manifest(folder: Path, planned: Planned) -> None:
+    subject, choices = planned.subject, planned.choices
+    plans = [part.plan for part in planned.parts]
     simulator = plans[0].env.simulator
     write_manifest(
         folder / MANIFEST_FILE,
@@ -161,7 +186,7 @@ def _write_manifest(
             "simulator_assets": None if simulator is None else f"{simulator.assets.kind}: {simulator.assets.folder}",
             "renderer": None if simulator is None else f"{simulator.gl}: {simulator.renderer}",
         },
-        deviations=deviations,
+        deviations=planned.deviations,
         extra={
             "protocol": None if simulator is None else choices.protocol.describe(),
             "horizons": {plan.env.tasks[0].suite: plan.env.horizon for plan in plans},
@@ -173,24 +198,20 @@ def _write_manifest(
     )
 
 
-def _write(
-    folder: Path,
-    episodes: Sequence[EpisodeResult],
-    parts: Sequence[Part],
-    subject: Subject,
-    conditions: Conditions,
-    deviations: Sequence[str],
-    control: Control | None,
+def _write_results(
+    folder: Path, planned: Planned, episodes: Sequence[EpisodeResult], control: Control | None
 ) -> EvaluationSummary:
+    subject, states = planned.subject, planned.conditions.init_states
+    tasks = [task for part in planned.parts for task in part.plan.env.tasks]
     summary = write_results(
         folder,
         episodes,
-        languages={(task.suite, task.task_id): task.language for part in parts for task in part.plan.env.tasks},
-        notes=notes_on_training(evaluated=conditions.init_states, trained=subject.trained_states),
-        columns={"init_states": conditions.init_states, "trained_on": subject.trained_on},
+        languages={(task.suite, task.task_id): task.language for task in tasks},
+        notes=notes_on_training(evaluated=states, trained=subject.trained_states),
+        columns={"init_states": states, "trained_on": subject.trained_on},
         details={
-            "evaluation": asdict(conditions),
-            "deviations": list(deviations),
+            "evaluation": asdict(planned.conditions),
+            "deviations": list(planned.deviations),
             "control": None if control is None else asdict(control),
         },
     )
