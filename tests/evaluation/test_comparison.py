@@ -24,7 +24,7 @@ def episode(state, success, *, init_states="standard"):
 
 def evaluation(folder, outcomes, conditions):
     with (
-        evaluation_folder(conditions, out=folder, default=folder),
+        evaluation_folder(conditions, set(), out=folder, default=folder),
         EpisodeLog(folder / EPISODES_FILE) as log,
     ):
         for state, success in enumerate(outcomes):

@@ -29,7 +29,7 @@ OTHER = dataclasses.replace(USUAL, protocol="long", seeds=(1, 2))
 
 def claimed(conditions, *, out, default):
     """The folder, claimed and let go of."""
-    with evaluation_folder(conditions, out=out, default=default) as folder:
+    with evaluation_folder(conditions, set(), out=out, default=default) as folder:
         return folder
 
 
@@ -73,7 +73,7 @@ def test_a_folder_with_files_of_something_else_is_left_alone(tmp_path, file, com
 
 
 def test_a_folder_in_use_is_refused_before_a_word_is_written(tmp_path):
-    with evaluation_folder(USUAL, out=tmp_path, default=tmp_path):
+    with evaluation_folder(USUAL, set(), out=tmp_path, default=tmp_path):
         before = (tmp_path / CONDITIONS_FILE).stat()
         with pytest.raises(UserError, match="another process is writing to"):
             claimed(USUAL, out=tmp_path, default=tmp_path)

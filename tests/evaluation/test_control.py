@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from vla_rl.evaluation.control import BlankFrames, blind_control
-from vla_rl.evaluation.episodes import EpisodeResult
+from vla_rl.evaluation.control import BLIND_EPISODES_FILE, BlankFrames, blind_control, stored_control
+from vla_rl.evaluation.episodes import EpisodeLog, EpisodeResult
 
 
 class Halving:
@@ -45,3 +45,16 @@ def test_the_difference_that_sight_makes_is_put_in_words(seeing, blind, meaning)
     assert meaning in control.meaning
     assert control.success_rate == sum(blind) / 20
     assert control.comparison.difference == pytest.approx((sum(seeing) - sum(blind)) / 20)
+
+
+def test_a_control_that_was_played_stays_until_there_are_more_episodes_than_it_has(tmp_path):
+    assert stored_control(tmp_path, episodes([True] * 2)) == (None, [])
+    with EpisodeLog(tmp_path / BLIND_EPISODES_FILE) as log:
+        for episode in episodes([False] * 2):
+            log.append(episode)
+    kept, gaps = stored_control(tmp_path, episodes([True] * 2))
+    assert (kept.comparison.difference, gaps) == (1.0, [])
+    kept, gaps = stored_control(tmp_path, episodes([True] * 5))
+    assert (kept, gaps) == (
+        None, ["the blind control has 2 of 5 episodes; --control blind plays the others and compares."]
+    )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 
@@ -87,8 +88,20 @@ def test_a_finished_evaluation_is_not_played_again_and_a_longer_one_only_the_res
     longer = evaluated(trained, episodes_per_task=3, out=tmp_path)
     assert (tmp_path / EPISODES_FILE).read_bytes().startswith(first)
     assert longer.summary.suites[0].episodes == 6
-    # Asked for fewer again, the answer speaks of those alone.
-    assert evaluated(trained, episodes_per_task=2, out=tmp_path).summary.suites[0].episodes == 4
+
+
+def test_results_are_never_replaced_by_those_of_fewer_or_other_episodes(trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    four = evaluated(run, tasks=(0,), episodes_per_task=4).folder
+    kept = (four / "results.json").read_bytes()
+    two, other = evaluated(run, tasks=(0,), episodes_per_task=2), evaluated(run, tasks=(1,), episodes_per_task=4)
+    assert [it.folder.name for it in (two, other)] == ["optimizer_step_30_toy_task0_2", "optimizer_step_30_toy_task1"]
+    assert (four / "results.json").read_bytes() == kept
+    with pytest.raises(UserError, match="holds 2 episodes besides the asked ones, toy task 0 sampled init state 2 "):
+        evaluated(run, tasks=(0,), episodes_per_task=2, out=four)
+    five = evaluated(run, tasks=(0,), episodes_per_task=5)
+    assert five.folder == four
+    assert [task["episodes"] for task in json.loads((four / "results.json").read_text())["tasks"]] == [5]
 
 
 @pytest.mark.parametrize("other", [{"seeds": (1,)}, {"temperature": 1.0}, {"horizon": 4}])
@@ -149,8 +162,8 @@ def test_a_score_on_the_training_s_own_states_says_so(evaluated, trained, warned
 def test_results_lie_in_the_run_under_a_name_that_says_what_is_special(trained):
     plain = evaluated(trained, tasks=(0,), episodes_per_task=1)
     other = evaluated(trained, tasks=(0,), episodes_per_task=1, seeds=(3, 4), horizon=2)
-    assert plain.folder == trained / "eval" / "optimizer_step_30_toy"
-    assert other.folder == trained / "eval" / "optimizer_step_30_toy_horizon2_seed3-4"
+    assert plain.folder == trained / "eval" / "optimizer_step_30_toy_task0"
+    assert other.folder == trained / "eval" / "optimizer_step_30_toy_task0_horizon2_seed3-4"
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def test_the_protocol_is_followed_and_every_departure_named():
     }
     conditions = make_conditions(subject, odd, parts)
     assert conditions.assets.startswith("proxy, files ")
-    assert folder_name(subject, conditions, parts) == "libero_spatial_libero_10_long_spare_T1.6_seed0-7"
+    assert folder_name(subject, odd, conditions, parts) == "libero_spatial_libero_10_2tasks_long_spare_T1.6_seed0-7"
 
 
 @needs_simulator
@@ -183,6 +183,7 @@ def test_the_tiny_policy_is_evaluated_on_two_suites_filmed_and_blinded(tmp_path)
     assert report.videos == (4, 0)
     assert report.control is not None
     assert report.control.comparison.pairs == 4
+    assert evaluate("tiny", dataclasses.replace(choices, control=None)).control == report.control  # kept
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["evaluation"]["trained_on"] == "unknown"
     assert results["control"]["name"] == "blind"

@@ -67,7 +67,13 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
     ] = False,
     profile: Annotated[str, typer.Option("--profile", help="Of public weights: auto, simplevla or rlinf.")] = "auto",
     out: Annotated[
-        Path | None, typer.Option("--out", help="Where results are written.", show_default="eval/ of the run")
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Where results are written. They sum up a whole folder: more tasks or episodes go on in it, fewer or "
+            "others need another one; below eval/ it gets a name of its own.",
+            show_default="eval/ of the run",
+        ),
     ] = None,
     compare: Annotated[
         tuple[Path, Path] | None,
@@ -75,7 +81,7 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Evaluate a policy on the benchmark's standard initial states; interrupted, the same command goes on."""
+    """Evaluate a policy on the benchmark's standard initial states. Interrupted, the same command goes on."""
     if compare is not None:
         _compare(checkpoint, compare, as_json=as_json)
         return

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from itertools import count
 from pathlib import Path
 
 from vla_rl.errors import UserError, preflight
-from vla_rl.evaluation.episodes import EPISODES_FILE
+from vla_rl.evaluation.episodes import EPISODES_FILE, EpisodeKey, in_words, read_episodes
 from vla_rl.reporting.files import atomic_write_json
 from vla_rl.reporting.manifest import MANIFEST_FILE
 from vla_rl.run.claim import claim_folder
@@ -27,8 +27,8 @@ _OF_THE_POLICY = frozenset({"checkpoint", "fingerprint", "trained_on"})
 class Conditions:
     """What two evaluations must have in common to be one evaluation, interrupted.
 
-    Suites, tasks and the number of episodes are not part of it: they say how far an evaluation goes, and every episode
-    knows its own.
+    Suites, tasks and the number of episodes are not part of it: they say how far an evaluation goes, next time perhaps
+    further, and every episode knows its own.
     """
 
     checkpoint: str  # where it lies
@@ -93,11 +93,16 @@ def read_conditions(folder: Path) -> Conditions | None:
 
 
 @contextmanager
-def evaluation_folder(conditions: Conditions, *, out: Path | None, default: Path) -> Iterator[Path]:
+def evaluation_folder(
+    conditions: Conditions, wanted: Set[EpisodeKey], *, out: Path | None, default: Path
+) -> Iterator[Path]:
     """The folder of an evaluation, new or to be gone on with: held against other writers, its conditions in it.
+
+    Results sum up all episodes of a folder, so one that holds episodes besides the wanted ones is another evaluation's.
 
     Args:
         conditions: of this evaluation.
+        wanted: its episodes.
         out: the folder that was asked for.
         default: where to write if none was; numbered on while another evaluation stands there.
 
@@ -105,11 +110,11 @@ def evaluation_folder(conditions: Conditions, *, out: Path | None, default: Path
         UserError: the folder cannot be made, somebody writes there now, or it holds something else.
     """
     with preflight():
-        free = (folder for folder in _numbered(default) if _obstacle(folder, conditions) is None)
+        free = (folder for folder in _numbered(default) if _obstacle(folder, conditions, wanted) is None)
         folder = next(free) if out is None else out
     with claim_folder(folder, option="--out"):  # before the first file is written: else it might be another's
         with preflight():
-            obstacle = _obstacle(folder, conditions)
+            obstacle = _obstacle(folder, conditions, wanted)
         if obstacle is not None:
             raise UserError(f"--out: {folder} {obstacle}. Choose another folder")
         atomic_write_json(folder / CONDITIONS_FILE, asdict(conditions))
@@ -122,17 +127,27 @@ def _numbered(folder: Path) -> Iterator[Path]:
     yield from (folder.with_name(f"{folder.name}_{number}") for number in count(2))
 
 
-def _obstacle(folder: Path, conditions: Conditions) -> str | None:
+def _obstacle(folder: Path, conditions: Conditions, wanted: Set[EpisodeKey]) -> str | None:
     """Why an evaluation may not write here; None if it may."""
     if (folder / RECIPE_FILE).exists():
         return f"is the folder of a run ({RECIPE_FILE}), whose manifest would be lost"
     there = read_conditions(folder)
-    if there is not None:
-        changes = differences(there, conditions, of_policy=True)
-        listed = f"(then and now: {'; '.join(changes)})"
-        return f"holds another evaluation, and two are never mixed {listed}" if changes else None
-    foreign = [name for name in (MANIFEST_FILE, EPISODES_FILE) if (folder / name).exists()]
-    return f"holds {foreign[0]} of something else: there is no {CONDITIONS_FILE}" if foreign else None
+    if there is None:
+        foreign = [name for name in (MANIFEST_FILE, EPISODES_FILE) if (folder / name).exists()]
+        return f"holds {foreign[0]} of something else: there is no {CONDITIONS_FILE}" if foreign else None
+    if changes := differences(there, conditions, of_policy=True):
+        return f"holds another evaluation, and two are never mixed (then and now: {'; '.join(changes)})"
+    if more := _others(folder / EPISODES_FILE, wanted):
+        return (
+            f"holds {len(more)} episodes besides the asked ones, {in_words(more[0])} for one, and results sum up a "
+            "whole folder. Ask for those too (--suite, --tasks, --episodes-per-task)"
+        )
+    return None
+
+
+def _others(log: Path, wanted: Set[EpisodeKey]) -> list[EpisodeKey]:
+    played = {episode.key for episode in read_episodes(log)} if log.exists() else set()
+    return sorted(played - wanted)
 
 
 def _in_words(name: str, value: object) -> str:

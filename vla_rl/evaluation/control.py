@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from vla_rl.evaluation.episodes import EpisodeResult
+from vla_rl.evaluation.episodes import EpisodeResult, read_episodes
 from vla_rl.evaluation.pairs import Comparison, compare
 from vla_rl.types import FrameTransform, UInt8Array
 
@@ -43,6 +44,23 @@ class Control:
     success_rate: float  # blind, mean over tasks
     comparison: Comparison  # the first is the seeing policy
     meaning: str  # one sentence
+
+
+def stored_control(folder: Path, seeing: Sequence[EpisodeResult]) -> tuple[Control | None, list[str]]:
+    """The control that was ever played in an evaluation's folder, if it is whole, and a sentence where it is not.
+
+    Raises:
+        ValueError: its log is broken.
+    """
+    log = folder / BLIND_EPISODES_FILE
+    blind = read_episodes(log) if log.exists() else []
+    if len(blind) == len(seeing):
+        return blind_control(seeing, blind), []
+    if not blind:
+        return None, []
+    return None, [
+        f"the blind control has {len(blind)} of {len(seeing)} episodes; --control blind plays the others and compares."
+    ]
 
 
 def blind_control(seeing: Iterable[EpisodeResult], blind: Iterable[EpisodeResult]) -> Control:

@@ -74,7 +74,7 @@ class EpisodeLog:
             ValueError: this episode was kept before; counting it twice would bias the rate.
         """
         if episode.key in self._done:
-            raise ValueError(f"{self._path}: episode {_in_words(episode.key)} was recorded before")
+            raise ValueError(f"{self._path}: episode {in_words(episode.key)} was recorded before")
         self._stream.write(json.dumps(asdict(episode), ensure_ascii=False, allow_nan=False).encode() + b"\n")
         self._stream.flush()  # a killed process tears the last line at worst
         self._done.add(episode.key)
@@ -110,7 +110,7 @@ def _read(path: Path) -> tuple[list[EpisodeResult], int]:
     for number, line in enumerate(lines, start=1):
         episode = _parse(line, where=f"{path}, line {number}")
         if episode.key in episodes:
-            raise ValueError(f"{path}, line {number}: episode {_in_words(episode.key)} stands twice; remove one line")
+            raise ValueError(f"{path}, line {number}: episode {in_words(episode.key)} stands twice; remove one line")
         episodes[episode.key] = episode
     return list(episodes.values()), path.stat().st_size - len(torn)
 
@@ -126,5 +126,6 @@ def _parse(line: bytes, *, where: str) -> EpisodeResult:
     return EpisodeResult(**record)
 
 
-def _in_words(key: EpisodeKey) -> str:
+def in_words(key: EpisodeKey) -> str:
+    """`libero_goal task 2 standard init state 4 seed 7`."""
     return "{} task {} {} init state {} seed {}".format(*key)

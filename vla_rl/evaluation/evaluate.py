@@ -14,8 +14,8 @@ from pathlib import Path
 from vla_rl.errors import preflight
 from vla_rl.evaluation.choices import Choices
 from vla_rl.evaluation.conditions import Conditions, evaluation_folder
-from vla_rl.evaluation.control import BLIND_EPISODES_FILE, BlankFrames, Control, blind_control
-from vla_rl.evaluation.episodes import EPISODES_FILE, EpisodeLog, EpisodeResult
+from vla_rl.evaluation.control import BLIND_EPISODES_FILE, BlankFrames, Control, stored_control
+from vla_rl.evaluation.episodes import EPISODES_FILE, EpisodeKey, EpisodeLog, EpisodeResult
 from vla_rl.evaluation.outcome import EvaluationReport, notes_on_training
 from vla_rl.evaluation.parts import Part, all_deviations, folder_name, make_conditions, make_parts
 from vla_rl.evaluation.play import play, result_keys
@@ -45,7 +45,8 @@ def evaluate(checkpoint: Path | str, choices: Choices = USUAL, *, progress: Prog
     """
     with preflight():
         planned = _plan(checkpoint, choices)
-    with evaluation_folder(planned.conditions, out=choices.out, default=planned.default_folder) as folder:
+    claimed = evaluation_folder(planned.conditions, planned.wanted, out=choices.out, default=planned.default_folder)
+    with claimed as folder:
         return _evaluate(folder, planned, progress)
 
 
@@ -56,6 +57,7 @@ class Planned:
     subject: Subject
     choices: Choices
     parts: list[Part]
+    wanted: frozenset[EpisodeKey]
     conditions: Conditions
     default_folder: Path
     deviations: tuple[str, ...]
@@ -70,8 +72,9 @@ def _plan(checkpoint: Path | str, choices: Choices) -> Planned:
         subject=subject,
         choices=choices,
         parts=parts,
+        wanted=frozenset().union(*(result_keys(part.plan, part.jobs) for part in parts)),
         conditions=conditions,
-        default_folder=subject.home / folder_name(subject, conditions, parts),
+        default_folder=subject.home / folder_name(subject, choices, conditions, parts),
         deviations=all_deviations(choices, parts),
     )
 
@@ -83,12 +86,13 @@ def _evaluate(folder: Path, planned: Planned, progress: Progress | None) -> Eval
     total = sum(len(part.jobs) for part in parts) * (1 if choices.control is None else 2)
     passes = Passes(folder, planned.subject.checkpoint, choices, Tally(total, progress))
     episodes = passes.play_all([_filmed(part, folder, choices) for part in parts], EPISODES_FILE)
-    blind = passes.play_all([_blinded(part) for part in parts], BLIND_EPISODES_FILE) if choices.control else None
-    compared = None if blind is None else blind_control(episodes, blind)
+    if choices.control is not None:
+        passes.play_all([_blinded(part) for part in parts], BLIND_EPISODES_FILE)
+    compared, gaps = stored_control(folder, episodes)
     return EvaluationReport(
         checkpoint=planned.subject.location,
         folder=folder,
-        summary=_write_results(folder, planned, episodes, compared),
+        summary=_write_results(folder, planned, episodes, compared, gaps),
         deviations=planned.deviations,
         trained_on=planned.subject.trained_on,
         init_states=planned.conditions.init_states,
@@ -124,12 +128,11 @@ class Passes:
     tally: Tally
 
     def play_all(self, parts: Sequence[Part], file: str) -> list[EpisodeResult]:
-        """Play what is missing in a log; returns the wanted episodes that stand in it then."""
-        wanted = set().union(*(result_keys(part.plan, part.jobs) for part in parts))
+        """Play what is missing in a log; returns the episodes that stand in it then: those of the parts."""
         with preflight():
             opened = EpisodeLog(self.folder / file)
         with opened as log:
-            self.tally.add([episode for episode in log.episodes if episode.key in wanted])
+            self.tally.add(log.episodes)
             for part in parts:
                 play(
                     part.plan,
@@ -141,7 +144,7 @@ class Passes:
                     log_dir=self.folder / "logs",
                     on_episode=lambda episode: self.tally.add([episode]),
                 )
-            return [episode for episode in log.episodes if episode.key in wanted]
+            return list(log.episodes)
 
 
 def _check_extras(parts: Sequence[Part], choices: Choices) -> None:
@@ -199,7 +202,11 @@ def _write_manifest(folder: Path, planned: Planned) -> None:
 
 
 def _write_results(
-    folder: Path, planned: Planned, episodes: Sequence[EpisodeResult], control: Control | None
+    folder: Path,
+    planned: Planned,
+    episodes: Sequence[EpisodeResult],
+    control: Control | None,
+    gaps: Sequence[str],
 ) -> EvaluationSummary:
     subject, states = planned.subject, planned.conditions.init_states
     tasks = [task for part in planned.parts for task in part.plan.env.tasks]
@@ -207,7 +214,7 @@ def _write_results(
         folder,
         episodes,
         languages={(task.suite, task.task_id): task.language for task in tasks},
-        notes=notes_on_training(evaluated=states, trained=subject.trained_states),
+        notes=[*notes_on_training(evaluated=states, trained=subject.trained_states), *gaps],
         columns={"init_states": states, "trained_on": subject.trained_on},
         details={
             "evaluation": asdict(planned.conditions),

@@ -110,10 +110,12 @@ def _assets_in_words(assets: Assets) -> str:
     return f"{assets.kind}, files {digest_of_files(assets.folder, (*SUBFOLDERS, 'textures'))}"
 
 
-def folder_name(subject: Subject, conditions: Conditions, parts: Sequence[Part]) -> str:
+def folder_name(subject: Subject, choices: Choices, conditions: Conditions, parts: Sequence[Part]) -> str:
     """The checkpoint, the suites, and what is not as usual."""
     words = [subject.name] if subject.name else []
     words += [part.plan.env.tasks[0].suite for part in parts]
+    if choices.tasks is not None:
+        words.append(f"task{choices.tasks[0]}" if len(choices.tasks) == 1 else f"{len(choices.tasks)}tasks")
     if conditions.protocol == "long":
         words.append("long")
     if conditions.horizon is not None:
