@@ -30,6 +30,7 @@ class ComparisonReport:
             "second": str(self.second),
             **asdict(self.comparison),
             "distinguishable": self.comparison.distinguishable,
+            "verdict": verdict(self.comparison),
             "caveats": list(self.caveats),
         }
         return json.dumps(values, indent=2)
@@ -45,6 +46,7 @@ class ComparisonReport:
             f"only A succeeded in {result.test.only_first}, only B in {result.test.only_second}: "
             f"{mcnemar_in_words(result)} (exact {result.test.p_exact:.2g})",
             verdict(result),
+            *weights_in_words(result),
         ]
         return "\n".join([*lines, *(f"mind: they differ in {caveat}" for caveat in self.caveats)])
 
@@ -65,8 +67,13 @@ def mcnemar_in_words(result: Comparison) -> str:
 
 def verdict(result: Comparison) -> str:
     """Whether the difference is distinguishable from noise, in one sentence."""
+    if result.surprising and result.contradictory:
+        return (
+            "Nothing can be said: the mean over tasks and the number of episodes won do not favour the same policy. "
+            "Evaluate both on equally many episodes of every task."
+        )
     if result.distinguishable:
-        better = "A" if result.test.only_first > result.test.only_second else "B"
+        better = "A" if result.difference > 0 else "B"
         return (
             f"The difference is distinguishable: {better} is better. Two equally good policies would differ this much "
             f"in {100 * result.test.p_mid:.2g} % of such comparisons."
@@ -77,6 +84,17 @@ def verdict(result: Comparison) -> str:
         "The difference is not distinguishable from noise: two equally good policies would differ this much in "
         f"{100 * result.test.p_mid:.2g} % of such comparisons. More episodes may tell."
     )
+
+
+def weights_in_words(result: Comparison) -> list[str]:
+    """A sentence where tasks have unequally many pairs, so that rates and test weigh them differently."""
+    fewest, most = result.pairs_per_task
+    if fewest == most:
+        return []
+    return [
+        f"mind: tasks have between {fewest} and {most} pairs; the rates and their difference weigh every task alike, "
+        "McNemar every pair"
+    ]
 
 
 def compare_evaluations(first: Path, second: Path) -> ComparisonReport:

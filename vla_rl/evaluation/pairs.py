@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,11 +30,23 @@ class Comparison:
     difference: float  # `first_rate` - `second_rate`
     interval: Interval | None  # of `difference`, initial states redrawn within tasks; None: the differences do not vary
     test: McNemar  # pairs of one initial state are a cluster
+    pairs_per_task: tuple[int, int]  # the fewest and the most; `difference` weighs tasks alike, `test` weighs pairs
+
+    @property
+    def surprising(self) -> bool:
+        """Whether chance alone would rarely make two equally good policies differ in so many pairs."""
+        return self.test.p_mid < 1 - CONFIDENCE
+
+    @property
+    def contradictory(self) -> bool:
+        """Whether the mean over tasks and the count of pairs favour different policies; unequal tasks allow it."""
+        counted = self.test.only_first - self.test.only_second
+        return counted != 0 and round(self.difference, 9) * counted <= 0
 
     @property
     def distinguishable(self) -> bool:
-        """Whether chance alone would rarely make two equally good policies differ like this."""
-        return self.test.p_mid < 1 - CONFIDENCE
+        """Whether one policy is better: by more than chance, and by either way of counting."""
+        return self.surprising and not self.contradictory
 
 
 def compare(first: Iterable[EpisodeResult], second: Iterable[EpisodeResult]) -> Comparison:
@@ -55,6 +68,7 @@ def compare(first: Iterable[EpisodeResult], second: Iterable[EpisodeResult]) -> 
         [mine - other for mine, other in zip(*task, strict=True)]
         for task in zip(first_rates, second_rates, strict=True)
     ]
+    pairs_of_tasks = Counter(key[:2] for key in shared).values()
     return Comparison(
         pairs=len(shared),
         unpaired=len(ours.keys() ^ theirs.keys()),
@@ -68,6 +82,7 @@ def compare(first: Iterable[EpisodeResult], second: Iterable[EpisodeResult]) -> 
             [theirs[key].success for key in shared],
             clusters=[key[:4] for key in shared],
         ),
+        pairs_per_task=(min(pairs_of_tasks), max(pairs_of_tasks)),
     )
 
 
