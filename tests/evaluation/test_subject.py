@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -113,14 +115,66 @@ def test_a_typed_hub_id_is_downloaded_without_code(tmp_path, monkeypatch):
     assert (subject.location, subject.recipe.policy.checkpoint) == ("somebody/model", str(tmp_path / "snapshot"))
 
 
-def test_a_hub_id_that_cannot_be_had_is_one_clear_error(monkeypatch):
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub on this machine that answers every request with one status and one error code."""
+    import huggingface_hub.constants
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            status, code = answer
+            self.send_response(status)
+            self.send_header("X-Error-Code", code)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    answer = [404, "RepoNotFound"]
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield answer
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "reason"),
+    [
+        (404, "RepoNotFound", r"it is unknown, or private: check the spelling.*\(404 Client Error"),
+        (401, "GatedRepo", r"it is gated: accept its terms on https://huggingface.co/some/model and.*\(401 Client"),
+        (403, "GatedRepo", r"it is gated"),
+        (418, "", r"not to be had now: run `hf download some/model` where.*\(\S+"),
+    ],
+)
+def test_a_hub_id_that_cannot_be_had_is_told_with_the_reason(hub, status, code, reason):
+    hub[:] = status, code
+    with pytest.raises(ValueError, match=reason) as told:
+        find_subject("some/model", profile="auto")
+    assert "\n" not in str(told.value)
+
+
+def test_a_name_that_the_hub_does_not_allow_is_misspelt():
+    with pytest.raises(ValueError, match=r"unknown, or private: check the spelling.*\(Repo id must use alphanumeric"):
+        find_subject("some/model..", profile="auto")
+
+
+@pytest.mark.parametrize("during_download", [False, True])
+def test_without_a_network_a_hub_id_says_so(monkeypatch, during_download):
     import huggingface_hub
+    from huggingface_hub.errors import HTTPError
 
     def unreachable(*_, **__):
-        raise OSError("no network")
+        raise HTTPError("no network") if during_download else OSError("no network")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    with pytest.raises(ValueError, match="`hf download nobody/nothing`"):
+    with pytest.raises(ValueError, match=r"`hf download nobody/nothing` where there is a network.*no network\)"):
         find_subject("nobody/nothing", profile="auto")
+
+
+def test_what_looks_like_a_path_is_no_hub_id():
     with pytest.raises(CheckpointError, match="does not exist"):
         find_subject("runs/a/b/c", profile="auto")

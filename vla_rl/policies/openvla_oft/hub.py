@@ -18,18 +18,45 @@ def checkpoint_directory(name: str | Path, *, download: bool) -> Path:
             A name that stands in a recipe or in an adapter's file asks for nothing: it is looked up in the cache.
 
     Raises:
-        ValueError: neither a path nor a model that can be had; the message says what to do.
+        ValueError: neither a path nor a model that can be had; the message says why, and what to do.
     """
     directory = Path(name).expanduser()
     if directory.parent.exists() or not isinstance(name, str) or not _HUB_ID.fullmatch(name):
         return directory
     try:
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(name, local_files_only=not download, allow_patterns=_PATTERNS))
+        return _snapshot(name, download=download)
     except (ImportError, OSError, ValueError) as error:  # the hub's own errors are kinds of the latter two
+        reason = _reason(error, name) if download else f"not in the local cache: run `hf download {name}`"
         raise ValueError(
             f"checkpoint {name!r} is not a directory here, and as the name of a model on the Hugging Face hub it is "
-            f"{'neither in the local cache nor to be had' if download else 'not in the local cache'}: "
-            f"run `hf download {name}` where there is a network, or give a local checkpoint folder"
+            f"{reason}, or give a local checkpoint folder ({_first_line(error)})"
         ) from error
+
+
+def _snapshot(name: str, *, download: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined] # of its HTTP library, whichever that is
+
+    try:
+        return Path(snapshot_download(name, local_files_only=not download, allow_patterns=_PATTERNS))
+    except HTTPError as error:
+        if isinstance(error, OSError):
+            raise
+        raise ConnectionError(f"{type(error).__name__}: {error}") from error  # broken off in the middle
+
+
+def _reason(error: Exception, name: str) -> str:
+    """Why a model cannot be had, and what to do."""
+    if isinstance(error, ImportError):
+        return "out of reach: install huggingface_hub"
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    if isinstance(error, GatedRepoError):  # before the next one, of which it is a kind
+        return f"gated: accept its terms on https://huggingface.co/{name} and log in with `hf auth login`"
+    if isinstance(error, RepositoryNotFoundError | HFValidationError):
+        return "unknown, or private: check the spelling, log in with `hf auth login` if it is yours"
+    return f"not to be had now: run `hf download {name}` where there is a network"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
