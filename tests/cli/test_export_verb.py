@@ -13,14 +13,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
-from vla_rl import export as exporting
 from vla_rl.cli.main import app
-from vla_rl.errors import UserError
-from vla_rl.export import export
+from vla_rl.errors import RunFailureError, UserError
+from vla_rl.export import export as exporting
+from vla_rl.export.export import ExportReport, export
 from vla_rl.learner.checkpoint import Progress, save
 from vla_rl.learner.engine import Engine
 from vla_rl.learner.optimizer import OptimizerSettings
+from vla_rl.policies.lora import merged_weight
 from vla_rl.policies.openvla_oft import OpenVLAOFT
+from vla_rl.policies.openvla_oft import export as layout
 from vla_rl.policies.openvla_oft.heads import L1ActionHead
 from vla_rl.recipe import build_recipe
 from vla_rl.replay.ring import ReplayRing
@@ -94,7 +96,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def merged(run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, exporting.ExportReport]:
+def merged(run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ExportReport]:
     out = tmp_path_factory.mktemp("exports") / "merged"
     return out, export(run, out=out)
 
@@ -311,7 +313,7 @@ def test_an_interrupted_export_leaves_nothing(
         assert any(".partial" in name for name in names(tmp_path))  # it was on its way
         raise failure
 
-    monkeypatch.setattr(exporting, "_compared", interrupt)
+    monkeypatch.setattr(exporting, "compare", interrupt)
     with pytest.raises(failure):
         export(run, out=tmp_path / "out")
     assert names(tmp_path) == set()
@@ -323,3 +325,45 @@ def test_what_a_killed_export_left_is_replaced(run: Path, tmp_path: Path) -> Non
     (left / "model.safetensors").write_bytes(b"half")
     export(run, out=tmp_path / "out", verify=0)
     assert names(tmp_path) == {"out"}
+
+
+def test_an_export_that_answers_differently_is_refused(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of what the adapters add is missing: too much for rounding, in bfloat16 too."""
+
+    def merged_by_half(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *, scaling: float) -> torch.Tensor:
+        return merged_weight(weight, a, b, scaling=0.5 * scaling)
+
+    monkeypatch.setattr(layout, "merged_weight", merged_by_half)
+    for dtype in (None, "bfloat16"):
+        with pytest.raises(RunFailureError, match=r"answers differently.* on 2 saved observations: logits differ"):
+            export(run, out=tmp_path / "out", dtype=dtype, verify=2)
+        assert names(tmp_path) == set()
+
+
+def test_an_export_that_answers_with_no_number_is_refused(
+    merged: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(weight: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        return torch.full_like(weight, torch.nan)
+
+    run = make_run(tmp_path / "run", f"policy.checkpoint={merged[0]}", with_replay=False)
+    monkeypatch.setattr(layout, "merged_weight", broken)
+    result = invoke(str(run), "--out", str(tmp_path / "out"), "--verify", "1")
+    assert result.exit_code == 1
+    assert "root mean square by nan" in result.stderr
+    assert names(tmp_path) == {"run"}
+
+
+def test_weights_that_are_no_numbers_are_exported_only_unseen(merged: Any, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(merged[0], source)
+    tensors = load_file(source / "model.safetensors")
+    tensors["language_model.model.norm.weight"][0] = torch.nan
+    save_file(tensors, source / "model.safetensors")
+    result = invoke(str(source), "--out", str(tmp_path / "out"))
+    assert result.exit_code == 2
+    assert "not finite" in result.stderr and "--verify 0" in result.stderr
+    assert names(tmp_path) == {"source"}
+    assert invoke(str(source), "--out", str(tmp_path / "out"), "--verify", "0").exit_code == 0

@@ -35,7 +35,7 @@ def export(
     ] = "auto",
 ) -> None:
     """Write a policy for other programs to load, and compare its answers before and after."""
-    from vla_rl.export import export as run_export
+    from vla_rl.export.export import export as run_export
 
     report = run_export(
         checkpoint, out=out, kind="merged" if merge else "adapter", dtype=dtype, verify=verify, profile=profile
