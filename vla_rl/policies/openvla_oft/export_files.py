@@ -28,14 +28,17 @@ def appears_whole(directory: Path) -> Iterator[Path]:
     """A directory to write into, beside `directory`: renamed to it at the end, removed if anything goes wrong.
 
     Raises:
-        ValueError: `directory` exists.
+        ValueError: `directory` exists, or cannot be made.
     """
-    if directory.exists():
-        raise ValueError(f"{directory} exists and nothing is written over it; name a new directory for the export")
     partial = directory.with_name(_PARTIAL_PREFIX + directory.name)
-    if partial.exists():  # of an export that was killed
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
+    try:
+        if directory.exists():
+            raise ValueError(f"{directory} exists and nothing is written over it; name a new directory for the export")
+        if partial.exists():  # of an export that was killed
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise ValueError(f"{directory} cannot be made ({error}); choose another directory for the export") from error
     try:
         yield partial
         for path in partial.iterdir():
