@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -286,6 +289,15 @@ def test_a_folder_that_exists_is_refused_before_any_work(run: Path, tmp_path: Pa
     assert names(tmp_path) == {"file"}
 
 
+@pytest.mark.parametrize("place", ["file/out", "/proc/nothing/out", "x" * 300])
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    result = invoke("tiny", "--out", str(tmp_path / place))
+    assert result.exit_code == 2
+    assert f"error: {tmp_path / place} cannot be made (" in result.stderr
+    assert names(tmp_path) == {"file"}
+
+
 def test_an_adapter_of_a_random_model_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="made from a seed"):
         export(run, out=tmp_path / "out", kind="adapter")
@@ -316,6 +328,24 @@ def test_an_interrupted_export_leaves_nothing(
     monkeypatch.setattr(exporting, "compare", interrupt)
     with pytest.raises(failure):
         export(run, out=tmp_path / "out")
+    assert names(tmp_path) == set()
+
+
+@pytest.mark.slow
+def test_an_export_that_is_asked_to_end_leaves_nothing(tmp_path: Path) -> None:
+    """As a batch system or `docker stop` asks, while the weights lie there and are being compared."""
+    command = [sys.executable, "-m", "vla_rl", "export", "tiny", "--out", str(tmp_path / "out"), "--verify", "200"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / ".partial-out" / "model.safetensors").is_file():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, errors) == (130, "interrupted\n")
     assert names(tmp_path) == set()
 
 

@@ -33,6 +33,7 @@ from vla_rl.policies.openvla_oft.self_test import network_faults
 from vla_rl.policies.openvla_oft.source import Source, find_checkpoint, find_source
 from vla_rl.recipe import OpenVLAOFTSection
 from vla_rl.run.plan import plan_policy, resolve_device
+from vla_rl.run.signals import interrupted_by_signals
 
 Kind = Literal["merged", "adapter"]
 _STEP = re.compile(r"optimizer_step_(\d+)")
@@ -64,7 +65,7 @@ def export(
     verify: int = 8,
     profile: str = "auto",
 ) -> ExportReport:
-    """Export a policy. The folder appears complete and verified, or not at all.
+    """Export a policy. The folder appears complete and verified, or not at all; SIGTERM and SIGHUP count as Ctrl-C.
 
     Args:
         target: a run, one of its checkpoints, or anything else that `vla_rl.evaluation.subject.find_subject` knows: a
@@ -81,7 +82,7 @@ def export(
         OSError: it could not be written; nothing is left behind.
     """
     chosen = None if dtype is None else DTYPES[dtype]
-    with preflight(), appears_whole(out) as folder:
+    with preflight(), interrupted_by_signals(), appears_whole(out) as folder:
         subject = find_subject(str(target), profile=profile)
         if subject.checkpoint is not None:
             return _export_trained(subject, subject.checkpoint, out, folder, kind=kind, dtype=chosen, verify=verify)

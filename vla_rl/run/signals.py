@@ -1,9 +1,12 @@
-"""Ctrl-C, SIGTERM and a closed terminal as a request to end well."""
+"""Signals that ask to end: as a request between two steps, or as Ctrl-C where there are no steps."""
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Self
 
@@ -49,3 +52,27 @@ class StopRequest:
         for descriptor in self._terminals:
             os.dup2(nowhere, descriptor)
         os.close(nowhere)
+
+@contextmanager
+def interrupted_by_signals() -> Iterator[None]:
+    """Make SIGTERM (of a batch system, of `docker stop`) and SIGHUP (of a terminal that is gone) what Ctrl-C is.
+
+    Without it they end the process at once, and whatever it had half-written stays. The first one raises
+    `KeyboardInterrupt`; those that follow are ignored, so that they do not interrupt the tidying up. A signal that is
+    ignored (`nohup`) stays ignored. Elsewhere than in the main thread nothing changes.
+    """
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        for each in previous:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt(f"signal {number}")
+
+    caught = (signal.SIGTERM, signal.SIGHUP) if threading.current_thread() is threading.main_thread() else ()
+    previous = {each: handler for each in caught if (handler := signal.getsignal(each)) not in (signal.SIG_IGN, None)}
+    for each in previous:
+        signal.signal(each, interrupt)
+    try:
+        yield
+    finally:
+        for each, handler in previous.items():
+            signal.signal(each, handler)
