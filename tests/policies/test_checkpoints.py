@@ -128,6 +128,10 @@ def damage_pickle(directory):
     torch.save({"fc1.weight": print}, directory / "proprio_projector--7_checkpoint.pt")
 
 
+def damage_text(directory):
+    (directory / "proprio_projector--7_checkpoint.pt").write_text("see elsewhere")
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -136,6 +140,7 @@ def damage_pickle(directory):
         (damage_extra_tensor, r"'projector\.fc4\.bias', which OpenVLA-OFT does not have"),
         (damage_truncated, "not a complete safetensors file"),
         (damage_pickle, "cannot be read as a plain state dict"),
+        (damage_text, r"proprio_projector--7_checkpoint\.pt: cannot be read as a plain state dict"),
     ],
 )
 def test_damaged_weights_are_refused_by_name(broken, damage, message):
@@ -205,6 +210,81 @@ def test_a_checkpoint_that_does_not_fit_gets_one_clear_error(unreadable, build_a
         describe(build_arguments, unreadable, **changes)
 
 
+def edit_statistics(name=None, field=None, value=None):
+    """Replaces one list of the suite's statistics, one block, or (without a name) all of them."""
+
+    def damage(directory):
+        path = directory / "dataset_statistics.json"
+        content = json.loads(path.read_text())
+        suite = content["libero_spatial_no_noops"]
+        if name is None:
+            content["libero_spatial_no_noops"] = value
+        elif field is None:
+            suite[name] = value
+        else:
+            suite[name][field] = value
+        path.write_text(json.dumps(content))
+
+    return damage
+
+
+STATISTICS = r"^/.*/dataset_statistics\.json: libero_spatial_no_noops\."
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (edit_statistics(value=[1]), STATISTICS + "action is None; expected an object with the lists q01 and q99"),
+        (edit_statistics("action", value=[0.0]), STATISTICS + r"action is \[0\.0\]; expected an object"),
+        (edit_statistics("action", value={}), STATISTICS + "action.q01 is None; expected 7 finite numbers"),
+        (edit_statistics("action", "q99"), STATISTICS + "action.q99 is None; expected 7 finite numbers"),
+        (edit_statistics("action", "q01", [0.0] * 6), STATISTICS + r"action.q01 is \[0\.0, .*expected 7 finite"),
+        (edit_statistics("action", "q01", [0.0] * 14), STATISTICS + "action.q01 .*expected 7 finite numbers"),
+        (edit_statistics("action", "q99", ["1"] * 7), STATISTICS + "action.q99 .*expected 7 finite numbers"),
+        (edit_statistics("action", "mask", [True] * 6), STATISTICS + "action.mask .*expected 7 times true or false"),
+        (edit_statistics("action", "q99", [-9.0] * 7), STATISTICS + r"action: q99 \[-9\.0.*is below q01"),
+        (edit_statistics("proprio"), STATISTICS + "proprio is None; expected an object"),
+        (edit_statistics("proprio", "q01", [0.0] * 7), STATISTICS + "proprio.q01 .*expected 8 finite numbers"),
+        (
+            edit_statistics("proprio", "q99", [float("nan")] * 8),
+            STATISTICS + r"proprio.q99 is \[nan.*expected 8",
+        ),
+    ],
+)
+def test_statistics_that_scale_something_else_are_refused_by_file_and_field(
+    unreadable, build_arguments, damage, message
+):
+    damage(unreadable)
+    with pytest.raises(ValueError, match=message):
+        describe(build_arguments, unreadable)
+
+
+def test_statistics_of_what_is_not_fed_do_not_matter(unreadable, build_arguments):
+    (unreadable / "proprio_projector--7_checkpoint.pt").unlink()
+    edit_statistics("proprio", "q01", [0.0] * 7)(unreadable)
+    assert describe(build_arguments, unreadable).statistics_key == "libero_spatial_no_noops"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("tokenizer.json", "", r"tokenizer\.json: no tokenizer"),
+        ("tokenizer.json", "{}", r"tokenizer\.json: no tokenizer"),
+        ("vla_rl.json", '{"profile": ["rlinf"]}', r"vla_rl\.json: profile is \['rlinf'\]; expected the name of one"),
+    ],
+)
+def test_a_small_file_that_holds_something_else_is_refused_by_name(unreadable, build_arguments, file, content, message):
+    (unreadable / file).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        describe(build_arguments, unreadable)
+
+
+def test_norm_stats_that_are_a_list_are_refused(unreadable, build_arguments):
+    edit_json(unreadable / "config.json", norm_stats=["libero_spatial"])
+    with pytest.raises(ValueError, match=r"config\.json: norm_stats is a list; expected an object of data sets"):
+        describe(build_arguments, unreadable)
+
+
 def test_an_l1_head_is_the_first_thing_that_is_said_of_a_folder(unreadable, build_arguments):
     (unreadable / "action_head--7_checkpoint.pt").touch()
     for name in ("tokenizer.json", "preprocessor_config.json", "dataset_statistics.json"):
@@ -229,6 +309,16 @@ def test_an_l1_head_is_the_first_thing_that_is_said_of_a_folder(unreadable, buil
         ({"text_config": {"rms_norm_eps": 0}}, "text_config.rms_norm_eps is 0; expected a positive float"),
         ({"text_config": {"num_attention_heads": 3}}, "num_attention_heads is 3, which does not divide 4096"),
         ({"text_config": {"vocab_size": 32000}}, "vocab_size is 32000, expected 32064"),
+        ({"text_config": {"hidden_act": "gelu"}}, "text_config.hidden_act is 'gelu', expected 'silu'"),
+        ({"text_config": {"model_type": "mistral"}}, "text_config.model_type is 'mistral', expected 'llama'"),
+        ({"text_config": {"attention_bias": True}}, "text_config.attention_bias is True, expected False"),
+        (
+            {"text_config": {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}},
+            r"text_config.rope_parameters is \{'rope_type': 'linear'.*expected none or the rope_type 'default'",
+        ),
+        ({"text_config": {"rope_scaling": {"type": "dynamic"}}}, "text_config.rope_scaling is"),
+        ({"text_config": {"rope_parameters": {"rope_theta": "1e4"}}}, "rope_theta is '1e4'; expected a positive float"),
+        ({"text_config": {"rms_norm_eps": float("inf")}}, "rms_norm_eps is inf; expected a positive float"),
     ],
 )
 def test_a_config_that_makes_no_sense_is_refused_by_file_and_field(tmp_path, changes, message):
@@ -239,6 +329,12 @@ def test_a_config_that_makes_no_sense_is_refused_by_file_and_field(tmp_path, cha
     with pytest.raises(ValueError, match=message) as raised:
         read_config(tmp_path)
     assert str(raised.value).startswith(str(tmp_path / "config.json"))
+
+
+def test_what_newer_libraries_write_into_text_config_is_understood(tmp_path):
+    newer = {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}, "hidden_act": "silu"}
+    (tmp_path / "config.json").write_text(json.dumps({**config_to_json(tiny_config()), "text_config": newer}))
+    assert read_config(tmp_path).llama.rope_theta == 500000.0
 
 
 @pytest.mark.parametrize("key", ["torch_dtype", "dtype"])

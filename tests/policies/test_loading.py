@@ -114,6 +114,12 @@ def without_partner(folder):
     save_file(tensors, folder / "adapter_model.safetensors")
 
 
+def without_first(folder):
+    tensors = load_file(folder / "adapter_model.safetensors")
+    del tensors[f"base_model.model.{LINEAR}.lora_A.weight"]
+    save_file(tensors, folder / "adapter_model.safetensors")
+
+
 def for_another_width(folder):
     tensors = load_file(folder / "adapter_model.safetensors")
     tensors[f"base_model.model.{LINEAR}.lora_B.weight"] = torch.zeros(65, 4)
@@ -131,6 +137,16 @@ def for_another_network(folder):
         (lambda folder: edit(folder, peft_type="LOHA"), "expected peft_type LORA.*'LOHA'"),
         (lambda folder: edit(folder, base_model_name_or_path="nobody/nothing"), "not in the local cache"),
         (lambda folder: (folder / "adapter_model.safetensors").unlink(), r"adapter_model\.safetensors is missing"),
+        (lambda folder: edit(folder, r=None), r"adapter_config\.json: r is None; expected a positive int"),
+        (lambda folder: edit(folder, r=0), "r is 0; expected a positive int"),
+        (lambda folder: edit(folder, r="4"), "r is '4'; expected a positive int"),
+        (lambda folder: edit(folder, lora_alpha=None), "lora_alpha is None; expected a positive float"),
+        (lambda folder: edit(folder, base_model_name_or_path=3), "base_model_name_or_path is 3; expected"),
+        (
+            lambda folder: edit(folder, r=8),
+            r"adapter_model\.safetensors: the factors of \S+ have the shapes \(4, .*, 4.*; r is 8",
+        ),
+        (without_first, rf"{LINEAR}\.lora_A\.weight is missing"),
         (without_partner, rf"{LINEAR}\.lora_B\.weight is missing"),
         (for_another_width, rf"adapts a {LINEAR}\.weight of shape \(65, 172\), the base's is \(64, 172\)"),
         (for_another_network, r"adapts what is not there: encoder\.weight"),

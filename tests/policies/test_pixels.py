@@ -41,3 +41,11 @@ def test_a_file_without_two_entries_is_refused(tmp_path):
     )
     with pytest.raises(ValueError, match="two entries"):
         read_pixel_normalization(tmp_path)
+
+
+@pytest.mark.parametrize("changes", [{"std": [1, 0, 1]}, {"std": [1, float("inf"), 1]}, {"mean": [float("nan"), 0, 0]}])
+def test_constants_that_give_no_numbers_are_refused(tmp_path, changes):
+    blocks = [{"mean": [0, 0, 0], "std": [1, 1, 1]}, {"mean": [0, 0, 0], "std": [1, 1, 1], **changes}]
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"tvf_normalize_params": blocks}))
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json: .*expected finite numbers, and deviations"):
+        read_pixel_normalization(tmp_path)

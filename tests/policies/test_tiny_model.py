@@ -13,7 +13,7 @@ import torch
 from vla_rl.policies.openvla_oft.checkpoint import empty_model
 from vla_rl.policies.openvla_oft.profiles import PROFILES
 from vla_rl.policies.openvla_oft.prompts import prompt_table, prompt_text, tokenize_prompt
-from vla_rl.policies.openvla_oft.statistics import libero_statistics, select_statistics
+from vla_rl.policies.openvla_oft.source import find_source
 from vla_rl.policies.openvla_oft.tiny import tiny_config
 from vla_rl.policies.openvla_oft.tiny_tokenizer import tiny_tokenizer, tiny_tokenizer_json
 from vla_rl.policies.parameters import move_buffers, set_parameter
@@ -136,9 +136,13 @@ def test_a_tokenizer_without_bos_is_refused():
         prompt_table(Tokenizer.from_str(json.dumps(document)), ("open the drawer",))
 
 
+def selected_statistics(key):
+    return find_source("tiny", profile="auto", image_size=None, proprio=True).dataset_statistics(key)
+
+
 @pytest.mark.parametrize("suite", ["libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"])
 def test_every_suite_has_statistics_for_the_tiny_model(suite):
-    selected = select_statistics(libero_statistics(), suite)
+    selected = selected_statistics(suite)
     assert selected.key == suite + "_no_noops"
     assert selected.action.mask.tolist() == [True] * 6 + [False]
     assert selected.proprio is not None and selected.proprio.q01.shape == (8,)
@@ -146,15 +150,15 @@ def test_every_suite_has_statistics_for_the_tiny_model(suite):
 
 
 def test_published_quantiles_are_the_published_ones():
-    goal = select_statistics(libero_statistics(), "libero_goal").action
+    goal = selected_statistics("libero_goal").action
     np.testing.assert_allclose(goal.q01[3:6], [-0.15107143, -0.16392857, -0.137775], atol=5e-9)
-    long = select_statistics(libero_statistics(), "libero_10").proprio
+    long = selected_statistics("libero_10").proprio
     assert long is not None and long.q99[3] == pytest.approx(3.30354245, abs=5e-9)
 
 
 def test_a_remark_is_no_data_set():
     with pytest.raises(ValueError, match="no normalisation statistics for '_source'"):
-        select_statistics(libero_statistics(), "_source")
+        selected_statistics("_source")
 
 
 def test_importing_the_builders_imports_neither_transformers_nor_peft():

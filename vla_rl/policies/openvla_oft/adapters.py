@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vla_rl.policies.lora import merged_weight
 from vla_rl.policies.openvla_oft.hub import checkpoint_directory
-from vla_rl.policies.openvla_oft.json_files import read_json
+from vla_rl.policies.openvla_oft.json_files import is_positive, read_json
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -65,6 +65,8 @@ def base_directory(folder: Path) -> Path:
     """
     path = folder / CONFIG_FILE
     base = read_json(path).get("base_model_name_or_path") or ""
+    if not isinstance(base, str):
+        raise ValueError(f"{path}: base_model_name_or_path is {base!r}; expected a directory's or a model's name")
     found = [place for place in (Path(base), folder / base) if base and place.is_dir()]
     if not base or found == [folder]:
         raise ValueError(
@@ -80,13 +82,7 @@ def read_adapter(folder: Path) -> Adapter:
     Raises:
         ValueError: not LoRA as this program knows it, a file broken, or a tensor of unknown kind.
     """
-    config = read_json(folder / CONFIG_FILE)
-    unknown = [name for name in _REFUSED if config.get(name)]
-    if config.get("peft_type") != "LORA" or unknown or config.get("bias", "none") != "none":
-        raise ValueError(
-            f"{folder / CONFIG_FILE}: expected peft_type LORA without biases, found {config.get('peft_type')!r}, bias "
-            f"{config.get('bias')!r}{''.join(f', {name} {config[name]!r}' for name in unknown)}"
-        )
+    rank, scaling = _rank_and_scaling(folder / CONFIG_FILE)
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         raise ValueError(f"{folder}: {WEIGHTS_FILE} is missing beside {CONFIG_FILE}")
@@ -95,7 +91,28 @@ def read_adapter(folder: Path) -> Adapter:
     except SafetensorError as error:
         raise ValueError(f"{path}: not a complete safetensors file ({error}); copy it again") from error
     factors, replaced = _sorted_by_kind(tensors, path)
-    return Adapter(folder, config["lora_alpha"] / config["r"], factors, replaced)
+    for name, (lora_a, lora_b) in factors.items():
+        if lora_a.dim() < 2 or lora_b.dim() < 2 or not lora_a.shape[0] == lora_b.shape[1] == rank:
+            raise ValueError(
+                f"{path}: the factors of {name} have the shapes {tuple(lora_a.shape)} and {tuple(lora_b.shape)}; r is "
+                f"{rank} in {CONFIG_FILE}, so expected are ({rank}, ...) and (..., {rank})"
+            )
+    return Adapter(folder, scaling, factors, replaced)
+
+
+def _rank_and_scaling(path: Path) -> tuple[int, float]:
+    """What adapter_config.json says: the width of the factors, and how much of their product is added."""
+    config = read_json(path)
+    unknown = [name for name in _REFUSED if config.get(name)]
+    if config.get("peft_type") != "LORA" or unknown or config.get("bias", "none") != "none":
+        raise ValueError(
+            f"{path}: expected peft_type LORA without biases, found {config.get('peft_type')!r}, bias "
+            f"{config.get('bias')!r}{''.join(f', {name} {config[name]!r}' for name in unknown)}"
+        )
+    for name, kind in (("r", int), ("lora_alpha", float)):
+        if not is_positive(config.get(name), kind):
+            raise ValueError(f"{path}: {name} is {config.get(name)!r}; expected a positive {kind.__name__}")
+    return config["r"], config["lora_alpha"] / config["r"]
 
 
 def _sorted_by_kind(
@@ -106,12 +123,13 @@ def _sorted_by_kind(
         name = key.removeprefix(PREFIX)
         if name == key:
             raise ValueError(f"{path}: holds {key!r}; names of an adapter begin with {PREFIX!r}")
-        layer, found, _ = name.partition(".lora_A.")
-        if found:
-            partner = key.replace(".lora_A.", ".lora_B.")
-            if partner not in tensors:
-                raise ValueError(f"{path}: {partner} is missing")
-            factors[f"{layer}.weight"] = (tensor, tensors[partner])
-        elif ".lora_B." not in name:
+        one, other = (".lora_B.", ".lora_A.") if ".lora_B." in name else (".lora_A.", ".lora_B.")
+        if one not in name:
             replaced[name.replace(".base_layer.", ".")] = tensor
+            continue
+        partner = key.replace(one, other)
+        if partner not in tensors:
+            raise ValueError(f"{path}: {partner} is missing")
+        if one == ".lora_A.":
+            factors[f"{name.partition(one)[0]}.weight"] = (tensor, tensors[partner])
     return factors, replaced

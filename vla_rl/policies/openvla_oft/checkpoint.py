@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -107,6 +108,8 @@ def _read_shard(path: Path, *, only: Mapping[str, object] | None) -> Iterator[tu
 
 def _read_component(path: Path) -> dict[str, Tensor]:
     """A plain state dict, read without executing what a pickle may hold; a leading `module.` (DDP) is dropped."""
+    if not zipfile.is_zipfile(path):  # torch would take it for a pickle, and fail somewhere in it
+        raise ValueError(f"{path}: cannot be read as a plain state dict (no file of torch.save); copy it again")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError) as error:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vla_rl.policies.openvla_oft.json_files import read_json
+from vla_rl.policies.openvla_oft.json_files import is_positive, read_json
 
 BOS_ID = 1
 STOP_ID = 2
@@ -45,6 +45,14 @@ _ARCHITECTURE: dict[str, Any] = {
     "pad_to_multiple_of": 64,
     "pad_token_id": PAD_ID,
     "timm_model_ids": list(TIMM_MODELS),
+}
+# What its text_config may say again of Llama-2, if it says anything of it.
+_LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "tie_word_embeddings": False,
 }
 
 
@@ -137,7 +145,7 @@ def _check_architecture(raw: Mapping[str, Any], path: Path) -> None:
 def _config_from_json(raw: Mapping[str, Any], path: Path) -> OFTConfig:
     sizes: Any = raw.get("image_sizes")
     is_pair = isinstance(sizes, list) and len(sizes) == 2 and sizes[0] == sizes[1]
-    if not is_pair or not _is_positive(sizes[0], int) or sizes[0] % PATCH_SIZE:
+    if not is_pair or not is_positive(sizes[0], int) or sizes[0] % PATCH_SIZE:
         raise ValueError(f"{path}: image_sizes is {sizes!r}; expected two equal multiples of {PATCH_SIZE}")
     dinov2, siglip = _vits(raw.get("timm_model_overrides") or [{}, {}], path)
     return OFTConfig(
@@ -170,6 +178,10 @@ def _llama_dims(text: object, path: Path) -> LlamaDims:
     """`text_config` is a difference to Llama-2 7B: what it leaves out keeps the value written above."""
     if not isinstance(text, dict):
         raise ValueError(f"{path}: text_config is {text!r}; expected a JSON object")
+    for name, expected in _LLAMA.items():
+        if text.get(name, expected) != expected:
+            raise ValueError(f"{path}: text_config.{name} is {text[name]!r}, expected {expected!r}, as Llama-2 has it")
+    text = {**text, **_rope(text, path)}
     known = {item.name: text[item.name] for item in dataclasses.fields(LlamaDims) if item.name in text}
     dims = _replaced(LlamaDims(), known, "text_config", path)
     if dims.vocab_size != LlamaDims().vocab_size:
@@ -181,19 +193,27 @@ def _llama_dims(text: object, path: Path) -> LlamaDims:
     return dims
 
 
+def _rope(text: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """`rope_theta` from where transformers 5 writes it; those before it write it beside the other sizes."""
+    for name in ("rope_parameters", "rope_scaling"):
+        rope = text.get(name) or {}
+        if not isinstance(rope, dict) or rope.get("rope_type", rope.get("type", "default")) != "default":
+            raise ValueError(
+                f"{path}: text_config.{name} is {rope!r}; expected none or the rope_type 'default': positions of "
+                "Llama-2 are not scaled"
+            )
+        if "rope_theta" in rope:
+            return {"rope_theta": rope["rope_theta"]}
+    return {}
+
+
 def _replaced(base: Dims, changes: Mapping[str, Any], where: str, path: Path) -> Dims:
     """`base` with other sizes, each a positive number of the kind that it replaces."""
     for name, value in changes.items():
         kind = type(getattr(base, name))
-        if not _is_positive(value, kind):
+        if not is_positive(value, kind):
             raise ValueError(f"{path}: {where}.{name} is {value!r}; expected a positive {kind.__name__}")
     return dataclasses.replace(base, **changes)
-
-
-def _is_positive(value: object, kind: type) -> bool:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    return value > 0 and (kind is float or isinstance(value, kind))
 
 
 def _check_heads(width: int, num_heads: int, where: str, path: Path) -> None:

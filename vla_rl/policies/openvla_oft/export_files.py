@@ -16,6 +16,7 @@ from vla_rl.policies.openvla_oft.files import RECORD_FILE
 from vla_rl.policies.openvla_oft.json_files import read_json, write_json
 from vla_rl.policies.openvla_oft.pixels import PixelNormalization
 from vla_rl.policies.openvla_oft.source import Source
+from vla_rl.policies.openvla_oft.statistics import libero_statistics
 
 _PARTIAL_PREFIX = ".partial-"
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".bin", ".index.json")
@@ -84,7 +85,7 @@ def _write_new_metadata(source: Source, directory: Path) -> None:
     from vla_rl.policies.openvla_oft.tiny_tokenizer import tiny_tokenizer_json
 
     (directory / "tokenizer.json").write_text(tiny_tokenizer_json(), encoding="utf-8")
-    statistics = {key: block for key, block in source.statistics.items() if not key.startswith("_")}
+    statistics = {key: block for key, block in libero_statistics().items() if not key.startswith("_")}
     write_json(directory / _STATISTICS_FILE, statistics)
     write_json(directory / "config.json", config_to_json(source.config))
     write_json(directory / "preprocessor_config.json", _preprocessor_json(source.pixels))

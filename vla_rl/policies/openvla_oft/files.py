@@ -55,7 +55,6 @@ def find_files(directory: Path, *, adapter: Path | None = None) -> CheckpointFil
             if _component(place, unsupported) is not None:
                 raise ValueError(f"{place}: holds a {unsupported} file ({meaning} variant), which is not supported")
     value_head = places[0] / VALUE_HEAD_FILE
-    records = [read_json(place / RECORD_FILE) for place in places if (place / RECORD_FILE).is_file()]
     return CheckpointFiles(
         directory=directory,
         shards=_shards(directory),
@@ -63,8 +62,18 @@ def find_files(directory: Path, *, adapter: Path | None = None) -> CheckpointFil
         proprio_projector=_first_component(places, "proprio_projector"),
         value_head=value_head if value_head.is_file() else None,
         adapter=adapter,
-        profile=records[0].get("profile") if records else None,
+        profile=_recorded_profile(places),
     )
+
+
+def _recorded_profile(places: list[Path]) -> str | None:
+    for path in (place / RECORD_FILE for place in places):
+        if path.is_file():
+            profile = read_json(path).get("profile")
+            if not isinstance(profile, str | None):
+                raise ValueError(f"{path}: profile is {profile!r}; expected the name of one, or no such field")
+            return profile
+    return None
 
 
 def _is_adapter_alone(directory: Path) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +40,11 @@ def read_pixel_normalization(directory: Path) -> PixelNormalization:
     if len(mean) != 2 or any(len(row) != NUM_CHANNELS for row in (*mean, *std)):
         raise ValueError(
             f"{path}: tvf_normalize_params must have two entries of three channels, found {mean} and {std}"
+        )
+    if not all(map(math.isfinite, itertools.chain(*mean, *std))) or min(itertools.chain(*std)) <= 0:
+        raise ValueError(
+            f"{path}: tvf_normalize_params has the means {mean} and deviations {std}; expected finite numbers, and "
+            "deviations above 0"
         )
     return PixelNormalization(mean=mean, std=std)
 

@@ -33,11 +33,16 @@ def prompt_text(task: str) -> str:
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint; ValueError when `tokenizer.json` is not there."""
+    """The tokenizer of a checkpoint; ValueError when `tokenizer.json` is not there, or is none."""
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise ValueError(f"{path}: not found; copy it from the published checkpoint (it is Llama-2's tokenizer)")
-    return Tokenizer.from_file(str(path))
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers has no kind of its own
+        raise ValueError(
+            f"{path}: no tokenizer ({error}); copy it from the published checkpoint (it is Llama-2's tokenizer)"
+        ) from error
 
 
 def prompt_table(tokenizer: Tokenizer, tasks: tuple[str, ...]) -> PromptTable:

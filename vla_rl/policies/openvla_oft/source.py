@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,6 +18,7 @@ from vla_rl.policies.openvla_oft.pixels import PixelNormalization, read_pixel_no
 from vla_rl.policies.openvla_oft.profiles import Profile, resolve_profile
 from vla_rl.policies.openvla_oft.statistics import (
     DatasetStatistics,
+    StoredBlock,
     checkpoint_statistics,
     libero_statistics,
     select_statistics,
@@ -60,18 +61,17 @@ class Source:
         return PixelNormalization() if self.files is None else read_pixel_normalization(self.files.directory)
 
     @property
-    def statistics(self) -> dict[str, Any]:
-        """The quantiles of every data set that the checkpoint knows."""
+    def statistics(self) -> dict[str, StoredBlock]:
+        """What is known of every data set."""
         if self.files is None:
-            return libero_statistics()
+            return {key: StoredBlock(f"{self.origin}: {key}", block) for key, block in libero_statistics().items()}
         return checkpoint_statistics(self.files.directory, self.files.home)
 
     def dataset_statistics(self, key: str) -> DatasetStatistics:
-        """The statistics named `key`; ValueError when absent, or without the proprioception that is fed."""
-        selected = select_statistics(self.statistics, key)
-        if self.proprio and selected.proprio is None:
-            raise ValueError(f"statistics {selected.key!r} have no proprio block, but proprioception is fed")
-        return selected
+        """The statistics named `key`; ValueError when absent or malformed, or without what is fed."""
+        config = self.config
+        proprio_dim = config.proprio_dim if self.proprio else None
+        return select_statistics(self.statistics, key, action_dim=config.action_dim, proprio_dim=proprio_dim)
 
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer, or the tiny one."""
