@@ -18,7 +18,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -43,6 +43,9 @@ class Clocks:
     optimizer_steps: int = 0  # updates of the parameters
     policy_version: int = 0  # the newest published version
     seconds: float = 0.0  # wall-clock seconds of training, those before a resume included
+
+
+CLOCK_NAMES = tuple(field.name for field in fields(Clocks))  # every log point has them
 
 
 class MetricsWriter:

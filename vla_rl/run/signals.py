@@ -53,6 +53,7 @@ class StopRequest:
             os.dup2(nowhere, descriptor)
         os.close(nowhere)
 
+
 @contextmanager
 def interrupted_by_signals() -> Iterator[None]:
     """Make SIGTERM (of a batch system, of `docker stop`) and SIGHUP (of a terminal that is gone) what Ctrl-C is.
