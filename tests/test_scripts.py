@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -63,13 +62,11 @@ def test_a_script_is_bash_that_parses(script: Path) -> None:
     assert os.access(script, os.X_OK)
 
 
-def test_a_second_setup_does_nothing_and_takes_no_time(clone: Path) -> None:
+def test_a_second_setup_does_nothing(clone: Path) -> None:
     first, calls = setup(clone)
     assert (first.returncode, first.stderr) == (0, "")
     assert any("pip" in call for call in calls)
-    start = time.perf_counter()
     second, calls = setup(clone)
-    assert time.perf_counter() - start < 2
     assert (second.returncode, calls) == (0, [])
     assert "up to date" in second.stdout
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 
 from vla_rl.ipc.counters import CellCounters, EnvWorkerPhase
 from vla_rl.ipc.shared_arrays import SharedArrays, SharedArraysHandle
@@ -45,12 +46,13 @@ def test_slots_without_images_and_logits_are_small():
 
 
 def test_counters_start_at_zero_without_a_limit():
+    before = time.monotonic()
     with CellCounters.create(num_env_workers=3) as counters:
         assert [counters.get("env_worker_episodes", index) for index in range(3)] == [0, 0, 0]
         assert counters.get("allowed_decisions") == 2**63 - 1
         assert counters.get("inference_policy_version") == -1
         assert counters.get("env_worker_phase", 2) == EnvWorkerPhase.STARTING
-        assert 0 <= counters.silent_seconds("env_worker_heartbeat", 1) < 5
+        assert before <= counters.get("env_worker_heartbeat", 1) <= time.monotonic()
         assert not counters.stop_requested
 
 
@@ -59,6 +61,7 @@ def test_counters_of_spawned_workers_are_summed_in_the_parent():
     with CellCounters.create(num_env_workers=2) as counters:
         counters.request_stop()
         counters.set("env_worker_heartbeat", 0.0, 1)
+        before = time.monotonic()
         children = [context.Process(target=work, args=(counters.handle, index)) for index in range(2)]
         for child in children:
             child.start()
@@ -70,5 +73,5 @@ def test_counters_of_spawned_workers_are_summed_in_the_parent():
         assert counters.total("env_worker_wait_seconds") == 0.5
         assert isinstance(counters.total("env_worker_decisions"), int)
         assert counters.get("env_worker_phase", 0) == EnvWorkerPhase.STEPPING
-        assert counters.silent_seconds("env_worker_heartbeat", 1) < 30
+        assert 0 <= counters.silent_seconds("env_worker_heartbeat", 1) <= time.monotonic() - before
         assert [counters.get("env_worker_decisions", index) for index in range(2)] == [5, 5]

@@ -138,18 +138,22 @@ def out_of_memory(*, limit: int) -> dict[str, Any]:
     return {"trained": described(engine), "metrics": metrics, "micro_batches": learner._num_micro_batches}
 
 
-def silent_partner(*, timeout_s: float) -> str:
-    """Rank 1 never joins the collective; rank 0 must get an error within the timeout."""
+def silent_partner(*, run_dir: str, timeout_s: float, patience_s: float) -> dict[str, Any]:
+    """Rank 1 never joins the collective and lives on until rank 0 has its error, at most for `patience_s`."""
     torch.distributed.init_process_group("gloo")
     collectives = Collectives(timeout_s=timeout_s)
+    has_ended, began = Path(run_dir) / "rank_0_has_ended", time.monotonic()
     if collectives.rank == 1:
-        time.sleep(timeout_s + 3)
-        return "silent"
+        while not has_ended.exists() and time.monotonic() - began < patience_s:
+            time.sleep(0.05)
+        return {}
+    error = "no error"
     try:
         collectives.sum_over_ranks({"a": 1.0})
-    except RuntimeError as error:
-        return f"RuntimeError: {error}"
-    return "no error"
+    except RuntimeError as raised:
+        error = f"RuntimeError: {raised}"
+    has_ended.touch()
+    return {"error": error, "seconds": time.monotonic() - began}
 
 
 def main() -> None:

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -45,16 +44,18 @@ def test_a_rank_that_fails_fails_the_launch(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_stop_reaches_the_ranks_and_they_end_in_their_own_way(tmp_path: Path, number: signal.Signals) -> None:
     handler = signal.getsignal(number)
+    ended = threading.Event()
 
     def interrupt() -> None:
-        end = time.monotonic() + 30.0
-        while not all((tmp_path / f"rank_{rank}").exists() for rank in (0, 1)) and time.monotonic() < end:
-            time.sleep(0.05)
-        os.kill(os.getpid(), number)
+        while not ended.wait(0.05):
+            if all((tmp_path / f"rank_{rank}").exists() for rank in (0, 1)):  # both wait for the signal now
+                os.kill(os.getpid(), number)
+                return
 
     thread = threading.Thread(target=interrupt)
     thread.start()
     code = launch(tmp_path, "wait")
+    ended.set()
     thread.join()
     assert code == 130  # the ranks' own codes are 0
     for rank in (0, 1):

@@ -124,7 +124,8 @@ def test_a_rank_that_cannot_hold_one_decision_ends_all_with_advice(tmp_path: Pat
     assert second["error"].startswith("CUDA out of memory. One decision at a time")
 
 
-def test_a_rank_that_is_gone_becomes_an_error_within_the_timeout(tmp_path: Path) -> None:
-    first, second = run_ranks("silent_partner", tmp_path, num_ranks=2, timeout_s=2.0, deadline_s=120.0)
-    assert first.startswith("RuntimeError")
-    assert second == "silent"
+def test_a_rank_that_does_not_come_becomes_an_error_after_the_timeout(tmp_path: Path) -> None:
+    waits = {"timeout_s": 2.0, "patience_s": 60.0}
+    first, _ = run_ranks("silent_partner", tmp_path, num_ranks=2, run_dir=str(tmp_path), **waits)
+    assert first["error"].startswith("RuntimeError")
+    assert 2.0 <= first["seconds"] < 45.0

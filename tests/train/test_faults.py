@@ -50,13 +50,13 @@ def start(tmp_path):
 
 
 def async_recipe(**sections):
-    """A run of about a thousand updates: long enough to be disturbed, a few seconds when it is not."""
+    """A run that goes on until somebody ends it."""
     defaults = {
         "runtime": {"mode": "async"},
         "env": {"step_seconds": 0.002},
-        "budget": {"optimizer_steps": 300},
+        "budget": {"optimizer_steps": 1_000_000},
         "checkpoint": {"every_optimizer_steps": 20},
-        "rollout": {"num_workers": 2, "envs_per_worker": 1, "step_timeout_s": 3.0},
+        "rollout": {"num_workers": 2, "envs_per_worker": 1},
     }
     for name, changes in sections.items():
         defaults[name] = {**defaults.get(name, {}), **changes}
@@ -77,8 +77,15 @@ def points(run_dir: Path):
 
 
 def pid_of(run_dir: Path, child: str) -> int:
-    """The newest process that wrote this log."""
-    return int(re.findall(r"INFO process (\d+)", (run_dir / "logs" / f"{child}.log").read_text())[-1])
+    """The newest process that wrote this log; waits for the first."""
+    path, pids = run_dir / "logs" / f"{child}.log", []
+
+    def has_started() -> bool:
+        pids.extend(re.findall(r"INFO process (\d+)", path.read_text()) if path.exists() else [])
+        return bool(pids)
+
+    wait_until(has_started, f"the start of {child}")
+    return int(pids[-1])
 
 
 def learning(run_dir: Path, optimizer_steps: int = 1):
@@ -90,7 +97,7 @@ def finished(process) -> int:
 
 
 def leftovers(pid: int):
-    """Shared-memory blocks of a process and living processes that were its children."""
+    """Shared-memory blocks of a process."""
     return [path.name for path in BLOCKS.glob(f"vla_rl-{pid}-*")]
 
 
@@ -106,19 +113,20 @@ def test_a_killed_env_worker_is_restarted_and_counted_and_the_run_goes_on(start,
     run = start(async_recipe())
     wait_until(learning(tmp_path / "run"), "the first update")
     os.kill(pid_of(tmp_path / "run", "env_worker_0"), signal.SIGKILL)
-    assert finished(run) == 0, (tmp_path / "output.txt").read_text()
+    log = tmp_path / "run" / "logs" / "env_worker_0.log"
+    wait_until(lambda: "start 1 of this worker" in log.read_text(), "the start of the successor")
+    wait_until(learning(tmp_path / "run", len(points(tmp_path / "run")) + 20), "twenty updates more")
+    run.send_signal(signal.SIGINT)
+    assert finished(run) == 130, (tmp_path / "output.txt").read_text()
     last = points(tmp_path / "run")[-1]
-    assert last["optimizer_steps"] == 300
     assert last["system/env_worker_restarts"] == 1
     assert last["system/dropped_episodes"] == 1
-    assert "start 1 of this worker" in (tmp_path / "run" / "logs" / "env_worker_0.log").read_text()
     assert leftovers(run.pid) == []
 
 
 def test_a_hung_env_worker_is_restarted(start, tmp_path):
     """Whatever it was doing when it hung: the run goes on until the restart has been counted, then ends by Ctrl-C."""
-    deadlines = {"step_timeout_s": 3.0, "start_timeout_s": 30.0}
-    run = start(async_recipe(rollout=deadlines, budget={"optimizer_steps": 1_000_000}))
+    run = start(async_recipe(rollout={"step_timeout_s": 3.0, "start_timeout_s": 30.0}))
     wait_until(learning(tmp_path / "run"), "the first update")
     os.kill(pid_of(tmp_path / "run", "env_worker_1"), signal.SIGSTOP)
     wait_until(lambda: points(tmp_path / "run")[-1]["system/env_worker_restarts"] == 1, "the restart")
@@ -153,7 +161,6 @@ def test_ctrl_c_leaves_a_checkpoint_and_nothing_else(start, tmp_path):
     run.send_signal(signal.SIGINT)
     assert finished(run) == 130, (tmp_path / "output.txt").read_text()
     steps = points(tmp_path / "run")[-1]["optimizer_steps"]
-    assert steps < 300
     assert (tmp_path / "run" / "checkpoints" / f"optimizer_step_{steps}" / "policy.safetensors").is_file()
     wait_until(gone(pids), "the end of all children")
     assert leftovers(run.pid) == []
@@ -188,10 +195,11 @@ def test_a_killed_run_takes_its_children_along_and_resumes(start, tmp_path):
     first.wait(10)
     wait_until(gone(pids), "the end of all children")
 
-    second = start(async_recipe(), "--resume")
+    budget = len(points(tmp_path / "run")) + 50  # beyond the checkpoint, wherever the first run was
+    second = start(async_recipe(budget={"optimizer_steps": budget}), "--resume")
     assert finished(second) == 0, (tmp_path / "output.txt").read_text()
     steps = [point["optimizer_steps"] for point in points(tmp_path / "run")]
-    assert steps == list(range(1, 301))
+    assert steps == list(range(1, budget + 1))
     decisions = [point["decisions"] for point in points(tmp_path / "run")]
     assert decisions == sorted(decisions)
     assert leftovers(first.pid) == []
@@ -214,9 +222,7 @@ def test_the_governor_holds_collection_back_and_the_log_tells_for_how_long(start
 
 def test_a_failing_cell_of_one_rank_ends_all_ranks_with_a_common_checkpoint(start, tmp_path):
     ranks = {"strategy": "ddp", "num_ranks": 2}
-    run = start(
-        async_recipe(learner=ranks, rollout={"num_workers": 1, "max_restarts": 0}, budget={"optimizer_steps": 5000})
-    )
+    run = start(async_recipe(learner=ranks, rollout={"num_workers": 1, "max_restarts": 0}))
     wait_until(learning(tmp_path / "run", 3), "the third update")
     os.kill(pid_of(tmp_path / "run", "rank_1/env_worker_0"), signal.SIGKILL)
     assert finished(run) != 0
@@ -226,7 +232,7 @@ def test_a_failing_cell_of_one_rank_ends_all_ranks_with_a_common_checkpoint(star
 
 def test_ctrl_c_ends_all_ranks_with_a_common_checkpoint_and_exit_code_130(start, tmp_path):
     ranks = {"strategy": "ddp", "num_ranks": 2}
-    run = start(async_recipe(learner=ranks, rollout={"num_workers": 1}, budget={"optimizer_steps": 5000}))
+    run = start(async_recipe(learner=ranks, rollout={"num_workers": 1}))
     wait_until(learning(tmp_path / "run", 3), "the third update")
     run.send_signal(signal.SIGINT)
     assert finished(run) == 130, (tmp_path / "output.txt").read_text()
