@@ -96,8 +96,8 @@ def test_no_worker_is_started_that_would_have_nothing_to_play(trained, episodes,
 def pretended_simulator(monkeypatch):
     """The simulator's check takes seconds; nothing is simulated here."""
     report = SimulatorReport({"mujoco": "3.3.0"}, "egl", "a renderer", Assets(Path("assets"), "proxy"), ())
-    monkeypatch.setattr("vla_rl.run.plan.check_simulator", lambda **_choices: report)
-    monkeypatch.setattr("vla_rl.run.plan.check_task_assets", lambda *_choices: None)
+    monkeypatch.setattr("vla_rl.run.env_plan.check_simulator", lambda **_choices: report)
+    monkeypatch.setattr("vla_rl.run.env_plan.check_task_assets", lambda *_choices: None)
 
 
 @needs_simulator
@@ -145,7 +145,7 @@ def test_the_protocol_is_followed_and_every_departure_named():
 def test_versions_on_which_scores_shift_are_refused_unless_allowed(monkeypatch):
     warning = "mujoco 3.4.0 is installed; LIBERO's published scores hold for 3.3.0 alone"
     report = SimulatorReport({"mujoco": "3.4.0"}, "egl", "a renderer", Assets(Path("assets"), "proxy"), (warning,))
-    monkeypatch.setattr("vla_rl.run.plan.check_simulator", lambda **_choices: report)
+    monkeypatch.setattr("vla_rl.run.env_plan.check_simulator", lambda **_choices: report)
     subject = find_subject("tiny", profile="auto")
     with pytest.raises(ValueError, match=r"mujoco 3.4.0 is installed.*give --allow-unpinned"):
         make_parts(subject, choices(suites=("libero_goal",)))

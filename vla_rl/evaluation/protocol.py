@@ -8,7 +8,8 @@ from typing import Literal, get_args
 
 from vla_rl.libero_suites import SUITES
 from vla_rl.recipe import LiberoSection
-from vla_rl.run.plan import Plan, simulator_deviations
+from vla_rl.run.env_plan import simulator_deviations
+from vla_rl.run.plan import Plan
 
 ProtocolName = Literal["oft", "long"]
 InitStates = Literal["standard", "spare", "sampled"]

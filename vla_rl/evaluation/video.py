@@ -23,7 +23,8 @@ from vla_rl.recipe import LiberoSection
 from vla_rl.types import ChunkResult, Environment, FloatArray, Observation, TaskInfo, UInt8Array
 
 if TYPE_CHECKING:
-    from vla_rl.run.plan import EnvBuilder, Plan
+    from vla_rl.run.env_plan import EnvBuilder
+    from vla_rl.run.plan import Plan
 
 VIDEOS = "videos"  # folder below the results
 Keep = Literal["failures", "all"]
@@ -72,7 +73,7 @@ def recorded_builders(plan: Plan, folder: Path, *, keep: Keep, seeds: Sequence[i
     Raises:
         ValueError: the environment draws no pictures.
     """
-    from vla_rl.run.plan import libero_builder
+    from vla_rl.run.env_plan import libero_builder
 
     section = plan.recipe.env
     if not isinstance(section, LiberoSection) or plan.transform is None:

@@ -12,7 +12,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vla_rl.libero_suites import SUITES
 from vla_rl.recipe.problems import Problem
 from vla_rl.recipe.regimes import SPANS, STALE_REUSE, Regime, RegimeName, regime_of_run
 from vla_rl.recipe.sections import (
@@ -28,8 +27,6 @@ from vla_rl.recipe.sections import (
     ReplaySection,
     RuntimeSection,
 )
-
-OFT_CHUNK_SIZE = 8
 
 
 def _state_policy_needs_state(env: EnvSection, policy: PolicySection) -> Problem | None:
@@ -76,17 +73,8 @@ def _ring_can_start(replay: ReplaySection) -> Problem | None:
     return None
 
 
-def decisions_per_episode(env: EnvSection) -> int:
-    """The most decisions that fit in one episode."""
-    if isinstance(env, LiberoSection):
-        horizon, chunk_size = env.horizon or SUITES[env.suite].horizon, OFT_CHUNK_SIZE
-    else:
-        horizon, chunk_size = env.horizon, env.chunk_size
-    return -(-horizon // chunk_size)
-
-
 def _segment_fits_episode(env: EnvSection, replay: ReplaySection) -> Problem | None:
-    longest = decisions_per_episode(env)
+    longest = env.decisions_per_episode
     if replay.segment_length > longest:
         return Problem(
             path="replay.segment_length",

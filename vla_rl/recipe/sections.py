@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
@@ -10,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from vla_rl.libero_suites import SUITES
 from vla_rl.recipe.metaworld_tasks import METAWORLD_TASKS
 from vla_rl.recipe.problems import Problem, RulesError
+
+OFT_CHUNK_SIZE = 8  # control steps per decision of OpenVLA-OFT, the policy of LIBERO
 
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -78,6 +81,16 @@ class LiberoSection(Section):
         """The task ids, in order."""
         return list(range(SUITES[self.suite].num_tasks)) if self.tasks == "all" else list(self.tasks)
 
+    @property
+    def episode_horizon(self) -> int:
+        """Control steps of the longest episode."""
+        return self.horizon or SUITES[self.suite].horizon
+
+    @property
+    def decisions_per_episode(self) -> int:
+        """The most decisions that fit in one episode."""
+        return math.ceil(self.episode_horizon / OFT_CHUNK_SIZE)
+
 
 class ToySection(Section):
     """A state-only reaching task that is solved in seconds: for trying the program out and for its own tests."""
@@ -99,6 +112,11 @@ class ToySection(Section):
     def task_ids(self) -> list[int]:
         """The task ids, in order."""
         return list(self.tasks)
+
+    @property
+    def decisions_per_episode(self) -> int:
+        """The most decisions that fit in one episode."""
+        return math.ceil(self.horizon / self.chunk_size)
 
 
 class MetaworldSection(Section):
@@ -124,6 +142,11 @@ class MetaworldSection(Section):
     def task_ids(self) -> list[int]:
         """The task ids, in order."""
         return [METAWORLD_TASKS.index(task) for task in self.tasks]
+
+    @property
+    def decisions_per_episode(self) -> int:
+        """The most decisions that fit in one episode."""
+        return math.ceil(self.horizon / self.chunk_size)
 
 
 EnvSection = Annotated[LiberoSection | ToySection | MetaworldSection, Field(discriminator="name")]

@@ -19,7 +19,8 @@ from vla_rl.ipc.slots import ExchangeSlots, slot_fields
 from vla_rl.policies.assign import assign_parameters
 from vla_rl.replay.ring import ReplayRing
 from vla_rl.run.drawing import egl_device
-from vla_rl.run.plan import OPEN_ENVS_PER_SLOT, EnvPlan, Plan
+from vla_rl.run.env_plan import EnvPlan
+from vla_rl.run.plan import OPEN_ENVS_PER_SLOT, Plan
 from vla_rl.workers.cell import Cell, CellLimits
 from vla_rl.workers.env_runner import EnvPool, EnvRunner
 from vla_rl.workers.env_worker import EnvWorkerSettings, draw_on, scheduled_jobs

@@ -4,55 +4,24 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from vla_rl.envs import metaworld, toy
-from vla_rl.envs.build import (
-    SimulatorReport,
-    build_libero,
-    build_metaworld,
-    build_toy,
-    check_simulator,
-    libero_tasks,
-    num_init_states,
-)
-from vla_rl.envs.libero.asset_files import check_task_assets
-from vla_rl.libero_suites import SUITES
 from vla_rl.policies.build import build_mlp, build_openvla_oft
 from vla_rl.policies.describe import describe_openvla_oft
 from vla_rl.policies.image_transforms import frame_transform
 from vla_rl.policies.lora import LoraSettings
 from vla_rl.recipe import (
     LiberoSection,
-    MetaworldSection,
     MLPSection,
     OpenVLAOFTSection,
     Recipe,
-    ToySection,
 )
-from vla_rl.types import ActionSpec, Environment, FrameTransform, ObservationSpec, PolicyBuilder, TaskInfo
-
-if TYPE_CHECKING:
-    from vla_rl.envs.libero.env import Camera
+from vla_rl.run.env_plan import EnvPlan, libero_tasks_of, plan_env, state_shapes
+from vla_rl.types import ActionSpec, FrameTransform, ObservationSpec, PolicyBuilder
 
 OPEN_ENVS_PER_SLOT = 2  # simulators a slot keeps open when it plays several tasks
-CAMERAS: tuple[Camera, ...] = ("agentview", "wrist")  # all that LIBERO's policies were trained with
-EnvBuilder = Callable[[], Environment]
-
-
-@dataclass(frozen=True, slots=True)
-class EnvPlan:
-    """The environments of a run or an evaluation, one entry per task in every sequence."""
-
-    tasks: tuple[TaskInfo, ...]
-    builders: tuple[EnvBuilder, ...]
-    num_init_states: tuple[int | None, ...]
-    horizon: int  # control steps of the longest episode
-    deviations: tuple[str, ...]  # from the benchmark's protocol, in words
-    simulator: SimulatorReport | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +105,7 @@ def make_plan(recipe: Recipe) -> Plan:
     """
     device = resolve_device(recipe)
     policy, transform = plan_policy(recipe)
-    env = _plan_env(recipe, render_size=transform.input_size if transform is not None else 0)
+    env = plan_env(recipe.env, render_size=transform.input_size if transform is not None else 0)
     return Plan(recipe=recipe, env=env, policy=policy, transform=transform, device=device)
 
 
@@ -160,134 +129,6 @@ def resolve_device(recipe: Recipe) -> str:
     return "cpu"
 
 
-def _tasks(recipe: Recipe) -> tuple[TaskInfo, ...]:
-    section = recipe.env
-    if isinstance(section, ToySection):
-        return tuple(toy.task_info(task_id) for task_id in section.tasks)
-    if isinstance(section, MetaworldSection):
-        named = zip(section.task_ids, section.tasks, strict=True)
-        return tuple(metaworld.task_info(task_id, name) for task_id, name in named)
-    known = libero_tasks(section.suite)
-    return tuple(known[task_id] for task_id in section.task_ids)
-
-
-def _plan_env(recipe: Recipe, *, render_size: int) -> EnvPlan:
-    section = recipe.env
-    if isinstance(section, ToySection):
-        return _plan_toy(section, _tasks(recipe))
-    if isinstance(section, MetaworldSection):
-        return _plan_metaworld(section, _tasks(recipe))
-    return _plan_libero(section, _tasks(recipe), render_size=render_size)
-
-
-def _plan_toy(section: ToySection, tasks: tuple[TaskInfo, ...]) -> EnvPlan:
-    builders = tuple(
-        partial(
-            build_toy,
-            task_id=task.task_id,
-            horizon=section.horizon,
-            chunk_size=section.chunk_size,
-            step_seconds=section.step_seconds,
-        )
-        for task in tasks
-    )
-    return EnvPlan(
-        tasks=tasks,
-        builders=builders,
-        num_init_states=(None,) * len(tasks),
-        horizon=section.horizon,
-        deviations=(),
-        simulator=None,
-    )
-
-
-def _plan_metaworld(section: MetaworldSection, tasks: tuple[TaskInfo, ...]) -> EnvPlan:
-    metaworld.check_installed()
-    builders = tuple(
-        partial(
-            build_metaworld,
-            name=task.name,
-            task_id=task.task_id,
-            horizon=section.horizon,
-            chunk_size=section.chunk_size,
-            reward_scale=section.reward_scale,
-        )
-        for task in tasks
-    )
-    return EnvPlan(
-        tasks=tasks,
-        builders=builders,
-        num_init_states=(metaworld.NUM_GOALS,) * len(tasks),
-        horizon=section.horizon,
-        deviations=(),
-        simulator=None,
-    )
-
-
-def _plan_libero(section: LiberoSection, tasks: tuple[TaskInfo, ...], *, render_size: int) -> EnvPlan:
-    simulator = check_simulator(gl=section.gl, assets=section.assets)
-    for task in tasks:
-        check_task_assets(simulator.assets, task)
-    standard_horizon = SUITES[section.suite].horizon
-    horizon = section.horizon or standard_horizon
-    builders = tuple(libero_builder(section, task, render_size=render_size, horizon=horizon) for task in tasks)
-    deviations = simulator_deviations(simulator)
-    if horizon != standard_horizon:
-        deviations.append(f"horizon {horizon} control steps instead of {standard_horizon}")
-    if section.physics != "exact":
-        deviations.append(
-            f"{section.physics} physics instead of LIBERO's own: one constraint solve per substep, not three"
-        )
-    if section.init_states != "standard":
-        deviations.append(f"initial states: {section.init_states} instead of the benchmark's standard ones")
-    return EnvPlan(
-        tasks=tasks,
-        builders=builders,
-        num_init_states=tuple(num_init_states(section.suite, task.task_id, section.init_states) for task in tasks),
-        horizon=horizon,
-        deviations=tuple(deviations),
-        simulator=simulator,
-    )
-
-
-def libero_builder(
-    section: LiberoSection, task: TaskInfo, *, render_size: int, horizon: int, render_all: bool = False
-) -> EnvBuilder:
-    """Builds one LIBERO task.
-
-    Args:
-        section: of the recipe.
-        task: one of its tasks.
-        render_size: pixels a side that the cameras draw.
-        horizon: control steps of an episode.
-        render_all: for videos: draw every control step (`LiberoEnv.chunk_frames`) from all cameras, those that the
-            policy sees first.
-    """
-    seen = tuple(section.cameras)
-    unseen: tuple[Camera, ...] = tuple(camera for camera in CAMERAS if camera not in seen)
-    return partial(
-        build_libero,
-        suite=section.suite,
-        task_id=task.task_id,
-        assets=section.assets,
-        render_size=render_size,
-        cameras=seen + unseen if render_all else seen,
-        init_states=section.init_states,
-        physics=section.physics,
-        horizon=horizon,
-        gl=section.gl,
-        render="every_step" if render_all else "decision",
-    )
-
-
-def simulator_deviations(simulator: SimulatorReport) -> list[str]:
-    """Why scores of this installation are not comparable with published ones, one sentence each."""
-    deviations = list(simulator.warnings)
-    if simulator.assets.kind == "proxy":
-        deviations.append("built-in proxy assets instead of LIBERO's: other pictures, scores are not comparable")
-    return deviations
-
-
 def plan_policy(recipe: Recipe) -> tuple[PolicyPlan, FrameTransform | None]:
     """The policy of a recipe and the transform of its frames; asks for no simulator.
 
@@ -296,20 +137,18 @@ def plan_policy(recipe: Recipe) -> tuple[PolicyPlan, FrameTransform | None]:
     """
     section = recipe.policy
     if isinstance(section, OpenVLAOFTSection):
-        return _plan_openvla_oft(recipe, section, _tasks(recipe))
+        return _plan_openvla_oft(recipe, section)
     return _plan_mlp(recipe, section), None
 
 
-def _plan_openvla_oft(
-    recipe: Recipe, section: OpenVLAOFTSection, tasks: Sequence[TaskInfo]
-) -> tuple[PolicyPlan, FrameTransform]:
+def _plan_openvla_oft(recipe: Recipe, section: OpenVLAOFTSection) -> tuple[PolicyPlan, FrameTransform]:
     assert isinstance(recipe.env, LiberoSection), "the recipe's rules pair this policy with LIBERO"
     lora = section.lora
     build = partial(
         build_openvla_oft,
         checkpoint=section.checkpoint,
         profile=section.profile,
-        tasks=tuple(task.language for task in tasks),
+        tasks=tuple(task.language for task in libero_tasks_of(recipe.env)),
         statistics_key=recipe.env.suite,
         num_images=len(recipe.env.cameras),
         image_size=section.image_size,
@@ -344,12 +183,12 @@ def _plan_openvla_oft(
 def _plan_mlp(recipe: Recipe, section: MLPSection) -> PolicyPlan:
     env = recipe.env
     assert not isinstance(env, LiberoSection), "the recipe's rules pair this policy with state environments"
-    shapes = toy if isinstance(env, ToySection) else metaworld
+    state_dim, action_dim = state_shapes(env)
     build = partial(
         build_mlp,
-        state_dim=shapes.STATE_DIM,
+        state_dim=state_dim,
         chunk_size=env.chunk_size,
-        action_dim=shapes.ACTION_DIM,
+        action_dim=action_dim,
         num_bins=section.num_bins if section.distribution == "categorical" else None,
         hidden_dim=section.hidden_dim,
         seed=recipe.seed,
