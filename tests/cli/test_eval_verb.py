@@ -134,7 +134,9 @@ def test_a_checkpoint_that_is_refused_is_the_user_s_mistake() -> None:
 
 
 @pytest.mark.usefixtures("calls")
-@pytest.mark.parametrize("arguments", [["runs/x", "--seed", "0,x"], ["runs/x", "--tasks", "3-1"], []])
+@pytest.mark.parametrize(
+    "arguments", [["runs/x", "--seed", "0,x"], ["runs/x", "--tasks", "3-1"], ["runs/x", "--profile", "x"], []]
+)
 def test_what_cannot_be_read_is_told_before_anything_is_loaded(arguments: list[str]) -> None:
     assert invoke(*arguments).exit_code == 2
 
@@ -185,7 +187,11 @@ def test_two_evaluations_are_compared_in_words(tmp_path: Path) -> None:
 
 def test_a_comparison_with_anything_else_is_refused(tmp_path: Path) -> None:
     one = evaluation(tmp_path / "a", [True])
-    assert invoke("runs/x", "--compare", one, one).exit_code == 2
+    other = evaluation(tmp_path / "b", [True])
+    assert invoke("--compare", one, other, "--json").exit_code == 0
+    for ignored, named in ((["runs/x"], "checkpoint"), (["--workers", "2", "--suite", "x"], "--suite, --workers")):
+        result = invoke("--compare", one, other, *ignored)
+        assert (result.exit_code, result.stderr.strip().endswith(f"leave out {named}")) == (2, True)
     result = invoke("--compare", one, str(tmp_path))
     assert result.exit_code == 2
     assert "holds no evaluation" in result.stderr

@@ -91,6 +91,12 @@ def test_a_folder_that_is_no_policy_is_told_why(tmp_path):
         find_subject(str(tmp_path), profile="auto")
 
 
+def test_a_profile_of_what_has_one_is_refused(trained):
+    for target in (trained, trained / "checkpoints" / "optimizer_step_30"):
+        with pytest.raises(ValueError, match=f"--profile: {target} belongs to a run"):
+            find_subject(str(target), profile="simplevla")
+
+
 def test_a_run_without_a_checkpoint_is_told_so(trained, tmp_path):
     shutil.copy(trained / "recipe.yaml", tmp_path)
     with pytest.raises(CheckpointError, match="holds no whole checkpoint"):

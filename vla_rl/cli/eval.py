@@ -11,6 +11,7 @@ from vla_rl.errors import UserError, preflight
 
 
 def evaluate(  # noqa: PLR0913 - one parameter per option
+    context: typer.Context,
     checkpoint: Annotated[
         str | None,
         typer.Argument(
@@ -65,7 +66,10 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
     allow_unpinned: Annotated[
         bool, typer.Option("--allow-unpinned", help="Evaluate on untested mujoco or robosuite too.")
     ] = False,
-    profile: Annotated[str, typer.Option("--profile", help="Of public weights: auto, simplevla or rlinf.")] = "auto",
+    profile: Annotated[
+        Literal["auto", "oft_l1", "simplevla", "rlinf"],
+        typer.Option("--profile", help="Who trained a checkpoint directory; a run knows it."),
+    ] = "auto",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -83,7 +87,8 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
 ) -> None:
     """Evaluate a policy on the benchmark's standard initial states. Interrupted, the same command goes on."""
     if compare is not None:
-        _compare(checkpoint, compare, as_json=as_json)
+        _refuse_other_options(context)
+        _compare(compare, as_json=as_json)
         return
     if checkpoint is None:
         raise UserError("give what is to be evaluated: a run, a checkpoint or a directory of weights")
@@ -121,10 +126,20 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
         print_report(report)
 
 
-def _compare(checkpoint: str | None, evaluations: tuple[Path, Path], *, as_json: bool) -> None:
-    if checkpoint is not None:
-        raise UserError(f"--compare takes two evaluations and nothing else, found {checkpoint} too")
+def _refuse_other_options(context: typer.Context) -> None:
+    """Whatever stands beside --compare would be ignored.
 
+    Raises:
+        UserError: naming it.
+    """
+    sources = {parameter: context.get_parameter_source(parameter.name or "") for parameter in context.command.params}
+    given = [parameter for parameter, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    others = [parameter.opts[0] for parameter in given if parameter.name not in ("compare", "as_json")]
+    if others:
+        raise UserError(f"--compare takes two evaluations and --json, nothing else: leave out {', '.join(others)}")
+
+
+def _compare(evaluations: tuple[Path, Path], *, as_json: bool) -> None:
     from vla_rl.evaluation.comparison import compare_evaluations
 
     with preflight():

@@ -64,6 +64,8 @@ def make_parts(subject: Subject, choices: Choices) -> list[Part]:
     """
     if len(set(choices.seeds)) != len(choices.seeds) or not choices.seeds:
         raise ValueError(f"--seed: found {list(choices.seeds)}; every seed stands once")
+    if choices.serial and choices.workers is not None:
+        raise ValueError(f"--workers: found {choices.workers}, but --serial has one; leave out one of the two")
     parts = []
     for name in _suites(subject, choices.suites):
         plan = make_plan(_recipe(subject, choices, name))

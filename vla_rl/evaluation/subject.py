@@ -52,7 +52,7 @@ def find_subject(target: str, *, profile: str) -> Subject:
             with `config.json` and safetensors, such as an export; the folder of a LoRA adapter, which names its base;
             the name of either on the Hugging Face hub, from where it is downloaded unless the local cache has it; or
             `tiny`, the random model.
-        profile: of a checkpoint directory: what its files do not say.
+        profile: of a checkpoint directory: what its files do not say. A run says it in its recipe.
 
     Raises:
         ValueError: it is none of these; the message says what it is instead, and what to do.
@@ -64,7 +64,10 @@ def find_subject(target: str, *, profile: str) -> Subject:
         raise CheckpointError(
             f"{target} does not exist: give the folder of a run, of a checkpoint, or exported weights"
         )
-    if path.parent.name == FOLDER and (path.parents[1] / RECIPE_FILE).is_file():
+    in_run = path.parent.name == FOLDER and (path.parents[1] / RECIPE_FILE).is_file()
+    if (in_run or (path / RECIPE_FILE).is_file()) and profile != "auto":
+        raise ValueError(f"--profile: {target} belongs to a run, whose recipe says it; leave the option out")
+    if in_run:
         return _trained(path, run_dir=path.parents[1], whole=False)
     if (path / RECIPE_FILE).is_file():
         return _trained(_newest(path), run_dir=path, whole=True)
