@@ -65,12 +65,12 @@ def test_no_rule_about_learning_refuses_an_evaluation(trained):
 
 @pytest.mark.parametrize(
     ("cores", "gibibytes", "workers"),
-    [(16, 100, 15), (16, 9, 4), (2, 100, 1), (1, 100, 1), (16, 1, 1)],
+    [(16, 100, 15), (16, 9, 4), (2, 100, 1), (1, 100, 1), (16, 1, 1), (128, 1000, 16)],
 )
-def test_without_a_number_there_is_a_worker_for_every_core_but_one_that_memory_holds(
+def test_without_a_number_there_is_a_worker_for_every_core_but_one_that_memory_holds_and_at_most_16(
     monkeypatch, cores, gibibytes, workers
 ):
-    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: set(range(cores)))
+    monkeypatch.setattr("vla_rl.evaluation.parts.usable_cores", lambda: cores)
     monkeypatch.setattr("vla_rl.evaluation.parts.available_memory", lambda: gibibytes * 2**30)
     assert usual_workers() == workers
 
@@ -81,7 +81,7 @@ def test_the_number_of_workers_that_was_asked_for_is_taken(trained, monkeypatch)
     for asked, found in ((None, 7), (3, 3)):
         (part,) = make_parts(subject, choices(assets=None, workers=asked))
         assert part.plan.recipe.rollout.num_workers == found
-    (part,) = make_parts(subject, choices(assets=None, serial=True))
+    (part,) = make_parts(subject, choices(assets=None, workers=None, serial=True))
     assert part.plan.num_slots == 1
 
 

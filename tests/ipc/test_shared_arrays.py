@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -172,14 +173,11 @@ def test_a_size_beyond_memory_is_refused_before_creation(monkeypatch):
     assert not own_blocks()
 
 
-def test_a_container_limit_bounds_the_memory(monkeypatch, tmp_path):
-    monkeypatch.setattr(room, "_CGROUP", tmp_path)
-    (tmp_path / "memory.max").write_text("1000000\n")
-    (tmp_path / "memory.current").write_text("700000\n")
-    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 200000\n")
-    assert room.available_memory() == 500_000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert room.available_memory() > 500_000
+@pytest.mark.parametrize(("limit", "available"), [(500, 500), (2000, 1000), (None, 1000)])
+def test_a_container_limit_bounds_the_memory(monkeypatch, limit, available):
+    monkeypatch.setattr(room.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr(room, "memory_below_limit", lambda: limit)
+    assert room.available_memory() == available
 
 
 def test_failing_allocation_leaves_no_block(monkeypatch):

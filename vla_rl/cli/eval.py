@@ -56,7 +56,7 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
     ] = "none",
     workers: Annotated[
         int | None,
-        typer.Option("--workers", min=1, help="Simulator processes.", show_default="one less than usable cores"),
+        typer.Option("--workers", min=1, help="Simulator processes.", show_default="usable cores less one, at most 16"),
     ] = None,
     serial: Annotated[bool, typer.Option("--serial", help="One process in a fixed order: repeats bit by bit.")] = False,
     assets: Annotated[

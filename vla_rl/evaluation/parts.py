@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +13,7 @@ from vla_rl.evaluation.choices import Choices
 from vla_rl.evaluation.conditions import Conditions, digest_of_files
 from vla_rl.evaluation.play import SAMPLED, evaluation_jobs, init_states
 from vla_rl.evaluation.subject import Subject
+from vla_rl.ipc.container import usable_cores
 from vla_rl.ipc.room import available_memory
 from vla_rl.libero_suites import SUITES
 from vla_rl.recipe import (
@@ -45,6 +45,7 @@ _OPTIONS = {  # under which names the fields that a choice sets are known to who
 }
 _SERIAL_SLOTS = 1  # a batch of one: what a decision is does not depend on its neighbours
 _SLOTS_PER_WORKER = 2  # one is stepped while the other waits for its decision
+MOST_WORKERS = 16  # unasked: each holds graphics contexts in the GPU's memory beside the policy; the recipes have 10
 _WORKER_BYTES = 2 * 2**30  # memory of a worker with two LIBERO simulators and their graphics contexts, rounded up
 
 
@@ -166,7 +167,7 @@ def _suites(subject: Subject, asked: Sequence[str]) -> Sequence[str]:
 
 def usual_workers() -> int:
     """Simulator processes where nobody says how many: one for every usable core but one, if memory holds them."""
-    return max(1, min(len(os.sched_getaffinity(0)) - 1, available_memory() // _WORKER_BYTES))
+    return max(1, min(usable_cores() - 1, available_memory() // _WORKER_BYTES, MOST_WORKERS))
 
 
 def _recipe(subject: Subject, choices: Choices, suite: str) -> Recipe:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import psutil
 
+from vla_rl.ipc.container import memory_below_limit
+
 SHM_DIRECTORY = Path("/dev/shm")
-_CGROUP = Path("/sys/fs/cgroup")
 _FIX = (
     "Give the container more shared memory (docker run --shm-size=<size>, or --ipc=host), "
     "or lower replay.capacity, rollout.num_workers or rollout.envs_per_worker."
@@ -43,23 +44,8 @@ def check_room(bytes_needed: int) -> None:
 def available_memory() -> int:
     """Bytes of memory this process can still take: the machine's, or what its container's limit leaves."""
     available = int(psutil.virtual_memory().available)
-    limit_file, usage_file = _CGROUP / "memory.max", _CGROUP / "memory.current"
-    if not (limit_file.exists() and usage_file.exists()):
-        return available
-    limit = limit_file.read_text().strip()
-    if limit == "max":
-        return available
-    # File cache counts as usage although the kernel gives it back on demand.
-    used = int(usage_file.read_text()) - _reclaimable(_CGROUP / "memory.stat")
-    return max(0, min(available, int(limit) - used))
-
-
-def _reclaimable(stat_file: Path) -> int:
-    for line in stat_file.read_text().splitlines():
-        key, value = line.split()
-        if key == "inactive_file":
-            return int(value)
-    return 0
+    below_limit = memory_below_limit()
+    return available if below_limit is None else min(available, below_limit)
 
 
 def _readable(num_bytes: int) -> str:

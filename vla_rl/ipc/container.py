@@ -1,0 +1,74 @@
+"""What a container's limits leave of the machine, from its control groups (cgroups, versions 1 and 2).
+
+Source: the Linux kernel's documentation, admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst and scheduler/sched-bwc.rst.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+_MOUNT = Path("/sys/fs/cgroup")
+_MEMBERSHIP = Path("/proc/self/cgroup")  # a line for each hierarchy: number:controllers:path
+# Of versions 2 and 1: the limit, the usage, and what of it is file cache that the kernel gives back on demand.
+_MEMORY_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+
+
+def usable_cores() -> int:
+    """Processors that this process may run on, or as many as its container's share of time is worth; at least 1."""
+    shares = [share for group in _groups("cpu") if (share := _share_of_time(group)) is not None]
+    return max(1, min([len(os.sched_getaffinity(0)), *(int(share) for share in shares)]))
+
+
+def memory_below_limit() -> int | None:
+    """Bytes that this process can still take before its container's limit; None without a limit."""
+    left = [bytes_left for group in _groups("memory") for bytes_left in _memory_left(group)]
+    return max(0, min(left)) if left else None
+
+
+def _groups(controller: str) -> Iterator[Path]:
+    """The groups that bind this process: its own and all above it, as far as they can be seen here.
+
+    A container sees its own group as the topmost, or is told the host's path to it, most of which is not there.
+    """
+    for line in (_content(_MEMBERSHIP) or "").splitlines():
+        number, controllers, path = line.split(":", 2)
+        if number == "0":  # version 2; `unified` beside version 1
+            roots = [_MOUNT, _MOUNT / "unified"]
+        else:
+            roots = [_MOUNT / controllers, _MOUNT / controller] if controller in controllers.split(",") else []
+        own = PurePosixPath(path.lstrip("/"))
+        yield from (root / place for root in roots for place in (own, *own.parents))
+
+
+def _share_of_time(group: Path) -> float | None:
+    """Processors' worth of time; None without a limit."""
+    both = _content(group / "cpu.max")
+    if both is None:
+        quota, period = _content(group / "cpu.cfs_quota_us"), _content(group / "cpu.cfs_period_us")
+    else:
+        quota, period = both.split()
+    if quota is None or period is None or quota in ("max", "-1"):
+        return None
+    return int(quota) / int(period)
+
+
+def _memory_left(group: Path) -> Iterator[int]:
+    for limit_file, usage_file, reclaimable in _MEMORY_FILES:
+        limit, usage, statistics = (_content(group / name) for name in (limit_file, usage_file, "memory.stat"))
+        if limit is None or usage is None or limit == "max":
+            continue
+        cached = dict(line.split() for line in (statistics or "").splitlines())
+        yield int(limit) - int(usage) + int(cached.get(reclaimable, 0))
+
+
+def _content(file: Path) -> str | None:
+    """None where it is not there or not for us to see."""
+    try:
+        return file.read_text(encoding="ascii").strip()
+    except OSError:
+        return None
