@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 
 from vla_rl.cli.main import app
 from vla_rl.errors import RunFailureError, UserError
+from vla_rl.evaluation.subject import find_subject
 from vla_rl.export import export as exporting
 from vla_rl.export.export import ExportReport, export
 from vla_rl.learner.checkpoint import Progress, save
@@ -155,6 +156,13 @@ def test_the_profile_of_a_training_is_that_of_its_exports(tmp_path: Path) -> Non
 def test_a_profile_that_is_given_is_recorded(merged: Any, tmp_path: Path) -> None:
     report = export(merged[0], out=tmp_path / "out", profile="rlinf", verify=1)
     assert report.profile == OpenVLAOFT.from_pretrained(tmp_path / "out").profile.name == "rlinf"
+
+
+def test_an_export_and_its_export_know_what_the_policy_was_trained_on(run: Path, merged: Any, tmp_path: Path) -> None:
+    export(merged[0], out=tmp_path / "again", verify=0)
+    subjects = [find_subject(str(folder), profile="auto") for folder in (run, merged[0], tmp_path / "again")]
+    assert {subject.trained_on for subject in subjects} == {"libero_goal (tasks: 3,5), sampled initial states"}
+    assert {tuple(subject.recipe.env.task_ids) for subject in subjects} == {(3, 5)}
 
 
 def test_a_checkpoint_directory_keeps_its_dtype_unless_another_is_asked_for(run: Path, tmp_path: Path) -> None:

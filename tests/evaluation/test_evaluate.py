@@ -10,7 +10,6 @@ from vla_rl.errors import UserError
 from vla_rl.evaluation.choices import Choices
 from vla_rl.evaluation.episodes import EPISODES_FILE, read_episodes
 from vla_rl.evaluation.evaluate import evaluate
-from vla_rl.evaluation.outcome import notes_on_training
 from vla_rl.evaluation.protocol import Protocol
 from vla_rl.run.claim import claim_folder
 
@@ -143,20 +142,6 @@ def test_what_an_evaluation_writes_says_under_which_conditions_it_was_made(train
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["assets"]["checkpoint"].endswith("optimizer_step_30")
     assert manifest["extra"]["episodes_per_task"] == 2
-
-
-@pytest.mark.parametrize(
-    ("evaluated", "trained", "warned"),
-    [
-        ("standard", "standard", True),
-        ("standard", "sampled", False),
-        ("standard", None, False),
-        ("spare", "spare", False),
-    ],
-)
-def test_a_score_on_the_training_s_own_states_says_so(evaluated, trained, warned):
-    notes = notes_on_training(evaluated=evaluated, trained=trained)
-    assert any("trained on the standard initial states" in note for note in notes) is warned
 
 
 def test_results_lie_in_the_run_under_a_name_that_says_what_is_special(trained):

@@ -16,7 +16,7 @@ from vla_rl.evaluation.choices import Choices
 from vla_rl.evaluation.conditions import Conditions, evaluation_folder
 from vla_rl.evaluation.control import BLIND_EPISODES_FILE, BlankFrames, Control, stored_control
 from vla_rl.evaluation.episodes import EPISODES_FILE, EpisodeKey, EpisodeLog, EpisodeResult
-from vla_rl.evaluation.outcome import EvaluationReport, notes_on_training
+from vla_rl.evaluation.outcome import EvaluationReport
 from vla_rl.evaluation.parts import Part, all_deviations, folder_name, make_conditions, make_parts
 from vla_rl.evaluation.play import play, result_keys
 from vla_rl.evaluation.results import EvaluationSummary, write_results
@@ -210,11 +210,13 @@ def _write_results(
 ) -> EvaluationSummary:
     subject, states = planned.subject, planned.conditions.init_states
     tasks = [task for part in planned.parts for task in part.plan.env.tasks]
+    played = [(task.suite, task.task_id) for task in tasks]
+    trained_here = subject.training.notes(init_states=states, tasks=played) if subject.training is not None else []
     summary = write_results(
         folder,
         episodes,
         languages={(task.suite, task.task_id): task.language for task in tasks},
-        notes=[*notes_on_training(evaluated=states, trained=subject.trained_states), *gaps],
+        notes=[*trained_here, *gaps],
         columns={"init_states": states, "trained_on": subject.trained_on},
         details={
             "evaluation": asdict(planned.conditions),

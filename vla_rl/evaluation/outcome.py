@@ -72,16 +72,6 @@ class EvaluationReport:
         return "\n".join([*lines, *self.sentences()])
 
 
-def notes_on_training(*, evaluated: str, trained: str | None) -> list[str]:
-    """What must be said about the initial states before any number; `trained` is None where it is not known."""
-    if evaluated != trained or evaluated != "standard":
-        return []
-    return [
-        "the policy was trained on the standard initial states, on which it is evaluated here: the score does not say "
-        "how it does on others."
-    ]
-
-
 def _control_in_words(control: Control) -> str:
     comparison = control.comparison
     return (

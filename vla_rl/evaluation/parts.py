@@ -11,8 +11,9 @@ from vla_rl.envs.build import SimulatorReport
 from vla_rl.envs.libero.assets import SUBFOLDERS, Assets
 from vla_rl.evaluation.choices import Choices
 from vla_rl.evaluation.conditions import Conditions, digest_of_files
-from vla_rl.evaluation.play import SAMPLED, evaluation_jobs, init_states
+from vla_rl.evaluation.play import evaluation_jobs, init_states
 from vla_rl.evaluation.subject import Subject
+from vla_rl.evaluation.training import SAMPLED
 from vla_rl.ipc.container import usable_cores
 from vla_rl.ipc.room import available_memory
 from vla_rl.libero_suites import SUITES
@@ -157,7 +158,7 @@ def _suites(subject: Subject, asked: Sequence[str]) -> Sequence[str]:
                 f"--suite: the policy was trained on {env.name}, found {', '.join(asked)}; leave the option out"
             )
         return [env.name]
-    if not asked and subject.checkpoint is None:
+    if not asked and subject.training is None:
         raise ValueError(f"--suite: {subject.location} does not say what it is for; name a suite: {', '.join(SUITES)}")
     unknown = [name for name in asked if name not in SUITES]
     if unknown or len(set(asked)) != len(asked):

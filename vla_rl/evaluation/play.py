@@ -8,14 +8,13 @@ from pathlib import Path
 
 from vla_rl.errors import preflight
 from vla_rl.evaluation.episodes import EpisodeLog, EpisodeResult
+from vla_rl.evaluation.training import SAMPLED
 from vla_rl.learner.checkpoint import load_policy
 from vla_rl.recipe import LiberoSection
 from vla_rl.run.assembly import AnyCell, make_cell, make_memory, trainable_tensors
 from vla_rl.run.plan import Plan
 from vla_rl.run.self_check import check_policy
 from vla_rl.workers.episodes import EpisodeJob, EpisodeRecord
-
-SAMPLED = "sampled"  # how environments other than LIBERO start
 
 
 def evaluation_jobs(plan: Plan, *, episodes_per_task: int, seeds: Sequence[int]) -> list[EpisodeJob]:

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vla_rl.evaluation.training import UNKNOWN_TRAINING, Training, recorded_training, training_of
 from vla_rl.learner import checkpoint_files
 from vla_rl.learner.checkpoint import FOLDER, CheckpointError, find_latest
 from vla_rl.policies.openvla_oft.adapters import CONFIG_FILE as ADAPTER_CONFIG
 from vla_rl.policies.openvla_oft.files import find_files
 from vla_rl.policies.openvla_oft.hub import checkpoint_directory
-from vla_rl.recipe import LiberoSection, Recipe, build_recipe, load_recipe
+from vla_rl.recipe import Recipe, build_recipe, load_recipe
 from vla_rl.run.folder import RECIPE_FILE
 
 TINY = "tiny"
-UNKNOWN_TRAINING = "unknown"
 EVALUATIONS = "eval"  # folder of a run
 
 _RUNS = Path("runs")  # where the results of what is no run go
@@ -36,12 +36,12 @@ class Subject:
     recipe: Recipe  # its policy; the environment is the training's, where there was one
     checkpoint: Path | None  # trained tensors to lay over the recipe's policy; None: the policy as it is
     fingerprint: str
-    trained_on: str  # suite and initial states of the training, in words
+    training: Training | None  # None: nobody knows
 
     @property
-    def trained_states(self) -> str | None:
-        """The set of initial states that the training used, if it is known."""
-        return getattr(self.recipe.env, "init_states", None) if self.checkpoint is not None else None
+    def trained_on(self) -> str:
+        """Suite and initial states of the training, in words."""
+        return UNKNOWN_TRAINING if self.training is None else str(self.training)
 
 
 def find_subject(target: str, *, profile: str) -> Subject:
@@ -58,7 +58,7 @@ def find_subject(target: str, *, profile: str) -> Subject:
         ValueError: it is none of these; the message says what it is instead, and what to do.
     """
     if target == TINY:
-        return _policy_alone(TINY, checkpoint=TINY, profile=profile, fingerprint=TINY)
+        return _policy_alone(TINY, checkpoint=TINY, profile=profile, fingerprint=TINY, training=None)
     path = checkpoint_directory(target, download=True)
     if not path.exists():
         raise CheckpointError(
@@ -72,7 +72,8 @@ def find_subject(target: str, *, profile: str) -> Subject:
     if (path / RECIPE_FILE).is_file():
         return _trained(_newest(path), run_dir=path, whole=True)
     if any((path / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
-        return _policy_alone(target, checkpoint=str(path), profile=profile, fingerprint=_sampled_digest(path))
+        digest, training = _sampled_digest(path), recorded_training(path)
+        return _policy_alone(target, checkpoint=str(path), profile=profile, fingerprint=digest, training=training)
     raise CheckpointError(f"{target} is nothing that can be evaluated: {_what_it_is(path)}")
 
 
@@ -108,26 +109,22 @@ def _trained(checkpoint: Path, *, run_dir: Path, whole: bool) -> Subject:
         recipe=recipe,
         checkpoint=checkpoint,
         fingerprint=_digest(entry, recipe.policy.model_dump(mode="json"), recipe.seed),
-        trained_on=_training(recipe),
+        training=training_of(recipe),
     )
 
 
-def _training(recipe: Recipe) -> str:
-    env = recipe.env
-    tasks = ",".join(map(str, env.task_ids))
-    if isinstance(env, LiberoSection):
-        tasks = "all" if env.tasks == "all" else tasks
-        return f"{env.suite} (tasks: {tasks}), {env.init_states} initial states"
-    return f"{env.name} (tasks: {tasks}), sampled initial states"
-
-
-def _policy_alone(location: str, *, checkpoint: str, profile: str, fingerprint: str) -> Subject:
-    """A policy without a run: nothing is laid over its weights, nothing is known of its training."""
+def _policy_alone(
+    location: str, *, checkpoint: str, profile: str, fingerprint: str, training: Training | None
+) -> Subject:
+    """A policy without a run: nothing is laid over its weights; its training is known where an export recorded it."""
     name = Path(location).name
     name = name if re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) else "checkpoint"
+    trained_env: dict[str, Any] = {"suite": "libero_spatial"}  # a place to fill: an evaluation asks for the suite
+    if training is not None:
+        trained_env = {"suite": training.suite, "tasks": list(training.tasks)}
     values: dict[str, Any] = {
         "name": name,
-        "env": {"name": "libero", "suite": "libero_spatial"},
+        "env": {"name": "libero", **trained_env},
         "policy": {
             "name": "openvla_oft",
             "checkpoint": checkpoint,
@@ -148,7 +145,7 @@ def _policy_alone(location: str, *, checkpoint: str, profile: str, fingerprint: 
         recipe=build_recipe(json.dumps(values), source=location),
         checkpoint=None,
         fingerprint=_digest(fingerprint, profile),
-        trained_on=UNKNOWN_TRAINING,
+        training=training,
     )
 
 

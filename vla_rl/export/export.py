@@ -14,6 +14,7 @@ import torch
 
 from vla_rl.errors import preflight
 from vla_rl.evaluation.subject import TINY, Subject, find_subject
+from vla_rl.evaluation.training import record_training
 from vla_rl.export.verification import (
     Verification,
     compare,
@@ -85,10 +86,14 @@ def export(
     with preflight(), interrupted_by_signals(), appears_whole(out) as folder:
         subject = find_subject(str(target), profile=profile)
         if subject.checkpoint is not None:
-            return _export_trained(subject, subject.checkpoint, out, folder, kind=kind, dtype=chosen, verify=verify)
-        if kind == "adapter":
+            report = _export_trained(subject, subject.checkpoint, out, folder, kind=kind, dtype=chosen, verify=verify)
+        elif kind == "adapter":
             raise ValueError(f"{subject.location} was not trained here, so there is no adapter: export it merged")
-        return _export_network(subject, out, folder, profile=profile, dtype=chosen, verify=verify)
+        else:
+            report = _export_network(subject, out, folder, profile=profile, dtype=chosen, verify=verify)
+        if subject.training is not None:
+            record_training(folder, subject.training)
+    return report
 
 
 def _export_trained(

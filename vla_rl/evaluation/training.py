@@ -1,0 +1,75 @@
+"""What a policy was trained on, which must be read beside its scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from vla_rl.libero_suites import SUITES
+from vla_rl.policies.openvla_oft.files import RECORD_FILE
+from vla_rl.policies.openvla_oft.json_files import read_json, write_json
+from vla_rl.recipe import LiberoSection, Recipe
+
+UNKNOWN_TRAINING = "unknown"
+SAMPLED = "sampled"  # drawn anew from a seed; all that environments other than LIBERO have
+
+_FIELD = "training"  # of an export's record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """Tasks and initial states of one training."""
+
+    suite: str  # the environment's name, where it has no suites
+    tasks: tuple[int, ...]
+    init_states: str  # standard, spare or sampled
+
+    def __str__(self) -> str:
+        whole = self.suite in SUITES and len(self.tasks) == SUITES[self.suite].num_tasks
+        tasks = "all" if whole else ",".join(map(str, self.tasks))
+        return f"{self.suite} (tasks: {tasks}), {self.init_states} initial states"
+
+    def notes(self, *, init_states: str, tasks: Iterable[tuple[str, int]]) -> list[str]:
+        """What must be said before any number of an evaluation on a set of states of some tasks (suite, id)."""
+        shared = {(self.suite, task) for task in self.tasks} & set(tasks)
+        if init_states != self.init_states or init_states == SAMPLED or not shared:
+            return []
+        return [
+            f"the policy was trained on the {init_states} initial states of {self.suite}, on which it is evaluated "
+            "here: the score does not say how it does on others."
+        ]
+
+
+def training_of(recipe: Recipe) -> Training:
+    """The training that a recipe describes."""
+    env = recipe.env
+    suite, states = (env.suite, env.init_states) if isinstance(env, LiberoSection) else (env.name, SAMPLED)
+    return Training(suite=suite, tasks=tuple(env.task_ids), init_states=states)
+
+
+def record_training(directory: Path, training: Training) -> None:
+    """Add it to the record of an export."""
+    path = directory / RECORD_FILE
+    write_json(path, {**read_json(path), _FIELD: asdict(training)})
+
+
+def recorded_training(directory: Path) -> Training | None:
+    """What the record of an export says; None where there is none.
+
+    Raises:
+        ValueError: the record is broken.
+    """
+    path = directory / RECORD_FILE
+    found = read_json(path).get(_FIELD) if path.is_file() else None
+    if found is None:
+        return None
+    match found:
+        case {"suite": str(suite), "tasks": [*tasks], "init_states": str(states)} if suite in SUITES:
+            ids = [task for task in tasks if isinstance(task, int) and 0 <= task < SUITES[suite].num_tasks]
+            if tasks and ids == tasks:
+                return Training(suite=suite, tasks=tuple(ids), init_states=states)
+    raise ValueError(
+        f"{path}: {_FIELD} is {found!r}; expected suite (a name of LIBERO's), tasks (ids of its tasks) and "
+        "init_states, or no such field"
+    )
