@@ -220,6 +220,20 @@ def test_a_network_that_sees_nothing_is_exported_with_a_warning(merged: Any, tmp
     assert "warning: the images do not matter" in str(export(blind, out=tmp_path / "out", verify=0))
 
 
+def test_a_base_without_the_tensors_that_are_not_needed_is_exported_both_ways(merged: Any, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(merged[0], base)
+    tensors = load_file(base / "model.safetensors")
+    save_file({k: v for k, v in tensors.items() if ".attn_pool." not in k}, base / "model.safetensors")
+    run = make_run(tmp_path / "run", f"policy.checkpoint={base}", with_replay=False)
+    adapter = export(run, out=tmp_path / "adapter", kind="adapter", verify=1)
+    assert not adapter.faults and adapter.verification is not None
+    for source, name in ((run, "whole"), (base, "copy")):
+        report = str(export(source, out=tmp_path / name, verify=1))
+        assert "warning: 13 tensors that the network does not need are missing in its base" in report
+        assert load_file(tmp_path / name / "model.safetensors").keys() == tensors.keys()
+
+
 def test_another_dtype_rounds_the_merged_weights_once(merged: Any, run: Path, tmp_path: Path) -> None:
     report = export(run, out=tmp_path / "half", dtype="bfloat16")
     assert report.verification is not None

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from vla_rl.policies.build import build_openvla_oft
 from vla_rl.policies.describe import describe_openvla_oft
 from vla_rl.policies.openvla_oft.config import config_to_json, read_config
-from vla_rl.policies.openvla_oft.export import export_checkpoint, merged_tensors
+from vla_rl.policies.openvla_oft.export import write_checkpoint
 from vla_rl.policies.openvla_oft.model import OpenVLAOFT
 from vla_rl.policies.openvla_oft.source import find_source
 from vla_rl.policies.openvla_oft.tiny import tiny_config
@@ -27,8 +27,8 @@ def exported(tmp_path_factory, module_build):
         for name, parameter in policy.named_parameters():
             if "lora_B" in name or name == "action_rows":
                 parameter.add_(0.02 * torch.sin(torch.arange(parameter.numel()).reshape(parameter.shape)))
-    directory = tmp_path_factory.mktemp("export") / "checkpoint"
-    export_checkpoint(policy, directory, step=7)
+    directory = tmp_path_factory.mktemp("export")
+    write_checkpoint(policy, directory, step=7)
     return policy, directory
 
 
@@ -74,23 +74,18 @@ def test_an_exported_folder_has_every_published_name_and_no_critic(exported):
 
 
 def test_only_the_action_rows_of_lm_head_change_on_export(exported, build):
-    before, after = merged_tensors(build()), merged_tensors(exported[0])
-    changed = (before["language_model.lm_head.weight"] != after["language_model.lm_head.weight"]).any(dim=1)
+    before, after = build().model, OpenVLAOFT.from_pretrained(exported[1])
+    changed = (before.language_model.lm_head.weight != after.language_model.lm_head.weight).any(dim=1)
     assert changed.nonzero().flatten().tolist() == list(range(31744, 32000))
-    name = "language_model.model.embed_tokens.weight"
-    assert torch.equal(before[name], after[name])
-
-
-def test_an_export_never_overwrites(exported):
-    with pytest.raises(ValueError, match="exists"):
-        export_checkpoint(exported[0], exported[1], step=1)
+    embeddings = [model.language_model.model.embed_tokens.weight for model in (before, after)]
+    assert torch.equal(*embeddings)
 
 
 def test_split_weights_load_like_a_single_file(exported, tmp_path):
     policy, single = exported
-    export_checkpoint(policy, tmp_path / "split", step=7, max_shard_bytes=9_000_000)
-    assert len(list((tmp_path / "split").glob("model-*-of-00003.safetensors"))) == 3
-    models = [OpenVLAOFT.from_pretrained(path) for path in (single, tmp_path / "split")]
+    write_checkpoint(policy, tmp_path, step=7, max_shard_bytes=9_000_000)
+    assert len(list(tmp_path.glob("model-*-of-00003.safetensors"))) == 3
+    models = [OpenVLAOFT.from_pretrained(path) for path in (single, tmp_path)]
     for (name, first), (_, second) in zip(*(model.named_parameters() for model in models), strict=True):
         assert torch.equal(first, second), name
 
@@ -354,14 +349,17 @@ def test_the_profile_of_an_l1_head_is_refused_where_there_is_none(exported, tmp_
         find_source("tiny", profile="oft_l1", image_size=None, proprio=True)
 
 
-def test_a_source_without_the_tensors_that_are_not_needed_loads_and_is_not_exported(broken, build, tmp_path):
+def test_tensors_that_are_not_needed_and_not_there_are_exported_as_zeros(broken, build, tmp_path):
+    name = "vision_backbone.featurizer.norm.bias"
     tensors = load_file(broken / "model.safetensors")
-    del tensors["vision_backbone.featurizer.norm.bias"]
+    del tensors[name]
     save_file(tensors, broken / "model.safetensors")
-    policy = build(checkpoint=str(broken), **BASE)
-    with pytest.raises(ValueError, match=r"1 tensors that the network does not need.*featurizer\.norm\.bias"):
-        export_checkpoint(policy, tmp_path / "again", step=1)
-    assert not (tmp_path / "again").exists()
+    again = tmp_path / "again"
+    again.mkdir()
+    assert write_checkpoint(build(checkpoint=str(broken), **BASE), again, step=1) == [name]
+    written = load_file(again / "model.safetensors")
+    assert not written.pop(name).any()
+    assert written.keys() == tensors.keys()
 
 
 def test_statistics_in_config_json_count_where_the_file_is_absent(unreadable, build_arguments):

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vla_rl.policies.openvla_oft import OpenVLAOFT
-from vla_rl.policies.openvla_oft.export import export_checkpoint
+from vla_rl.policies.openvla_oft.export import write_checkpoint
 from vla_rl.policies.openvla_oft.files import find_files
 
 ADAPTER = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none", "base_model_name_or_path": "../base"}
@@ -24,7 +24,8 @@ WHOLE = "language_model.lm_head.weight"
 @pytest.fixture(scope="module")
 def base(tmp_path_factory, module_build):
     directory = tmp_path_factory.mktemp("loading") / "base"
-    export_checkpoint(module_build(lora=None, train_action_rows=False), directory, step=1)
+    directory.mkdir()
+    write_checkpoint(module_build(lora=None, train_action_rows=False), directory, step=1)
     return directory
 
 
@@ -187,10 +188,10 @@ def test_a_name_below_a_folder_that_is_here_is_no_hub_id(monkeypatch, tmp_path):
 
 
 def test_weights_keep_the_dtype_that_config_json_names(base, tmp_path, module_build):
-    export_checkpoint(module_build(lora=None, dtype="bfloat16"), tmp_path / "half", step=1)
-    model = OpenVLAOFT.from_pretrained(tmp_path / "half")
+    write_checkpoint(module_build(lora=None, dtype="bfloat16"), tmp_path, step=1)
+    model = OpenVLAOFT.from_pretrained(tmp_path)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    wide = OpenVLAOFT.from_pretrained(tmp_path / "half", dtype=torch.float32)
+    wide = OpenVLAOFT.from_pretrained(tmp_path, dtype=torch.float32)
     assert {parameter.dtype for parameter in wide.parameters()} == {torch.float32}
     assert OpenVLAOFT.from_pretrained(base).dtype == torch.float32
 
@@ -243,8 +244,8 @@ def test_loading_takes_at_most_a_fifth_more_memory_than_the_weights(tmp_path, mo
     config = dataclasses.replace(small, llama=dataclasses.replace(small.llama, **dims))
     monkeypatch.setattr(tiny, "tiny_config", lambda **_: config)
     policy = module_build(lora=None, train_action_rows=False, dtype="bfloat16")
-    export_checkpoint(policy, tmp_path / "large", step=1, max_shard_bytes=80_000_000)
-    assert len(list((tmp_path / "large").glob("model-*-of-*.safetensors"))) >= 4
-    arguments = [sys.executable, "-c", MEASURE, str(tmp_path / "large"), dtype]
+    write_checkpoint(policy, tmp_path, step=1, max_shard_bytes=80_000_000)
+    assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) >= 4
+    arguments = [sys.executable, "-c", MEASURE, str(tmp_path), dtype]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)
     assert 0.0 < float(done.stdout) < 1.2

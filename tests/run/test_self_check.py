@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vla_rl.policies.openvla_oft import config
-from vla_rl.policies.openvla_oft.export import export_checkpoint
+from vla_rl.policies.openvla_oft.export import write_checkpoint
 from vla_rl.recipe import build_recipe
 from vla_rl.run.plan import plan_policy
 from vla_rl.run.self_check import check_policy
@@ -25,8 +25,8 @@ def built(*overrides):
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    path = tmp_path_factory.mktemp("check") / "checkpoint"
-    export_checkpoint(built()[1], path, step=0)
+    path = tmp_path_factory.mktemp("check")
+    write_checkpoint(built()[1], path, step=0)
     return path
 
 

@@ -48,7 +48,7 @@ class ExportReport:
     kind: Kind
     checkpoint: str
     profile: str  # of the folder, recorded in it
-    faults: Sequence[str]  # what the test of networks found, in sentences
+    faults: Sequence[str]  # what the test of networks found and what was missing, in sentences
     verification: Verification | None
 
     def __str__(self) -> str:
@@ -116,7 +116,10 @@ def _export_trained(
     before = None if shown is None else policy_answers(policy, shown)
     refuse_infinite(before, subject.location)
     coarsest = policy.model.dtype if dtype is None else min(policy.model.dtype, dtype, key=lambda one: one.itemsize)
-    (write_checkpoint if kind == "merged" else write_adapter)(policy, folder, step=_step(checkpoint), dtype=dtype)
+    if kind == "merged":
+        faults += _completed(write_checkpoint(policy, folder, step=_step(checkpoint), dtype=dtype))
+    else:
+        write_adapter(policy, folder, step=_step(checkpoint), dtype=dtype)
     del policy  # with 7B weights there is no room for two
     gc.collect()
     verification = None
@@ -143,7 +146,7 @@ def _export_network(
     faults = network_faults(model)
     before = network_answers(model, verify) if verify else None
     refuse_infinite(before, subject.location)
-    write_network(model, source, folder, dtype=dtype)
+    faults += _completed(write_network(model, source, folder, dtype=dtype))
     del model
     gc.collect()
     verification = None
@@ -158,6 +161,16 @@ def _network(source: Source, device: torch.device, *, dtype: torch.dtype) -> Ope
     model = source.empty_network(dtype=dtype, l1_head=True)
     source.fill(model, seed=0, device=device)
     return model.eval()
+
+
+def _completed(lacking: Sequence[str]) -> list[str]:
+    """What to say of tensors that were not there."""
+    if not lacking:
+        return []
+    return [
+        f"{len(lacking)} tensors that the network does not need are missing in its base ({lacking[0]}, ...): they were "
+        "written as zeros, because other programs ask for them"
+    ]
 
 
 def _step(checkpoint: Path) -> int:

@@ -1,9 +1,10 @@
 """Write a policy for other programs: a checkpoint in the public layout, or a LoRA adapter in peft's.
 
 In a checkpoint, adapters are added (in float32) to the weights that they adapt, and the trained action rows replace
-rows 31744..31999 of lm_head; tensors that the network never needed are taken from the source, so that the folder has
-every published name. An adapter folder holds what differs from its base. Two files go beside either that the public
-layout does not know: the critic, `value_head.safetensors`, and the profile, `vla_rl.json`.
+rows 31744..31999 of lm_head; tensors that the network never needed are taken from the source, or are zeros where it
+lacks them, so that the folder has every published name. An adapter folder holds what differs from its base. Two files
+go beside either that the public layout does not know: the critic, `value_head.safetensors`, and the profile,
+`vla_rl.json`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from vla_rl.policies.lora import (
 )
 from vla_rl.policies.openvla_oft.adapters import PREFIX, WEIGHTS_FILE
 from vla_rl.policies.openvla_oft.checkpoint import unused_tensors
-from vla_rl.policies.openvla_oft.export_files import appears_whole, write_metadata, write_record, write_statistics
+from vla_rl.policies.openvla_oft.export_files import write_metadata, write_record, write_statistics
 from vla_rl.policies.openvla_oft.files import INDEX_FILE, SINGLE_FILE, VALUE_HEAD_FILE, unused_shapes
 from vla_rl.policies.openvla_oft.json_files import write_json
 from vla_rl.policies.openvla_oft.model import OpenVLAOFT
@@ -39,30 +40,6 @@ PROJECTOR_PREFIX = "proprio_projector."
 _IN_OTHER_FILES = (PROJECTOR_PREFIX, "action_head.")
 
 
-def export_checkpoint(
-    policy: OpenVLAOFTPolicy,
-    directory: Path,
-    *,
-    step: int,
-    dtype: torch.dtype | None = None,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
-) -> None:
-    """Write a checkpoint in the public layout to a new directory; it appears complete or not at all.
-
-    Args:
-        policy: with its weights in place.
-        directory: must not exist.
-        step: number in the names of component files.
-        dtype: of the shards; default: that of the frozen weights.
-        max_shard_bytes: size above which the weights are split.
-
-    Raises:
-        ValueError: `directory` exists.
-    """
-    with appears_whole(directory) as partial:
-        write_checkpoint(policy, partial, step=step, dtype=dtype, max_shard_bytes=max_shard_bytes)
-
-
 def write_checkpoint(
     policy: OpenVLAOFTPolicy,
     directory: Path,
@@ -70,15 +47,27 @@ def write_checkpoint(
     step: int,
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-) -> None:
-    """As `export_checkpoint`, into an empty directory. One shard at a time is in memory."""
-    tensors = _trained_tensors(policy, dtype)
+) -> list[str]:
+    """Write a checkpoint in the public layout. One shard at a time is in memory.
+
+    Args:
+        policy: with its weights in place.
+        directory: empty.
+        step: number in the names of component files.
+        dtype: of the shards; default: that of the frozen weights.
+        max_shard_bytes: size above which the weights are split.
+
+    Returns:
+        Names of tensors that the source lacks and the network does not need: they are written as zeros.
+    """
+    tensors = _CheckpointTensors(policy.model, policy.source, dtype, lora=policy.lora, action_rows=policy.action_rows)
     _write_shards(tensors, directory, max_shard_bytes)
     _write_components(policy, directory, step=step)
     write_metadata(policy.source, directory, dtype=tensors.dtype)
+    return tensors.lacking
 
 
-def write_network(model: OpenVLAOFT, source: Source, directory: Path, *, dtype: torch.dtype | None = None) -> None:
+def write_network(model: OpenVLAOFT, source: Source, directory: Path, *, dtype: torch.dtype | None = None) -> list[str]:
     """Write a network as its source has it into an empty directory, its components as they are.
 
     Args:
@@ -87,8 +76,8 @@ def write_network(model: OpenVLAOFT, source: Source, directory: Path, *, dtype: 
         directory: gets all files of the public layout, and the critic where the source has one.
         dtype: of the shards; default: that of `model`.
 
-    Raises:
-        ValueError: the source lacks tensors that the network does not need.
+    Returns:
+        As `write_checkpoint`.
     """
     tensors = _CheckpointTensors(model, source, dtype)
     _write_shards(tensors, directory, MAX_SHARD_BYTES)
@@ -99,6 +88,7 @@ def write_network(model: OpenVLAOFT, source: Source, directory: Path, *, dtype: 
         for path in (path for path in files if path is not None):
             shutil.copyfile(path, directory / path.name)
     write_metadata(source, directory, dtype=tensors.dtype)
+    return tensors.lacking
 
 
 def write_adapter(policy: OpenVLAOFTPolicy, directory: Path, *, step: int, dtype: torch.dtype | None = None) -> None:
@@ -128,24 +118,14 @@ def write_adapter(policy: OpenVLAOFTPolicy, directory: Path, *, step: int, dtype
         if is_adapter(name)
     }
     if policy.action_rows is not None:
-        tensors[PREFIX + LM_HEAD] = _trained_tensors(policy, dtype)[LM_HEAD]
+        head = policy.model.language_model.lm_head.weight
+        tensors[PREFIX + LM_HEAD] = _with_action_rows(head.detach().to("cpu", dtype or head.dtype), policy.action_rows)
     save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
     whole = ["lm_head"] if policy.action_rows is not None else None
     write_adapter_config(policy.lora, directory, base=str(files.directory.resolve()), whole_modules=whole)
     _write_components(policy, directory, step=step)
     write_statistics(policy.source, directory)
     write_record(policy.source, directory)
-
-
-def merged_tensors(policy: OpenVLAOFTPolicy, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Every tensor of the checkpoint by its published name, on the CPU.
-
-    Args:
-        policy: with its weights in place.
-        dtype: default: that of the frozen weights; the projector of proprioception keeps its own.
-    """
-    tensors = _trained_tensors(policy, dtype)
-    return {name: tensors[name] for name in tensors.sizes} | _projector(policy.model)
 
 
 class _CheckpointTensors:
@@ -163,7 +143,7 @@ class _CheckpointTensors:
         self.dtype = dtype or model.dtype
         self._lora, self._action_rows = lora, action_rows
         self._parameters = dict(model.named_parameters())
-        self._unused = _unused(model, source)
+        self._unused, self.lacking = _unused(model, source)
         kept = [name for name in self._parameters if not is_adapter(name) and not name.startswith(_IN_OTHER_FILES)]
         self._sources = {checkpoint_name(name): name for name in kept}
         counts = {name: self._parameters[source].numel() for name, source in self._sources.items()}
@@ -176,8 +156,7 @@ class _CheckpointTensors:
             return self._unused[name].to(self.dtype).contiguous()
         merged = self._merged(self._sources[name]).to("cpu", self.dtype)
         if name == LM_HEAD and self._action_rows is not None:
-            merged = merged.clone()
-            merged[FIRST_ACTION_ID : FIRST_ACTION_ID + NUM_BINS] = self._action_rows.to(merged)
+            return _with_action_rows(merged, self._action_rows)
         return merged.contiguous()
 
     def _merged(self, source: str) -> Tensor:
@@ -190,23 +169,27 @@ class _CheckpointTensors:
         return merged_weight(weight.float(), lora_a, lora_b, scaling=self._lora.alpha / self._lora.rank)
 
 
-def _trained_tensors(policy: OpenVLAOFTPolicy, dtype: torch.dtype | None) -> _CheckpointTensors:
-    return _CheckpointTensors(policy.model, policy.source, dtype, lora=policy.lora, action_rows=policy.action_rows)
+def _with_action_rows(head: Tensor, rows: Tensor) -> Tensor:
+    """A copy of lm_head with the trained rows in it."""
+    merged = head.clone()
+    merged[FIRST_ACTION_ID : FIRST_ACTION_ID + NUM_BINS] = rows.detach().to(merged)
+    return merged
 
 
-def _unused(model: OpenVLAOFT, source: Source) -> dict[str, Tensor]:
-    if source.files is not None:
-        return unused_tensors(source.files, model.config)
-    return {name: torch.zeros(shape, dtype=model.dtype) for name, shape in unused_shapes(model.config).items()}
-
-
-def _projector(model: OpenVLAOFT) -> dict[str, Tensor]:
-    named = model.named_parameters()
-    return {name: tensor.detach().cpu() for name, tensor in named if name.startswith(PROJECTOR_PREFIX)}
+def _unused(model: OpenVLAOFT, source: Source) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors that the network never needed, and the names of those that the source's files lack."""
+    stored = {} if source.files is None else unused_tensors(source.files, model.config)
+    shapes = unused_shapes(model.config)
+    zeros = {name: torch.zeros(shape, dtype=model.dtype) for name, shape in shapes.items() if name not in stored}
+    return stored | zeros, [] if source.files is None else list(zeros)
 
 
 def _write_projector(model: OpenVLAOFT, directory: Path, *, step: int) -> None:
-    projector = {name.removeprefix(PROJECTOR_PREFIX): tensor for name, tensor in _projector(model).items()}
+    projector = {
+        name.removeprefix(PROJECTOR_PREFIX): tensor.detach().cpu()
+        for name, tensor in model.named_parameters()
+        if name.startswith(PROJECTOR_PREFIX)
+    }
     if projector:
         torch.save(projector, directory / f"proprio_projector--{step}_checkpoint.pt")
 
