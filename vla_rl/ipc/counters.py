@@ -18,7 +18,7 @@ from typing import Self
 
 import numpy as np
 
-from vla_rl.ipc.shared_arrays import Field, SharedArrays, SharedArraysHandle
+from vla_rl.ipc.shared_arrays import Field, InSharedBlock, SharedArrays, SharedArraysHandle
 
 _UNLIMITED = np.iinfo(np.int64).max
 
@@ -55,11 +55,8 @@ _PER_CELL = {
 }
 
 
-class CellCounters:
+class CellCounters(InSharedBlock):
     """The counters of one cell. Created by the supervisor, attached by every process of the cell."""
-
-    def __init__(self, arrays: SharedArrays) -> None:
-        self._arrays = arrays
 
     @classmethod
     def create(cls, *, num_env_workers: int) -> Self:
@@ -83,54 +80,39 @@ class CellCounters:
     @property
     def handle(self) -> SharedArraysHandle:
         """For a spawned process."""
-        return self._arrays.handle
+        return self._block.handle
 
     def get(self, name: str, index: int = 0) -> int | float:
         """Value of one element."""
-        value: int | float = self._arrays[name][index].item()
+        value: int | float = self._block[name][index].item()
         return value
 
     def total(self, name: str) -> int | float:
         """Sum over the env workers."""
-        value: int | float = self._arrays[name].sum().item()
+        value: int | float = self._block[name].sum().item()
         return value
 
     def set(self, name: str, value: float, index: int = 0) -> None:
         """Write one element; by its one writer."""
-        self._arrays[name][index] = value
+        self._block[name][index] = value
 
     def add(self, name: str, amount: float, index: int = 0) -> None:
         """Add to one element; by its one writer."""
-        self._arrays[name][index] += amount
+        self._block[name][index] += amount
 
     def beat(self, name: str, index: int = 0) -> None:
         """Write the time into a heartbeat."""
-        self._arrays[name][index] = time.monotonic()
+        self._block[name][index] = time.monotonic()
 
     def silent_seconds(self, name: str, index: int = 0) -> float:
         """Seconds after the last beat of a heartbeat."""
-        return time.monotonic() - float(self._arrays[name][index])
+        return time.monotonic() - float(self._block[name][index])
 
     def request_stop(self) -> None:
         """Ask every process of the cell to end."""
-        self._arrays["stop"][0] = 1
+        self._block["stop"][0] = 1
 
     @property
     def stop_requested(self) -> bool:
         """Whether the cell is to end."""
-        return bool(self._arrays["stop"][0])
-
-    def close(self) -> None:
-        """Let go of the views. Idempotent."""
-        self._arrays.close()
-
-    def unlink(self) -> None:
-        """Remove the block's name, in the owner. Idempotent."""
-        self._arrays.unlink()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-        self.unlink()
+        return bool(self._block["stop"][0])

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from vla_rl.ipc.fence import Fence
-from vla_rl.ipc.shared_arrays import Field, SharedArrays, SharedArraysHandle
+from vla_rl.ipc.shared_arrays import Field, InSharedBlock, SharedArrays, SharedArraysHandle
 
 NOTHING_PUBLISHED = -1
 MAX_READ_ATTEMPTS = 100
@@ -38,12 +38,12 @@ class MailboxHandle:
     block: SharedArraysHandle
 
 
-class WeightMailbox:
+class WeightMailbox(InSharedBlock):
     """Versioned snapshots of a fixed set of tensors."""
 
     def __init__(self, layout: TensorLayout, block: SharedArrays) -> None:
         self._layout = {name: (tuple(shape), dtype) for name, (shape, dtype) in layout.items()}
-        self._block = block
+        super().__init__(block)
         self._latest = block["latest"]
         self._sequence = block["sequence"]
         self._version = block["version"]
@@ -145,21 +145,6 @@ class WeightMailbox:
             f"weight mailbox: {MAX_READ_ATTEMPTS} reads in a row were overtaken by two publishes each (latest version "
             f"{self.latest_version()}); publish less often (learner.publish_every)"
         )
-
-    def close(self) -> None:
-        """Let go of the views. Idempotent."""
-        self._block.close()
-
-    def unlink(self) -> None:
-        """Remove the block's name, in the owner. Idempotent."""
-        self._block.unlink()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-        self.unlink()
 
     def _map_buffer(self, index: int) -> dict[str, torch.Tensor]:
         return {

@@ -146,6 +146,28 @@ class SharedArrays:
         self.unlink()
 
 
+class InSharedBlock:
+    """Base of what lies in one block: whoever created it unlinks it, everyone closes it."""
+
+    def __init__(self, block: SharedArrays) -> None:
+        self._block = block
+
+    def close(self) -> None:
+        """Let go of the views. Idempotent."""
+        self._block.close()
+
+    def unlink(self) -> None:
+        """Remove the block's name, in the owner. Idempotent."""
+        self._block.unlink()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+        self.unlink()
+
+
 def bytes_needed(fields: Sequence[Field]) -> int:
     """Bytes of a block that holds `fields`, alignment included; at least one alignment unit."""
     return max(ALIGNMENT, sum(_aligned(field.nbytes) for field in fields))

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_rl.ipc.fence import Fence
-from vla_rl.ipc.shared_arrays import SharedArrays, SharedArraysHandle
+from vla_rl.ipc.shared_arrays import InSharedBlock, SharedArrays, SharedArraysHandle
 from vla_rl.replay.layout import EPISODE, RingLayout
 from vla_rl.types import ActionSpec, FloatArray, ObservationSpec, TokenArray, UInt8Array
 
@@ -37,12 +37,12 @@ class RingHandle:
     block: SharedArraysHandle
 
 
-class ReplayRing:
+class ReplayRing(InSharedBlock):
     """The shared memory of all regions, and what a reader may ask of it."""
 
     def __init__(self, layout: RingLayout, block: SharedArrays) -> None:
         self.layout = layout
-        self._block = block
+        super().__init__(block)
         self._claimed = block["claimed"]
         self._num_episodes = block["num_episodes"]
         self._episodes = block["episodes"].view(EPISODE)[..., 0]
@@ -134,21 +134,6 @@ class ReplayRing:
         """Entries of the committed episodes of which no row was overwritten, in the order of their commits."""
         episodes, _ = self.all_episodes_after([0] * self.layout.num_envs)
         return episodes[self.intact(episodes["env"], episodes["first_row"])]
-
-    def close(self) -> None:
-        """Let go of the memory. Idempotent."""
-        self._block.close()
-
-    def unlink(self) -> None:
-        """Remove the block's name, in the owner. Idempotent."""
-        self._block.unlink()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-        self.unlink()
 
 
 class EpisodeWriter:

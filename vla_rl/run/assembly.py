@@ -16,6 +16,7 @@ from vla_rl.ipc.mailbox import WeightMailbox
 from vla_rl.ipc.shared_arrays import SharedArrays
 from vla_rl.ipc.shared_weights import SharedWeights, share_tensors
 from vla_rl.ipc.slots import ExchangeSlots, slot_fields
+from vla_rl.learner.optimizer import trainable_parameters
 from vla_rl.policies.assign import assign_parameters
 from vla_rl.replay.ring import ReplayRing
 from vla_rl.run.drawing import egl_device
@@ -76,7 +77,7 @@ class CellMemory:
 
 def trainable_tensors(policy: nn.Module) -> dict[str, torch.Tensor]:
     """The tensors that training changes, by parameter name."""
-    return {name: p.detach() for name, p in policy.named_parameters() if p.requires_grad}
+    return {name: p.detach() for name, p in trainable_parameters(policy).items()}
 
 
 def share_frozen(policy: nn.Module, *, map_policy: bool = True, device: str = "cpu") -> SharedWeights | None:
