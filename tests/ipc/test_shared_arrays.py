@@ -162,7 +162,7 @@ def test_a_locked_block_is_spared_although_its_owner_is_unknown_here(monkeypatch
 
 
 def test_a_size_beyond_shared_memory_is_refused_with_numbers_and_the_fix():
-    with pytest.raises(ValueError, match=r"1048576\.00 GiB are needed.*free.*--shm-size.*replay\.capacity"):
+    with pytest.raises(ValueError, match=r"1048576\.0 GiB are needed.*free.*--shm-size.*replay\.capacity"):
         check_room(2**50)
 
 

@@ -30,13 +30,13 @@ def check_room(bytes_needed: int) -> None:
     free, size = stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize
     if bytes_needed > free:
         raise ValueError(
-            f"shared memory: {_readable(bytes_needed)} are needed, but {SHM_DIRECTORY} has {_readable(free)} free "
-            f"of {_readable(size)}. {_FIX}"
+            f"shared memory: {readable(bytes_needed)} are needed, but {SHM_DIRECTORY} has {readable(free)} free "
+            f"of {readable(size)}. {_FIX}"
         )
     available = available_memory()
     if bytes_needed > available:
         raise ValueError(
-            f"shared memory: {_readable(bytes_needed)} are needed, but only {_readable(available)} of memory are "
+            f"shared memory: {readable(bytes_needed)} are needed, but only {readable(available)} of memory are "
             f"available to this process. Lower replay.capacity, or free memory."
         )
 
@@ -48,11 +48,11 @@ def available_memory() -> int:
     return available if below_limit is None else min(available, below_limit)
 
 
-def _readable(num_bytes: int) -> str:
-    """1_500_000_000 -> '1.40 GiB'."""
+def readable(num_bytes: int) -> str:
+    """1_500_000_000 to '1.4 GiB'."""
     size = float(num_bytes)
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
-            return f"{size:.4g} {unit}"
+            return f"{size:.0f} {unit}"
         size /= 1024
-    return f"{size:.2f} GiB"
+    return f"{size:.1f} GiB"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vla_rl.ipc.room import readable
 from vla_rl.ipc.shared_arrays import bytes_needed
 from vla_rl.ipc.slots import slot_fields
 from vla_rl.replay.layout import RingLayout
@@ -229,16 +230,6 @@ def _memory_lines(plan: Plan, memory: MemoryEstimate, *, num_ranks: int) -> list
 def _cards(num_bytes: int) -> str:
     fitting = [size for size in GPU_GIGABYTES if num_bytes <= size * 10**9]
     return f"a card of {fitting[0]} GB or more" if fitting else f"more than one card of {GPU_GIGABYTES[-1]} GB has"
-
-
-def readable(num_bytes: int) -> str:
-    """1_500_000_000 to '1.4 GiB'."""
-    size = float(num_bytes)
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"
 
 
 def _tasks(plan: Plan) -> str:
