@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from vla_rl.errors import UserError
+from vla_rl.reporting.metrics import Clocks, MetricsWriter
 from vla_rl.rl.surrogates import SURROGATES
 from vla_rl.studies import metaworld_runner
 from vla_rl.studies.metaworld import PLAIN_SURROGATES, PRESETS, SWEEP_TASKS, Grid, StudySurrogate
@@ -123,6 +124,29 @@ def test_a_failed_run_does_not_end_the_grid_and_is_tried_again(fake_train):
     assert not (fake_train / "runs" / "door-open-v3_ppo_stale_seed1.failed").exists()
 
 
+def test_a_study_says_now_and_then_how_far_its_runs_are(fake_train, monkeypatch):
+    monkeypatch.setattr(metaworld_runner, "HEARTBEAT_S", 0.3)
+    (fake_train / "runs").mkdir(parents=True)
+    (fake_train / "runs" / "slow").touch()
+    said = []
+
+    def stop_when_half_is_done(line):
+        said.append(line)
+        if "ppo_stale_seed0 50 %" in line:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def write_half():
+        folder = fake_train / "runs" / "door-open-v3_ppo_stale_seed0.unfinished"
+        wait_until((folder / "calls").exists)
+        with MetricsWriter(folder, tensorboard=False, resume_at=None) as writer:
+            writer.write(Clocks(optimizer_steps=3000), {})
+
+    threading.Thread(target=write_half, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_grid(replace(GRID, surrogates=("ppo",)), fake_train, jobs=1, say=stop_when_half_is_done)
+    assert "[0/2] going on; running: door-open-v3_ppo_stale_seed0 50 %; 1 waiting, about " in said[-1]
+
+
 def test_an_interrupted_run_is_begun_again(fake_train):
     leftover = fake_train / "runs" / "door-open-v3_ppo_stale_seed0.unfinished"
     leftover.mkdir(parents=True)
@@ -174,6 +198,7 @@ def test_two_studies_cannot_run_in_one_folder(fake_train):
 STUDY_IN_A_PROCESS = """
 import sys
 from pathlib import Path
+from vla_rl.reporting.metrics import Clocks, MetricsWriter
 from vla_rl.rl.surrogates import SURROGATES
 from vla_rl.studies import metaworld_runner
 from vla_rl.studies.metaworld import Grid

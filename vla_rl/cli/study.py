@@ -72,7 +72,8 @@ def metaworld(
     _require_matplotlib()
     from vla_rl.studies.metaworld import PRESETS
     from vla_rl.studies.metaworld_files import write_study
-    from vla_rl.studies.metaworld_runner import estimate, run_grid
+    from vla_rl.studies.metaworld_pace import estimate
+    from vla_rl.studies.metaworld_runner import run_grid
 
     chosen: dict[str, Any] = {"tasks": _names(tasks), "surrogates": _names(surrogates), "regimes": _names(regimes)}
     chosen |= {"seeds": seeds, "optimizer_steps": budget, "recipe": recipe}

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,16 +25,19 @@ from vla_rl.errors import UserError, preflight
 from vla_rl.ipc.lifeline import end_with_parent
 from vla_rl.recipe import Recipe, build_recipe, find_recipe, load_recipe
 from vla_rl.reporting.files import atomic_write_json, read_json_object
+from vla_rl.reporting.metrics import METRICS_FILE, read_metrics
+from vla_rl.reporting.text import percent
 from vla_rl.run.claim import claim_folder
 from vla_rl.run.signals import StopRequest
 from vla_rl.studies.metaworld import Grid, StudyRun
+from vla_rl.studies.metaworld_pace import Expected, Underway, expect, minutes_left
 
 STUDY_FILE = "study.json"
 RUN_FILE = "study_run.json"
 OUTPUT_FILE = "output.log"  # what `vla-rl train` said
 RUNS = "runs"
 POLL_S = 0.2
-START_S, ENV_STEPS_PER_S, SAMPLES_PER_S = 8.0, 1500.0, 20_000.0  # of one run on one core, measured
+HEARTBEAT_S = 60.0
 STOP_S = 20.0  # for a run to end by itself when the study is interrupted
 
 Say = Callable[[str], None]
@@ -48,16 +51,6 @@ class Progress:
     kept: int  # finished before this call
     finished: list[StudyRun] = field(default_factory=list)
     failed: list[StudyRun] = field(default_factory=list)
-    seconds: float = 0.0
-
-    def left(self) -> int:
-        """Runs that have not ended."""
-        return self.total - self.kept - len(self.finished) - len(self.failed)
-
-    def minutes_left(self) -> float:
-        """From the pace so far."""
-        ended = len(self.finished) + len(self.failed)
-        return self.left() * self.seconds / max(1, ended) / 60
 
 
 @dataclass(slots=True)
@@ -66,21 +59,11 @@ class _Running:
     process: subprocess.Popen[bytes]
     began: float
 
-
-def estimate(grid: Grid, *, jobs: int) -> str:
-    """One line: how many runs, how much experience, about how long.
-
-    The rates are those of one core of a 2-core cloud machine with both cores at work; others differ by a factor.
-    """
-    seconds = 0.0
-    for run in grid.runs():
-        recipe = grid.recipe_of(run)
-        segments = recipe.budget.optimizer_steps * recipe.learner.micro_batch * recipe.learner.accumulation
-        consumed = segments * recipe.replay.segment_length
-        env_steps = recipe.replay.min_decisions + consumed / recipe.replay.replay_ratio
-        seconds += START_S + env_steps / ENV_STEPS_PER_S + consumed / SAMPLES_PER_S
-    hours = seconds / jobs / 3600
-    return f"{len(grid.runs())} runs, {jobs} at once: about {hours:.1f} h ({seconds / 3600:.1f} core hours)"
+    def share(self, out: Path, *, optimizer_steps: int) -> float:
+        """Of its updates, as far as its log points tell."""
+        path = _aside(out, self.run, "unfinished") / METRICS_FILE
+        records = read_metrics(path) if path.exists() else []
+        return records[-1]["optimizer_steps"] / optimizer_steps if records else 0.0
 
 
 def open_study(grid: Grid, out: Path) -> None:
@@ -161,36 +144,77 @@ def run_grid(grid: Grid, out: Path, *, jobs: int, say: Say) -> Progress:
         UserError: a recipe does not fit, or a study is running in the folder; nothing was started.
         KeyboardInterrupt: Ctrl-C, SIGTERM or a closed terminal; all runs were stopped, and finished ones stay.
     """
-    runs = grid.runs()
-    for run in runs:
-        grid.recipe_of(run)
+    expected = {run: expect(grid, run) for run in grid.runs()}
     with claim_folder(out, option="--out"):
         open_study(grid, out)
-        return _run_claimed(grid, runs, out, jobs=jobs, say=say)
+        return _Session(grid, expected, out, jobs=jobs, say=say).go()
 
 
-def _run_claimed(grid: Grid, runs: Sequence[StudyRun], out: Path, *, jobs: int, say: Say) -> Progress:
-    waiting = [run for run in runs if not (out / RUNS / run.name / RUN_FILE).exists()]
-    progress = Progress(total=len(runs), kept=len(runs) - len(waiting))
-    say(f"{len(runs)} runs, {progress.kept} of them finished before, {jobs} at once")
-    began = time.monotonic()
-    running: list[_Running] = []
-    with StopRequest() as stop:
-        try:
-            while (waiting or running) and not stop.requested:
-                while waiting and len(running) < jobs:
-                    running.append(_start(grid, waiting.pop(0), out))
-                time.sleep(POLL_S)
-                for entry in [entry for entry in running if entry.process.poll() is not None]:
-                    running.remove(entry)
-                    _settle(entry, out, progress)
-                    progress.seconds = time.monotonic() - began
-                    say(_line(entry, progress, len(running)))
-        finally:
-            _stop(running)
-    if stop.requested:
-        raise KeyboardInterrupt
-    return progress
+class _Session:
+    """One call of a study: what waits, what runs, what came of it."""
+
+    def __init__(self, grid: Grid, expected: Mapping[StudyRun, Expected], out: Path, *, jobs: int, say: Say) -> None:
+        self._grid, self._expected, self._out, self._jobs, self._say = grid, expected, out, jobs, say
+        self._waiting = [run for run in expected if not (out / RUNS / run.name / RUN_FILE).exists()]
+        self._running: list[_Running] = []
+        self._finished: list[Underway] = []
+        self._progress = Progress(total=len(expected), kept=len(expected) - len(self._waiting))
+        self._told_at = time.monotonic()
+
+    def go(self) -> Progress:
+        """Run all that waits."""
+        self._say(f"{self._progress.total} runs, {self._progress.kept} of them finished before, {self._jobs} at once")
+        with StopRequest() as stop:
+            try:
+                while (self._waiting or self._running) and not stop.requested:
+                    while self._waiting and len(self._running) < self._jobs:
+                        self._running.append(_start(self._grid, self._waiting.pop(0), self._out))
+                    time.sleep(POLL_S)
+                    for entry in [entry for entry in self._running if entry.process.poll() is not None]:
+                        self._settle(entry)
+                    if time.monotonic() - self._told_at >= HEARTBEAT_S:
+                        self._tell("going on")
+            finally:
+                _stop(self._running)
+        if stop.requested:
+            raise KeyboardInterrupt
+        return self._progress
+
+    def _settle(self, entry: _Running) -> None:
+        """Give the folder of a run that has ended its name."""
+        self._running.remove(entry)
+        run, folder = entry.run, _aside(self._out, entry.run, "unfinished")
+        seconds, code = time.monotonic() - entry.began, entry.process.returncode
+        if code == 0:
+            self._finished.append(Underway(self._expected[run], seconds, share=1.0))
+            atomic_write_json(folder / RUN_FILE, asdict(run) | {"seconds": seconds})
+            folder.rename(self._out / RUNS / run.name)
+            self._progress.finished.append(run)
+        else:
+            folder.rename(_aside(self._out, run, "failed"))
+            self._progress.failed.append(run)
+        how = "finished" if code == 0 else f"FAILED with exit code {code}"
+        self._tell(f"{run.name} {how} after {seconds:.0f} s")
+
+    def _tell(self, event: str) -> None:
+        """One line: what happened, how far the running ones are, how long the rest takes."""
+        self._told_at = time.monotonic()
+        underway = {
+            entry.run: Underway(
+                self._expected[entry.run],
+                time.monotonic() - entry.began,
+                entry.share(self._out, optimizer_steps=self._grid.optimizer_steps),
+            )
+            for entry in self._running
+        }
+        waiting = [self._expected[run] for run in self._waiting]
+        minutes = minutes_left(self._finished, list(underway.values()), waiting, jobs=self._jobs)
+        running = ", ".join(f"{run.name} {percent(state.share)}" for run, state in underway.items())
+        total = self._progress.total
+        self._say(
+            f"[{total - len(underway) - len(waiting)}/{total}] {event}; running: {running or 'none'}; "
+            f"{len(waiting)} waiting, about {minutes:.0f} min left"
+        )
 
 
 def _start(grid: Grid, run: StudyRun, out: Path) -> _Running:
@@ -210,27 +234,6 @@ def _start(grid: Grid, run: StudyRun, out: Path) -> _Running:
             preexec_fn=partial(end_with_parent, signal.SIGTERM),
         )
     return _Running(run, process, time.monotonic())
-
-
-def _settle(entry: _Running, out: Path, progress: Progress) -> None:
-    """Give the folder of a run that has ended its name."""
-    run, folder = entry.run, _aside(out, entry.run, "unfinished")
-    if entry.process.returncode != 0:
-        folder.rename(_aside(out, run, "failed"))
-        progress.failed.append(run)
-        return
-    atomic_write_json(folder / RUN_FILE, asdict(run) | {"seconds": time.monotonic() - entry.began})
-    folder.rename(out / RUNS / run.name)
-    progress.finished.append(run)
-
-
-def _line(entry: _Running, progress: Progress, running: int) -> str:
-    ended = progress.kept + len(progress.finished) + len(progress.failed)
-    how = "finished" if entry.process.returncode == 0 else f"FAILED with exit code {entry.process.returncode}"
-    return (
-        f"[{ended}/{progress.total}] {entry.run.name} {how} after {time.monotonic() - entry.began:.0f} s; "
-        f"{running} running, {progress.left() - running} waiting, about {progress.minutes_left():.0f} min left"
-    )
 
 
 def _stop(running: Sequence[_Running]) -> None:
