@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from vla_rl.reporting.manifest import source_state, versions, write_manifest
+from vla_rl.reporting.manifest import PACKAGES, source_state, versions, write_manifest
 
 NOTHING = {"recipe": {}, "seeds": {}, "assets": {}, "deviations": [], "extra": {}}
 
@@ -49,6 +49,10 @@ def test_versions_come_from_the_installed_packages_and_missing_ones_are_null(mon
     assert found["numpy"] == numpy.__version__
     assert found["no-such-package-anywhere"] is None
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+
+
+def test_the_simulators_are_among_the_packages():
+    assert {"mujoco", "robosuite", "hf-libero", "metaworld", "gymnasium"} <= set(PACKAGES)
 
 
 def test_a_value_that_json_lacks_is_refused_and_no_file_is_left(tmp_path):

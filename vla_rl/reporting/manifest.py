@@ -36,6 +36,8 @@ PACKAGES = (
     "robosuite",
     "hf-libero",
     "bddl",
+    "metaworld",
+    "gymnasium",
 )
 
 
