@@ -1,4 +1,5 @@
 import base64
+import json
 import re
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from vla_rl.reporting.catalogue import CATALOGUE
 from vla_rl.reporting.metrics import read_metrics
 from vla_rl.reporting.plots import FIGURES, draw, draw_success_per_task
 from vla_rl.reporting.report import COLUMNS, write_report
+from vla_rl.reporting.run_folder import read_run
+from vla_rl.reporting.summary import run_sentences
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
@@ -160,6 +163,25 @@ def test_the_command_draws_several_runs_together_where_it_is_told(full_run, bare
     assert "full (2)" in page.text
     assert page.tags.count("img") == 3 + 2  # three figures shared by all, one evaluation in each of two runs
     assert not (full_run / "report.html").exists()
+
+
+def test_returns_are_shown_in_the_envs_own_units(bare_run, tmp_path):
+    """The learner's rewards are a hundredth of the env's: a return of 9.5 was one of 950."""
+    records = [json.loads(line) for line in (bare_run / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.dumps(record | {"rollout/return": 9.5}) + "\n" for record in records]
+    (bare_run / "metrics.jsonl").write_text("".join(lines))
+    (bare_run / "manifest.json").write_text(json.dumps({"recipe": {"env": {"reward_scale": 0.01}}}))
+    run = read_run(bare_run)
+    assert (
+        "Training episodes returned 950 at first and 950 over the last 20 % of env steps, in the env's own units."
+        in (run_sentences(run))
+    )
+    returns = draw(spec("learning"), {"run": run.records}).axes[1]
+    assert set(returns.get_lines()[0].get_ydata()) == {950.0}
+    (bare_run / "manifest.json").unlink()
+    assert "Training episodes returned 9.5 at first and 9.5 over the last 20 % of env steps." in (
+        run_sentences(read_run(bare_run))
+    )
 
 
 def test_a_report_about_nothing_is_refused(tmp_path):

@@ -51,8 +51,8 @@ def table(header: Sequence[str] | None, rows: Iterable[Sequence[str]]) -> str:
     return f'<div class="scroll"><table class="{css}">{head}{body}</table></div>'
 
 
-def image(picture: bytes, *, alt: str, css: str = "wide") -> str:
-    """A PNG inside the page."""
+def image(picture: bytes, *, alt: str, css: str = "") -> str:
+    """A PNG inside the page, never wider than the page nor than it is."""
     data = base64.b64encode(picture).decode()
     return f'<img class="{css}" alt="{escape(alt)}" src="data:image/png;base64,{data}">'
 

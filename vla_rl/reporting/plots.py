@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from vla_rl.reporting.files import atomic_write_bytes
-from vla_rl.reporting.metrics import METRICS_FILE, read_metrics
+from vla_rl.reporting.run_folder import read_run
 from vla_rl.reporting.series import Records, series, value_of
 
 FIGURES_FOLDER = "figures"
@@ -231,9 +231,9 @@ def write_figures(run_dir: Path) -> list[Path]:
         The files that were written: figures without data are left out.
 
     Raises:
-        FileNotFoundError: the run has no metrics.
+        ValueError: the folder is no run, or one of its files is broken.
     """
-    runs = {run_dir.name: read_metrics(run_dir / METRICS_FILE)}
+    runs = {run_dir.name: read_run(run_dir).records}
     written = []
     for spec in FIGURES:
         figure = draw(spec, runs)

@@ -11,7 +11,6 @@ h3 { font-size: 1rem; margin: 1.2rem 0 .5rem; }
 ul { margin: .3rem 0; padding-left: 1.3rem; }
 li { margin: .2rem 0; }
 img { display: block; height: auto; max-width: 100%; margin: .4rem 0; }
-img.wide { width: 100%; }
 img.narrow { width: 780px; }
 .warnings { background: var(--warm); border-left: 4px solid var(--warm-edge); padding: .6rem 1rem; margin: 1rem 0; }
 .warnings h3 { margin: 0; }
@@ -20,7 +19,7 @@ table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabu
 th, td { text-align: left; vertical-align: top; padding: .35rem .65rem .35rem 0; }
 th, td { border-bottom: 1px solid var(--faint); }
 .numbers td { white-space: nowrap; }
-th { font-weight: 600; white-space: nowrap; }
+th { font-weight: 600; vertical-align: bottom; }
 .note { font-size: .85rem; color: #52606d; }
 details { margin: .8rem 0; }
 summary { cursor: pointer; color: var(--accent); }

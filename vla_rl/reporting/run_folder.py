@@ -31,7 +31,7 @@ class RunFolder:
     """One run, as far as it was written."""
 
     name: str
-    records: Records
+    records: Records  # returns in the env's own units, if there is a manifest that tells the reward scale
     recipe: str | None  # YAML text
     manifest: Mapping[str, Any] | None
     evaluations: tuple[Evaluation, ...]
@@ -49,14 +49,28 @@ def read_run(folder: Path) -> RunFolder:
             f"{folder}: expected the folder of a run with a {METRICS_FILE}, found none; name a run's folder"
         )
     recipe = folder / RECIPE_FILE
+    manifest = _read_json(folder / MANIFEST_FILE)
     results = sorted((folder / EVALUATION_FOLDER).rglob(RESULTS_FILE))
     return RunFolder(
         name=folder.resolve().name,
-        records=read_metrics(metrics),
+        records=_unscaled(read_metrics(metrics), manifest or {}),
         recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else None,
-        manifest=_read_json(folder / MANIFEST_FILE),
+        manifest=manifest,
         evaluations=tuple(_read_evaluation(path, below=folder) for path in results),
     )
+
+
+def _unscaled(records: Records, manifest: Mapping[str, Any]) -> Records:
+    """Log points with the returns that the env gave; the learner's rewards are those times the recipe's scale."""
+    match manifest:
+        case {"recipe": {"env": {"reward_scale": int() | float() as scale}}} if scale not in (0, 1):
+            return [
+                record | {"rollout/return": value / scale}
+                if (value := record.get("rollout/return")) is not None
+                else record
+                for record in records
+            ]
+    return records
 
 
 def _read_evaluation(path: Path, *, below: Path) -> Evaluation:

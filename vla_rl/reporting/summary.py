@@ -16,6 +16,7 @@ def run_sentences(run: RunFolder) -> list[str]:
     candidates = [
         _extent(run.records),
         _success(run.records),
+        _return(run),
         *(sentence for evaluation in run.evaluations for sentence in evaluation_sentences(evaluation)),
         _lag(run.records),
         _use(run.records),
@@ -41,6 +42,14 @@ def _success(records: Records) -> str | None:
         f"Training episodes succeeded in {percent(before)} of cases at first and in {percent(after)} {CLOSING} "
         "(sampled actions and training states: not a benchmark score)."
     )
+
+
+def _return(run: RunFolder) -> str | None:
+    before, after = opening_mean(run.records, "rollout/return"), closing_mean(run.records, "rollout/return")
+    if before is None or after is None:
+        return None
+    units = "" if run.manifest is None else ", in the env's own units"  # nobody knows the scale of the rewards
+    return f"Training episodes returned {number(before)} at first and {number(after)} {CLOSING}{units}."
 
 
 def evaluation_sentences(evaluation: Evaluation) -> list[str]:
