@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 from vla_rl.cli.main import app
 from vla_rl.evaluation.statistics import Interval
 from vla_rl.recipe import find_recipe
-from vla_rl.studies import metaworld_files
+from vla_rl.studies import metaworld_files, metaworld_plots
 from vla_rl.studies.metaworld import Grid
 from vla_rl.studies.metaworld_bands import metric_band, return_band
 from vla_rl.studies.metaworld_files import write_study
+from vla_rl.studies.metaworld_plots import Look, _panels, _scatter
 from vla_rl.studies.metaworld_results import (
     Improvement,
     improvements,
@@ -135,7 +136,7 @@ def test_bands_redraw_seeds_within_each_task(study):
 @pytest.mark.slow
 def test_a_study_writes_tables_figures_and_a_page(study):
     written = {path.name for path in write_study(study).files}
-    tables = {f"{name}.csv" for name in ("runs", "scores", "improvements", "curves", "trajectories")}
+    tables = {f"{name}.csv" for name in ("runs", "scores", "improvements", "curves", "trajectories", "points")}
     figures = ("learning_curves", "scores", "staleness", "utilization", "kl_ess", "lag_tails", "sigma")
     assert written == tables | {f"{name}.{kind}" for name in figures for kind in ("png", "svg")} | {
         "summary.md",
@@ -151,8 +152,65 @@ def test_a_study_writes_tables_figures_and_a_page(study):
     assert "**2 seed(s): intervals over fewer than 5 say nothing." in summary
     assert "| push-v3 | stale | gipo | 1000, 2000 |" in summary
     page = (study / "report.html").read_text(encoding="utf-8")
+    assert "<h1>Meta-World: surrogates on old and new experience</h1>" in page
     assert page.count("data:image/png") == len(figures)
     assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def looks_of(*names):
+    return {name: Look(color, "-", 1.0) for name, color in zip(names, ("#0072B2", "#D55E00"), strict=True)}
+
+
+def test_no_cloud_of_points_hides_another(study):
+    results = [each for each in results_of(study) if each.run.surrogate != "gipo:0.5"]
+    figure = _scatter(results, looks_of("gipo", "ppo"), x="policy_lag/p95", y="ratio/abs_log_p95")
+    assert [axes.get_title() for axes in figure.axes] == ["gipo, stale", "ppo, stale"]
+    for axes, color in zip(figure.axes, ("#0072B2", "#D55E00"), strict=True):
+        top = axes.get_lines()[-1]
+        # Two tasks, two seeds, the second half of ten log points.
+        assert (top.get_color(), len(top.get_xdata())) == (color, 2 * 2 * 5)
+
+
+def test_curves_differ_by_dashes_and_later_ones_are_thinner(study, monkeypatch, tmp_path):
+    drawn = {}
+    monkeypatch.setattr(metaworld_plots, "save", lambda figure, _, name: drawn.setdefault(name, figure) and [])
+    results = results_of(study)
+    metaworld_plots.write_figures(tmp_path, results, scores(results, RANDOM), improvements(results, RANDOM))
+    lag = drawn["staleness"].axes[0].get_lines()
+    assert len({str(line._unscaled_dash_pattern) for line in lag}) == 3
+    widths = [line.get_linewidth() for line in lag]
+    assert widths == sorted(widths, reverse=True)
+
+
+def test_a_figure_has_three_panels_in_a_row_at_most():
+    figure, panels = _panels([("stale", str(metric)) for metric in range(4)] + [("fresh", "0")])
+    rows = {place: axes.get_subplotspec().rowspan.start for place, axes in panels.items()}
+    assert [rows["stale", str(metric)] for metric in range(4)] == [0, 0, 1, 1]
+    assert rows["fresh", "0"] == 2
+    assert len(figure.axes) == 5
+
+
+def test_the_points_of_the_scatter_plots_are_a_table(study, monkeypatch):
+    monkeypatch.setattr(metaworld_files, "write_figures", lambda *_: [])
+    write_study(study)
+    with (study / "results" / "points.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12 * 5
+    assert [row["optimizer_steps"] for row in rows[:5]] == ["60", "70", "80", "90", "100"]
+    assert rows[0]["utilization/ess_old"] == "0.6"
+    assert (rows[0]["policy_lag/p95"], rows[0]["ratio/abs_log_p95"], rows[0]["learner/kl"]) == ("95.0", "1.5", "0.1")
+
+
+def test_the_words_tell_success_on_every_task_and_say_that_there_was_none(study):
+    results = [
+        replace(result, records=[each | {"rollout/success_rate": 0.25 if result.run.task == "push-v3" else 0.0}
+                                 for each in result.records])
+        for result in results_of(study)
+    ]  # fmt: skip
+    assert (
+        "stale: training episodes that ended in success, on door-open-v3: gipo:0.5 0.0 %, gipo 0.0 %, ppo 0.0 %; "
+        "on push-v3: gipo:0.5 25.0 %, gipo 25.0 %, ppo 25.0 %."
+    ) in words_of(study, results=results)
 
 
 def test_a_study_that_is_not_finished_says_so(study, monkeypatch):

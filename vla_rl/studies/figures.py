@@ -34,5 +34,5 @@ def save(figure: Figure, out: Path, name: str) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"{name}.png", out / f"{name}.svg"]
     figure.savefig(paths[0], dpi=DPI)
-    figure.savefig(paths[1], metadata={"Date": None})
+    figure.savefig(paths[1], dpi=DPI, metadata={"Date": None})
     return paths

@@ -12,6 +12,7 @@ from typing import Any
 from vla_rl.reporting import html
 from vla_rl.reporting.files import atomic_write_json, atomic_write_text, read_json_object
 from vla_rl.reporting.report import origin_table
+from vla_rl.reporting.series import value_of
 from vla_rl.studies.metaworld_bands import metric_band, return_band
 from vla_rl.studies.metaworld_baseline import random_return
 from vla_rl.studies.metaworld_plots import FIGURES, write_figures
@@ -34,7 +35,9 @@ from vla_rl.studies.metaworld_runner import read_study
 from vla_rl.studies.metaworld_summary import parts
 from vla_rl.studies.metaworld_words import Study, cautions
 
+TITLE = "Meta-World: surrogates on old and new experience"
 RESULTS = "results"
+POINTS = ("learner/kl", "utilization/ess_old", "policy_lag/p95", "ratio/abs_log_p95")
 BASELINES_FILE = "random_returns.json"
 PAGE = "report.html"
 
@@ -66,6 +69,7 @@ def write_study(out: Path) -> WrittenStudy:
         "improvements": [_improvement_row(entry) for entry in pairs],
         "curves": list(_curve_rows(results)),
         "trajectories": list(_trajectory_rows(results)),
+        "points": list(_point_rows(results)),
     }
     written = [_write_csv(folder / f"{name}.csv", rows) for name, rows in tables.items() if rows]
     figures = write_figures(folder, results, ranking, pairs)
@@ -82,7 +86,7 @@ def write_study(out: Path) -> WrittenStudy:
     pictures = [path for path in figures if path.suffix == ".png"]
     sections = study_sections(study, pictures)
     atomic_write_text(folder / "summary.md", _markdown(study, pictures))
-    atomic_write_text(out / PAGE, html.page(out.resolve().name, sections))
+    atomic_write_text(out / PAGE, html.page(TITLE, [html.note(f"Study {out.resolve().name}"), *sections]))
     return WrittenStudy((*written, *figures, folder / "summary.md", out / PAGE), tuple(sections))
 
 
@@ -178,6 +182,19 @@ def _trajectory_rows(results: Sequence[RunResult]) -> Iterable[Row]:
                 }
 
 
+def _point_rows(results: Sequence[RunResult]) -> Iterable[Row]:
+    for result in results:
+        for record in result.second_half:
+            yield {
+                "task": result.run.task,
+                "regime": result.run.regime,
+                "surrogate": result.run.surrogate,
+                "seed": result.run.seed,
+                "optimizer_steps": record["optimizer_steps"],
+                **{name: _rounded(value_of(record, name)) for name in POINTS},
+            }
+
+
 def _cells(results: Sequence[RunResult], *, by_task: bool) -> Iterable[tuple[str, str, str]]:
     tasks = labels(results, lambda run: run.task) if by_task else [""]
     for task in tasks:
@@ -201,7 +218,7 @@ def _write_csv(path: Path, rows: Sequence[Row]) -> Path:
 
 def _markdown(study: Study, figures: Sequence[Path]) -> str:
     """The study as text that code hosts show, with its figures."""
-    lines = ["# Meta-World: surrogates on old and new experience", ""]
+    lines = [f"# {TITLE}", ""]
     lines += [f"**{sentence}**\n" for sentence in cautions(study)]
     for part in parts(study):
         lines += [f"## {part.title}", "", *(f"* {sentence}" for sentence in part.sentences)]

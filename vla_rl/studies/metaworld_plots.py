@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,22 @@ from vla_rl.studies.metaworld_results import (
 )
 from vla_rl.studies.metaworld_summary import TITLES
 
+COLUMNS = 3  # more would be too small to read on a page
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4d4d4d", "#8c6d31")
+
+
+Place = tuple[str, str]  # regime, and a task, metric or surrogate
+
+
+class Look(NamedTuple):
+    """Of one surrogate's curves. Later ones are thinner and dashed: a curve exactly beneath another shows through."""
+
+    color: str
+    dashes: Any
+    width: float
+
+
+DASHES = ("-", (0, (4, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 
 
 class FigureText(NamedTuple):
@@ -50,11 +65,13 @@ FIGURES: Mapping[str, FigureText] = {
     "utilization": FigureText("Use of the samples", "What the surrogate made of them (the paper's Figure 6)."),
     "kl_ess": FigureText(
         "KL and effective sample size",
-        "A point per log point of the second half of every run (the paper's Figure 7). Descriptive.",
+        "A point per log point of the second half of every run, in grey those of the others (the paper's Figure 7). "
+        "Descriptive. Also in points.csv.",
     ),
     "lag_tails": FigureText(
         "Lag and tails of the ratio",
-        "A point per log point of the second half of every run (the paper's Figure 8). Descriptive.",
+        "A point per log point of the second half of every run, in grey those of the others (the paper's Figure 8). "
+        "Descriptive. Also in points.csv.",
     ),
     "sigma": FigureText(
         "Sensitivity to σ", "GIPO's IQM over σ; the other surrogates as levels (the paper's Figure 9)."
@@ -67,85 +84,88 @@ def write_figures(
 ) -> list[Path]:
     """Draw everything that the runs have data for; returns the files."""
     surrogates = labels(results, lambda run: run.surrogate)
-    colors = {label: COLORS[index % len(COLORS)] for index, label in enumerate(surrogates)}
-    written: list[Path] = []
+    looks = {
+        label: Look(COLORS[index % len(COLORS)], DASHES[index % len(DASHES)], 2.6 - 0.4 * (index % len(DASHES)))
+        for index, label in enumerate(surrogates)
+    }
     with style("metaworld"):
-        written += save(_learning_curves(results, colors), out, "learning_curves")
-        written += save(_score_figure(scores, improvements, colors), out, "scores")
-        written += save(_trajectories(results, colors, STALENESS), out, "staleness")
-        written += save(_trajectories(results, colors, UTILIZATION), out, "utilization")
-        written += save(_scatter(results, colors, x="learner/kl", y="utilization/ess_old"), out, "kl_ess")
-        written += save(_scatter(results, colors, x="policy_lag/p95", y="ratio/abs_log_p95"), out, "lag_tails")
-        if len({StudySurrogate(label).sigma for label in surrogates} - {None}) > 1:
-            written += save(_sigma_figure(scores), out, "sigma")
-    return written
+        figures = {
+            "learning_curves": _learning_curves(results, looks),
+            "scores": _score_figure(scores, improvements, looks),
+            "staleness": _trajectories(results, looks, STALENESS),
+            "utilization": _trajectories(results, looks, UTILIZATION),
+            "kl_ess": _scatter(results, looks, x="learner/kl", y="utilization/ess_old"),
+            "lag_tails": _scatter(results, looks, x="policy_lag/p95", y="ratio/abs_log_p95"),
+            "sigma": _sigma_figure(scores),
+        }
+        return [path for name, figure in figures.items() if figure is not None for path in save(figure, out, name)]
 
 
-def _learning_curves(results: Sequence[RunResult], colors: Mapping[str, str]) -> Figure:
-    """Return over env steps, a row per regime and a column per task; every seed thin, mean and interval bold."""
+def _learning_curves(results: Sequence[RunResult], looks: Mapping[str, Look]) -> Figure:
+    """Return over env steps, by regime and task; every seed thin, mean and interval bold."""
     tasks, regimes = labels(results, lambda run: run.task), labels(results, lambda run: run.regime)
-    with _grid(rows=regimes, columns=tasks) as (figure, axes_of):
-        for regime in regimes:
-            for task in tasks:
-                axes = axes_of(regime, task)
-                axes.set(title=f"{task}, {regime}", xlabel="env steps", ylabel="return of training episodes")
-                for label, color in colors.items():
-                    chosen = select(results, task=task, regime=regime, surrogate=label)
-                    for result in chosen:
-                        axes.plot(*result.curve(), color=color, lw=0.6, alpha=0.4)
-                    if chosen:
-                        _draw_band(axes, return_band(chosen), color, label)
-        _legend(figure)
+    figure, panels = _panels([(regime, task) for regime in regimes for task in tasks])
+    for (regime, task), axes in panels.items():
+        axes.set(title=f"{task}, {regime}", xlabel="env steps", ylabel="return of training episodes")
+        for label, look in looks.items():
+            chosen = select(results, task=task, regime=regime, surrogate=label)
+            for result in chosen:
+                axes.plot(*result.curve(), color=look.color, lw=0.6, alpha=0.4)
+            if chosen:
+                _draw_band(axes, return_band(chosen), look, label)
+    _legend(figure)
     return figure
 
 
-def _trajectories(results: Sequence[RunResult], colors: Mapping[str, str], metrics: Sequence[str]) -> Figure:
-    """Metrics over optimizer steps, a row per regime; means over all tasks and seeds."""
-    regimes = labels(results, lambda run: run.regime)
-    with _grid(rows=regimes, columns=metrics, width=3.1) as (figure, axes_of):
-        for regime in regimes:
-            for metric in metrics:
-                axes = axes_of(regime, metric)
-                axes.set(title=f"{TITLES[metric]}, {regime}", xlabel="optimizer steps")
-                for label, color in colors.items():
-                    band = metric_band(select(results, regime=regime, surrogate=label), metric)
-                    if band is not None:
-                        _draw_band(axes, band, color, label)
-        _legend(figure)
-    return figure
+def _trajectories(results: Sequence[RunResult], looks: Mapping[str, Look], metrics: Sequence[str]) -> Figure | None:
+    """Metrics over optimizer steps, by regime; means over all tasks and seeds. None without any."""
+    bands = {
+        (regime, metric): {
+            label: metric_band(select(results, regime=regime, surrogate=label), metric) for label in looks
+        }
+        for regime in labels(results, lambda run: run.regime)
+        for metric in metrics
+    }
+    figure, panels = _panels([place for place, of_place in bands.items() if any(of_place.values())])
+    for (regime, metric), axes in panels.items():
+        axes.set(title=f"{TITLES[metric]}, {regime}", xlabel="optimizer steps")
+        for label, band in bands[regime, metric].items():
+            if band is not None:
+                _draw_band(axes, band, looks[label], label)
+    _legend(figure)
+    return figure if panels else None
 
 
-def _scatter(results: Sequence[RunResult], colors: Mapping[str, str], *, x: str, y: str) -> Figure:
-    """One metric against another: a point per log point of the second half of every run. Descriptive, no cause."""
-    regimes = labels(results, lambda run: run.regime)
-    with _grid(rows=["all"], columns=regimes, width=4.6, height=3.6) as (figure, axes_of):
-        for regime in regimes:
-            axes = axes_of("all", regime)
-            axes.set(title=regime, xlabel=TITLES[x], ylabel=TITLES[y])
-            for label, color in colors.items():
-                points = _points(select(results, regime=regime, surrogate=label), x, y)
-                if len(points):
-                    axes.plot(*points.T, "o", color=color, ms=2.2, alpha=0.35, mew=0, label=label)
-        _legend(figure)
-    return figure
+def _scatter(results: Sequence[RunResult], looks: Mapping[str, Look], *, x: str, y: str) -> Figure | None:
+    """One metric against another, by regime and surrogate: its points on those of all. Descriptive, no cause."""
+    points = {
+        (regime, label): found
+        for regime in labels(results, lambda run: run.regime)
+        for label in looks
+        if len(found := _points(select(results, regime=regime, surrogate=label), x, y))
+    }
+    figure, panels = _panels(list(points), share=True)
+    for (regime, label), axes in panels.items():
+        axes.set(title=f"{label}, {regime}", xlabel=TITLES[x], ylabel=TITLES[y])
+        for place, others in points.items():
+            if place[0] == regime:
+                axes.plot(*others.T, "o", color="#d9d9d9", ms=2, mew=0, rasterized=True, zorder=1)
+        axes.plot(*points[regime, label].T, "o", color=looks[label].color, ms=2, alpha=0.5, mew=0, rasterized=True)
+    return figure if panels else None
 
 
 def _points(results: Sequence[RunResult], x: str, y: str) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    rows = [
-        (value_of(record, x), value_of(record, y))
-        for result in results
-        for record in result.records[len(result.records) // 2 :]
-    ]
+    rows = [(value_of(record, x), value_of(record, y)) for result in results for record in result.second_half]
     return np.array([row for row in rows if None not in row], dtype=np.float64).reshape(-1, 2)
 
 
-def _score_figure(scores: Sequence[Score], improvements: Sequence[Improvement], colors: Mapping[str, str]) -> Figure:
+def _score_figure(scores: Sequence[Score], improvements: Sequence[Improvement], looks: Mapping[str, Look]) -> Figure:
     """IQM of the normalised score, and probability of improvement, each with its 95 % interval."""
     rows = max(len(scores), len(improvements), 3)
     figure = Figure(figsize=(9.0, 1.2 + 0.32 * rows), layout="constrained")
     left, right = figure.subplots(1, 2)
     for place, score in enumerate(scores):
-        _draw_estimate(left, place, score.iqm, score.interval, colors[score.surrogate])
+        _draw_estimate(left, place, score.iqm, score.interval, looks[score.surrogate].color)
     left.set_yticks(range(len(scores)), [f"{score.surrogate}, {score.regime}" for score in scores])
     left.set(title="IQM of the normalised score", ylim=(len(scores) - 0.5, -0.5))
     for place, entry in enumerate(improvements):
@@ -163,20 +183,19 @@ def _draw_estimate(axes: Axes, place: int, value: float, interval: Interval | No
     axes.plot(value, place, "o", color=color)
 
 
-def _sigma_figure(scores: Sequence[Score]) -> Figure:
-    """IQM over σ, a line per factor on σ for bad actions; other surrogates as levels."""
-    regimes = list(dict.fromkeys(score.regime for score in scores))
-    with _grid(rows=["all"], columns=regimes, width=4.6, height=3.4) as (figure, axes_of):
-        for regime in regimes:
-            axes = axes_of("all", regime)
-            axes.set(title=regime, xlabel="σ", ylabel="IQM of the normalised score", xscale="log")
-            of_regime = [score for score in scores if score.regime == regime]
-            _sigma_lines(axes, of_regime)
-            for index, score in enumerate(
-                score for score in of_regime if StudySurrogate(score.surrogate).sigma is None
-            ):
-                axes.axhline(score.iqm, color="#4d4d4d", lw=1, ls=("--", ":", "-.")[index % 3], label=score.surrogate)
-        _legend(figure)
+def _sigma_figure(scores: Sequence[Score]) -> Figure | None:
+    """IQM over σ, a line per factor on σ for bad actions; other surrogates as levels. None without several settings."""
+    if len({StudySurrogate(score.surrogate).sigma for score in scores} - {None}) < 2:
+        return None
+    figure, panels = _panels([(regime, "") for regime in dict.fromkeys(score.regime for score in scores)])
+    for (regime, _), axes in panels.items():
+        axes.set(title=regime, xlabel="σ", ylabel="IQM of the normalised score", xscale="log")
+        of_regime = [score for score in scores if score.regime == regime]
+        _sigma_lines(axes, of_regime)
+        levels = [score for score in of_regime if StudySurrogate(score.surrogate).sigma is None]
+        for index, score in enumerate(levels):
+            axes.axhline(score.iqm, color="#4d4d4d", lw=1, ls=("--", ":", "-.")[index % 3], label=score.surrogate)
+    _legend(figure)
     return figure
 
 
@@ -198,18 +217,29 @@ def _sigma_lines(axes: Axes, scores: Sequence[Score]) -> None:
     axes.minorticks_off()
 
 
-def _draw_band(axes: Axes, band: Band, color: str, label: str) -> None:
-    axes.plot(band.clock, band.mean, color=color, lw=1.6, label=label)
-    axes.fill_between(band.clock, band.low, band.high, color=color, alpha=0.18, lw=0)
+def _draw_band(axes: Axes, band: Band, look: Look, label: str) -> None:
+    axes.plot(band.clock, band.mean, color=look.color, lw=look.width, ls=look.dashes, label=label)
+    axes.fill_between(band.clock, band.low, band.high, color=look.color, alpha=0.18, lw=0)
 
 
-@contextmanager
-def _grid(
-    *, rows: Sequence[str], columns: Sequence[str], width: float = 3.4, height: float = 2.6
-) -> Iterator[tuple[Figure, Callable[[str, str], Axes]]]:
-    figure = Figure(figsize=(max(4.6, width * len(columns)), height * len(rows) + 0.5), layout="constrained")
-    table = figure.subplots(len(rows), len(columns), squeeze=False)
-    yield figure, lambda row, column: table[rows.index(row), columns.index(column)]
+def _panels(places: Sequence[Place], *, share: bool = False) -> tuple[Figure, dict[Place, Axes]]:
+    """A figure with axes for every place, at most three in a row; a regime begins a row of its own."""
+    rows: list[Sequence[Place]] = []
+    for regime in dict.fromkeys(regime for regime, _ in places):
+        of_regime = [place for place in places if place[0] == regime]
+        width = math.ceil(len(of_regime) / math.ceil(len(of_regime) / COLUMNS))  # four are two by two
+        rows += [of_regime[start : start + width] for start in range(0, len(of_regime), width)]
+    columns = max(map(len, rows), default=1)
+    figure = Figure(figsize=(max(4.6, 3.6 * columns), 2.7 * len(rows) + 0.5), layout="constrained")
+    if not rows:
+        return figure, {}
+    table = figure.subplots(len(rows), columns, squeeze=False, sharex=share, sharey=share)
+    panels = {place: table[r, c] for r, row in enumerate(rows) for c, place in enumerate(row)}
+    for axes in set(table.flat) - set(panels.values()):
+        axes.remove()
+    for axes in panels.values():
+        axes.tick_params(labelbottom=True, labelleft=True)  # those inside a figure with shared axes too
+    return figure, panels
 
 
 def _legend(figure: Figure) -> None:

@@ -85,6 +85,11 @@ class RunResult:
         closing = self.closing("learner/policy_lr")
         return None if closing is None or max(rates) == 0 else closing / max(rates)
 
+    @property
+    def second_half(self) -> Records:
+        """The later half of the log points: the clouds of the paper's Figures 7 and 8."""
+        return self.records[len(self.records) // 2 :]
+
     def curve(self) -> tuple[list[float], list[float]]:
         """Env steps and returns."""
         env_steps, returns = series(self.records, "rollout/return", over="env_steps")

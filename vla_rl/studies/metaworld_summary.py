@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vla_rl.reporting.text import number
+from vla_rl.reporting.text import number, percent
 from vla_rl.studies.metaworld_results import MAX_RETURN, STALENESS, UTILIZATION, WHOLE_RUN, RunResult, labels, select
 from vla_rl.studies.metaworld_words import Study, between, mean_over_runs, words
 
@@ -87,8 +87,10 @@ def _return_part(study: Study) -> Part:
                 by_seed = sorted(chosen, key=lambda result: result.run.seed)
                 if by_seed:
                     returns = ", ".join(f"{result.closing_return:.0f}" for result in by_seed)
-                    rows.append((task, regime, surrogate, returns))
-    return Part("Closing return of every run", (), ("task", "regime", "surrogate", "return by seed"), tuple(rows))
+                    success = percent(mean_over_runs(by_seed, "rollout/success_rate"), digits=1)
+                    rows.append((task, regime, surrogate, returns, success))
+    header = ("task", "regime", "surrogate", "return by seed", "success, mean")
+    return Part("Closing return of every run", (), header, tuple(rows))
 
 
 def _closing_part(study: Study) -> Part:

@@ -57,6 +57,7 @@ def words(study: Study) -> Iterator[str]:
     for regime in study.regimes:
         yield _staleness(study, regime)
         yield _ranking(study, regime)
+        yield from _success(study, regime)
         yield from (_pair(study, pair) for pair in study.improvements if pair.regime == regime)
         yield _use(study, regime)
         yield from _fading(study, regime)
@@ -91,6 +92,23 @@ def _staleness(study: Study, regime: str) -> str:
         f"(P95 {number(p95)}), {percent(old, digits=1)} of them old, that is {threshold:,} versions or more. "
         f"P95 of |log ρ|: {', '.join(drift)}."
     )
+
+
+def _success(study: Study, regime: str) -> Iterator[str]:
+    """Of every surrogate on every task, no success at all too."""
+    told = []
+    for task in labels(study.results, lambda run: run.task):
+        chosen = select(study.results, regime=regime, task=task)
+        shares = {
+            surrogate: mean_over_runs(select(chosen, surrogate=surrogate), "rollout/success_rate")
+            for surrogate in labels(chosen, lambda run: run.surrogate)
+        }
+        of_task = [
+            f"{surrogate} {percent(share, digits=1)}" for surrogate, share in shares.items() if share is not None
+        ]
+        told += [f"{task}: {', '.join(of_task)}"] if of_task else []
+    if told:
+        yield f"{regime}: training episodes that ended in success, on {'; on '.join(told)}."
 
 
 def _ranking(study: Study, regime: str) -> str:
