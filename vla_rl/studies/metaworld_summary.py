@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vla_rl.reporting.text import number, percent
@@ -39,7 +40,8 @@ def parts(study: Study) -> list[Part]:
         _score_part(study),
         _improvement_part(study),
         _return_part(study),
-        _closing_part(study),
+        _closing_part(study, "Staleness (closing means over runs)", (*STALENESS, "learner/kl")),
+        _closing_part(study, "Use of the samples (closing means over runs)", UTILIZATION),
         _whole_part(study),
     ]
 
@@ -93,8 +95,7 @@ def _return_part(study: Study) -> Part:
     return Part("Closing return of every run", (), header, tuple(rows))
 
 
-def _closing_part(study: Study) -> Part:
-    metrics = (*STALENESS, "learner/kl", *UTILIZATION)
+def _closing_part(study: Study, title: str, metrics: Sequence[str]) -> Part:
     rows = []
     for regime in study.regimes:
         for surrogate in labels(study.results, lambda run: run.surrogate):
@@ -102,7 +103,7 @@ def _closing_part(study: Study) -> Part:
             if chosen:
                 rows.append((regime, surrogate, *(number(mean_over_runs(chosen, name)) for name in metrics)))
     header = ("regime", "surrogate", *(TITLES[name] for name in metrics))
-    return Part("Staleness and use of the samples (closing means over runs)", (), header, tuple(rows))
+    return Part(title, (), header, tuple(rows))
 
 
 def _whole_part(study: Study) -> Part:
