@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,7 @@ from vla_rl.evaluation.choices import Choices
 from vla_rl.evaluation.episodes import EPISODES_FILE, read_episodes
 from vla_rl.evaluation.evaluate import evaluate
 from vla_rl.evaluation.protocol import Protocol
+from vla_rl.ipc import room
 from vla_rl.run.claim import claim_folder
 
 
@@ -170,6 +172,12 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(trained, tmp_pa
     with pytest.raises(UserError, match=complaint):
         evaluated(trained, out=tmp_path / "out", **choices)
     assert not (tmp_path / "out").exists()
+
+
+def test_too_little_shared_memory_is_told_in_the_options_of_an_evaluation(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(room.os, "statvfs", lambda _path: SimpleNamespace(f_bavail=1, f_blocks=16, f_frsize=4096))
+    with pytest.raises(UserError, match=r"has 4 KiB free of 64 KiB.*--shm-size.*or lower --workers\.$"):
+        evaluated(trained, episodes_per_task=1, workers=3, out=tmp_path)
 
 
 def test_a_greedy_policy_fails_or_succeeds_by_its_weights_alone_and_a_sampled_one_says_so(trained, tmp_path):

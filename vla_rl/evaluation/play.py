@@ -9,6 +9,7 @@ from pathlib import Path
 from vla_rl.errors import preflight
 from vla_rl.evaluation.episodes import EpisodeLog, EpisodeResult
 from vla_rl.evaluation.training import SAMPLED
+from vla_rl.ipc.room import NoRoomError
 from vla_rl.learner.checkpoint import load_policy
 from vla_rl.recipe import LiberoSection
 from vla_rl.run.assembly import AnyCell, make_cell, make_memory, trainable_tensors
@@ -82,7 +83,10 @@ def play(
         policy = plan.policy.build(device="cpu")
         if checkpoint is not None:
             load_policy(checkpoint, policy)
-        memory = make_memory(plan, policy, with_ring=False)
+        try:
+            memory = make_memory(plan, policy, with_ring=False)
+        except NoRoomError as error:
+            raise NoRoomError(error.found, error.remedy, settings="--workers") from error
     finished: list[EpisodeRecord] = []
     try:
         with preflight():

@@ -14,31 +14,39 @@ import psutil
 from vla_rl.ipc.container import memory_below_limit
 
 SHM_DIRECTORY = Path("/dev/shm")
-_FIX = (
-    "Give the container more shared memory (docker run --shm-size=<size>, or --ipc=host), "
-    "or lower replay.capacity, rollout.num_workers or rollout.envs_per_worker."
-)
+_MORE_SHARED = "Give the container more shared memory (docker run --shm-size=<size>, or --ipc=host)"
+_IN_A_RECIPE = "replay.capacity, rollout.num_workers or rollout.envs_per_worker"
+
+
+class NoRoomError(ValueError):
+    """A size that memory cannot hold.
+
+    Args:
+        found: what is needed and what there is.
+        remedy: what to do about the machine.
+        settings: that ask for less where they are lowered; who asked under other names raises it anew.
+    """
+
+    def __init__(self, found: str, remedy: str, *, settings: str = _IN_A_RECIPE) -> None:
+        super().__init__(f"{found}. {remedy}, or lower {settings}.")
+        self.found, self.remedy = found, remedy
 
 
 def check_room(bytes_needed: int) -> None:
     """Refuse a size that shared memory or the machine's memory cannot hold.
 
     Raises:
-        ValueError: with what is needed, what is free, and what to change.
+        NoRoomError: with what is needed, what is free, and what to change.
     """
     stat = os.statvfs(SHM_DIRECTORY)
     free, size = stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize
+    needed = f"shared memory: {readable(bytes_needed)} are needed, but"
     if bytes_needed > free:
-        raise ValueError(
-            f"shared memory: {readable(bytes_needed)} are needed, but {SHM_DIRECTORY} has {readable(free)} free "
-            f"of {readable(size)}. {_FIX}"
-        )
+        raise NoRoomError(f"{needed} {SHM_DIRECTORY} has {readable(free)} free of {readable(size)}", _MORE_SHARED)
     available = available_memory()
     if bytes_needed > available:
-        raise ValueError(
-            f"shared memory: {readable(bytes_needed)} are needed, but only {readable(available)} of memory are "
-            f"available to this process. Lower replay.capacity, or free memory."
-        )
+        found = f"{needed} only {readable(available)} of memory are available to this process"
+        raise NoRoomError(found, "Free memory")
 
 
 def available_memory() -> int:
