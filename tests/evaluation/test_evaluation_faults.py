@@ -57,21 +57,31 @@ def wait_for_episodes(folder, count):
         time.sleep(0.02)
 
 
-def assert_whole(folder):
+def wait_for_process(log):
+    """The id of the process that a worker's log names; a worker is on its way long after others have played."""
+    deadline = time.monotonic() + 120
+    while not log.exists() or not (found := re.findall(r"process (\d+)", log.read_text())):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return int(found[-1])
+
+
+def assert_whole(folder, *, episodes=EPISODES):
     played = [(it.task_id, it.init_state) for it in read_episodes(folder / EPISODES_FILE)]
-    assert len(played) == len(set(played)) == 2 * EPISODES
-    assert set(played) == {(task, state) for task in (0, 1) for state in range(EPISODES)}
+    assert len(played) == len(set(played)) == 2 * episodes
+    assert set(played) == {(task, state) for task in (0, 1) for state in range(episodes)}
     assert (folder / "results.json").exists()
 
 
 def test_a_killed_worker_costs_a_retry_and_no_episode(start, tmp_path):
-    evaluation = start("--workers", "3")
+    evaluation = start("--workers", "3", "--episodes-per-task", "200")  # many: the others go on while it starts again
+    log = tmp_path / "out" / "logs" / "env_worker_1.log"
+    worker = wait_for_process(log)
     wait_for_episodes(tmp_path / "out", 10)
-    log = (tmp_path / "out" / "logs" / "env_worker_1.log").read_text()
-    os.kill(int(re.findall(r"process (\d+)", log)[-1]), signal.SIGKILL)
-    assert evaluation.wait(120) == 0, (tmp_path / "output.txt").read_text()
-    assert "start 1 of this worker" in (tmp_path / "out" / "logs" / "env_worker_1.log").read_text()
-    assert_whole(tmp_path / "out")
+    os.kill(worker, signal.SIGKILL)
+    assert evaluation.wait(300) == 0, (tmp_path / "output.txt").read_text()
+    assert "start 1 of this worker" in log.read_text()
+    assert_whole(tmp_path / "out", episodes=200)
 
 
 def test_a_killed_evaluation_goes_on_where_it_was_with_other_workers_too(start, tmp_path):
