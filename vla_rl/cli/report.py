@@ -65,9 +65,10 @@ def compare_runs(runs: list[Path]) -> list[str]:
     Raises:
         ValueError: a file of episodes is broken.
     """
+    from vla_rl.evaluation.comparison import newest_episodes
     from vla_rl.evaluation.episodes import read_episodes
 
-    newest = {run: _newest_episodes(run) for run in runs}
+    newest = {run: newest_episodes(run) for run in runs}
     evaluated = {run: read_episodes(path) for run, path in newest.items() if path is not None}
     keys = {run: {episode.key for episode in episodes} for run, episodes in evaluated.items()}
     return [
@@ -75,12 +76,6 @@ def compare_runs(runs: list[Path]) -> list[str]:
         for first, second in combinations(evaluated, 2)
         if keys[first] & keys[second]
     ]
-
-
-def _newest_episodes(run: Path) -> Path | None:
-    from vla_rl.evaluation.episodes import EPISODES_FILE
-
-    return max((run / "eval").rglob(EPISODES_FILE), key=lambda path: path.stat().st_mtime, default=None)
 
 
 def _comparison(first: Path, second: Path, ours: list[EpisodeResult], theirs: list[EpisodeResult]) -> str:

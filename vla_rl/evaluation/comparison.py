@@ -10,7 +10,7 @@ from vla_rl.evaluation.conditions import differences, read_conditions
 from vla_rl.evaluation.episodes import EPISODES_FILE, EpisodeResult, read_episodes
 from vla_rl.evaluation.pairs import Comparison, compare
 from vla_rl.evaluation.statistics import CONFIDENCE
-from vla_rl.evaluation.subject import EVALUATIONS
+from vla_rl.reporting.run_folder import EVALUATIONS
 from vla_rl.reporting.text import percent
 
 
@@ -118,6 +118,11 @@ def compare_evaluations(first: Path, second: Path) -> ComparisonReport:
     )
 
 
+def newest_episodes(run: Path) -> Path | None:
+    """The episodes of the newest evaluation below a run's folder; None if there is none."""
+    return max((run / EVALUATIONS).rglob(EPISODES_FILE), key=lambda file: file.stat().st_mtime, default=None)
+
+
 def find_evaluation(path: Path) -> Path:
     """The folder with the episodes that a path means.
 
@@ -127,7 +132,7 @@ def find_evaluation(path: Path) -> Path:
     folder = path.parent if path.is_file() else path
     if (folder / EPISODES_FILE).is_file():
         return folder
-    found = max((folder / EVALUATIONS).rglob(EPISODES_FILE), key=lambda file: file.stat().st_mtime, default=None)
+    found = newest_episodes(folder)
     if found is None:
         raise ValueError(
             f"--compare: {path} holds no evaluation: expected a folder with {EPISODES_FILE}, or a run with one below "

@@ -14,8 +14,8 @@ from vla_rl.errors import UserError, preflight
 from vla_rl.evaluation.episodes import EPISODES_FILE, EpisodeKey, in_words, read_episodes
 from vla_rl.reporting.files import atomic_write_json
 from vla_rl.reporting.manifest import MANIFEST_FILE
+from vla_rl.reporting.run_folder import RECIPE_FILE
 from vla_rl.run.claim import claim_folder
-from vla_rl.run.folder import RECIPE_FILE
 
 CONDITIONS_FILE = "evaluation.json"
 

@@ -24,8 +24,8 @@ from vla_rl.evaluation.statistics import (
     wilson_interval,
 )
 from vla_rl.reporting.files import atomic_write_json, atomic_write_text
+from vla_rl.reporting.run_folder import RESULTS_FILE
 
-RESULTS_FILE = "results.json"
 TABLE_FILE = "results.csv"
 SCHEMA = 1
 MIN_SEEDS = 5  # a bootstrap over fewer redraws all of them from one seed too often to say anything

@@ -17,10 +17,9 @@ from vla_rl.policies.openvla_oft.adapters import CONFIG_FILE as ADAPTER_CONFIG
 from vla_rl.policies.openvla_oft.files import find_files
 from vla_rl.policies.openvla_oft.hub import checkpoint_directory
 from vla_rl.recipe import Recipe, build_recipe, load_recipe
-from vla_rl.run.folder import RECIPE_FILE
+from vla_rl.reporting.run_folder import EVALUATIONS, RECIPE_FILE
 
 TINY = "tiny"
-EVALUATIONS = "eval"  # folder of a run
 
 _RUNS = Path("runs")  # where the results of what is no run go
 _BLOCKS, _BLOCK_BYTES = 64, 1 << 16  # of a weights file, that its fingerprint is made of

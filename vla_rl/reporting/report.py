@@ -11,7 +11,7 @@ from vla_rl.reporting.catalogue import CATALOGUE
 from vla_rl.reporting.files import atomic_write_text
 from vla_rl.reporting.html import bullets, folded, image, nested, note, page, preformatted, section, table, warning_box
 from vla_rl.reporting.plots import FIGURES, draw, draw_success_per_task, png
-from vla_rl.reporting.run_folder import Evaluation, RunFolder, read_run
+from vla_rl.reporting.run_folder import Evaluation, WrittenRun, read_run
 from vla_rl.reporting.series import Records, closing_mean
 from vla_rl.reporting.summary import run_sentences, warnings
 from vla_rl.reporting.text import ABSENT, duration, number, percent, size
@@ -83,7 +83,7 @@ def _numbered(names: Sequence[str]) -> list[str]:
     return distinct
 
 
-def _overview(runs: Mapping[str, RunFolder], comparisons: Sequence[str]) -> list[str]:
+def _overview(runs: Mapping[str, WrittenRun], comparisons: Sequence[str]) -> list[str]:
     parts = []
     for name, run in runs.items():
         heading = name if len(runs) > 1 else ""
@@ -93,7 +93,7 @@ def _overview(runs: Mapping[str, RunFolder], comparisons: Sequence[str]) -> list
     return parts
 
 
-def _side_by_side(runs: Mapping[str, RunFolder]) -> str:
+def _side_by_side(runs: Mapping[str, WrittenRun]) -> str:
     header = ["run", "optimizer steps", "env steps", "time", *(column.heading for column in COLUMNS)]
     rows = [[name, *_extent(run.records), *_closing_values(run.records)] for name, run in runs.items()]
     return table(header, rows) + note("Means over the last 20 % of each run's env steps.")
@@ -111,13 +111,13 @@ def _closing_values(records: Records) -> list[str]:
     return [(percent if column.is_share else number)(mean) for column, mean in zip(COLUMNS, means, strict=True)]
 
 
-def _curves(runs: Mapping[str, RunFolder]) -> list[str]:
+def _curves(runs: Mapping[str, WrittenRun]) -> list[str]:
     records = {name: run.records for name, run in runs.items()}
     figures = [(spec.title, draw(spec, records)) for spec in FIGURES]
     return [section(title, image(png(figure), alt=title)) for title, figure in figures if figure is not None]
 
 
-def _details(name: str, run: RunFolder) -> str:
+def _details(name: str, run: WrittenRun) -> str:
     parts = [_evaluation(evaluation) for evaluation in run.evaluations]
     if run.manifest is not None:
         parts.append(f"<h3>Made with</h3>{origin_table(run.manifest)}")
@@ -158,7 +158,7 @@ def _interval(interval: Mapping[str, float] | None) -> str:
     return f"{percent(interval['low'], digits=1)} – {percent(interval['high'], digits=1)}"
 
 
-def _glossary(runs: Mapping[str, RunFolder]) -> str:
+def _glossary(runs: Mapping[str, WrittenRun]) -> str:
     """What each metric of the runs means."""
     written = {name for run in runs.values() for record in run.records for name in record}
     rows = [[metric.name, metric.unit, metric.meaning] for metric in CATALOGUE.values() if metric.name in written]

@@ -13,8 +13,8 @@ from vla_rl.reporting.metrics import METRICS_FILE, read_metrics
 from vla_rl.reporting.series import Records
 
 RECIPE_FILE = "recipe.yaml"
-EVALUATION_FOLDER = "eval"
-RESULTS_FILE = "results.json"
+EVALUATIONS = "eval"  # folder of a run, with one or more evaluations below it
+RESULTS_FILE = "results.json"  # of an evaluation
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
-class RunFolder:
+class WrittenRun:
     """One run, as far as it was written."""
 
     name: str
@@ -37,7 +37,7 @@ class RunFolder:
     evaluations: tuple[Evaluation, ...]
 
 
-def read_run(folder: Path) -> RunFolder:
+def read_run(folder: Path) -> WrittenRun:
     """Read a run's folder.
 
     Raises:
@@ -50,8 +50,8 @@ def read_run(folder: Path) -> RunFolder:
         )
     recipe = folder / RECIPE_FILE
     manifest = _read_json(folder / MANIFEST_FILE)
-    results = sorted((folder / EVALUATION_FOLDER).rglob(RESULTS_FILE))
-    return RunFolder(
+    results = sorted((folder / EVALUATIONS).rglob(RESULTS_FILE))
+    return WrittenRun(
         name=folder.resolve().name,
         records=_unscaled(read_metrics(metrics), manifest or {}),
         recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else None,
@@ -81,7 +81,7 @@ def _read_evaluation(path: Path, *, below: Path) -> Evaluation:
             f"{path}: expected the results of an evaluation, found no {', '.join(missing)}; remove the file"
         )
     manifest = _read_json(path.parent / MANIFEST_FILE) or {}
-    name = path.parent.relative_to(below).as_posix().removeprefix(f"{EVALUATION_FOLDER}/")
+    name = path.parent.relative_to(below).as_posix().removeprefix(f"{EVALUATIONS}/")
     return Evaluation(name=name, results=results, deviations=tuple(manifest.get("deviations", ())))
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from vla_rl.reporting.run_folder import Evaluation, RunFolder
+from vla_rl.reporting.run_folder import Evaluation, WrittenRun
 from vla_rl.reporting.series import Records, closing_mean, last, nonfinite_counts, opening_mean
 from vla_rl.reporting.text import duration, number, percent
 
 CLOSING = "over the last 20 % of env steps"
 
 
-def run_sentences(run: RunFolder) -> list[str]:
+def run_sentences(run: WrittenRun) -> list[str]:
     """The summary of one run, most important first."""
     if not run.records:
         return ["The run ended before its first log point."]
@@ -44,7 +44,7 @@ def _success(records: Records) -> str | None:
     )
 
 
-def _return(run: RunFolder) -> str | None:
+def _return(run: WrittenRun) -> str | None:
     before, after = opening_mean(run.records, "rollout/return"), closing_mean(run.records, "rollout/return")
     if before is None or after is None:
         return None
@@ -110,7 +110,7 @@ def _pace(records: Records) -> str | None:
     )
 
 
-def warnings(run: RunFolder) -> list[str]:
+def warnings(run: WrittenRun) -> list[str]:
     """What a reader must know before trusting the run's numbers."""
     found = [
         f"Log points at which {name} was not finite: {count}." for name, count in nonfinite_counts(run.records).items()

@@ -9,10 +9,9 @@ from typing import Any
 
 from vla_rl.reporting.files import atomic_write_text
 from vla_rl.reporting.manifest import MANIFEST_FILE, write_manifest
+from vla_rl.reporting.run_folder import RECIPE_FILE
 from vla_rl.run.claim import claim_folder
 from vla_rl.run.plan import Plan
-
-RECIPE_FILE = "recipe.yaml"
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,8 +28,8 @@ from vla_rl.recipe import MetaworldSection, load_recipe
 from vla_rl.reporting.files import read_json_object
 from vla_rl.reporting.manifest import MANIFEST_FILE
 from vla_rl.reporting.metrics import METRICS_FILE, read_metrics
+from vla_rl.reporting.run_folder import RECIPE_FILE
 from vla_rl.reporting.series import Records, closing_mean, series
-from vla_rl.run.folder import RECIPE_FILE
 from vla_rl.studies.metaworld import StudyRun, StudySurrogate
 from vla_rl.studies.metaworld_runner import RUN_FILE, RUNS
 
