@@ -342,6 +342,13 @@ def test_a_study_without_old_samples_does_not_speak_of_their_effective_number(st
     assert metric_band(results, "utilization/ess_old") is None
 
 
+def test_a_regime_without_a_seed_on_every_task_has_no_score_yet(study):
+    one = next(result for result in results_of(study) if result.run.surrogate == "ppo")
+    fresh = replace(one, run=replace(one.run, regime="fresh"))
+    words = words_of(study, results=[*results_of(study), fresh])
+    assert "fresh: no score yet, for no seed has a run on every task." in words
+
+
 def test_the_words_tell_a_difference_from_chance_with_enough_seeds(study):
     results = [replace(result, run=replace(result.run, seed=seed)) for result in results_of(study) for seed in range(5)]
     words = "\n".join(words_of(study, results=results))

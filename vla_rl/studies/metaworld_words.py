@@ -113,6 +113,8 @@ def _success(study: Study, regime: str) -> Iterator[str]:
 
 def _ranking(study: Study, regime: str) -> str:
     ranked = [score for score in study.scores if score.regime == regime]
+    if not ranked:
+        return f"{regime}: no score yet, for no seed has a run on every task."
     return f"{regime}: IQM of the normalised score: " + ", ".join(
         f"{score.surrogate} {score.iqm:.3f} ({between(score.interval)})" for score in ranked
     ) + "."  # fmt: skip
