@@ -43,8 +43,8 @@ def script() -> ModuleType:
 def test_the_flops_are_those_of_the_literature(script: ModuleType) -> None:
     """12.95 GFLOP per token and 524,288 T^2 for Llama, 0.405 TFLOP per image for vision and projector."""
     for images in (1, 2):
-        policy = of_7b(num_images=images)
-        tokens = 1 + 256 * images + int(policy.prompt_lengths[0]) - 1 + 56 + 1
+        policy = of_7b(num_images=images, proprio=images == 2)
+        tokens = 1 + 256 * images + (images == 2) + int(policy.prompt_lengths[0]) - 1 + 56 + 1
         llama, vision = script.flops(policy)
         assert llama == pytest.approx(12.95e9 * tokens + 524_288 * tokens**2, rel=1e-3)
         assert vision == pytest.approx(0.405e12 * images, rel=0.01)
@@ -112,7 +112,7 @@ def test_the_benchmark_measures_everything_on_the_tiny_model_with_nothing_but_wh
     goals = {(what, batch): row["goal"] for (what, _, batch), row in measured.items()}
     assert [goals["inference", batch] for batch in (1, 8, 16, 32)] == [None, None, 0.55, 0.55]
     assert {goals[kind, 8] for kind in kinds} == {0.5}
-    for name in ("matrix_teraflops", "weights_gib", "publish_ms", "adopt_ms", "publish_to_adopt_ms"):
+    for name in ("matrix_teraflops", "weights_gib", "publish_ms", "copy_ms", "adopt_ms", "publish_to_adopt_ms"):
         assert result[name] > 0
 
 
@@ -127,6 +127,28 @@ def test_a_row_without_memory_says_so_and_the_next_is_measured(script: ModuleTyp
     bench._measure("slow", 1, 1, lambda: None, "all", 1e-30, 0.5)
     bench._measure("without a goal", 1, 1, lambda: None, "all", 1.0, None)
     assert [row.verdict for row in bench.rows] == ["out of memory", "reached", "missed", "-"]
+
+
+def test_two_images_come_with_proprioception_and_every_pass_has_the_program_s_autocast(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CPU computes in float32 without autocast, so bfloat16 is asked for."""
+    monkeypatch.setattr(script, "INFERENCE_BATCHES", (1,))
+    bench = script.Bench("tiny", torch.device("cpu"), 1, compiled=False)
+    bench.dtype = torch.bfloat16
+    for images in (1, 2):
+        policy = bench._build(images, checkpointing=False)
+        seen: list[Any] = []
+        read_out = policy.model.read_out
+
+        def watch(*arguments: Any, seen: list[Any] = seen, read_out: Any = read_out) -> torch.Tensor:
+            seen.append((torch.is_autocast_enabled("cpu"), arguments[3] is not None))
+            return read_out(*arguments)  # type: ignore[no-any-return]
+
+        policy.model.read_out = watch
+        bench._training(policy, images, 1)
+        bench._inference(policy, images)
+        assert set(seen) == {(True, images == 2)}
 
 
 def counted(policy: OpenVLAOFTPolicy, *, train: bool) -> float:
@@ -160,7 +182,7 @@ def of_7b(**choices: Any) -> OpenVLAOFTPolicy:
 @pytest.mark.parametrize("images", [1, 2])
 def test_a_forward_pass_of_7b_takes_the_flops_of_the_formula(script: ModuleType, images: int) -> None:
     """So nothing is computed twice or for nothing: of lm_head, 256 rows at 56 positions."""
-    policy = of_7b(num_images=images)
+    policy = of_7b(num_images=images, proprio=images == 2)
     assert counted(policy, train=False) == pytest.approx(sum(script.flops(policy)), rel=0.01)
 
 
