@@ -195,6 +195,7 @@ def _write_manifest(folder: Path, planned: Planned) -> None:
             "horizons": {plan.env.tasks[0].suite: plan.env.horizon for plan in plans},
             "tasks": {plan.env.tasks[0].suite: [task.task_id for task in plan.env.tasks] for plan in plans},
             "episodes_per_task": choices.episodes_per_task,
+            "policies": {plan.env.tasks[0].suite: plan.policy.text for plan in plans},
             "workers": plans[0].recipe.rollout.num_workers,
             "temperature": choices.temperature,
         },

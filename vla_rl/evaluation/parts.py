@@ -70,12 +70,26 @@ def make_parts(subject: Subject, choices: Choices) -> list[Part]:
         raise ValueError(f"--workers: found {choices.workers}, but --serial has one; leave out one of the two")
     parts = []
     for name in _suites(subject, choices.suites):
-        plan = make_plan(_recipe(subject, choices, name))
+        plan = make_plan(_recipe(subject, choices, name), accept_l1_head=True)
+        _refuse_temperature(plan, choices)
         if plan.env.simulator is not None and not choices.allow_unpinned:
             _refuse_unpinned(plan.env.simulator)
         jobs = evaluation_jobs(plan, episodes_per_task=choices.episodes_per_task, seeds=choices.seeds)
         parts.append(Part(plan, jobs))
     return parts
+
+
+def _refuse_temperature(plan: Plan, choices: Choices) -> None:
+    """Two evaluations that differ in a temperature without effect would count as two.
+
+    Raises:
+        ValueError: one was asked for, and the policy draws nothing.
+    """
+    if plan.policy.is_regression and choices.temperature is not None:
+        raise ValueError(
+            f"--temperature: found {choices.temperature}; this checkpoint's L1 head computes its actions, nothing is "
+            "drawn that a temperature could change. Leave the option out"
+        )
 
 
 def _refuse_unpinned(simulator: SimulatorReport) -> None:

@@ -16,8 +16,10 @@ from vla_rl.learner.checkpoint import FOLDER, CheckpointError, find_latest
 from vla_rl.policies.openvla_oft.adapters import CONFIG_FILE as ADAPTER_CONFIG
 from vla_rl.policies.openvla_oft.files import find_files
 from vla_rl.policies.openvla_oft.hub import checkpoint_directory
+from vla_rl.policies.openvla_oft.profiles import resolve_profile
 from vla_rl.recipe import Recipe, build_recipe, load_recipe
 from vla_rl.reporting.run_folder import EVALUATIONS, RECIPE_FILE
+from vla_rl.run.env_plan import CAMERAS
 
 TINY = "tiny"
 
@@ -57,7 +59,7 @@ def find_subject(target: str, *, profile: str) -> Subject:
         ValueError: it is none of these; the message says what it is instead, and what to do.
     """
     if target == TINY:
-        return _policy_alone(TINY, checkpoint=TINY, profile=profile, fingerprint=TINY, training=None)
+        return _policy_alone(TINY, checkpoint=TINY, profile=profile, num_images=1, fingerprint=TINY, training=None)
     path = checkpoint_directory(target, download=True)
     if not path.exists():
         raise CheckpointError(
@@ -71,8 +73,14 @@ def find_subject(target: str, *, profile: str) -> Subject:
     if (path / RECIPE_FILE).is_file():
         return _trained(_newest(path), run_dir=path, whole=True)
     if any((path / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
-        digest, training = _sampled_digest(path), recorded_training(path)
-        return _policy_alone(target, checkpoint=str(path), profile=profile, fingerprint=digest, training=training)
+        return _policy_alone(
+            target,
+            checkpoint=str(path),
+            profile=profile,
+            num_images=_num_images(path, profile),
+            fingerprint=_sampled_digest(path),
+            training=recorded_training(path),
+        )
     raise CheckpointError(f"{target} is nothing that can be evaluated: {_what_it_is(path)}")
 
 
@@ -112,8 +120,18 @@ def _trained(checkpoint: Path, *, run_dir: Path, whole: bool) -> Subject:
     )
 
 
+def _num_images(directory: Path, profile: str) -> int:
+    """How many cameras the checkpoints of its family look through.
+
+    Raises:
+        ValueError: weights are missing, or no such profile.
+    """
+    files = find_files(directory)
+    return resolve_profile(profile, has_l1_head=files.action_head is not None, recorded=files.profile).num_images
+
+
 def _policy_alone(
-    location: str, *, checkpoint: str, profile: str, fingerprint: str, training: Training | None
+    location: str, *, checkpoint: str, profile: str, num_images: int, fingerprint: str, training: Training | None
 ) -> Subject:
     """A policy without a run: nothing is laid over its weights; its training is known where an export recorded it."""
     name = Path(location).name
@@ -123,7 +141,7 @@ def _policy_alone(
         trained_env = {"suite": training.suite, "tasks": list(training.tasks)}
     values: dict[str, Any] = {
         "name": name,
-        "env": {"name": "libero", **trained_env},
+        "env": {"name": "libero", "cameras": CAMERAS[:num_images], **trained_env},
         "policy": {
             "name": "openvla_oft",
             "checkpoint": checkpoint,

@@ -158,7 +158,7 @@ def _export_network(
 
 
 def _network(source: Source, device: torch.device, *, dtype: torch.dtype) -> OpenVLAOFT:
-    model = source.empty_network(dtype=dtype, l1_head=True)
+    model = source.empty_network(dtype=dtype)
     source.fill(model, seed=0, device=device)
     return model.eval()
 

@@ -38,6 +38,7 @@ def build_openvla_oft(  # noqa: PLR0913 - the flat arguments of a partial
     device: str,
     empty: bool = False,
     train_backbone: bool = False,
+    accept_l1_head: bool = False,
 ) -> OpenVLAOFTPolicy:
     """OpenVLA-OFT with a critic.
 
@@ -61,6 +62,7 @@ def build_openvla_oft(  # noqa: PLR0913 - the flat arguments of a partial
         device: where parameters and tables go.
         empty: leave all parameters on the meta device; tables are real all the same.
         train_backbone: train every weight of the network itself; `lora` must then be None.
+        accept_l1_head: the policy is only to act, so the checkpoint may have an L1 head instead of tokens.
 
     Raises:
         ValueError: the checkpoint, profile, statistics or one of the choices does not fit.
@@ -70,7 +72,7 @@ def build_openvla_oft(  # noqa: PLR0913 - the flat arguments of a partial
     from vla_rl.policies.openvla_oft.source import find_source
 
     return assemble(
-        find_source(checkpoint, profile=profile, image_size=image_size, proprio=proprio),
+        find_source(checkpoint, profile=profile, image_size=image_size, proprio=proprio, accept_l1_head=accept_l1_head),
         tasks=tasks,
         statistics_key=statistics_key,
         num_images=num_images,

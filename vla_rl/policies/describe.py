@@ -27,6 +27,7 @@ class PolicySummary:
     image_transform: str  # name for `image_transforms.frame_transform`
     statistics_key: str  # as it stands in the checkpoint
     proprio: bool  # whether the state is fed
+    is_regression: bool  # actions come from an L1 head: nothing is drawn, nothing can be trained
     training_temperature: float | None  # of the checkpoint's authors, for information
     trainable_parameters: int
     frozen_parameters: int
@@ -42,6 +43,7 @@ class PolicySummary:
             f"{self.observation_spec.image_size} pixels by transform {self.image_transform}, "
             f"statistics {self.statistics_key}, {self.trainable_parameters:,} trained and "
             f"{self.frozen_parameters:,} frozen parameters in {mebibytes:,.0f} MiB"
+            + ("; actions by its L1 head, nothing is drawn" if self.is_regression else "")
             + ("" if self.training_temperature is None else f"; its authors sample at {self.training_temperature}")
         )
 
@@ -54,8 +56,8 @@ def describe_openvla_oft(builder: PolicyBuilder, *, bf16: bool = False) -> Polic
         bf16: whether the forward pass computes in bfloat16 although the weights may be float32.
 
     Raises:
-        ValueError: not a directory, files missing, another architecture, an L1-only head, unknown statistics, a number
-            of cameras the checkpoint was not trained on.
+        ValueError: not a directory, files missing, another architecture, an L1 head that is not accepted, unknown
+            statistics, a number of cameras the checkpoint was not trained on.
     """
     return _summary(cast("OpenVLAOFTPolicy", builder(device="cpu", empty=True)), bf16=bf16)
 
@@ -71,6 +73,7 @@ def _summary(policy: OpenVLAOFTPolicy, *, bf16: bool) -> PolicySummary:
         image_transform=profile.image_transform,
         statistics_key=policy.statistics.key,
         proprio=policy.source.proprio,
+        is_regression=policy.is_regression,
         training_temperature=profile.temperature,
         trainable_parameters=trainable_parameters,
         frozen_parameters=frozen_parameters,

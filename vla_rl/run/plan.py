@@ -37,6 +37,7 @@ class PolicyPlan:
     frozen_bytes: int
     training_bytes: int  # activations of one decision in the backward pass
     inference_bytes: int  # activations of one decision in a forward pass
+    is_regression: bool  # actions are computed, not drawn: no temperature, no training
     text: str  # one line for people
 
 
@@ -97,14 +98,18 @@ class Plan:
         return asked or max(1, len(os.sched_getaffinity(0)) // 2)
 
 
-def make_plan(recipe: Recipe) -> Plan:
+def make_plan(recipe: Recipe, *, accept_l1_head: bool = False) -> Plan:
     """Turn a recipe into plain values and check everything that can be checked without starting a process.
+
+    Args:
+        recipe: of a run, or what of it bears on an evaluation.
+        accept_l1_head: nothing is trained, so a checkpoint may have an L1 head.
 
     Raises:
         ValueError: naming the field, the rule, what was found and what is allowed.
     """
     device = resolve_device(recipe)
-    policy, transform = plan_policy(recipe)
+    policy, transform = plan_policy(recipe, accept_l1_head=accept_l1_head)
     env = plan_env(recipe.env, render_size=transform.input_size if transform is not None else 0)
     return Plan(recipe=recipe, env=env, policy=policy, transform=transform, device=device)
 
@@ -129,19 +134,21 @@ def resolve_device(recipe: Recipe) -> str:
     return "cpu"
 
 
-def plan_policy(recipe: Recipe) -> tuple[PolicyPlan, FrameTransform | None]:
-    """The policy of a recipe and the transform of its frames; asks for no simulator.
+def plan_policy(recipe: Recipe, *, accept_l1_head: bool = False) -> tuple[PolicyPlan, FrameTransform | None]:
+    """The policy of a recipe and the transform of its frames, as in `make_plan`; asks for no simulator.
 
     Raises:
         ValueError: the checkpoint does not fit.
     """
     section = recipe.policy
     if isinstance(section, OpenVLAOFTSection):
-        return _plan_openvla_oft(recipe, section)
+        return _plan_openvla_oft(recipe, section, accept_l1_head=accept_l1_head)
     return _plan_mlp(recipe, section), None
 
 
-def _plan_openvla_oft(recipe: Recipe, section: OpenVLAOFTSection) -> tuple[PolicyPlan, FrameTransform]:
+def _plan_openvla_oft(
+    recipe: Recipe, section: OpenVLAOFTSection, *, accept_l1_head: bool
+) -> tuple[PolicyPlan, FrameTransform]:
     assert isinstance(recipe.env, LiberoSection), "the recipe's rules pair this policy with LIBERO"
     lora = section.lora
     build = partial(
@@ -162,6 +169,7 @@ def _plan_openvla_oft(recipe: Recipe, section: OpenVLAOFTSection) -> tuple[Polic
         dtype=section.dtype,
         gradient_checkpointing=section.gradient_checkpointing,
         seed=recipe.seed,
+        accept_l1_head=accept_l1_head,
     )
     summary = describe_openvla_oft(build, bf16=recipe.learner.precision == "bf16")
     transform = frame_transform(summary.image_transform, output_size=summary.observation_spec.image_size)
@@ -175,6 +183,7 @@ def _plan_openvla_oft(recipe: Recipe, section: OpenVLAOFTSection) -> tuple[Polic
         frozen_bytes=summary.frozen_bytes,
         training_bytes=summary.activations.training,
         inference_bytes=summary.activations.inference,
+        is_regression=summary.is_regression,
         text=str(summary),
     )
     return plan, transform
@@ -206,5 +215,6 @@ def _plan_mlp(recipe: Recipe, section: MLPSection) -> PolicyPlan:
         frozen_bytes=0,
         training_bytes=0,  # some kilobytes
         inference_bytes=0,
+        is_regression=False,
         text=f"MLP with {count:,} parameters",
     )

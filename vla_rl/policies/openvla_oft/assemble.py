@@ -35,7 +35,7 @@ def assemble(
         raise ValueError(
             "train_backbone trains the weights themselves; adapters on them would be trained twice: lora=null"
         )
-    model = source.empty_network(dtype=DTYPES[dtype], l1_head=False)
+    model = source.empty_network(dtype=DTYPES[dtype])
     _widen_what_is_trained(model, training)
     if not empty:
         source.fill(model, seed=seed, device=device)

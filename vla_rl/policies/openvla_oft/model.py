@@ -85,7 +85,7 @@ class OpenVLAOFT(nn.Module):
             profile=profile,
             adapter=None if adapter is None else Path(adapter),
         )
-        model = source.empty_network(dtype=dtype or source.stored_dtype, l1_head=True)
+        model = source.empty_network(dtype=dtype or source.stored_dtype)
         source.fill(model, seed=0, device=torch.device(device or "cpu"))
         warn_of_faults(model, source.origin)
         assert isinstance(model, cls)

@@ -1,5 +1,7 @@
 """OpenVLA-OFT as an actor-critic over action tokens: the network, a critic, prompts and statistics.
 
+With an L1 head, which a policy has that is only to act, a token is the number that the head gives.
+
 Every trainable parameter is float32, whatever the dtype of the frozen weights: adapters, the 256 action rows, the
 proprioception projector and the critic.
 """
@@ -71,7 +73,8 @@ class OpenVLAOFTPolicy(nn.Module):
         config = model.config
         width = config.llama.hidden_size
         self.observation_spec = ObservationSpec(num_images, config.image_size, config.proprio_dim)
-        self.action_spec = ActionSpec(config.chunk_size, config.action_dim, action_tokens.NUM_BINS)
+        num_bins = action_tokens.NUM_BINS if model.action_head is None else None
+        self.action_spec = ActionSpec(config.chunk_size, config.action_dim, num_bins)
         self.source = source
         self.statistics = statistics
         self.detach_value = training.detach_value
@@ -93,7 +96,7 @@ class OpenVLAOFTPolicy(nn.Module):
         self._choose_trainable(training)
 
     def forward(self, inputs: PolicyInputs) -> PolicyOutput:
-        """Logits (B, A, 256) and values (B,), both float32."""
+        """Logits (B, A, 256) and values (B,), both float32; with an L1 head means and widths (B, A, 2) for logits."""
         self._check_frames(inputs.frames)
         prompts, lengths = self._prompts(inputs)
         hidden = self.model.read_out(
@@ -102,10 +105,15 @@ class OpenVLAOFTPolicy(nn.Module):
             lengths,
             self._normalized_proprio(inputs.state) if self.model.proprio_projector is not None else None,
         )
-        logits = self.model.action_logits(hidden, self.action_rows)
+        logits = self._regression(hidden) if self.is_regression else self.model.action_logits(hidden, self.action_rows)
         with torch.autocast(hidden.device.type, enabled=False):
             values: Tensor = self.value_head((hidden.detach() if self.detach_value else hidden).float())
         return PolicyOutput(logits=logits, values=values)
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether an L1 head gives the actions: nothing is drawn then, and nothing can be trained."""
+        return self.model.action_head is not None
 
     def bucket_of(self, task_index: NDArray[np.int64]) -> NDArray[np.int64]:
         """(B,) tokens of the tasks' prompts."""
@@ -114,7 +122,8 @@ class OpenVLAOFTPolicy(nn.Module):
     def decode_tokens(self, tokens: TokenArray, task_index: NDArray[np.int64]) -> FloatArray:  # noqa: ARG002
         """(B, A) tokens to (B, K, D) LIBERO commands; all tasks of a run share their suite's statistics."""
         spec = self.action_spec
-        normalized = action_tokens.decode_tokens(tokens).reshape(-1, spec.chunk_size, spec.action_dim)
+        values = tokens if self.is_regression else action_tokens.decode_tokens(tokens)
+        normalized = values.reshape(-1, spec.chunk_size, spec.action_dim)
         actions = action_tokens.unnormalize_actions(normalized, self.statistics.action)
         return action_tokens.to_libero_gripper(actions).astype(np.float32)
 
@@ -140,6 +149,11 @@ class OpenVLAOFTPolicy(nn.Module):
             first = action_tokens.FIRST_ACTION_ID
             rows = self.model.language_model.lm_head.weight[first : first + action_tokens.NUM_BINS]
             self.action_rows = nn.Parameter(rows.detach().to(device, torch.float32, copy=True))
+
+    def _regression(self, hidden: Tensor) -> Tensor:
+        """The head's actions as Gaussians, (B, A, 2). Their mode is the action; their width was never trained."""
+        mean = self.model.l1_actions(hidden).float().flatten(1)
+        return torch.stack([mean, torch.zeros_like(mean)], dim=-1)
 
     def _register_tables(self, prompts: PromptTable) -> None:
         mean, std = normalization_tensors(self.source.pixels)

@@ -90,7 +90,7 @@ def self_test(policy: OpenVLAOFTPolicy) -> Findings:
     logits = policy(inputs).logits
     faults = network_faults(policy.model) or [_images(logits)]
     broken = [fault for fault in (_statistics(policy.statistics), *faults) if fault]
-    return Findings(broken, _action_rows(logits))
+    return Findings(broken, "" if policy.is_regression else _action_rows(logits))
 
 
 def _statistics(statistics: DatasetStatistics) -> str:

@@ -83,11 +83,9 @@ class Source:
 
         return read_tokenizer(self.files.directory)
 
-    def empty_network(self, *, dtype: torch.dtype, l1_head: bool) -> OpenVLAOFT:
-        """The network on the meta device, with or without the L1 head that the source has."""
-        return empty_model(
-            self.config, self.profile, proprio=self.proprio, l1_head=l1_head and self.l1_head, dtype=dtype
-        )
+    def empty_network(self, *, dtype: torch.dtype) -> OpenVLAOFT:
+        """The network on the meta device, with the components that the source has."""
+        return empty_model(self.config, self.profile, proprio=self.proprio, l1_head=self.l1_head, dtype=dtype)
 
     def fill(self, model: OpenVLAOFT, *, seed: int, device: torch.device) -> None:
         """Give the network its weights."""
@@ -98,7 +96,9 @@ class Source:
             fill_model(model, self.files, device=device)
 
 
-def find_source(checkpoint: str, *, profile: str, image_size: int | None, proprio: bool) -> Source:
+def find_source(
+    checkpoint: str, *, profile: str, image_size: int | None, proprio: bool, accept_l1_head: bool = False
+) -> Source:
     """Look up what a policy is built from.
 
     Args:
@@ -107,6 +107,7 @@ def find_source(checkpoint: str, *, profile: str, image_size: int | None, propri
         profile: `auto` or a family's name.
         image_size: pixels a side; None for the checkpoint's own.
         proprio: for random weights; a checkpoint feeds proprioception where it has a projector.
+        accept_l1_head: the policy is only to act: a checkpoint with an L1 head can, but not be trained.
 
     Raises:
         ValueError: the directory, its head, its architecture, the profile or the image size does not fit.
@@ -118,7 +119,8 @@ def find_source(checkpoint: str, *, profile: str, image_size: int | None, propri
         source = _random(checkpoint, OFTConfig(), profile=profile, proprio=proprio)
     else:
         source = find_checkpoint(checkpoint_directory(checkpoint, download=False), profile=profile)
-        _refuse_l1_head(source)
+        if not accept_l1_head:
+            _refuse_l1_head(source)
     if image_size not in (None, source.config.image_size):
         raise ValueError(f"image_size is {image_size}, but {source.origin} takes {source.config.image_size} pixels")
     return source
@@ -156,6 +158,7 @@ def _refuse_l1_head(source: Source) -> None:
         raise ValueError(
             f"{source.origin}: its trained head is an L1 regression (an action_head file lies beside the shards). "
             "Its rows of lm_head for action tokens were never trained, so there is nothing to sample from and "
-            "reinforcement learning of tokens cannot start here. Use a checkpoint with the discrete head: those of "
-            "SimpleVLA-RL by Haozhan72 (profile simplevla), or those of RLinf for LIBERO (profile rlinf)"
+            "reinforcement learning of tokens cannot start here; `vla-rl eval` takes it as it is. Use a checkpoint "
+            "with the discrete head: those of SimpleVLA-RL by Haozhan72 (profile simplevla), or those of RLinf for "
+            "LIBERO (profile rlinf)"
         )
