@@ -387,6 +387,29 @@ def test_the_self_test_notices_causal_attention_through_noise(build, monkeypatch
     assert any("attention is causal" in finding for finding in self_test(policy).broken)
 
 
+def test_a_first_position_that_looks_at_nothing_is_no_causal_attention(build, monkeypatch):
+    policy = build()
+    llama = policy.model.language_model.model
+    plain_forward = llama.forward
+
+    def forward(**keywords):
+        output = plain_forward(**keywords)
+        output.last_hidden_state[:, 0] = 1.0  # an attention sink
+        return output
+
+    monkeypatch.setattr(llama, "forward", forward)
+    assert self_test(policy).broken == []
+
+
+@torch.no_grad()
+def test_layers_without_weights_are_not_taken_for_causal_attention(build):
+    policy = build()
+    for parameter in policy.model.language_model.model.layers.parameters():
+        parameter.zero_()
+    (fault,) = self_test(policy).broken
+    assert "weights look incomplete" in fault and "causal" not in fault
+
+
 def test_the_self_test_notices_images_without_effect(build):
     policy = build()
     with torch.no_grad():

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vla_rl.policies.openvla_oft.config import BOS_ID
+from vla_rl.policies.openvla_oft.config import BOS_ID, LONE_SPACE_ID, STOP_ID
 from vla_rl.policies.openvla_oft.model import OpenVLAOFT
 from vla_rl.policies.openvla_oft.statistics import DatasetStatistics
 from vla_rl.policies.openvla_oft.vision import CHANNELS_PER_IMAGE
@@ -45,26 +45,29 @@ def warn_of_faults(model: OpenVLAOFT, origin: str) -> None:
 
 @torch.no_grad()
 def network_faults(model: OpenVLAOFT) -> list[str]:
-    """Faults that need neither a prompt nor statistics to be seen; an empty list is a pass. Costs a short pass."""
+    """Faults that need neither a prompt nor statistics to be seen; an empty list is a pass. Costs a short pass.
+
+    The network is shown the skeleton of a sequence: BOS, some patches, the lone space, STOP. At the lone space the
+    first action component is read out.
+    """
     size = model.config.image_size
     levels = torch.tensor([-1.0, 1.0], device=model.language_model.lm_head.weight.device)  # about black and white
     pictures = levels[:, None, None, None].expand(-1, CHANNELS_PER_IMAGE, size, size)
     patches = model.projector(model.vision_features(pictures))[:, :_NUM_PATCHES]
-    bos = model.language_model.model.embed_tokens(torch.full((1, 1), BOS_ID, device=levels.device))
-    black, white = (torch.cat([picture[None], bos], dim=1) for picture in patches)
-    disturbed = torch.cat([black[:, :-1], torch.zeros_like(bos)], dim=1)
-    hidden = model.language_model(torch.cat([black, white, disturbed]), None).float()
-    findings = []
-    if _size(hidden[0, 0] - hidden[2, 0]) <= NO_SHARE * _size(hidden[0, -1] - hidden[2, -1]):
-        findings.append(
-            "attention is causal: a change of the last token does not reach the first. OpenVLA-OFT needs bidirectional "
+    ids = torch.tensor([[BOS_ID, LONE_SPACE_ID, STOP_ID]], device=levels.device)
+    text = model.language_model.model.embed_tokens(ids).expand(2, -1, -1)
+    black, white = torch.cat([text[:, :1], patches, text[:, 1:]], dim=1)
+    disturbed = torch.cat([black[:-1], torch.zeros_like(black[-1:])])
+    hidden = model.language_model(torch.stack([black, white, disturbed]), None).float()
+    if _size(hidden[0, -2] - hidden[1, -2]) <= NO_SHARE * _size(hidden[0, -2]):
+        return ["the images do not matter: a white picture is answered like a black one. The weights look incomplete"]
+    # Anywhere but at the disturbed token itself: one position alone, like the first, may hardly look at others.
+    if _size(hidden[0, :-1] - hidden[2, :-1]) <= NO_SHARE * _size(hidden[0, -1] - hidden[2, -1]):
+        return [
+            "attention is causal: a change of the last token reaches none before it. OpenVLA-OFT needs bidirectional "
             "attention, and its actions are wrong without it; use a tested version of transformers"
-        )
-    if _size(hidden[0, -1] - hidden[1, -1]) <= NO_SHARE * _size(hidden[0, -1]):
-        findings.append(
-            "the images do not matter: a white picture is answered like a black one. The weights look incomplete"
-        )
-    return findings
+        ]
+    return []
 
 
 def _size(values: Tensor) -> float:
