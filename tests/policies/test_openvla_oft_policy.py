@@ -410,6 +410,34 @@ def test_layers_without_weights_are_not_taken_for_causal_attention(build):
     assert "weights look incomplete" in fault and "causal" not in fault
 
 
+@pytest.mark.parametrize(
+    ("name", "outputs"),
+    [
+        ("model.vision_backbone.featurizer.blocks.1.mlp.fc1.bias", "hiddens"),
+        ("model.language_model.model.layers.2.mlp.up_proj.base_layer.weight", "hiddens"),
+        ("model.proprio_projector.fc2.bias", "logits"),
+        ("action_rows", "logits"),
+        ("value_head.score.bias", "values"),
+    ],
+)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@torch.no_grad()
+def test_the_self_test_names_the_weight_that_makes_answers_not_finite(build, name, outputs, value):
+    policy = build()
+    policy.get_parameter(name).view(-1)[0] = value
+    (fault,) = self_test(policy).broken
+    told = name.removeprefix("model.") if outputs == "hiddens" else name  # of the network, or of the whole policy
+    assert fault.startswith(f"its {outputs} are not finite, nor is the weight {told}. ")
+
+
+@torch.no_grad()
+def test_the_self_test_tells_an_overflow_from_damaged_weights(build):
+    policy = build()
+    policy.model.language_model.model.norm.weight.fill_(3e38)
+    (fault,) = self_test(policy).broken
+    assert "its hiddens are not finite although every weight is" in fault
+
+
 def test_the_self_test_notices_images_without_effect(build):
     policy = build()
     with torch.no_grad():

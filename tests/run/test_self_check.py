@@ -71,6 +71,13 @@ def test_untrained_action_rows_are_refused_at_the_real_size_and_warned_of_at_ano
         check_policy(*loaded)
 
 
+def test_a_weight_that_is_no_number_is_refused(loaded):
+    with torch.no_grad():
+        loaded[1].model.projector.fc2.bias[0] = torch.nan
+    with pytest.raises(ValueError, match=r"its hiddens are not finite, nor is the weight projector\.fc2\.bias"):
+        check_policy(*loaded)
+
+
 def test_random_weights_and_a_recipe_that_says_so_are_not_tested(loaded):
     recipe, policy = built()
     blind(policy)

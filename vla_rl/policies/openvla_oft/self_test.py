@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vla_rl.policies.openvla_oft.config import BOS_ID, LONE_SPACE_ID, STOP_ID
 from vla_rl.policies.openvla_oft.model import OpenVLAOFT
@@ -59,6 +59,8 @@ def network_faults(model: OpenVLAOFT) -> list[str]:
     black, white = torch.cat([text[:, :1], patches, text[:, 1:]], dim=1)
     disturbed = torch.cat([black[:-1], torch.zeros_like(black[-1:])])
     hidden = model.language_model(torch.stack([black, white, disturbed]), None).float()
+    if fault := _not_finite(hidden, "hiddens", model):
+        return [fault]
     if _size(hidden[0, -2] - hidden[1, -2]) <= NO_SHARE * _size(hidden[0, -2]):
         return ["the images do not matter: a white picture is answered like a black one. The weights look incomplete"]
     # Anywhere but at the disturbed token itself: one position alone, like the first, may hardly look at others.
@@ -70,6 +72,16 @@ def network_faults(model: OpenVLAOFT) -> list[str]:
     return []
 
 
+def _not_finite(outputs: Tensor, name: str, module: nn.Module) -> str:
+    """Whether outputs cannot be compared with anything, and where that begins."""
+    if bool(torch.isfinite(outputs).all()):
+        return ""
+    damaged = next((each for each, weight in module.named_parameters() if not bool(torch.isfinite(weight).all())), None)
+    if damaged is None:
+        return f"its {name} are not finite although every weight is: they overflow on the way. Use another dtype"
+    return f"its {name} are not finite, nor is the weight {damaged}. Take an undamaged checkpoint"
+
+
 def _size(values: Tensor) -> float:
     return float(values.abs().max())
 
@@ -77,6 +89,19 @@ def _size(values: Tensor) -> float:
 @torch.no_grad()
 def self_test(policy: OpenVLAOFTPolicy) -> Findings:
     """Look for faults of a policy with its weights in place. Costs a few forward passes."""
+    broken = [*_statistics(policy.statistics), *network_faults(policy.model)]
+    if broken:
+        return Findings(broken, "")
+    output = policy(_shown(policy))
+    logits = output.logits
+    fault = _not_finite(logits, "logits", policy) or _not_finite(output.values, "values", policy) or _images(logits)
+    if fault:
+        return Findings([fault], "")
+    return Findings([], "" if policy.is_regression else _action_rows(logits))
+
+
+def _shown(policy: OpenVLAOFTPolicy) -> PolicyInputs:
+    """Noise for pictures, a row of it for every camera and one to compare with."""
     device = policy.prompt_ids.device
     generator = torch.Generator().manual_seed(_SEED)
     spec = policy.observation_spec
@@ -85,27 +110,23 @@ def self_test(policy: OpenVLAOFTPolicy) -> Findings:
     frames = pictures[:1].repeat(num_rows, 1, 1, 1, 1)
     for camera in range(spec.num_images):
         frames[camera + 1, camera] = pictures[1, camera]
-    inputs = PolicyInputs(
+    return PolicyInputs(
         frames=frames.to(device),
         state=torch.zeros(num_rows, spec.state_dim, device=device),
         task_index=torch.zeros(num_rows, dtype=torch.int64, device=device),
     )
-    logits = policy(inputs).logits
-    faults = network_faults(policy.model) or [_images(logits)]
-    broken = [fault for fault in (_statistics(policy.statistics), *faults) if fault]
-    return Findings(broken, "" if policy.is_regression else _action_rows(logits))
 
 
-def _statistics(statistics: DatasetStatistics) -> str:
+def _statistics(statistics: DatasetStatistics) -> list[str]:
     """Whether actions can be scaled by them."""
     quantiles = statistics.action
     usable = np.isfinite(quantiles.q01).all() and np.isfinite(quantiles.q99).all()
     if not usable or not (quantiles.q99 > quantiles.q01)[quantiles.mask].all():
-        return (
+        return [
             f"the statistics {statistics.key!r} scale an action to nothing: q01 {quantiles.q01.tolist()}, q99 "
             f"{quantiles.q99.tolist()}. Take dataset_statistics.json from the published checkpoint"
-        )
-    return ""
+        ]
+    return []
 
 
 def _images(logits: Tensor) -> str:
@@ -113,7 +134,7 @@ def _images(logits: Tensor) -> str:
     effects = (logits[1:] - logits[0]).abs().amax(dim=(1, 2)).tolist()
     blind = [str(camera) for camera, effect in enumerate(effects) if effect < NO_EFFECT]
     if blind:
-        return f"the images do not matter: another picture of camera {' and '.join(blind)} gives the same logits"
+        return f"the images do not matter: another picture of camera {' and '.join(blind)} gives the same answer"
     return ""
 
 
