@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from vla_rl.policies.openvla_oft import config
 from vla_rl.policies.openvla_oft.export import write_checkpoint
 from vla_rl.recipe import build_recipe
 from vla_rl.run.plan import plan_policy
@@ -62,12 +61,8 @@ def test_statistics_that_scale_to_nothing_are_refused(loaded):
         check_policy(*loaded)
 
 
-def test_untrained_action_rows_are_refused_at_the_real_size_and_warned_of_at_another(loaded, monkeypatch):
+def test_action_rows_that_look_untrained_are_warned_of(loaded):
     with pytest.warns(UserWarning, match="action rows of lm_head look untrained"):
-        check_policy(*loaded)
-    dims = loaded[1].model.config.llama
-    monkeypatch.setattr(config, "LlamaDims", lambda: dims)
-    with pytest.raises(ValueError, match="action rows of lm_head look untrained"):
         check_policy(*loaded)
 
 
