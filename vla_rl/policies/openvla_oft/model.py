@@ -9,7 +9,6 @@ Letters: B decisions, N images, A = K D action components, d width.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Self
 
@@ -134,20 +133,13 @@ class OpenVLAOFT(nn.Module):
         if lengths is not None:
             columns = torch.arange(embeddings.shape[1], device=embeddings.device)
             attend = columns < (num_context + lengths - 1 + num_suffix)[:, None]
-        with self._adapter_precision(embeddings.device):
-            hidden: Tensor = self.language_model(embeddings, attend)
+        hidden: Tensor = self.language_model(embeddings, attend)
         num_readouts = self.config.num_action_tokens
         if lengths is None:
             first = num_context + num_prompt - 2
             return hidden[:, first : first + num_readouts]
         rows = (num_context + lengths - 2)[:, None] + torch.arange(num_readouts, device=hidden.device)
         return hidden.gather(1, rows[:, :, None].expand(-1, -1, hidden.shape[-1]))
-
-    def _adapter_precision(self, device: torch.device) -> AbstractContextManager[object]:
-        """Adapters stay float32 under bfloat16 weights; autocast makes them compute in bfloat16 like the rest."""
-        if self.dtype == torch.bfloat16:
-            return torch.autocast(device.type, dtype=torch.bfloat16)
-        return nullcontext()
 
     def action_logits(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
         """Float32 logits (B, A, 256) of hiddens (B, A, d): only the action rows of lm_head are multiplied.
