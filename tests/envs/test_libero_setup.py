@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from vla_rl.envs.libero import check, gl, shim
 from vla_rl.envs.libero.asset_files import ROOMS, check_task_assets
 from vla_rl.envs.libero.assets import SUBFOLDERS, Assets, resolve_assets
 from vla_rl.envs.libero.cache import cache_root, publish_folder
+from vla_rl.envs.libero.child import Outcome, run_python
+from vla_rl.envs.libero.egl_devices import device_to_draw_on
 from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.envs.libero.gl import Probe
 from vla_rl.envs.libero.init_states import read_states
@@ -280,20 +283,91 @@ def test_an_unknown_renderer_is_refused_with_the_known_ones():
         gl.choose("vulkan")
 
 
-@pytest.mark.parametrize("visible", [None, "", "1", "GPU-8f4c,GPU-77aa"])
-def test_the_egl_device_is_chosen_without_the_variable_that_robosuite_cannot_read(monkeypatch, visible):
+@pytest.fixture
+def egl_devices(monkeypatch):
+    """Pretend which EGL devices there are, and that those marked by "!" cannot be used."""
+
+    def pretend(*names):
+        fake = SimpleNamespace(
+            egl_ext=SimpleNamespace(
+                EGL_PLATFORM_DEVICE_EXT=0x313F,
+                EGL_NO_DISPLAY="no display",
+                EGL_SUCCESS=0x3000,
+                eglQueryDevicesEXT=lambda: list(names),
+                eglGetPlatformDisplayEXT=lambda _platform, device, _attributes: device,
+                eglInitialize=lambda display, _major, _minor: not display.endswith("!"),
+                eglGetError=lambda: 0x3000,
+            )
+        )
+        monkeypatch.setitem(sys.modules, "mujoco.egl", fake)
+
     monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID", raising=False)
-    monkeypatch.setenv("MUJOCO_GL", "egl")
-    monkeypatch.setattr(shim, "_egl_devices", lambda: 4)
-    if visible is None:
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    else:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return pretend
+
+
+@pytest.mark.libero
+@pytest.mark.parametrize(("visible", "chosen"), [(None, "0"), ("", "0"), ("1", "1"), ("GPU-8f4c,GPU-77aa", "0")])
+def test_the_egl_device_is_chosen_without_the_variable_that_robosuite_cannot_read(
+    monkeypatch, egl_devices, visible, chosen
+):
+    egl_devices("a", "b")
+    if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     with shim.graphics("egl"):
         assert "CUDA_VISIBLE_DEVICES" not in os.environ
-        assert os.environ["MUJOCO_EGL_DEVICE_ID"] == ("1" if visible == "1" else "0")
+        assert os.environ["MUJOCO_EGL_DEVICE_ID"] == chosen
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible
     assert "MUJOCO_EGL_DEVICE_ID" not in os.environ
+
+
+@pytest.mark.libero
+def test_a_device_that_cannot_be_used_is_passed_over_but_not_one_that_was_named(monkeypatch, egl_devices):
+    egl_devices("hidden!", "no display", "works", "works too")
+    assert device_to_draw_on() == "2"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,0")
+    assert device_to_draw_on() == "3"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert device_to_draw_on() == "2"
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "0")
+    assert device_to_draw_on() == "0"
+
+
+_FIRST_DEVICE_UNUSABLE = """
+from mujoco.egl import egl_ext
+query = egl_ext.eglQueryDevicesEXT
+egl_ext.eglQueryDevicesEXT = lambda: [None, *query()]
+"""
+_DRAW = """
+from vla_rl.envs.libero import gl, shim
+libraries = shim.load(gl="egl")
+with shim.graphics("egl"):
+    libraries.gl_context(max_width=8, max_height=8, device_id=-1).make_current()
+print(gl.probe("egl").renderer)
+"""
+
+
+@pytest.mark.libero
+def test_the_simulator_draws_on_the_device_that_the_probe_found(tmp_path, monkeypatch):
+    monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID", raising=False)
+    if gl.probe("egl").renderer is None:
+        pytest.skip("EGL does not draw here")
+    (tmp_path / "sitecustomize.py").write_text(_FIRST_DEVICE_UNUSABLE, encoding="utf-8")
+    paths = os.pathsep.join(path for path in (str(tmp_path), os.environ.get("PYTHONPATH")) if path)
+    outcome = run_python(_DRAW, seconds=120, variables={"PYTHONPATH": paths, "MUJOCO_GL": "egl"})
+    assert (outcome.reason, outcome.output) == ("", gl.probe("egl").renderer)
+
+
+def test_a_failure_that_is_not_the_renderers_names_itself(working):
+    working("osmesa")
+    with (
+        pytest.raises(SimulatorError, match=r"although osmesa draws .*: ImportError: no context\. Fix: start fewer"),
+        shim.graphics("osmesa"),
+    ):
+        raise ImportError("no context")
+    working()
+    with pytest.raises(SimulatorError, match="no renderer works, tried osmesa"), shim.graphics("osmesa"):
+        raise ImportError("no context")
 
 
 # --- the whole check -------------------------------------------------------------------------------------------------
@@ -319,6 +393,19 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
     )
     with pytest.raises(SimulatorError, match=r"robosuite is not installed.*--no-deps"):
         shim.check_installed()
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        ("SimulatorError: LIBERO does not start. Fix: install it", r"^LIBERO does not start\. Fix: install it$"),
+        ("killed by signal 11", r"^hf-libero is installed but cannot be imported: killed by signal 11\. Fix: "),
+    ],
+)
+def test_an_import_that_fails_says_once_why(monkeypatch, reason, told):
+    monkeypatch.setattr(check, "run_python", lambda *_args, **_options: Outcome(False, "", reason))
+    with pytest.raises(SimulatorError, match=told):
+        check._check_import("egl")
 
 
 @pytest.mark.libero

@@ -97,7 +97,7 @@ class Cameras:
         with shim.graphics(os.environ["MUJOCO_GL"]):
             self._gl_context = self._make_gl_context(max_width=width, max_height=height, device_id=-1)
             self._gl_context.make_current()
-        self._render_context = self._mujoco.MjrContext(self._model, self._mujoco.mjtFontScale.mjFONTSCALE_150)
+            self._render_context = self._mujoco.MjrContext(self._model, self._mujoco.mjtFontScale.mjFONTSCALE_150)
         self._mujoco.mjr_setBuffer(self._mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._render_context)
         # Registered after the graphics library's own exit handler, so that it runs before.
         atexit.register(_close, weakref.ref(self))

@@ -62,4 +62,7 @@ def _check_import(backend: str) -> None:
     """Import LIBERO in a process of its own: some of its imports are declared nowhere."""
     outcome = run_python(_IMPORT, backend, seconds=IMPORT_SECONDS, variables={"MUJOCO_GL": backend})
     if not outcome.ok:
+        kind, _, said = outcome.reason.partition(": ")
+        if kind == SimulatorError.__name__:
+            raise SimulatorError(said)
         raise SimulatorError(f"hf-libero is installed but cannot be imported: {outcome.reason}. Fix: {INSTALL_HINT}")

@@ -1,4 +1,4 @@
-"""Which EGL device is which GPU: the two drivers number them independently.
+"""Which EGL device to draw on, and which is which GPU: the two drivers number them independently.
 
 An EGL device that is a GPU tells its file in /dev/dri; the kernel tells on which PCI bus that file's device sits. CUDA
 tells the bus as well.
@@ -12,10 +12,49 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 _EGL_DRM_DEVICE_FILE = 0x3233  # EGL_EXT_device_drm
 _SYSFS = Path("/sys/class/drm")
 _ASK_SECONDS = 120.0
+
+
+def device_to_draw_on() -> str:
+    """The value of `MUJOCO_EGL_DEVICE_ID` to draw with: the user's or the parent process's, else one that works.
+
+    Of several the first visible CUDA device, else the first. A device need not work because EGL lists it: a container
+    may hide the graphics card, or the user may not open its file.
+
+    Loads libEGL: call it in a process of its own, or in one that renders with EGL.
+
+    Raises:
+        ImportError: there is no EGL here, as PyOpenGL and mujoco say it.
+    """
+    if named := os.environ.get("MUJOCO_EGL_DEVICE_ID"):
+        return named
+    from mujoco.egl import egl_ext
+
+    devices = egl_ext.eglQueryDevicesEXT()
+    first_visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+    preferred = int(first_visible) if first_visible.isdigit() else 0
+    by_preference = sorted(range(len(devices)), key=lambda index: index != preferred)
+    return str(next((index for index in by_preference if _can_be_used(devices[index])), 0))
+
+
+def _can_be_used(device: Any) -> bool:  # noqa: ANN401 - OpenGL's
+    """Whether its display can be initialised, which is what mujoco and robosuite begin with."""
+    from mujoco.egl import egl_ext
+    from OpenGL.error import GLError
+
+    try:  # PyOpenGL may raise or, if it is told not to check, leave the error to be asked for
+        display = egl_ext.eglGetPlatformDisplayEXT(egl_ext.EGL_PLATFORM_DEVICE_EXT, device, None)
+        return (
+            display != egl_ext.EGL_NO_DISPLAY
+            and bool(egl_ext.eglInitialize(display, None, None))
+            and bool(egl_ext.eglGetError() == egl_ext.EGL_SUCCESS)
+        )
+    except GLError:
+        return False
 
 
 def egl_index(pci_bus: str, *, cuda_index: int, egl_buses: Sequence[str | None]) -> int:

@@ -16,6 +16,10 @@ GL = Literal["auto", "egl", "osmesa"]
 
 _PROBE_SECONDS = 120.0
 _PROBE = """
+import os
+if os.environ["MUJOCO_GL"] == "egl":
+    from vla_rl.envs.libero.egl_devices import device_to_draw_on
+    os.environ["MUJOCO_EGL_DEVICE_ID"] = device_to_draw_on()
 import mujoco
 model = mujoco.MjModel.from_xml_string('<mujoco><worldbody><geom size=".1"/></worldbody></mujoco>')
 with mujoco.Renderer(model, 8, 8) as renderer:
@@ -50,7 +54,10 @@ class Probe:
 
 @cache
 def probe(backend: str) -> Probe:
-    """Render one frame in a process of its own. Takes about a second; the answer is kept."""
+    """Render one frame in a process of its own, on the device that this one would take; the answer is kept.
+
+    Takes about a second.
+    """
     variables = {"MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend}
     outcome = run_python(_PROBE, seconds=_PROBE_SECONDS, variables=variables)
     if outcome.ok:

@@ -28,12 +28,16 @@ import numpy as np
 
 from vla_rl.envs.libero import gl as renderers
 from vla_rl.envs.libero.cache import publish_folder
+from vla_rl.envs.libero.egl_devices import device_to_draw_on
 from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.envs.libero.suites import INSTALL_HINT, wheel_root
 
 # Scores shift on other versions: from mujoco 3.3.3 the floor of the Object suite is darker, from 3.4 on Spatial task 5
 # settles differently; robosuite 1.5 removed the class that LIBERO derives from.
 PINNED = {"mujoco": "3.3.0", "robosuite": "1.4.0", "hf-libero": "0.1.4"}
+_SHORT_OF_MEMORY = (
+    "start fewer env workers, because each context takes memory of the graphics card, or draw with MUJOCO_GL=osmesa"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,7 @@ def load(*, gl: renderers.GL) -> Libraries:
     os.environ["MUJOCO_GL"] = os.environ["PYOPENGL_PLATFORM"] = backend
     os.environ["LIBERO_CONFIG_PATH"] = str(_config_folder())
     _silence_robosuite_log()
-    with graphics(backend):
+    with _one_error(backend, fix=INSTALL_HINT), _environment(CUDA_VISIBLE_DEVICES=None):
         libraries = _import()
     _loaded = (backend, libraries)
     return libraries
@@ -101,35 +105,51 @@ def versions() -> dict[str, str]:
 
 @contextlib.contextmanager
 def graphics(backend: str) -> Iterator[None]:
-    """Where robosuite and OpenGL start drawing: with the device they are to take, and one error for all they raise.
+    """Where a context of robosuite's is made: on the device that the probe drew on, with one error for all it raises.
 
-    robosuite reads both variables when it is imported and when it makes its first context, raises on an empty
-    `CUDA_VISIBLE_DEVICES` and on one that holds UUIDs, and asserts that one contains the other. Within this block the
-    device is given by `MUJOCO_EGL_DEVICE_ID` alone: the user's or the parent process's, else the first visible CUDA
-    device, else 0.
+    robosuite raises on an empty `CUDA_VISIBLE_DEVICES` and on one that holds UUIDs, and asserts that the device that it
+    is to take stands in it. Within this block the device is given by `MUJOCO_EGL_DEVICE_ID` alone.
 
     Raises:
         SimulatorError: nothing can be drawn; with the reason and the fix.
     """
-    saved = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "MUJOCO_EGL_DEVICE_ID")}
-    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    with _one_error(backend, fix=_SHORT_OF_MEMORY):
+        device = device_to_draw_on() if backend == "egl" else None
+        with _environment(CUDA_VISIBLE_DEVICES=None, MUJOCO_EGL_DEVICE_ID=device):
+            yield
+
+
+@contextlib.contextmanager
+def _one_error(backend: str, *, fix: str) -> Iterator[None]:
+    """Turn whatever robosuite and OpenGL raise while they start into one error.
+
+    Args:
+        backend: that is to draw.
+        fix: what to do where the renderer is not to blame, because it draws a frame by itself.
+    """
     try:
-        if saved["MUJOCO_EGL_DEVICE_ID"] is None:
-            first_visible = (saved["CUDA_VISIBLE_DEVICES"] or "").split(",")[0].strip()
-            known = first_visible.isdigit() and backend == "egl" and _egl_devices() > int(first_visible)
-            os.environ["MUJOCO_EGL_DEVICE_ID"] = first_visible if known else "0"
         yield
-    except _opengl_errors() as error:
-        _restore(saved)
-        if renderers.probe(backend).renderer is not None:
-            raise
-        raise SimulatorError(renderers.nothing_renders([backend])) from error
+    except _start_errors() as error:
+        if renderers.probe(backend).renderer is None:
+            raise SimulatorError(renderers.nothing_renders([backend])) from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise SimulatorError(
+            f"LIBERO does not start, although {backend} draws a frame by itself: {reason}. Fix: {fix}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _environment(**variables: str | None) -> Iterator[None]:
+    """Environment variables with other values for a while; None for one that is not to be set."""
+    before = {name: os.environ.get(name) for name in variables}
+    _set(variables)
+    try:
+        yield
     finally:
-        _restore(saved)
+        _set(before)
 
 
-def _restore(variables: Mapping[str, str | None]) -> None:
-    """Give environment variables the values they had; None for those that were not set."""
+def _set(variables: Mapping[str, str | None]) -> None:
     for name, value in variables.items():
         if value is None:
             os.environ.pop(name, None)
@@ -156,16 +176,11 @@ def seeded_reset(seed: int) -> Iterator[None]:
         np.random.set_state(state)
 
 
-def _opengl_errors() -> tuple[type[BaseException], ...]:
-    """What OpenGL's loaders and calls raise, by the name of its own class once it is imported."""
-    own = vars(sys.modules["OpenGL.error"])["Error"] if "OpenGL.error" in sys.modules else ImportError
-    return (ImportError, AttributeError, RuntimeError, OSError, own)
-
-
-def _egl_devices() -> int:
-    from mujoco.egl import egl_ext
-
-    return len(egl_ext.eglQueryDevicesEXT())
+def _start_errors() -> tuple[type[BaseException], ...]:
+    """What packages that do not fit and OpenGL's loaders and calls raise, the latter in a class of their own."""
+    own = (("OpenGL.error", "Error"), ("mujoco", "FatalError"))
+    imported = [vars(sys.modules[module])[name] for module, name in own if module in sys.modules]
+    return (ImportError, AttributeError, RuntimeError, OSError, ValueError, *imported)
 
 
 def _config_folder() -> Path:
