@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from vla_rl.envs.libero import shim
 from vla_rl.envs.libero.asset_files import check_task_assets
-from vla_rl.envs.libero.assets import AssetKind, resolve_assets
+from vla_rl.envs.libero.assets import resolve_assets
 from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.envs.libero.gl import GL
 from vla_rl.envs.libero.init_states import InitStates, load_states
@@ -121,11 +121,6 @@ class LiberoEnv:
     def horizon(self) -> int:
         """Control steps after which an episode is truncated, settling not counted."""
         return self._horizon
-
-    @property
-    def asset_kind(self) -> AssetKind:
-        """Whether LIBERO's own assets are simulated, or the primitives. Scores of the latter mean nothing."""
-        return self._assets.kind
 
     @property
     def chunk_frames(self) -> UInt8Array:

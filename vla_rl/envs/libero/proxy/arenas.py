@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from vla_rl.envs.libero.proxy.shapes import Colour, Shapes, box, drawn
 
-_TRIM = (182, 176, 170)
-
 
 @dataclass(frozen=True, slots=True)
 class Arena:
