@@ -1,9 +1,17 @@
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from vla_rl.errors import CellFailureError
 from vla_rl.ipc.counters import CellCounters
 from vla_rl.workers.cell import Cell, CellLimits
+from vla_rl.workers.env_worker import StartRefusal
 
 
 class IdleProcess:
     name = "inference_worker"
+    pid = None
     exitcode = None
 
     def is_alive(self):
@@ -13,22 +21,56 @@ class IdleProcess:
         pass
 
 
+class LivingProcess(IdleProcess):
+    def is_alive(self):
+        return True
+
+    def kill(self):
+        self.is_alive = lambda: False
+
+
+def make_cell(counters, *env_workers, max_restarts=0):
+    return Cell(
+        inference=None,
+        env_workers=env_workers,
+        slots=None,
+        counters=counters,
+        mailbox=None,
+        frozen=None,
+        ring=None,
+        limits=CellLimits(step_timeout_s=60.0, start_timeout_s=60.0, max_restarts=max_restarts),
+        on_episode=lambda record: None,
+    )
+
+
 def test_the_time_an_inference_worker_has_to_start_begins_with_its_start(monkeypatch):
     monkeypatch.setattr(Cell, "_spawn", lambda *_: IdleProcess())
     with CellCounters.create(num_env_workers=1) as counters:
-        cell = Cell(
-            inference=None,
-            env_workers=[],
-            slots=None,
-            counters=counters,
-            mailbox=None,
-            frozen=None,
-            ring=None,
-            limits=CellLimits(step_timeout_s=60.0, start_timeout_s=60.0, max_restarts=0),
-            on_episode=lambda record: None,
-        )
+        cell = make_cell(counters)
         counters.set("inference_heartbeat", -1000.0)  # the learner took long to be built
         counters.request_stop()
         cell.start()
         assert counters.silent_seconds("inference_heartbeat") < 60.0
+        cell.close()
+
+
+def test_a_worker_that_cannot_start_ends_the_cell_with_its_reason_alone_and_is_not_restarted(monkeypatch, tmp_path):
+    def spawn(_cell, name, _target, args):
+        if name == "inference_worker":
+            return LivingProcess()
+        args[1].supervisor.send(StartRefusal("no renderer works. Fix: install one"))
+        return IdleProcess()
+
+    monkeypatch.setattr(Cell, "_spawn", spawn)
+    with CellCounters.create(num_env_workers=1) as counters:
+        settings = SimpleNamespace(worker_index=0, slot_ids=(0,), log_path=tmp_path / "log")
+        cell = make_cell(counters, settings, max_restarts=5)
+        cell.start()
+        deadline = time.monotonic() + 20
+        with pytest.raises(CellFailureError) as failure:
+            while time.monotonic() < deadline:
+                cell.raise_if_failed()
+        assert str(failure.value) == "no renderer works. Fix: install one"
+        assert cell.restarts == 0
+        monkeypatch.setattr("vla_rl.workers.cell.CLOSE_S", 0.1)
         cell.close()

@@ -6,13 +6,15 @@ from contextlib import contextmanager
 from multiprocessing import Pipe
 
 import numpy as np
+import pytest
 
+from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.ipc.counters import CellCounters, EnvWorkerPhase
 from vla_rl.ipc.shared_arrays import SharedArrays
 from vla_rl.ipc.slots import ExchangeSlots, slot_fields
 from vla_rl.types import ActionSpec, ChunkResult, Observation, ObservationSpec, TaskInfo
 from vla_rl.workers.channel import receive_slots, send_slots
-from vla_rl.workers.env_worker import EnvWorker, EnvWorkerLinks, EnvWorkerSettings, as_record
+from vla_rl.workers.env_worker import EnvWorker, EnvWorkerLinks, EnvWorkerSettings, StartRefusal, as_record
 from vla_rl.workers.episodes import EpisodeJob
 from vla_rl.workers.worker_counters import WorkerCounters
 
@@ -49,18 +51,28 @@ def requests(connection, count):
     return asked
 
 
+def make_settings(log_path, *, num_slots, builder=OneStepEnv, queue_jobs=True):
+    return EnvWorkerSettings(
+        worker_index=0, slot_ids=tuple(range(num_slots)), first_env_index=0, num_envs=num_slots, builders=(builder,),
+        num_init_states=(None,), transform=None, seed=0, max_open_envs_per_slot=1, first_episode=0,
+        queue_jobs=queue_jobs, log_path=log_path,
+    )  # fmt: skip
+
+
+def fields_of(num_slots):
+    return slot_fields(ObservationSpec(0, 0, 1), ActionSpec(3, 1, 4), num_slots=num_slots, store_logits=False)
+
+
 @contextmanager
 def running_worker(tmp_path, *, num_slots, allowed_decisions=None):
     """A worker in a thread; yields its counters, its inference worker's and its supervisor's end, and the thread."""
-    fields = slot_fields(ObservationSpec(0, 0, 1), ActionSpec(3, 1, 4), num_slots=num_slots, store_logits=False)
     inference, worker_end = Pipe()
     supervisor, child_end = Pipe()
-    settings = EnvWorkerSettings(
-        worker_index=0, slot_ids=tuple(range(num_slots)), first_env_index=0, num_envs=num_slots, builders=(OneStepEnv,),
-        num_init_states=(None,), transform=None, seed=0, max_open_envs_per_slot=1, first_episode=0, queue_jobs=True,
-        log_path=tmp_path / "log",
-    )  # fmt: skip
-    with SharedArrays.create("slots", fields) as arrays, CellCounters.create(num_env_workers=1) as counters:
+    settings = make_settings(tmp_path / "log", num_slots=num_slots)
+    with (
+        SharedArrays.create("slots", fields_of(num_slots)) as arrays,
+        CellCounters.create(num_env_workers=1) as counters,
+    ):
         if allowed_decisions is not None:
             counters.set("allowed_decisions", allowed_decisions)
         links = EnvWorkerLinks(arrays.handle, counters.handle, None, worker_end, child_end)
@@ -115,3 +127,19 @@ def test_a_worker_counts_the_slots_that_will_ask_again(tmp_path):
         thread.join(20)
         assert not thread.is_alive()
         assert counters.total("env_worker_open_slots") == 0
+
+
+@pytest.mark.parametrize("error", [SimulatorError("no renderer works. Fix: install one"), OSError("a hiccup")])
+def test_what_no_restart_would_mend_is_told_to_the_supervisor(tmp_path, error):
+    def fail():
+        raise error
+
+    (_inference, worker_end), (supervisor, child_end) = Pipe(), Pipe()
+    settings = make_settings(tmp_path / "log", num_slots=1, builder=fail, queue_jobs=False)
+    with SharedArrays.create("slots", fields_of(1)) as arrays, CellCounters.create(num_env_workers=1) as counters:
+        links = EnvWorkerLinks(arrays.handle, counters.handle, None, worker_end, child_end)
+        worker = EnvWorker(settings, links, 0, ExchangeSlots.view(arrays), WorkerCounters(counters, 0), None)
+        with pytest.raises(type(error)):
+            worker.run()
+    told = supervisor.recv() if supervisor.poll() else None
+    assert told == (StartRefusal(str(error)) if isinstance(error, SimulatorError) else None)

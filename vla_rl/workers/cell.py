@@ -1,7 +1,8 @@
 """The processes of one cell and who watches them.
 
     rank process (learner, parent of all) ── Cell ──► inference worker      a failure ends the run, with its traceback
-                                               └────► env workers           a dead or hung one is restarted and counted
+                                               └────► env workers           a dead or hung one is restarted and counted,
+                                                                            one that cannot start ends the run
 
 `watch()` runs in a thread of the rank process. The first failure is kept and raised where the learner looks for it
 (`raise_if_failed`); nothing is retried but env workers, and those `max_restarts` times in all.
@@ -27,7 +28,14 @@ from vla_rl.ipc.mailbox import MailboxHandle
 from vla_rl.ipc.shared_arrays import SharedArraysHandle
 from vla_rl.ipc.shared_weights import SharedWeightsHandle
 from vla_rl.replay.ring import RingHandle
-from vla_rl.workers.env_worker import EnvWorkerLinks, EnvWorkerSettings, as_record, env_worker_main, is_job_request
+from vla_rl.workers.env_worker import (
+    EnvWorkerLinks,
+    EnvWorkerSettings,
+    StartRefusal,
+    as_record,
+    env_worker_main,
+    is_job_request,
+)
 from vla_rl.workers.episodes import EpisodeJob, EpisodeRecord
 from vla_rl.workers.inference_worker import InferenceLinks, InferenceSettings, inference_worker_main
 from vla_rl.workers.process import start_child
@@ -250,9 +258,11 @@ class Cell:
         self._spawn_env_worker(state)
 
     def _hear(self, state: _EnvWorkerState) -> None:
-        """Read what an env worker said: finished episodes and, in an evaluation, requests for jobs."""
+        """Read what an env worker said: finished episodes, that it cannot start, and in an evaluation job requests."""
         while not state.finished and state.supervisor.poll():
             message = state.supervisor.recv()
+            if isinstance(message, StartRefusal):
+                raise CellFailureError(message.reason)
             if is_job_request(message):
                 job = self._next_job()
                 if job is not None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from vla_rl.errors import UserError
 from vla_rl.ipc.counters import CellCounters, EnvWorkerPhase
 from vla_rl.ipc.shared_arrays import SharedArrays, SharedArraysHandle
 from vla_rl.ipc.slots import ExchangeSlots
@@ -49,6 +50,13 @@ class EnvWorkerSettings:
     log_path: Path
     egl_device: int | None = None  # GPU that simulators draw on, in EGL's order; None leaves the choice to them
     threads: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class StartRefusal:
+    """What an env worker says to the supervisor before it ends, if no restart would mend why."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +133,11 @@ class EnvWorker:
 
     def run(self) -> None:
         """Play until told to stop or out of jobs."""
-        open_slots = set(self._settings.slot_ids)
-        self._counters.set_open_slots(len(open_slots))
-        for slot in self._settings.slot_ids:
-            if self._runner.start(slot):
-                self._request([slot])
-            else:
-                open_slots.discard(slot)
+        try:
+            open_slots = self._start()
+        except UserError as error:
+            self._links.supervisor.send(StartRefusal(str(error)))
+            raise
         while open_slots and not self._counters.stop_requested:
             self._counters.set_open_slots(len(open_slots))
             open_slots -= self._play(self._receive())
@@ -141,6 +147,21 @@ class EnvWorker:
     def close(self) -> None:
         """Abandon unfinished episodes, close the simulators."""
         self._runner.close()
+
+    def _start(self) -> set[int]:
+        """Begin an episode in every slot; returns the slots that have one.
+
+        Raises:
+            UserError: an environment cannot be made here, and the next attempt would fail alike.
+        """
+        open_slots = set(self._settings.slot_ids)
+        self._counters.set_open_slots(len(open_slots))
+        for slot in self._settings.slot_ids:
+            if self._runner.start(slot):
+                self._request([slot])
+            else:
+                open_slots.discard(slot)
+        return open_slots
 
     def _play(self, replied: Sequence[int]) -> set[int]:
         """Execute the replied slots' decisions and ask again; returns the slots that have run out of jobs."""
