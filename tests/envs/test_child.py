@@ -19,6 +19,11 @@ def test_a_child_that_hangs_is_killed_at_its_deadline():
     assert outcome.reason == "no answer within 0.5 s"
 
 
+def test_what_a_child_wrote_before_it_hung_is_kept():
+    outcome = run_python("import time; print(1); print(2, flush=True); time.sleep(60)", seconds=3)
+    assert (outcome.ok, outcome.output) == (False, "2")
+
+
 def test_the_reason_is_the_error_and_not_what_follows_it():
     code = (
         "import atexit, sys\n"

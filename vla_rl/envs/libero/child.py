@@ -16,7 +16,7 @@ class Outcome:
     """How a child ended."""
 
     ok: bool
-    output: str  # its last line on stdout
+    output: str  # its last line on stdout; of one that was killed at its deadline, the last that it had written
     reason: str  # if not ok, in one line
 
 
@@ -40,10 +40,16 @@ def run_python(code: str, *arguments: str, seconds: float, variables: Mapping[st
             timeout=seconds,
             check=False,
         )
-    except subprocess.TimeoutExpired:
-        return Outcome(ok=False, output="", reason=f"no answer within {seconds:g} s")
-    output = (done.stdout.strip().splitlines() or [""])[-1]
-    return Outcome(ok=done.returncode == 0, output=output, reason="" if done.returncode == 0 else _reason(done))
+    except subprocess.TimeoutExpired as late:
+        written = late.stdout or b""  # never text, whatever was asked for
+        text = written.decode(errors="replace") if isinstance(written, bytes) else written
+        return Outcome(ok=False, output=_last_line(text), reason=f"no answer within {seconds:g} s")
+    reason = "" if done.returncode == 0 else _reason(done)
+    return Outcome(ok=done.returncode == 0, output=_last_line(done.stdout), reason=reason)
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or [""])[-1]
 
 
 def _isolation() -> list[str]:
