@@ -10,7 +10,7 @@ from pathlib import Path
 from vla_rl.doctor.packages import INSTALL, installed_version
 from vla_rl.doctor.record import Check
 from vla_rl.envs.libero.child import Outcome, run_python
-from vla_rl.envs.libero.egl_devices import egl_index
+from vla_rl.envs.libero.egl_devices import ask_egl_pci_buses, egl_index
 
 IMPORT_SECONDS = 180.0
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
@@ -31,7 +31,6 @@ print(json.dumps({
     ],
 }))
 """
-_EGL_BUSES = "import json; from vla_rl.envs.libero.egl_devices import egl_pci_buses; print(json.dumps(egl_pci_buses()))"
 
 Run = Callable[..., Outcome]
 
@@ -71,10 +70,9 @@ def check_egl_devices(*, run: Run = run_python, driver: Path = NVIDIA_DRIVER) ->
     gpus = [Gpu(**gpu) for gpu in json.loads(seen.output)["gpus"]] if seen.ok else []
     if not gpus:
         return Check(name, "skipped", "no GPU")
-    asked = run(_EGL_BUSES, seconds=IMPORT_SECONDS, variables={"MUJOCO_GL": "egl", "PYOPENGL_PLATFORM": "egl"})
-    if not asked.ok:
-        return Check(name, "skipped", f"EGL cannot be asked: {asked.reason}")
-    buses: list[str | None] = json.loads(asked.output)
+    buses = ask_egl_pci_buses(run=run)
+    if not buses:
+        return Check(name, "skipped", "EGL tells of no device")
     pairs = {cuda: egl_index(gpu.bus, cuda_index=cuda, egl_buses=buses) for cuda, gpu in enumerate(gpus)}
     found = ", ".join(f"CUDA {cuda} is EGL {egl}" for cuda, egl in pairs.items())
     return Check(name, "ok", found)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from vla_rl.envs.libero.child import Outcome, run_python
 
 _EGL_DRM_DEVICE_FILE = 0x3233  # EGL_EXT_device_drm
 _SYSFS = Path("/sys/class/drm")
 _ASK_SECONDS = 120.0
+_ASK = f"import json; from {__name__} import egl_pci_buses; print(json.dumps(egl_pci_buses()))"
 
 
 def device_to_draw_on() -> str:
@@ -91,21 +92,10 @@ def egl_pci_buses() -> list[str | None]:
     return buses
 
 
-def ask_egl_pci_buses() -> list[str | None]:
-    """`egl_pci_buses`, found out in a process of its own; empty where there is no EGL."""
-    result = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            f"import json; from {__name__} import egl_pci_buses; print(json.dumps(egl_pci_buses()))",
-        ],
-        env={**os.environ, "MUJOCO_GL": "egl", "PYOPENGL_PLATFORM": "egl"},
-        capture_output=True,
-        text=True,
-        timeout=_ASK_SECONDS,
-        check=False,
-    )
-    buses: list[str | None] = json.loads(result.stdout) if result.returncode == 0 else []
+def ask_egl_pci_buses(*, run: Callable[..., Outcome] = run_python) -> list[str | None]:
+    """`egl_pci_buses`, found out in a process of its own; empty where there is no EGL, or none that answers in time."""
+    outcome = run(_ASK, seconds=_ASK_SECONDS, variables={"MUJOCO_GL": "egl", "PYOPENGL_PLATFORM": "egl"})
+    buses: list[str | None] = json.loads(outcome.output) if outcome.ok else []
     return buses
 
 
