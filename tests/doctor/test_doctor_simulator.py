@@ -7,6 +7,7 @@ import pytest
 from vla_rl.doctor import simulator
 from vla_rl.doctor.tasks import build_faults
 from vla_rl.envs.libero import probes
+from vla_rl.envs.libero.child import Outcome
 from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.types import TaskInfo
 
@@ -55,10 +56,36 @@ def test_the_state_that_is_off_is_the_one_that_is_told(child, kind):
     assert check.found.startswith("bowl 37.0 mm aside, tilted 10.5 degrees, at 942.8 mm")
 
 
-def test_a_simulator_that_does_not_run_is_no_wrong_physics(child, kind):
+PROBES = [simulator.check_settling, simulator.check_floor, simulator.check_texture]
+NO_DISPLAY = Outcome(False, "", "SimulatorError: LIBERO does not start: no display. Fix: install a driver")
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_a_probe_that_dies_fails_with_the_fix_where_libero_starts(monkeypatch, child, kind, probe):
+    monkeypatch.setattr("vla_rl.envs.libero.shim.check_installed", lambda: None)
     kind("proxy")
-    for check in (simulator.check_settling, simulator.check_floor):
-        assert check(run=child(fail="SimulatorError: no renderer works")).status == "skipped"
+    fake = child("")
+    fake.answers.insert(0, NO_DISPLAY)  # the probe's, before that of the import
+    check = probe(run=fake)
+    assert (check.status, check.fix) == ("failed", "install a driver")
+    assert check.found == "LIBERO does not run: LIBERO does not start: no display"
+    fake = child("")
+    fake.answers.insert(0, Outcome(False, "", "killed by signal 11"))
+    check = probe(run=fake)
+    assert (check.status, check.found) == ("failed", "LIBERO does not run: killed by signal 11")
+    assert check.fix
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_a_probe_is_skipped_where_libero_does_not_start(monkeypatch, child, kind, probe):
+    monkeypatch.setattr("vla_rl.envs.libero.shim.check_installed", lambda: None)
+    kind("proxy")
+    fake = child()
+    fake.answers = [NO_DISPLAY, NO_DISPLAY]
+    assert probe(run=fake).status == "skipped"
+
+
+def test_without_assets_no_probe_is_started(child, kind):
     kind(None)
     assert simulator.check_settling(run=child()).status == "skipped"
     assert simulator.check_floor(run=child()).status == "skipped"
@@ -126,8 +153,6 @@ def test_proxies_are_a_warning_and_incomplete_assets_a_failure(monkeypatch, tmp_
 def test_tasks_after_one_that_cannot_be_built_are_still_built(child, tmp_path):
     tasks = [TaskInfo(suite="libero_goal", task_id=number, name="", language="") for number in range(5)]
     fake = child()
-    from vla_rl.envs.libero.child import Outcome
-
     fake.answers = [
         Outcome(False, "2", "ValueError: no mesh"),
         Outcome(False, "", "killed by signal 11"),

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 
 from vla_rl.doctor.accelerators import NVIDIA_DRIVER
-from vla_rl.doctor.record import Check
+from vla_rl.doctor.record import Check, found_and_fix
 from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.envs.libero.gl import BACKENDS, GL, Probe, choose, probe
 
@@ -26,8 +26,8 @@ def check_renderers(*, choose: Choose = choose, probe: Look = probe, has_driver:
         try:
             found[backend] = probe(choose(backend)).renderer or ""
         except SimulatorError as error:
-            reason, _, fixes[backend] = str(error).partition(" Fix: ")
-            found[backend] = reason.removeprefix(f"no renderer works, tried {backend}: ").removesuffix(".")
+            reason, fixes[backend] = found_and_fix(str(error))
+            found[backend] = reason.removeprefix(f"no renderer works, tried {backend}: ")
     if any("No module named 'mujoco'" in reason for reason in found.values()):  # which has to draw the frame
         return [Check(f"renderer {backend}", "skipped", "mujoco is not installed") for backend in BACKENDS]
     working = [backend for backend in BACKENDS if backend not in fixes]

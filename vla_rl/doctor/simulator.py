@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from vla_rl.doctor.record import Check
+from vla_rl.doctor.record import Check, found_and_fix
 from vla_rl.envs.libero import probes, shim
 from vla_rl.envs.libero.assets import ASSETS_VARIABLE, AssetKind, resolve_assets
 from vla_rl.envs.libero.child import Outcome, run_python
@@ -43,14 +43,8 @@ def check_import(*, run: Run = run_python) -> Check:
     outcome = run(_IMPORT, seconds=IMPORT_SECONDS)
     if outcome.ok:
         return Check(name, "ok", "works")
-    found, fix = _parts(outcome.reason)
+    found, fix = found_and_fix(outcome.reason)
     return Check(name, "failed", found, "", fix or INSTALL_HINT)
-
-
-def _parts(message: str) -> tuple[str, str]:
-    """What a `SimulatorError` says is wrong, and the fix."""
-    found, _, fix = message.removeprefix("SimulatorError: ").partition(" Fix: ")
-    return found.removesuffix("."), fix
 
 
 def check_assets() -> Check:
@@ -60,7 +54,7 @@ def check_assets() -> Check:
         assets = resolve_assets("auto")
         missing = missing_files(assets.folder)
     except SimulatorError as error:
-        found, fix = _parts(str(error))
+        found, fix = found_and_fix(str(error))
         return Check(name, "failed", found, "", fix or INSTALL_HINT)
     found = f"{assets.kind}: {assets.folder}"
     if missing:
@@ -80,7 +74,7 @@ def check_settling(*, run: Run = run_python) -> Check:
         return Check(name, "skipped", "no usable assets")
     outcome = run(_SETTLE, "auto", seconds=PROBE_SECONDS)
     if not outcome.ok:
-        return _not_running(name, outcome)
+        return _not_running(name, outcome, run)
     settlings = [probes.Settling(**answer) for answer in json.loads(outcome.output)]
     worst = next((one for one in settlings if not probes.is_settled(one, kind)), None)
     shown = worst or settlings[0]
@@ -103,18 +97,20 @@ def check_floor(*, run: Run = run_python) -> Check:
         return Check("brightness probe", "skipped", "no usable assets")
     outcome = run(_FLOOR, "auto", seconds=PROBE_SECONDS)
     unit = f"of 255 ({kind} assets)"
+    if not outcome.ok:
+        return _not_running("brightness probe", outcome, run)
     return _judge_grey("brightness probe", outcome, probes.FLOOR_BRIGHTNESS[kind], "a floor of", unit)
 
 
 def check_texture(*, run: Run = run_python) -> Check:
     """Whether a texture marked as sRGB keeps its grey; tells what `check_floor` cannot with unmarked textures."""
     outcome = run(_TEXTURE, seconds=PROBE_SECONDS)
+    if not outcome.ok:
+        return _not_running("texture probe", outcome, run)
     return _judge_grey("texture probe", outcome, float(probes.MARKED_GREY), "a marked grey drawn as", "of 255")
 
 
 def _judge_grey(name: str, outcome: Outcome, expected: float, what: str, unit: str) -> Check:
-    if not outcome.ok:
-        return _not_running(name, outcome)
     grey = float(outcome.output)
     found, allowed = f"{what} {grey:.0f} {unit}", f"{expected:.0f} ± {probes.BRIGHTNESS_TOLERANCE:.0f}"
     if abs(grey - expected) > probes.BRIGHTNESS_TOLERANCE:
@@ -122,8 +118,13 @@ def _judge_grey(name: str, outcome: Outcome, expected: float, what: str, unit: s
     return Check(name, "ok", found, allowed)
 
 
-def _not_running(name: str, outcome: Outcome) -> Check:
-    return Check(name, "skipped", f"LIBERO does not run: {_parts(outcome.reason)[0].partition(', tried')[0]}")
+def _not_running(name: str, outcome: Outcome, run: Run) -> Check:
+    """A probe that ended early: told here, unless LIBERO does not even start, which `check_import` tells."""
+    found, fix = found_and_fix(outcome.reason)
+    found = f"LIBERO does not run: {found.partition(', tried')[0]}"
+    if check_import(run=run).status == "failed":
+        return Check(name, "skipped", found)
+    return Check(name, "failed", found, "", fix or f"repair what it names; {INSTALL_HINT}")
 
 
 def _asset_kind() -> AssetKind | None:
