@@ -51,6 +51,15 @@ def test_a_folder_that_is_none_is_the_user_s_mistake(tmp_path: Path, monkeypatch
         assert "does not exist" in result.stderr
 
 
+def test_a_cache_that_cannot_be_written_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setenv("VLA_RL_CACHE", str(tmp_path / "file"))
+    for verb in ("path", "download"):
+        result = assets(verb)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "VLA_RL_CACHE" in result.stderr
+
+
 TASKS = [TaskInfo(suite="libero_goal", task_id=number, name="", language="") for number in range(3)]
 
 

@@ -2,8 +2,11 @@
 
 import threading
 
+import pytest
+
 from vla_rl.doctor.examine import GROUPS, examine
 from vla_rl.doctor.record import Check
+from vla_rl.envs.libero.errors import SimulatorError
 
 
 def test_checks_are_told_in_order_whoever_is_first_to_end():
@@ -28,6 +31,28 @@ def test_a_missing_package_of_our_own_is_a_finding():
     assert (missing.name, missing.status) == ("memory", "failed")
     assert "numpy" in missing.found
     assert missing.fix
+    assert fine.status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("error", "found", "fix"),
+    [
+        (PermissionError(13, "Permission denied", "/there"), "Permission denied: '/there'", "make usable"),
+        (
+            SimulatorError("no folder. Fix: name one in VLA_RL_CACHE"),
+            "looked at: no folder",
+            "name one in VLA_RL_CACHE",
+        ),
+    ],
+)
+def test_a_folder_that_cannot_be_used_ends_its_own_group_alone(error, found, fix):
+    def look():
+        raise error
+
+    (failed, fine) = examine([("disk", look), ("b", lambda: [Check("b", "ok", "")])])
+    assert (failed.name, failed.status) == ("disk", "failed")
+    assert found in failed.found
+    assert failed.fix.startswith(fix)
     assert fine.status == "ok"
 
 

@@ -137,6 +137,13 @@ def test_a_folder_is_published_whole_and_once(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([folder.name, other.name])
 
 
+def test_a_cache_that_cannot_be_written_names_the_variable(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setenv("VLA_RL_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(SimulatorError, match=r"file/cache: Not a directory\. Fix: .* VLA_RL_CACHE"):
+        resolve_assets("proxy")
+
+
 def test_the_cache_is_where_the_environment_says(monkeypatch):
     monkeypatch.setenv("VLA_RL_CACHE", "/one")
     monkeypatch.setenv("XDG_CACHE_HOME", "/two")

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from vla_rl.doctor.packages import INSTALL
-from vla_rl.doctor.record import Check
+from vla_rl.doctor.record import Check, found_and_fix
+from vla_rl.errors import UserError
 
 AtOnce = Callable[[], list[Check]]
 
@@ -25,12 +26,15 @@ def examine(groups: Sequence[tuple[str, AtOnce]] | None = None) -> Iterator[Chec
 
 
 def _guarded(group: tuple[str, AtOnce]) -> list[Check]:
-    """A package that is missing here, numpy for example, is something to tell and no reason to stop."""
+    """A package that is missing here, numpy for example, or a folder is something to tell and no reason to stop."""
     name, look = group
     try:
         return look()
     except ImportError as error:
         return [Check(name, "failed", f"cannot be looked at: {error}", "", INSTALL)]
+    except (OSError, UserError) as error:
+        found, fix = found_and_fix(str(error))
+        return [Check(name, "failed", f"cannot be looked at: {found}", "", fix or "make usable what it names")]
 
 
 def _packages() -> list[Check]:

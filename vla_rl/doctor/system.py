@@ -78,8 +78,7 @@ def disk_uses(variables: Mapping[str, str] = os.environ) -> dict[str, DiskUse]:
 
 def check_disk(name: str, use: DiskUse) -> Check:
     """Room where a use's folder is, or will be."""
-    existing = next(parent for parent in (use.folder, *use.folder.parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(_nearest(use.folder)).free
     status: Status = "failed" if free < use.needed else "warning" if free < use.wanted else "ok"
     fix = "" if status == "ok" else f"free some, or {use.fix}"
     return Check(f"disk: {name}", status, f"{_gib(free)} free in {use.folder}", f"at least {_gib(use.wanted)}", fix)
@@ -101,7 +100,7 @@ def check_folders(folders: Mapping[str, tuple[Path, str]]) -> Check:
 
 def _write_fault(folder: Path) -> str:
     """Why no file can be made there; makes nothing but a file that is gone at once."""
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    existing = _nearest(folder)
     if existing != folder:
         return "" if os.access(existing, os.W_OK | os.X_OK) else f"{folder} cannot be made in {existing}"
     try:
@@ -109,6 +108,11 @@ def _write_fault(folder: Path) -> str:
             return ""
     except OSError as error:
         return f"{folder}: {error.strerror or error}"
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder itself, or the nearest above it that is there, as far as this user may see."""
+    return next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))  # noqa: PTH110 - raises never
 
 
 def _gib(num_bytes: int) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
+
+from vla_rl.envs.libero.errors import SimulatorError
 
 
 def cache_root() -> Path:
@@ -27,6 +30,9 @@ def publish_folder(name: str, files: Mapping[PurePosixPath, bytes]) -> Path:
     Args:
         name: first part of the folder's name.
         files: relative path to content.
+
+    Raises:
+        SimulatorError: the folder cannot be written.
     """
     digest = hashlib.sha256()
     for path, content in sorted(files.items()):
@@ -35,8 +41,30 @@ def publish_folder(name: str, files: Mapping[PurePosixPath, bytes]) -> Path:
     target = cache_root() / f"{name}-{digest.hexdigest()[:16]}"
     if target.is_dir():
         return target
+    with writing_to(target.parent):
+        _publish(target, files)
+    return target
+
+
+@contextlib.contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Where files are put into a folder of the cache.
+
+    Raises:
+        SimulatorError: the disk is full, or the folder cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise SimulatorError(
+            f"files for LIBERO cannot be written to {folder}: {error.strerror or error}. Fix: name a folder that can "
+            "be written in VLA_RL_CACHE"
+        ) from error
+
+
+def _publish(target: Path, files: Mapping[PurePosixPath, bytes]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=target.parent))
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         for path, content in files.items():
             destination = staging / path
@@ -49,4 +77,3 @@ def publish_folder(name: str, files: Mapping[PurePosixPath, bytes]) -> Path:
             raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return target

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vla_rl.envs.libero.asset_files import read_references, task_problems
 from vla_rl.envs.libero.assets import ASSETS_VARIABLE, DOWNLOADED_FOLDER, Assets
-from vla_rl.envs.libero.cache import cache_root
+from vla_rl.envs.libero.cache import cache_root, writing_to
 from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.envs.libero.suites import libero_tasks
 from vla_rl.libero_suites import MAIN_SUITES, SUITES
@@ -85,15 +85,15 @@ def download(fetch: Callable[[Path], None]) -> Path:
         The folder, at once if it was downloaded before.
 
     Raises:
-        SimulatorError: another download is running, or what came is incomplete.
-        OSError: the disk or the network failed, as `fetch` says.
+        SimulatorError: another download is running, the folder cannot be written, or what came is incomplete.
     """
     target = downloaded_folder()
     if target.is_dir():
         return target
     partial = target.with_name(f".{target.name}.partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    with _only_one(target.with_name(f".{target.name}.lock")):
+    lock = target.with_name(f".{target.name}.lock")
+    with writing_to(target.parent), _only_one(lock):
+        partial.mkdir(exist_ok=True)
         fetch(partial)
         if faults := missing_files(partial):
             raise SimulatorError(
@@ -128,6 +128,7 @@ def fetch_from_hub(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _only_one(lock: Path) -> Iterator[None]:
+    lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
