@@ -43,6 +43,13 @@ def test_status_tells_what_is_used_and_why() -> None:
     assert len(lines) == 7
 
 
+def test_primitives_that_are_named_as_full_assets_are_told_for_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLA_RL_LIBERO_ASSETS", str(proxy_folder()))
+    lines = assets("status").output.splitlines()
+    assert lines[0] == f"proxy assets: {proxy_folder()}"
+    assert "$VLA_RL_LIBERO_ASSETS names it" in lines[1]
+
+
 def test_a_folder_that_is_none_is_the_user_s_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLA_RL_LIBERO_ASSETS", str(tmp_path / "gone"))
     for verb in ("status", "path", "check"):

@@ -75,6 +75,14 @@ def test_auto_prefers_the_folder_in_the_environment(home, monkeypatch):
     assert resolve_assets("proxy").kind == "proxy"
 
 
+def test_the_primitives_are_known_as_such_by_whatever_name_and_in_a_copy(home, monkeypatch):
+    ours = resolve_assets("proxy").folder
+    copy = shutil.copytree(ours, home / ".cache" / "libero" / "assets")
+    assert [resolve_assets(name).kind for name in ("auto", str(ours), str(copy))] == ["proxy"] * 3
+    monkeypatch.setenv("VLA_RL_LIBERO_ASSETS", str(ours))
+    assert resolve_assets("auto") == resolve_assets("proxy")
+
+
 def test_a_folder_that_is_no_assets_folder_is_refused_with_what_it_lacks(home, monkeypatch):
     with pytest.raises(SimulatorError, match=r"assets = .*nowhere.*does not exist.*'proxy' or 'auto'"):
         resolve_assets(str(home / "nowhere"))

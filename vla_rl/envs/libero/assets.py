@@ -9,7 +9,7 @@ from typing import Literal
 
 from vla_rl.envs.libero.cache import cache_root
 from vla_rl.envs.libero.errors import SimulatorError
-from vla_rl.envs.libero.proxy.generate import proxy_folder
+from vla_rl.envs.libero.proxy.generate import MARK, proxy_folder
 
 AssetKind = Literal["proxy", "full"]
 ASSETS_VARIABLE = "VLA_RL_LIBERO_ASSETS"
@@ -19,7 +19,7 @@ SUBFOLDERS = ("articulated_objects", "stable_scanned_objects", "turbosquid_objec
 
 @dataclass(frozen=True, slots=True)
 class Assets:
-    """A folder in the layout of LIBERO's `assets/`."""
+    """A folder in the layout of LIBERO's `assets/`; its kind does not depend on how it was named."""
 
     folder: Path
     kind: AssetKind
@@ -39,13 +39,17 @@ def resolve_assets(assets: str) -> Assets:
     if assets == "proxy":
         return Assets(proxy_folder(), "proxy")
     if assets != "auto":
-        return Assets(_checked(Path(assets).expanduser(), "assets"), "full")
+        return _of_folder(_checked(Path(assets).expanduser(), "assets"))
     if named := os.environ.get(ASSETS_VARIABLE):
-        return Assets(_checked(Path(named).expanduser(), f"${ASSETS_VARIABLE}"), "full")
+        return _of_folder(_checked(Path(named).expanduser(), f"${ASSETS_VARIABLE}"))
     for downloaded in (cache_root() / DOWNLOADED_FOLDER, Path.home() / ".cache" / "libero" / "assets"):
         if not _missing(downloaded):
-            return Assets(downloaded, "full")
+            return _of_folder(downloaded)
     return resolve_assets("proxy")
+
+
+def _of_folder(folder: Path) -> Assets:
+    return Assets(folder, "proxy" if (folder / MARK).is_file() else "full")
 
 
 def _missing(folder: Path) -> list[str]:

@@ -61,10 +61,10 @@ def missing_files(folder: Path) -> list[str]:
 
 def why_chosen(assets: Assets) -> str:
     """Why `auto` has taken a folder, in words."""
-    if assets.kind == "proxy":
-        return f"${ASSETS_VARIABLE} is not set and no full assets were downloaded; primitives stand in"
     if os.environ.get(ASSETS_VARIABLE):
         return f"${ASSETS_VARIABLE} names it"
+    if assets.kind == "proxy":
+        return f"${ASSETS_VARIABLE} is not set and no full assets were downloaded; primitives stand in"
     return "it was downloaded before"
 
 
