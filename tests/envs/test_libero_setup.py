@@ -437,7 +437,8 @@ def test_the_check_passes_here_without_importing_the_simulator():
 def test_importing_libero_asks_no_question_and_prints_nothing(tmp_path):
     code = (
         "from vla_rl.envs.libero import shim; shim.load(gl='auto'); import os; "
-        "assert os.environ['LIBERO_CONFIG_PATH'].startswith(os.environ['VLA_RL_CACHE'])"
+        "assert os.environ['LIBERO_CONFIG_PATH'].startswith(os.environ['VLA_RL_CACHE']); "
+        "import numba; assert numba.config.CACHE_DIR.startswith(os.environ['VLA_RL_CACHE'])"
     )
     environment = {
         **os.environ,
@@ -445,6 +446,7 @@ def test_importing_libero_asks_no_question_and_prints_nothing(tmp_path):
         "VLA_RL_CACHE": str(tmp_path / "cache"),
         "CUDA_VISIBLE_DEVICES": "",
     }
+    del environment["NUMBA_CACHE_DIR"]  # that of all tests
     result = subprocess.run(
         [sys.executable, "-c", code],
         env=environment,

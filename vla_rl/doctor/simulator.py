@@ -13,8 +13,8 @@ from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.envs.libero.full_assets import missing_files
 from vla_rl.envs.libero.suites import INSTALL_HINT
 
-IMPORT_SECONDS = 300.0  # the first import on a machine compiles robosuite's numba functions
-PROBE_SECONDS = 300.0
+IMPORT_SECONDS = 300.0  # from a slow disk
+PROBE_SECONDS = 300.0  # the first on a machine takes half a minute to compile what the arm's controller calls
 
 _IMPORT = "from vla_rl.envs.libero import shim; shim.load(gl='auto')"
 _SETTLE = """
@@ -34,7 +34,7 @@ Run = Callable[..., Outcome]
 
 
 def check_import(*, run: Run = run_python) -> Check:
-    """Import LIBERO in a clean process, which also compiles what robosuite compiles once."""
+    """Import LIBERO in a clean process."""
     name = "import libero"
     try:
         shim.check_installed()

@@ -13,7 +13,7 @@ from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.envs.libero.suites import INSTALL_HINT
 
 _IMPORT = "import sys; from vla_rl.envs.libero import shim; shim.load(gl=sys.argv[1])"
-IMPORT_SECONDS = 300.0  # the first import on a machine compiles robosuite's numba functions
+IMPORT_SECONDS = 300.0  # from a slow disk; what numba compiles, it compiles in the first episode
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,8 @@ What this avoids, each of which is met by users of the stock packages:
 * hf-libero downloads assets at first use, whatever its config says, unless a module variable names a folder.
 * The renderer is fixed by `MUJOCO_GL` when robosuite is imported, and its EGL device by `CUDA_VISIBLE_DEVICES`, an
   empty value of which raises.
+* numba keeps what it compiled beside the packages' source, or nowhere where neither that nor the home can be written,
+  and then refuses to compile.
 * robosuite opens `/tmp/robosuite.log`, which belongs to whoever came first on a shared machine.
 * One placement sampler drops into the debugger when it fails.
 """
@@ -27,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from vla_rl.envs.libero import gl as renderers
-from vla_rl.envs.libero.cache import publish_folder
+from vla_rl.envs.libero.cache import cache_root, publish_folder
 from vla_rl.envs.libero.egl_devices import device_to_draw_on
 from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.envs.libero.suites import INSTALL_HINT, wheel_root
@@ -72,6 +74,7 @@ def load(*, gl: renderers.GL) -> Libraries:
     backend = renderers.choose(gl)
     os.environ["MUJOCO_GL"] = os.environ["PYOPENGL_PLATFORM"] = backend
     os.environ["LIBERO_CONFIG_PATH"] = str(_config_folder())
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(_compiled_folder()))
     _silence_robosuite_log()
     with _one_error(backend, fix=INSTALL_HINT), _environment(CUDA_VISIBLE_DEVICES=None):
         libraries = _import()
@@ -195,6 +198,11 @@ def _config_folder() -> Path:
     }
     text = json.dumps({key: str(path) for key, path in keys.items()}, indent=2)
     return publish_folder("libero-config", {PurePosixPath("config.yaml"): text.encode()})
+
+
+def _compiled_folder() -> Path:
+    """Where numba keeps machine code. It notes the changes of a source file, but not those of functions from others."""
+    return cache_root() / f"numba-robosuite-{importlib.metadata.version('robosuite')}"
 
 
 def _silence_robosuite_log() -> None:
