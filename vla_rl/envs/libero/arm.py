@@ -44,12 +44,13 @@ class Arm:
         fingers = np.array([self._model.actuator(name).id for name in self._gripper.actuators])
         finger_low, finger_high = self._model.actuator_ctrlrange[fingers].T
         data = self._data  # views on MuJoCo's memory, which stays where it is
-        self._jacobian = np.zeros((2, 3, self._model.nv))  # translation, rotation
-        self._inertia = np.zeros((self._model.nv, self._model.nv))
+        jacobian = np.zeros((2, 3, self._model.nv))
+        self._jacobians = (jacobian[0], jacobian[1])  # translation, rotation
+        self._inertia, self._packed_inertia = np.zeros((self._model.nv, self._model.nv)), data.qM
         self._position, self._rotation = data.site_xpos[self._site], data.site_xmat[self._site].reshape(3, 3)
         # What `drive` takes, in its order, around what an action changes.
         self._matter = (
-            *(exact, self._jacobian, self._inertia),
+            *(exact, jacobian, self._inertia),
             *(np.array(self._controller.qvel_index), np.array(self._controller.qpos_index)),
             *(data.qpos, data.qvel, data.qfrc_bias, self._position, self._rotation),
         )
@@ -59,10 +60,12 @@ class Arm:
         )
         self._fingers = (0.5 * (finger_high + finger_low), 0.5 * (finger_high - finger_low), fingers, data.ctrl)
         self._arguments: tuple[Any, ...] = ()
+        self._opening_change = 0.0
 
     def begin(self, action: NDArray[np.float64]) -> None:
         """Take over a new action, (7,), and set the motors' controls for the first substep."""
         controller = self._controller
+        self._opening_change = float(self._gripper.speed * np.sign(action[-1]))
         if not controller.new_update:
             # In the first step after a reset robosuite acts on the arm as it was before a state was set.
             self._robot.control(action, policy_step=True)
@@ -77,10 +80,10 @@ class Arm:
         self._gather_arguments()
         self._set_controls(0.0)
 
-    def proceed(self, action: NDArray[np.float64]) -> None:
+    def proceed(self) -> None:
         """Set the motors' controls for another substep of the same action."""
         self._propagate()
-        self._set_controls(self._gripper.speed * np.sign(action[-1]))
+        self._set_controls(self._opening_change)
 
     def _gather_arguments(self) -> None:
         """All arrays of an action; `drive` reads the simulation's state from them and changes the fingers' opening."""
@@ -90,6 +93,6 @@ class Arm:
         self._arguments = (*self._matter, *goal, *self._limits, self._gripper.current_action, *self._fingers)
 
     def _set_controls(self, opening_change: float) -> None:
-        self._mujoco.mj_jacSite(self._model, self._data, self._jacobian[0], self._jacobian[1], self._site)
-        self._mujoco.mj_fullM(self._model, self._inertia, self._data.qM)
+        self._mujoco.mj_jacSite(self._model, self._data, *self._jacobians, self._site)
+        self._mujoco.mj_fullM(self._model, self._inertia, self._packed_inertia)
         self._drive(*self._arguments, opening_change)

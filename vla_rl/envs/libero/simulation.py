@@ -36,8 +36,9 @@ class Pose:
 class Simulation:
     """A task's robosuite environment without the work that nobody reads. States and frames stay LIBERO's own.
 
-    robosuite samples observations on a timer inside a control step, shortly before its end, so a frame drawn after the
-    step would be another one. A sensor of our own is on the same timer: at that moment the cameras take their scenes.
+    robosuite samples observations on timers inside a control step, shortly before its end, so a frame drawn after the
+    step would be another one. All timers run alike; here a sensor of our own has the only one, and at that moment the
+    pose is read and the cameras take their scenes.
     `frames` draws them only if somebody asks, at any time before the next step, also in a step that turned out to have
     ended the episode.
     """
@@ -73,6 +74,8 @@ class Simulation:
             self._env.set_xml_processor(edit_xml)
         self._physics: Physics = physics
         self._arm: Arm | None = None
+        self._model: Any = None  # MuJoCo's own, of the last reset
+        self._data: Any = None
         self._prepare_observables(libraries.observable)
         self._take_over()
         # What may be skipped depends on where robosuite is when it calls us. Outside of a step nothing is. In a step a
@@ -147,9 +150,8 @@ class Simulation:
         return bool(self._env._check_success())
 
     def pose(self) -> Pose:
-        """What robosuite's timers sampled in the last step."""
-        position, quaternion, fingers = (self._env._observables[name].obs for name in _PROPRIOCEPTION)
-        return Pose(position=position, quaternion=quaternion, fingers=fingers)
+        """What robosuite's timers would have sampled in the last step."""
+        return self._pose
 
     def frames(self) -> UInt8Array:
         """The frames that LIBERO's cameras would have returned in the last step, (N, H, W, 3), rows from the bottom."""
@@ -168,17 +170,19 @@ class Simulation:
             self._env = None
 
     def _prepare_observables(self, observable: Any) -> None:  # noqa: ANN401
-        """Leave three sensors on and add the one that looks; the goal is evaluated without any of them."""
-        for name in self._env.observation_names - set(_PROPRIOCEPTION):
+        """Turn all of robosuite's off and add the one that looks; the goal is evaluated without any of them."""
+        for name in self._env.observation_names:
             self._env.modify_observable(name, "enabled", False)
 
-        def sampling_moment(_cache: dict[str, Any]) -> float:
+        def sampling_moment(cache: dict[str, Any]) -> float:
             self._cameras.look()
+            # Looked up again each time: a reset makes the sensors anew.
+            self._pose = Pose(*(self._env._observables[name]._sensor(cache) for name in _PROPRIOCEPTION))
             return 0.0
 
         sampling_moment.__modality__ = "vla_rl"  # type: ignore[attr-defined]
         self._env.add_observable(observable(_HOOK, sampling_moment, sampling_rate=CONTROL_FREQUENCY))
-        self._read = [self._env._observables[name] for name in (*_PROPRIOCEPTION, _HOOK)]
+        self._sampling = self._env._observables[_HOOK]
 
     def _take_over(self) -> None:
         """Put our methods in place of those that robosuite 1.4.0 calls in a reset and in every substep."""
@@ -191,9 +195,8 @@ class Simulation:
         self._env.reward = lambda _action: 0.0  # it evaluates the goal, and so does `step` right after it
 
     def _update_observables(self, force: bool = False) -> None:
-        """Called in every substep: only the sensors that are on."""
-        for observable in self._read:
-            observable.update(timestep=self._env.model_timestep, obs_cache=self._env._obs_cache, force=force)
+        """Called in every substep: only the sensor that is on."""
+        self._sampling.update(timestep=self._env.model_timestep, obs_cache=self._env._obs_cache, force=force)
 
     def _get_observations(self, force_update: bool = False) -> dict[str, Any]:
         """Called at the end of a step and of a reset: takes new samples if asked, and puts together nothing."""
@@ -204,7 +207,10 @@ class Simulation:
     def _pre_action(self, action: NDArray[np.float64], policy_step: bool = False) -> None:
         """Called in every substep, before the step."""
         assert self._arm is not None, "step before reset"
-        (self._arm.begin if policy_step else self._arm.proceed)(action)
+        if policy_step:
+            self._arm.begin(action)
+        else:
+            self._arm.proceed()
 
     def _initialize_sim(self) -> None:
         """Called in a reset: what robosuite does, then our shortcuts on the new simulation."""
@@ -212,11 +218,14 @@ class Simulation:
         sim = self._env.sim
         sim.forward()  # as robosuite does when it makes a renderer; it moves the solver's warm start
         sim.forward, sim.step = self._forward, self._step
+        self._model, self._data = sim.model._model, sim.data._data
+        if self._physics == "fast":  # of force and torque in the wrist, which nobody reads
+            self._model.opt.disableflags |= int(self._mujoco.mjtDisableBit.mjDSBL_SENSOR)
 
     def _destroy_sim(self) -> None:
         """Without the full garbage collection of robosuite's own: dropping the references frees the model at once."""
         self._cameras.let_go()
-        self._arm = None
+        self._arm = self._model = self._data = None
         sim = self._env.sim
         if sim is not None:
             del sim.data, sim.model
@@ -231,7 +240,7 @@ class Simulation:
         last bit. Fast physics solves once, in the step: as MuJoCo's documentation has it for a controller that needs
         positions and velocities (`mj_step1`, controller, `mj_step2`). The solver then starts from the last substep.
         """
-        model, data = self._env.sim.model._model, self._env.sim.data._data
+        model, data = self._model, self._data
         if not self._stepping:
             self._mujoco.mj_forward(model, data)
         elif self._physics == "fast":
@@ -244,9 +253,8 @@ class Simulation:
         self._placed = True
 
     def _step(self) -> None:
-        sim = self._env.sim
         step = self._mujoco.mj_step2 if self._placed and self._stepping else self._mujoco.mj_step
-        step(sim.model._model, sim.data._data)
+        step(self._model, self._data)
         self._placed = False
 
 
