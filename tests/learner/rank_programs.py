@@ -20,6 +20,8 @@ from vla_rl.learner import checkpoint
 from vla_rl.learner.collectives import Collectives
 from vla_rl.learner.engine import Engine
 from vla_rl.learner.strategies import close_process_group
+from vla_rl.policies.build import build_openvla_oft
+from vla_rl.policies.lora import LoraSettings
 
 UNION = 8  # segments of all ranks together
 
@@ -43,8 +45,7 @@ def train(engine: Engine, batches: range) -> list[dict[str, float]]:
 def described(engine: Engine) -> dict[str, Any]:
     """Where an engine stands: weights, clocks, and AdamW's own count of its steps."""
     steps = {int(entry["step"]) for entry in engine.optimizer_state().values()}
-    weights = {name: tensor.flatten().tolist() for name, tensor in engine.trainable_state().items()}
-    return {"weights": weights, "optimizer_steps": engine.optimizer_steps, "adam_steps": sorted(steps)}
+    return {"weights": flat_weights(engine), "optimizer_steps": engine.optimizer_steps, "adam_steps": sorted(steps)}
 
 
 def whole_life(*, strategy: str, zero_stage: int, run_dir: str) -> dict[str, Any]:
@@ -100,6 +101,57 @@ def save(engine: Engine, run_dir: Path, *, fail_on_rank: int | None = None) -> c
         extra={},
         writers={"replay": write},
         keep=2,
+    )
+
+
+def openvla_oft(*, strategy: str, zero_stage: int, precision: str) -> dict[str, Any]:
+    """Two updates of the tiny OpenVLA-OFT with adapters; one rank sees all segments, two see half of them each."""
+    policy = build_openvla_oft(
+        checkpoint="tiny",
+        profile="auto",
+        tasks=("open the drawer", "push the plate to the front of the stove"),
+        statistics_key="libero_goal",
+        num_images=1,
+        image_size=28,
+        proprio=True,
+        lora=LoraSettings(rank=4),
+        train_action_rows=True,
+        train_proprio_projector=True,
+        value_head="attention_pool",
+        detach_value=True,
+        dtype="bfloat16" if precision == "bf16" else "float32",
+        gradient_checkpointing=True,
+        seed=0,
+        device="cpu",
+    )
+    engine = fakes.make_engine(policy, strategy=strategy, zero_stage=zero_stage, precision=precision, lr=1e-3)
+    before = flat_weights(engine)
+    size = 4 // engine.collectives.num_ranks
+    learner = fakes.make_learner(engine, micro_batch=1, accumulation=size)
+    segments = slice(engine.collectives.rank * size, (engine.collectives.rank + 1) * size)
+    metrics = [learner.update(fakes.select(frames_batch(index), segments), policy_version=20) for index in range(2)]
+    return {"metrics": metrics, "before": before, "after": flat_weights(engine)}
+
+
+def flat_weights(engine: Engine) -> dict[str, list[float]]:
+    return {name: tensor.flatten().tolist() for name, tensor in engine.trainable_state().items()}
+
+
+def frames_batch(index: int) -> fakes.SegmentBatch:
+    """Four segments with pictures, chunks of 8 x 7 tokens of 256, and prompts of two lengths."""
+    generator = np.random.default_rng(index)
+    plain = fakes.make_batch(4, seed=index)
+    shape = plain.mask.shape
+    logprobs = generator.normal(-5.5, 0.3, (*shape, 56)).astype(np.float32)
+    return replace(
+        plain,
+        frames=generator.integers(0, 256, (4, fakes.LENGTH + 1, 1, 28, 28, 3), dtype=np.uint8),
+        state=generator.normal(size=(4, fakes.LENGTH + 1, 8)).astype(np.float32),
+        task_index=np.array([0, 1, 1, 0]),
+        tokens=generator.integers(0, 256, (*shape, 56)).astype(np.int16),
+        behavior_logprobs=logprobs,
+        behavior_logits=None,
+        executed=np.where(plain.mask, 8, 0).astype(np.int16),
     )
 
 
