@@ -298,13 +298,14 @@ def test_tokens_become_libero_commands_of_the_suite(build):
     assert actions[1, 1, 0] == pytest.approx(lowest, abs=1e-6)
 
 
-def test_encoding_commands_undoes_decoding_tokens(build):
+def test_proprioception_is_scaled_by_the_quantiles_and_clipped(build):
     policy = build()
-    tokens = np.random.default_rng(0).integers(1, 256, (3, 56)).astype(np.int16)
-    tokens[:, 6::7] = np.where(tokens[:, 6::7] % 2, 128, 0)  # closed and open, as demonstrations have it
-    np.testing.assert_array_equal(
-        policy.encode_actions(policy.decode_tokens(tokens, np.zeros(3, dtype=np.int64))), tokens
-    )
+    quantiles = policy.statistics.proprio
+    span = quantiles.q99 - quantiles.q01
+    states = np.stack([quantiles.q01, quantiles.q01 + 0.75 * span, quantiles.q99 + span, quantiles.q01 - span])
+    scaled = policy._normalized_proprio(torch.from_numpy(states).float())
+    expected = torch.tensor([-1.0, 0.5, 1.0, -1.0])[:, None].expand(4, 8)
+    torch.testing.assert_close(scaled, expected, rtol=0, atol=1e-4)
 
 
 def test_frames_of_another_shape_or_type_are_refused(build, make_inputs):

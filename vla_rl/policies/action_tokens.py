@@ -35,12 +35,6 @@ def decode_tokens(tokens: ArrayLike) -> Float64Array:
     return _CENTERS[np.clip(NUM_BINS - 1 - indices.astype(np.int64), 0, NUM_BINS - 2)]
 
 
-def encode_actions(values: ArrayLike) -> NDArray[np.int16]:
-    """Tokens 0..255 of normalised actions, same shape, int16; values are clipped to [-1, 1] first."""
-    clipped = np.clip(np.asarray(values, dtype=np.float64), -1.0, 1.0)
-    return (NUM_BINS - np.digitize(clipped, _EDGES)).astype(np.int16)
-
-
 @dataclass(frozen=True, slots=True)
 class Quantiles:
     """1 % and 99 % quantiles of one quantity in a data set, and which components they normalise."""
@@ -69,12 +63,6 @@ def unnormalize_actions(normalized: ArrayLike, action: Quantiles) -> Float64Arra
     return np.where(action.mask, scaled, x)
 
 
-def normalize_proprio(state: ArrayLike, proprio: Quantiles) -> Float64Array:
-    """State (..., S) scaled by its quantiles and clipped to [-1, 1]."""
-    scaled = 2.0 * (np.asarray(state) - proprio.q01) / (proprio.q99 - proprio.q01 + EPSILON) - 1.0
-    return np.clip(scaled, -1.0, 1.0)
-
-
 def to_libero_gripper(actions: Float64Array) -> Float64Array:
     """Replace the last component, 1 open / 0 closed in the data, by LIBERO's command: -1 opens, +1 closes.
 
@@ -83,17 +71,3 @@ def to_libero_gripper(actions: Float64Array) -> Float64Array:
     commands = actions.copy()
     commands[..., -1] = np.where(actions[..., -1] > GRIPPER_THRESHOLD, -1.0, 1.0)
     return commands
-
-
-def from_libero_gripper(actions: ArrayLike) -> Float64Array:
-    """Undo `to_libero_gripper`: the last component becomes 1 for an opening command (below 0), 0 otherwise."""
-    restored = np.array(actions, dtype=np.float64)
-    restored[..., -1] = restored[..., -1] < 0.0
-    return restored
-
-
-def normalize_actions(actions: ArrayLike, action: Quantiles) -> Float64Array:
-    """Undo `unnormalize_actions`: actions (..., D) in the units of the data set to [-1, 1], clipped."""
-    a = np.asarray(actions, dtype=np.float64)
-    scaled = 2.0 * (a - action.q01) / (action.q99 - action.q01 + EPSILON) - 1.0
-    return np.clip(np.where(action.mask, scaled, a), -1.0, 1.0)

@@ -127,11 +127,6 @@ class OpenVLAOFTPolicy(nn.Module):
         actions = action_tokens.unnormalize_actions(normalized, self.statistics.action)
         return action_tokens.to_libero_gripper(actions).astype(np.float32)
 
-    def encode_actions(self, actions: FloatArray) -> TokenArray:
-        """(B, K, D) LIBERO commands to the nearest (B, A) tokens, for demonstrations."""
-        normalized = action_tokens.normalize_actions(action_tokens.from_libero_gripper(actions), self.statistics.action)
-        return action_tokens.encode_actions(normalized).reshape(len(actions), -1)
-
     def is_value_parameter(self, name: str) -> bool:
         """Whether a parameter belongs to the critic's head."""
         return name.startswith("value_head.")
@@ -190,7 +185,7 @@ class OpenVLAOFTPolicy(nn.Module):
         return self.prompt_ids[inputs.task_index, : max(buckets)], lengths
 
     def _normalized_proprio(self, state: Tensor) -> Tensor:
-        """See `action_tokens.normalize_proprio`."""
+        """(B, S) to [-1, 1] by the quantiles, clipped."""
         return (2.0 * (state.float() - self.proprio_low) / self.proprio_range - 1.0).clamp(-1.0, 1.0)
 
     def _check_frames(self, frames: Tensor) -> None:
