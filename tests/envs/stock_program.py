@@ -1,8 +1,9 @@
 """LIBERO as its users run it: a program of its own that knows nothing of vla_rl and writes down what it saw.
 
-    python stock_program.py ASSETS SUITE TASK_ID INIT_STATE SEED IMAGE_SIZE EVERY ACTIONS.npy OUT.npz
+    python stock_program.py ASSETS SUITE TASK_ID INIT_STATE SEED IMAGE_SIZE EVERY DRAWN ACTIONS.npy OUT.npz
 
-Every EVERY control steps it keeps the frames. Set MUJOCO_GL before.
+Every EVERY of the first DRAWN control steps it keeps the frames; then it goes on without cameras, which are most of its
+time. Set MUJOCO_GL before.
 """
 
 import sys
@@ -32,7 +33,7 @@ def import_libero(assets):
 
 def main():
     assets, suite, *numbers, actions_file, out = sys.argv[1:]
-    task_id, init_state, seed, image_size, every = map(int, numbers)
+    task_id, init_state, seed, image_size, every, drawn = map(int, numbers)
     import_libero(assets)
     from libero.libero.benchmark import get_benchmark
     from libero.libero.envs import OffScreenRenderEnv
@@ -51,8 +52,11 @@ def main():
     for number, action in enumerate(np.load(actions_file), start=1):
         observation, *_ = env.step(action)
         physics.append(np.concatenate([env.sim.data.qpos, env.sim.data.qvel]))
-        if number % every == 0:
+        if number <= drawn and number % every == 0:
             frames.append([observation[name] for name in CAMERAS])
+        if number == drawn:
+            for name in CAMERAS:
+                env.env.modify_observable(observable_name=name, attribute="enabled", modifier=False)
     np.savez(out, physics=physics, frames=frames)
     env.close()
 

@@ -187,7 +187,7 @@ def out_of_memory(*, limit: int) -> dict[str, Any]:
         metrics = [learner.update(share(engine, index), policy_version=20 + index) for index in range(3)]
     except torch.cuda.OutOfMemoryError as error:
         return {"error": str(error)}
-    return {"trained": described(engine), "metrics": metrics, "micro_batches": learner._num_micro_batches}
+    return {"trained": described(engine), "metrics": metrics, "micro_batches": learner.num_micro_batches}
 
 
 def silent_partner(*, run_dir: str, timeout_s: float, patience_s: float) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def test_a_rank_that_runs_out_of_memory_has_all_cut_smaller_and_the_update_is_th
     difference = largest_difference(results[0]["trained"]["weights"], one_rank["trained"]["weights"])
     assert difference < UNION_TOLERANCE
     for metrics, expected in zip(results[0]["metrics"], one_rank["metrics"], strict=True):
-        assert metrics == pytest.approx(expected, rel=1e-5, abs=1e-5)
+        assert metrics == pytest.approx(expected | {"learner/micro_batches": 4.0}, rel=1e-5, abs=1e-5)
 
 
 def test_a_rank_that_cannot_hold_one_decision_ends_all_with_advice(tmp_path: Path) -> None:
