@@ -97,7 +97,7 @@ def train(recipe: Recipe, *, run_dir: Path, resume: bool, console: Console) -> T
             console.print(f"warning: {warning}", markup=False)
     rank, num_ranks = launched or (0, 1)
     outcome = _train_rank(plan, folder, console, resume=resume, newest=search.newest, rank=rank, num_ranks=num_ranks)
-    return outcome if rank == 0 else None
+    return _with_evaluation(outcome, recipe, console) if rank == 0 else None
 
 
 def _train_rank(
@@ -110,29 +110,7 @@ def _train_rank(
     rank: int,
     num_ranks: int,
 ) -> TrainOutcome:
-    """Train one rank to the end of its budget or to a request to stop; on rank 0 evaluate what came of it."""
-    recipe = plan.recipe
-    outcome = _train_and_save(plan, folder, console, resume=resume, newest=newest, rank=rank, num_ranks=num_ranks)
-    if rank > 0 or not recipe.evaluation.episodes_per_task or outcome.interrupted:
-        return outcome
-    _free_device_memory()  # the evaluation loads the policy anew, and a card need not hold it twice
-    try:
-        return replace(outcome, evaluation=_closing_evaluation(recipe, outcome.checkpoint, console))
-    except KeyboardInterrupt:  # the training is done and saved: its outcome must still be told
-        return replace(outcome, interrupted=True)
-
-
-def _train_and_save(
-    plan: Plan,
-    folder: RunFolder,
-    console: Console,
-    *,
-    resume: bool,
-    newest: CheckpointInfo | None,
-    rank: int,
-    num_ranks: int,
-) -> TrainOutcome:
-    """One rank's training. Policy, optimizer and memory of the cell are gone when it returns."""
+    """Train one rank to the end of its budget or to a request to stop. Nothing on a device outlives the call."""
     recipe = plan.recipe
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
@@ -157,6 +135,17 @@ def _train_and_save(
         clocks = run_log.global_clocks()
         close_process_group()
     return TrainOutcome(folder.path, clocks, run_log.latest, checkpoint.path, stop.requested, evaluation=None)
+
+
+def _with_evaluation(outcome: TrainOutcome, recipe: Recipe, console: Console) -> TrainOutcome:
+    """The closing evaluation of a run, if it has one and was not interrupted."""
+    if not recipe.evaluation.episodes_per_task or outcome.interrupted:
+        return outcome
+    _free_device_memory()  # the evaluation loads the policy anew, and a card need not hold it twice
+    try:
+        return replace(outcome, evaluation=_closing_evaluation(recipe, outcome.checkpoint, console))
+    except KeyboardInterrupt:  # the training is done and saved: its outcome must still be told
+        return replace(outcome, interrupted=True)
 
 
 def _free_device_memory() -> None:
