@@ -35,7 +35,7 @@ def metaworld(
         Path, typer.Option("--out", file_okay=False, help="Folder of the study; called again, it goes on in it.")
     ],
     preset: Annotated[
-        Preset, typer.Option("--preset", help="small: 30 runs, under an hour on 2 cores; full: the paper's 400 runs.")
+        Preset, typer.Option("--preset", help="small: 30 runs, about an hour on 2 cores; full: the paper's 400 runs.")
     ] = Preset.SMALL,
     tasks: Annotated[
         str | None, typer.Option("--tasks", help="Like door-open-v3,push-v3.", show_default="the preset's")
