@@ -124,6 +124,10 @@ class ReplayRing(InSharedBlock):
         is_whole = indices + catalogue_size > int(self._num_episodes[env_index])
         return entries[is_whole], count
 
+    def has_episodes_after(self, num_seen: Sequence[int]) -> bool:
+        """Whether any env has committed more episodes than that."""
+        return self._num_episodes.tolist() != list(num_seen)
+
     def all_episodes_after(self, num_seen: Sequence[int]) -> tuple[NDArray[np.void], list[int]]:
         """`episodes_after` for every env at once, in the order of the commits."""
         found = [self.episodes_after(env, seen) for env, seen in enumerate(num_seen)]

@@ -56,11 +56,8 @@ class SegmentSampler:
 
     def refresh(self) -> None:
         """Take newly committed episodes into the index and drop what was overwritten."""
-        episodes, self._episodes_seen = self._ring.all_episodes_after(self._episodes_seen)
-        np.maximum.at(self._committed, episodes["env"], episodes["decisions_total"])
-        ordinals = self.total_committed - np.cumsum(episodes["length"][::-1])[::-1]
-        new_segments = [self._cut(episode, ordinal) for episode, ordinal in zip(episodes, ordinals, strict=True)]
-        self._segments = np.concatenate([self._segments, *new_segments])
+        if self._ring.has_episodes_after(self._episodes_seen):
+            self._add_new_episodes()
         self._evict()
 
     def sample(self, num_segments: int, *, min_version: int | None = None) -> SegmentBatch | None:
@@ -96,6 +93,13 @@ class SegmentSampler:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue with the random numbers of a saved sampler."""
         self._random.bit_generator.state = state["random"]
+
+    def _add_new_episodes(self) -> None:
+        episodes, self._episodes_seen = self._ring.all_episodes_after(self._episodes_seen)
+        np.maximum.at(self._committed, episodes["env"], episodes["decisions_total"])
+        ordinals = self.total_committed - np.cumsum(episodes["length"][::-1])[::-1]
+        new_segments = [self._cut(episode, ordinal) for episode, ordinal in zip(episodes, ordinals, strict=True)]
+        self._segments = np.concatenate([self._segments, *new_segments])
 
     def _cut(self, episode: np.void, ordinal: int) -> NDArray[np.void]:
         """The segments of one episode; `ordinal` decisions were committed before it."""

@@ -131,13 +131,23 @@ def _capped_ratio(log_ratio: Tensor, cap: float) -> Tensor:
 
 
 def _accumulate(terms: Tensor, decay: Tensor) -> Tensor:
-    """y_t = terms_t + decay_t y_{t+1}; where decay is 0 the future has no effect, whatever it holds."""
-    ends = (decay == 0.0).unbind(-1)
-    result, future = [], torch.zeros_like(terms[..., 0])
-    for term, factor, end in zip(reversed(terms.unbind(-1)), reversed(decay.unbind(-1)), reversed(ends), strict=True):
-        future = term + torch.where(end, 0.0, factor * future)
-        result.append(future)
-    return torch.stack(result[::-1], dim=-1)
+    """y_t = terms_t + decay_t y_{t+1}; where decay is 0, as it is at the end, the future has no effect, whatever it holds.
+
+    By doubling, in log2(T) rounds: with s_t the sum over k elements from t on and d_t the product of their decays,
+    s_t + d_t s_{t+k} is the sum over 2 k elements and d_t d_{t+k} the product.
+    """
+    span = 1
+    while span < terms.shape[-1]:
+        is_end = decay == 0.0
+        terms = terms + torch.where(is_end, 0.0, decay * _later(terms, span))
+        decay = torch.where(is_end, 0.0, decay * _later(decay, span))
+        span *= 2
+    return terms
+
+
+def _later(elements: Tensor, span: int) -> Tensor:
+    """The elements `span` places later, zeros behind the last."""
+    return torch.nn.functional.pad(elements[..., span:], (0, span))
 
 
 def _check_shapes(rewards: Tensor, *others: Tensor) -> None:
