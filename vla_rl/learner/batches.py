@@ -34,6 +34,10 @@ class Rows:
         order = np.argsort(keys, kind="stable")
         return Rows(self.segment[order], self.time[order])
 
+    def followed_by(self, others: Rows) -> Rows:
+        """These rows, then the others."""
+        return Rows(np.concatenate([self.segment, others.segment]), np.concatenate([self.time, others.time]))
+
     def parts(self, count: int) -> Iterator[tuple[Rows, slice]]:
         """Cut into exactly `count` consecutive parts of nearly equal size; some are empty if there are fewer rows."""
         bounds = np.linspace(0, len(self), count + 1).round().astype(int)
@@ -46,10 +50,9 @@ def decision_rows(batch: SegmentBatch) -> Rows:
     return Rows(*np.nonzero(batch.mask))
 
 
-def observation_rows(batch: SegmentBatch) -> Rows:
-    """Decisions and, after the last one of each segment, the observation that is bootstrapped from."""
-    lengths = batch.mask.sum(axis=1, keepdims=True)
-    return Rows(*np.nonzero(np.arange(batch.mask.shape[1] + 1) <= lengths))
+def bootstrap_rows(batch: SegmentBatch) -> Rows:
+    """After the last decision of each segment, the observation that is bootstrapped from."""
+    return Rows(np.arange(len(batch.mask)), batch.mask.sum(axis=1))
 
 
 def policy_inputs(batch: SegmentBatch, rows: Rows, device: torch.device, *, buckets: Index) -> PolicyInputs:

@@ -6,13 +6,14 @@ import functools
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vla_rl.learner.batches import Rows, at, decision_rows, observation_rows, policy_inputs, scatter, token_mask
+from vla_rl.learner.batches import Rows, at, bootstrap_rows, decision_rows, policy_inputs, scatter, token_mask
 from vla_rl.learner.engine import Engine, UpdateResult
 from vla_rl.learner.metrics import lag_metrics, loss_metrics, ratio_metrics
 from vla_rl.learner.objective import (
@@ -37,6 +38,15 @@ from vla_rl.types import Policy, PolicyOutput, SegmentBatch
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+
+
+@dataclass(slots=True)
+class _View:
+    """A batch under the current weights."""
+
+    values: Tensor  # (B, T + 1), zeros in padding
+    joint_log_ratio: Tensor  # (B, T) of whole decisions for V-trace, zeros in padding
+    output: PolicyOutput | None = None  # with its graph, of all decisions, where one pass was made of them
 
 
 class Learner:
@@ -74,6 +84,7 @@ class Learner:
         self._bucket_of = cast(Policy, engine.policy).bucket_of
         action_spec = cast(Policy, engine.policy).action_spec
         self._action_dim = action_spec.action_dim
+        self._has_dropout = any(isinstance(module, nn.Dropout) and module.p > 0 for module in engine.policy.modules())
         self._distribution = distribution_of(action_spec.num_bins)
         self._surrogate = surrogate
         self._multiplier = multiplier
@@ -114,13 +125,13 @@ class Learner:
         """
         self._check(batch)
         # 1. Values of all observations (for V-trace, log-ratios of all decisions too) under the current weights.
-        values, joint_log_ratio = self._with_memory(lambda parts: self._evaluate(batch, parts), batch)
+        view = self._with_memory(lambda parts: self._evaluate(batch, parts), batch)
         # 2. Targets: constants of the update.
-        value_targets, advantages = segment_targets(batch, values, joint_log_ratio, self._targets)
+        value_targets, advantages = segment_targets(batch, view.values, view.joint_log_ratio, self._targets)
         # 3. Global counts, and advantages normalised over the decisions of all ranks.
-        prepared = self._prepare(batch, values[:, :-1], value_targets, advantages)
+        prepared = self._prepare(batch, view.values[:, :-1], value_targets, advantages)
         # 4. Micro-batches: surrogate + value + entropy + KL, sums over global counts. 5. Clip, step, schedule.
-        sums, loss = self._with_memory(lambda parts: self._accumulate(batch, prepared, parts, measure), batch)
+        sums, loss = self._with_memory(lambda parts: self._accumulate(batch, prepared, view, parts, measure), batch)
         result = self._engine.step(loss)
         # 6. Diagnostics of the whole batch, under the weights that the gradient was taken at.
         return self._metrics(batch, prepared, sums, result, policy_version) if measure else {}
@@ -137,20 +148,29 @@ class Learner:
                 "none: store them in the replay ring, or set the coefficient to 0"
             )
 
-    @torch.no_grad()
-    def _evaluate(self, batch: SegmentBatch, parts: int) -> tuple[Tensor, Tensor]:
-        """Values (B, T + 1) and, for V-trace, joint log-ratios (B, T); zeros in padding."""
+    def _evaluate(self, batch: SegmentBatch, parts: int) -> _View:
+        """The batch under the current weights.
+
+        Where all of it is one micro-batch, its values come from the forward pass that the loss is taken from, one pass
+        instead of two; unless the policy answers differently in training.
+        """
         num_segments, length = batch.mask.shape
-        rows = self._in_buckets(batch, observation_rows(batch))
+        decisions = self._in_buckets(batch, decision_rows(batch))
+        rows = decisions.followed_by(bootstrap_rows(batch))
+        keep = parts == 1 and not self._has_dropout
+        if not keep:
+            rows = self._in_buckets(batch, rows)
         values = torch.zeros(len(rows))
         joint_log_ratio = torch.zeros(num_segments, length)
-        self._policy.eval()
-        for micro_batch in _cut(rows, parts):
-            output = self._forward(batch, micro_batch.rows)
-            values[micro_batch.place] = output.values.cpu()
-            if isinstance(self._targets, VtraceSettings):
-                self._add_joint_log_ratio(batch, micro_batch.rows, output.logits, joint_log_ratio)
-        return scatter(rows, values, (num_segments, length + 1)), joint_log_ratio
+        self._policy.train(keep)
+        with torch.set_grad_enabled(keep):
+            for micro_batch in _cut(rows, parts):
+                output = self._forward(batch, micro_batch.rows)
+                values[micro_batch.place] = output.values.detach().cpu()
+                if isinstance(self._targets, VtraceSettings):
+                    self._add_joint_log_ratio(batch, micro_batch.rows, output.logits.detach(), joint_log_ratio)
+        kept = _first(output, len(decisions)) if keep else None
+        return _View(scatter(rows, values, (num_segments, length + 1)), joint_log_ratio, kept)
 
     def _add_joint_log_ratio(self, batch: SegmentBatch, rows: Rows, logits: Tensor, grid: Tensor) -> None:
         """Sum of each decision's executed token log-ratios; the joint ratio is that of the whole chunk."""
@@ -198,21 +218,31 @@ class Learner:
         return counts, normalize_advantages(advantages, every, moments=moments)
 
     def _accumulate(
-        self, batch: SegmentBatch, prepared: Prepared, parts: int, measure: bool
+        self, batch: SegmentBatch, prepared: Prepared, view: _View, parts: int, measure: bool
     ) -> tuple[list[Sums], float]:
         sums: list[Sums] = []
         self._policy.train()
+        output, view.output = view.output, None  # a second attempt is one with smaller micro-batches
         losses = [
-            functools.partial(self._micro_loss, batch, prepared, micro_batch, sums, measure)
+            functools.partial(self._micro_loss, batch, prepared, micro_batch, output, sums, measure)
             for micro_batch in _cut(prepared.rows, parts)
         ]
         return sums, self._engine.accumulate(losses)
 
     def _micro_loss(
-        self, batch: SegmentBatch, prepared: Prepared, micro_batch: MicroBatch, sums: list[Sums], measure: bool
+        self,
+        batch: SegmentBatch,
+        prepared: Prepared,
+        micro_batch: MicroBatch,
+        output: PolicyOutput | None,
+        sums: list[Sums],
+        measure: bool,
     ) -> Tensor:
-        """This micro-batch's share of the loss; nan, which skips the update on all ranks, if it cannot be computed."""
-        output = self._forward(batch, micro_batch.rows)
+        """This micro-batch's share of the loss; nan, which skips the update on all ranks, if it cannot be computed.
+
+        `output` is that of its rows, where the pass was made already.
+        """
+        output = output or self._forward(batch, micro_batch.rows)
         try:
             part = micro_batch_sums(
                 batch,
@@ -240,7 +270,7 @@ class Learner:
         some = rows if len(rows) else Rows(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))
         buckets = self._bucket_of(batch.task_index[some.segment])
         output = self._engine.forward(policy_inputs(batch, some, self._engine.device, buckets=buckets))
-        return PolicyOutput(logits=output.logits[: len(rows)], values=output.values[: len(rows)])
+        return _first(output, len(rows))
 
     def _metrics(
         self, batch: SegmentBatch, prepared: Prepared, sums: list[Sums], result: UpdateResult, policy_version: int
@@ -315,6 +345,10 @@ class Learner:
             "learner.micro_batch accordingly to avoid the first failure",
             self._num_micro_batches,
         )
+
+
+def _first(output: PolicyOutput, count: int) -> PolicyOutput:
+    return PolicyOutput(logits=output.logits[:count], values=output.values[:count])
 
 
 def _cut(rows: Rows, parts: int) -> list[MicroBatch]:

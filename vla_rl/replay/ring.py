@@ -126,7 +126,7 @@ class ReplayRing(InSharedBlock):
 
     def has_episodes_after(self, num_seen: Sequence[int]) -> bool:
         """Whether any env has committed more episodes than that."""
-        return self._num_episodes.tolist() != list(num_seen)
+        return bool((self._num_episodes != num_seen).any())
 
     def all_episodes_after(self, num_seen: Sequence[int]) -> tuple[NDArray[np.void], list[int]]:
         """`episodes_after` for every env at once, in the order of the commits."""

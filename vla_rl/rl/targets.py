@@ -131,7 +131,7 @@ def _capped_ratio(log_ratio: Tensor, cap: float) -> Tensor:
 
 
 def _accumulate(terms: Tensor, decay: Tensor) -> Tensor:
-    """y_t = terms_t + decay_t y_{t+1}; where decay is 0, as it is at the end, the future has no effect, whatever it holds.
+    """y_t = terms_t + decay_t y_{t+1}; where decay is 0 (so at the end) the future has no effect, whatever it holds.
 
     By doubling, in log2(T) rounds: with s_t the sum over k elements from t on and d_t the product of their decays,
     s_t + d_t s_{t+k} is the sum over 2 k elements and d_t d_{t+k} the product.
