@@ -7,9 +7,10 @@ pytest.importorskip("metaworld", reason="the extra metaworld is not installed")
 
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.policies import ENV_POLICY_MAP
+from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from scipy.spatial.transform import Rotation
 
-from vla_rl.envs.metaworld import NUM_GOALS, STATE_DIM, MetaworldEnv, quaternion, task_info
+from vla_rl.envs.metaworld import NUM_GOALS, STATE_DIM, MetaworldEnv, hand_and_objects, quaternion, task_info
 from vla_rl.recipe import METAWORLD_TASKS
 
 pytestmark = pytest.mark.filterwarnings("ignore:Constant\\(s\\) may be too high")  # the scripted experts say it
@@ -113,6 +114,16 @@ def test_what_cannot_be_is_refused(press):
         MetaworldEnv("handle-press-v3", task_id=23, horizon=501)
     with pytest.raises(ValueError, match="no task 'handle-press'"):
         MetaworldEnv("handle-press", task_id=23)
+
+
+@pytest.mark.parametrize("name", ["handle-press-v3", "door-open-v3", "stick-pull-v3"])  # the last has two objects
+def test_the_state_is_the_simulator_s_own_to_the_last_bit(name):
+    env = MetaworldEnv(name, task_id=0)
+    env.reset(4)
+    for action in np.random.default_rng(2).uniform(-1, 1, (20, 1, 4)).astype(np.float32):
+        env.step_chunk(action)
+        theirs = SawyerXYZEnv._get_curr_obs_combined_no_goal(env._simulator)
+        assert np.array_equal(hand_and_objects(env._simulator), theirs)
 
 
 def test_our_quaternion_is_scipy_s_in_every_branch_of_the_formula():

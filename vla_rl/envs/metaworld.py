@@ -6,6 +6,7 @@ needed.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 import sys
@@ -22,6 +23,9 @@ STATE_DIM = 39  # hand, gripper and objects now (18), the same one control step 
 HORIZON = 500  # control steps; the simulator refuses to go on
 NUM_GOALS = 50  # initial states per task, as in the benchmark's MT1
 SUITE = "metaworld"
+
+_NUMBERS_PER_STEP = 18  # of a state
+_WIDEST_GRIP = 0.1  # metres
 
 _NO_FRAMES: UInt8Array = np.zeros((0, 0, 0, 3), dtype=np.uint8)
 _GOAL_SEED = 2019  # of all tasks' initial states, so that runs of any seed play in the same 50
@@ -157,7 +161,20 @@ def _make_simulator(name: str) -> Any:  # noqa: ANN401 - the package has no base
     simulator._freeze_rand_vec = False
     simulator.seeded_rand_vec = True
     simulator._set_task_called = True
+    simulator._get_curr_obs_combined_no_goal = functools.partial(hand_and_objects, simulator)
     return simulator
+
+
+def hand_and_objects(simulator: Any) -> NDArray[np.float64]:  # noqa: ANN401 - see above
+    """Hand, gripper and objects now, (18,): the simulator's own numbers, put together in a quarter of its time."""
+    right, left = simulator.data.body("rightclaw").xpos, simulator.data.body("leftclaw").xpos
+    positions = simulator._get_pos_objects().reshape(-1, 3)
+    objects = np.concatenate([positions, simulator._get_quat_objects().reshape(-1, 4)], axis=1).ravel()
+    state = np.zeros(_NUMBERS_PER_STEP)
+    state[:3] = simulator.get_endeff_pos()
+    state[3] = min(float(np.linalg.norm(right - left)) / _WIDEST_GRIP, 1.0)
+    state[4 : 4 + len(objects)] = objects
+    return state
 
 
 def _quicken(module_name: str) -> None:
