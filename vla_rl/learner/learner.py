@@ -162,7 +162,7 @@ class Learner:
             rows = self._in_buckets(batch, rows)
         values = torch.zeros(len(rows))
         joint_log_ratio = torch.zeros(num_segments, length)
-        self._policy.train(keep)
+        self._set_training(keep)
         with torch.set_grad_enabled(keep):
             for micro_batch in _cut(rows, parts):
                 output = self._forward(batch, micro_batch.rows)
@@ -221,7 +221,7 @@ class Learner:
         self, batch: SegmentBatch, prepared: Prepared, view: _View, parts: int, measure: bool
     ) -> tuple[list[Sums], float]:
         sums: list[Sums] = []
-        self._policy.train()
+        self._set_training(True)
         output, view.output = view.output, None  # a second attempt is one with smaller micro-batches
         losses = [
             functools.partial(self._micro_loss, batch, prepared, micro_batch, output, sums, measure)
@@ -260,6 +260,11 @@ class Learner:
             return (output.logits.sum() + output.values.sum()) * math.nan
         sums.append(part)
         return share_of_loss(part, prepared.counts, self._loss)
+
+    def _set_training(self, training: bool) -> None:
+        """Of all modules, where it is not so: walking over them takes a small policy as long as a layer."""
+        if self._policy.training != training:
+            self._policy.train(training)
 
     def _in_buckets(self, batch: SegmentBatch, rows: Rows) -> Rows:
         """In the order of their buckets, so that few micro-batches hold more than one and are padded."""
