@@ -380,6 +380,63 @@ def test_a_library_without_room_for_its_workspace_counts_as_out_of_memory() -> N
     assert metrics["learner/micro_batches"] == 2.0
 
 
+class CountingPolicy(fakes.FakePolicy):
+    """Counts its forward passes, without and with gradients; its dropout stands where it never acts."""
+
+    def __init__(self, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.passes = [0, 0]
+
+    def forward(self, inputs: PolicyInputs) -> PolicyOutput:
+        self.passes[torch.is_grad_enabled()] += 1
+        return super().forward(inputs)
+
+
+@pytest.mark.parametrize("targets", [None, VtraceSettings(discount=0.9, lambda_=1.0, rho_bar=1.0, c_bar=1.0)])
+def test_a_batch_in_one_micro_batch_passes_once_and_the_update_is_the_same(targets: VtraceSettings | None) -> None:
+    """Dropout makes the values come from a pass of their own, as more than one micro-batch does."""
+    outcomes = []
+    for dropout, parts, passes in ((0.0, 1, [0, 1]), (0.5, 1, [1, 1]), (0.0, 2, [2, 2])):
+        torch.manual_seed(0)
+        policy = CountingPolicy(dropout=dropout)
+        batch = fakes.make_batch()
+        updated(batch, policy=policy, targets=targets, micro_batch=4 // parts, accumulation=parts)
+        assert policy.passes == passes
+        outcomes.append(fakes.weights(policy))
+    assert fakes.largest_difference(outcomes[0], outcomes[1]) < 1e-6
+    assert fakes.largest_difference(outcomes[0], outcomes[2]) < 1e-6
+
+
+class _NoRoomForGradients(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits: torch.Tensor) -> torch.Tensor:
+        return logits.clone()
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        if len(gradient) > 8:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return gradient
+
+
+class SmallBackwardMemoryPolicy(fakes.FakePolicy):
+    """Runs out of memory in the backward pass of more than 8 rows."""
+
+    def forward(self, inputs: PolicyInputs) -> PolicyOutput:
+        output = super().forward(inputs)
+        return PolicyOutput(logits=_NoRoomForGradients.apply(output.logits), values=output.values)
+
+
+def test_out_of_memory_in_the_backward_pass_of_the_only_pass_begins_again_with_smaller_ones() -> None:
+    batch = fakes.make_batch()  # 10 decisions
+    torch.manual_seed(0)
+    policy, metrics = updated(batch, policy=SmallBackwardMemoryPolicy(), micro_batch=4, accumulation=1)
+    reference, _ = updated(batch, micro_batch=4, accumulation=1)
+    assert metrics["learner/micro_batches"] == 2.0
+    assert fakes.largest_difference(fakes.weights(reference), fakes.weights(policy)) < 1e-6
+
+
 class OnceOutOfMemoryPolicy(fakes.FakePolicy):
     """Runs out of memory in the second forward pass with gradients, and never again."""
 

@@ -125,6 +125,15 @@ def test_frequencies_of_samples_approach_the_tempered_probabilities():
     assert tokens.float().mean().item() == pytest.approx(0.9, abs=0.01)  # odds 3 to 1 become 9 to 1
 
 
+@pytest.mark.parametrize("impossible", [0, 1, 3])
+def test_a_bin_of_probability_zero_is_never_drawn_and_all_others_are(impossible):
+    logits = torch.tensor([0.0, -1.0, 2.0, 1.0])
+    logits[impossible] = -math.inf
+    taken, logprobs = Categorical().sample(logits.expand(20_000, 4), 1.0, generator=torch.Generator().manual_seed(1))
+    assert sorted(set(taken.tolist())) == [j for j in range(4) if j != impossible]
+    assert torch.isfinite(logprobs).all()
+
+
 def test_greedy_takes_the_argmax_and_reports_tempered_log_probabilities():
     tokens, drawn = Categorical().sample(LOGITS, 2.0, greedy=True)
     assert tokens.tolist() == [1, 0]

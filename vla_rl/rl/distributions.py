@@ -88,8 +88,14 @@ class Categorical:
         if greedy:
             taken = log_probs.argmax(dim=-1)
         else:
-            rows = log_probs.exp().reshape(-1, log_probs.shape[-1])
-            taken = torch.multinomial(rows, 1, generator=generator).reshape(log_probs.shape[:-1])
+            # The inverse of the distribution function, in float64: one random number per component, where
+            # `torch.multinomial` draws one per bin and takes most of a small policy's decision for it.
+            cumulative = log_probs.double().exp().cumsum(dim=-1)
+            levels = torch.rand(
+                cumulative[..., :1].shape, generator=generator, dtype=torch.float64, device=cumulative.device
+            )
+            taken = torch.searchsorted(cumulative, levels * cumulative[..., -1:], right=True).squeeze(-1)
+            taken = taken.clamp(max=log_probs.shape[-1] - 1)
         return taken, _gather(log_probs, taken)
 
     def parameters(self, outputs: Tensor, temperature: float) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from vla_rl.ipc.room import readable
 from vla_rl.ipc.shared_arrays import bytes_needed
 from vla_rl.ipc.slots import slot_fields
+from vla_rl.recipe import Recipe
 from vla_rl.replay.layout import RingLayout
 from vla_rl.run.plan import OPEN_ENVS_PER_SLOT, Plan
 from vla_rl.types import ActionSpec
@@ -171,7 +172,7 @@ def estimate_memory(plan: Plan, *, num_ranks: int) -> MemoryEstimate:
         on_gpu=on_gpu,
         frozen=policy.frozen_bytes,
         learner_state=_learner_state(plan, num_ranks=num_ranks),
-        learner_activations=recipe.learner.micro_batch * recipe.replay.segment_length * policy.training_bytes,
+        learner_activations=_learner_rows(recipe) * policy.training_bytes,
         inference_weights=policy.trainable_bytes,
         inference_activations=min(recipe.rollout.max_batch, plan.num_slots) * policy.inference_bytes,
         replay=bytes_needed(ring_layout(plan).fields()),
@@ -183,6 +184,12 @@ def estimate_memory(plan: Plan, *, num_ranks: int) -> MemoryEstimate:
         frozen_copies=2 if recipe.learner.strategy == "deepspeed" and recipe.learner.zero_stage == 3 else 1,
         drawing=OPEN_ENVS_PER_SLOT * plan.num_slots * DRAWING_BYTES if draws_with_egl else 0,
     )
+
+
+def _learner_rows(recipe: Recipe) -> int:
+    """Observations in one pass with gradients; the bootstrap ones too where that pass is the only one of an update."""
+    per_segment = recipe.replay.segment_length + (recipe.learner.accumulation == 1)
+    return recipe.learner.micro_batch * per_segment
 
 
 def _learner_state(plan: Plan, *, num_ranks: int) -> int:

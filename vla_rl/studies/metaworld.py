@@ -169,13 +169,13 @@ PRESETS: Mapping[str, Grid] = {
         surrogates=("gipo", "ppo", "sapo"),
         regimes=("stale",),
         seeds=5,
-        optimizer_steps=6400,
+        optimizer_steps=5000,
     ),
     "full": Grid(
         tasks=SWEEP_TASKS,
         surrogates=(*GIPO_SWEEP, "ppo", "sapo"),
         regimes=("stale",),
         seeds=5,
-        optimizer_steps=6400,
+        optimizer_steps=5000,
     ),
 }
