@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import weakref
 from dataclasses import replace
 
 import learner_fakes as fakes
@@ -435,6 +436,36 @@ def test_out_of_memory_in_the_backward_pass_of_the_only_pass_begins_again_with_s
     reference, _ = updated(batch, micro_batch=4, accumulation=1)
     assert metrics["learner/micro_batches"] == 2.0
     assert fakes.largest_difference(fakes.weights(reference), fakes.weights(policy)) < 1e-6
+
+
+class RememberingPolicy(fakes.FakePolicy):
+    """Knows how many outputs of its earlier passes are still held by somebody when a pass begins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs: list[weakref.ref[torch.Tensor]] = []
+        self.held: list[int] = []
+
+    def forward(self, inputs: PolicyInputs) -> PolicyOutput:
+        self.held.append(sum(output() is not None for output in self.outputs))
+        output = super().forward(inputs)
+        self.outputs.append(weakref.ref(output.logits))
+        return output
+
+
+def test_a_rank_that_had_room_holds_nothing_when_all_begin_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = RememberingPolicy()
+    engine = fakes.make_engine(policy)
+    whole_sum, calls = engine.collectives.sum_over_ranks, []
+
+    def other_rank_is_short_at_first(local: dict[str, float]) -> dict[str, float]:
+        calls.append(local)
+        return {"short": 1.0, "hopeless": 0.0} if len(calls) == 1 else whole_sum(local)
+
+    monkeypatch.setattr(engine.collectives, "sum_over_ranks", other_rank_is_short_at_first)
+    fakes.make_learner(engine, micro_batch=4, accumulation=1).update(fakes.make_batch(), policy_version=20)
+    assert policy.held[1] == 0
+    assert len(policy.held) == 1 + 2 + 2  # one pass, then two micro-batches without and two with gradients
 
 
 class OnceOutOfMemoryPolicy(fakes.FakePolicy):

@@ -9,7 +9,7 @@ import pytest
 from replay_helpers import ACTION, OBSERVATION, add_decision, make_ring, write_episode
 
 from vla_rl.ipc.room import SHM_DIRECTORY
-from vla_rl.replay.layout import bytes_needed, smallest_capacity
+from vla_rl.replay.layout import RingLayout, bytes_needed, capacity_for, smallest_capacity
 from vla_rl.replay.ring import ReplayRing, RingHandle
 from vla_rl.types import ObservationSpec
 
@@ -224,6 +224,20 @@ def test_executed_must_be_between_one_and_the_chunk_size(executed):
                 truncated=False,
                 policy_version=0,
             )
+
+
+@pytest.mark.parametrize("decisions", [1, 7, 100, 2000])
+@pytest.mark.parametrize("num_envs", [1, 3, 4])
+def test_the_capacity_for_so_many_decisions_is_the_smallest_that_is_sure_to_hold_them(decisions, num_envs):
+    capacity = capacity_for(decisions, num_envs=num_envs, max_episode_decisions=6)
+
+    def held(rows):
+        specs = ObservationSpec(num_images=0, image_size=0, state_dim=3), ACTION
+        return RingLayout(*specs, num_envs, rows, 6, store_logits=False).guaranteed_decisions
+
+    assert held(capacity) >= decisions
+    if capacity > smallest_capacity(num_envs=num_envs, max_episode_decisions=6):
+        assert held(capacity - 1) < decisions
 
 
 def test_one_row_always_remains_at_the_smallest_capacity():

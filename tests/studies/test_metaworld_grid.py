@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from vla_rl.errors import UserError
+from vla_rl.recipe import find_recipe
 from vla_rl.reporting.metrics import Clocks, MetricsWriter
 from vla_rl.rl.surrogates import SURROGATES
 from vla_rl.studies import metaworld_runner
@@ -60,6 +61,31 @@ def test_every_run_has_a_name_and_a_recipe_of_its_own():
         recipe = grid.recipe_of(runs[-1])
         assert (recipe.name, recipe.seed, recipe.regime) == (runs[-1].name, runs[-1].seed, runs[-1].regime)
         assert recipe.env.tasks == [runs[-1].task]
+
+
+def test_the_ring_grows_with_the_budget_so_that_a_decision_is_used_as_often():
+    recipes = [replace(GRID, optimizer_steps=n).recipe_of(GRID.runs()[0]) for n in (4000, 8000, 16000)]
+    assert [recipe.replay.capacity for recipe in recipes] == [25_000, 50_000, 100_000]
+    assert {recipe.replay.replay_ratio for recipe in recipes} == {55.17}
+    assert [recipe.replay.old_threshold for recipe in recipes] == [400, 800, 1600]
+    # 4 envs: 500 decisions of each, half of the rows that two episodes of 501 leave: 2 * 500 + 1,001.
+    assert replace(GRID, optimizer_steps=1000).recipe_of(GRID.runs()[0]).replay.capacity == 4 * 2001
+
+
+def test_a_run_ends_by_its_updates_alone(tmp_path):
+    own = tmp_path / "own.yaml"
+    text = find_recipe("metaworld_stale").read_text(encoding="utf-8")
+    own.write_text(text.replace("  optimizer_steps: 8000", "  optimizer_steps: 8000\n  minutes: 1\n  env_steps: 9000"))
+    budget = replace(GRID, recipe=str(own)).recipe_of(GRID.runs()[0]).budget
+    assert (budget.optimizer_steps, budget.minutes, budget.env_steps) == (6000, None, None)
+
+
+def test_episodes_that_are_cut_short_are_refused(tmp_path):
+    own = tmp_path / "own.yaml"
+    text = find_recipe("metaworld_stale").read_text(encoding="utf-8")
+    own.write_text(text.replace("  reward_scale", "  horizon: 100\n  reward_scale"))
+    with pytest.raises(UserError, match=r"env\.horizon is 100 in .*own\.yaml; .* must be 500"):
+        replace(GRID, recipe=str(own)).recipe_of(GRID.runs()[0])
 
 
 def test_runs_differ_in_their_axes_alone():

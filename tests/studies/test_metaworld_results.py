@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
@@ -121,16 +122,59 @@ def test_bands_are_means_over_runs(study):
     assert metric_band(chosen, "utilization/dead") is None
 
 
+def test_a_band_over_single_runs_claims_no_interval(study, monkeypatch):
+    monkeypatch.setattr(metaworld_files, "write_figures", lambda *_: [])
+    one = [result for result in results_of(study) if result.run.seed == 0 and result.run.surrogate == "ppo"]
+    band = metric_band(one, "utilization/ess_old")
+    assert band.mean[-1] == pytest.approx(1.0)
+    assert np.isnan([*band.low, *band.high]).all()
+    for folder in study.glob("runs/*seed1"):
+        shutil.rmtree(folder)
+    write_study(study)
+    for table in ("curves", "trajectories"):
+        with (study / "results" / f"{table}.csv").open(encoding="utf-8") as file:
+            assert {(row["low"], row["high"]) for row in csv.DictReader(file)} == {("", "")}
+
+
+def test_axes_are_in_the_order_of_the_grid_and_not_of_the_folders(study, monkeypatch):
+    monkeypatch.setattr(metaworld_files, "write_figures", lambda *_: [])
+    settings = json.loads((study / "study.json").read_text(encoding="utf-8"))
+    settings |= {"tasks": ["push-v3", "door-open-v3"], "surrogates": ["ppo", "gipo:0.5", "gipo"]}
+    (study / "study.json").write_text(json.dumps(settings), encoding="utf-8")
+    write_study(study)
+    summary = (study / "results" / "summary.md").read_text(encoding="utf-8")
+    assert "12 of 12 runs: ppo, gipo:0.5, gipo on push-v3, door-open-v3" in summary
+
+
+def test_tables_and_figures_of_an_earlier_call_do_not_outlive_their_data(study, monkeypatch):
+    monkeypatch.setattr(metaworld_files, "write_figures", lambda *_: [])
+    (study / "results").mkdir()
+    for name in ("scores.csv", "sigma.png", "sigma.svg", "notes.csv"):
+        (study / "results" / name).touch()
+    for folder in study.glob("runs/push-v3*"):  # no seed has every task of what is there, so there is no score
+        if "ppo" not in folder.name:
+            shutil.rmtree(folder)
+    for folder in study.glob("runs/door-open-v3_ppo*"):
+        shutil.rmtree(folder)
+    write_study(study)
+    names = {path.name for path in (study / "results").iterdir()}
+    assert "notes.csv" in names
+    assert not names & {"scores.csv", "improvements.csv", "sigma.png", "sigma.svg"}
+
+
 def test_bands_redraw_seeds_within_each_task(study):
     """Without a spread inside a task there is none in the mean over tasks, however far apart the tasks are."""
+    ppo = select(results_of(study), surrogate="ppo")
+    third = [replace(r, run=replace(r.run, seed=2)) for r in ppo if r.run.name == "push-v3_ppo_stale_seed1"]
     results = [
         replace(result, records=[each | {"utilization/dead": 0.9 if result.run.task == "push-v3" else 0.1}
                                  for each in result.records])
-        for result in select(results_of(study), surrogate="ppo")
-        if result.run.name != "push-v3_ppo_stale_seed1"
+        for result in [*ppo, *third]
     ]  # fmt: skip
     band = metric_band(results, "utilization/dead")
-    assert set(band.mean) == set(band.low) == set(band.high) == {0.5}  # tasks weigh the same: two runs here, one there
+    assert (
+        set(band.mean) == set(band.low) == set(band.high) == {0.5}
+    )  # tasks weigh the same: three runs here, two there
 
 
 @pytest.mark.slow
@@ -149,7 +193,7 @@ def test_a_study_writes_tables_figures_and_a_page(study):
     summary = (study / "results" / "summary.md").read_text(encoding="utf-8")
     assert "12 of 12 runs: gipo:0.5, gipo, ppo on door-open-v3, push-v3" in summary
     assert "PARTIAL" not in summary
-    assert "**2 seed(s): intervals over fewer than 5 say nothing." in summary
+    assert "**stale: 2 seed(s) of some surrogate on every task: intervals over fewer than 5 say nothing." in summary
     assert "| push-v3 | stale | gipo | 1000, 2000 |" in summary
     page = (study / "report.html").read_text(encoding="utf-8")
     assert "<h1>Meta-World: surrogates on old and new experience</h1>" in page
@@ -171,11 +215,58 @@ def test_no_cloud_of_points_hides_another(study):
         assert (top.get_color(), len(top.get_xdata())) == (color, 2 * 2 * 5)
 
 
+def draw(results, monkeypatch, tmp_path):
+    """All figures, by name."""
+    drawn = {}
+    monkeypatch.setattr(metaworld_plots, "save", lambda figure, _, name: drawn.setdefault(name, figure) and [])
+    metaworld_plots.write_figures(tmp_path, results, scores(results, RANDOM), improvements(results, RANDOM), RANDOM)
+    return drawn
+
+
+def test_every_run_is_a_point_of_its_score_over_kl_and_ess(study, monkeypatch, tmp_path):
+    results = results_of(study)
+    panel, bar = draw(results, monkeypatch, tmp_path)["kl_ess"].axes
+    clouds = panel.collections
+    assert [cloud.get_label() for cloud in clouds] == ["gipo:0.5", "gipo", "ppo"]
+    gipo = clouds[1]
+    assert sorted(gipo.get_array()) == pytest.approx([0.2, 0.2, 0.4, 0.4])  # 1000 and 2000 of 5000 on two tasks
+    assert gipo.get_offsets().tolist() == [pytest.approx([0.1, 0.9])] * 4  # closing means of 0.8, 0.9 and 1.0
+    assert bar.get_ylabel() == "normalised score"
+    estimated = [
+        replace(r, records=[{"learner/approx_kl": 0.3} | {k: v for k, v in each.items() if k != "learner/kl"}
+                            for each in r.records])
+        for r in results
+    ]  # fmt: skip
+    panel, _ = draw(estimated, monkeypatch, tmp_path)["kl_ess"].axes
+    assert "estimated" in panel.get_xlabel()
+    assert panel.collections[0].get_offsets()[0][0] == pytest.approx(0.3)
+
+
+def test_the_sensitivity_to_sigma_shows_score_drift_and_ess(study, monkeypatch, tmp_path):
+    panels = {axes.get_title(): axes for axes in draw(results_of(study), monkeypatch, tmp_path)["sigma"].axes}
+    assert list(panels) == [
+        "IQM of the normalised score, stale",
+        "P95 of abs(log ρ), stale",
+        "ESS of old samples, stale",
+    ]
+    line, level = panels["IQM of the normalised score, stale"].get_lines()
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([0.5, 1.0], pytest.approx([0.03, 0.3]))
+    assert (level.get_label(), level.get_ydata()[0]) == ("ppo", pytest.approx(0.03))
+    assert list(panels["ESS of old samples, stale"].get_lines()[0].get_ydata()) == pytest.approx([0.9, 0.9])
+
+
+def test_the_curves_of_nine_surrogates_can_be_told_apart(study, monkeypatch, tmp_path):
+    one = select(results_of(study), surrogate="ppo")
+    results = [replace(r, run=replace(r.run, surrogate=f"gipo:0.{n}")) for r in one for n in range(1, 10)]
+    lines = draw(results, monkeypatch, tmp_path)["staleness"].axes[0].get_lines()
+    assert len({(line.get_color(), str(line._unscaled_dash_pattern)) for line in lines}) == 9
+
+
 def test_curves_differ_by_dashes_and_later_ones_are_thinner(study, monkeypatch, tmp_path):
     drawn = {}
     monkeypatch.setattr(metaworld_plots, "save", lambda figure, _, name: drawn.setdefault(name, figure) and [])
     results = results_of(study)
-    metaworld_plots.write_figures(tmp_path, results, scores(results, RANDOM), improvements(results, RANDOM))
+    metaworld_plots.write_figures(tmp_path, results, scores(results, RANDOM), improvements(results, RANDOM), RANDOM)
     lag = drawn["staleness"].axes[0].get_lines()
     assert len({str(line._unscaled_dash_pattern) for line in lag}) == 3
     widths = [line.get_linewidth() for line in lag]
@@ -208,8 +299,8 @@ def test_the_words_tell_success_on_every_task_and_say_that_there_was_none(study)
         for result in results_of(study)
     ]  # fmt: skip
     assert (
-        "stale: training episodes that ended in success, on door-open-v3: gipo:0.5 0.0 %, gipo 0.0 %, ppo 0.0 %; "
-        "on push-v3: gipo:0.5 25.0 %, gipo 25.0 %, ppo 25.0 %."
+        "stale: training episodes with a success in some control step, on door-open-v3: gipo:0.5 0.0 %, gipo 0.0 %, "
+        "ppo 0.0 %; on push-v3: gipo:0.5 25.0 %, gipo 25.0 %, ppo 25.0 %."
     ) in words_of(study, results=results)
 
 
@@ -352,19 +443,32 @@ def test_a_regime_without_a_seed_on_every_task_has_no_score_yet(study):
 def test_the_words_tell_a_difference_from_chance_with_enough_seeds(study):
     results = [replace(result, run=replace(result.run, seed=seed)) for result in results_of(study) for seed in range(5)]
     words = "\n".join(words_of(study, results=results))
-    # Ten pairs of ten: 2 / 2^10. Ties say nothing.
+    # Ten pairs of ten: 2 / 2^10; five seeds of five: 2 / 2^5. Ties say nothing.
     assert (
         "one of ppo with probability 1.00 (no interval; redrawing seeds changes nothing; exact sign test of the pairs "
-        "of equal seed and task, 10 higher and 0 lower: p = 0.002); with equal seeds 5 of 5" in words
+        "of equal seed and task, 10 higher and 0 lower: p = 0.002, and 0.062 with the pairs of one seed as one, for "
+        "they share their first weights); with equal seeds 5 of 5" in words
     )
     assert "one of ppo with probability 0.50 (no interval; redrawing seeds changes nothing; " in words
-    assert "0 higher and 0 lower: p = 1)" in words
+    assert "0 higher and 0 lower: p = 1, and 1 with" in words
     assert "1.00 to 1.00" not in words
+
+
+def test_few_seeds_in_one_regime_do_not_silence_the_other(study):
+    stale = [replace(r, run=replace(r.run, seed=seed)) for r in results_of(study) for seed in range(5)]
+    fresh = [replace(r, run=replace(r.run, regime="fresh")) for r in results_of(study)]
+    told = parts_of(study, results=[*stale, *fresh])[0].sentences
+    pairs = {regime: [each for each in told if each.startswith(f"{regime}: a run of gipo ends above one of ppo")]
+             for regime in ("stale", "fresh")}  # fmt: skip
+    assert "redrawing seeds changes nothing" in pairs["stale"][0]
+    assert "too few seeds to tell from chance" in pairs["fresh"][0]
 
 
 def test_the_words_go_by_the_interval_where_there_is_one(study):
     results = [replace(r, run=replace(r.run, seed=seed)) for r in results_of(study) for seed in range(5)]
-    pair = Improvement("stale", "gipo", "ppo", 0.8, Interval(0.6, 1.0), higher=8, lower=2, sign_p=0.11)
+    pair = Improvement(
+        "stale", "gipo", "ppo", 0.8, Interval(0.6, 1.0), higher=8, lower=2, sign_p=0.11, sign_p_by_seed=0.4
+    )
     unsure = replace(pair, interval=Interval(0.4, 1.0))
     words = "\n".join(words_of(study, results=results, improvements=[pair, unsure]))
     assert "probability 0.80 (0.60 to 1.00; the interval excludes chance, 0.5)" in words
@@ -379,6 +483,7 @@ def test_a_pair_without_an_interval_has_the_sign_test_in_its_row(study, monkeypa
     better = rows["gipo", "ppo"]
     assert (better["probability"], better["low"], better["high"]) == ("1.0", "", "")
     assert (better["pairs_higher"], better["pairs_lower"], better["sign_test_p"]) == ("4", "0", "0.125")  # 2 / 2^4
+    assert better["sign_test_p_by_seed"] == "0.5"  # 2 / 2^2
 
 
 def test_the_words_say_at_which_learning_rate_closing_values_are_measured(study):
@@ -441,5 +546,5 @@ def test_a_dry_run_says_how_long_a_grid_takes_and_starts_nothing(tmp_path):
     arguments = ["study", "metaworld", "--preset", "full", "--out", str(tmp_path / "study"), "--dry-run"]
     done = CliRunner().invoke(app, [*arguments, "--jobs", "4", "--tasks", "push-v3,door-open-v3", "--seeds", "2"])
     assert done.exit_code == 0, done.output
-    assert "32 runs, 4 at once: about 0.6 h (2.3 core hours)" in done.output
+    assert "32 runs, 4 at once: about 0.5 h (2.0 core hours)" in done.output
     assert not (tmp_path / "study").exists()

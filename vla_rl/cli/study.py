@@ -35,7 +35,8 @@ def metaworld(
         Path, typer.Option("--out", file_okay=False, help="Folder of the study; called again, it goes on in it.")
     ],
     preset: Annotated[
-        Preset, typer.Option("--preset", help="small: 30 runs, about an hour on 2 cores; full: the paper's 400 runs.")
+        Preset,
+        typer.Option("--preset", help="small: 30 runs, about 40 minutes on 2 cores; full: the paper's 400 runs."),
     ] = Preset.SMALL,
     tasks: Annotated[
         str | None, typer.Option("--tasks", help="Like door-open-v3,push-v3.", show_default="the preset's")
@@ -61,7 +62,13 @@ def metaworld(
         int | None, typer.Option("--seeds", min=1, help="Seeds 0 to N - 1.", show_default="the preset's")
     ] = None,
     budget: Annotated[
-        int | None, typer.Option("--budget", min=1, help="Optimizer steps per run.", show_default="the preset's")
+        int | None,
+        typer.Option(
+            "--budget",
+            min=1,
+            help="Optimizer steps per run; the ring grows and shrinks with them.",
+            show_default="the preset's",
+        ),
     ] = None,
     jobs: Annotated[
         int | None, typer.Option("--jobs", min=1, help="Runs at once, one core each.", show_default="all cores")

@@ -11,7 +11,8 @@ from typing import TypeVar, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.modules.dropout import _DropoutNd
 
 from vla_rl.learner.batches import Rows, at, bootstrap_rows, decision_rows, policy_inputs, scatter, token_mask
 from vla_rl.learner.engine import Engine, UpdateResult
@@ -84,7 +85,7 @@ class Learner:
         self._bucket_of = cast(Policy, engine.policy).bucket_of
         action_spec = cast(Policy, engine.policy).action_spec
         self._action_dim = action_spec.action_dim
-        self._has_dropout = any(isinstance(module, nn.Dropout) and module.p > 0 for module in engine.policy.modules())
+        self._has_dropout = any(isinstance(module, _DropoutNd) and module.p > 0 for module in engine.policy.modules())
         self._distribution = distribution_of(action_spec.num_bins)
         self._surrogate = surrogate
         self._multiplier = multiplier
@@ -323,6 +324,7 @@ class Learner:
                     "the device, or set policy.gradient_checkpointing=true, policy.dtype=bfloat16 and "
                     "learner.precision=bf16"
                 )
+            result = None  # it may hold the activations of a rank that had room
             self._halve_micro_batches()
 
     def _attempt(self, work: Callable[[int], Result]) -> tuple[Result | None, str | None]:

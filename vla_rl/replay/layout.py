@@ -105,6 +105,13 @@ def smallest_capacity(*, num_envs: int, max_episode_decisions: int) -> int:
     return num_envs * 2 * (max_episode_decisions + 1)
 
 
+def capacity_for(decisions: int, *, num_envs: int, max_episode_decisions: int) -> int:
+    """The smallest `replay.capacity` that is sure to hold so many: `RingLayout.guaranteed_decisions` inverted."""
+    smallest = smallest_capacity(num_envs=num_envs, max_episode_decisions=max_episode_decisions)
+    of_each = -(-decisions // num_envs)
+    return smallest if of_each <= 1 else smallest + num_envs * (2 * of_each - 1)
+
+
 def bytes_needed(
     *,
     observation_spec: ObservationSpec,

@@ -27,7 +27,7 @@ class Metric:
 
 def _metrics() -> tuple[Metric, ...]:
     return (
-        Metric("rollout/success_rate", "1", "share of the recent training episodes that ended in success"),
+        Metric("rollout/success_rate", "1", "share of the recent training episodes with a success"),
         Metric("rollout/return", "reward", "mean undiscounted return of the recent training episodes"),
         Metric("rollout/episode_length", "env steps", "mean length of the recent training episodes"),
         Metric("learner/policy_loss", "1", "minus the mean surrogate objective over valid action tokens"),

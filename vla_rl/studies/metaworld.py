@@ -2,6 +2,8 @@
 
 A run is one task, one surrogate, one regime (`vla_rl.recipe.regimes`) and one seed; everything else comes from one
 recipe and is the same for all of them. Runs of one seed start from the same weights and the same initial states.
+The ring grows and shrinks with the budget: a decision is used as often in a short study as in a long one, which then
+has more experience.
 """
 
 from __future__ import annotations
@@ -11,9 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
+from vla_rl.envs.metaworld import HORIZON
 from vla_rl.errors import UserError
-from vla_rl.recipe import METAWORLD_TASKS, Recipe, SurrogateSection, find_recipe, load_recipe
+from vla_rl.recipe import METAWORLD_TASKS, MetaworldSection, Recipe, SurrogateSection, find_recipe, load_recipe
 from vla_rl.recipe.regimes import SPANS
+from vla_rl.replay.layout import capacity_for
 
 RECIPE = "metaworld_stale"
 REGIMES = tuple(SPANS)
@@ -97,7 +101,7 @@ class Grid:
     surrogates: tuple[str, ...]  # labels, made canonical
     regimes: tuple[str, ...]
     seeds: int  # 0 .. seeds - 1
-    optimizer_steps: int  # of every run
+    optimizer_steps: int  # of every run, its only budget
     recipe: str = RECIPE  # name or path
 
     def __post_init__(self) -> None:
@@ -119,24 +123,48 @@ class Grid:
         ]
 
     def overrides(self, run: StudyRun) -> list[str]:
-        """What makes the recipe this run's."""
+        """What makes the recipe this run's.
+
+        Raises:
+            UserError: the recipe itself is not valid.
+        """
         return [
             f"name={run.name}",
             f"seed={run.seed}",
             f"regime={run.regime}",
             f"env.tasks=[{run.task}]",
             f"budget.optimizer_steps={self.optimizer_steps}",
+            "budget.env_steps=null",
+            "budget.minutes=null",
+            f"replay.capacity={self._capacity()}",
             f"checkpoint.every_optimizer_steps={self.optimizer_steps}",
             *StudySurrogate(run.surrogate).overrides,
         ]
+
+    def _capacity(self) -> int:
+        """Of the ring: in proportion to the budget, but never too small for the recipe's warm-up."""
+        base = load_recipe(find_recipe(self.recipe))
+        scaled = round(base.replay.capacity * self.optimizer_steps / base.budget.optimizer_steps)
+        smallest = capacity_for(
+            base.replay.min_decisions,
+            num_envs=base.rollout.num_workers * base.rollout.envs_per_worker,
+            max_episode_decisions=base.env.decisions_per_episode,
+        )
+        return max(scaled, smallest)
 
     def recipe_of(self, run: StudyRun) -> Recipe:
         """The run's recipe.
 
         Raises:
-            UserError: recipe and overrides do not fit.
+            UserError: recipe and overrides do not fit, or its episodes are not whole.
         """
-        return load_recipe(find_recipe(self.recipe), self.overrides(run))
+        recipe = load_recipe(find_recipe(self.recipe), self.overrides(run))
+        if isinstance(recipe.env, MetaworldSection) and recipe.env.horizon != HORIZON:
+            raise UserError(
+                f"--recipe: env.horizon is {recipe.env.horizon} in {self.recipe}; the scores of a study are of whole "
+                f"episodes, so it must be {HORIZON}"
+            )
+        return recipe
 
     def settings(self) -> dict[str, Any]:
         """JSON of all fields."""
@@ -176,6 +204,6 @@ PRESETS: Mapping[str, Grid] = {
         surrogates=(*GIPO_SWEEP, "ppo", "sapo"),
         regimes=("stale",),
         seeds=5,
-        optimizer_steps=5000,
+        optimizer_steps=8000,
     ),
 }

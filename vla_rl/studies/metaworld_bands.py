@@ -23,7 +23,7 @@ class Band:
 
     clock: Float64Array  # (n,)
     mean: Float64Array
-    low: Float64Array
+    low: Float64Array  # nan where a task has one run only
     high: Float64Array
     runs: int
 
@@ -65,6 +65,8 @@ def _band(tasks: Sequence[Sequence[Curve]], at: Callable[[Float64Array, Values, 
         for point in range(CURVE_POINTS)
     ]
     low, high = (np.array([getattr(interval, end) for interval in intervals]) for end in ("low", "high"))
+    if min(map(len, rows)) < 2:
+        low = high = np.full(CURVE_POINTS, np.nan)
     return Band(clock, mean, low, high, len(curves))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,8 @@ from vla_rl.studies.metaworld_words import Study, cautions
 
 TITLE = "Meta-World: surrogates on old and new experience"
 RESULTS = "results"
-POINTS = ("learner/kl", "utilization/ess_old", "policy_lag/p95", "ratio/abs_log_p95")
+POINTS = ("learner/kl", "learner/approx_kl", "utilization/ess_old", "policy_lag/p95", "ratio/abs_log_p95")
+TABLES = ("runs", "scores", "improvements", "curves", "trajectories", "points")
 BASELINES_FILE = "random_returns.json"
 PAGE = "report.html"
 
@@ -60,6 +62,8 @@ def write_study(out: Path) -> WrittenStudy:
     """
     grid, _ = read_study(out)
     results, broken = read_results(out)
+    place = {run: index for index, run in enumerate(grid.runs())}
+    results.sort(key=lambda result: place.get(result.run, len(place)))
     folder = out / RESULTS
     randoms = _random_returns(out, labels(results, lambda run: run.task))
     ranking, pairs = scores(results, randoms), improvements(results, randoms)
@@ -72,7 +76,8 @@ def write_study(out: Path) -> WrittenStudy:
         "points": list(_point_rows(results)),
     }
     written = [_write_csv(folder / f"{name}.csv", rows) for name, rows in tables.items() if rows]
-    figures = write_figures(folder, results, ranking, pairs)
+    figures = write_figures(folder, results, ranking, pairs, randoms)
+    _remove_others(folder, written + figures)
     study = Study(
         planned=len(grid.runs()),
         optimizer_steps=grid.optimizer_steps,
@@ -88,6 +93,14 @@ def write_study(out: Path) -> WrittenStudy:
     atomic_write_text(folder / "summary.md", _markdown(study, pictures))
     atomic_write_text(out / PAGE, html.page(TITLE, [html.note(f"Study {out.resolve().name}"), *sections]))
     return WrittenStudy((*written, *figures, folder / "summary.md", out / PAGE), tuple(sections))
+
+
+def _remove_others(folder: Path, written: Sequence[Path]) -> None:
+    """Tables and figures that an earlier call made and this one has no data for would contradict the page."""
+    names = {f"{name}.csv" for name in TABLES} | {f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")}
+    for path in sorted(folder.iterdir()):
+        if path.name in names and path not in written:
+            path.unlink()
 
 
 def _random_returns(out: Path, tasks: Sequence[str]) -> Mapping[str, float]:
@@ -143,6 +156,7 @@ def _improvement_row(entry: Improvement) -> Row:
         "pairs_higher": entry.higher,
         "pairs_lower": entry.lower,
         "sign_test_p": _rounded(entry.sign_p),
+        "sign_test_p_by_seed": _rounded(entry.sign_p_by_seed),
     }
 
 
@@ -158,8 +172,8 @@ def _curve_rows(results: Sequence[RunResult]) -> Iterable[Row]:
                     "surrogate": surrogate,
                     "env_steps": round(float(band.clock[place])),
                     "mean": round(float(band.mean[place]), 2),
-                    "low": round(float(band.low[place]), 2),
-                    "high": round(float(band.high[place]), 2),
+                    "low": _rounded(float(band.low[place])),
+                    "high": _rounded(float(band.high[place])),
                     "seeds": band.runs,
                 }
 
@@ -204,7 +218,7 @@ def _cells(results: Sequence[RunResult], *, by_task: bool) -> Iterable[tuple[str
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.6g}")
+    return None if value is None or math.isnan(value) else float(f"{value:.6g}")
 
 
 def _write_csv(path: Path, rows: Sequence[Row]) -> Path:

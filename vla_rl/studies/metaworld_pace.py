@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from vla_rl.studies.metaworld import Grid, StudyRun
 
-START_S, ENV_STEPS_PER_S, SAMPLES_PER_S = 8.0, 650.0, 20_000.0  # of one of two runs at once, two virtual cores
+START_S, ENV_STEPS_PER_S, SAMPLES_PER_S = 8.0, 900.0, 21_000.0  # of one of two runs at once, two virtual cores
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,15 +25,22 @@ from vla_rl.studies.metaworld_results import (
     RunResult,
     Score,
     labels,
+    normalized,
     select,
 )
 from vla_rl.studies.metaworld_summary import TITLES
+from vla_rl.studies.metaworld_words import mean_over_runs
 
 COLUMNS = 3  # more would be too small to read on a page
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4d4d4d", "#8c6d31")
 
 
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
+IQM = "IQM of the normalised score"
+OLD_ESS = "utilization/ess_old"
+
 Place = tuple[str, str]  # regime, and a task, metric or surrogate
+Estimate = tuple[float, Interval | None]
 
 
 class Look(NamedTuple):
@@ -65,8 +73,8 @@ FIGURES: Mapping[str, FigureText] = {
     "utilization": FigureText("Use of the samples", "What the surrogate made of them (the paper's Figure 6)."),
     "kl_ess": FigureText(
         "KL and effective sample size",
-        "A point per log point of the second half of every run, in grey those of the others (the paper's Figure 7). "
-        "Descriptive. Also in points.csv.",
+        "A point per run: its closing means, coloured by its normalised score (the paper's Figure 7). Descriptive. "
+        "Also in runs.csv.",
     ),
     "lag_tails": FigureText(
         "Lag and tails of the ratio",
@@ -74,18 +82,28 @@ FIGURES: Mapping[str, FigureText] = {
         "Descriptive. Also in points.csv.",
     ),
     "sigma": FigureText(
-        "Sensitivity to σ", "GIPO's IQM over σ; the other surrogates as levels (the paper's Figure 9)."
+        "Sensitivity to σ",
+        "GIPO's IQM, and the closing means of drift and of the old samples' ESS, over σ; the others as levels "
+        "(the paper's Figure 9).",
     ),
 }
 
 
 def write_figures(
-    out: Path, results: Sequence[RunResult], scores: Sequence[Score], improvements: Sequence[Improvement]
+    out: Path,
+    results: Sequence[RunResult],
+    scores: Sequence[Score],
+    improvements: Sequence[Improvement],
+    random_returns: Mapping[str, float],
 ) -> list[Path]:
     """Draw everything that the runs have data for; returns the files."""
     surrogates = labels(results, lambda run: run.surrogate)
     looks = {
-        label: Look(COLORS[index % len(COLORS)], DASHES[index % len(DASHES)], 2.6 - 0.4 * (index % len(DASHES)))
+        label: Look(
+            COLORS[index % len(COLORS)],
+            DASHES[(index + index // len(COLORS)) % len(DASHES)],  # of one colour, other dashes
+            2.6 - 0.4 * (index % len(DASHES)),
+        )
         for index, label in enumerate(surrogates)
     }
     with style("metaworld"):
@@ -94,9 +112,9 @@ def write_figures(
             "scores": _score_figure(scores, improvements, looks),
             "staleness": _trajectories(results, looks, STALENESS),
             "utilization": _trajectories(results, looks, UTILIZATION),
-            "kl_ess": _scatter(results, looks, x="learner/kl", y="utilization/ess_old"),
+            "kl_ess": _ess_figure(results, random_returns),
             "lag_tails": _scatter(results, looks, x="policy_lag/p95", y="ratio/abs_log_p95"),
-            "sigma": _sigma_figure(scores),
+            "sigma": _sigma_figure(results, scores),
         }
         return [path for name, figure in figures.items() if figure is not None for path in save(figure, out, name)]
 
@@ -167,7 +185,7 @@ def _score_figure(scores: Sequence[Score], improvements: Sequence[Improvement], 
     for place, score in enumerate(scores):
         _draw_estimate(left, place, score.iqm, score.interval, looks[score.surrogate].color)
     left.set_yticks(range(len(scores)), [f"{score.surrogate}, {score.regime}" for score in scores])
-    left.set(title="IQM of the normalised score", ylim=(len(scores) - 0.5, -0.5))
+    left.set(title=IQM, ylim=(len(scores) - 0.5, -0.5))
     for place, entry in enumerate(improvements):
         _draw_estimate(right, place, entry.probability, entry.interval, "#4d4d4d")
     right.axvline(0.5, color="#bdbdbd", lw=0.8, zorder=0)
@@ -183,35 +201,83 @@ def _draw_estimate(axes: Axes, place: int, value: float, interval: Interval | No
     axes.plot(value, place, "o", color=color)
 
 
-def _sigma_figure(scores: Sequence[Score]) -> Figure | None:
-    """IQM over σ, a line per factor on σ for bad actions; other surrogates as levels. None without several settings."""
-    if len({StudySurrogate(score.surrogate).sigma for score in scores} - {None}) < 2:
+def _ess_figure(results: Sequence[RunResult], random_returns: Mapping[str, float]) -> Figure | None:
+    """KL against the old samples' ESS, a point per run: closing means, coloured by the normalised score."""
+    exact = any(result.closing("learner/kl") is not None for result in results)
+    kl = "learner/kl" if exact else "learner/approx_kl"  # without the KL term only its estimate is measured
+    points = {
+        result.run: (x, y, normalized(result.closing_return, random_return=random_returns[result.run.task]))
+        for result in results
+        if (x := result.closing(kl)) is not None and (y := result.closing(OLD_ESS)) is not None
+    }
+    if not points:
         return None
-    figure, panels = _panels([(regime, "") for regime in dict.fromkeys(score.regime for score in scores)])
+    colors = [score for _, _, score in points.values()]
+    figure, panels = _panels([(regime, "") for regime in dict.fromkeys(run.regime for run in points)], share=True)
     for (regime, _), axes in panels.items():
-        axes.set(title=regime, xlabel="σ", ylabel="IQM of the normalised score", xscale="log")
-        of_regime = [score for score in scores if score.regime == regime]
-        _sigma_lines(axes, of_regime)
-        levels = [score for score in of_regime if StudySurrogate(score.surrogate).sigma is None]
-        for index, score in enumerate(levels):
-            axes.axhline(score.iqm, color="#4d4d4d", lw=1, ls=("--", ":", "-.")[index % 3], label=score.surrogate)
+        axes.set(title=regime, xlabel=TITLES[kl], ylabel=TITLES[OLD_ESS])
+        surrogates = dict.fromkeys(run.surrogate for run in points)
+        for marker, label in zip(itertools.cycle(MARKERS), surrogates, strict=False):
+            chosen = [point for run, point in points.items() if (run.regime, run.surrogate) == (regime, label)]
+            if chosen:
+                kls, sizes, of_runs = zip(*chosen, strict=True)
+                drawn = axes.scatter(
+                    kls, sizes, c=of_runs, vmin=min(colors), vmax=max(colors), marker=marker, label=label
+                )
+    figure.colorbar(drawn, ax=list(panels.values()), label="normalised score")
     _legend(figure)
     return figure
 
 
-def _sigma_lines(axes: Axes, scores: Sequence[Score]) -> None:
-    lines: dict[float, list[tuple[float, Score]]] = {}
-    for score in scores:
-        sigma = StudySurrogate(score.surrogate).sigma
-        if sigma is not None:
-            lines.setdefault(sigma[1], []).append((sigma[0], score))
-    for color, (scale, points) in zip(COLORS, sorted(lines.items()), strict=False):
+def _sigma_figure(results: Sequence[RunResult], scores: Sequence[Score]) -> Figure | None:
+    """Score, drift and ESS over σ, a line per factor on σ for bad actions; other surrogates as levels.
+
+    None without several settings of GIPO.
+    """
+    if len({StudySurrogate(score.surrogate).sigma for score in scores} - {None}) < 2:
+        return None
+    estimates: dict[Place, dict[str, Estimate]] = {  # of every surrogate a value, and its interval if it has one
+        (score.regime, IQM): {
+            each.surrogate: (each.iqm, each.interval) for each in scores if each.regime == score.regime
+        }
+        for score in scores
+    }
+    for regime in labels(results, lambda run: run.regime):
+        for metric in ("ratio/abs_log_p95", OLD_ESS):
+            means = {
+                label: mean_over_runs(select(results, regime=regime, surrogate=label), metric)
+                for label in labels(select(results, regime=regime), lambda run: run.surrogate)
+            }
+            found: dict[str, Estimate] = {label: (mean, None) for label, mean in means.items() if mean is not None}
+            estimates |= {(regime, TITLES[metric]): found} if found else {}
+    figure, panels = _panels(sorted(estimates, key=lambda place: place[0]))
+    for (regime, title), axes in panels.items():
+        axes.set(title=f"{title}, {regime}", xlabel="σ", xscale="log")
+        _sigma_lines(axes, estimates[regime, title])
+    _legend(figure)
+    return figure
+
+
+def _sigma_lines(axes: Axes, estimates: Mapping[str, Estimate]) -> None:
+    lines: dict[float, list[tuple[float, Estimate]]] = {}
+    levels = []
+    for label, estimate in estimates.items():
+        sigma = StudySurrogate(label).sigma
+        if sigma is None:
+            levels.append((label, estimate[0]))
+        else:
+            lines.setdefault(sigma[1], []).append((sigma[0], estimate))
+    for color, (scale, points) in zip(itertools.cycle(COLORS), sorted(lines.items()), strict=False):
         points.sort(key=lambda point: point[0])
         sigmas = [sigma for sigma, _ in points]
-        axes.plot(sigmas, [score.iqm for _, score in points], "o-", color=color, label=f"σ · {scale:g} for bad actions")
-        ends = [score.interval or Interval(score.iqm, score.iqm) for _, score in points]
+        axes.plot(
+            sigmas, [value for _, (value, _) in points], "o-", color=color, label=f"σ · {scale:g} for bad actions"
+        )
+        ends = [interval or Interval(value, value) for _, (value, interval) in points]
         low, high = [interval.low for interval in ends], [interval.high for interval in ends]
         axes.fill_between(sigmas, low, high, color=color, alpha=0.15, lw=0)
+    for index, (label, level) in enumerate(levels):
+        axes.axhline(level, color="#4d4d4d", lw=1, ls=("--", ":", "-.")[index % 3], label=label)
     sigmas = sorted({sigma for points in lines.values() for sigma, _ in points})
     axes.set_xticks(sigmas, [f"{sigma:g}" for sigma in sigmas], minor=False)
     axes.minorticks_off()
@@ -233,7 +299,7 @@ def _panels(places: Sequence[Place], *, share: bool = False) -> tuple[Figure, di
     figure = Figure(figsize=(max(4.6, 3.6 * columns), 2.7 * len(rows) + 0.5), layout="constrained")
     if not rows:
         return figure, {}
-    table = figure.subplots(len(rows), columns, squeeze=False, sharex=share, sharey=share)
+    table = figure.subplots(len(rows), columns, squeeze=False, sharex="row" if share else False, sharey=share)
     panels = {place: table[r, c] for r, row in enumerate(rows) for c, place in enumerate(row)}
     for axes in set(table.flat) - set(panels.values()):
         axes.remove()

@@ -36,7 +36,14 @@ from vla_rl.studies.metaworld_runner import RUN_FILE, RUNS
 MAX_RETURN = 5000.0  # 10 in each of 500 control steps, which no policy can reach
 RESAMPLES = 2000
 
-STALENESS = ("policy_lag/mean", "policy_lag/p95", "policy_lag/old_fraction", "ratio/abs_log_p95")
+STALENESS = (
+    "policy_lag/mean",
+    "policy_lag/p95",
+    "policy_lag/old_fraction",
+    "policy_lag/old_p95",
+    "replay/age_mean",
+    "ratio/abs_log_p95",
+)
 UTILIZATION = (
     "utilization/dead",
     "utilization/suppressed",
@@ -120,7 +127,8 @@ class Improvement:
     interval: Interval | None  # None: redrawing seeds changes nothing, as where every run is above every other
     higher: int  # pairs of equal seed and task in which the first ends higher
     lower: int
-    sign_p: float  # exact sign test of these pairs, two-sided
+    sign_p: float  # exact sign test of these pairs, two-sided, as if all were independent
+    sign_p_by_seed: float  # the same where the pairs of one seed, which share their first weights, count as one
 
 
 def read_results(out: Path) -> tuple[list[RunResult], list[str]]:
@@ -263,8 +271,8 @@ def improvements(results: Sequence[RunResult], random_returns: Mapping[str, floa
 
 def paired_returns(
     results: Sequence[RunResult], *, regime: str, first: str, second: str, task: str | None = None
-) -> list[tuple[float, float]]:
-    """Closing returns of two surrogates in the runs of equal seed and task, which start from the same weights."""
+) -> list[tuple[int, float, float]]:
+    """Seed and closing returns of two surrogates' runs of equal seed and task, which start from the same weights."""
     ours, theirs = (
         {
             (result.run.task, result.run.seed): result.closing_return
@@ -272,11 +280,12 @@ def paired_returns(
         }
         for surrogate in (first, second)
     )
-    return [(ours[place], theirs[place]) for place in ours if place in theirs]
+    return [(seed, ours[task, seed], theirs[task, seed]) for task, seed in ours if (task, seed) in theirs]
 
 
-def _sign_test(results: Sequence[RunResult], *, regime: str, first: str, second: str) -> tuple[int, int, float]:
-    """Pairs in which the first ends higher and lower, and the exact p: McNemar's test knows only the signs too."""
+def _sign_test(results: Sequence[RunResult], *, regime: str, first: str, second: str) -> tuple[int, int, float, float]:
+    """Pairs in which the first ends higher and lower, and the exact p's: McNemar's test knows only the signs too."""
     pairs = paired_returns(results, regime=regime, first=first, second=second)
-    test = mcnemar([ours > theirs for ours, theirs in pairs], [ours < theirs for ours, theirs in pairs])
-    return test.only_first, test.only_second, test.p_exact
+    higher, lower = [ours > theirs for _, ours, theirs in pairs], [ours < theirs for _, ours, theirs in pairs]
+    test, by_seed = mcnemar(higher, lower), mcnemar(higher, lower, clusters=[seed for seed, _, _ in pairs])
+    return test.only_first, test.only_second, test.p_exact, by_seed.p_exact

@@ -13,6 +13,8 @@ TITLES = {
     "policy_lag/mean": "mean lag (versions)",
     "policy_lag/p95": "P95 lag (versions)",
     "policy_lag/old_fraction": "old fraction",
+    "policy_lag/old_p95": "P95 lag of the old (versions)",
+    "replay/age_mean": "data age (decisions)",
     "ratio/abs_log_p95": "P95 of abs(log ρ)",
     "utilization/dead": "dead share",
     "utilization/suppressed": "suppressed share",
@@ -20,6 +22,7 @@ TITLES = {
     "utilization/old_share": "old share of the contribution",
     "utilization/ess_old": "ESS of old samples",
     "learner/kl": "KL(behaviour ‖ policy), nat",
+    "learner/approx_kl": "KL(behaviour ‖ policy), estimated, nat",
 }
 
 
@@ -67,13 +70,18 @@ def _improvement_part(study: Study) -> Part:
         "Probability of improvement",
         (
             "Of any run of the first against any of the second on the same task; pairs have equal seed and task, and "
-            "the exact sign test is two-sided.",
+            "the exact sign test is two-sided: of the pairs as if they were independent, and with those of one "
+            "seed, which share their first weights, as one.",
         ),
-        ("regime", "first", "second", "P(first > second)", "95 % interval", "pairs higher, lower", "sign test p"),
+        (
+            "regime", "first", "second", "P(first > second)", "95 % interval", "pairs higher, lower", "sign test p",
+            "p by seed",
+        ),
         tuple(
             (
                 pair.regime, pair.first, pair.second, f"{pair.probability:.2f}", between(pair.interval, digits=2),
                 f"{pair.higher}, {pair.lower}", f"{pair.sign_p:.2g}",
+                f"{pair.sign_p_by_seed:.2g}",
             )
             for pair in study.improvements
         ),

@@ -10,7 +10,7 @@ from statistics import fmean
 from vla_rl.evaluation.statistics import Interval
 from vla_rl.reporting.text import number, percent
 from vla_rl.studies.metaworld import StudySurrogate
-from vla_rl.studies.metaworld_results import STALENESS, Improvement, RunResult, Score, labels, paired_returns, select
+from vla_rl.studies.metaworld_results import Improvement, RunResult, Score, labels, paired_returns, select
 
 ENOUGH_SEEDS = 5
 SLOW = 0.2  # of the largest learning rate
@@ -42,9 +42,13 @@ def cautions(study: Study) -> list[str]:
     if missing:
         found.append(f"PARTIAL: {missing} of {study.planned} runs are missing.")
     found += [f"LEFT OUT: {sentence}" for sentence in study.broken]
-    seeds = _fewest_seeds(study)
-    if seeds < ENOUGH_SEEDS:
-        found.append(f"{seeds} seed(s): intervals over fewer than {ENOUGH_SEEDS} say nothing. Read the single runs.")
+    for regime in study.regimes:
+        seeds = _fewest_seeds([score for score in study.scores if score.regime == regime])
+        if seeds < ENOUGH_SEEDS:
+            found.append(
+                f"{regime}: {seeds} seed(s) of some surrogate on every task: intervals over fewer than {ENOUGH_SEEDS} "
+                "say nothing. Read the single runs."
+            )
     found.append(
         "Returns are those of training episodes with sampled actions, in the benchmark's units; no benchmark score."
     )
@@ -81,7 +85,7 @@ def _extent(study: Study) -> str:
 
 def _staleness(study: Study, regime: str) -> str:
     chosen = select(study.results, regime=regime)
-    lag, p95, old = (mean_over_runs(chosen, name) for name in STALENESS[:3])
+    lag, p95, old = (mean_over_runs(chosen, f"policy_lag/{name}") for name in ("mean", "p95", "old_fraction"))
     reuse, threshold = mean_over_runs(chosen, "replay/ratio"), chosen[0].old_threshold
     drift = [
         f"{surrogate} {number(mean_over_runs(select(chosen, surrogate=surrogate), 'ratio/abs_log_p95'))}"
@@ -108,7 +112,7 @@ def _success(study: Study, regime: str) -> Iterator[str]:
         ]
         told += [f"{task}: {', '.join(of_task)}"] if of_task else []
     if told:
-        yield f"{regime}: training episodes that ended in success, on {'; on '.join(told)}."
+        yield f"{regime}: training episodes with a success in some control step, on {'; on '.join(told)}."
 
 
 def _ranking(study: Study, regime: str) -> str:
@@ -125,7 +129,7 @@ def _pair(study: Study, pair: Improvement) -> str:
     wins = []
     for task in labels(study.results, lambda run: run.task):
         pairs = paired_returns(study.results, task=task, regime=pair.regime, first=pair.first, second=pair.second)
-        wins.append(f"{sum(ours > theirs for ours, theirs in pairs)} of {len(pairs)} on {task}")
+        wins.append(f"{sum(ours > theirs for _, ours, theirs in pairs)} of {len(pairs)} on {task}")
     return (
         f"{pair.regime}: a run of {pair.first} ends above one of {pair.second} with probability {pair.probability:.2f} "
         f"({between(pair.interval, digits=2)}; {_verdict(study, pair)}); with equal seeds {', '.join(wins)}."
@@ -133,20 +137,24 @@ def _pair(study: Study, pair: Improvement) -> str:
 
 
 def _verdict(study: Study, pair: Improvement) -> str:
-    if _fewest_seeds(study) < ENOUGH_SEEDS:
+    of_pair = [
+        each for each in study.scores if each.regime == pair.regime and each.surrogate in (pair.first, pair.second)
+    ]
+    if _fewest_seeds(of_pair) < ENOUGH_SEEDS:
         return "too few seeds to tell from chance, 0.5"
     if pair.interval is None:
         return (
             "redrawing seeds changes nothing; exact sign test of the pairs of equal seed and task, "
-            f"{pair.higher} higher and {pair.lower} lower: p = {pair.sign_p:.2g}"
+            f"{pair.higher} higher and {pair.lower} lower: p = {pair.sign_p:.2g}, and {pair.sign_p_by_seed:.2g} with "
+            "the pairs of one seed as one, for they share their first weights"
         )
     if pair.interval.low <= 0.5 <= pair.interval.high:
         return "cannot be told from chance, 0.5"
     return "the interval excludes chance, 0.5"
 
 
-def _fewest_seeds(study: Study) -> int:
-    return min((score.seeds for score in study.scores), default=0)
+def _fewest_seeds(scores: Sequence[Score]) -> int:
+    return min((score.seeds for score in scores), default=0)
 
 
 def _use(study: Study, regime: str) -> str:
