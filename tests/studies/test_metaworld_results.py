@@ -249,10 +249,27 @@ def test_the_sensitivity_to_sigma_shows_score_drift_and_ess(study, monkeypatch, 
         "P95 of abs(log ρ), stale",
         "ESS of old samples, stale",
     ]
-    line, level = panels["IQM of the normalised score, stale"].get_lines()
+    level, line = panels["IQM of the normalised score, stale"].get_lines()
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([0.5, 1.0], pytest.approx([0.03, 0.3]))
     assert (level.get_label(), level.get_ydata()[0]) == ("ppo", pytest.approx(0.03))
-    assert list(panels["ESS of old samples, stale"].get_lines()[0].get_ydata()) == pytest.approx([0.9, 0.9])
+    assert list(panels["ESS of old samples, stale"].get_lines()[-1].get_ydata()) == pytest.approx([0.9, 0.9])
+
+
+def test_a_level_has_one_line_style_in_all_panels_however_they_rank(study, monkeypatch, tmp_path):
+    """SAPO scores above PPO and has the smaller ESS."""
+    sapo = [
+        replace(r, run=replace(r.run, surrogate="sapo"),
+                records=[each | {"rollout/return": 5 * each["rollout/return"], "utilization/ess_old": 0.1}
+                         for each in r.records])
+        for r in select(results_of(study), surrogate="ppo")
+    ]  # fmt: skip
+    styles = {
+        (line.get_label(), line.get_linestyle())
+        for axes in draw([*results_of(study), *sapo], monkeypatch, tmp_path)["sigma"].axes
+        for line in axes.get_lines()
+        if line.get_label() in ("ppo", "sapo")
+    }
+    assert styles == {("ppo", "--"), ("sapo", ":")}
 
 
 def test_the_curves_of_nine_surrogates_can_be_told_apart(study, monkeypatch, tmp_path):
@@ -450,7 +467,7 @@ def test_the_words_tell_a_difference_from_chance_with_enough_seeds(study):
         "they share their first weights); with equal seeds 5 of 5" in words
     )
     assert "one of ppo with probability 0.50 (no interval; redrawing seeds changes nothing; " in words
-    assert "0 higher and 0 lower: p = 1, and 1 with" in words
+    assert "0 higher and 0 lower: p = 1)" in words
     assert "1.00 to 1.00" not in words
 
 

@@ -250,21 +250,23 @@ def _sigma_figure(results: Sequence[RunResult], scores: Sequence[Score]) -> Figu
             }
             found: dict[str, Estimate] = {label: (mean, None) for label, mean in means.items() if mean is not None}
             estimates |= {(regime, TITLES[metric]): found} if found else {}
+    others = (label for label in labels(results, lambda run: run.surrogate) if StudySurrogate(label).sigma is None)
+    levels = dict(zip(others, itertools.cycle(("--", ":", "-.")), strict=False))  # the same in every panel
     figure, panels = _panels(sorted(estimates, key=lambda place: place[0]))
     for (regime, title), axes in panels.items():
         axes.set(title=f"{title}, {regime}", xlabel="σ", xscale="log")
-        _sigma_lines(axes, estimates[regime, title])
+        _sigma_lines(axes, estimates[regime, title], levels)
     _legend(figure)
     return figure
 
 
-def _sigma_lines(axes: Axes, estimates: Mapping[str, Estimate]) -> None:
+def _sigma_lines(axes: Axes, estimates: Mapping[str, Estimate], levels: Mapping[str, str]) -> None:
+    """Lines of GIPO's settings; `levels` has the line style of each other surrogate."""
     lines: dict[float, list[tuple[float, Estimate]]] = {}
-    levels = []
     for label, estimate in estimates.items():
         sigma = StudySurrogate(label).sigma
         if sigma is None:
-            levels.append((label, estimate[0]))
+            axes.axhline(estimate[0], color="#4d4d4d", lw=1, ls=levels[label], label=label)
         else:
             lines.setdefault(sigma[1], []).append((sigma[0], estimate))
     for color, (scale, points) in zip(itertools.cycle(COLORS), sorted(lines.items()), strict=False):
@@ -276,8 +278,6 @@ def _sigma_lines(axes: Axes, estimates: Mapping[str, Estimate]) -> None:
         ends = [interval or Interval(value, value) for _, (value, interval) in points]
         low, high = [interval.low for interval in ends], [interval.high for interval in ends]
         axes.fill_between(sigmas, low, high, color=color, alpha=0.15, lw=0)
-    for index, (label, level) in enumerate(levels):
-        axes.axhline(level, color="#4d4d4d", lw=1, ls=("--", ":", "-.")[index % 3], label=label)
     sigmas = sorted({sigma for points in lines.values() for sigma, _ in points})
     axes.set_xticks(sigmas, [f"{sigma:g}" for sigma in sigmas], minor=False)
     axes.minorticks_off()

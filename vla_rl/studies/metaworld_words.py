@@ -143,10 +143,13 @@ def _verdict(study: Study, pair: Improvement) -> str:
     if _fewest_seeds(of_pair) < ENOUGH_SEEDS:
         return "too few seeds to tell from chance, 0.5"
     if pair.interval is None:
+        clustered = (
+            f", and {pair.sign_p_by_seed:.2g} with the pairs of one seed as one, for they share their first weights"
+        )
+        by_seed = clustered if pair.sign_p_by_seed != pair.sign_p else ""  # with one task they are the same
         return (
             "redrawing seeds changes nothing; exact sign test of the pairs of equal seed and task, "
-            f"{pair.higher} higher and {pair.lower} lower: p = {pair.sign_p:.2g}, and {pair.sign_p_by_seed:.2g} with "
-            "the pairs of one seed as one, for they share their first weights"
+            f"{pair.higher} higher and {pair.lower} lower: p = {pair.sign_p:.2g}{by_seed}"
         )
     if pair.interval.low <= 0.5 <= pair.interval.high:
         return "cannot be told from chance, 0.5"
