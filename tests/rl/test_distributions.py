@@ -134,6 +134,13 @@ def test_a_bin_of_probability_zero_is_never_drawn_and_all_others_are(impossible)
     assert torch.isfinite(logprobs).all()
 
 
+@pytest.mark.parametrize(("level", "drawn"), [(0.0, 1), (1.0 - 2.0**-53, 2)])
+def test_the_smallest_and_the_largest_random_number_draw_a_bin_that_can_be(level, drawn, monkeypatch):
+    logits = torch.tensor([-math.inf, 0.0, 1.0, -math.inf])
+    monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.full(shape, level, dtype=torch.float64))
+    assert Categorical().sample(logits, 1.0)[0].item() == drawn
+
+
 def test_greedy_takes_the_argmax_and_reports_tempered_log_probabilities():
     tokens, drawn = Categorical().sample(LOGITS, 2.0, greedy=True)
     assert tokens.tolist() == [1, 0]
