@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from importlib import metadata
+import threading
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -96,21 +96,39 @@ def test_a_recipe_is_found_by_name_and_by_path(tmp_path: Path) -> None:
         find_recipe("quikstart.yaml")
 
 
-def test_an_installation_without_the_clone_finds_its_own_copies(
+def test_nothing_in_the_current_directory_hides_a_shipped_recipe(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    copy = tmp_path / "share/vla-rl/recipes/toy.yaml"
-    copy.parent.mkdir(parents=True)
-    copy.write_text(TOY, encoding="utf-8")
-    other = tmp_path / "site-packages/vla_rl/other.yaml"
-    files = []
-    for path in (copy, other):
-        file = metadata.PackagePath(os.path.relpath(path, tmp_path / "site-packages"))
-        file.dist = SimpleNamespace(locate_file=lambda it: tmp_path / "site-packages" / it)  # type: ignore[assignment]
-        files.append(file)
-    monkeypatch.setattr("vla_rl.recipe.library.__file__", str(tmp_path / "site-packages/vla_rl/recipe/library.py"))
-    monkeypatch.setattr(metadata, "distribution", lambda _: SimpleNamespace(files=files))
-    assert list_recipes() == {"toy": copy}
+    monkeypatch.chdir(tmp_path)
+    Path("toy").mkdir()
+    Path("quickstart").write_text(TOY, encoding="utf-8")
+    assert find_recipe("toy") == ROOT / "recipes" / "toy.yaml"
+    assert find_recipe("quickstart") == ROOT / "recipes" / "quickstart.yaml"
+    assert find_recipe("./quickstart") == Path("quickstart")
+    with pytest.raises(UserError, match="it is a folder; give the file of a recipe"):
+        find_recipe("./toy")
+    Path("toy/recipe.yaml").write_text(TOY, encoding="utf-8")
+    with pytest.raises(UserError, match=r"a folder of a run, whose recipe is toy/recipe\.yaml"):
+        find_recipe("toy/")
+
+
+def test_a_bare_name_that_is_only_here_is_answered_with_its_path(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine").write_text(TOY, encoding="utf-8")
+    Path("ours").mkdir()
+    with pytest.raises(UserError, match=r"for the file of that name here write \./mine$"):
+        find_recipe("mine")
+    assert load_recipe(find_recipe("./mine")).name == "t"
+    with pytest.raises(UserError, match=r"for the folder of that name here write \./ours$"):
+        find_recipe("ours")
+
+
+@pytest.mark.parametrize("name", ["", "x" * 5000, "x" * 5000 + "/y", "./" + "x" * 300])
+def test_a_name_that_no_file_can_have_is_an_error_of_the_user(name: str) -> None:
+    with pytest.raises(UserError, match="recipe "):
+        find_recipe(name)
 
 
 # --- values ----------------------------------------------------------------------------------------------------------
@@ -231,9 +249,29 @@ def test_what_is_not_a_recipe_is_one_clear_error(text: str, said: str) -> None:
 def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     latin = tmp_path / "latin.yaml"
     latin.write_bytes(b"name: \xe9")
-    for path in (latin, tmp_path, tmp_path / "missing.yaml"):
+    utf_16 = tmp_path / "utf_16.yaml"
+    utf_16.write_bytes(TOY.encode("utf-16"))
+    large = tmp_path / "large.yaml"
+    large.write_text(TOY + "#" * 10_000_000, encoding="utf-8")
+    for path in (latin, utf_16, large, tmp_path, tmp_path / "missing.yaml"):
         with pytest.raises(UserError, match=path.name):
             load_recipe(path)
+
+
+@pytest.mark.parametrize("change", [lambda text: text.replace("\n", "\r\n"), lambda text: "\ufeff" + text])
+def test_line_ends_and_the_mark_of_another_system_change_nothing(change: Callable[[str], str], tmp_path: Path) -> None:
+    path = tmp_path / "t.yaml"
+    path.write_text(change(TOY.lstrip()), encoding="utf-8", newline="")
+    assert load_recipe(path) == build_recipe(TOY)
+
+
+def test_a_recipe_comes_through_a_pipe_too(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=(TOY, "utf-8"), daemon=True)
+    writer.start()
+    assert load_recipe(find_recipe(str(pipe))) == build_recipe(TOY)
+    writer.join(timeout=10)
 
 
 ANYTHING = st.recursive(

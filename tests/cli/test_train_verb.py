@@ -111,6 +111,45 @@ def test_resume_takes_a_recipe_too_and_goes_on_in_its_usual_folder(training: Fak
     assert (training.called["run_dir"], training.called["resume"]) == (Path("runs/toy"), True)
 
 
+def test_a_folder_with_a_recipe_s_name_does_not_hide_it(training: FakeTraining) -> None:
+    here = Path("toy")
+    here.mkdir()
+    (here / "recipe.yaml").write_text(load_recipe(find_recipe("toy"), ["seed=9"]).dump_yaml(), encoding="utf-8")
+    assert invoke("toy").exit_code == 0
+    assert training.called
+    assert (training.called["recipe"], training.called["run_dir"]) == (
+        load_recipe(find_recipe("toy")),
+        Path("runs/toy"),
+    )
+
+    training.called = None
+    refused = invoke("toy", "--resume")
+    assert (refused.exit_code, training.called) == (2, None)
+    assert "no run of it in runs/toy" in refused.stderr
+    assert "write ./toy" in refused.stderr
+    assert invoke("./toy", "--resume").exit_code == 0
+    assert training.called
+    assert (training.called["recipe"].seed, training.called["run_dir"]) == (9, here)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + "/"])
+@pytest.mark.parametrize("options", [[], ["--resume"]])
+def test_a_name_that_no_file_can_have_is_the_user_s_mistake(
+    training: FakeTraining, name: str, options: list[str]
+) -> None:
+    result = invoke(name, *options)
+    assert (result.exit_code, training.called) == (2, None)
+    assert result.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize("arguments", [["mine"], ["mine", "--resume"]])
+def test_a_run_s_folder_is_given_by_its_path(training: FakeTraining, arguments: list[str]) -> None:
+    Path("mine").mkdir()
+    result = invoke(*arguments)
+    assert (result.exit_code, training.called) == (2, None)
+    assert "for the folder of that name here write ./mine" in result.stderr
+
+
 def test_a_dry_run_prints_its_report_and_trains_nothing(training: FakeTraining) -> None:
     result = invoke("toy", "--dry-run")
     assert (result.exit_code, result.stdout) == (0, "a report\n")

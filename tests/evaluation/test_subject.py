@@ -54,6 +54,24 @@ def test_a_checkpoint_directory_is_a_policy_of_unknown_training(tmp_path):
     assert str(subject.home) == "runs/merged/eval"  # never into the user's folder
 
 
+@pytest.mark.parametrize("name", ["tiny", "random-7b"])
+def test_a_folder_that_is_called_like_a_random_model_is_given_by_its_path(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    directory(tmp_path / name)
+    subject = find_subject(f"./{name}", profile="auto")
+    assert subject.recipe.policy.checkpoint == f"./{name}"  # without the dot it would be the random model
+    assert find_subject("tiny", profile="auto").recipe.policy.checkpoint == "tiny"
+
+
+def test_the_name_of_a_recipe_is_answered_with_its_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"`vla-rl train toy` makes the run runs/toy$"):
+        find_subject("toy", profile="auto")
+    (tmp_path / "runs" / "toy").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"did you mean runs/toy\?$"):
+        find_subject("toy", profile="auto")
+
+
 def test_other_weights_have_another_fingerprint(tmp_path):
     large = bytes(10_000_000)
     changed = large[:5_000_000] + bytes([1]) * 1_000_000 + large[6_000_000:]

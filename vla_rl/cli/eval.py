@@ -15,7 +15,8 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
     checkpoint: Annotated[
         str | None,
         typer.Argument(
-            help="A run (its latest checkpoint), a checkpoint, a directory of exported or public weights, or 'tiny'.",
+            help="A run (its latest checkpoint), a checkpoint, a directory of exported or public weights, or 'tiny', a "
+            "random model (a folder of that name is ./tiny).",
             show_default=False,
         ),
     ] = None,

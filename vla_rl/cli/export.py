@@ -12,7 +12,8 @@ def export(
     checkpoint: Annotated[
         str,
         typer.Argument(
-            help="A run's folder, a checkpoint's, a directory of weights or of an adapter, a hub id, or tiny."
+            help="A run's folder, a checkpoint's, a directory of weights or of an adapter, a hub id, or tiny, a "
+            "random model (a folder of that name is ./tiny)."
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="The new folder; nothing is written over.")],

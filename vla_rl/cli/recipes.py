@@ -22,7 +22,9 @@ def list_all() -> None:
 
 @app.command()
 def show(
-    recipe: Annotated[str, typer.Argument(help="A file, or a name of `vla-rl recipes list`.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A name of `vla-rl recipes list`, or a file, given with a slash or its .yaml.")
+    ],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]", show_default=False)] = None,
 ) -> None:
     """Print a recipe as YAML with every field, defaults and overrides included."""

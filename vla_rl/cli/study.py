@@ -55,7 +55,9 @@ def metaworld(
     recipe: Annotated[
         str | None,
         typer.Option(
-            "--recipe", help="Recipe of all runs, with env metaworld; name or path.", show_default="the preset's"
+            "--recipe",
+            help="Recipe of all runs, with env.name metaworld: a name, or a file given with a slash or its .yaml.",
+            show_default="the preset's",
         ),
     ] = None,
     seeds: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +17,11 @@ if TYPE_CHECKING:
 
 def train(
     recipe: Annotated[
-        str, typer.Argument(help="A file, a name of `vla-rl recipes list`, or with --resume the folder of a run.")
+        str,
+        typer.Argument(
+            help="A name of `vla-rl recipes list`, or a file, given with a slash or its .yaml; with --resume also the "
+            "folder of a run, given with a slash."
+        ),
     ],
     overrides: Annotated[
         list[str] | None,
@@ -33,11 +38,14 @@ def train(
     ] = False,
 ) -> None:
     """Train a policy as a recipe says."""
-    from vla_rl.recipe import load_recipe
+    from vla_rl.recipe import find_recipe, load_recipe
 
-    loaded = load_recipe(_recipe_file(recipe, resume=resume), overrides or ())
+    folder = _run_folder(recipe, resume=resume)
+    loaded = load_recipe(find_recipe(recipe) if folder is None else folder / "recipe.yaml", overrides or ())
     if run_dir is None:
-        run_dir = Path(recipe) if Path(recipe).is_dir() else Path("runs") / loaded.name
+        run_dir = folder or Path("runs") / loaded.name
+    if resume and folder is None:
+        _refuse_another_run(recipe, run_dir)
 
     from rich.console import Console
 
@@ -57,30 +65,45 @@ def train(
         raise typer.Exit(exit_codes.INTERRUPTED)
 
 
-def _recipe_file(recipe: str, *, resume: bool) -> Path:
-    """The file of a recipe, or of the run in a folder.
+def _run_folder(recipe: str, *, resume: bool) -> Path | None:
+    """The folder of the run that is to go on; None where a recipe was given.
 
     Raises:
-        UserError: there is none.
+        UserError: a folder without --resume, or one without a run, or --resume with neither a run nor a recipe.
     """
-    from vla_rl.recipe import find_recipe
+    from vla_rl.recipe import find_recipe, is_path
 
     folder = Path(recipe)
-    if not folder.is_dir():
+    if not is_path(recipe) or not os.path.isdir(recipe):  # noqa: PTH112 - Path.is_dir raises for a path that is too long
         try:
-            return find_recipe(recipe)
-        except UserError:
-            if not resume:
+            find_recipe(recipe)
+        except UserError as error:
+            if not resume or not is_path(recipe):
                 raise
             raise UserError(
-                f"--resume: {folder} is neither the folder of a run nor a recipe. {_runs_beside(folder)} "
+                f"--resume: {recipe} is neither the folder of a run nor a recipe. {_runs_beside(folder)} "
                 "`vla-rl recipes list` names the recipes"
-            ) from None
+            ) from error
+        return None
     if not resume:
         raise UserError(f"{recipe} is a folder: give a recipe, or --resume to go on with the run in it")
     if not (folder / "recipe.yaml").is_file():
         raise UserError(f"--resume: {folder} holds no run, because it has no recipe.yaml. {_runs_beside(folder)}")
-    return folder / "recipe.yaml"
+    return folder
+
+
+def _refuse_another_run(recipe: str, run_dir: Path) -> None:
+    """A recipe's name stands for the recipe, not for a run in a folder of that name here.
+
+    Raises:
+        UserError: there is such a run here, and none where the recipe's would be.
+    """
+    here = Path(recipe)
+    if (here / "recipe.yaml").is_file() and not (run_dir / "recipe.yaml").is_file():
+        raise UserError(
+            f"--resume: {recipe} is the name of a recipe, and there is no run of it in {run_dir}. "
+            f"To go on with the run in the folder {recipe} here, write ./{recipe}"
+        )
 
 
 def _runs_beside(folder: Path) -> str:

@@ -17,11 +17,10 @@ from vla_rl.policies.openvla_oft.adapters import CONFIG_FILE as ADAPTER_CONFIG
 from vla_rl.policies.openvla_oft.files import find_files
 from vla_rl.policies.openvla_oft.hub import checkpoint_directory
 from vla_rl.policies.openvla_oft.profiles import resolve_profile
-from vla_rl.recipe import Recipe, build_recipe, load_recipe
+from vla_rl.policies.openvla_oft.source import RANDOM_7B, TINY
+from vla_rl.recipe import Recipe, build_recipe, list_recipes, load_recipe
 from vla_rl.reporting.run_folder import EVALUATIONS, RECIPE_FILE
 from vla_rl.run.env_plan import CAMERAS
-
-TINY = "tiny"
 
 _RUNS = Path("runs")  # where the results of what is no run go
 _BLOCKS, _BLOCK_BYTES = 64, 1 << 16  # of a weights file, that its fingerprint is made of
@@ -52,7 +51,7 @@ def find_subject(target: str, *, profile: str) -> Subject:
         target: the folder of a run (its newest whole checkpoint is taken) or of a checkpoint; a checkpoint directory
             with `config.json` and safetensors, such as an export; the folder of a LoRA adapter, which names its base;
             the name of either on the Hugging Face hub, from where it is downloaded unless the local cache has it; or
-            `tiny`, the random model.
+            `tiny`, the random model (`./tiny` is a folder).
         profile: of a checkpoint directory: what its files do not say. A run says it in its recipe.
 
     Raises:
@@ -63,7 +62,7 @@ def find_subject(target: str, *, profile: str) -> Subject:
     path = checkpoint_directory(target, download=True)
     if not path.exists():
         raise CheckpointError(
-            f"{target} does not exist: give the folder of a run, of a checkpoint, or exported weights"
+            f"{target} does not exist: give the folder of a run, of a checkpoint, or exported weights{_meant(target)}"
         )
     in_run = path.parent.name == FOLDER and (path.parents[1] / RECIPE_FILE).is_file()
     if (in_run or (path / RECIPE_FILE).is_file()) and profile != "auto":
@@ -75,13 +74,26 @@ def find_subject(target: str, *, profile: str) -> Subject:
     if any((path / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
         return _policy_alone(
             target,
-            checkpoint=str(path),
+            checkpoint=_as_folder(path),
             profile=profile,
             num_images=_num_images(path, profile),
             fingerprint=_sampled_digest(path),
             training=recorded_training(path),
         )
     raise CheckpointError(f"{target} is nothing that can be evaluated: {_what_it_is(path)}")
+
+
+def _as_folder(path: Path) -> str:
+    """A path as a recipe's `policy.checkpoint`, where `tiny` alone would be the random model and no folder."""
+    return f"./{path}" if str(path) in (TINY, RANDOM_7B) else str(path)
+
+
+def _meant(target: str) -> str:
+    """The run of a recipe whose name was given."""
+    if target not in list_recipes():
+        return ""
+    run = _RUNS / target
+    return f"; did you mean {run}?" if run.is_dir() else f"; `vla-rl train {target}` makes the run {run}"
 
 
 def _what_it_is(path: Path) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 import torch
 
 from vla_rl.errors import preflight
-from vla_rl.evaluation.subject import TINY, Subject, find_subject
+from vla_rl.evaluation.subject import Subject, find_subject
 from vla_rl.evaluation.training import record_training
 from vla_rl.export.verification import (
     Verification,
@@ -31,7 +31,7 @@ from vla_rl.policies.openvla_oft.export_files import appears_whole
 from vla_rl.policies.openvla_oft.model import OpenVLAOFT
 from vla_rl.policies.openvla_oft.policy import OpenVLAOFTPolicy
 from vla_rl.policies.openvla_oft.self_test import network_faults
-from vla_rl.policies.openvla_oft.source import Source, find_checkpoint, find_source
+from vla_rl.policies.openvla_oft.source import TINY, Source, find_checkpoint, find_source
 from vla_rl.recipe import OpenVLAOFTSection
 from vla_rl.run.plan import plan_policy, resolve_device
 from vla_rl.run.signals import interrupted_by_signals

@@ -6,7 +6,7 @@ arguments. A recipe is YAML; `key.sub=value` overrides are applied before valida
 
 from __future__ import annotations
 
-from vla_rl.recipe.library import find_recipe, list_recipes
+from vla_rl.recipe.library import find_recipe, is_path, list_recipes
 from vla_rl.recipe.loading import build_recipe, load_recipe
 from vla_rl.recipe.metaworld_tasks import METAWORLD_TASKS
 from vla_rl.recipe.model import Recipe
@@ -78,6 +78,7 @@ __all__ = [
     "build_recipe",
     "field_references",
     "find_recipe",
+    "is_path",
     "list_recipes",
     "load_recipe",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
+from importlib.resources.abc import Traversable
 from typing import Annotated, Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -19,12 +19,14 @@ from vla_rl.recipe.problems import Problem, RecipeError
 from vla_rl.recipe.rules import broken_rules
 from vla_rl.recipe.translate import dotted_path, problems_of
 
+_LARGEST_BYTES = 200_000  # a recipe with every field has 4,000; what is far larger would be parsed for minutes
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+
+def load_recipe(path: Traversable, overrides: Sequence[str] = ()) -> Recipe:
     """Read, override and check a recipe.
 
     Args:
-        path: a YAML file.
+        path: a YAML file in UTF-8.
         overrides: `key.sub=value`, the value in YAML; a later one wins over an earlier one.
 
     Raises:
@@ -57,13 +59,20 @@ def build_recipe(text: str, overrides: Sequence[str] = (), *, source: str = "rec
     return recipe
 
 
-def _read(path: Path) -> str:
+def _read(path: Traversable) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:  # of a pipe too, which has no size
+            content = file.read(_LARGEST_BYTES + 1)
+        text = content[:_LARGEST_BYTES].decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"recipe {path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+        raise UserError(
+            f"recipe {path}: not UTF-8 text ({error.reason} at byte {error.start}); if it is a recipe, save it as UTF-8"
+        ) from error
     except OSError as error:
         raise UserError(f"recipe {path}: cannot be read: {error.strerror}") from error
+    if len(content) > _LARGEST_BYTES:
+        raise UserError(f"recipe {path}: larger than {_LARGEST_BYTES} bytes, so it is no recipe; is it another file?")
+    return text
 
 
 def _document_problems(document: Document) -> list[Problem]:
