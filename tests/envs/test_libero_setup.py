@@ -145,6 +145,17 @@ def test_a_folder_is_published_whole_and_once(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([folder.name, other.name])
 
 
+def test_folders_of_the_cache_have_the_mode_that_the_umask_asks_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLA_RL_CACHE", str(tmp_path))
+    before = os.umask(0o027)
+    try:
+        folder = publish_folder("one", {PurePosixPath("inner/file"): b"content"})
+    finally:
+        os.umask(before)
+    modes = [path.stat().st_mode & 0o777 for path in (folder, folder / "inner", folder / "inner" / "file")]
+    assert modes == [0o750, 0o750, 0o640]
+
+
 def test_a_cache_that_cannot_be_written_names_the_variable(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.setenv("VLA_RL_CACHE", str(tmp_path / "file" / "cache"))

@@ -16,6 +16,7 @@ from vla_rl.learner.checkpoint import find_latest
 from vla_rl.learner.stepping import StepOutcome, TorchStrategy
 from vla_rl.policies.mlp import MLPPolicy
 from vla_rl.reporting.metrics import Clocks, MetricsWriter
+from vla_rl.reporting.report import write_report
 from vla_rl.run.plan import make_plan
 from vla_rl.run.rollout_stats import RolloutStats
 from vla_rl.run.training import TrainingRun
@@ -254,6 +255,21 @@ def test_a_log_point_that_does_not_fit_leaves_the_file_as_it_was(tmp_path):
             resource.setrlimit(resource.RLIMIT_FSIZE, limit)
             signal.signal(signal.SIGXFSZ, previous)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == whole
+
+
+@pytest.mark.parametrize(("umask", "file_mode", "folder_mode"), [(0o002, 0o664, 0o775), (0o027, 0o640, 0o750)])
+def test_everything_that_a_run_writes_has_the_mode_that_the_umask_asks_for(tmp_path, umask, file_mode, folder_mode):
+    recipe = toy_recipe(logging={"tensorboard": True}, evaluation={"episodes_per_task": 1})
+    before = os.umask(umask)
+    try:
+        run(recipe, tmp_path / "run")
+        write_report([tmp_path / "run"], tmp_path / "run" / "report.html", comparisons=[], studies=[])
+    finally:
+        os.umask(before)
+    written = list((tmp_path / "run").rglob("*"))
+    assert len(written) > 20
+    modes = {path: path.stat().st_mode & 0o777 for path in written}
+    assert {path: mode for path, mode in modes.items() if mode != (folder_mode if path.is_dir() else file_mode)} == {}
 
 
 def test_a_budget_of_time_counts_the_time_before_a_resume(tmp_path):

@@ -138,8 +138,8 @@ def save(
             (mine / name).mkdir()
             writer(mine / name)
         if ranks.is_main:
-            save_file(_on_cpu(policy), partial / "policy.safetensors")
-            save_file(_on_cpu(_flatten(optimizer)), partial / "optimizer.safetensors")
+            _write_tensors(partial / "policy.safetensors", policy)
+            _write_tensors(partial / "optimizer.safetensors", _flatten(optimizer))
             files.write_json(partial / "state.json", state)
         files.write_json(mine / "rng.json", capture_rng())
         files.flush_tree(partial if ranks.is_main else mine)
@@ -270,6 +270,14 @@ def _check_architecture(path: Path, saved: Mapping[str, list[int]], present: Map
         f"{path}: it was made for another architecture; {len(different)} of {len(names)} trainable tensors differ, "
         f"the first: {'; '.join(lines)}. Use the policy section of the recipe that the checkpoint was made with"
     )
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file with the mode that any other new file gets here: safetensors itself makes it 0600."""
+    path.touch()
+    usual = path.stat().st_mode & 0o777
+    save_file(_on_cpu(tensors), path)
+    path.chmod(usual)
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

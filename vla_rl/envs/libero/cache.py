@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
@@ -64,13 +64,13 @@ def writing_to(folder: Path) -> Iterator[None]:
 
 def _publish(target: Path, files: Mapping[PurePosixPath, bytes]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    staging = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
+    staging.mkdir()
     try:
         for path, content in files.items():
             destination = staging / path
             destination.parent.mkdir(parents=True, exist_ok=True)
             destination.write_bytes(content)
-        staging.chmod(0o755)
         staging.rename(target)
     except OSError:
         if not target.is_dir():  # otherwise another process published the same content first
