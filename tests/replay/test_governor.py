@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla_rl.replay.governor import Governor
+from vla_rl.replay.governor import Account, Governor
 
 
 def make(**changes):
@@ -25,6 +25,35 @@ def test_what_a_resumed_run_consumed_before_does_not_count():
     assert resumed.may_learn(collected=116, consumed=1064)
     assert not resumed.may_learn(collected=115, consumed=1064)
     assert resumed.allowed_decisions(consumed=1064) == 100 + 32 + 2
+
+
+def go_on(account, **changes):
+    values = {"replay_ratio": 4.0, "collected": 0, "consumed": 1000, "batch": 64, "slack": 2} | changes
+    return Governor.go_on(account, **values)
+
+
+def test_a_resumed_run_owes_the_decisions_that_the_run_before_owed():
+    account = make().account(collected=116, consumed=128)  # 16 collected since the warm-up, 128 / 4 = 32 were owed
+    assert account == Account(4.0, collected=16, consumed=128)
+    resumed = go_on(account)
+    assert not resumed.may_learn(collected=15, consumed=1000)
+    assert resumed.may_learn(collected=16, consumed=1000)
+    assert resumed.allowed_decisions(consumed=1000) == (128 + 64) / 4 - 16 + 2
+    assert resumed.account(collected=20, consumed=1064) == Account(4.0, collected=36, consumed=192)
+
+
+def test_a_second_warm_up_is_not_counted_either():
+    resumed = go_on(Account(4.0, collected=16, consumed=128), collected=50)
+    assert not resumed.may_learn(collected=65, consumed=1000)
+    assert resumed.may_learn(collected=66, consumed=1000)
+
+
+def test_under_another_ratio_the_lead_stays_and_the_past_is_not_weighed_anew():
+    ahead = Account(4.0, collected=40, consumed=128).under(8.0)  # 40 - 128 / 4 = 8 ahead
+    assert ahead == Account(8.0, collected=8, consumed=0)
+    behind = go_on(Account(4.0, collected=16, consumed=128), replay_ratio=8.0)  # 16 behind
+    assert not behind.may_learn(collected=15, consumed=1000)
+    assert behind.may_learn(collected=16, consumed=1000)
 
 
 @given(

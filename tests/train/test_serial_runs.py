@@ -65,6 +65,25 @@ def test_the_governor_holds_the_replay_ratio(tmp_path):
     assert abs(consumed / 4.0 - collected) <= 16 / 4.0 + 2 + 1
 
 
+@pytest.mark.parametrize("save_replay", [True, False])
+def test_no_resume_lets_a_batch_run_ahead_of_collection(tmp_path, save_replay):
+    """One update for each start: what is consumed before an update never exceeds twice what is collected by then."""
+    recipes = [
+        toy_recipe(budget={"optimizer_steps": steps}, checkpoint={"save_replay": save_replay}) for steps in range(1, 16)
+    ]
+    for number, recipe in enumerate(recipes):
+        run(recipe, tmp_path / "run", resume=number > 0)
+    points = metrics(tmp_path / "run")
+    assert len(points) == 15
+    consumed = [round(point["replay/ratio"] * point["decisions"]) for point in points]
+    collected = [point["decisions"] - points[0]["decisions"] for point in points]
+    assert all(before <= 2 * since for before, since in zip(consumed, collected[1:], strict=False))
+    if save_replay:  # else every start warms up anew; here collection is never further ahead than in one long run
+        batch, slots = 16, 2
+        ahead = [since - before / 2 for before, since in zip(consumed, collected[1:], strict=False)]
+        assert max(ahead) <= batch / 2 + slots
+
+
 def test_segments_beyond_the_allowed_lag_are_never_consumed(tmp_path):
     recipe = toy_recipe(
         budget={"optimizer_steps": 40},
@@ -110,6 +129,7 @@ def test_on_policy_data_has_log_ratio_zero(tmp_path):
 
 def test_resume_continues_the_clocks_and_keeps_the_experience(tmp_path):
     first, _ = run(toy_recipe(), tmp_path / "run")
+    saved = json.loads((first.checkpoint / "state.json").read_text(encoding="utf-8"))["extra"]
     resumed, _ = run(toy_recipe(budget={"optimizer_steps": 9}), tmp_path / "run", resume=True)
     points = metrics(tmp_path / "run")
     assert [point["optimizer_steps"] for point in points] == list(range(1, 10))
@@ -117,7 +137,7 @@ def test_resume_continues_the_clocks_and_keeps_the_experience(tmp_path):
     assert points[6]["decisions"] >= first.clocks.decisions
     assert points[6]["policy_lag/max"] > 0  # decisions of the first part are in the ring
     assert resumed.clocks.optimizer_steps == 9
-    assert resumed.clocks.seconds > first.clocks.seconds
+    assert resumed.clocks.seconds > saved["seconds"] > 0
 
 
 def test_a_resumed_run_plays_episodes_that_were_not_played_before(tmp_path, monkeypatch):

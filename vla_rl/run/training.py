@@ -14,7 +14,8 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from torch import nn
 from vla_rl.learner.checkpoint import CheckpointInfo, Progress, load, save
 from vla_rl.learner.engine import Engine
 from vla_rl.learner.learner import Learner
-from vla_rl.replay.governor import Governor
+from vla_rl.replay.governor import Account, Governor
 from vla_rl.replay.sampler import SegmentSampler
 from vla_rl.replay.store import REPLAY, RING_FILE, load_ring, save_ring
 from vla_rl.reporting.metrics import Clocks
@@ -38,6 +39,7 @@ RANKS_TIMEOUT_S = 1800.0  # one rank may wait that long for experience while the
 UNLIMITED = 2**62  # decisions; during warm-up, and while nothing eligible is in the ring
 NOTHING = Progress(optimizer_steps=0, env_steps=0, decisions=0, episodes=0, policy_version=0, consumed=0)
 SAMPLER_FILE = "sampler.json"  # of one rank, in a checkpoint
+GOVERNOR, ACCOUNT_FILE = "governor", "account.json"  # folder of one rank in a checkpoint, and the file in it
 RANK_SEED_STRIDE = 1_000_003  # ranks draw from seeds this far apart
 
 
@@ -97,9 +99,11 @@ class TrainingRun:
             assert self.memory.ring is not None
             self.ring = self.memory.ring
             self.sampler = SegmentSampler(self.ring, segment_length=recipe.replay.segment_length, seed=seed + 1)
+            self._account = Account(recipe.replay.replay_ratio, collected=0, consumed=0)
             before = NOTHING
             if resume_from is not None:
                 before = self._restore(resume_from, rank=rank, num_ranks=num_ranks)
+            self.resumed_from = resume_from
             self._env_steps_before, self._num_ranks = before.env_steps, num_ranks
             self.stats = RolloutStats(recent_episodes=recipe.logging.recent_episodes)
             self.cell = make_cell(
@@ -131,6 +135,8 @@ class TrainingRun:
     def start(self) -> None:
         """Publish the first weights and start collecting."""
         self.memory.counters.set("allowed_decisions", UNLIMITED)
+        self.sampler.refresh()
+        self._end_warm_up()  # at once where a resumed run brings enough experience along: before more is collected
         self.publish()
         self.cell.start()
         self.waits = Waits()
@@ -217,6 +223,7 @@ class TrainingRun:
             OSError: it could not be written; earlier checkpoints are untouched.
         """
         recipe, ranks = self.plan.recipe, self.engine.collectives
+        account = self._account_now()  # collection goes on, and the clocks were read just before
         consumed = ranks.sum_over_ranks({"consumed": float(self.totals.consumed)})["consumed"]
         return save(
             self.run_dir,
@@ -230,7 +237,8 @@ class TrainingRun:
                 consumed=int(consumed),
             ),
             extra={"seconds": clocks.seconds},
-            writers={REPLAY: self._write_replay} if recipe.checkpoint.save_replay else {},
+            writers={GOVERNOR: partial(_write_account, account)}
+            | ({REPLAY: self._write_replay} if recipe.checkpoint.save_replay else {}),
             keep=recipe.checkpoint.keep,
         )
 
@@ -251,6 +259,9 @@ class TrainingRun:
             optimizer_steps=progress.optimizer_steps,
             policy_version=progress.policy_version,
         )
+        account = info.rank_folder(rank, GOVERNOR) / ACCOUNT_FILE
+        if account.exists():  # else the checkpoint was made by an older version, or by fewer ranks
+            self._account = Account(**json.loads(account.read_text(encoding="utf-8")))
         replay = info.rank_folder(rank, REPLAY)
         if (replay / RING_FILE).exists() and self.plan.recipe.checkpoint.save_replay:
             load_ring(self.ring, replay / RING_FILE)
@@ -258,24 +269,35 @@ class TrainingRun:
         return progress
 
     def _may_learn(self) -> bool:
-        """Whether warm-up is over and the governor allows a batch.
+        """Whether warm-up is over and the governor allows a batch."""
+        governor = self._governor or self._end_warm_up()
+        return governor is not None and governor.may_learn(collected=self._collected, consumed=self.totals.consumed)
 
-        The ratio is held from the end of the warm-up on; after a resume with a filled ring, from the resume on.
-        """
+    def _end_warm_up(self) -> Governor | None:
+        """Begin to hold the ratio, if the ring holds enough; a resumed run goes on with its checkpoint's account."""
         replay = self.plan.recipe.replay
-        collected = int(self.memory.counters.total("env_worker_decisions"))
+        if self.sampler.num_decisions < replay.min_decisions:
+            return None
+        self._governor = Governor.go_on(
+            self._account,
+            replay_ratio=replay.replay_ratio,
+            collected=self._collected,
+            consumed=self.totals.consumed,
+            batch=self.plan.batch_segments * replay.segment_length,
+            slack=self.plan.num_slots,
+        )
+        self._limit_collection()
+        return self._governor
+
+    def _account_now(self) -> Account:
         if self._governor is None:
-            if self.sampler.num_decisions < replay.min_decisions:
-                return False
-            self._governor = Governor(
-                replay_ratio=replay.replay_ratio,
-                warm_up=collected,
-                consumed_before=self.totals.consumed,
-                batch=self.plan.batch_segments * replay.segment_length,
-                slack=self.plan.num_slots,
-            )
-            self._limit_collection()
-        return self._governor.may_learn(collected=collected, consumed=self.totals.consumed)
+            return self._account
+        return self._governor.account(collected=self._collected, consumed=self.totals.consumed)
+
+    @property
+    def _collected(self) -> int:
+        """Decisions since this start."""
+        return int(self.memory.counters.total("env_worker_decisions"))
 
     def _sample(self) -> SegmentBatch | None:
         """A batch within the allowed lag; where there is none, collection goes on until there is."""
@@ -290,6 +312,10 @@ class TrainingRun:
         assert self._governor is not None
         allowed = self._governor.allowed_decisions(consumed=self.totals.consumed)
         self.memory.counters.set("allowed_decisions", allowed)
+
+
+def _write_account(account: Account, folder: Path) -> None:
+    (folder / ACCOUNT_FILE).write_text(json.dumps(asdict(account)), encoding="utf-8")
 
 
 def _make_engine(plan: Plan, policy: nn.Module) -> Engine:
