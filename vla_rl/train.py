@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 
 import torch
 from rich.console import Console
@@ -19,7 +20,7 @@ from vla_rl.evaluation.evaluate import evaluate
 from vla_rl.evaluation.outcome import EvaluationReport
 from vla_rl.ipc.room import check_room
 from vla_rl.ipc.shared_arrays import sweep_stale
-from vla_rl.learner.checkpoint import CheckpointInfo, Search, find_latest
+from vla_rl.learner.checkpoint import CheckpointInfo, Search
 from vla_rl.learner.engine import NonFiniteUpdateError
 from vla_rl.learner.launch import launch_ranks, launched_rank
 from vla_rl.learner.strategies import close_process_group
@@ -68,7 +69,7 @@ def train(recipe: Recipe, *, run_dir: Path, resume: bool, console: Console) -> T
     Args:
         recipe: everything about the run.
         run_dir: where it writes; made if it is missing.
-        resume: go on from the newest whole checkpoint in `run_dir`; a new run if there is none.
+        resume: go on from the newest whole checkpoint in `run_dir`; a new run if none was ever written.
         console: where progress is shown.
 
     Returns:
@@ -84,6 +85,7 @@ def train(recipe: Recipe, *, run_dir: Path, resume: bool, console: Console) -> T
         plan = make_plan(recipe)
         num_ranks = _num_ranks(plan)
         folder = RunFolder.open(run_dir, resume=resume or not is_first)
+        search = folder.find_start() if resume else Search()
         if is_first:
             sweep_stale()
             check_room(estimate(plan, num_ranks=num_ranks).shared_memory_bytes)
@@ -91,7 +93,6 @@ def train(recipe: Recipe, *, run_dir: Path, resume: bool, console: Console) -> T
         _launch(plan, num_ranks)
         return None
     os.environ.setdefault("OMP_NUM_THREADS", str(plan.threads))  # inherited by the children
-    search = find_latest(run_dir) if resume else Search(None, [])
     if is_first:
         for warning in search.warnings:
             console.print(f"warning: {warning}", markup=False)
@@ -122,6 +123,13 @@ def _train_rank(
             )
         writer = display = None
         if rank == 0:
+            aside = folder.set_metrics_aside() if resume and newest is None else None
+            if aside is not None:
+                console.print(
+                    f"warning: {folder.path} has no checkpoint, so the run begins anew; its former log points are in "
+                    f"{aside}",
+                    markup=False,
+                )
             folder.write_records(plan, num_ranks=num_ranks, resumed_from=str(newest.path) if newest else None)
             writer = MetricsWriter(
                 folder.path, tensorboard=recipe.logging.tensorboard, resume_at=run.clocks if resume else None
@@ -167,8 +175,12 @@ def _loop(run: TrainingRun, run_log: RunLog, stop: StopRequest) -> CheckpointInf
         run_log.show()
         return stop.requested or _is_spent(run)
 
+    earlier = run.resumed_from
+    is_over = stop.requested or _is_spent(run) or totals.optimizer_steps >= recipe.budget.optimizer_steps
+    if run.engine.collectives.any_over_ranks(is_over):  # no process is started that would have nothing to do
+        return earlier if earlier is not None and earlier.is_in_place else _save_last(run, run_log, earlier=earlier)
     run.start()
-    saved: CheckpointInfo | None = None
+    saved: CheckpointInfo | None = None  # what the policy is now
     failure: CellFailureError | None = None
     while totals.optimizer_steps < recipe.budget.optimizer_steps:
         batch, failure = _wait(run, poll)
@@ -179,22 +191,37 @@ def _loop(run: TrainingRun, run_log: RunLog, stop: StopRequest) -> CheckpointInf
         metrics = _update(run, batch)
         is_applied = totals.optimizer_steps > done  # else there is nothing new to publish or to save
         if is_applied:
+            earlier, saved = saved or earlier, None
             run.publish_if_due()
         if totals.optimizer_steps % recipe.logging.every_optimizer_steps == 0:
             run_log.point(metrics)
         if is_applied and totals.optimizer_steps % recipe.checkpoint.every_optimizer_steps == 0:
-            saved = _save_or_warn(run, run_log) or saved
+            saved = _save_or_warn(run, run_log)
             run_log.measure_disk()
-    if saved is None or saved.optimizer_steps != totals.optimizer_steps:
-        saved = _save_or_warn(run, run_log)
     if failure is not None:
+        saved = saved or _save_or_warn(run, run_log)
         raise failure
-    if saved is None:
-        raise RunFailureError(
-            f"the last checkpoint could not be written to {run.run_dir}; earlier ones are untouched. "
-            "Make room and go on with --resume"
+    return saved or _save_last(run, run_log, earlier=earlier)
+
+
+def _save_last(run: TrainingRun, run_log: RunLog, *, earlier: CheckpointInfo | None) -> CheckpointInfo:
+    """The checkpoint at the end of a run.
+
+    Raises:
+        RunFailureError: it could not be written; the message says what there is to go on from.
+    """
+    saved = _save_or_warn(run, run_log)
+    if saved is not None:
+        return saved
+    resume = f"vla-rl train {quote(str(run.run_dir))} --resume"
+    raise RunFailureError(
+        f"the last checkpoint could not be written to {run.run_dir}. "
+        + (
+            f"Make room, and go on from {earlier.path}: {resume}"
+            if earlier is not None
+            else f"No other was written, so what was learned is lost. Make room, and begin anew: {resume}"
         )
-    return saved
+    )
 
 
 def _is_spent(run: TrainingRun) -> bool:

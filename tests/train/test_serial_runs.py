@@ -3,14 +3,17 @@ import json
 import math
 import os
 import resource
+import shlex
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
 from toy_runs import metrics, run, toy_recipe
+from typer.testing import CliRunner
 
 from vla_rl import train as training
+from vla_rl.cli.main import app
 from vla_rl.errors import CellFailureError, RunFailureError, UserError
 from vla_rl.learner.checkpoint import find_latest
 from vla_rl.learner.stepping import StepOutcome, TorchStrategy
@@ -161,10 +164,91 @@ def test_steps_before_a_resume_count_once_however_many_ranks_there_are(tmp_path)
         assert resumed.env_steps_of_all_ranks == outcome.clocks.env_steps + 20
 
 
-def test_a_run_that_died_before_its_first_checkpoint_begins_anew_on_resume(tmp_path):
+def test_a_run_that_died_before_its_first_checkpoint_begins_anew_on_resume_and_keeps_its_log_points(tmp_path):
     run(toy_recipe(), tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "checkpoints")
-    run(toy_recipe(), tmp_path / "run", resume=True)
+    first = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    for number in (1, 2):
+        shutil.rmtree(tmp_path / "run" / "checkpoints")
+        _, printed = run(toy_recipe(seed=number), tmp_path / "run", resume=True)
+        assert f"metrics.before_restart_{number}.jsonl" in printed
+        assert [point["optimizer_steps"] for point in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+    assert (tmp_path / "run" / "metrics.before_restart_1.jsonl").read_bytes() == first
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("damage", ["truncated", "removed", "latest alone"])
+def test_a_resume_without_a_whole_checkpoint_is_refused_and_everything_is_kept(tmp_path, damage):
+    run(toy_recipe(), tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for folder in checkpoints.glob("optimizer_step_*"):
+        match damage:
+            case "truncated":
+                (folder / "policy.safetensors").write_bytes(b"")
+            case "removed":
+                (folder / "policy.safetensors").unlink()
+            case _:
+                shutil.rmtree(folder)
+    before = contents(tmp_path / "run")
+    with pytest.raises(UserError) as refusal:
+        run(toy_recipe(budget={"optimizer_steps": 9}), tmp_path / "run", resume=True)
+    assert contents(tmp_path / "run") == before
+    message = str(refusal.value)
+    if damage == "latest alone":
+        assert f"{checkpoints}/latest: it names optimizer_step_6, which is not there" in message
+    else:
+        assert all(f"{checkpoints}/optimizer_step_{steps}: policy.safetensors" in message for steps in (3, 6))
+
+    advice = shlex.split(message.rpartition("vla-rl ")[2])
+    assert CliRunner().invoke(app, [*advice, "runtime.device=cpu"]).exit_code == 0
+    assert [point["optimizer_steps"] for point in metrics(tmp_path / "run-anew")] == [1, 2, 3, 4, 5, 6]
+    assert contents(tmp_path / "run") == before
+
+
+def test_damaged_checkpoints_push_no_whole_ones_out(tmp_path):
+    """The newest is damaged, so the run goes on from the one before: what it writes is what is kept."""
+    more = {"every_optimizer_steps": 4, "keep": 1}
+    run(toy_recipe(checkpoint=more | {"keep": 2}, budget={"optimizer_steps": 8}), tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    (checkpoints / "optimizer_step_8" / "policy.safetensors").write_bytes(b"")
+    outcome, _ = run(toy_recipe(checkpoint=more, budget={"optimizer_steps": 6}), tmp_path / "run", resume=True)
+    assert outcome.checkpoint == checkpoints / "optimizer_step_6"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["latest", "optimizer_step_6", "optimizer_step_8"]
+    assert find_latest(tmp_path / "run").newest.path == checkpoints / "optimizer_step_6"
+
+
+def test_a_finished_run_that_is_resumed_starts_nothing_and_writes_no_checkpoint(tmp_path, monkeypatch):
+    first, _ = run(toy_recipe(), tmp_path / "run")
+    before = contents(tmp_path / "run" / "checkpoints")
+    started = []
+    monkeypatch.setattr("vla_rl.workers.serial.SerialCell.start", started.append)
+    for budget in ({"optimizer_steps": 6}, {"optimizer_steps": 99, "env_steps": 1}):
+        outcome, _ = run(toy_recipe(budget=budget), tmp_path / "run", resume=True)
+        assert (outcome.checkpoint, outcome.interrupted) == (first.checkpoint, False)
+        assert outcome.clocks.decisions == first.clocks.decisions
+    assert started == []
+    assert contents(tmp_path / "run" / "checkpoints") == before
+
+
+def test_after_a_full_disk_the_advice_is_a_command_that_works(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr("vla_rl.run.training.save_ring", full)
+        with pytest.raises(RunFailureError, match="No other was written, so what was learned is lost") as failure:
+            run(toy_recipe(), tmp_path / "run")
+    advice = shlex.split(str(failure.value).rpartition("vla-rl ")[2])
+    assert CliRunner().invoke(app, [*advice, "budget.optimizer_steps=3"]).exit_code == 0
+
+    with monkeypatch.context() as disk:
+        disk.setattr("vla_rl.run.training.save_ring", full)
+        with pytest.raises(RunFailureError, match=r"go on from .*/optimizer_step_3: ") as failure:
+            run(toy_recipe(), tmp_path / "run", resume=True)
+    advice = shlex.split(str(failure.value).rpartition("vla-rl ")[2])
+    assert CliRunner().invoke(app, [*advice, "budget.optimizer_steps=6"]).exit_code == 0
     assert [point["optimizer_steps"] for point in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
 
 
@@ -221,6 +305,7 @@ def test_the_learner_s_policy_is_gone_before_the_closing_evaluation_loads_its_ow
         raise KeyboardInterrupt
 
     alive = []
+    gc.collect()
     before = sum(type(one) is MLPPolicy for one in gc.get_objects())
     monkeypatch.setattr(training, "evaluate", count)
     outcome, _ = run(toy_recipe(evaluation={"episodes_per_task": 1}), tmp_path / "run")

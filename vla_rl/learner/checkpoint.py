@@ -21,8 +21,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +70,11 @@ class CheckpointInfo:
     path: Path
     optimizer_steps: int
 
+    @property
+    def is_in_place(self) -> bool:
+        """Whether it lies where a save leaves it, and not where it made way for a successor that never came."""
+        return not self.path.name.startswith(files.REPLACED_PREFIX)
+
     def rank_folder(self, rank: int, name: str) -> Path:
         """Where the writer `name` of a rank has written; absent if it was not there when the checkpoint was made."""
         return self.path / f"rank_{rank}" / name
@@ -79,8 +84,14 @@ class CheckpointInfo:
 class Search:
     """What `find_latest` found."""
 
-    newest: CheckpointInfo | None
-    warnings: list[str]  # one line per folder that was passed over, with the reason
+    newest: CheckpointInfo | None = None
+    leftovers: list[str] = field(default_factory=list)  # one line per save that did not end
+    damaged: list[str] = field(default_factory=list)  # one line per checkpoint that was passed over, with the reason
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a user should hear of, one line each."""
+        return self.leftovers + self.damaged
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +160,7 @@ def save(
             files.write_manifest(partial)
             files.replace_folder(partial, final)
             files.write_text_atomically(checkpoints / LATEST, final.name + "\n")
-            _prune(checkpoints, keep)
+            _prune(checkpoints, keep, newest=progress.optimizer_steps)
 
     for phase in (prepare, write, publish):
         _together(engine, phase, partial)
@@ -164,16 +175,25 @@ def find_latest(run_dir: Path) -> Search:
     checkpoints = run_dir / FOLDER
     replaced = files.replaced_folders(checkpoints)
     partial = sorted(set(checkpoints.glob(f"{files.PARTIAL_PREFIX}*")) - replaced.keys())
-    warnings = [
+    leftovers = [
         f"{path}: left behind by a save that did not end; it is ignored and removed with the next save"
         for path in partial
     ]
-    for steps, path in _by_age([*checkpoints.glob("optimizer_step_*"), *replaced]):
+    present = _by_age([*checkpoints.glob("optimizer_step_*"), *replaced])
+    damaged = _missing_latest(checkpoints, {f"optimizer_step_{steps}" for steps, _ in present})
+    for steps, path in present:
         problem = files.problem_of(path)
         if problem is None:
-            return Search(CheckpointInfo(path, steps), warnings)
-        warnings.append(f"{path}: {problem}; it is passed over")
-    return Search(None, warnings)
+            return Search(CheckpointInfo(path, steps), leftovers, damaged)
+        damaged.append(f"{path}: {problem}; it is passed over")
+    return Search(None, leftovers, damaged)
+
+
+def _missing_latest(checkpoints: Path, present: Collection[str]) -> list[str]:
+    """One line if `latest` names a checkpoint that is not there."""
+    path = checkpoints / LATEST
+    named = path.read_text(errors="replace").strip() if path.is_file() else None
+    return [] if named is None or named in present else [f"{path}: it names {named}, which is not there"]
 
 
 def load(info: CheckpointInfo, engine: Engine) -> Restored:
@@ -236,8 +256,13 @@ def _together(engine: Engine, phase: Callable[[], None], partial: Path) -> None:
     raise failure or OSError(f"{partial}: another rank could not write its part; see that rank's error")
 
 
-def _prune(checkpoints: Path, keep: int) -> None:
-    for _, path in _by_age(checkpoints.glob("optimizer_step_*"))[keep:]:
+def _prune(checkpoints: Path, keep: int, *, newest: int) -> None:
+    """Remove all but the newest `keep`, counted from the one just written.
+
+    Later ones are damaged, or the run would have gone on from them: counted, they would push whole ones out.
+    """
+    written = [path for steps, path in _by_age(checkpoints.glob("optimizer_step_*")) if steps <= newest]
+    for path in written[keep:]:
         files.remove_folder(path)
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
+from vla_rl.learner.checkpoint import Search, find_latest
 from vla_rl.reporting.files import atomic_write_text
 from vla_rl.reporting.manifest import MANIFEST_FILE, write_manifest
+from vla_rl.reporting.metrics import METRICS_FILE
 from vla_rl.reporting.run_folder import RECIPE_FILE
 from vla_rl.run.claim import claim_folder
 from vla_rl.run.plan import Plan
@@ -39,6 +43,32 @@ class RunFolder:
     def claimed(self) -> AbstractContextManager[None]:
         """Make the folder and hold it against other runs; see `claim_folder`."""
         return claim_folder(self.path, option="--run-dir")
+
+    def find_start(self) -> Search:
+        """The checkpoint that a resumed run goes on from. None if the run died before its first. Writes nothing.
+
+        Raises:
+            ValueError: there were checkpoints, and none of them is whole.
+        """
+        search = find_latest(self.path)
+        if search.newest is None and search.damaged:
+            anew = f"vla-rl train {quote(str(self.path / RECIPE_FILE))} --run-dir {quote(str(self.path) + '-anew')}"
+            lines = "".join(f"\n  {line.removesuffix('; it is passed over')}" for line in search.damaged)
+            raise ValueError(
+                f"--resume: no checkpoint of {self.path} is whole, and nothing was changed:{lines}\n"
+                f"Put the files back from a copy, or begin anew in another folder: {anew}"
+            )
+        return search
+
+    def set_metrics_aside(self) -> Path | None:
+        """Keep the log points of a run that begins anew under another name; returns it, or None if there are none."""
+        metrics = self.path / METRICS_FILE
+        if not metrics.is_file() or metrics.stat().st_size == 0:
+            return None
+        names = (self.path / f"metrics.before_restart_{number}.jsonl" for number in count(1))
+        aside = next(path for path in names if not path.exists())
+        metrics.rename(aside)
+        return aside
 
     @property
     def logs(self) -> Path:
