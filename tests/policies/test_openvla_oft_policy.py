@@ -371,14 +371,12 @@ def noisy_causal(monkeypatch, model, noise):
     """Make attention causal, with a rounding error of that relative size on every hidden."""
     llama = model.language_model.model
     monkeypatch.setattr(llama.config, "is_causal", True)
-    plain_forward = llama.forward
 
-    def forward(**keywords):
-        output = plain_forward(**{**keywords, "is_causal": True})
-        output.last_hidden_state *= 1.0 + noise * torch.randn_like(output.last_hidden_state)
-        return output
+    def forward(embeddings, attend):
+        hidden = llama(inputs_embeds=embeddings, use_cache=False, is_causal=True).last_hidden_state
+        return hidden * (1.0 + noise * torch.randn_like(hidden))
 
-    monkeypatch.setattr(llama, "forward", forward)
+    monkeypatch.setattr(model.language_model, "forward", forward)
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-5])
@@ -390,15 +388,15 @@ def test_the_self_test_notices_causal_attention_through_noise(build, monkeypatch
 
 def test_a_first_position_that_looks_at_nothing_is_no_causal_attention(build, monkeypatch):
     policy = build()
-    llama = policy.model.language_model.model
-    plain_forward = llama.forward
+    language_model = policy.model.language_model
+    plain_forward = language_model.forward
 
-    def forward(**keywords):
-        output = plain_forward(**keywords)
-        output.last_hidden_state[:, 0] = 1.0  # an attention sink
-        return output
+    def forward(embeddings, attend):
+        hidden = plain_forward(embeddings, attend)
+        hidden[:, 0] = 1.0  # an attention sink
+        return hidden
 
-    monkeypatch.setattr(llama, "forward", forward)
+    monkeypatch.setattr(language_model, "forward", forward)
     assert self_test(policy).broken == []
 
 

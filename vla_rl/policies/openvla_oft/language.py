@@ -30,15 +30,26 @@ class LanguageModel(nn.Module):
         Args:
             embeddings: the whole sequence; positions count from 0.
             attend: (B, L) bool, False at padding, or None when nothing is padded: attention then gets no mask at all
-                and may use its fastest kernel.
+                and uses its fastest kernel, compiled or not.
         """
         mask = None
         if attend is not None:
-            # Ready-made 4-D masks are passed on as they are; a 2-D one would be inspected, which stalls the device.
             mask = attend[:, None, None, :].expand(-1, 1, embeddings.shape[1], -1)
-        # `is_causal` stands in the config (for the mask) and here (for the kernel): stock Llama is causal otherwise.
-        output = self.model(inputs_embeds=embeddings, attention_mask=mask, use_cache=False, is_causal=False)
-        return output.last_hidden_state  # type: ignore[no-any-return]
+        # Layer by layer instead of through LlamaModel, which makes a mask of its own: it looks at the given one, which
+        # stalls the device, and under torch.compile some of its releases build a full one where none was given.
+        positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
+        rotary = self.model.rotary_emb(embeddings, position_ids=positions)
+        hidden = embeddings
+        for layer in self.model.layers:
+            hidden = layer(
+                hidden,
+                attention_mask=mask,
+                position_ids=positions,
+                position_embeddings=rotary,
+                use_cache=False,
+                is_causal=False,  # stock Llama is causal otherwise
+            )
+        return self.model.norm(hidden)  # type: ignore[no-any-return]
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute each layer in the backward pass; has effect in training mode only."""

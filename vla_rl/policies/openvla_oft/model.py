@@ -32,6 +32,8 @@ class OpenVLAOFT(nn.Module):
 
     proprio_projector: ProprioProjector | None
     action_head: L1ActionHead | None
+    bos_id: Tensor
+    stop_id: Tensor
 
     def __init__(self, config: OFTConfig, profile: Profile, *, proprio: bool, l1_head: bool) -> None:
         super().__init__()
@@ -45,6 +47,10 @@ class OpenVLAOFT(nn.Module):
         self.action_head = (
             L1ActionHead(width=width, chunk_size=config.chunk_size, action_dim=config.action_dim) if l1_head else None
         )
+        # On the device, because torch.compile may leave CUDA graphs out where a number comes from the host; real even
+        # where the parameters are not, and in no checkpoint.
+        for name, token_id in (("bos_id", BOS_ID), ("stop_id", STOP_ID)):
+            self.register_buffer(name, torch.tensor(token_id, device="cpu"), persistent=False)
 
     @classmethod
     def from_pretrained(
@@ -193,8 +199,8 @@ class OpenVLAOFT(nn.Module):
         placeholders_end = prompt_end + self.config.num_action_tokens
         is_placeholder = (columns >= prompt_end) & (columns < placeholders_end)
         if self.profile.keep_stop:
-            ids = torch.where(columns == placeholders_end, STOP_ID, ids)
-        return torch.where(is_placeholder, BOS_ID, ids), is_placeholder.expand(batch, -1)
+            ids = torch.where(columns == placeholders_end, self.stop_id, ids)
+        return torch.where(is_placeholder, self.bos_id, ids), is_placeholder.expand(batch, -1)
 
 
 def _prompt_lengths(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
