@@ -109,6 +109,25 @@ def test_an_adapter_beside_shards_is_merged_already_and_not_read(base, adapter, 
     assert torch.equal(plain.get_parameter(f"{LINEAR}.weight"), loaded.get_parameter(f"{LINEAR}.weight"))
 
 
+def test_a_relative_base_is_found_from_the_adapter_and_from_here_and_two_are_refused(
+    base, adapter, tmp_path, monkeypatch
+):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert find_files(adapter).directory.resolve() == base  # ../base, seen from the adapter
+    other = tmp_path / "base"
+    other.mkdir()
+    assert find_files(adapter).directory.resolve() == base  # a folder that is no checkpoint is not meant
+    shutil.copytree(base, other, dirs_exist_ok=True)
+    with pytest.raises(
+        ValueError, match=r"base_model_name_or_path '\.\./base' names two checkpoints, .*the whole path"
+    ):
+        find_files(adapter)
+    monkeypatch.chdir(base.parent / "adapter")
+    assert find_files(adapter).directory.resolve() == base
+
+
 def without_partner(folder):
     tensors = load_file(folder / "adapter_model.safetensors")
     del tensors[f"base_model.model.{LINEAR}.lora_B.weight"]
@@ -134,7 +153,7 @@ def for_another_network(folder):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: edit(folder, use_dora=True), "without biases.*use_dora True"),
+        (lambda folder: edit(folder, use_dora=True), "use_dora is True: .* merge it into its base with peft"),
         (lambda folder: edit(folder, peft_type="LOHA"), "expected peft_type LORA.*'LOHA'"),
         (lambda folder: edit(folder, base_model_name_or_path="nobody/nothing"), "not in the local cache"),
         (lambda folder: (folder / "adapter_model.safetensors").unlink(), r"adapter_model\.safetensors is missing"),

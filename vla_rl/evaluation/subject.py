@@ -13,7 +13,7 @@ from typing import Any
 from vla_rl.evaluation.training import UNKNOWN_TRAINING, Training, recorded_training, training_of
 from vla_rl.learner import checkpoint_files
 from vla_rl.learner.checkpoint import FOLDER, CheckpointError, find_latest
-from vla_rl.policies.openvla_oft.adapters import CONFIG_FILE as ADAPTER_CONFIG
+from vla_rl.policies.openvla_oft.adapter_config import CONFIG_FILE as ADAPTER_CONFIG
 from vla_rl.policies.openvla_oft.files import find_files
 from vla_rl.policies.openvla_oft.hub import checkpoint_directory
 from vla_rl.policies.openvla_oft.profiles import resolve_profile

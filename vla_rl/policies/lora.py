@@ -1,4 +1,4 @@
-"""Low-rank adapters (https://arxiv.org/abs/2106.09685). The only importer of peft, whose files they are written to.
+"""Low-rank adapters (https://arxiv.org/abs/2106.09685).
 
 A targeted layer `q_proj` holds `q_proj.base_layer.weight` (the checkpoint's tensor), `q_proj.lora_A.default.weight` and
 `q_proj.lora_B.default.weight`: peft's names. `checkpoint_name` undoes the renaming.
@@ -11,7 +11,6 @@ input is read as it is, and `addmm` scales and adds while it multiplies.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -126,31 +125,6 @@ def is_adapter(name: str) -> bool:
 def checkpoint_name(name: str) -> str:
     """The name of an adapted layer's own parameter in the checkpoint."""
     return name.replace(".base_layer.", ".")
-
-
-def write_adapter_config(
-    settings: LoraSettings, directory: Path, *, base: str, whole_modules: list[str] | None
-) -> None:
-    """Write peft's adapter_config.json.
-
-    Args:
-        settings: of the adapters.
-        directory: where the adapter's weights are.
-        base: the checkpoint that is adapted.
-        whole_modules: names of modules whose weights the adapter holds whole.
-    """
-    from peft import LoraConfig
-
-    LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=sorted(settings.targets),
-        bias="none",
-        modules_to_save=whole_modules,
-        base_model_name_or_path=base,
-        inference_mode=True,
-    ).save_pretrained(str(directory))
 
 
 def merged_weight(weight: Tensor, lora_a: Tensor, lora_b: Tensor, *, scaling: float) -> Tensor:

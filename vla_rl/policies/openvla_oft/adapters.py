@@ -15,15 +15,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vla_rl.policies.lora import merged_weight
+from vla_rl.policies.openvla_oft.adapter_config import CONFIG_FILE, AdapterConfig, read_adapter_config
 from vla_rl.policies.openvla_oft.hub import checkpoint_directory
-from vla_rl.policies.openvla_oft.json_files import is_positive, read_json
+from vla_rl.policies.openvla_oft.json_files import read_json
 
-CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-
-# What peft may do beyond W + alpha / rank · B A; none of it is done here.
-_REFUSED = ("use_dora", "use_rslora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "layer_replication")
+_NETWORK_CONFIG = "config.json"
+_WEIGHT = ".weight"
+_A, _B = ".lora_A.weight", ".lora_B.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Adapter:
     """The tensors of an adapter, by the names of the checkpoint's tensors."""
 
     folder: Path
-    scaling: float
+    config: AdapterConfig
     factors: Mapping[str, tuple[Tensor, Tensor]]  # A and B of every adapted weight
     replaced: Mapping[str, Tensor]  # tensors that it holds whole
 
@@ -54,26 +54,34 @@ class Adapter:
         adapted = (lora_b.shape[0], lora_a.shape[1])
         if adapted != tuple(matrix.shape):
             raise ValueError(f"{self.folder}: adapts a {name} of shape {adapted}, the base's is {tuple(matrix.shape)}")
-        return merged_weight(matrix, lora_a, lora_b, scaling=self.scaling).reshape(weight.shape)
+        scaling = self.config.scaling_of(name.removesuffix(_WEIGHT))
+        return merged_weight(matrix, lora_a, lora_b, scaling=scaling).reshape(weight.shape)
 
 
 def base_directory(folder: Path) -> Path:
     """The checkpoint that an adapter folder belongs to: a directory, seen from here or from the folder, or a hub id.
 
     Raises:
-        ValueError: `base_model_name_or_path` is empty, or names nothing that is here.
+        ValueError: `base_model_name_or_path` is empty, or names nothing that is here, or two checkpoints.
     """
     path = folder / CONFIG_FILE
     base = read_json(path).get("base_model_name_or_path") or ""
     if not isinstance(base, str):
         raise ValueError(f"{path}: base_model_name_or_path is {base!r}; expected a directory's or a model's name")
-    found = [place for place in (Path(base), folder / base) if base and place.is_dir()]
-    if not base or found == [folder]:
+    places = [place for place in (Path(base), folder / base) if base and place.is_dir()]
+    # A relative path may name a directory of each: only one of them is a checkpoint, or nobody can tell which is meant.
+    found = {place.resolve(): place for place in places if (place / _NETWORK_CONFIG).is_file()}
+    if len(found) > 1:
+        raise ValueError(
+            f"{path}: base_model_name_or_path {base!r} names two checkpoints, {' and '.join(map(str, found))}; write "
+            "the whole path of the right one there"
+        )
+    if not base or (not found and places == [folder]):
         raise ValueError(
             f"{path}: base_model_name_or_path is empty, so nothing says which weights it adapts; write the base "
             "checkpoint's directory there, or load the base with adapter= this folder"
         )
-    return found[0] if found else checkpoint_directory(base, download=False)
+    return next(iter([*found.values(), *places]), None) or checkpoint_directory(base, download=False)
 
 
 def read_adapter(folder: Path) -> Adapter:
@@ -82,7 +90,6 @@ def read_adapter(folder: Path) -> Adapter:
     Raises:
         ValueError: not LoRA as this program knows it, a file broken, or a tensor of unknown kind.
     """
-    rank, scaling = _rank_and_scaling(folder / CONFIG_FILE)
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         raise ValueError(f"{folder}: {WEIGHTS_FILE} is missing beside {CONFIG_FILE}")
@@ -90,29 +97,17 @@ def read_adapter(folder: Path) -> Adapter:
         tensors = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path}: not a complete safetensors file ({error}); copy it again") from error
+    modules = [key.removeprefix(PREFIX).removesuffix(_A) for key in tensors if key.endswith(_A)]
+    config = read_adapter_config(folder / CONFIG_FILE, modules)
     factors, replaced = _sorted_by_kind(tensors, path)
     for name, (lora_a, lora_b) in factors.items():
+        rank = config.rank_of(name.removesuffix(_WEIGHT))
         if lora_a.dim() < 2 or lora_b.dim() < 2 or not lora_a.shape[0] == lora_b.shape[1] == rank:
             raise ValueError(
                 f"{path}: the factors of {name} have the shapes {tuple(lora_a.shape)} and {tuple(lora_b.shape)}; r is "
                 f"{rank} in {CONFIG_FILE}, so expected are ({rank}, ...) and (..., {rank})"
             )
-    return Adapter(folder, scaling, factors, replaced)
-
-
-def _rank_and_scaling(path: Path) -> tuple[int, float]:
-    """What adapter_config.json says: the width of the factors, and how much of their product is added."""
-    config = read_json(path)
-    unknown = [name for name in _REFUSED if config.get(name)]
-    if config.get("peft_type") != "LORA" or unknown or config.get("bias", "none") != "none":
-        raise ValueError(
-            f"{path}: expected peft_type LORA without biases, found {config.get('peft_type')!r}, bias "
-            f"{config.get('bias')!r}{''.join(f', {name} {config[name]!r}' for name in unknown)}"
-        )
-    for name, kind in (("r", int), ("lora_alpha", float)):
-        if not is_positive(config.get(name), kind):
-            raise ValueError(f"{path}: {name} is {config.get(name)!r}; expected a positive {kind.__name__}")
-    return config["r"], config["lora_alpha"] / config["r"]
+    return Adapter(folder, config, factors, replaced)
 
 
 def _sorted_by_kind(
@@ -123,13 +118,18 @@ def _sorted_by_kind(
         name = key.removeprefix(PREFIX)
         if name == key:
             raise ValueError(f"{path}: holds {key!r}; names of an adapter begin with {PREFIX!r}")
-        one, other = (".lora_B.", ".lora_A.") if ".lora_B." in name else (".lora_A.", ".lora_B.")
-        if one not in name:
+        if name.endswith((_A, _B)):
+            one, other = (_A, _B) if name.endswith(_A) else (_B, _A)
+            partner = key.removesuffix(one) + other
+            if partner not in tensors:
+                raise ValueError(f"{path}: {partner} is missing")
+            if one == _A:
+                factors[name.removesuffix(_A) + _WEIGHT] = (tensor, tensors[partner])
+        elif ".lora_" in name:
+            raise ValueError(
+                f"{path}: holds {key!r}, which is neither of the two factors that a linear layer or a convolution is "
+                "adapted with; merge the adapter into its base with peft and give the merged checkpoint"
+            )
+        else:
             replaced[name.replace(".base_layer.", ".")] = tensor
-            continue
-        partner = key.replace(one, other)
-        if partner not in tensors:
-            raise ValueError(f"{path}: {partner} is missing")
-        if one == ".lora_A.":
-            factors[f"{name.partition(one)[0]}.weight"] = (tensor, tensors[partner])
     return factors, replaced

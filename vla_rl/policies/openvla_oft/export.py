@@ -24,8 +24,8 @@ from vla_rl.policies.lora import (
     checkpoint_name,
     is_adapter,
     merged_weight,
-    write_adapter_config,
 )
+from vla_rl.policies.openvla_oft.adapter_config import write_adapter_config
 from vla_rl.policies.openvla_oft.adapters import PREFIX, WEIGHTS_FILE
 from vla_rl.policies.openvla_oft.checkpoint import unused_tensors
 from vla_rl.policies.openvla_oft.export_files import write_metadata, write_record, write_statistics

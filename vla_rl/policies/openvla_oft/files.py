@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vla_rl.policies.openvla_oft.adapters import CONFIG_FILE as ADAPTER_CONFIG
+from vla_rl.policies.openvla_oft.adapter_config import CONFIG_FILE as ADAPTER_CONFIG
 from vla_rl.policies.openvla_oft.adapters import base_directory
 from vla_rl.policies.openvla_oft.config import OFTConfig, ViTConfig
 from vla_rl.policies.openvla_oft.json_files import read_json
