@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from vla_rl.cli.study import app
 from vla_rl.rl.multipliers import LOG_MULTIPLIERS
 from vla_rl.rl.surrogates import SURROGATES
-from vla_rl.studies import gridworld
+from vla_rl.studies.gridworld import enumeration as gridworld
 
 GOLDEN = {  # bias, variance
     ("no_clip", None): {"A": (0, 0.016488073058), "B": (0, 0.015799057891), "C": (0, 0.015911759216)},

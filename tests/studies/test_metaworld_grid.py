@@ -16,9 +16,9 @@ from vla_rl.errors import UserError
 from vla_rl.recipe import find_recipe
 from vla_rl.reporting.metrics import Clocks, MetricsWriter
 from vla_rl.rl.surrogates import SURROGATES
-from vla_rl.studies import metaworld_runner
-from vla_rl.studies.metaworld import PLAIN_SURROGATES, PRESETS, SWEEP_TASKS, Grid, StudySurrogate
-from vla_rl.studies.metaworld_runner import RUN_FILE, run_grid
+from vla_rl.studies.metaworld import runner as metaworld_runner
+from vla_rl.studies.metaworld.grid import PLAIN_SURROGATES, PRESETS, SWEEP_TASKS, Grid, StudySurrogate
+from vla_rl.studies.metaworld.runner import RUN_FILE, run_grid
 
 PYTHON = sys.executable
 GRID = Grid(tasks=("door-open-v3",), surrogates=("gipo:0.5", "ppo"), regimes=("stale",), seeds=2, optimizer_steps=6000)
@@ -226,8 +226,8 @@ import sys
 from pathlib import Path
 from vla_rl.reporting.metrics import Clocks, MetricsWriter
 from vla_rl.rl.surrogates import SURROGATES
-from vla_rl.studies import metaworld_runner
-from vla_rl.studies.metaworld import Grid
+from vla_rl.studies.metaworld import runner as metaworld_runner
+from vla_rl.studies.metaworld.grid import Grid
 script, out = sys.argv[1:]
 metaworld_runner.sys.executable = script
 grid = Grid(tasks=("door-open-v3",), surrogates=("ppo",), regimes=("stale",), seeds=1, optimizer_steps=6000)

@@ -16,23 +16,23 @@ from typer.testing import CliRunner
 from vla_rl.cli.main import app
 from vla_rl.evaluation.statistics import Interval
 from vla_rl.recipe import find_recipe
-from vla_rl.studies import metaworld_files, metaworld_plots
-from vla_rl.studies.metaworld import Grid
-from vla_rl.studies.metaworld_bands import metric_band, return_band
-from vla_rl.studies.metaworld_files import write_study
-from vla_rl.studies.metaworld_plots import Look, _panels, _scatter
-from vla_rl.studies.metaworld_results import (
+from vla_rl.studies.metaworld import files as metaworld_files
+from vla_rl.studies.metaworld import plots as metaworld_plots
+from vla_rl.studies.metaworld.bands import metric_band, return_band
+from vla_rl.studies.metaworld.files import write_study
+from vla_rl.studies.metaworld.grid import Grid
+from vla_rl.studies.metaworld.plots import Look, _panels, _scatter
+from vla_rl.studies.metaworld.results import read_results, select
+from vla_rl.studies.metaworld.runner import open_study
+from vla_rl.studies.metaworld.scores import (
     Improvement,
     improvements,
     normalized,
-    read_results,
     score_table,
     scores,
-    select,
 )
-from vla_rl.studies.metaworld_runner import open_study
-from vla_rl.studies.metaworld_summary import parts
-from vla_rl.studies.metaworld_words import Study
+from vla_rl.studies.metaworld.summary import parts
+from vla_rl.studies.metaworld.words import Study
 
 TASKS = ("door-open-v3", "push-v3")
 GRID = Grid(tasks=TASKS, surrogates=("gipo:0.5", "gipo", "ppo"), regimes=("stale",), seeds=2, optimizer_steps=6000)

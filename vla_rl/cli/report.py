@@ -45,14 +45,14 @@ def report(
 
 
 def _is_study(path: Path) -> bool:
-    from vla_rl.studies.metaworld_runner import STUDY_FILE
+    from vla_rl.studies.metaworld.runner import STUDY_FILE
 
     return (path / STUDY_FILE).is_file()
 
 
 def _write_study(path: Path) -> tuple[str, ...]:
     """Aggregate a study anew; the sections of its page."""
-    from vla_rl.studies.metaworld_files import write_study
+    from vla_rl.studies.metaworld.files import write_study
 
     written = write_study(path)
     print("\n".join(map(str, written.files)))

@@ -79,10 +79,10 @@ def metaworld(
 ) -> None:
     """Surrogates on fresh and stale experience: a resumable grid of runs, with statistics and the paper's figures."""
     _require_matplotlib()
-    from vla_rl.studies.metaworld import PRESETS
-    from vla_rl.studies.metaworld_files import write_study
-    from vla_rl.studies.metaworld_pace import estimate
-    from vla_rl.studies.metaworld_runner import run_grid
+    from vla_rl.studies.metaworld.files import write_study
+    from vla_rl.studies.metaworld.grid import PRESETS
+    from vla_rl.studies.metaworld.pace import estimate
+    from vla_rl.studies.metaworld.runner import run_grid
 
     chosen: dict[str, Any] = {"tasks": _names(tasks), "surrogates": _names(surrogates), "regimes": _names(regimes)}
     chosen |= {"seeds": seeds, "optimizer_steps": budget, "recipe": recipe}
@@ -115,9 +115,9 @@ def gridworld(
 ) -> None:
     """Exact bias and variance of every surrogate on the 2x2 GridWorld: JSON, CSV, table and figures. Takes seconds."""
     _require_matplotlib()
-    from vla_rl.studies.gridworld import study as run_study
-    from vla_rl.studies.gridworld_files import markdown_table, write_records
-    from vla_rl.studies.gridworld_plots import plot_pareto, plot_weights
+    from vla_rl.studies.gridworld.enumeration import study as run_study
+    from vla_rl.studies.gridworld.files import markdown_table, write_records
+    from vla_rl.studies.gridworld.plots import plot_pareto, plot_weights
 
     records = run_study()
     written = [*write_records(out, records), *plot_pareto(out, records), *plot_weights(out)]

@@ -9,7 +9,10 @@ import numpy as np
 
 from vla_rl.evaluation.statistics import Float64Array, stratified_mean_interval
 from vla_rl.reporting.series import series
-from vla_rl.studies.metaworld_results import RESAMPLES, RunResult, labels, select
+from vla_rl.studies.metaworld.results import RunResult, labels, select
+from vla_rl.studies.metaworld.scores import (
+    RESAMPLES,
+)
 
 CURVE_POINTS = 41
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vla_rl.rl.multipliers import multiplier
 from vla_rl.studies.figures import save, style
-from vla_rl.studies.gridworld import CASES, SIGMAS, Record, label, methods, pareto_front
+from vla_rl.studies.gridworld.enumeration import CASES, SIGMAS, Record, label, methods, pareto_front
 
 
 class Style(NamedTuple):

@@ -16,20 +16,22 @@ from matplotlib.ticker import EngFormatter
 from vla_rl.evaluation.statistics import Interval
 from vla_rl.reporting.series import value_of
 from vla_rl.studies.figures import save, style
-from vla_rl.studies.metaworld import StudySurrogate
-from vla_rl.studies.metaworld_bands import Band, metric_band, return_band
-from vla_rl.studies.metaworld_results import (
+from vla_rl.studies.metaworld.bands import Band, metric_band, return_band
+from vla_rl.studies.metaworld.grid import StudySurrogate
+from vla_rl.studies.metaworld.results import (
     STALENESS,
     UTILIZATION,
-    Improvement,
     RunResult,
-    Score,
     labels,
-    normalized,
     select,
 )
-from vla_rl.studies.metaworld_summary import TITLES
-from vla_rl.studies.metaworld_words import mean_over_runs
+from vla_rl.studies.metaworld.scores import (
+    Improvement,
+    Score,
+    normalized,
+)
+from vla_rl.studies.metaworld.summary import TITLES
+from vla_rl.studies.metaworld.words import mean_over_runs
 
 COLUMNS = 3  # more would be too small to read on a page
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4d4d4d", "#8c6d31")

@@ -6,8 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vla_rl.reporting.text import number, percent
-from vla_rl.studies.metaworld_results import MAX_RETURN, STALENESS, UTILIZATION, WHOLE_RUN, RunResult, labels, select
-from vla_rl.studies.metaworld_words import Study, between, mean_over_runs, words
+from vla_rl.studies.metaworld.results import (
+    STALENESS,
+    UTILIZATION,
+    WHOLE_RUN,
+    RunResult,
+    labels,
+    select,
+)
+from vla_rl.studies.metaworld.scores import (
+    MAX_RETURN,
+)
+from vla_rl.studies.metaworld.words import Study, between, mean_over_runs, words
 
 TITLES = {
     "policy_lag/mean": "mean lag (versions)",

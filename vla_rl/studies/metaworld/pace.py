@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from vla_rl.studies.metaworld import Grid, StudyRun
+from vla_rl.studies.metaworld.grid import Grid, StudyRun
 
 START_S, ENV_STEPS_PER_S, SAMPLES_PER_S = 8.0, 900.0, 21_000.0  # of one of two runs at once, two virtual cores
 

@@ -9,8 +9,17 @@ from statistics import fmean
 
 from vla_rl.evaluation.statistics import Interval
 from vla_rl.reporting.text import number, percent
-from vla_rl.studies.metaworld import StudySurrogate
-from vla_rl.studies.metaworld_results import Improvement, RunResult, Score, labels, paired_returns, select
+from vla_rl.studies.metaworld.grid import StudySurrogate
+from vla_rl.studies.metaworld.results import (
+    RunResult,
+    labels,
+    paired_returns,
+    select,
+)
+from vla_rl.studies.metaworld.scores import (
+    Improvement,
+    Score,
+)
 
 ENOUGH_SEEDS = 5
 SLOW = 0.2  # of the largest learning rate

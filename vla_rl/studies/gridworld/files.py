@@ -9,7 +9,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from vla_rl.reporting.files import atomic_write_json, atomic_write_text
-from vla_rl.studies.gridworld import CASES, Record, label, pareto_front
+from vla_rl.studies.gridworld.enumeration import CASES, Record, label, pareto_front
 
 
 def write_records(out: Path, records: Sequence[Record]) -> list[Path]:

@@ -14,27 +14,29 @@ from vla_rl.reporting import html
 from vla_rl.reporting.files import atomic_write_json, atomic_write_text, read_json_object
 from vla_rl.reporting.report import origin_table
 from vla_rl.reporting.series import value_of
-from vla_rl.studies.metaworld_bands import metric_band, return_band
-from vla_rl.studies.metaworld_baseline import random_return
-from vla_rl.studies.metaworld_plots import FIGURES, write_figures
-from vla_rl.studies.metaworld_results import (
+from vla_rl.studies.metaworld.bands import metric_band, return_band
+from vla_rl.studies.metaworld.plots import FIGURES, write_figures
+from vla_rl.studies.metaworld.results import (
     CLOSING,
     STALENESS,
     UTILIZATION,
     WHOLE_RUN,
-    Improvement,
     RunResult,
-    Score,
-    improvements,
     labels,
-    normalized,
     read_results,
-    scores,
     select,
 )
-from vla_rl.studies.metaworld_runner import read_study
-from vla_rl.studies.metaworld_summary import parts
-from vla_rl.studies.metaworld_words import Study, cautions
+from vla_rl.studies.metaworld.runner import read_study
+from vla_rl.studies.metaworld.scores import (
+    Improvement,
+    Score,
+    improvements,
+    normalized,
+    random_return,
+    scores,
+)
+from vla_rl.studies.metaworld.summary import parts
+from vla_rl.studies.metaworld.words import Study, cautions
 
 TITLE = "Meta-World: surrogates on old and new experience"
 RESULTS = "results"

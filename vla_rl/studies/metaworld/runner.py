@@ -29,8 +29,8 @@ from vla_rl.reporting.metrics import METRICS_FILE, read_metrics
 from vla_rl.reporting.text import percent
 from vla_rl.run.claim import claim_folder
 from vla_rl.run.signals import StopRequest
-from vla_rl.studies.metaworld import Grid, StudyRun
-from vla_rl.studies.metaworld_pace import Expected, Underway, expect, minutes_left
+from vla_rl.studies.metaworld.grid import Grid, StudyRun
+from vla_rl.studies.metaworld.pace import Expected, Underway, expect, minutes_left
 
 STUDY_FILE = "study.json"
 RUN_FILE = "study_run.json"
