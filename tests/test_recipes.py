@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from vla_rl.errors import UserError
 from vla_rl.recipe import (
+    GaeSection,
     Problem,
     Recipe,
     RecipeError,
@@ -24,7 +25,11 @@ from vla_rl.recipe import (
     find_recipe,
     list_recipes,
     load_recipe,
+    load_recorded_recipe,
+    recorded_time_limit,
 )
+from vla_rl.recipe.dialect import parse
+from vla_rl.recipe.sections import USUAL_TIME_LIMIT
 from vla_rl.recipe.shape import homes, kinds
 
 ROOT = Path(__file__).parents[1]
@@ -334,10 +339,88 @@ def test_another_kind_does_not_hide_a_misspelt_key() -> None:
     assert set(problems(TOY.replace("sigma", "sgima"), "surrogate.name=ppo")) == {"surrogate.sgima"}
 
 
+def test_a_field_of_a_section_that_is_left_out_needs_no_name() -> None:
+    assert build_recipe(TOY, ["targets.discount=0.5"]).targets.discount == 0.5
+    assert problems(TOY.replace("surrogate: {name: gipo, sigma: 0.5}\n", ""), "surrogate.sigma=1").keys() == {
+        "surrogate.name"
+    }
+
+
 def test_a_default_section_changes_its_kind() -> None:
     assert build_recipe(TOY, ["targets.name=vtrace", "targets.lambda=0.5"]).targets == VtraceSection.model_validate(
-        {"name": "vtrace", "lambda": 0.5}
+        {"name": "vtrace", "lambda": 0.5, "time_limit": "end"}
     )
+
+
+# --- the time limit --------------------------------------------------------------------------------------------------
+
+LIBERO = "env={name: libero, suite: libero_spatial}"
+VLA = "policy={name: openvla_oft}"
+METAWORLD = TOY.replace("{name: toy}", "{name: metaworld}")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_shipped_recipe_says_what_its_horizon_is_to_the_task(path: Path) -> None:
+    written = parse(path.read_text(encoding="utf-8")).data
+    expected = "bootstrap" if written["env"]["name"] == "metaworld" else "end"
+    assert written["targets"]["time_limit"] == load_recipe(path).targets.time_limit == expected
+
+
+def test_every_environment_has_a_usual_time_limit() -> None:
+    assert set(USUAL_TIME_LIMIT) == set(kinds(("env",)))
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "expected"),
+    [
+        (TOY, [], "end"),
+        (TOY, [LIBERO, VLA], "end"),
+        (METAWORLD, [], "bootstrap"),
+        (METAWORLD + "targets: {name: vtrace}", [], "bootstrap"),
+        (METAWORLD + "targets: {name: gae, time_limit: null}", [], "bootstrap"),
+        (METAWORLD + "targets: {name: gae, time_limit: end}", [], "end"),
+        (METAWORLD, ["targets.time_limit=end"], "end"),
+        (METAWORLD, ["targets={name: vtrace, time_limit: end}"], "end"),
+        # Another environment brings its own, whether its section is replaced or only renamed ...
+        (TOY + "targets: {name: gae, time_limit: end}", ["env.name=metaworld"], "bootstrap"),
+        (TOY + "targets: {name: gae, time_limit: end}", ["env={name: metaworld}"], "bootstrap"),
+        (METAWORLD + "targets: {name: gae, time_limit: bootstrap}", ["env.name=toy"], "end"),
+        (METAWORLD + "targets: {name: gae, time_limit: bootstrap}", ["env.name=toy", "targets.name=vtrace"], "end"),
+        # ... but not where someone departed from the usual, in the file or here.
+        (METAWORLD + "targets: {name: gae, time_limit: end}", ["env.name=toy"], "end"),
+        (TOY + "targets: {name: gae, time_limit: bootstrap}", ["env.name=metaworld"], "bootstrap"),
+        (TOY + "targets: {name: gae, time_limit: bootstrap}", [LIBERO, VLA], "bootstrap"),
+        (TOY, ["targets.time_limit=end", "env.name=metaworld"], "end"),
+        (TOY, ["env.name=metaworld", "targets={name: gae, time_limit: end}"], "end"),
+    ],
+)
+def test_the_time_limit_is_the_environment_s_unless_someone_says_otherwise(
+    text: str, overrides: list[str], expected: str
+) -> None:
+    recipe = build_recipe(text, overrides)
+    assert recipe.targets.time_limit == expected
+    assert parse(recipe.dump_yaml()).data["targets"]["time_limit"] == expected
+    assert Recipe.model_validate(recipe.model_dump(by_alias=True)) == recipe
+
+
+def test_a_recipe_made_of_sections_has_a_time_limit_too() -> None:
+    sections = {name: getattr(build_recipe(METAWORLD), name) for name in ("env", "policy", "surrogate", "budget")}
+    assert Recipe(name="made", targets=GaeSection(name="gae"), **sections).targets.time_limit == "bootstrap"
+
+
+def test_an_unknown_time_limit_is_answered_with_those_that_exist() -> None:
+    assert problems(TOY, "targets.time_limit=stop")["targets.time_limit"].allowed == "end, bootstrap"
+
+
+def test_a_run_that_is_older_than_the_time_limit_bootstrapped(tmp_path: Path) -> None:
+    older, recorded = tmp_path / "older.yaml", tmp_path / "recorded.yaml"
+    recorded.write_text(build_recipe(TOY).dump_yaml(), encoding="utf-8")
+    older.write_text(recorded.read_text(encoding="utf-8").replace("  time_limit: end\n", ""), encoding="utf-8")
+    assert load_recorded_recipe(older).targets.time_limit == "bootstrap"
+    assert load_recorded_recipe(older, ["targets.time_limit=end"]).targets.time_limit == "end"
+    assert load_recorded_recipe(recorded).targets.time_limit == "end"
+    assert (recorded_time_limit(older), recorded_time_limit(recorded)) == (None, "end")
+    assert load_recipe(older).targets.time_limit == "end"  # as a recipe of a new run it has the default
 
 
 @pytest.mark.parametrize("override", ["x", "=1", ".seed=1", "env.=1", "seed=[", "seed={a: 1, a: 2}", "name.x=1"])
@@ -348,9 +431,6 @@ def test_an_override_that_cannot_be_applied_is_a_problem(override: str) -> None:
 
 
 # --- rules across sections -------------------------------------------------------------------------------------------
-
-LIBERO = "env={name: libero, suite: libero_spatial}"
-VLA = "policy={name: openvla_oft}"
 
 
 @pytest.mark.parametrize(

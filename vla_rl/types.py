@@ -91,7 +91,7 @@ class ChunkResult:
     observation: Observation  # after the last executed control step
     reward: float  # summed over the executed control steps
     terminated: bool  # the task ended (success); nothing to bootstrap from
-    truncated: bool  # the horizon ended; the value of `observation` is bootstrapped
+    truncated: bool  # the horizon ended; whether the task is over too is for the recipe to say (targets.time_limit)
     executed: int  # control steps that ran, 1..K; the rest of the chunk is masked out of every loss
     success: bool = False  # the goal was reached, in environments that go on afterwards; termination means it too
 

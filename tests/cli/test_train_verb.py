@@ -93,6 +93,55 @@ def test_a_run_s_folder_is_enough_to_resume_it(training: FakeTraining) -> None:
     assert invoke(str(folder)).exit_code == 2
 
 
+def make_run(folder: Path, *, time_limit: str | None) -> None:
+    """A folder of a toy run with that `targets.time_limit`; None: the run is older than the field."""
+    folder.mkdir(parents=True)
+    recipe = load_recipe(find_recipe("toy"), [] if time_limit is None else [f"targets.time_limit={time_limit}"])
+    text = recipe.dump_yaml()
+    if time_limit is None:
+        text = text.replace("  time_limit: end\n", "")
+        assert "time_limit" not in text
+    (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize("recipe", ["runs/toy", "toy"])
+def test_a_resumed_run_that_is_older_than_the_time_limit_bootstraps_on_and_says_so(
+    training: FakeTraining, recipe: str
+) -> None:
+    make_run(Path("runs/toy"), time_limit=None)
+    result = invoke(recipe, "--resume")
+    assert training.called
+    assert training.called["recipe"] == load_recipe(find_recipe("toy"), ["targets.time_limit=bootstrap"])
+    [line] = [line for line in result.stdout.splitlines() if "time_limit" in line]
+    assert line == "runs/toy goes on with targets.time_limit=bootstrap, as it began: it is older than this field"
+
+
+def test_a_resumed_run_keeps_its_time_limit_whatever_the_recipe_has_become(training: FakeTraining) -> None:
+    make_run(Path("runs/toy"), time_limit="bootstrap")
+    assert "targets.time_limit=bootstrap, as it began" in invoke("toy", "--resume").stdout
+    assert training.called
+    assert training.called["recipe"].targets.time_limit == "bootstrap"
+    assert "time_limit" not in invoke("runs/toy", "--resume").stdout  # nothing else was asked for
+    assert training.called["recipe"].targets.time_limit == "bootstrap"
+
+
+@pytest.mark.parametrize("time_limit", [None, "bootstrap"])
+def test_an_override_changes_the_time_limit_of_a_run_that_goes_on(
+    training: FakeTraining, time_limit: str | None
+) -> None:
+    make_run(Path("runs/toy"), time_limit=time_limit)
+    assert "as it began" not in invoke("runs/toy", "targets.time_limit=end", "--resume").stdout
+    assert training.called
+    assert training.called["recipe"].targets.time_limit == "end"
+
+
+def test_a_new_run_from_an_older_one_s_recipe_has_the_environment_s_time_limit(training: FakeTraining) -> None:
+    make_run(Path("runs/toy"), time_limit=None)
+    invoke("runs/toy/recipe.yaml", "name=new")
+    assert training.called
+    assert training.called["recipe"].targets.time_limit == "end"
+
+
 @pytest.mark.parametrize("folder", ["runs/mien", "runs/empty"])
 def test_a_resume_of_a_run_that_is_not_there_names_the_runs_that_are(training: FakeTraining, folder: str) -> None:
     for name in ("mine", "yours", "empty"):

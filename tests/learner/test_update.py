@@ -77,6 +77,25 @@ def test_gae_by_hand_truncation_bootstraps_from_the_stored_last_observation(
     assert metrics["learner/entropy"] == pytest.approx(math.log(5), abs=1e-6)
 
 
+@pytest.mark.parametrize("name", ["gae", "vtrace"])
+@pytest.mark.parametrize("ends", ["truncated", "cut"])
+@pytest.mark.parametrize("time_limit", ["end", "bootstrap"])
+def test_the_time_limit_by_hand(name: str, ends: str, time_limit: str) -> None:
+    """The vectors above: only a truncation under `end` has no future; a segment that is cut always has one."""
+    batch = table_batch([0.5, 1.0, -0.5, 4.0], [1.0, 0.0, 2.0], terminated=False)
+    if ends == "cut":
+        batch = replace(batch, truncated=np.zeros_like(batch.truncated))
+    targets = GaeSettings(discount=0.9, gae_lambda=0.5, time_limit=time_limit)
+    over, open_ = [1.25375, -0.325, 2.5], [1.98275, 1.295, 6.1]
+    if name == "vtrace":  # ρ = 1, λ = 1: discounted rewards up to the end, less the value
+        targets = VtraceSettings(discount=0.9, lambda_=1.0, rho_bar=1.0, c_bar=1.0, time_limit=time_limit)
+        over, open_ = [2.12, 0.8, 2.5], [5.036, 4.04, 6.1]
+    expected = over if (ends, time_limit) == ("truncated", "end") else open_
+    _, metrics = updated(batch, policy=TablePolicy(), targets=targets, loss=PLAIN, micro_batch=1, accumulation=1)
+    assert metrics["learner/policy_loss"] == pytest.approx(-sum(expected) / 3, abs=1e-6)
+    assert metrics["learner/value_loss"] == pytest.approx(sum(a * a for a in expected) / 3, rel=1e-6)
+
+
 def test_the_gradient_by_hand() -> None:
     """GAE as above, A = [1.98275, 1.295, 6.1], state s = V = [0.5, 1, -0.5], target - V = A; every token is bin 0 of 5.
 

@@ -65,6 +65,22 @@ def test_points_that_were_not_finite_are_counted():
     assert nonfinite_counts(RECORDS) == {"a": 1}
 
 
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        ({"name": "gae", "time_limit": "end"}, "counted as ended, with nothing to earn"),
+        ({"name": "gae", "time_limit": "bootstrap"}, "interrupted: the critic's value"),
+        ({"name": "gae"}, "older than targets.time_limit"),
+    ],
+)
+def test_a_summary_says_what_the_horizon_was_to_the_task(full_run, targets, said):
+    manifest = json.loads((full_run / "manifest.json").read_text())
+    manifest["recipe"]["targets"] = targets
+    (full_run / "manifest.json").write_text(json.dumps(manifest))
+    [sentence] = [text for text in run_sentences(read_run(full_run)) if "the horizon" in text]
+    assert said in sentence
+
+
 def test_a_summary_says_what_was_measured(full_run):
     sentences = run_sentences(read_run(full_run))
     assert sentences == [

@@ -124,6 +124,69 @@ def test_vtrace_hand_vector(terminated, truncated, value_targets, advantages):
     assert targets.advantages.tolist() == pytest.approx(advantages, abs=1e-12)
 
 
+# A time limit reached by the second of three steps; the third belongs to the next episode, which the segment cuts off.
+#
+#            GAE λ = 0.5                           V-trace λ = 1, ρ = [2, 0.5, 1]: cut to [1, 0.5, 1]
+# end        δ_1 = 0 − 1 = −1                      d_1 = 0.5 · −1 = −0.5,        v_1 = 0.5
+#            A_0 = 1.4 + 0.45 · −1 = 0.95          d_0 = 1.4 + 0.9 · −0.5 = 0.95,        v_0 = 1.45
+# bootstrap  δ_1 = 0.9 · −0.5 − 1 = −1.45          d_1 = 0.5 · −1.45 = −0.725,  v_1 = 0.275
+#            A_0 = 1.4 + 0.45 · −1.45 = 0.7475     d_0 = 1.4 + 0.9 · −0.725 = 0.7475,    v_0 = 1.2475
+# both       δ_2 = 2 + 0.9 · 4 + 0.5 = 6.1         v_2 = −0.5 + 6.1 = 5.6
+INSIDE = [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("truncated", "time_limit", "expected"),
+    [
+        (INSIDE, "end", [0.95, -1.0, 6.1]),
+        (INSIDE, "bootstrap", [0.7475, -1.45, 6.1]),
+        (LAST, "end", [1.25375, -0.325, 2.5]),  # like a termination
+        (LAST, "bootstrap", [1.98275, 1.295, 6.1]),
+        (NONE, "end", [1.98275, 1.295, 6.1]),  # cut in mid-episode: bootstrapped, whatever the time limit is
+    ],
+)
+def test_gae_at_a_time_limit_by_hand(truncated, time_limit, expected):
+    advantages = gae(*hand_segment(NONE, truncated), discount=0.9, gae_lambda=0.5, time_limit=time_limit)
+    assert advantages.tolist() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("truncated", "time_limit", "value_targets", "advantages"),
+    [
+        (INSIDE, "end", [1.45, 0.5, 5.6], [0.95, -1.0, 6.1]),
+        (INSIDE, "bootstrap", [1.2475, 0.275, 5.6], [0.7475, -1.45, 6.1]),
+        (LAST, "end", [2.26, 1.4, 2.0], [1.76, 0.8, 2.5]),
+        (LAST, "bootstrap", [3.718, 3.02, 5.6], [3.218, 4.04, 6.1]),
+        (NONE, "end", [3.718, 3.02, 5.6], [3.218, 4.04, 6.1]),
+    ],
+)
+def test_vtrace_at_a_time_limit_by_hand(truncated, time_limit, value_targets, advantages):
+    segment = hand_segment(NONE, truncated)
+    targets = vtrace(*segment, *tensors(LOG_RATIO), discount=0.9, time_limit=time_limit)
+    assert targets.value_targets.tolist() == pytest.approx(value_targets, abs=1e-12)
+    assert targets.advantages.tolist() == pytest.approx(advantages, abs=1e-12)
+
+
+@given(segment=segments(), discount=st.floats(0.0, 1.0), lambda_=st.floats(0.0, 1.0))
+def test_a_time_limit_that_is_an_end_is_a_termination(segment, discount, lambda_):
+    rewards, values, next_values, terminated, truncated = segment.arguments
+    ended = (rewards, values, next_values, terminated | truncated, torch.zeros_like(truncated))
+    found = gae(*segment.arguments, discount=discount, gae_lambda=lambda_, time_limit="end")
+    assert torch.equal(found, gae(*ended, discount=discount, gae_lambda=lambda_))
+    log_ratio = tensors(segment.log_ratio)
+    targets = vtrace(*segment.arguments, *log_ratio, discount=discount, lambda_=lambda_, time_limit="end")
+    expected = vtrace(*ended, *log_ratio, discount=discount, lambda_=lambda_)
+    assert torch.equal(targets.value_targets, expected.value_targets)
+    assert torch.equal(targets.advantages, expected.advantages)
+
+
+def test_the_value_after_a_time_limit_that_is_an_end_is_never_read():
+    segment = hand_segment(NONE, INSIDE)
+    segment[2][1] = math.nan
+    advantages = gae(*segment, discount=0.9, gae_lambda=0.5, time_limit="end")
+    assert advantages.tolist() == pytest.approx([0.95, -1.0, 6.1], abs=1e-12)
+
+
 @given(segment=segments(), discount=st.floats(0.0, 1.0), lambda_=st.floats(0.0, 1.0))
 def test_gae_is_the_weighted_mean_of_n_step_returns(segment, discount, lambda_):
     advantages = gae(*segment.arguments, discount=discount, gae_lambda=lambda_)

@@ -130,6 +130,26 @@ def test_on_policy_data_has_log_ratio_zero(tmp_path):
     assert abs(first["learner/approx_kl"]) < 1e-6
 
 
+@pytest.mark.parametrize("targets", ["gae", "vtrace"])
+def test_the_time_limit_changes_the_targets_and_nothing_of_what_was_collected(tmp_path, targets):
+    frozen = {"policy_lr": 0.0, "value_lr": 0.0, "schedule": "constant"}  # so that the same episodes are played
+    points, manifests = {}, {}
+    for time_limit in ("end", "bootstrap"):
+        section = {"name": targets, "discount": 1.0, "time_limit": time_limit}
+        recipe = toy_recipe(targets=section, optimizer=frozen, budget={"optimizer_steps": 40})
+        run(recipe, tmp_path / time_limit)
+        points[time_limit] = metrics(tmp_path / time_limit)
+        manifests[time_limit] = json.loads((tmp_path / time_limit / "manifest.json").read_text(encoding="utf-8"))
+        assert manifests[time_limit]["recipe"]["targets"]["time_limit"] == time_limit
+    for end, bootstrap in zip(points["end"], points["bootstrap"], strict=True):
+        same = {name for name in end if name.split("/")[0] in ("rollout", "replay", "policy_lag", "ratio")}
+        assert {"rollout/success_rate", "rollout/return", "replay/size"} <= same
+        for name in (*same, "episodes", "decisions", "env_steps"):
+            assert end[name] == bootstrap[name], name
+    assert points["end"][-1]["rollout/success_rate"] < 1.0  # so some episodes did reach the horizon
+    assert points["end"][-1]["learner/value_loss"] != points["bootstrap"][-1]["learner/value_loss"]
+
+
 def test_resume_continues_the_clocks_and_keeps_the_experience(tmp_path):
     first, _ = run(toy_recipe(), tmp_path / "run")
     saved = json.loads((first.checkpoint / "state.json").read_text(encoding="utf-8"))["extra"]

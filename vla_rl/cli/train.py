@@ -12,6 +12,7 @@ from vla_rl.cli import exit_codes
 from vla_rl.errors import UserError, preflight
 
 if TYPE_CHECKING:
+    from vla_rl.recipe import Recipe
     from vla_rl.train import TrainOutcome
 
 
@@ -46,6 +47,8 @@ def train(
         run_dir = folder or Path("runs") / loaded.name
     if resume and folder is None:
         _refuse_another_run(recipe, run_dir)
+    if resume and (run_dir / "recipe.yaml").is_file():
+        loaded = _with_the_run_s_time_limit(loaded, run_dir, overrides or [])
 
     from rich.console import Console
 
@@ -104,6 +107,26 @@ def _refuse_another_run(recipe: str, run_dir: Path) -> None:
             f"--resume: {recipe} is the name of a recipe, and there is no run of it in {run_dir}. "
             f"To go on with the run in the folder {recipe} here, write ./{recipe}"
         )
+
+
+def _with_the_run_s_time_limit(loaded: Recipe, run_dir: Path, overrides: list[str]) -> Recipe:
+    """The recipe with what the horizon was to the task when the run began, unless an override says otherwise.
+
+    Targets that changed their meaning under way would pull the critic elsewhere, so that no other recipe and no default
+    does it.
+    """
+    from vla_rl.learner.launch import launched_rank
+    from vla_rl.recipe import EARLIER_TIME_LIMIT, recorded_time_limit
+
+    if any(text.partition("=")[0] in ("targets", "targets.time_limit") for text in overrides):
+        return loaded
+    recorded = recorded_time_limit(run_dir / "recipe.yaml")
+    kept = recorded or EARLIER_TIME_LIMIT
+    is_told = recorded is None or loaded.targets.time_limit != kept
+    if is_told and launched_rank() is None:  # ranks need not repeat it
+        age = ": it is older than this field" if recorded is None else ""
+        print(f"{run_dir} goes on with targets.time_limit={kept}, as it began{age}")
+    return loaded.model_copy(update={"targets": loaded.targets.model_copy(update={"time_limit": kept})})
 
 
 def _runs_beside(folder: Path) -> str:

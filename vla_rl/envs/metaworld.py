@@ -54,7 +54,7 @@ class MetaworldEnv:
 
     State, (39,): see `STATE_DIM`, in metres and the benchmark's own order. Action, (4,) in [-1, 1], clipped. The reward
     is the benchmark's dense one, 0 to 10 per control step, times `reward_scale`. An episode never terminates: it goes
-    on after a success and is truncated at the horizon, so the last value is bootstrapped. `ChunkResult.success` tells
+    on after a success and is truncated at the horizon. `ChunkResult.success` tells
     whether the benchmark's success flag was set in a control step of the chunk.
 
     Example:

@@ -18,7 +18,7 @@ from vla_rl.policies.openvla_oft.files import find_files
 from vla_rl.policies.openvla_oft.hub import checkpoint_directory
 from vla_rl.policies.openvla_oft.profiles import resolve_profile
 from vla_rl.policies.openvla_oft.source import RANDOM_7B, TINY
-from vla_rl.recipe import Recipe, build_recipe, list_recipes, load_recipe
+from vla_rl.recipe import Recipe, build_recipe, list_recipes, load_recorded_recipe
 from vla_rl.reporting.run_folder import EVALUATIONS, RECIPE_FILE
 from vla_rl.run.env_plan import CAMERAS
 
@@ -119,7 +119,7 @@ def _trained(checkpoint: Path, *, run_dir: Path, whole: bool) -> Subject:
     problem = None if whole else checkpoint_files.problem_of(checkpoint)
     if problem is not None:
         raise CheckpointError(f"{checkpoint}: {problem}")
-    recipe = load_recipe(run_dir / RECIPE_FILE)
+    recipe = load_recorded_recipe(run_dir / RECIPE_FILE)
     entry = json.loads((checkpoint / checkpoint_files.MANIFEST).read_text())["files"]["policy.safetensors"]
     return Subject(
         location=str(checkpoint),

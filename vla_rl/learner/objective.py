@@ -68,7 +68,7 @@ def segment_targets(
 
     Args:
         batch: rewards and flags.
-        values: (B, T + 1) V of every observation; that after the last decision bootstraps.
+        values: (B, T + 1) V of every observation; that after the last decision bootstraps, unless the task is over.
         joint_log_ratio: (B, T) log ρ of whole decisions, looked at by V-trace alone.
         settings: GAE or V-trace.
     """
@@ -81,7 +81,12 @@ def segment_targets(
         torch.from_numpy(batch.truncated),
     )
     if isinstance(settings, GaeSettings):
-        advantages = targets.gae(*arguments, discount=settings.discount, gae_lambda=settings.gae_lambda)
+        advantages = targets.gae(
+            *arguments,
+            discount=settings.discount,
+            gae_lambda=settings.gae_lambda,
+            time_limit=settings.time_limit,
+        )
         return advantages + values[:, :-1], advantages
     result = targets.vtrace(
         *arguments,
@@ -90,6 +95,7 @@ def segment_targets(
         lambda_=settings.lambda_,
         rho_bar=settings.rho_bar,
         c_bar=settings.c_bar,
+        time_limit=settings.time_limit,
     )
     return result.value_targets, result.advantages
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vla_rl.rl.targets import TimeLimit
+
 
 @dataclass(frozen=True, slots=True)
 class GaeSettings:
@@ -11,6 +13,7 @@ class GaeSettings:
 
     discount: float
     gae_lambda: float
+    time_limit: TimeLimit = "bootstrap"  # what the end of the horizon is to the task
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +24,7 @@ class VtraceSettings:
     lambda_: float
     rho_bar: float
     c_bar: float
+    time_limit: TimeLimit = "bootstrap"
 
 
 TargetSettings = GaeSettings | VtraceSettings

@@ -7,7 +7,13 @@ arguments. A recipe is YAML; `key.sub=value` overrides are applied before valida
 from __future__ import annotations
 
 from vla_rl.recipe.library import find_recipe, is_path, list_recipes
-from vla_rl.recipe.loading import build_recipe, load_recipe
+from vla_rl.recipe.loading import (
+    EARLIER_TIME_LIMIT,
+    build_recipe,
+    load_recipe,
+    load_recorded_recipe,
+    recorded_time_limit,
+)
 from vla_rl.recipe.metaworld_tasks import METAWORLD_TASKS
 from vla_rl.recipe.model import Recipe
 from vla_rl.recipe.problems import Problem, RecipeError
@@ -43,6 +49,7 @@ from vla_rl.recipe.sections import (
 )
 
 __all__ = [
+    "EARLIER_TIME_LIMIT",
     "METAWORLD_TASKS",
     "BudgetSection",
     "CheckpointSection",
@@ -81,4 +88,6 @@ __all__ = [
     "is_path",
     "list_recipes",
     "load_recipe",
+    "load_recorded_recipe",
+    "recorded_time_limit",
 ]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.resources.abc import Traversable
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -17,8 +17,10 @@ from vla_rl.recipe.model import Recipe
 from vla_rl.recipe.overrides import Override, apply_overrides, parse_overrides
 from vla_rl.recipe.problems import Problem, RecipeError
 from vla_rl.recipe.rules import broken_rules
+from vla_rl.recipe.sections import TimeLimit
 from vla_rl.recipe.translate import dotted_path, problems_of
 
+EARLIER_TIME_LIMIT: TimeLimit = "bootstrap"  # of every run that is older than targets.time_limit
 _LARGEST_BYTES = 200_000  # a recipe with every field has 4,000; what is far larger would be parsed for minutes
 
 
@@ -34,6 +36,26 @@ def load_recipe(path: Traversable, overrides: Sequence[str] = ()) -> Recipe:
         UserError: the file cannot be read.
     """
     return build_recipe(_read(path), overrides, source=str(path))
+
+
+def load_recorded_recipe(path: Traversable, overrides: Sequence[str] = ()) -> Recipe:
+    """As `load_recipe`, of a `recipe.yaml` that a run wrote; a field that is younger than it means what the run did."""
+    return load_recipe(path, [f"targets.time_limit={recorded_time_limit(path) or EARLIER_TIME_LIMIT}", *overrides])
+
+
+def recorded_time_limit(path: Traversable) -> TimeLimit | None:
+    """The `targets.time_limit` of a `recipe.yaml` that a run wrote; None if it has none, so that the run is older.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        data = parse(_read(path)).data
+    except YamlError:
+        return None  # told where the recipe is built
+    targets = data.get("targets") if isinstance(data, dict) else None
+    found = targets.get("time_limit") if isinstance(targets, dict) else None
+    return found if found in get_args(TimeLimit) else None
 
 
 def build_recipe(text: str, overrides: Sequence[str] = (), *, source: str = "recipe") -> Recipe:

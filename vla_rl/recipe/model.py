@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from vla_rl.recipe import dialect
 from vla_rl.recipe.problems import RulesError
 from vla_rl.recipe.regimes import RegimeName
-from vla_rl.recipe.rules import broken_rules, with_regime
+from vla_rl.recipe.rules import broken_rules, with_regime, with_time_limit
 from vla_rl.recipe.sections import (
     BudgetSection,
     CheckpointSection,
@@ -57,8 +57,8 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _regime_in_numbers(cls, data: Any) -> Any:  # noqa: ANN401 - whatever was given
-        return with_regime(data) if isinstance(data, dict) else data
+    def _what_follows_from_others(cls, data: Any) -> Any:  # noqa: ANN401 - whatever was given
+        return with_time_limit(with_regime(data)) if isinstance(data, dict) else data
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:

@@ -2,7 +2,8 @@
 
 An override of a `name` that chooses between kinds of a section (`surrogate.name=ppo`) is applied before the others.
 What only the former kind knows (`surrogate.sigma`) leaves with it; what both know stays; what an override sets is never
-dropped, so that setting a field of the wrong kind is an error and not silence.
+dropped, so that setting a field of the wrong kind is an error and not silence. `targets.time_limit` says what the
+horizon is to the environment's task: with another environment, the former one's usual value leaves as well.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from vla_rl.recipe.dialect import YamlError, parse
+from vla_rl.recipe.model import Recipe
 from vla_rl.recipe.problems import Problem
+from vla_rl.recipe.rules import usual_time_limit
+from vla_rl.recipe.sections import TimeLimit
 from vla_rl.recipe.shape import field_names, kinds
 
 
@@ -48,11 +52,14 @@ def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[Problem]
 
 def apply_overrides(data: dict[str, Any], overrides: Sequence[Override]) -> list[Problem]:
     """Change `data` in place; overrides that find no place come back as problems."""
+    usual = usual_time_limit(data.get("env"))
     choices = [override for override in overrides if _chooses_kind(override)]
     for override in choices:
         _drop_former_kind(data, override)
     problems = [_assign(data, override) for override in choices]
     problems += [_assign(data, override) for override in overrides if override not in choices]
+    if usual_time_limit(data.get("env")) != usual:
+        _drop_time_limit(data, usual, overrides)
     return [problem for problem in problems if problem is not None]
 
 
@@ -75,12 +82,20 @@ def _drop_former_kind(data: dict[str, Any], override: Override) -> None:
         section.pop(key, None)
 
 
+def _drop_time_limit(data: dict[str, Any], usual: TimeLimit | None, overrides: Sequence[Override]) -> None:
+    """Remove a time limit that was the former environment's usual, so that the new one's takes its place."""
+    targets = data.get("targets")
+    said = any(override.path in (("targets",), ("targets", "time_limit")) for override in overrides)
+    if not said and isinstance(targets, dict) and targets.get("time_limit") == usual:
+        targets.pop("time_limit", None)
+
+
 def _assign(data: dict[str, Any], override: Override) -> Problem | None:
     section = data
     for depth, key in enumerate(override.path[:-1], start=1):
         inner = section.get(key)
         if inner is None:
-            inner = section[key] = {}
+            inner = section[key] = _default_kind(key) if depth == 1 else {}
         if not isinstance(inner, dict):
             holder = ".".join(override.path[:depth])
             return Problem(
@@ -89,3 +104,10 @@ def _assign(data: dict[str, Any], override: Override) -> Problem | None:
         section = inner
     section[override.path[-1]] = override.value
     return None
+
+
+def _default_kind(key: str) -> dict[str, Any]:
+    """The start of a section that a recipe leaves out: its `name`, where the default is one of several kinds."""
+    field = Recipe.model_fields.get(key)
+    name = getattr(field.default, "name", None) if field else None
+    return {} if name is None else {"name": name}

@@ -15,9 +15,11 @@ from pydantic import ValidationError
 from vla_rl.recipe.problems import Problem
 from vla_rl.recipe.regimes import SPANS, STALE_REUSE, Regime, RegimeName, regime_of_run
 from vla_rl.recipe.sections import (
+    USUAL_TIME_LIMIT,
     BudgetSection,
     EnvSection,
     EvaluationSection,
+    GaeSection,
     LearnerSection,
     LiberoSection,
     MLPSection,
@@ -26,6 +28,8 @@ from vla_rl.recipe.sections import (
     PolicySection,
     ReplaySection,
     RuntimeSection,
+    TimeLimit,
+    VtraceSection,
 )
 
 
@@ -168,6 +172,26 @@ def with_regime(data: Mapping[str, Any]) -> dict[str, Any]:
         return dict(data)
     settings = {"replay_ratio": regime.replay_ratio, "old_threshold": regime.old_threshold}
     return {**data, "replay": {**settings, **replay}}
+
+
+def with_time_limit(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's raw data with the environment's own `targets.time_limit`, where none is written.
+
+    Data that is wrong in itself comes back as it is: validation tells what is wrong with it.
+    """
+    usual = usual_time_limit(data.get("env"))
+    targets = data.get("targets", {"name": "gae"})
+    if isinstance(targets, GaeSection | VtraceSection):
+        targets = targets.model_dump(by_alias=True)
+    if usual is None or not isinstance(targets, Mapping) or targets.get("time_limit") is not None:
+        return dict(data)
+    return {**data, "targets": {**targets, "time_limit": usual}}
+
+
+def usual_time_limit(env: Any) -> TimeLimit | None:  # noqa: ANN401 - a section, or whatever was given for one
+    """The `targets.time_limit` of an environment whose recipe says nothing; None if it is no environment."""
+    name = env.get("name") if isinstance(env, Mapping) else getattr(env, "name", None)
+    return USUAL_TIME_LIMIT.get(name) if isinstance(name, str) else None
 
 
 def _regime_is_kept(

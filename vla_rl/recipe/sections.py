@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -19,6 +19,14 @@ NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+
+TimeLimit = Literal["end", "bootstrap"]
+TIME_LIMIT = Field(
+    None,
+    description="what the horizon is to the task. end: part of it, as in success within the horizon; nothing can be "
+    "earned afterwards. bootstrap: an interruption; the critic's value stands for what would follow. Default: the "
+    "environment's, end for libero and toy, bootstrap for metaworld",
+)
 
 
 def _distinct(field: str, values: Sequence[int | str]) -> list[Problem]:
@@ -151,6 +159,12 @@ class MetaworldSection(Section):
 
 EnvSection = Annotated[LiberoSection | ToySection | MetaworldSection, Field(discriminator="name")]
 
+USUAL_TIME_LIMIT: Mapping[str, TimeLimit] = {  # targets.time_limit by env.name, where a recipe says nothing
+    "libero": "end",  # the score is success within the horizon
+    "toy": "end",  # a goal that is not reached in time is missed
+    "metaworld": "bootstrap",  # reward flows on after a success; the horizon only cuts it off
+}
+
 
 # --- policies --------------------------------------------------------------------------------------------------------
 
@@ -259,6 +273,7 @@ class GaeSection(Section):
     name: Literal["gae"]
     discount: Fraction = Field(0.99, description="per decision")
     gae_lambda: Fraction = Field(0.95, description="1 is the Monte-Carlo return, 0 one step and the value")
+    time_limit: TimeLimit | None = TIME_LIMIT
 
 
 class VtraceSection(Section):
@@ -269,6 +284,7 @@ class VtraceSection(Section):
     lambda_: Fraction = Field(1.0, alias="lambda", description="weight of the later corrections")
     rho_bar: PositiveFloat = Field(1.0, description="bound of the ratio in the temporal difference")
     c_bar: PositiveFloat = Field(1.0, description="bound of the ratio in the trace")
+    time_limit: TimeLimit | None = TIME_LIMIT
 
 
 TargetsSection = Annotated[GaeSection | VtraceSection, Field(discriminator="name")]

@@ -17,6 +17,7 @@ def run_sentences(run: WrittenRun) -> list[str]:
         _extent(run.records),
         _success(run.records),
         _return(run),
+        _time_limit(run),
         *(sentence for evaluation in run.evaluations for sentence in evaluation_sentences(evaluation)),
         _lag(run.records),
         _use(run.records),
@@ -50,6 +51,26 @@ def _return(run: WrittenRun) -> str | None:
         return None
     units = "" if run.manifest is None else ", in the env's own units"  # nobody knows the scale of the rewards
     return f"Training episodes returned {number(before)} at first and {number(after)} {CLOSING}{units}."
+
+
+def _time_limit(run: WrittenRun) -> str | None:
+    match run.manifest:
+        case {"recipe": {"targets": {"time_limit": "end"}}}:
+            return (
+                "An episode that reached the horizon counted as ended, with nothing to earn afterwards "
+                "(targets.time_limit: end)."
+            )
+        case {"recipe": {"targets": {"time_limit": "bootstrap"}}}:
+            return (
+                "An episode that reached the horizon counted as interrupted: the critic's value stood for what would "
+                "have followed (targets.time_limit: bootstrap)."
+            )
+        case {"recipe": {"targets": {"name": _}}}:
+            return (
+                "An episode that reached the horizon counted as interrupted, as in all runs that are older than "
+                "targets.time_limit: the critic's value stood for what would have followed."
+            )
+    return None
 
 
 def evaluation_sentences(evaluation: Evaluation) -> list[str]:

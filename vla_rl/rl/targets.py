@@ -4,22 +4,32 @@ Shapes: (T,) or (B, T), time last. At time t, `values` is V(s_t) and `next_value
 never of the observation after a reset.
 
     boot_t = 1 − terminated_t                    a termination has no future
-    cont_t = boot_t (1 − truncated_t)            a truncation has one, but the next element is another episode
-    cont of the last element = 0                 the segment ends; its successor is bootstrapped like a truncation
+    cont_t = boot_t (1 − truncated_t)            a truncation may have one, but the next element is another episode
+    cont of the last element = 0                 the segment ends in mid-episode; its successor is always bootstrapped
 
-Where both flags are set, termination wins. What boot or cont exclude has no effect, NaN included, so padding after the
-end of an episode is harmless. Results are constants for the optimiser, in float64 for float64 inputs, else float32.
+Whether a truncation has a future is a statement about the task, which the paper does not make (`TimeLimit`):
+
+    "bootstrap"   the time limit interrupts a task that goes on: boot_t as above (arXiv 1712.00378)
+    "end"         the time limit is part of the task, as in "success within the horizon": nothing can be earned after
+                  it, so it ends like a termination, boot_t = (1 − terminated_t)(1 − truncated_t)
+
+Under "bootstrap", where both flags are set, termination wins. What boot or cont exclude has no effect, NaN included, so
+padding after the end of an episode is harmless. Results are constants for the optimiser, in float64 for float64 inputs,
+else float32.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from vla_rl.rl.masking import lift
+
+TimeLimit = Literal["end", "bootstrap"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +50,7 @@ def gae(
     *,
     discount: float,
     gae_lambda: float,
+    time_limit: TimeLimit = "bootstrap",
 ) -> Tensor:
     """Generalised advantage estimation (arXiv 1506.02438).
 
@@ -50,9 +61,10 @@ def gae(
         values: V(s_t).
         next_values: V of the true successor of s_t.
         terminated: bool, nothing follows s_t's action.
-        truncated: bool, the episode was cut after s_t's action.
+        truncated: bool, the time limit was reached with s_t's action.
         discount: γ.
         gae_lambda: λ.
+        time_limit: what a truncation is to the task.
 
     Returns:
         Advantages; the value targets that belong to them are `advantages + values`.
@@ -61,12 +73,12 @@ def gae(
         ValueError: shapes differ, or are neither (T,) nor (B, T).
     """
     _check_shapes(rewards, values, next_values, terminated, truncated)
-    deltas = _deltas(rewards, values, next_values, terminated, discount)
+    deltas = _deltas(rewards, values, next_values, _has_ended(terminated, truncated, time_limit), discount)
     return _accumulate(deltas, discount * gae_lambda * _continues(terminated, truncated).to(deltas.dtype))
 
 
 @torch.no_grad()
-def vtrace(
+def vtrace(  # noqa: PLR0913 - the quantities of the formula, by name
     rewards: Tensor,
     values: Tensor,
     next_values: Tensor,
@@ -78,6 +90,7 @@ def vtrace(
     lambda_: float = 1.0,
     rho_bar: float = 1.0,
     c_bar: float = 1.0,
+    time_limit: TimeLimit = "bootstrap",
 ) -> VtraceTargets:
     """V-trace (arXiv 1802.01561) in temporal-difference form, with a λ.
 
@@ -95,12 +108,13 @@ def vtrace(
         values: V(s_t).
         next_values: V of the true successor of s_t.
         terminated: bool, nothing follows s_t's action.
-        truncated: bool, the episode was cut after s_t's action.
+        truncated: bool, the time limit was reached with s_t's action.
         log_ratio: log ρ_t of the whole action: the sum over its tokens. ±inf is harmless.
         discount: γ.
         lambda_: λ.
         rho_bar: ρ̄, bound of the ratio on the temporal difference.
         c_bar: c̄, bound of the ratio on the trace.
+        time_limit: what a truncation is to the task.
 
     Raises:
         ValueError: shapes differ, or are neither (T,) nor (B, T).
@@ -108,7 +122,7 @@ def vtrace(
     _check_shapes(rewards, values, next_values, terminated, truncated, log_ratio)
     rho, trace = _capped_ratio(log_ratio, rho_bar), lambda_ * _capped_ratio(log_ratio, c_bar)
     continues = _continues(terminated, truncated)
-    deltas = _deltas(rewards, values, next_values, terminated, discount)
+    deltas = _deltas(rewards, values, next_values, _has_ended(terminated, truncated, time_limit), discount)
     corrections = _accumulate(rho * deltas, discount * torch.where(continues, trace, 0.0))
     next_corrections = torch.where(continues, corrections.roll(-1, dims=-1), 0.0)
     return VtraceTargets(
@@ -116,8 +130,13 @@ def vtrace(
     )
 
 
-def _deltas(rewards: Tensor, values: Tensor, next_values: Tensor, terminated: Tensor, discount: float) -> Tensor:
-    return lift(rewards) + discount * torch.where(terminated, 0.0, lift(next_values)) - lift(values)
+def _has_ended(terminated: Tensor, truncated: Tensor, time_limit: TimeLimit) -> Tensor:
+    """1 − boot: whether the task is over after this element, so that it has no further value."""
+    return terminated | truncated if time_limit == "end" else terminated
+
+
+def _deltas(rewards: Tensor, values: Tensor, next_values: Tensor, ended: Tensor, discount: float) -> Tensor:
+    return lift(rewards) + discount * torch.where(ended, 0.0, lift(next_values)) - lift(values)
 
 
 def _continues(terminated: Tensor, truncated: Tensor) -> Tensor:

@@ -23,10 +23,15 @@ def bind_surrogate(recipe: Recipe) -> tuple[Surrogate, LogMultiplier]:
 def target_settings(recipe: Recipe) -> GaeSettings | VtraceSettings:
     """Targets of the recipe."""
     section = recipe.targets
+    assert section.time_limit is not None, "a recipe takes its environment's where it says nothing"
     if isinstance(section, GaeSection):
-        return GaeSettings(discount=section.discount, gae_lambda=section.gae_lambda)
+        return GaeSettings(discount=section.discount, gae_lambda=section.gae_lambda, time_limit=section.time_limit)
     return VtraceSettings(
-        discount=section.discount, lambda_=section.lambda_, rho_bar=section.rho_bar, c_bar=section.c_bar
+        discount=section.discount,
+        lambda_=section.lambda_,
+        rho_bar=section.rho_bar,
+        c_bar=section.c_bar,
+        time_limit=section.time_limit,
     )
 
 

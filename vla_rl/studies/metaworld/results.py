@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from vla_rl.recipe import MetaworldSection, load_recipe
+from vla_rl.recipe import MetaworldSection, load_recorded_recipe
 from vla_rl.reporting.files import read_json_object
 from vla_rl.reporting.manifest import MANIFEST_FILE
 from vla_rl.reporting.metrics import METRICS_FILE, read_metrics
@@ -115,7 +115,7 @@ def _read_run(folder: Path) -> RunResult:
         ValueError, FileNotFoundError: a file is missing, broken or contradicts another.
     """
     run, seconds = _read_place(folder / RUN_FILE)
-    recipe = load_recipe(folder / RECIPE_FILE)
+    recipe = load_recorded_recipe(folder / RECIPE_FILE)
     if not isinstance(recipe.env, MetaworldSection) or recipe.env.tasks != [run.task]:
         raise ValueError(f"{folder / RECIPE_FILE}: expected the recipe of a run on {run.task}, as {RUN_FILE} says")
     records = read_metrics(folder / METRICS_FILE)
