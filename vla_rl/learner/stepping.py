@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+BUCKET_BYTES = 128 << 20  # large enough for a link's full rate, small enough to be copied beside the gradients
 
 OptimizerState = dict[str, dict[str, Tensor]]  # parameter name -> {"step", "exp_avg", "exp_avg_sq"}, full tensors
 
@@ -82,8 +84,10 @@ class TorchStrategy:
         self.optimizer = optimizer
         self._num_ranks = num_ranks
         if num_ranks > 1:
-            for parameter in self._parameters():
-                dist.broadcast(parameter.detach(), src=0)
+            for bucket in in_buckets([parameter.detach() for parameter in self._parameters()]):
+                flat = torch.cat([tensor.flatten() for tensor in bucket])
+                dist.broadcast(flat, src=0)
+                copy_from_flat(bucket, flat)
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
         """Nothing to do."""
@@ -114,16 +118,21 @@ class TorchStrategy:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def _average_gradients(self) -> None:
-        """In place; all transfers are on their way before the first is waited for."""
-        transfers = []
+        """In place, a few large buffers at a time: an adapter's gradients are hundreds of small tensors.
+
+        All transfers are on their way before the first is waited for.
+        """
         for parameter in self._parameters():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            transfers.append(dist.all_reduce(parameter.grad, async_op=True))
-        for parameter, transfer in zip(self._parameters(), transfers, strict=True):
+        gradients = [parameter.grad for parameter in self._parameters() if parameter.grad is not None]
+        transfers = []
+        for bucket in in_buckets(gradients):
+            flat = torch.cat([gradient.flatten() for gradient in bucket])
+            transfers.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
+        for bucket, flat, transfer in transfers:
             transfer.wait()
-            assert parameter.grad is not None
-            parameter.grad.div_(self._num_ranks)
+            copy_from_flat(bucket, flat.div_(self._num_ranks))
 
     def full_parameters(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         """Views of the parameters."""
@@ -148,3 +157,22 @@ class TorchStrategy:
             self.optimizer.state[parameter] = {
                 key: entry[key].detach().to(parameter.device, copy=True) for key in ("step", *MOMENTS)
             }
+
+
+def in_buckets(tensors: Sequence[Tensor], *, max_bytes: int = BUCKET_BYTES) -> list[list[Tensor]]:
+    """Cut a list into runs of one dtype and at most `max_bytes`, in order; a larger tensor is a run of its own."""
+    buckets: list[list[Tensor]] = []
+    size = 0
+    for tensor in tensors:
+        if not buckets or buckets[-1][0].dtype != tensor.dtype or size + tensor.nbytes > max_bytes:
+            buckets.append([])
+            size = 0
+        buckets[-1].append(tensor)
+        size += tensor.nbytes
+    return buckets
+
+
+def copy_from_flat(tensors: Sequence[Tensor], flat: Tensor) -> None:
+    """Copy the parts of `flat`, in order, into the tensors."""
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    torch._foreach_copy_(list(tensors), [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)])

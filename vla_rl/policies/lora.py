@@ -5,11 +5,13 @@ A targeted layer `q_proj` holds `q_proj.base_layer.weight` (the checkpoint's ten
 
 The arithmetic is peft's too, in fewer passes over memory. Per number of an adapted layer's input peft writes a float32
 copy and rounds it to bfloat16 again; per number of its output it writes B A x, the scaled B A x, and the sum. Here the
-input is read as it is, and `addmm` scales and adds while it multiplies.
+input is read as it is, and `addmm_` scales and adds while it multiplies, in the memory of W x. Layers that read the
+same input (query, key and value; gate and up) multiply it by all their A at once: see `SharedInput`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +22,7 @@ from vla_rl.policies.parameters import META, named_generator, set_parameter
 
 ADAPTER = "default"
 LLAMA_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # in the order in which Llama calls them
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +73,45 @@ class ScaledSum(nn.Linear):
         self.scaling = scaling
 
     def forward(self, low: Tensor, result: Tensor) -> Tensor:  # type: ignore[override]
-        """(..., rank) and (..., out) to (..., out), in the dtype of `result`; without gradients in its memory."""
-        rows, weight = result.flatten(0, -2), self.weight.t().to(result.dtype)
-        # In place it would be one pass less in training too, but ZeRO-3 puts views between the layers there.
-        add = torch.addmm if torch.is_grad_enabled() else torch.Tensor.addmm_
-        return add(rows, low.flatten(0, -2), weight, alpha=self.scaling).view_as(result)
+        """(R, rank) and (R, out) to (R, out), in the dtype of `result` and, where autograd allows it, in its memory."""
+        weight = self.weight.t().to(result.dtype)
+        # Out of place, `addmm` first copies `result`: two passes more over the largest tensors of a layer. No gradient
+        # needs W x itself, so it may be overwritten; but not through the views that ZeRO-3 puts between the layers.
+        add = torch.addmm if _is_view_with_gradient(result) else torch.Tensor.addmm_
+        return add(result, low, weight, alpha=self.scaling)
+
+
+class SharedInput:
+    """Adapted layers that read the same tensor: the first that is called multiplies it by the A of all.
+
+    The weights stay separate parameters, with peft's names, and are put side by side at each pass, so values that are
+    copied into them (`ipc.mailbox`) count at once. Each product is handed out once, and the input is forgotten when its
+    last one is: nothing outlives a pass.
+    """
+
+    def __init__(self, layers: Sequence[AdaptedLinear]) -> None:
+        self._layers = tuple(layers)
+        self._input: Tensor | None = None
+        self._with_gradient = False
+        self._low: list[Tensor | None] = []
+        for index, layer in enumerate(layers):
+            layer.shared = (self, index)
+
+    def low(self, index: int, x: Tensor) -> Tensor:
+        """A x (R, rank) of the layer with this index, from x (..., in) of R rows."""
+        ready = self._input is x and self._with_gradient == torch.is_grad_enabled()
+        low = self._low[index] if ready else None
+        if low is None:
+            weights = [layer.first_weight for layer in self._layers]
+            products = F.linear(x.flatten(0, -2), torch.cat(weights).to(x.dtype))
+            self._low = list(products.split([len(weight) for weight in weights], dim=-1))
+            self._input, self._with_gradient = x, torch.is_grad_enabled()
+            low = self._low[index]
+            assert low is not None
+        self._low[index] = None
+        if all(product is None for product in self._low):
+            self._input = None
+        return low
 
 
 class AdaptedLinear(nn.Module):
@@ -91,11 +128,24 @@ class AdaptedLinear(nn.Module):
         self.dropout = nn.Dropout(settings.dropout)
         self.lora_A = nn.ModuleDict({ADAPTER: LowRank(base_layer.in_features, rank)})
         self.lora_B = nn.ModuleDict({ADAPTER: ScaledSum(rank, base_layer.out_features, scaling=scaling)})
+        self.shared: tuple[SharedInput, int] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
-        low = self.lora_A[ADAPTER](self.dropout(x))
-        return self.lora_B[ADAPTER](low, self.base_layer(x))  # type: ignore[no-any-return]
+        rows = x.flatten(0, -2)
+        result = self.lora_B[ADAPTER](self._low(x, rows), self.base_layer(rows))
+        return result.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
+
+    @property
+    def first_weight(self) -> Tensor:
+        """A, (rank, in)."""
+        return self.lora_A[ADAPTER].weight  # type: ignore[return-value]
+
+    def _low(self, x: Tensor, rows: Tensor) -> Tensor:
+        if self.shared is None or is_partitioned(self.first_weight):
+            return self.lora_A[ADAPTER](self.dropout(rows))  # type: ignore[no-any-return]
+        group, index = self.shared
+        return group.low(index, x)
 
 
 def add_adapters(module: nn.Module, settings: LoraSettings) -> None:
@@ -105,6 +155,20 @@ def add_adapters(module: nn.Module, settings: LoraSettings) -> None:
             if name in settings.targets and isinstance(child, nn.Linear):
                 with META:
                     setattr(owner, name, AdaptedLinear(child, settings))
+        if settings.dropout == 0:  # each layer has its own dropout, as in peft, and so an input of its own
+            for names in SAME_INPUT:
+                layers = [layer for name in names if isinstance(layer := getattr(owner, name, None), AdaptedLinear)]
+                if len(layers) > 1:
+                    SharedInput(layers)
+
+
+def is_partitioned(parameter: Tensor) -> bool:
+    """Whether ZeRO-3 keeps a parameter in pieces, which are whole only while the module that holds it is called."""
+    return hasattr(parameter, "ds_id")
+
+
+def _is_view_with_gradient(tensor: Tensor) -> bool:
+    return torch.is_grad_enabled() and tensor._is_view()
 
 
 def fill_adapters(module: nn.Module, *, seed: int, device: torch.device) -> None:
