@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from vla_rl.errors import UserError
 from vla_rl.recipe import (
+    FieldReference,
     GaeSection,
     Problem,
     Recipe,
@@ -143,8 +145,8 @@ def test_a_name_that_no_file_can_have_is_an_error_of_the_user(name: str) -> None
     ("written", "value"), [("1e-5", 1e-5), ("1.0e-5", 1e-5), ("3", 3.0), (".5", 0.5), ("1E+1", 10.0), ("2.", 2.0)]
 )
 def test_a_number_is_what_it_looks_like(written: str, value: float) -> None:
-    assert build_recipe(TOY + f"optimizer: {{policy_lr: {written}}}").optimizer.policy_lr == value
-    assert build_recipe(TOY, [f"optimizer.policy_lr={written}"]).optimizer.policy_lr == value
+    assert build_recipe(TOY + f"optimizer: {{max_grad_norm: {written}}}").optimizer.max_grad_norm == value
+    assert build_recipe(TOY, [f"optimizer.max_grad_norm={written}"]).optimizer.max_grad_norm == value
 
 
 @pytest.mark.parametrize(
@@ -310,6 +312,100 @@ def test_whatever_is_written_the_answer_is_a_recipe_or_a_list_of_problems(
         assert error.problems
         assert all(problem.rule for problem in error.problems)
         assert str(error).startswith(f"recipe: {len(error.problems)} problem")
+
+
+# --- limits ----------------------------------------------------------------------------------------------------------
+
+EXTREMES: dict[str, list[object]] = {
+    "whole number": [0, -1, 2**63 - 1, 2**63, 2**64, 10**30],
+    "number": [0.0, -1.0, 5e-324, 1e-45, 1e38, 1e39, 1e308, math.inf, -math.inf, math.nan, 2**64],
+    "text": ["", "x" * 300, "x" * 5000, "a\0b", "a/b", "-a", "a\nb", "\ud800"],
+}
+KINDS = {"libero": "env", "toy": "env", "metaworld": "env", "openvla_oft": "policy", "mlp": "policy"}
+KINDS |= {"gipo": "surrogate", "ppo": "surrogate", "sapo": "surrogate", "gae": "targets", "vtrace": "targets"}
+SUITE = ["env.suite=libero_spatial"]  # the one field of a kind that has no default
+
+
+def extremes() -> list[tuple[FieldReference, object]]:
+    """Every field of numbers or text with every extreme value of its types; a list with one as its only entry."""
+    found: list[tuple[FieldReference, object]] = []
+    for reference in field_references():
+        words = reference.allowed.replace("whole number", "integer")
+        named = {"whole number": "integer", "number": "number", "text": "text"}
+        types = [name for name, word in named.items() if word in words]
+        values = [value for name in types for value in EXTREMES[name]]
+        found += [(reference, [value] if "list of" in words else value) for value in values]
+    return found
+
+
+def with_kind(reference: FieldReference) -> list[str]:
+    """What makes a section the kind that a field belongs to."""
+    kind = "openvla_oft" if reference.path.startswith("policy.lora.") else reference.kind
+    if kind not in KINDS:
+        return []
+    return [f"{KINDS[kind]}.name={kind}", *(SUITE if kind == "libero" else [])]
+
+
+def test_the_extremes_reach_every_field_that_is_no_choice() -> None:
+    reached = {(reference.path, reference.kind) for reference, _ in extremes()}
+    others = [field for field in field_references() if (field.path, field.kind) not in reached]
+    assert {field.allowed for field in others if "," not in field.allowed} <= {"true or false", *KINDS, "no_clip"}
+    assert len(reached) > 60
+
+
+@pytest.mark.parametrize(("reference", "value"), extremes(), ids=lambda it: getattr(it, "path", repr(it)[:24]))
+def test_an_extreme_value_is_refused_or_can_be_written_and_read(reference: FieldReference, value: object) -> None:
+    override = f"{reference.path}={json.dumps(value).replace('Infinity', '.inf').replace('NaN', '.nan')}"
+    try:
+        recipe = build_recipe(TOY, [*with_kind(reference), override])
+    except RecipeError as error:
+        assert all(problem.rule for problem in error.problems)
+        return
+    assert build_recipe(recipe.dump_yaml()) == recipe
+    json.dumps(recipe.model_dump(mode="json"), allow_nan=False).encode("utf-8")
+    recipe.description.encode("utf-8")
+
+
+def test_every_number_has_an_end() -> None:
+    """No field takes 2**64 or 1e308, whatever it counts or measures."""
+    endless = []
+    for reference, value in extremes():
+        inner = value[0] if isinstance(value, list) else value
+        if inner in (2**64, 1e308):
+            try:
+                build_recipe(TOY, [*with_kind(reference), f"{reference.path}={json.dumps(value)}"])
+            except RecipeError as error:
+                if any(problem.path.startswith(reference.path) for problem in error.problems):
+                    continue
+            endless.append(reference.path)
+    assert not endless
+
+
+@pytest.mark.parametrize(
+    ("override", "rule", "allowed"),
+    [
+        (f"name={'x' * 300}", "too long", "at most 128 characters"),
+        ("seed=18446744073709551616", "out of range", "at most 9223372036854775807"),
+        ("env.horizon=1000001", "out of range", "at most 1000000"),
+        ('description="\\ud800"', "half a letter, which cannot be written to a file", "whole letters"),
+    ],
+)
+def test_a_limit_is_told_in_full(override: str, rule: str, allowed: str) -> None:
+    problem = problems(TOY, override)[override.split("=")[0]]
+    assert problem.rule == rule
+    assert problem.allowed.startswith(allowed)
+
+
+@pytest.mark.parametrize("text", ["", "a\0b", "x" * 256, "a/" * 2048 + "b", "é" * 128])
+def test_what_cannot_be_a_path_is_refused(text: str) -> None:
+    overrides = [LIBERO, f"policy={{name: openvla_oft, checkpoint: {json.dumps(text)}}}"]
+    assert problems(TOY, *overrides)["policy.checkpoint"].rule == "cannot be a path"
+    assert problems(TOY, LIBERO, VLA, f"env.assets={json.dumps(text)}")["env.assets"].rule == "cannot be a path"
+
+
+def test_a_long_path_of_short_names_is_fine() -> None:
+    text = "a/" * 1900 + "é" * 127
+    assert build_recipe(TOY, [LIBERO, VLA, f"env.assets={json.dumps(text)}"]).env.model_dump()["assets"] == text
 
 
 # --- overrides -------------------------------------------------------------------------------------------------------
@@ -527,14 +623,16 @@ def test_the_reference_names_every_key_that_holds_a_value() -> None:
 @settings(deadline=None)
 @given(
     description=st.text(st.characters(blacklist_categories=("Cs",))),
-    policy_lr=st.floats(0, 1e300) | st.integers(0, 10**20),
-    surrogate=st.sampled_from(["{name: sapo, tau_neg: 1e-7}", "{name: no_clip}", "{name: ppo, clip_high: 3}"]),
+    max_grad_norm=st.floats(1e-300, 1e12) | st.integers(1, 10**12),
+    surrogate=st.sampled_from(["{name: sapo, tau_neg: 1e-5}", "{name: no_clip}", "{name: ppo, clip_high: 3}"]),
     targets=st.sampled_from(["{name: gae}", "{name: vtrace, lambda: 0.25}"]),
 )
 def test_a_dumped_recipe_loads_to_an_equal_one(
-    description: str, policy_lr: float, surrogate: str, targets: str
+    description: str, max_grad_norm: float, surrogate: str, targets: str
 ) -> None:
-    first = build_recipe(TOY, [f"surrogate={surrogate}", f"targets={targets}", f"optimizer.policy_lr={policy_lr!r}"])
+    first = build_recipe(
+        TOY, [f"surrogate={surrogate}", f"targets={targets}", f"optimizer.max_grad_norm={max_grad_norm!r}"]
+    )
     first = first.model_copy(update={"description": description})
     assert build_recipe(first.dump_yaml()) == first
 

@@ -11,7 +11,7 @@ import yaml
 from typer.testing import CliRunner
 
 from vla_rl import __version__
-from vla_rl.cli.eval import parse_tasks
+from vla_rl.cli.eval import parse_seeds, parse_tasks
 from vla_rl.cli.main import app
 from vla_rl.errors import UserError, preflight
 
@@ -119,6 +119,18 @@ def test_what_a_verb_raises_becomes_an_exit_code(
     assert isinstance(result.exception, ValueError) == (code == 1)  # only a fault of ours keeps its traceback
 
 
+def test_too_little_memory_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise MemoryError("Unable to allocate 96.0 GiB")
+
+    monkeypatch.setattr("vla_rl.recipe.list_recipes", fail)
+    result = CliRunner().invoke(app, ["recipes", "list"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: out of memory: Unable to allocate 96.0 GiB\n")
+    assert "--dry-run" in result.stderr
+    assert isinstance(result.exception, SystemExit)
+
+
 def test_preflight_makes_a_value_error_the_user_s() -> None:
     with pytest.raises(UserError, match=r"policy\.checkpoint"), preflight():
         raise ValueError("policy.checkpoint: no such folder")
@@ -139,6 +151,18 @@ def test_wrong_task_ids_are_the_user_s_mistake(text: str) -> None:
 
 def test_fields_tells_what_a_section_may_hold() -> None:
     shown = program("recipes", "fields", "replay").stdout
-    assert "replay.replay_ratio\n    number > 0; default: 1.0\n    decisions consumed per decision collected\n" in shown
+    assert "replay.replay_ratio\n    number >= 0.001, <= 1000000; default: 1.0\n    decisions consumed per" in shown
     assert "optimizer" not in shown
     assert program("recipes", "fields", "repay").returncode == 2
+
+
+@pytest.mark.parametrize("text", ["0-99999999999", "9" * 30, "0-" + "9" * 5000])
+def test_tasks_that_no_benchmark_has_are_refused_before_they_are_listed(text: str) -> None:
+    with pytest.raises(UserError, match=r"--tasks: found .*at most 10000 tasks"):
+        parse_tasks(text)
+
+
+@pytest.mark.parametrize("text", ["18446744073709551616", "9" * 5000, "-1", "1.5", ""])
+def test_seeds_that_torch_does_not_take_are_the_user_s_mistake(text: str) -> None:
+    with pytest.raises(UserError, match="--seed: found"):
+        parse_seeds(text)

@@ -9,6 +9,9 @@ import typer
 
 from vla_rl.errors import UserError, preflight
 
+_DIGITS = 18  # of a whole number that fits in 64 bits, whatever its digits
+_MOST_TASKS = 10_000  # more than any benchmark has; a list of them still fits in memory
+
 
 def evaluate(  # noqa: PLR0913 - one parameter per option
     context: typer.Context,
@@ -152,11 +155,11 @@ def parse_seeds(text: str) -> list[int]:
     """`0,1,2` to [0, 1, 2].
 
     Raises:
-        UserError: not a list of whole numbers from 0.
+        UserError: not a list of whole numbers from 0, or one that torch does not take.
     """
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise UserError(f"--seed: found {text!r}; allowed are whole numbers from 0, like 0 or 0,1,2")
+    if not all(part.isdecimal() and len(part) <= _DIGITS for part in parts):
+        raise UserError(f"--seed: found {text!r}; allowed are whole numbers from 0 to {'9' * _DIGITS}, like 0 or 0,1,2")
     return [int(part) for part in parts]
 
 
@@ -171,6 +174,8 @@ def parse_tasks(text: str) -> list[int]:
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise UserError(f"--tasks: found {text!r}; allowed are ids and ranges, like 0,3 or 0-4")
+        if len(first) > _DIGITS or len(last) > _DIGITS or int(last or first) - int(first) >= _MOST_TASKS:
+            raise UserError(f"--tasks: found {text!r}; a range has at most {_MOST_TASKS} tasks")
         ids += range(int(first), int(last or first) + 1)
     if len(set(ids)) != len(ids) or not ids:
         raise UserError(f"--tasks: found {text!r}; every id stands once, and a range runs upwards")

@@ -39,6 +39,10 @@ class Program(TyperGroup):
         except RunFailureError as error:
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(exit_codes.FAILURE) from error
+        except MemoryError as error:
+            print(f"error: out of memory{f': {error}' if str(error) else ''}", file=sys.stderr)
+            print("`vla-rl train RECIPE --dry-run` tells what a recipe needs", file=sys.stderr)
+            raise typer.Exit(exit_codes.FAILURE) from error
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             raise typer.Exit(exit_codes.INTERRUPTED) from None

@@ -43,6 +43,7 @@ _OPTIONS = {  # under which names the fields that a choice sets are known to who
     "env.horizon": "--horizon",
     "env.assets": "--assets",
     "rollout.temperature": "--temperature",
+    "rollout.num_workers": "--workers",
 }
 _SERIAL_SLOTS = 1  # a batch of one: what a decision is does not depend on its neighbours
 _SLOTS_PER_WORKER = 2  # one is stepped while the other waits for its decision

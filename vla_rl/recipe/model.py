@@ -19,24 +19,27 @@ from vla_rl.recipe.sections import (
     LearnerSection,
     LoggingSection,
     LossSection,
-    NonNegative,
     OptimizerSection,
     PolicySection,
     ReplaySection,
     RolloutSection,
     RuntimeSection,
     Section,
+    Seed,
     SurrogateSection,
     TargetsSection,
+    Text,
 )
 
 
 class Recipe(Section):
     """Everything about a run."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = Field(description="of the run's folder")
-    description: str = Field("", description="one line, for people")
-    seed: NonNegative = Field(0, description="of weights, environments, actions and sampling")
+    name: Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = Field(
+        description="of the run's folder"
+    )
+    description: Text = Field("", description="one line, for people")
+    seed: Seed = Field(0, description="of weights, environments, actions and sampling")
     regime: RegimeName | None = Field(
         None, description="how old the samples are: sets replay.replay_ratio and replay.old_threshold from the budget"
     )

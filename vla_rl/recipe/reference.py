@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from vla_rl.recipe.model import Recipe
+from vla_rl.recipe.sections import LARGEST_COUNT
 from vla_rl.recipe.shape import SectionType, field_sections, kind_name
+from vla_rl.recipe.translate import number
 
 _TYPES = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false", "null": "null"}
+_LARGEST = float(LARGEST_COUNT)  # this and larger limits only keep counters from overflowing: nobody needs to be told
 _LIMITS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 
 
@@ -54,8 +57,9 @@ def _in_words(entry: dict[str, Any]) -> str:
         return " or ".join(_in_words(member) for member in entry["anyOf"])
     if entry["type"] == "array":
         return f"list of: {_in_words(entry['items'])}"
-    limits = [f"{sign} {entry[limit]:g}" for limit, sign in _LIMITS.items() if limit in entry]
-    return f"{_TYPES[entry['type']]} {', '.join(limits)}".rstrip()
+    limits = {sign: entry[limit] for limit, sign in _LIMITS.items() if entry.get(limit, _LARGEST) < _LARGEST}
+    written = ", ".join(f"{sign} {number(limit)}" for sign, limit in limits.items())
+    return f"{_TYPES[entry['type']]} {written}".rstrip()
 
 
 def _as_yaml(value: Any) -> str:  # noqa: ANN401 - a default of any field

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from vla_rl.libero_suites import SUITES
 from vla_rl.recipe.metaworld_tasks import METAWORLD_TASKS
@@ -14,11 +15,21 @@ from vla_rl.recipe.problems import Problem, RulesError
 
 OFT_CHUNK_SIZE = 8  # control steps per decision of OpenVLA-OFT, the policy of LIBERO
 
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
+# Every number has an end: what is larger would overflow 64-bit counters, 32-bit floats or the system's waits, and is
+# nothing that anybody means. What a machine can hold is told by a dry run, what fits another field by a rule.
+LARGEST_COUNT = 10**12
+
+Positive = Annotated[int, Field(ge=1, le=LARGEST_COUNT)]
+NonNegative = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]  # ranks and parts add to it, and torch takes less than 2**64
+Processes = Annotated[int, Field(ge=1, le=4096)]
+Horizon = Annotated[int, Field(ge=1, le=10**6)]
+BatchSize = Annotated[int, Field(ge=1, le=65_536)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveFloat = Annotated[float, Field(gt=0.0)]
-NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+Seconds = Annotated[float, Field(gt=0.0, le=1e9)]
+Scale = Annotated[float, Field(ge=1e-6, le=1e6)]  # its square and its inverse stay within 32-bit floats
+Weight = Annotated[float, Field(ge=0.0, le=1e6)]
+LearningRate = Annotated[float, Field(ge=0.0, le=1.0)]  # AdamW moves a weight by about this much in every step
 
 TimeLimit = Literal["end", "bootstrap"]
 TIME_LIMIT = Field(
@@ -34,6 +45,25 @@ def _distinct(field: str, values: Sequence[int | str]) -> list[Problem]:
     if values == "all" or (values and len(set(values)) == len(values)):
         return []
     return [Problem(field, "at least one entry, and none twice", str(values))]
+
+
+def _can_be_a_path(text: str) -> str:
+    """The system's limits of a path, so that looking it up gives an answer and not an error."""
+    names = text.encode(errors="replace").split(b"/")
+    if not text or "\0" in text or sum(map(len, names)) + len(names) > 4096 or max(map(len, names)) > 255:
+        raise PydanticCustomError("not_a_path", "cannot be a path")
+    return text
+
+
+def _can_be_written(text: str) -> str:
+    """Lone surrogates are text for Python alone: no file and no terminal takes them."""
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise PydanticCustomError("not_unicode", "half a letter, which cannot be written to a file")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_can_be_written)]
+PathText = Annotated[Text, AfterValidator(_can_be_a_path)]
 
 
 class Section(BaseModel):
@@ -53,7 +83,7 @@ class LiberoSection(Section):
         description="task suite"
     )
     tasks: Literal["all"] | list[NonNegative] = Field("all", description="task ids in the benchmark's own order")
-    assets: str = Field("auto", description="auto, proxy, or a folder in the layout of LIBERO's assets/")
+    assets: PathText = Field("auto", description="auto, proxy, or a folder in the layout of LIBERO's assets/")
     init_states: Literal["standard", "spare", "sampled"] = Field(
         "sampled",
         description="standard: the evaluation's 50; spare: the unused ones; sampled: LIBERO's own sampler",
@@ -64,7 +94,7 @@ class LiberoSection(Section):
     physics: Literal["exact", "fast"] = Field(
         "exact", description="exact: LIBERO's own bit for bit; fast: one solve per substep, for training alone"
     )
-    horizon: Positive | None = Field(None, description="control steps; default: the suite's own")
+    horizon: Horizon | None = Field(None, description="control steps; default: the suite's own")
     gl: Literal["auto", "egl", "osmesa"] = Field(
         "auto", description="renderer; auto takes EGL where it works, else OSMesa"
     )
@@ -105,9 +135,11 @@ class ToySection(Section):
 
     name: Literal["toy"]
     tasks: list[NonNegative] = Field([0], description="each seeds other starts and goals")
-    horizon: Positive = Field(16, description="control steps")
-    chunk_size: Positive = Field(2, description="control steps per decision")
-    step_seconds: NonNegativeFloat = Field(0.0, description="pretended simulation time per control step")
+    horizon: Horizon = Field(16, description="control steps")
+    chunk_size: Horizon = Field(2, description="control steps per decision")
+    step_seconds: Annotated[float, Field(ge=0.0, le=3600.0)] = Field(
+        0.0, description="pretended simulation time per control step"
+    )
 
     @model_validator(mode="after")
     def _tasks_are_distinct(self) -> Self:
@@ -133,8 +165,8 @@ class MetaworldSection(Section):
     name: Literal["metaworld"]
     tasks: list[str] = Field(["door-open-v3"], description="names of tasks, like door-open-v3")
     horizon: Annotated[int, Field(ge=1, le=500)] = Field(500, description="control steps")
-    chunk_size: Positive = Field(1, description="control steps per decision")
-    reward_scale: PositiveFloat = Field(0.01, description="multiplies the dense reward of 0 to 10 per control step")
+    chunk_size: Horizon = Field(1, description="control steps per decision")
+    reward_scale: Scale = Field(0.01, description="multiplies the dense reward of 0 to 10 per control step")
 
     @model_validator(mode="after")
     def _benchmark_offers_it(self) -> Self:
@@ -172,10 +204,10 @@ USUAL_TIME_LIMIT: Mapping[str, TimeLimit] = {  # targets.time_limit by env.name,
 class LoraSection(Section):
     """Low-rank adapters on the language model's linear layers."""
 
-    rank: Positive = Field(32, description="of the adapters")
-    alpha: PositiveFloat = Field(16.0, description="adapters are scaled by alpha / rank")
+    rank: Annotated[int, Field(ge=1, le=4096)] = Field(32, description="of the adapters")
+    alpha: Scale = Field(16.0, description="adapters are scaled by alpha / rank")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="on the adapters' input")
-    targets: list[str] = Field(
+    targets: list[Text] = Field(
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         description="names of linear layers",
     )
@@ -185,7 +217,7 @@ class OpenVLAOFTSection(Section):
     """OpenVLA-OFT with the discrete token head."""
 
     name: Literal["openvla_oft"]
-    checkpoint: str = Field(
+    checkpoint: PathText = Field(
         "tiny",
         description="tiny or random-7b (random weights, scaled down or of the real size), or a checkpoint directory",
     )
@@ -194,7 +226,9 @@ class OpenVLAOFTSection(Section):
         description="who trained the checkpoint: prompt, normalisation and image details; auto reads it from the files",
     )
     proprio: bool = Field(True, description="feed proprioception (random weights only; a checkpoint says it itself)")
-    image_size: Positive | None = Field(None, description="pixels; default: what the checkpoint was trained on")
+    image_size: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        None, description="pixels; default: what the checkpoint was trained on"
+    )
     lora: LoraSection | None = LoraSection()
     train_backbone: bool = Field(False, description="train all weights themselves, in float32; needs policy.lora=null")
     train_action_rows: bool = Field(True, description="train the 256 action rows of lm_head")
@@ -215,7 +249,9 @@ class MLPSection(Section):
     """A multi-layer perceptron over state observations."""
 
     name: Literal["mlp"]
-    hidden_dim: Positive = Field(128, description="width of the hidden layers")
+    hidden_dim: Annotated[int, Field(ge=2, le=8192)] = Field(
+        128, description="width of the hidden layers; the value head has half of it"
+    )
     num_bins: Annotated[int, Field(ge=2, le=256)] = Field(256, description="of a categorical action component")
     distribution: Literal["categorical", "gaussian"] = Field(
         "categorical", description="of every action component: over bins, as the VLA's, or a Gaussian"
@@ -232,10 +268,8 @@ class GipoSection(Section):
     """Gaussian importance sampling (arXiv 2603.03955)."""
 
     name: Literal["gipo"]
-    sigma: PositiveFloat = Field(
-        1.0, description="width of the trust weight in log-ratio; larger trusts older data more"
-    )
-    negative_sigma_scale: PositiveFloat = Field(
+    sigma: Scale = Field(1.0, description="width of the trust weight in log-ratio; larger trusts older data more")
+    negative_sigma_scale: Scale = Field(
         1.0, description="sigma is multiplied by this where the advantage is not positive"
     )
 
@@ -247,15 +281,15 @@ class PpoSection(Section):
     clip_low: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         0.2, description="ratios below 1 - clip_low are clipped for bad actions"
     )
-    clip_high: PositiveFloat = Field(0.2, description="ratios above 1 + clip_high are clipped for good actions")
+    clip_high: Scale = Field(0.2, description="ratios above 1 + clip_high are clipped for good actions")
 
 
 class SapoSection(Section):
     """Soft sigmoid gate (arXiv 2511.20347)."""
 
     name: Literal["sapo"]
-    tau_pos: PositiveFloat = Field(1.0, description="steepness of the gate where the advantage is positive")
-    tau_neg: PositiveFloat = Field(2.0, description="steepness of the gate elsewhere")
+    tau_pos: Scale = Field(1.0, description="steepness of the gate where the advantage is positive")
+    tau_neg: Scale = Field(2.0, description="steepness of the gate elsewhere")
 
 
 class NoClipSection(Section):
@@ -282,8 +316,8 @@ class VtraceSection(Section):
     name: Literal["vtrace"]
     discount: Fraction = Field(0.99, description="per decision")
     lambda_: Fraction = Field(1.0, alias="lambda", description="weight of the later corrections")
-    rho_bar: PositiveFloat = Field(1.0, description="bound of the ratio in the temporal difference")
-    c_bar: PositiveFloat = Field(1.0, description="bound of the ratio in the trace")
+    rho_bar: Scale = Field(1.0, description="bound of the ratio in the temporal difference")
+    c_bar: Scale = Field(1.0, description="bound of the ratio in the trace")
     time_limit: TimeLimit | None = TIME_LIMIT
 
 
@@ -293,9 +327,9 @@ TargetsSection = Annotated[GaeSection | VtraceSection, Field(discriminator="name
 class LossSection(Section):
     """Weights of the terms of the total loss, and what happens to the advantages."""
 
-    value_coefficient: NonNegativeFloat = Field(0.5, description="weight of the squared value error")
-    entropy_coefficient: NonNegativeFloat = Field(0.0, description="weight of the entropy bonus")
-    kl_coefficient: NonNegativeFloat = Field(
+    value_coefficient: Weight = Field(0.5, description="weight of the squared value error")
+    entropy_coefficient: Weight = Field(0.0, description="weight of the entropy bonus")
+    kl_coefficient: Weight = Field(
         0.0, description="exact KL(behaviour || policy); the ring stores behaviour logits when > 0"
     )
     ratio: Literal["token", "joint"] = Field(
@@ -307,15 +341,17 @@ class LossSection(Section):
 class OptimizerSection(Section):
     """AdamW with separate learning rates for policy and value; linear warm-up, then cosine to zero or constant."""
 
-    policy_lr: NonNegativeFloat = Field(1e-5, description="peak learning rate of the policy")
-    value_lr: NonNegativeFloat = Field(1e-4, description="peak learning rate of the value head")
+    policy_lr: LearningRate = Field(1e-5, description="peak learning rate of the policy")
+    value_lr: LearningRate = Field(1e-4, description="peak learning rate of the value head")
     policy_warmup: NonNegative = Field(0, description="optimizer steps")
     value_warmup: NonNegative = Field(0, description="optimizer steps")
     schedule: Literal["cosine", "constant"] = Field(
         "cosine", description="after the warm-up; cosine ends at 0 with budget.optimizer_steps"
     )
-    weight_decay: NonNegativeFloat = Field(0.0, description="decoupled")
-    max_grad_norm: PositiveFloat = Field(1.0, description="the gradient is clipped to this norm")
+    weight_decay: Weight = Field(0.0, description="decoupled")
+    max_grad_norm: Annotated[float, Field(gt=0.0, le=1e12)] = Field(
+        1.0, description="the gradient is clipped to this norm"
+    )
 
 
 class ReplaySection(Section):
@@ -324,7 +360,9 @@ class ReplaySection(Section):
     capacity: Positive = Field(10_000, description="decisions kept; the oldest leave first")
     min_decisions: Positive = Field(64, description="committed decisions before the first update")
     segment_length: Positive = Field(8, description="consecutive decisions of one episode per sample")
-    replay_ratio: PositiveFloat = Field(1.0, description="decisions consumed per decision collected")
+    replay_ratio: Annotated[float, Field(ge=1e-3, le=1e6)] = Field(
+        1.0, description="decisions consumed per decision collected"
+    )
     max_policy_lag: NonNegative | None = Field(None, description="versions; older segments are never sampled")
     old_threshold: Positive = Field(10, description="versions; a sample is old at this lag or more (metrics)")
 
@@ -339,11 +377,11 @@ class LearnerSection(Section):
     zero_stage: Literal[1, 2, 3] = Field(
         2, description="of DeepSpeed: 1 shards optimizer states, 2 gradients too, 3 weights too"
     )
-    num_ranks: Literal["auto"] | Positive = Field(
+    num_ranks: Literal["auto"] | Processes = Field(
         "auto", description="learners, each with its own cell; auto: one per GPU"
     )
-    micro_batch: Positive = Field(4, description="segments per forward pass")
-    accumulation: Positive = Field(1, description="micro-batches per optimizer step")
+    micro_batch: BatchSize = Field(4, description="segments per forward pass")
+    accumulation: BatchSize = Field(1, description="micro-batches per optimizer step")
     publish_every: Positive = Field(1, description="optimizer steps between published policy versions")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward and backward pass")
 
@@ -358,17 +396,21 @@ class LearnerSection(Section):
 class RolloutSection(Section):
     """Env workers and the inference worker of one cell."""
 
-    num_workers: Positive = Field(1, description="simulator processes")
-    envs_per_worker: Positive = Field(1, description="simulators in each, stepped in turn")
-    temperature: PositiveFloat = Field(1.0, description="of sampling in training; evaluation is greedy")
-    max_batch: Positive = Field(32, description="decisions per inference batch")
-    max_wait_ms: NonNegativeFloat = Field(5.0, description="how long a started batch waits for more")
+    num_workers: Processes = Field(1, description="simulator processes")
+    envs_per_worker: Processes = Field(1, description="simulators in each, stepped in turn")
+    temperature: Annotated[float, Field(ge=1e-4, le=1e4)] = Field(
+        1.0, description="of sampling in training; evaluation is greedy"
+    )
+    max_batch: BatchSize = Field(32, description="decisions per inference batch")
+    max_wait_ms: Annotated[float, Field(ge=0.0, le=60_000.0)] = Field(
+        5.0, description="how long a started batch waits for more"
+    )
     compile: bool = Field(
         False,
         description="compile inference at up to four batch sizes, with CUDA graphs on a GPU; minutes each at the start",
     )
-    step_timeout_s: PositiveFloat = Field(120.0, description="a worker silent for longer is restarted")
-    start_timeout_s: PositiveFloat = Field(300.0, description="for building an environment or a policy")
+    step_timeout_s: Seconds = Field(120.0, description="a worker silent for longer is restarted")
+    start_timeout_s: Seconds = Field(300.0, description="for building an environment or a policy")
     max_restarts: NonNegative = Field(5, description="env worker restarts per cell before the run ends with the cause")
 
 
@@ -379,7 +421,9 @@ class RuntimeSection(Section):
         "async", description="serial: one process in a fixed order, for debugging and repeatable runs"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if torch sees one")
-    threads_per_process: NonNegative = Field(0, description="torch threads per process; 0: shared evenly")
+    threads_per_process: Annotated[int, Field(ge=0, le=1024)] = Field(
+        0, description="torch threads per process; 0: shared evenly"
+    )
 
 
 class BudgetSection(Section):
@@ -387,7 +431,7 @@ class BudgetSection(Section):
 
     optimizer_steps: Positive = Field(description="also the length of the learning-rate schedule")
     env_steps: Positive | None = Field(None, description="control steps simulated, all ranks together")
-    minutes: PositiveFloat | None = Field(None, description="wall-clock time")
+    minutes: Annotated[float, Field(gt=0.0, le=1e8)] | None = Field(None, description="wall-clock time")
 
 
 class CheckpointSection(Section):
@@ -401,9 +445,9 @@ class CheckpointSection(Section):
 class EvaluationSection(Section):
     """The closing evaluation, greedy, on the benchmark's standard initial states."""
 
-    episodes_per_task: NonNegative = Field(0, description="0: no closing evaluation")
+    episodes_per_task: Annotated[int, Field(ge=0, le=100_000)] = Field(0, description="0: no closing evaluation")
     tasks: Literal["all"] | list[NonNegative] = Field("all", description="of env.tasks")
-    horizon: Positive | None = Field(None, description="control steps; default: the environment's")
+    horizon: Horizon | None = Field(None, description="control steps; default: the environment's")
 
     @model_validator(mode="after")
     def _tasks_are_distinct(self) -> Self:

@@ -143,8 +143,19 @@ def _rule(kind: str, message: str, context: Mapping[str, Any]) -> tuple[str, str
         return "not a plain name", "letters, digits, '.', '_' and '-', beginning with a letter or digit"
     if kind == "finite_number":
         return "not a finite number", "a finite number"
-    limits = [f"{word} {context[limit]:g}" for limit, word in _LIMITS.items() if limit in context]
+    if kind == "string_too_long":
+        return "too long", f"at most {context['max_length']} characters"
+    if kind == "not_a_path":
+        return message, "1 to 4095 bytes, at most 255 between slashes, none of them NUL"
+    if kind == "not_unicode":
+        return message, "whole letters: \\uD800 to \\uDFFF stand in pairs"
+    limits = [f"{word} {number(context[limit])}" for limit, word in _LIMITS.items() if limit in context]
     return ("out of range", limits[0]) if limits else (message, "")
+
+
+def number(limit: float) -> str:
+    """A limit for people: a whole number in full."""
+    return str(int(limit)) if limit == int(limit) and (isinstance(limit, int) or limit < 1e9) else f"{limit:g}"
 
 
 def _conversion(kind: str, found: Any) -> str:  # noqa: ANN401 - whatever the user wrote

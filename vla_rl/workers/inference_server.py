@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vla_rl.errors import RunFailureError
 from vla_rl.ipc.slots import ExchangeSlots
 from vla_rl.policies.memory_errors import is_out_of_memory
 from vla_rl.rl.distributions import distribution_of
@@ -147,7 +148,10 @@ class InferenceServer:
         output = self._forward(index)
         logits, values = output.logits.float(), output.values.float()
         if not bool(torch.isfinite(logits).all()):
-            raise RuntimeError(f"policy version {self.version} gives non-finite logits")
+            raise RunFailureError(
+                f"policy version {self.version} gives non-finite logits: lower optimizer.policy_lr, "
+                "optimizer.weight_decay or optimizer.max_grad_norm"
+            )
         tokens, logprobs = self._distribution.sample(
             logits, self._temperature, generator=self._generator, greedy=self._greedy
         )
