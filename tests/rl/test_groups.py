@@ -1,0 +1,132 @@
+"""Advantages from groups: numbers worked out by hand, and properties that follow from the definitions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vla_rl.rl.groups import group_advantages, keep_groups
+
+BASELINES = ("mean_std", "mean", "leave_one_out")
+
+# k successes among 8: (n − k) / n / σ and −k / n / σ with σ = sqrt(k (n − k) / (n (n − 1)))
+EIGHT = {
+    1: (2.4748737341529163, -0.3535533905932738),
+    2: (1.6201851746019651, -0.5400617248673217),
+    4: (0.9354143466934853, -0.9354143466934853),
+    7: (0.3535533905932738, -2.4748737341529163),
+}
+
+
+@pytest.mark.parametrize(("successes", "expected"), EIGHT.items())
+def test_grpo_of_eight_binary_scores_is_the_table_worked_out_by_hand(successes, expected):
+    scores = [1.0] * successes + [0.0] * (8 - successes)
+    found = group_advantages(scores, [3] * 8, eps=0.0)
+    assert found[:successes] == pytest.approx(expected[0], abs=1e-12)
+    assert found[successes:] == pytest.approx(expected[1], abs=1e-12)
+
+
+def test_epsilon_is_added_to_the_deviation():
+    # scores 0 and 2: μ = 1, σ = sqrt(2) with n − 1 = 1
+    found = group_advantages([0.0, 2.0], [0, 0], eps=0.5)
+    assert found == pytest.approx([-1 / (2**0.5 + 0.5), 1 / (2**0.5 + 0.5)], abs=1e-12)
+
+
+def test_dr_grpo_and_rloo_by_hand():
+    scores, ids = [1.0, 0.0, 0.0, 5.0], [7, 7, 7, 2]
+    with pytest.raises(ValueError, match="2 has one member"):
+        group_advantages(scores, ids)
+    assert group_advantages(scores[:3], ids[:3], baseline="mean") == pytest.approx([2 / 3, -1 / 3, -1 / 3])
+    assert group_advantages(scores[:3], ids[:3], baseline="leave_one_out") == pytest.approx([1.0, -0.5, -0.5])
+
+
+def test_members_of_a_group_need_not_stand_side_by_side():
+    found = group_advantages([1.0, 10.0, 3.0, 30.0], [5, -1, 5, -1], baseline="mean")
+    assert found == pytest.approx([-1.0, -10.0, 1.0, 10.0])
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_equal_scores_teach_nothing(baseline):
+    for score in (5.0, 0.1):  # three times 0.1 add up to more than 0.3
+        assert not group_advantages([score] * 3, [1, 1, 1], baseline=baseline).any()
+        assert not group_advantages([score] * 3, [1, 1, 1], baseline=baseline, eps=0.0).any()
+
+
+def groups():
+    score = st.floats(-100, 100, allow_nan=False)
+    return st.lists(st.lists(score, min_size=2, max_size=9), min_size=1, max_size=5)
+
+
+def flat(of_groups):
+    ids = [index for index, members in enumerate(of_groups) for _ in members]
+    return np.array([score for members in of_groups for score in members]), np.array(ids)
+
+
+@given(groups(), st.sampled_from(BASELINES))
+def test_advantages_add_up_to_zero_in_each_group(of_groups, baseline):
+    scores, ids = flat(of_groups)
+    found = group_advantages(scores, ids, baseline=baseline)
+    for group in np.unique(ids):
+        assert abs(found[ids == group].sum()) < 1e-6 * max(1.0, np.abs(found).max())
+
+
+@given(groups())
+def test_rloo_is_dr_grpo_times_n_over_n_minus_1(of_groups):
+    scores, ids = flat(of_groups)
+    size = np.bincount(ids)[ids]
+    mean = group_advantages(scores, ids, baseline="mean")
+    assert group_advantages(scores, ids, baseline="leave_one_out") == pytest.approx(mean * size / (size - 1), abs=1e-9)
+
+
+def test_a_reward_five_times_as_large_changes_rloo_five_times_and_grpo_hardly():
+    scores, ids = np.array([1.0, 0.0, 0.0, 1.0, 0.0]), np.zeros(5, dtype=int)
+    assert group_advantages(5 * scores, ids) == pytest.approx(group_advantages(scores, ids), abs=1e-5)
+    assert group_advantages(5 * scores, ids, eps=0.0) == pytest.approx(
+        group_advantages(scores, ids, eps=0.0), abs=1e-12
+    )
+    small = group_advantages(scores, ids, baseline="leave_one_out")
+    assert group_advantages(5 * scores, ids, baseline="leave_one_out") == pytest.approx(5 * small)
+
+
+def test_bounds_are_inclusive_and_hold_for_whole_groups():
+    scores = [1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0]
+    ids = [0, 0, 0, 0, 1, 1, 2, 2]
+    assert keep_groups(scores, ids, low=0.25, high=1.0).tolist() == [True] * 6 + [False] * 2
+    assert keep_groups(scores, ids, low=0.26, high=0.99).tolist() == [False] * 8
+    assert keep_groups(scores, ids, low=0.0, high=0.25).tolist() == [True] * 4 + [False] * 2 + [True] * 2
+
+
+def test_bounds_of_the_literature_drop_groups_of_eight_without_both_outcomes():
+    scores = np.array([[1.0] * k + [0.0] * (8 - k) for k in range(9)])
+    kept = keep_groups(scores.ravel(), np.repeat(np.arange(9), 8), low=0.1, high=0.9)
+    assert kept[::8].tolist() == [False] + [True] * 7 + [False]
+
+
+@pytest.mark.parametrize(
+    ("scores", "ids", "said"),
+    [
+        ([1.0, 2.0], [0], "both must be"),
+        ([[1.0, 2.0]], [[0, 0]], "both must be"),
+        ([1.0, float("nan")], [0, 0], "1 that are not finite"),
+        ([1.0, 2.0, 3.0], [0, 0, 4], "4 has one member"),
+    ],
+)
+def test_bad_input_is_refused_with_what_was_found(scores, ids, said):
+    with pytest.raises(ValueError, match=said):
+        group_advantages(scores, ids)
+    with pytest.raises(ValueError, match=said):
+        keep_groups(scores, ids, low=0.0, high=1.0)
+
+
+def test_unknown_baselines_and_crossed_bounds_are_refused():
+    with pytest.raises(ValueError, match="'median', allowed are mean_std, mean, leave_one_out"):
+        group_advantages([0.0, 1.0], [0, 0], baseline="median")
+    with pytest.raises(ValueError, match="low must not be larger"):
+        keep_groups([0.0, 1.0], [0, 0], low=0.9, high=0.1)
+
+
+def test_no_episodes_have_no_advantages():
+    assert group_advantages([], []).shape == (0,)
+    assert keep_groups([], [], low=0.0, high=1.0).shape == (0,)
