@@ -163,6 +163,45 @@ def test_nothing_else_is_converted(override: str) -> None:
     assert list(problems(TOY, override)) == [override.split("=")[0]] or "env.tasks[0]" in problems(TOY, override)
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("0x1F", "31"), ("0o17", "15"), ("0b101", "5"), ("1_000", "1000"), ("1,000", "1000"), ("12:30:45", "45045"),
+        ("1:30", "90"), ("-1:30", "-90"), ("'12'", "12"), ("'1e-5'", "1e-5"), ("'1,5'", "1.5"), ("+0x10", "16"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("field", ["seed", "optimizer.max_grad_norm"])
+def test_a_number_of_another_dialect_is_answered_with_the_one_to_write(field: str, written: str, meant: str) -> None:
+    hint = problems(TOY, f"{field}={written}")[field].hint
+    assert hint.endswith(f"; write {meant}")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"), [("yes", "true"), ("On", "true"), ("y", "true"), ("no", "false"), ("OFF", "false")]
+)
+def test_a_word_for_true_or_false_is_answered_with_the_one_to_write(written: str, meant: str) -> None:
+    assert problems(TOY, f"logging.tensorboard={written}")["logging.tensorboard"].hint == f"write {meant}"
+
+
+@pytest.mark.parametrize(
+    "written", ["fast", "0x" + "f" * 5000, "1" + ":1" * 5000, "1:90", "0o9", "0xg", "1,2,3", "_", ",", "-", "1-2"]
+)
+def test_what_is_no_number_anywhere_gets_no_hint(written: str) -> None:
+    assert problems(TOY, f"seed='{written}'")["seed"].hint == ""
+
+
+def test_a_merge_key_is_refused_in_words_that_name_no_override() -> None:
+    found = problems(TOY.replace("sigma: 0.5", "<<: {sigma: 0.5}"))["surrogate.<<"]
+    assert (found.rule, found.hint) == ("merge keys are not part of YAML 1.2", "write the keys out")
+    assert found.place == "line 5"
+    assert "=" not in str(found)
+
+
+def test_a_key_that_is_no_text_is_told_once() -> None:
+    assert set(problems(TOY + "optimizer: {5: 1}")) == {"optimizer"}
+    assert problems(TOY, "optimizer={5: 1}")["optimizer"].place == "optimizer={5: 1}"
+
+
 def test_leading_zeros_are_decimal() -> None:
     assert build_recipe(TOY, ["seed=010"]).seed == 10
 

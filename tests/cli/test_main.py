@@ -85,6 +85,16 @@ def test_validate_tells_the_faults_of_every_file(tmp_path: Path) -> None:
     assert all(f"{path}: " in done.stderr for path in paths)
 
 
+def test_validate_takes_overrides_as_train_does(tmp_path: Path) -> None:
+    assert program("recipes", "validate", "toy", "seed=5").stdout == "toy: valid\n"
+    refused = program("recipes", "validate", "toy", "quickstart", "seed=-5")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.count("seed=-5") == 2
+    own = tmp_path / "a=b.yaml"
+    own.write_text("name: 3", encoding="utf-8")
+    assert f"{own}: " in program("recipes", "validate", str(own)).stderr
+
+
 def test_show_prints_the_resolved_recipe() -> None:
     done = program("recipes", "show", "toy", "surrogate.name=ppo", "seed=5")
     shown = yaml.safe_load(done.stdout)

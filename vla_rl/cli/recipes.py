@@ -25,7 +25,10 @@ def show(
     recipe: Annotated[
         str, typer.Argument(help="A name of `vla-rl recipes list`, or a file, given with a slash or its .yaml.")
     ],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]", show_default=False)] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Fields to set, like surrogate.name=ppo.", show_default=False),
+    ] = None,
 ) -> None:
     """Print a recipe as YAML with every field, defaults and overrides included."""
     from vla_rl.recipe import find_recipe, load_recipe
@@ -55,20 +58,33 @@ def fields(
 
 @app.command()
 def validate(
-    recipes: Annotated[
-        list[str] | None, typer.Argument(help="Files or names; by default all that are shipped.")
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RECIPE]... [KEY=VALUE]...",
+            help="Names or files, by default all that come with the program; then fields to set in each of them.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
     """Check recipes and tell everything that is wrong with them. Imports no model and no simulator."""
     from vla_rl.recipe import find_recipe, list_recipes, load_recipe
 
+    overrides = [text for text in arguments or () if _is_override(text)]
+    recipes = [text for text in arguments or () if not _is_override(text)]
     faults: list[str] = []
     for name in recipes or list_recipes():
         try:
-            load_recipe(find_recipe(name))
+            load_recipe(find_recipe(name), overrides)
         except UserError as error:
             faults.append(str(error))
         else:
             print(f"{name}: valid")
     if faults:
         raise UserError("\n".join(faults))
+
+
+def _is_override(text: str) -> bool:
+    """Whether a text is `key.sub=value`; a file whose path holds a '=' is given with a slash."""
+    key, separator, _ = text.partition("=")
+    return bool(separator) and "/" not in key

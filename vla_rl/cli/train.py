@@ -27,7 +27,7 @@ def train(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KEY=VALUE]", help="Fields of the recipe, like surrogate.name=ppo.", show_default=False
+            metavar="[KEY=VALUE]...", help="Fields of the recipe to set, like surrogate.name=ppo.", show_default=False
         ),
     ] = None,
     run_dir: Annotated[

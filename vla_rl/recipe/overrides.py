@@ -46,6 +46,9 @@ def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[Problem]
             continue
         twice = [".".join((*path, *map(str, inner))) for inner, _, _ in document.repeated]
         problems += [Problem(name, "this key stands twice", place=text) for name in twice]
+        for inner, _, written in document.odd_keys:
+            name = ".".join((*path, *map(str, inner)))
+            problems.append(Problem(name, "a key must be text", found=written, place=text))
         overrides.append(Override(path=path, value=document.data, text=text))
     return overrides, problems
 

@@ -26,9 +26,10 @@ _TYPES = {
     "model_attributes_type": "a section of keys",
     "dict_type": "a section of keys",
 }
-_NUMBER = re.compile(r"[-+]?[0-9_,]*\.?[0-9_,]+([eE][-+]?[0-9]+)?|0x[0-9a-fA-F]+")
-_YES_NO = {"1": "true", "0": "false"} | dict.fromkeys(("yes", "on", "true"), "true")
-_YES_NO |= dict.fromkeys(("no", "off", "false"), "false")
+_DECIMAL = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+_SEXAGESIMAL = re.compile(r"[-+]?[0-9]+(:[0-5]?[0-9])+")
+_YES_NO = {"1": "true", "0": "false"} | dict.fromkeys(("yes", "y", "on", "true"), "true")
+_YES_NO |= dict.fromkeys(("no", "n", "off", "false"), "false")
 _LIMITS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 
 
@@ -74,6 +75,8 @@ def _translate(details: ErrorDetails, path: Path, section: SectionType | None) -
         return [replace(problem, path=f"{prefix}{problem.path}") for problem in context["error"].problems]
     if kind == "extra_forbidden" and section is not None:
         return [_unknown_key(path, section)]
+    if kind == "invalid_key":  # told by the reader of the text, which knows the line
+        return []
     if kind == "missing":
         return [Problem(dotted, "this key is required")]
     if kind in ("union_tag_invalid", "union_tag_not_found"):
@@ -90,6 +93,8 @@ def dotted_path(path: Path) -> str:
 
 
 def _unknown_key(path: Path, section: SectionType) -> Problem:
+    if path[-1] == "<<":
+        return Problem(dotted_path(path), "merge keys are not part of YAML 1.2", hint="write the keys out")
     known = field_names(section)
     kind = kind_name(section)
     owner = f"{dotted_path(path[:-1]) or 'a recipe'}{f' ({kind})' if kind else ''}"
@@ -153,14 +158,35 @@ def _rule(kind: str, message: str, context: Mapping[str, Any]) -> tuple[str, str
     return ("out of range", limits[0]) if limits else (message, "")
 
 
+def _number_meant(text: str) -> str:
+    """The decimal number that a text is elsewhere: in YAML 1.1, in a programming language, or with separators."""
+    plain = text.replace("_", "")
+    if re.fullmatch(r"[-+]?[0-9]{1,3}(,[0-9]{3})+", plain):  # thousands
+        plain = plain.replace(",", "")
+    elif plain.count(",") == 1:
+        plain = plain.replace(",", ".")
+    if _DECIMAL.fullmatch(plain):
+        return plain
+    if re.fullmatch(r"[-+]?0(x[0-9a-f]+|o[0-7]+|b[01]+)", plain, re.IGNORECASE):
+        return str(int(plain, 0))
+    if _SEXAGESIMAL.fullmatch(plain):  # base 60: 1:30 is 90
+        digits = [int(part) for part in plain.lstrip("+-").split(":")]
+        value = 0
+        for digit in digits:
+            value = 60 * value + digit
+        return f"-{value}" if plain.startswith("-") else str(value)
+    return ""
+
+
 def number(limit: float) -> str:
     """A limit for people: a whole number in full."""
     return str(int(limit)) if limit == int(limit) and (isinstance(limit, int) or limit < 1e9) else f"{limit:g}"
 
 
 def _conversion(kind: str, found: Any) -> str:  # noqa: ANN401 - whatever the user wrote
-    if kind in ("int_type", "float_type") and isinstance(found, str) and _NUMBER.fullmatch(found):
-        return "this is text; write the number without quotes, '_' and ','"
+    if kind in ("int_type", "float_type") and isinstance(found, str):
+        meant = _number_meant(found) if len(found) < 40 else ""
+        return f"this is text, because numbers are decimal and stand without quotes; write {meant}" if meant else ""
     if kind == "bool_type" and str(found).lower() in _YES_NO:
         return f"write {_YES_NO[str(found).lower()]}"
     if kind == "int_type" and isinstance(found, float) and found.is_integer():
