@@ -42,10 +42,14 @@ def broken(exported, tmp_path):
 
 @pytest.fixture
 def unreadable(exported, tmp_path):
-    """A copy of the exported folder whose weights hold nothing: descriptions must not open them."""
+    """A copy of the exported folder whose weights are a hole in the file: descriptions read no more than its header."""
     directory = tmp_path / "checkpoint"
     shutil.copytree(exported[1], directory, ignore=shutil.ignore_patterns("model.safetensors"))
-    (directory / "model.safetensors").write_bytes(b"not read")
+    weights = exported[1] / "model.safetensors"
+    with weights.open("rb") as file, (directory / "model.safetensors").open("wb") as hollow:
+        length = file.read(8)
+        hollow.write(length + file.read(int.from_bytes(length, "little")))
+        hollow.truncate(weights.stat().st_size)
     return directory
 
 

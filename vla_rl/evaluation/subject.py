@@ -14,7 +14,7 @@ from vla_rl.evaluation.training import UNKNOWN_TRAINING, Training, recorded_trai
 from vla_rl.learner import checkpoint_files
 from vla_rl.learner.checkpoint import FOLDER, CheckpointError, find_latest
 from vla_rl.policies.openvla_oft.adapter_config import CONFIG_FILE as ADAPTER_CONFIG
-from vla_rl.policies.openvla_oft.files import find_files
+from vla_rl.policies.openvla_oft.files import find_files, is_checkpoint
 from vla_rl.policies.openvla_oft.hub import checkpoint_directory
 from vla_rl.policies.openvla_oft.profiles import resolve_profile
 from vla_rl.policies.openvla_oft.source import RANDOM_7B, TINY
@@ -71,7 +71,7 @@ def find_subject(target: str, *, profile: str) -> Subject:
         return _trained(path, run_dir=path.parents[1], whole=False)
     if (path / RECIPE_FILE).is_file():
         return _trained(_newest(path), run_dir=path, whole=True)
-    if any((path / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
+    if is_checkpoint(path):
         return _policy_alone(
             target,
             checkpoint=_as_folder(path),
@@ -103,7 +103,14 @@ def _what_it_is(path: Path) -> str:
     return (
         f"it holds neither {RECIPE_FILE} (a run), nor is it below {FOLDER}/ of a run, nor is there a config.json "
         f"(a checkpoint directory) or an {ADAPTER_CONFIG} (a LoRA adapter)"
+        + "".join(f"\n  {folder} is one of these" for folder in _policies_in(path))
     )
+
+
+def _policies_in(path: Path) -> list[Path]:
+    """Folders in a folder that can be evaluated: probably one of them was meant."""
+    folders = sorted(folder for folder in path.iterdir() if folder.is_dir()) if path.is_dir() else []
+    return [folder for folder in folders if (folder / RECIPE_FILE).is_file() or is_checkpoint(folder)]
 
 
 def _newest(run_dir: Path) -> Path:
@@ -192,9 +199,7 @@ def _sampled_digest(directory: Path) -> str:
     Raises:
         ValueError: weights are missing, or an adapter's base.
     """
-    files = find_files(directory)
-    folders = {files.home: None, files.directory: None}  # in this order, each once
-    kept = [path for folder in folders for path in sorted(folder.iterdir())]
+    kept = [path for folder in find_files(directory).folders for path in sorted(folder.iterdir())]
     digest = hashlib.sha256()
     for path in (path for path in kept if path.suffix in {".json", ".safetensors", ".pt"}):
         digest.update(f"{path.name} {path.stat().st_size}".encode())

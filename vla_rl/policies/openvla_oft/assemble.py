@@ -37,7 +37,9 @@ def assemble(
         )
     model = source.empty_network(dtype=DTYPES[dtype])
     _widen_what_is_trained(model, training)
-    if not empty:
+    if empty:
+        source.check(model)
+    else:
         source.fill(model, seed=seed, device=device)
     policy = OpenVLAOFTPolicy(
         model,

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from vla_rl.policies.openvla_oft.adapters import WEIGHTS_FILE as ADAPTER_WEIGHTS
 from vla_rl.policies.openvla_oft.adapters import Adapter, read_adapter
 from vla_rl.policies.openvla_oft.config import OFTConfig
-from vla_rl.policies.openvla_oft.files import CheckpointFiles, unused_shapes
+from vla_rl.policies.openvla_oft.files import COMPONENTS, CheckpointFiles, unused_shapes
+from vla_rl.policies.openvla_oft.headers import FLOATS, StoredTensor, read_header, refuse_pointer
 from vla_rl.policies.openvla_oft.model import OpenVLAOFT
 from vla_rl.policies.openvla_oft.profiles import Profile
+from vla_rl.policies.openvla_oft.shards import INDEX_FILE, SINGLE_FILE, plain_name, read_index, stored_tensors
 from vla_rl.policies.parameters import META, cast_parameters, move_buffers, set_parameter
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-COMPONENTS = ("action_head", "proprio_projector")
 _MAPPED_BYTES = 64 << 20  # of a shard, before it is mapped anew
 _SHOWN_NAMES = 6  # of a long list in an error message
 
@@ -32,75 +34,149 @@ def empty_model(config: OFTConfig, profile: Profile, *, proprio: bool, l1_head: 
     return model.requires_grad_(False)
 
 
+def check_stored(model: OpenVLAOFT, files: CheckpointFiles) -> None:
+    """Compare what the files say of themselves with what `model` needs: names, shapes, dtypes, sizes. Reads no weights.
+
+    Raises:
+        ValueError: a file is no whole file of weights, or a tensor is missing, unknown or misshapen; all are named.
+    """
+    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    known = {**unused_shapes(model.config), **expected}
+    stored = stored_tensors(files.shards)
+    faults = _index_faults(files.directory, stored)
+    components = {
+        f"{component}.{name}": shape
+        for component in COMPONENTS
+        if getattr(model, component) is not None
+        for name, shape in _component_shapes(_component_file(files, component)).items()
+    }
+    found = {name: entry.shape for name, (_, entry) in stored.items()} | components
+    faults += [f"holds the tensor {name!r}, which OpenVLA-OFT does not have" for name in found if name not in known]
+    faults += [
+        f"{name} has shape {shape}, config.json implies {known[name]}"
+        for name, shape in found.items()
+        if shape != known.get(name, shape)
+    ]
+    faults += [
+        f"{name} is stored as {entry.dtype}, which is not a number format of trained weights ({', '.join(FLOATS)}); "
+        "quantised checkpoints are not read"
+        for name, (_, entry) in stored.items()
+        if name in known and entry.dtype not in FLOATS
+    ]
+    missing = [name for name in expected if name not in found]
+    if missing:
+        faults.append(f"{len(missing)} tensors are missing: {_shorten(missing)}")
+    if faults:
+        raise ValueError(f"{files.directory}: {_shorten(faults, separator='; ')}")
+    if files.value_head is not None:
+        read_header(files.value_head)
+    if files.adapter is not None and (files.adapter / ADAPTER_WEIGHTS).is_file():
+        read_header(files.adapter / ADAPTER_WEIGHTS)
+    _merged(files, known)
+
+
+def _index_faults(directory: Path, stored: Mapping[str, tuple[Path, StoredTensor]]) -> list[str]:
+    """Where an index and the shards that it names say different things."""
+    paths = {path for path, _ in stored.values()}
+    if not (directory / INDEX_FILE).is_file() or paths == {directory / SINGLE_FILE}:
+        return []
+    indexed = {name: file for key, file in read_index(directory).items() if (name := plain_name(key)) is not None}
+    faults = [
+        f"{INDEX_FILE} says that {name} is in {file}, where it is not"
+        for name, file in indexed.items()
+        if name not in stored or stored[name][0].name != file
+    ]
+    return faults + [
+        f"{path.name} holds {name}, of which {INDEX_FILE} does not know"
+        for name, (path, _) in stored.items()
+        if name not in indexed
+    ]
+
+
 def fill_model(model: OpenVLAOFT, files: CheckpointFiles, *, device: torch.device) -> None:
     """Give every parameter of `model` its stored tensor, cast to the parameter's dtype.
 
     Raises:
-        ValueError: a tensor is missing, unknown or misshapen; the message names it.
+        ValueError: as `check_stored`, or what is stored cannot be read.
     """
+    check_stored(model, files)
     parameters = dict(model.named_parameters())
-    expected = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    known = {**unused_shapes(model.config), **expected}
-    adapter = _merged(files)
-    unmatched = sorted(adapter.names - set(known)) if adapter is not None else []
-    if adapter is not None and unmatched:
-        raise ValueError(f"{adapter.folder}: adapts what is not there: {_shorten(unmatched)}")
-    missing = dict.fromkeys(expected)
+    adapter = _merged(files, {**unused_shapes(model.config), **parameters})
     for name, stored in _stored_tensors(files, [name for name in COMPONENTS if getattr(model, name) is not None]):
-        _check_tensor(name, stored, known, files.directory)
-        if name in expected:
+        if name in parameters:
             tensor = stored if adapter is None else adapter.apply(name, stored)
             set_parameter(model, name, tensor.to(device=device, dtype=parameters[name].dtype))
-            missing.pop(name, None)
-    if missing:
-        raise ValueError(f"{files.directory}: {len(missing)} tensors are missing: {_shorten(list(missing))}")
     move_buffers(model, device)
 
 
 def unused_tensors(files: CheckpointFiles, config: OFTConfig) -> dict[str, Tensor]:
     """The stored tensors that the network does not hold, as far as a checkpoint has them; an export passes them on."""
-    shapes, adapter = unused_shapes(config), _merged(files)
+    shapes = unused_shapes(config)
+    adapter = None if files.adapter is None else read_adapter(files.adapter)
     found = {name: tensor for shard in files.shards for name, tensor in _read_shard(shard, only=shapes)}
     return found if adapter is None else {name: adapter.apply(name, tensor) for name, tensor in found.items()}
 
 
-def _merged(files: CheckpointFiles) -> Adapter | None:
-    return None if files.adapter is None else read_adapter(files.adapter)
+def _merged(files: CheckpointFiles, known: Mapping[str, object]) -> Adapter | None:
+    """The adapter that is to be merged, if there is one; ValueError where it adapts something that is not `known`."""
+    if files.adapter is None:
+        return None
+    adapter = read_adapter(files.adapter)
+    unmatched = sorted(adapter.names - set(known))
+    if unmatched:
+        raise ValueError(f"{adapter.folder}: adapts what is not there: {_shorten(unmatched)}")
+    return adapter
 
 
 def _stored_tensors(files: CheckpointFiles, components: list[str]) -> Iterator[tuple[str, Tensor]]:
     for shard in files.shards:
         yield from _read_shard(shard, only=None)
     for component in components:
-        path: Path | None = getattr(files, component)
-        assert path is not None, "a network has a component where its source has the file"
-        yield from ((f"{component}.{name}", tensor) for name, tensor in _read_component(path).items())
+        state = _read_component(_component_file(files, component))
+        yield from ((f"{component}.{name}", tensor) for name, tensor in state.items())
+
+
+def _component_file(files: CheckpointFiles, component: str) -> Path:
+    path: Path | None = getattr(files, component)
+    assert path is not None, "a network has a component where its source has the file"
+    return path
 
 
 def _read_shard(path: Path, *, only: Mapping[str, object] | None) -> Iterator[tuple[str, Tensor]]:
     """Tensors of a shard, or of it only those names. They are views of the mapped file."""
     try:
         with safe_open(path, framework="pt", device="cpu") as shard:
-            names = [name for name in shard.keys() if only is None or name in only]  # noqa: SIM118 - not a mapping
+            names = [
+                (name, plain)
+                for name in shard.keys()  # noqa: SIM118 - not a mapping
+                if (plain := plain_name(name)) is not None and (only is None or plain in only)
+            ]
         while names:
             # Pages that were read count as this process's memory while the mapping is open. A new one every now and
             # then lets go of those that were cast into tensors of their own.
             read = 0
             with safe_open(path, framework="pt", device="cpu") as shard:
                 while names and read < _MAPPED_BYTES:
-                    tensor = shard.get_tensor(names[0])
+                    stored_name, name = names.pop(0)
+                    tensor = shard.get_tensor(stored_name)
                     read += tensor.nbytes
-                    yield names.pop(0), tensor
+                    yield name, tensor
     except SafetensorError as error:
         raise ValueError(f"{path}: not a complete safetensors file ({error}); copy it again") from error
 
 
-def _read_component(path: Path) -> dict[str, Tensor]:
+def _component_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes in a component file; its data is neither read nor given memory."""
+    return {name: tuple(tensor.shape) for name, tensor in _read_component(path, device="meta").items()}
+
+
+def _read_component(path: Path, *, device: str = "cpu") -> dict[str, Tensor]:
     """A plain state dict, read without executing what a pickle may hold; a leading `module.` (DDP) is dropped."""
+    refuse_pointer(path)
     if not zipfile.is_zipfile(path):  # torch would take it for a pickle, and fail somewhere in it
         raise ValueError(f"{path}: cannot be read as a plain state dict (no file of torch.save); copy it again")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location=device, weights_only=True, mmap=device == "meta")
     except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
         raise ValueError(f"{path}: cannot be read as a plain state dict ({error})") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -108,13 +184,6 @@ def _read_component(path: Path) -> dict[str, Tensor]:
     return {str(name).removeprefix("module."): value for name, value in state.items()}
 
 
-def _check_tensor(name: str, tensor: Tensor, shapes: Mapping[str, tuple[int, ...]], directory: Path) -> None:
-    if name not in shapes:
-        raise ValueError(f"{directory}: holds the tensor {name!r}, which OpenVLA-OFT does not have")
-    if tuple(tensor.shape) != shapes[name]:
-        raise ValueError(f"{directory}: {name} has shape {tuple(tensor.shape)}, config.json implies {shapes[name]}")
-
-
-def _shorten(names: list[str]) -> str:
+def _shorten(names: Sequence[str], *, separator: str = ", ") -> str:
     more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
-    return ", ".join(names[:_SHOWN_NAMES]) + more
+    return separator.join(names[:_SHOWN_NAMES]) + more

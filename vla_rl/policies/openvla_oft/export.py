@@ -29,10 +29,11 @@ from vla_rl.policies.openvla_oft.adapter_config import write_adapter_config
 from vla_rl.policies.openvla_oft.adapters import PREFIX, WEIGHTS_FILE
 from vla_rl.policies.openvla_oft.checkpoint import unused_tensors
 from vla_rl.policies.openvla_oft.export_files import write_metadata, write_record, write_statistics
-from vla_rl.policies.openvla_oft.files import INDEX_FILE, SINGLE_FILE, VALUE_HEAD_FILE, unused_shapes
+from vla_rl.policies.openvla_oft.files import VALUE_HEAD_FILE, unused_shapes
 from vla_rl.policies.openvla_oft.json_files import write_json
 from vla_rl.policies.openvla_oft.model import OpenVLAOFT
 from vla_rl.policies.openvla_oft.policy import LM_HEAD, OpenVLAOFTPolicy
+from vla_rl.policies.openvla_oft.shards import INDEX_FILE, SINGLE_FILE
 from vla_rl.policies.openvla_oft.source import Source
 
 MAX_SHARD_BYTES = 5_000_000_000

@@ -1,17 +1,33 @@
-"""What lies in a checkpoint directory of the public layout: shards, component files, statistics. Reads no weights."""
+"""What lies in a checkpoint directory of the public layout: shards, component files, statistics. Reads no weights.
+
+Three kinds of folder are known: shards with their components beside them; a LoRA adapter alone, which names its base;
+and the run folder of an OpenVLA-OFT fine-tuning whose adapter was not merged. The latter holds `lora_adapter/`, and
+beside that what was trained with it: statistics, `proprio_projector--*` and `action_head--*`.
+"""
 
 from __future__ import annotations
 
+import re
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vla_rl.policies.openvla_oft.adapter_config import CONFIG_FILE as ADAPTER_CONFIG
+from vla_rl.policies.openvla_oft.adapters import WEIGHTS_FILE as ADAPTER_WEIGHTS
 from vla_rl.policies.openvla_oft.adapters import base_directory
 from vla_rl.policies.openvla_oft.config import OFTConfig, ViTConfig
+from vla_rl.policies.openvla_oft.headers import conversion
 from vla_rl.policies.openvla_oft.json_files import read_json
+from vla_rl.policies.openvla_oft.shards import find_shards, has_shards
+from vla_rl.policies.openvla_oft.statistics import STATISTICS_FILE
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
+ADAPTER_FOLDER = "lora_adapter"  # as fine-tuning of OpenVLA-OFT calls it
+ADAPTER_PICKLED = "adapter_model.bin"
+COMPONENTS = ("action_head", "proprio_projector")
+_UNSUPPORTED = {"vision_backbone": "FiLM", "noisy_action_projector": "diffusion"}
+_PICKLES = (".pt", ".pth", ".bin")
+_STEP = re.compile(r"--(.+)_checkpoint")
 # Of an export of ours:
 VALUE_HEAD_FILE = "value_head.safetensors"
 RECORD_FILE = "vla_rl.json"  # what no file of the public layout says
@@ -27,89 +43,207 @@ class CheckpointFiles:
     proprio_projector: Path | None
     value_head: Path | None = None
     adapter: Path | None = None  # folder of an adapter that is to be merged into the shards
+    run: Path | None = None  # folder of the fine-tuning that trained the adapter, where the adapter's is below it
     profile: str | None = None  # that an export recorded
+    statistics: str | None = None  # key of the data set whose statistics scale the actions, that an export recorded
 
     @property
     def home(self) -> Path:
-        """The folder that was asked for: the adapter's, or that of the shards."""
-        return self.adapter or self.directory
+        """The folder that stands for the checkpoint: of the run, of the adapter, or of the shards."""
+        return self.run or self.adapter or self.directory
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Every folder that something is read from, each once, the most particular first."""
+        found = (self.run, self.adapter, self.directory)
+        return tuple(dict.fromkeys(folder for folder in found if folder is not None))
 
 
 def find_files(directory: Path, *, adapter: Path | None = None) -> CheckpointFiles:
     """List a checkpoint.
 
     Args:
-        directory: of the shards; or of an adapter without shards, whose base is then looked up.
-        adapter: folder of an adapter for these shards. The components in it come before those of the base.
+        directory: of the shards; of an adapter without shards, whose base is then looked up; or of the run that trained
+            such an adapter.
+        adapter: folder of an adapter for these shards, or of the run that trained it. The components in it come before
+            those of the base.
 
     Raises:
-        ValueError: not a directory, weights missing, an ambiguous component, or a component this program cannot run.
+        ValueError: not a directory, weights missing, something ambiguous, or a component this program cannot run.
     """
     if not directory.is_dir():
         raise ValueError(f"checkpoint {str(directory)!r} is not a directory; give a local checkpoint folder or 'tiny'")
-    if adapter is None and _is_adapter_alone(directory):
-        directory, adapter = base_directory(directory), directory
-    places = [directory] if adapter is None else [adapter, directory]
-    for place in places:
-        for unsupported, meaning in (("vision_backbone", "FiLM"), ("noisy_action_projector", "diffusion")):
-            if _component(place, unsupported) is not None:
-                raise ValueError(f"{place}: holds a {unsupported} file ({meaning} variant), which is not supported")
-    value_head = places[0] / VALUE_HEAD_FILE
+    run = None
+    if adapter is not None:
+        adapter, run = _adapter_and_run(adapter)
+        _refuse_merged(adapter, only_into=directory)
+    elif _is_adapter_alone(directory):
+        adapter, run = _adapter_and_run(directory)
+        _refuse_merged(adapter)
+        directory = base_directory(adapter)
+    files = CheckpointFiles(directory, find_shards(directory), None, None, adapter=adapter, run=run)
+    components = _components_of_run(files) if run is not None else _components(files.folders)
+    # What a run was trained as, its own files say: the base's record is of another training.
+    recorded_in = files.folders if run is None else (run,)
+    value_head = files.home / VALUE_HEAD_FILE
     return CheckpointFiles(
         directory=directory,
-        shards=_shards(directory),
-        action_head=_first_component(places, "action_head"),
-        proprio_projector=_first_component(places, "proprio_projector"),
+        shards=files.shards,
+        action_head=components["action_head"],
+        proprio_projector=components["proprio_projector"],
         value_head=value_head if value_head.is_file() else None,
         adapter=adapter,
-        profile=_recorded_profile(places),
+        run=run,
+        profile=_recorded(recorded_in, "profile"),
+        statistics=_recorded(recorded_in, "statistics"),
     )
 
 
-def _recorded_profile(places: list[Path]) -> str | None:
-    for path in (place / RECORD_FILE for place in places):
-        if path.is_file():
-            profile = read_json(path).get("profile")
-            if not isinstance(profile, str | None):
-                raise ValueError(f"{path}: profile is {profile!r}; expected the name of one, or no such field")
-            return profile
+def is_checkpoint(directory: Path) -> bool:
+    """Whether `find_files` would take a directory for a checkpoint, a whole one or a damaged one."""
+    return (directory / "config.json").is_file() or has_shards(directory) or _is_adapter_alone(directory)
+
+
+def record_of(directory: Path) -> Path | None:
+    """The record that an export of ours left in a folder."""
+    path = directory / RECORD_FILE
+    return path if path.is_file() else None
+
+
+def _recorded(folders: Sequence[Path], field: str) -> str | None:
+    """A name in the first record there is."""
+    for path in (path for folder in folders if (path := record_of(folder)) is not None):
+        name = read_json(path).get(field)
+        if not isinstance(name, str | None):
+            raise ValueError(f"{path}: {field} is {name!r}; expected the name of one, or no such field")
+        return name
     return None
 
 
 def _is_adapter_alone(directory: Path) -> bool:
-    has_shards = any((directory / name).is_file() for name in (SINGLE_FILE, INDEX_FILE))
-    return (directory / ADAPTER_CONFIG).is_file() and not has_shards
+    is_adapter = any((folder / ADAPTER_CONFIG).is_file() for folder in (directory, directory / ADAPTER_FOLDER))
+    return is_adapter and not has_shards(directory)
 
 
-def _first_component(places: list[Path], name: str) -> Path | None:
-    return next((found for place in places if (found := _component(place, name)) is not None), None)
+def _adapter_and_run(folder: Path) -> tuple[Path, Path | None]:
+    """The adapter that a folder stands for, and the folder of the run that trained it, where that is another.
+
+    Raises:
+        ValueError: the adapter's weights are missing or there twice, or both folders hold what belongs to one.
+    """
+    adapter = folder if (folder / ADAPTER_CONFIG).is_file() else folder / ADAPTER_FOLDER
+    _check_adapter_weights(adapter)
+    run = adapter.resolve().parent if adapter == folder else folder
+    if adapter != folder or adapter.resolve().name == ADAPTER_FOLDER:
+        twice = [name for name in _trained_with(adapter) if name in _trained_with(run)]
+        if twice:
+            raise ValueError(
+                f"{adapter} and {run} both hold {', '.join(twice)}, and nothing says which belongs to the adapter; "
+                f"keep those of one of the two folders"
+            )
+    is_of_run = not _trained_with(adapter) and bool(_trained_with(run)) and not has_shards(run)
+    return adapter, run if is_of_run else None
 
 
-def _shards(directory: Path) -> tuple[Path, ...]:
-    index = directory / INDEX_FILE
-    if index.is_file():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-            raise ValueError(f"{index}: expected 'weight_map', an object from tensor names to files")
-        names = sorted(set(weight_map.values()))
-        if any(Path(name).name != name for name in names):
-            raise ValueError(f"{index}: weight_map must name files in the same directory, found {names}")
-    else:
-        names = [SINGLE_FILE]
-    missing = [name for name in names if not (directory / name).is_file()]
-    if missing:
+def _trained_with(folder: Path) -> list[str]:
+    """What in a folder was trained together with an adapter: the kinds of its components, its statistics."""
+    kinds = [name for name in (*COMPONENTS, *_UNSUPPORTED) if _component_files(folder, name)]
+    return kinds + [name for name in (STATISTICS_FILE, RECORD_FILE) if (folder / name).is_file()]
+
+
+def _check_adapter_weights(adapter: Path) -> None:
+    weights, pickled = adapter / ADAPTER_WEIGHTS, adapter / ADAPTER_PICKLED
+    if weights.is_file() and pickled.is_file():
         raise ValueError(
-            f"{directory}: missing {', '.join(missing)}; expected {SINGLE_FILE}, or {INDEX_FILE} and all its shards"
+            f"{adapter}: {ADAPTER_WEIGHTS} and {ADAPTER_PICKLED} are both there, and nothing says which is meant; "
+            f"delete the wrong one (peft would take {ADAPTER_WEIGHTS}: `rm {shlex.quote(str(pickled))}`)"
         )
-    return tuple(directory / name for name in names)
+    if not weights.is_file() and pickled.is_file():
+        raise ValueError(
+            f"{adapter}: {ADAPTER_WEIGHTS} is missing; {ADAPTER_PICKLED} is in torch's own format, which can execute "
+            f"code and is not read. Convert it: {conversion([pickled], weights)}"
+        )
+
+
+def _refuse_merged(adapter: Path, *, only_into: Path | None = None) -> None:
+    """Fine-tuning of OpenVLA-OFT leaves the adapter below the shards that it has merged it into.
+
+    Args:
+        adapter: that is to be merged into its base, or into `only_into`.
+        only_into: these shards are asked for; others, which lie beside the adapter, do not matter then.
+
+    Raises:
+        ValueError: it lies below shards, does not name them as its base, and is to be merged all the same.
+    """
+    beside = adapter.resolve().parent
+    if adapter.resolve().name != ADAPTER_FOLDER or not has_shards(beside):
+        return
+    named = read_json(adapter / ADAPTER_CONFIG).get("base_model_name_or_path") or ""
+    adapts_them = bool(named) and beside in {Path(str(named)).resolve(), (adapter / str(named)).resolve()}
+    if not adapts_them and (only_into is None or only_into.resolve() == beside):
+        raise ValueError(
+            f"{adapter}: fine-tuning has merged this adapter into the shards beside it already; load {beside} itself"
+        )
+
+
+def _components_of_run(files: CheckpointFiles) -> dict[str, Path | None]:
+    """Those of the run alone: its files say what it trained with.
+
+    Raises:
+        ValueError: the base has one that the run lacks, so that nothing says whether it was used.
+    """
+    assert files.run is not None
+    own, base = _components([files.run]), _components([files.directory])
+    for name, path in base.items():
+        if path is not None and own[name] is None:
+            raise ValueError(
+                f"{files.run}: its base has {path}, and there is no {name} file beside {ADAPTER_FOLDER}, so nothing "
+                f"says whether this run used one. If it used that of its base: "
+                f"`cp {shlex.quote(str(path))} {shlex.quote(str(files.run))}`"
+            )
+    return own
+
+
+def _components(folders: Sequence[Path]) -> dict[str, Path | None]:
+    """Component files by kind, of each the one in the first folder that has any."""
+    for folder in folders:
+        for name, meaning in _UNSUPPORTED.items():
+            if _component_files(folder, name):
+                raise ValueError(f"{folder}: holds a {name} file ({meaning} variant), which is not supported")
+    found = [_components_in(folder) for folder in folders]
+    return {name: next((there[name] for there in found if name in there), None) for name in COMPONENTS}
+
+
+def _components_in(folder: Path) -> dict[str, Path]:
+    found = {name: path for name in COMPONENTS if (path := _component(folder, name)) is not None}
+    steps = {match[1] for path in found.values() if (match := _STEP.search(path.name)) is not None}
+    if len(steps) > 1:
+        raise ValueError(
+            f"{folder}: {' and '.join(path.name for path in found.values())} are of different steps, so of different "
+            "checkpoints; replace one by that of the other's step"
+        )
+    return found
 
 
 def _component(directory: Path, name: str) -> Path | None:
-    found = sorted(path for path in directory.glob(f"{name}*checkpoint*") if path.is_file())
+    found = _component_files(directory, name)
     if len(found) > 1:
         listed = ", ".join(path.name for path in found)
         raise ValueError(f"{directory}: several files for {name} ({listed}); keep exactly one")
-    return found[0] if found else None
+    if found:
+        return found[0]
+    misnamed = sorted(path for path in directory.glob(f"{name}*") if path.suffix in _PICKLES and path.is_file())
+    if misnamed:
+        renamed = directory / f"{name}--0_checkpoint.pt"
+        raise ValueError(
+            f"{misnamed[0]}: OpenVLA-OFT has 'checkpoint' in the name of its {name} file, and finds it by that; if "
+            f"this is one: `mv {shlex.quote(str(misnamed[0]))} {shlex.quote(str(renamed))}`"
+        )
+    return None
+
+
+def _component_files(directory: Path, name: str) -> list[Path]:
+    return sorted(path for path in directory.glob(f"{name}*checkpoint*") if path.is_file())
 
 
 def unused_shapes(config: OFTConfig) -> dict[str, tuple[int, ...]]:

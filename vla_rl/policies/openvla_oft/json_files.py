@@ -7,9 +7,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+from vla_rl.policies.openvla_oft.headers import refuse_pointer
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a file; ValueError names the file where it holds anything else."""
+    refuse_pointer(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from vla_rl.policies.openvla_oft.config import BOS_ID, LONE_SPACE_ID, PAD_ID
+from vla_rl.policies.openvla_oft.headers import refuse_pointer
 
 FIRST_IDS = 8  # enough to show a tokenizer that is not Llama's
 
@@ -37,6 +38,7 @@ def read_tokenizer(directory: Path) -> Tokenizer:
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise ValueError(f"{path}: not found; copy it from the published checkpoint (it is Llama-2's tokenizer)")
+    refuse_pointer(path)
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers has no kind of its own

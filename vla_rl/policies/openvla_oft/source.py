@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vla_rl.policies.openvla_oft import tiny
-from vla_rl.policies.openvla_oft.checkpoint import DTYPES, empty_model, fill_model
+from vla_rl.policies.openvla_oft.checkpoint import DTYPES, check_stored, empty_model, fill_model
 from vla_rl.policies.openvla_oft.config import OFTConfig, read_config
 from vla_rl.policies.openvla_oft.files import CheckpointFiles, find_files
 from vla_rl.policies.openvla_oft.hub import checkpoint_directory
@@ -86,6 +86,11 @@ class Source:
     def empty_network(self, *, dtype: torch.dtype) -> OpenVLAOFT:
         """The network on the meta device, with the components that the source has."""
         return empty_model(self.config, self.profile, proprio=self.proprio, l1_head=self.l1_head, dtype=dtype)
+
+    def check(self, model: OpenVLAOFT) -> None:
+        """Compare the files with what the network needs, without reading weights; ValueError where they do not fit."""
+        if self.files is not None:
+            check_stored(model, self.files)
 
     def fill(self, model: OpenVLAOFT, *, seed: int, device: torch.device) -> None:
         """Give the network its weights."""

@@ -16,6 +16,7 @@ import numpy as np
 from vla_rl.policies.action_tokens import Quantiles
 from vla_rl.policies.openvla_oft.json_files import read_json
 
+STATISTICS_FILE = "dataset_statistics.json"
 SUFFIX = "_no_noops"  # the published LIBERO data sets were filtered of idle steps
 
 
@@ -57,7 +58,7 @@ def checkpoint_statistics(directory: Path, *others: Path) -> dict[str, StoredBlo
     if not isinstance(norm_stats, dict):
         raise ValueError(f"{config}: norm_stats is a {type(norm_stats).__name__}; expected an object of data sets")
     merged = {key: StoredBlock(f"{config}: norm_stats.{key}", block) for key, block in norm_stats.items()}
-    for path in (place / "dataset_statistics.json" for place in (directory, *others)):
+    for path in (place / STATISTICS_FILE for place in (directory, *others)):
         if path.is_file():
             merged |= {key: StoredBlock(f"{path}: {key}", block) for key, block in read_json(path).items()}
     return merged
