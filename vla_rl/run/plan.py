@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -19,7 +20,7 @@ from vla_rl.recipe import (
     Recipe,
 )
 from vla_rl.run.env_plan import EnvPlan, libero_tasks_of, plan_env, state_shapes
-from vla_rl.types import ActionSpec, FrameTransform, ObservationSpec, PolicyBuilder
+from vla_rl.types import ActionSpec, FrameTransform, ObservationSpec, PolicyBuilder, TaskInfo
 
 OPEN_ENVS_PER_SLOT = 2  # simulators a slot keeps open when it plays several tasks
 
@@ -134,28 +135,36 @@ def resolve_device(recipe: Recipe) -> str:
     return "cpu"
 
 
-def plan_policy(recipe: Recipe, *, accept_l1_head: bool = False) -> tuple[PolicyPlan, FrameTransform | None]:
+def plan_policy(
+    recipe: Recipe, *, accept_l1_head: bool = False, tasks: Sequence[TaskInfo] | None = None
+) -> tuple[PolicyPlan, FrameTransform | None]:
     """The policy of a recipe and the transform of its frames, as in `make_plan`; asks for no simulator.
+
+    Args:
+        recipe: of a run.
+        accept_l1_head: as in `make_plan`.
+        tasks: whose prompts the policy reads; default: those of `env.tasks`, which an installed hf-libero names.
 
     Raises:
         ValueError: the checkpoint does not fit.
     """
     section = recipe.policy
     if isinstance(section, OpenVLAOFTSection):
-        return _plan_openvla_oft(recipe, section, accept_l1_head=accept_l1_head)
+        return _plan_openvla_oft(recipe, section, accept_l1_head=accept_l1_head, tasks=tasks)
     return _plan_mlp(recipe, section), None
 
 
 def _plan_openvla_oft(
-    recipe: Recipe, section: OpenVLAOFTSection, *, accept_l1_head: bool
+    recipe: Recipe, section: OpenVLAOFTSection, *, accept_l1_head: bool, tasks: Sequence[TaskInfo] | None
 ) -> tuple[PolicyPlan, FrameTransform]:
     assert isinstance(recipe.env, LiberoSection), "the recipe's rules pair this policy with LIBERO"
     lora = section.lora
+    tasks = libero_tasks_of(recipe.env) if tasks is None else tasks
     build = partial(
         build_openvla_oft,
         checkpoint=section.checkpoint,
         profile=section.profile,
-        tasks=tuple(task.language for task in libero_tasks_of(recipe.env)),
+        tasks=tuple(task.language for task in tasks),
         statistics_key=recipe.env.suite,
         num_images=len(recipe.env.cameras),
         image_size=section.image_size,
