@@ -6,7 +6,8 @@ import pytest
 from vla_rl.errors import CellFailureError
 from vla_rl.ipc.counters import CellCounters
 from vla_rl.workers.cell import Cell, CellLimits
-from vla_rl.workers.env_worker import StartRefusal
+from vla_rl.workers.episodes import EpisodeJob, EpisodeRecord
+from vla_rl.workers.messages import JobRequest, NoMoreJobs, StartRefusal
 
 
 class IdleProcess:
@@ -29,7 +30,7 @@ class LivingProcess(IdleProcess):
         self.is_alive = lambda: False
 
 
-def make_cell(counters, *env_workers, max_restarts=0):
+def make_cell(counters, *env_workers, max_restarts=0, on_episode=lambda record: None, jobs=None):
     return Cell(
         inference=None,
         env_workers=env_workers,
@@ -39,7 +40,8 @@ def make_cell(counters, *env_workers, max_restarts=0):
         frozen=None,
         ring=None,
         limits=CellLimits(step_timeout_s=60.0, start_timeout_s=60.0, max_restarts=max_restarts),
-        on_episode=lambda record: None,
+        on_episode=on_episode,
+        jobs=jobs,
     )
 
 
@@ -73,4 +75,38 @@ def test_a_worker_that_cannot_start_ends_the_cell_with_its_reason_alone_and_is_n
         assert str(failure.value) == "no renderer works. Fix: install one"
         assert cell.restarts == 0
         monkeypatch.setattr("vla_rl.workers.cell.CLOSE_S", 0.1)
+        cell.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_cell_answers_every_message_of_an_env_worker(monkeypatch, tmp_path):
+    ends, episodes = [], []
+
+    def spawn(_cell, name, _target, args):
+        if name != "inference_worker":
+            ends.append(args[1].supervisor)
+        return LivingProcess()
+
+    monkeypatch.setattr(Cell, "_spawn", spawn)
+    monkeypatch.setattr("vla_rl.workers.cell.CLOSE_S", 0.1)
+    job = EpisodeJob(task_index=0, init_state=3, seed=0, job_id=0)
+    record = EpisodeRecord(job, True, False, True, 1.0, 8, 4, 0.5)
+    with CellCounters.create(num_env_workers=1) as counters:
+        settings = SimpleNamespace(worker_index=0, slot_ids=(0,), log_path=tmp_path / "log")
+        cell = make_cell(counters, settings, on_episode=episodes.append, jobs=iter([job]))
+        cell.start()
+        answers = []
+        for message in (JobRequest(), record, JobRequest()):
+            ends[0].send(message)
+            if message == JobRequest():
+                assert ends[0].poll(20)
+                answers.append(ends[0].recv())
+        assert answers == [job, NoMoreJobs()]
+        assert episodes == [record]  # heard before the request that came after it
+
+        ends[0].send("job?")  # nothing that the protocol knows
+        deadline = time.monotonic() + 20
+        with pytest.raises(CellFailureError):
+            while time.monotonic() < deadline:
+                cell.raise_if_failed()
         cell.close()

@@ -14,8 +14,9 @@ from vla_rl.ipc.shared_arrays import SharedArrays
 from vla_rl.ipc.slots import ExchangeSlots, slot_fields
 from vla_rl.types import ActionSpec, ChunkResult, Observation, ObservationSpec, TaskInfo
 from vla_rl.workers.channel import receive_slots, send_slots
-from vla_rl.workers.env_worker import EnvWorker, EnvWorkerLinks, EnvWorkerSettings, StartRefusal, as_record
+from vla_rl.workers.env_worker import EnvWorker, EnvWorkerLinks, EnvWorkerSettings
 from vla_rl.workers.episodes import EpisodeJob
+from vla_rl.workers.messages import JobRequest, NoMoreJobs, StartRefusal
 from vla_rl.workers.worker_counters import WorkerCounters
 
 
@@ -88,7 +89,7 @@ def running_worker(tmp_path, *, num_slots, allowed_decisions=None):
 
 def test_the_time_that_the_governor_holds_a_worker_back_is_no_waiting_for_actions(tmp_path):
     with running_worker(tmp_path, num_slots=1, allowed_decisions=0) as (counters, inference, supervisor, _):
-        assert heard(supervisor) == "job?"
+        assert heard(supervisor) == JobRequest()
         supervisor.send(EpisodeJob(task_index=0, init_state=0, seed=0, job_id=0))
         deadline = time.monotonic() + 20
         while counters.total("env_worker_held_back_seconds") < 0.1:
@@ -104,26 +105,26 @@ def test_the_time_that_the_governor_holds_a_worker_back_is_no_waiting_for_action
 def test_a_worker_counts_the_slots_that_will_ask_again(tmp_path):
     with running_worker(tmp_path, num_slots=2) as (counters, inference, supervisor, thread):
         for number in range(2):
-            assert heard(supervisor) == "job?"
+            assert heard(supervisor) == JobRequest()
             supervisor.send(EpisodeJob(task_index=0, init_state=number, seed=0, job_id=number))
         assert sorted(requests(inference, 2)) == [0, 1]
         assert counters.total("env_worker_open_slots") == 2
 
         send_slots(inference, 0, [0])
-        assert as_record(heard(supervisor)).job.job_id == 0
-        assert heard(supervisor) == "job?"
+        assert heard(supervisor).job.job_id == 0
+        assert heard(supervisor) == JobRequest()
         supervisor.send(EpisodeJob(task_index=0, init_state=2, seed=0, job_id=2))
         assert requests(inference, 1) == [0]
         send_slots(inference, 0, [1])
-        assert as_record(heard(supervisor)).job.job_id == 1
-        assert heard(supervisor) == "job?"
-        supervisor.send(None)  # no more jobs: one slot is left
+        assert heard(supervisor).job.job_id == 1
+        assert heard(supervisor) == JobRequest()
+        supervisor.send(NoMoreJobs())  # no more jobs: one slot is left
         send_slots(inference, 0, [0])
-        assert as_record(heard(supervisor)).job.job_id == 2
+        assert heard(supervisor).job.job_id == 2
         assert counters.total("env_worker_open_slots") == 1
 
-        assert heard(supervisor) == "job?"
-        supervisor.send(None)
+        assert heard(supervisor) == JobRequest()
+        supervisor.send(NoMoreJobs())
         thread.join(20)
         assert not thread.is_alive()
         assert counters.total("env_worker_open_slots") == 0

@@ -21,6 +21,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import assert_never
 
 from vla_rl.errors import CellFailureError
 from vla_rl.ipc.counters import CellCounters, EnvWorkerPhase
@@ -28,16 +29,10 @@ from vla_rl.ipc.mailbox import MailboxHandle
 from vla_rl.ipc.shared_arrays import SharedArraysHandle
 from vla_rl.ipc.shared_weights import SharedWeightsHandle
 from vla_rl.replay.ring import RingHandle
-from vla_rl.workers.env_worker import (
-    EnvWorkerLinks,
-    EnvWorkerSettings,
-    StartRefusal,
-    as_record,
-    env_worker_main,
-    is_job_request,
-)
+from vla_rl.workers.env_worker import EnvWorkerLinks, EnvWorkerSettings, env_worker_main
 from vla_rl.workers.episodes import EpisodeJob, EpisodeRecord
 from vla_rl.workers.inference_worker import InferenceLinks, InferenceSettings, inference_worker_main
+from vla_rl.workers.messages import JobRequest, NoMoreJobs, StartRefusal, answer_worker, hear_worker
 from vla_rl.workers.process import start_child
 
 WATCH_PERIOD_S = 0.1
@@ -260,18 +255,19 @@ class Cell:
     def _hear(self, state: _EnvWorkerState) -> None:
         """Read what an env worker said: finished episodes, that it cannot start, and in an evaluation job requests."""
         while not state.finished and state.supervisor.poll():
-            message = state.supervisor.recv()
-            if isinstance(message, StartRefusal):
-                raise CellFailureError(message.reason)
-            if is_job_request(message):
-                job = self._next_job()
-                if job is not None:
-                    state.running_jobs[job.job_id] = job
-                state.supervisor.send(job)
-            else:
-                record = as_record(message)
-                state.running_jobs.pop(record.job.job_id, None)
-                self._on_episode(record)
+            match hear_worker(state.supervisor):
+                case StartRefusal(reason):
+                    raise CellFailureError(reason)
+                case JobRequest():
+                    job = self._next_job()
+                    if job is not None:
+                        state.running_jobs[job.job_id] = job
+                    answer_worker(state.supervisor, job or NoMoreJobs())
+                case EpisodeRecord() as record:
+                    state.running_jobs.pop(record.job.job_id, None)
+                    self._on_episode(record)
+                case never:
+                    assert_never(never)
 
     def _next_job(self) -> EpisodeJob | None:
         if self._returned_jobs:

@@ -1,9 +1,10 @@
-"""The env worker process: makes its simulators, plays episodes, talks to the inference worker.
+"""The env worker process: makes its simulators, plays episodes, talks to the inference worker and to the supervisor.
 
     loop:  wait for replies ─► execute each decision, record it ─► wait until the governor allows more ─► request
 
 It waits for the inference worker (a reply) and for the governor (collection far enough ahead of consumption). Both
-waits end with the stop flag, and the heartbeat goes on during both.
+waits end with the stop flag, and the heartbeat goes on during both. The supervisor hears of every finished episode and
+of a worker that cannot start; in an evaluation it hands out the episodes (`vla_rl.workers.messages`).
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import assert_never
 
 from vla_rl.errors import UserError
 from vla_rl.ipc.counters import CellCounters, EnvWorkerPhase
@@ -23,7 +26,8 @@ from vla_rl.replay.ring import ReplayRing, RingHandle
 from vla_rl.types import FrameTransform
 from vla_rl.workers.channel import drain, receive_slots, send_slots
 from vla_rl.workers.env_runner import EnvBuilder, EnvPool, EnvRunner
-from vla_rl.workers.episodes import EpisodeJob, EpisodeRecord, training_schedule
+from vla_rl.workers.episodes import EpisodeJob, training_schedule
+from vla_rl.workers.messages import JobRequest, NoMoreJobs, StartRefusal, hear_supervisor, tell_supervisor
 from vla_rl.workers.process import enter_child, leave_child
 from vla_rl.workers.worker_counters import WorkerCounters
 
@@ -50,13 +54,6 @@ class EnvWorkerSettings:
     log_path: Path
     egl_device: int | None = None  # GPU that simulators draw on, in EGL's order; None leaves the choice to them
     threads: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class StartRefusal:
-    """What an env worker says to the supervisor before it ends, if no restart would mend why."""
-
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +125,7 @@ class EnvWorker:
             jobs={slot: self._jobs(slot) for slot in settings.slot_ids},
             writers=writers,
             counters=counters,
-            on_episode=links.supervisor.send,
+            on_episode=partial(tell_supervisor, links.supervisor),
         )
 
     def run(self) -> None:
@@ -136,7 +133,7 @@ class EnvWorker:
         try:
             open_slots = self._start()
         except UserError as error:
-            self._links.supervisor.send(StartRefusal(str(error)))
+            tell_supervisor(self._links.supervisor, StartRefusal(str(error)))
             raise
         while open_slots and not self._counters.stop_requested:
             self._counters.set_open_slots(len(open_slots))
@@ -205,15 +202,18 @@ class EnvWorker:
     def _queued_jobs(self) -> Iterator[EpisodeJob]:
         """Jobs handed out by the supervisor, one at a time, until it says there are no more."""
         while True:
-            self._links.supervisor.send("job?")
+            tell_supervisor(self._links.supervisor, JobRequest())
             while not self._links.supervisor.poll(POLL_S):
                 self._counters.beat()
                 if self._counters.stop_requested:
                     return
-            job = self._links.supervisor.recv()
-            if not isinstance(job, EpisodeJob):
-                return
-            yield job
+            match hear_supervisor(self._links.supervisor):
+                case EpisodeJob() as job:
+                    yield job
+                case NoMoreJobs():
+                    return
+                case never:
+                    assert_never(never)
 
 
 def scheduled_jobs(settings: EnvWorkerSettings, slot: int, *, incarnation: int) -> Iterator[EpisodeJob]:
@@ -225,14 +225,3 @@ def scheduled_jobs(settings: EnvWorkerSettings, slot: int, *, incarnation: int) 
         num_init_states=settings.num_init_states,
         first_episode=settings.first_episode + (incarnation << 16),
     )
-
-
-def is_job_request(message: object) -> bool:
-    """Whether a message to the supervisor asks for a job; everything else is an `EpisodeRecord`."""
-    return isinstance(message, str)
-
-
-def as_record(message: object) -> EpisodeRecord:
-    """A message that reports an episode."""
-    assert isinstance(message, EpisodeRecord)
-    return message
