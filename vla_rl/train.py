@@ -160,6 +160,7 @@ def _free_device_memory() -> None:
     """Give back what nobody refers to any more: cycles first, then the allocator's own store."""
     gc.collect()
     if torch.cuda.is_available():
+        torch.cuda.ipc_collect()  # what was shared with processes that have ended
         torch.cuda.empty_cache()
 
 

@@ -1,16 +1,19 @@
 import functools
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from vla_rl.ipc.cuda_memory import SharingError
 from vla_rl.ipc.mailbox import WeightMailbox
 from vla_rl.ipc.shared_arrays import SharedArrays
+from vla_rl.ipc.shared_weights import NotShared
 from vla_rl.ipc.slots import ExchangeSlots, slot_fields
 from vla_rl.learner.engine import Engine
 from vla_rl.learner.optimizer import OptimizerSettings
 from vla_rl.policies.build import build_openvla_oft
 from vla_rl.policies.lora import LoraSettings
-from vla_rl.run.assembly import share_frozen, trainable_tensors
+from vla_rl.run.assembly import _frozen_handle, share_frozen, trainable_tensors
 from vla_rl.workers.inference_worker import InferenceSettings, make_server
 
 BUILD = functools.partial(
@@ -33,9 +36,15 @@ BUILD = functools.partial(
 )
 
 
+@pytest.fixture(params=["shared", "own"])
+def copies(request):
+    """Whether the inference worker maps the learner's frozen tensors or loads its own."""
+    return request.param
+
+
 @pytest.fixture
-def cell(tmp_path):
-    """A learner's policy whose frozen part is shared, and the server that an inference worker would make."""
+def cell(tmp_path, copies):
+    """A learner's policy, and the server that an inference worker would make beside it."""
     policy = BUILD(device="cpu")
     frozen = share_frozen(policy)
     Engine(
@@ -61,10 +70,13 @@ def cell(tmp_path):
     layout = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in trainable_tensors(policy).items()}
     fields = slot_fields(policy.observation_spec, policy.action_spec, 1, store_logits=False)
     with frozen, WeightMailbox.create(layout) as mailbox, SharedArrays.create("slots", fields) as slots:
-        server = make_server(settings, mailbox, ExchangeSlots.view(slots), frozen.tensors())
+        server = make_server(
+            settings, mailbox, ExchangeSlots.view(slots), frozen.tensors() if copies == "shared" else None
+        )
         yield policy, mailbox, server
 
 
+@pytest.mark.parametrize("copies", ["shared"], indirect=True)
 def test_the_inference_worker_maps_the_learners_frozen_tensors_and_copies_none(cell):
     policy, _, server = cell
     served = dict(server._policy.named_parameters())
@@ -77,6 +89,16 @@ def test_the_inference_worker_maps_the_learners_frozen_tensors_and_copies_none(c
             assert served[name].data_ptr() != parameter.data_ptr(), name
 
 
+@pytest.mark.parametrize("copies", ["own"], indirect=True)
+def test_an_inference_worker_with_its_own_copy_has_the_same_tensors_elsewhere(cell):
+    policy, _, server = cell
+    served = dict(server._policy.named_parameters())
+    for name, parameter in policy.named_parameters():
+        assert served[name].data_ptr() != parameter.data_ptr(), name
+        if not parameter.requires_grad:
+            assert torch.equal(served[name], parameter), name
+
+
 def test_an_adopted_version_gives_the_learners_trainable_tensors(cell):
     policy, mailbox, server = cell
     assert not server.adopt()
@@ -87,3 +109,36 @@ def test_an_adopted_version_gives_the_learners_trainable_tensors(cell):
     for name, tensor in trainable_tensors(policy).items():
         assert torch.equal(served[name], tensor), name
     assert not server.adopt()  # nothing newer
+
+
+def plan_that(share_frozen, *, frozen_parameters=1):
+    """As much of a plan as decides what the inference worker is told of the frozen weights."""
+    return SimpleNamespace(
+        recipe=SimpleNamespace(runtime=SimpleNamespace(share_frozen=share_frozen)),
+        policy=SimpleNamespace(frozen_parameters=frozen_parameters),
+    )
+
+
+class OfAGPU:
+    """Shared weights on a GPU whose memory no process can share."""
+
+    @property
+    def handle(self):
+        raise SharingError("processes cannot share GPU memory here: CUDA error: operation not supported")
+
+
+def test_an_owner_that_cannot_share_says_so_to_the_inference_worker_or_refuses_where_it_must():
+    memory = SimpleNamespace(frozen=OfAGPU())
+    told = _frozen_handle(plan_that("auto"), memory)
+    assert told == NotShared(
+        "processes cannot share GPU memory here: CUDA error: operation not supported", asked_for=False
+    )
+    with pytest.raises(ValueError, match=r"^runtime.share_frozen is true, but processes cannot share GPU memory here"):
+        _frozen_handle(plan_that(True), memory)
+
+
+def test_without_shared_memory_the_worker_is_told_whether_anything_is_frozen():
+    memory = SimpleNamespace(frozen=None)
+    assert _frozen_handle(plan_that(False), memory) == NotShared("runtime.share_frozen is false", asked_for=True)
+    assert _frozen_handle(plan_that(False, frozen_parameters=0), memory) is None
+    assert _frozen_handle(plan_that("auto", frozen_parameters=0), memory) is None

@@ -78,6 +78,27 @@ def test_zero_3_keeps_the_frozen_weights_twice():
     assert "27.9 GiB, one copy for the learner, which ZeRO-3 takes apart" in str(estimate(twice, num_ranks=8))
 
 
+def test_an_own_copy_of_the_frozen_weights_for_the_inference_worker_is_counted(paper):
+    """On a GPU as its memory, on a CPU as the host's instead of shared memory."""
+    own = make_plan("libero_spatial_gipo", "runtime.share_frozen=false")
+    frozen = 2 * (7_541_237_184 - 43_080_480)
+    assert estimate_memory(own, num_ranks=1).gpu - paper[1].gpu == pytest.approx(1.1 * frozen, abs=2)
+    assert "27.9 GiB, one copy for the learner and one for the inference worker" in str(estimate(own, num_ranks=1))
+    on_cpu = [
+        make_plan("libero_spatial_gipo", f"runtime.share_frozen={share}", device="cpu") for share in ("auto", "false")
+    ]
+    shared, twice = (estimate_memory(plan, num_ranks=1) for plan in on_cpu)
+    assert twice.host - shared.host == frozen
+    blocks = [estimate(plan, num_ranks=1).shared_memory_bytes for plan in on_cpu]
+    assert blocks[0] - blocks[1] == frozen
+
+
+def test_the_report_says_when_a_gpu_may_hold_the_frozen_weights_twice(paper):
+    maybe = "two where processes cannot share GPU memory (runtime.share_frozen)"
+    assert maybe in str(estimate(paper[0], num_ranks=1))
+    assert maybe not in str(estimate(make_plan("libero_spatial_gipo", "runtime.share_frozen=true"), num_ranks=1))
+
+
 def test_simulators_that_draw_with_egl_take_room_on_the_gpu(paper):
     assert paper[1].drawing == 10 * 2 * 2 * 150 * 2**20  # workers, slots each, open simulators each
     elsewhere = estimate_memory(make_plan("libero_spatial_gipo", gl="osmesa"), num_ranks=1)

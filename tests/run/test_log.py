@@ -1,8 +1,11 @@
-"""Rates and shares of time between two moments of a run."""
+"""Rates and shares of time between two moments of a run, and what its processes used of a GPU."""
 
 import pytest
 
-from vla_rl.run.log import Moment, rates
+from vla_rl.ipc.counters import CellCounters
+from vla_rl.policies.devices import PeakMemory
+from vla_rl.reporting.catalogue import CATALOGUE
+from vla_rl.run.log import Moment, memory_metrics, rates
 
 
 def test_shares_of_time_are_per_env_worker_and_rates_per_second():
@@ -25,3 +28,19 @@ def test_shares_of_time_are_per_env_worker_and_rates_per_second():
             "perf/inference_batch_size": 2.0,
         }
     )
+
+
+def test_memory_of_both_processes_stands_beside_the_estimate_in_gib():
+    with CellCounters.create(num_env_workers=1) as counters:
+        counters.set("inference_peak_allocated", 3 * 2**29)
+        counters.set("inference_peak_reserved", 2 * 2**30)
+        told = memory_metrics(PeakMemory(40 * 2**30, 45 * 2**30), counters, estimated=50 * 2**30)
+        assert memory_metrics(None, counters, estimated=50 * 2**30) == {}  # on a CPU
+    assert told == {
+        "memory/learner_allocated": 40.0,
+        "memory/learner_reserved": 45.0,
+        "memory/inference_allocated": 1.5,
+        "memory/inference_reserved": 2.0,
+        "memory/estimated": 50.0,
+    }
+    assert all(CATALOGUE[name].reduction == "max" for name in told)

@@ -34,3 +34,10 @@ def test_behaviour_and_learner_compute_the_same_log_probabilities(tmp_path):
     assert points[-1]["policy_lag/max"] > 0
     assert points[-1]["ratio/abs_log_p95"] > points[0]["ratio/abs_log_p95"]  # and the weights do change
     assert all(math.isfinite(point["learner/policy_loss"]) for point in points)
+
+
+def test_a_run_whose_inference_worker_loads_its_own_frozen_weights_is_the_same(tmp_path):
+    for share in ("auto", False):
+        runtime = {"mode": "serial", "device": "cpu", "threads_per_process": 1, "share_frozen": share}
+        run(libero_recipe(runtime=runtime, budget={"optimizer_steps": 3}), tmp_path / str(share))
+    assert metrics(tmp_path / "auto") == metrics(tmp_path / "False")

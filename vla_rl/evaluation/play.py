@@ -11,6 +11,7 @@ from vla_rl.evaluation.episodes import EpisodeLog, EpisodeResult
 from vla_rl.evaluation.training import SAMPLED
 from vla_rl.ipc.room import NoRoomError
 from vla_rl.learner.checkpoint import load_policy
+from vla_rl.policies.devices import use_device
 from vla_rl.recipe import LiberoSection
 from vla_rl.run.assembly import AnyCell, make_cell, make_memory, trainable_tensors
 from vla_rl.run.plan import Plan
@@ -79,6 +80,7 @@ def play(
     if not todo:
         return
     plan = fit_slots(plan, len(todo))
+    use_device(plan.device)
     with preflight():
         policy = plan.policy.build(device="cpu")
         if checkpoint is not None:
@@ -92,16 +94,17 @@ def play(
         with preflight():
             check_policy(plan.recipe, policy)
         memory.mailbox.publish(0, trainable_tensors(policy))
-        cell = make_cell(
-            plan,
-            plan.env,
-            memory,
-            log_dir=log_dir,
-            greedy=greedy,
-            seed=seed,
-            on_episode=finished.append,
-            jobs=iter(todo),
-        )
+        with preflight():
+            cell = make_cell(
+                plan,
+                plan.env,
+                memory,
+                log_dir=log_dir,
+                greedy=greedy,
+                seed=seed,
+                on_episode=finished.append,
+                jobs=iter(todo),
+            )
         try:
             cell.start()
             _collect(plan, cell, finished, episodes, on_episode)

@@ -25,6 +25,7 @@ from vla_rl.export.verification import (
 )
 from vla_rl.learner.checkpoint import load_policy
 from vla_rl.policies.build import build_openvla_oft
+from vla_rl.policies.devices import use_device
 from vla_rl.policies.openvla_oft.checkpoint import DTYPES
 from vla_rl.policies.openvla_oft.export import write_adapter, write_checkpoint, write_network
 from vla_rl.policies.openvla_oft.export_files import appears_whole
@@ -136,7 +137,7 @@ def _export_network(
     """A network as its files have it: neither statistics nor prompts matter, so neither is asked for."""
     policy = subject.recipe.policy
     assert isinstance(policy, OpenVLAOFTSection), "what is no run is OpenVLA-OFT"
-    device = torch.device(resolve_device(subject.recipe))
+    device = use_device(resolve_device(subject.recipe))
     if policy.checkpoint == TINY:
         source = find_source(TINY, profile=profile, image_size=None, proprio=policy.proprio)
     else:
@@ -191,4 +192,4 @@ def _builder(subject: Subject) -> partial[OpenVLAOFTPolicy]:
             "programs load"
         )
     build = cast("partial[OpenVLAOFTPolicy]", plan_policy(recipe)[0].build)
-    return partial(build_openvla_oft, *build.args, **build.keywords, device=resolve_device(recipe))
+    return partial(build_openvla_oft, *build.args, **build.keywords, device=str(use_device(resolve_device(recipe))))

@@ -50,6 +50,10 @@ _PER_CELL = {
     "inference_decisions": np.int64,  # decisions served
     "inference_policy_version": np.int64,  # in use
     "inference_busy_seconds": np.float64,  # computing a batch
+    "inference_adopt_seconds": np.float64,  # taking over the newest weights, the last time
+    "inference_own_frozen": np.int64,  # 1: it could not map the learner's frozen weights and loaded its own
+    "inference_peak_allocated": np.int64,  # bytes of its GPU: by tensors of its own
+    "inference_peak_reserved": np.int64,  # bytes of its GPU: by torch's allocator
     "allowed_decisions": np.int64,  # largest number of decisions env workers may have started, summed over the cell
     "stop": np.int64,
 }

@@ -6,7 +6,7 @@
     for name, tensor in SharedWeights.attach(handle).tensors().items(): ...        # inference worker: the same memory
 
 On a CPU the memory is a block of POSIX shared memory (see `shared_arrays` for its life). On a GPU it is one allocation
-that torch exports through CUDA IPC when the handle is pickled for a spawned process; the owner must outlive its users.
+that is exported through CUDA IPC (see `cuda_memory`). The owner must outlive its users, and calls `unlink` after them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Self
 import numpy as np
 import torch
 
+from vla_rl.ipc.cuda_memory import CudaMemoryHandle, ExportedMemory
 from vla_rl.ipc.shared_arrays import ALIGNMENT, Field, SharedArrays, SharedArraysHandle
 
 
@@ -38,10 +39,18 @@ class TensorPlace:
 
 @dataclass(frozen=True, slots=True)
 class SharedWeightsHandle:
-    """What a spawned process needs to map the weights. Pickle it as an argument of the process, with no copy kept."""
+    """What a spawned process needs to map the weights."""
 
     places: Mapping[str, TensorPlace]
-    memory: SharedArraysHandle | torch.Tensor  # a block (CPU), or flat uint8 bytes on a GPU
+    memory: SharedArraysHandle | CudaMemoryHandle  # a block (CPU), or flat uint8 bytes on a GPU
+
+
+@dataclass(frozen=True, slots=True)
+class NotShared:
+    """Stands for a handle where a process is to load its own copy of the weights."""
+
+    reason: str
+    asked_for: bool  # else sharing was tried and failed
 
 
 class SharedWeights:
@@ -51,6 +60,7 @@ class SharedWeights:
         self._places = dict(places)
         self._block = memory if isinstance(memory, SharedArrays) else None
         self._flat = torch.from_numpy(memory["bytes"]) if isinstance(memory, SharedArrays) else memory
+        self._exported: ExportedMemory | None = None
 
     @classmethod
     def attach(cls, handle: SharedWeightsHandle) -> Self:
@@ -58,15 +68,24 @@ class SharedWeights:
 
         Raises:
             FileNotFoundError: the owner is gone.
+            SharingError: GPU memory cannot be mapped here.
         """
-        if isinstance(handle.memory, torch.Tensor):
-            return cls(handle.places, handle.memory)
+        if isinstance(handle.memory, CudaMemoryHandle):
+            return cls(handle.places, handle.memory.open())
         return cls(handle.places, SharedArrays.attach(handle.memory))
 
     @property
     def handle(self) -> SharedWeightsHandle:
-        """For a spawned process."""
-        return SharedWeightsHandle(self._places, self._flat if self._block is None else self._block.handle)
+        """For spawned processes, any number of them.
+
+        Raises:
+            SharingError: GPU memory cannot be shared here.
+        """
+        if self._block is not None:
+            return SharedWeightsHandle(self._places, self._block.handle)
+        if self._exported is None:
+            self._exported = ExportedMemory(self._flat)
+        return SharedWeightsHandle(self._places, self._exported.handle)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The weights by name, without a copy: writing to one is seen by every process."""
@@ -82,9 +101,15 @@ class SharedWeights:
             self._block.close()
 
     def unlink(self) -> None:
-        """Remove the block's name, in the owner. Idempotent; on a GPU nothing is to be done."""
+        """End the sharing, in the owner, after the other processes have ended: remove the block's name. Idempotent.
+
+        GPU memory is freed then, as soon as the owner's own tensors are gone.
+        """
         if self._block is not None:
             self._block.unlink()
+        if self._exported is not None:
+            self._exported.release()
+            self._exported = None
 
     def __enter__(self) -> Self:
         return self

@@ -418,11 +418,17 @@ class RuntimeSection(Section):
     """Where and how things run."""
 
     mode: Literal["async", "serial"] = Field(
-        "async", description="serial: one process in a fixed order, for debugging and repeatable runs"
+        "async",
+        description="serial: one process in a fixed order, for debugging, and for runs that repeat bit by bit on a CPU",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if torch sees one")
     threads_per_process: Annotated[int, Field(ge=0, le=1024)] = Field(
         0, description="torch threads per process; 0: shared evenly"
+    )
+    share_frozen: Literal["auto"] | bool = Field(
+        "auto",
+        description="one copy of the frozen weights for learner and inference worker; auto: two where processes cannot "
+        "share GPU memory, true: end with the reason there, false: always two",
     )
 
 

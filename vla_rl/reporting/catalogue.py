@@ -76,6 +76,27 @@ def _metrics() -> tuple[Metric, ...]:
         ),
         Metric("perf/inference_batch_size", "decisions", "mean decisions per inference batch", "mean"),
         Metric("perf/publish_ms", "ms", "time to publish the trainable weights", "max"),
+        Metric("perf/adopt_ms", "ms", "time the inference worker took to take the newest weights over", "max"),
+        Metric("memory/learner_allocated", "GiB", "most that tensors of the learner took of its GPU", "max"),
+        Metric("memory/learner_reserved", "GiB", "most that the learner's allocator held of its GPU", "max"),
+        Metric(
+            "memory/inference_allocated",
+            "GiB",
+            "most that tensors of the inference worker's own took of its GPU; in serial mode the learner's number",
+            "max",
+        ),
+        Metric(
+            "memory/inference_reserved",
+            "GiB",
+            "most that the inference worker's allocator held of its GPU; in serial mode the learner's number",
+            "max",
+        ),
+        Metric(
+            "memory/estimated",
+            "GiB",
+            "what the dry run estimates for one GPU: both processes, their CUDA contexts, drawing simulators",
+            "max",
+        ),
         Metric("system/env_worker_restarts", "count", "env workers started again so far", "sum"),
         Metric("system/dropped_episodes", "count", "episodes lost so far with a worker that died or hung", "sum"),
     )

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from vla_rl.ipc.counters import CellCounters
+from vla_rl.ipc.cuda_memory import SharingError
 from vla_rl.ipc.mailbox import WeightMailbox
 from vla_rl.ipc.shared_arrays import SharedArrays
-from vla_rl.ipc.shared_weights import SharedWeights, share_tensors
+from vla_rl.ipc.shared_weights import NotShared, SharedWeights, SharedWeightsHandle, share_tensors
 from vla_rl.ipc.slots import ExchangeSlots, slot_fields
 from vla_rl.learner.optimizer import trainable_parameters
 from vla_rl.policies.assign import assign_parameters
@@ -26,7 +27,7 @@ from vla_rl.workers.cell import Cell, CellLimits
 from vla_rl.workers.env_runner import EnvPool, EnvRunner
 from vla_rl.workers.env_worker import EnvWorkerSettings, draw_on, scheduled_jobs
 from vla_rl.workers.episodes import EpisodeJob, EpisodeRecord
-from vla_rl.workers.inference_worker import InferenceSettings, make_server, report
+from vla_rl.workers.inference_worker import InferenceSettings, make_server, report, tensors_of
 from vla_rl.workers.serial import SerialCell
 from vla_rl.workers.worker_counters import WorkerCounters
 
@@ -128,7 +129,11 @@ def make_memory(plan: Plan, policy: nn.Module, *, with_ring: bool) -> CellMemory
         _own(stack, slots.close, slots.unlink)
         counters = CellCounters.create(num_env_workers=recipe.rollout.num_workers)
         _own(stack, counters.close, counters.unlink)
-        frozen = share_frozen(policy, map_policy=not plan.shards_frozen, device=plan.device)
+        frozen = None
+        if recipe.runtime.share_frozen is False:
+            policy.to(plan.device)
+        else:
+            frozen = share_frozen(policy, map_policy=not plan.shards_frozen, device=plan.device)
         if frozen is not None:
             _own(stack, frozen.close, frozen.unlink)
         layout = {name: (tuple(t.shape), t.dtype) for name, t in trainable_tensors(policy).items()}
@@ -165,6 +170,9 @@ def make_cell(  # noqa: PLR0913 - the parts of a cell, by name
         num_ranks: cells in all.
         first_episode: where every slot enters the training schedule.
         jobs: an evaluation's episodes; None for the training schedule.
+
+    Raises:
+        ValueError: the recipe insists on sharing the frozen weights, which cannot be shared here.
     """
     inference = _inference_settings(plan, log_dir, greedy=greedy, seed=seed)
     draws_on = egl_device(plan.device) if env.simulator is not None and env.simulator.gl == "egl" else None
@@ -191,7 +199,7 @@ def make_cell(  # noqa: PLR0913 - the parts of a cell, by name
         slots=memory.slots.handle,
         counters=memory.counters,
         mailbox=memory.mailbox.handle,
-        frozen=memory.frozen.handle if memory.frozen is not None else None,
+        frozen=_frozen_handle(plan, memory),
         ring=memory.ring.handle if memory.ring is not None and jobs is None else None,
         limits=CellLimits(
             step_timeout_s=rollout.step_timeout_s,
@@ -214,8 +222,8 @@ def _serial_cell(
 ) -> SerialCell:
     draw_on(workers[0].egl_device)
     slots = ExchangeSlots.view(memory.slots)
-    frozen = memory.frozen.tensors() if memory.frozen is not None else {}
-    server = make_server(inference, memory.mailbox, slots, frozen)
+    frozen = _not_shared(plan) if memory.frozen is None else memory.frozen
+    server = make_server(inference, memory.mailbox, slots, tensors_of(frozen))
     slot_ids = [slot for settings in workers for slot in settings.slot_ids]
     schedules = {slot: scheduled_jobs(own, slot, incarnation=0) for own in workers for slot in own.slot_ids}
     ring = memory.ring if jobs is None else None
@@ -230,6 +238,23 @@ def _serial_cell(
         on_episode=on_episode,
     )
     return SerialCell(runner, server, report=lambda served: report(served, memory.counters))
+
+
+def _frozen_handle(plan: Plan, memory: CellMemory) -> SharedWeightsHandle | NotShared | None:
+    """What the inference worker is told of the frozen weights."""
+    if memory.frozen is None:
+        return _not_shared(plan)
+    try:
+        return memory.frozen.handle
+    except SharingError as error:
+        if plan.recipe.runtime.share_frozen is True:
+            raise ValueError(f"runtime.share_frozen is true, but {error}") from error
+        return NotShared(str(error), asked_for=False)
+
+
+def _not_shared(plan: Plan) -> NotShared | None:
+    """Why no memory is shared: by request, or because nothing is frozen."""
+    return NotShared("runtime.share_frozen is false", asked_for=True) if plan.policy.frozen_parameters else None
 
 
 def _own(stack: ExitStack, close: Callable[[], None], unlink: Callable[[], None]) -> None:
@@ -251,6 +276,7 @@ def _inference_settings(plan: Plan, log_dir: Path, *, greedy: bool, seed: int) -
         log_path=log_dir / "inference_worker.log",
         threads=plan.threads,
         compile=rollout.compile,
+        must_share=plan.recipe.runtime.share_frozen is True,
     )
 
 

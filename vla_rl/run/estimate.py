@@ -106,7 +106,8 @@ def estimate(plan: Plan, *, num_ranks: int) -> DryRunReport:
         *_memory_lines(plan, memory, num_ranks=num_ranks),
     ]
     lines += [Line("deviation", deviation) for deviation in plan.env.deviations]
-    return DryRunReport(tuple(lines), num_ranks * (memory.shared + (0 if memory.on_gpu else memory.frozen)))
+    shared_frozen = 0 if memory.on_gpu or recipe.runtime.share_frozen is False else memory.frozen
+    return DryRunReport(tuple(lines), num_ranks * (memory.shared + shared_frozen))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ class MemoryEstimate:
     """Bytes of one rank: what is allocated for tensors, and what a process costs before it has any."""
 
     on_gpu: bool  # where the policy's part is
-    frozen: int  # one copy for learner and inference worker
+    frozen: int  # one copy
     learner_state: int  # float32 weights, gradients and AdamW's moments of what is trained
     learner_activations: int  # of one micro-batch, at the peak of the backward pass
     inference_weights: int  # its own copy of what is trained
@@ -125,7 +126,7 @@ class MemoryEstimate:
     processes: int  # learner and inference worker, on the host
     env_worker: int  # each
     env_workers: int  # all
-    frozen_copies: int  # 2 under ZeRO-3, whose engine takes the learner's apart
+    frozen_copies: int  # 2 where learner and inference worker do not share one
     drawing: int  # simulators, on the GPU
 
     @property
@@ -181,7 +182,7 @@ def estimate_memory(plan: Plan, *, num_ranks: int) -> MemoryEstimate:
         processes=process if recipe.runtime.mode == "serial" else 2 * process,
         env_worker=env_worker,
         env_workers=recipe.rollout.num_workers * env_worker,
-        frozen_copies=2 if recipe.learner.strategy == "deepspeed" and recipe.learner.zero_stage == 3 else 1,
+        frozen_copies=plan.frozen_copies,
         drawing=OPEN_ENVS_PER_SLOT * plan.num_slots * DRAWING_BYTES if draws_with_egl else 0,
     )
 
@@ -207,7 +208,11 @@ def _memory_lines(plan: Plan, memory: MemoryEstimate, *, num_ranks: int) -> list
     where = "GPU" if memory.on_gpu else "host"
     one, two = readable(memory.frozen), readable(2 * memory.frozen)
     copies = f"{one}, one copy for learner and inference worker (two would be {two})"
-    if memory.frozen_copies == 2:
+    if memory.on_gpu and plan.recipe.runtime.share_frozen == "auto":
+        copies += "; two where processes cannot share GPU memory (runtime.share_frozen)"
+    if plan.recipe.runtime.share_frozen is False:
+        copies = f"{two}, one copy for the learner and one for the inference worker (runtime.share_frozen=false)"
+    elif memory.frozen_copies == 2:
         copies = f"{two}, one copy for the learner, which ZeRO-3 takes apart, and one for the inference worker"
     lines = [Line(f"{where}: frozen weights", copies)]
     lines = [

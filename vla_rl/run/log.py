@@ -11,16 +11,20 @@ from pathlib import Path
 
 import torch
 
+from vla_rl.ipc.counters import CellCounters
 from vla_rl.learner.collectives import Collectives
+from vla_rl.policies.devices import PeakMemory, peak_memory
 from vla_rl.reporting.catalogue import reduce_over_ranks
 from vla_rl.reporting.files import directory_bytes
 from vla_rl.reporting.live import Display
 from vla_rl.reporting.metrics import Clocks, MetricsWriter
 from vla_rl.reporting.snapshot import RunSnapshot
+from vla_rl.run.estimate import estimate_memory
 from vla_rl.run.rollout_stats import rollout_metrics
 from vla_rl.run.training import TrainingRun
 
 SHOW_EVERY_S = 0.25
+GIB = 2**30
 
 
 @contextmanager
@@ -85,6 +89,20 @@ def rates(before: Moment, now: Moment, *, num_env_workers: int) -> dict[str, flo
     }
 
 
+def memory_metrics(learner: PeakMemory | None, counters: CellCounters, *, estimated: int) -> dict[str, float]:
+    """What learner and inference worker used of their GPU at most, beside the estimate (bytes); none on a CPU."""
+    if learner is None:
+        return {}
+    in_bytes = {
+        "memory/learner_allocated": learner.allocated,
+        "memory/learner_reserved": learner.reserved,
+        "memory/inference_allocated": counters.get("inference_peak_allocated"),
+        "memory/inference_reserved": counters.get("inference_peak_reserved"),
+        "memory/estimated": estimated,
+    }
+    return {name: value / GIB for name, value in in_bytes.items()}
+
+
 class RunLog:
     """Log points over all ranks, and the live view of rank 0.
 
@@ -107,7 +125,9 @@ class RunLog:
         self._last = Moment.of(run)
         self._shown_at = 0.0
         self._latest: dict[str, float] = {}
+        self._estimated = estimate_memory(run.plan, num_ranks=collectives.num_ranks).gpu
         self._restarts_told = 0
+        self._second_copy_told = False
         self._micro_batches_told = run.learner.num_micro_batches
         self._run_bytes = 0
         self._disk_told = False
@@ -125,9 +145,11 @@ class RunLog:
             "replay/size": float(run.sampler.num_decisions),
             "policy_lag/excluded": run.excluded_share,
             "perf/publish_ms": 1000 * run.waits.last_publish,
+            "perf/adopt_ms": 1000 * float(run.memory.counters.get("inference_adopt_seconds")),
             "system/env_worker_restarts": float(run.cell.restarts),
             "system/dropped_episodes": float(run.cell.dropped_episodes),
         }
+        own |= memory_metrics(peak_memory(run.plan.device), run.memory.counters, estimated=self._estimated)
         self._last = now
         gathered = self._gather(own)
         episodes = rollout_metrics(self._collectives.sum_over_ranks(run.stats.sums()))
@@ -177,6 +199,12 @@ class RunLog:
         if run.cell.restarts > self._restarts_told:
             self._restarts_told = run.cell.restarts
             self.say(f"an env worker was restarted ({run.cell.restarts} so far), see {run.log_dir}")
+        if not self._second_copy_told and run.memory.counters.get("inference_own_frozen"):
+            self._second_copy_told = True
+            self.say(
+                "the frozen weights are on the device twice, because processes cannot share them here: "
+                f"{run.log_dir / 'inference_worker.log'} says why"
+            )
         parts = run.learner.num_micro_batches
         if parts > self._micro_batches_told:
             self._micro_batches_told = parts

@@ -93,6 +93,11 @@ class Plan:
         return self.recipe.learner.strategy == "deepspeed" and self.recipe.learner.zero_stage == 3
 
     @property
+    def frozen_copies(self) -> int:
+        """Copies of the frozen weights on a device: one that is shared, or the learner's and the inference worker's."""
+        return 2 if self.shards_frozen or self.recipe.runtime.share_frozen is False else 1
+
+    @property
     def threads(self) -> int:
         """Torch threads of the learner and of the inference worker."""
         asked = self.recipe.runtime.threads_per_process

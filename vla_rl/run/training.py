@@ -24,6 +24,7 @@ from torch import nn
 from vla_rl.learner.checkpoint import CheckpointInfo, Progress, load, save
 from vla_rl.learner.engine import Engine
 from vla_rl.learner.learner import Learner
+from vla_rl.policies.devices import use_device
 from vla_rl.replay.governor import Account, Governor
 from vla_rl.replay.sampler import SegmentSampler
 from vla_rl.replay.store import REPLAY, RING_FILE, load_ring, save_ring
@@ -89,6 +90,7 @@ class TrainingRun:
         seed = recipe.seed + RANK_SEED_STRIDE * rank
         torch.manual_seed(seed)
         torch.set_num_threads(plan.threads)
+        use_device(plan.device)
         policy = plan.policy.build(device="cpu")
         with ExitStack() as stack:
             self.memory = make_memory(plan, policy, with_ring=True)

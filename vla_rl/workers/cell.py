@@ -27,7 +27,7 @@ from vla_rl.errors import CellFailureError
 from vla_rl.ipc.counters import CellCounters, EnvWorkerPhase
 from vla_rl.ipc.mailbox import MailboxHandle
 from vla_rl.ipc.shared_arrays import SharedArraysHandle
-from vla_rl.ipc.shared_weights import SharedWeightsHandle
+from vla_rl.ipc.shared_weights import NotShared, SharedWeightsHandle
 from vla_rl.replay.ring import RingHandle
 from vla_rl.workers.env_worker import EnvWorkerLinks, EnvWorkerSettings, env_worker_main
 from vla_rl.workers.episodes import EpisodeJob, EpisodeRecord
@@ -76,7 +76,7 @@ class Cell:
         slots: SharedArraysHandle,
         counters: CellCounters,
         mailbox: MailboxHandle,
-        frozen: SharedWeightsHandle | None,
+        frozen: SharedWeightsHandle | NotShared | None,
         ring: RingHandle | None,
         limits: CellLimits,
         on_episode: Callable[[EpisodeRecord], None],
@@ -90,7 +90,7 @@ class Cell:
             slots: exchange slots.
             counters: the cell's counters (heartbeats, stop flag).
             mailbox: published weights.
-            frozen: the learner's frozen tensors, None if nothing is frozen.
+            frozen: the learner's frozen tensors, or why they are not shared; None if nothing is frozen.
             ring: replay ring, None in an evaluation.
             limits: deadlines and restart budget.
             on_episode: called (in the watching thread) with every finished episode.

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from vla_rl.errors import RunFailureError
 from vla_rl.ipc.slots import ExchangeSlots
+from vla_rl.policies.devices import PeakMemory, peak_memory
 from vla_rl.policies.memory_errors import is_out_of_memory
 from vla_rl.rl.distributions import distribution_of
 from vla_rl.types import Policy, PolicyInputs, PolicyOutput, TokenArray
@@ -87,13 +88,21 @@ class InferenceServer:
         self.batches = 0
         self.decisions = 0
         self.busy_seconds = 0.0
+        self.adopt_seconds = 0.0  # the last time
 
     def adopt(self) -> bool:
         """Take the newest weights over if they are newer than those in use."""
         if self._mailbox.latest_version() <= self.version:
             return False
-        self.version = self._mailbox.read(self._trainable)
+        began = time.monotonic()
+        self.version = self._mailbox.read(self._trainable)  # complete when it returns, on a GPU too
+        self.adopt_seconds = time.monotonic() - began
         return True
+
+    @property
+    def peak_memory(self) -> PeakMemory | None:
+        """What this process used of its GPU at most; None on a CPU."""
+        return peak_memory(self._device)
 
     def serve(self, slot_ids: Sequence[int]) -> None:
         """Decide for the given slots and write the outputs back: in one forward pass, or in several of `max_batch`.

@@ -7,6 +7,7 @@ It waits only for requests, never for the learner: a published snapshot is adopt
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import defaultdict
@@ -19,11 +20,13 @@ from pathlib import Path
 import torch
 
 from vla_rl.ipc.counters import CellCounters
+from vla_rl.ipc.cuda_memory import SharingError
 from vla_rl.ipc.mailbox import MailboxHandle, WeightMailbox
 from vla_rl.ipc.shared_arrays import SharedArrays, SharedArraysHandle
-from vla_rl.ipc.shared_weights import SharedWeights, SharedWeightsHandle
+from vla_rl.ipc.shared_weights import NotShared, SharedWeights, SharedWeightsHandle
 from vla_rl.ipc.slots import ExchangeSlots
 from vla_rl.policies.assign import assign_parameters
+from vla_rl.policies.devices import use_device
 from vla_rl.types import PolicyBuilder
 from vla_rl.workers.batching import Batcher
 from vla_rl.workers.channel import receive_slots, send_slots
@@ -33,6 +36,8 @@ from vla_rl.workers.process import enter_child, leave_child
 
 WARM_UP_S = 3600.0  # for compiling every batch size of a large network
 POLL_S = 0.25  # heartbeat period while nothing is asked
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,9 @@ class InferenceSettings:
     log_path: Path
     threads: int
     compile: bool = False  # the forward pass, with CUDA graphs on a GPU
+    must_share: bool = (
+        False  # the learner's frozen tensors; else this process loads its own where they cannot be mapped
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,23 +67,23 @@ class InferenceLinks:
     slots: SharedArraysHandle
     counters: SharedArraysHandle
     mailbox: MailboxHandle
-    frozen: SharedWeightsHandle | None  # the learner's frozen tensors, mapped, never copied
+    frozen: SharedWeightsHandle | NotShared | None  # the learner's frozen tensors; None: nothing is frozen
     env_workers: Sequence[Connection]
 
 
 def inference_worker_main(settings: InferenceSettings, links: InferenceLinks) -> None:
     """Entry point of the spawned process; returns when the stop flag is set."""
-    log = enter_child("inference_worker", settings.log_path, threads=settings.threads)
+    enter_child("inference_worker", settings.log_path, threads=settings.threads)
     torch.set_num_threads(max(1, settings.threads))
+    use_device(settings.device)
     with (
         SharedArrays.attach(links.slots) as arrays,
         CellCounters.attach(links.counters) as counters,
         WeightMailbox.attach(links.mailbox) as mailbox,
     ):
-        frozen = SharedWeights.attach(links.frozen) if links.frozen is not None else None
-        server = make_server(
-            settings, mailbox, ExchangeSlots.view(arrays), frozen.tensors() if frozen is not None else {}
-        )
+        weights = map_frozen(links.frozen, must_share=settings.must_share)
+        counters.set("inference_own_frozen", isinstance(weights, NotShared) and not weights.asked_for)
+        server = make_server(settings, mailbox, ExchangeSlots.view(arrays), tensors_of(weights))
         log.info("policy ready on %s, waiting for weights", settings.device)
         while not server.adopt() and not counters.stop_requested:
             counters.beat("inference_heartbeat")
@@ -88,21 +96,52 @@ def inference_worker_main(settings: InferenceSettings, links: InferenceLinks) ->
     leave_child()
 
 
+def map_frozen(handle: SharedWeightsHandle | NotShared | None, *, must_share: bool) -> SharedWeights | NotShared | None:
+    """Map the learner's frozen tensors, or say why not: then this process loads its own, which is told in its log.
+
+    Raises:
+        SharingError: they cannot be mapped here, and `must_share`.
+    """
+    if isinstance(handle, SharedWeightsHandle):
+        try:
+            return SharedWeights.attach(handle)
+        except SharingError as error:
+            if must_share:
+                raise
+            handle = NotShared(str(error), asked_for=False)
+    if isinstance(handle, NotShared):
+        level = logging.INFO if handle.asked_for else logging.WARNING
+        log.log(level, "the frozen weights are loaded a second time: %s", handle.reason)
+    return handle
+
+
+def tensors_of(weights: SharedWeights | NotShared | None) -> Mapping[str, torch.Tensor] | None:
+    """Frozen tensors by name, for `make_server`: none, or None where they are not shared."""
+    if isinstance(weights, NotShared):
+        return None
+    return {} if weights is None else weights.tensors()
+
+
 def make_server(
-    settings: InferenceSettings, mailbox: WeightMailbox, slots: ExchangeSlots, frozen: Mapping[str, torch.Tensor]
+    settings: InferenceSettings, mailbox: WeightMailbox, slots: ExchangeSlots, frozen: Mapping[str, torch.Tensor] | None
 ) -> InferenceServer:
     """Build the policy around mapped frozen tensors and empty trainable ones.
 
     No frozen weight is allocated here: the module is built on the meta device and its frozen parameters become the
-    given tensors, which are the learner's memory. The mailbox fills the trainable ones.
+    given tensors, which are the learner's memory. The mailbox fills the trainable ones. With None for the tensors, the
+    policy is built in full, a copy of the learner's.
     """
-    policy = settings.build(device=settings.device, empty=True)
-    trainable = {
-        name: torch.empty(parameter.shape, dtype=parameter.dtype, device=settings.device)
-        for name, parameter in policy.named_parameters()
-        if name not in frozen
-    }
-    assign_parameters(policy, {**frozen, **trainable})
+    policy = settings.build(device=settings.device, empty=frozen is not None)
+    trainable: dict[str, torch.Tensor]
+    if frozen is None:
+        trainable = {name: p.detach() for name, p in policy.named_parameters() if p.requires_grad}
+    else:
+        trainable = {
+            name: torch.empty(parameter.shape, dtype=parameter.dtype, device=settings.device)
+            for name, parameter in policy.named_parameters()
+            if name not in frozen
+        }
+        assign_parameters(policy, {**frozen, **trainable})
     policy.eval()
     return InferenceServer(
         policy=policy,
@@ -144,6 +183,10 @@ def report(server: InferenceServer, counters: CellCounters) -> None:
     counters.set("inference_batches", server.batches)
     counters.set("inference_decisions", server.decisions)
     counters.set("inference_busy_seconds", server.busy_seconds)
+    counters.set("inference_adopt_seconds", server.adopt_seconds)
+    if (peak := server.peak_memory) is not None:
+        counters.set("inference_peak_allocated", peak.allocated)
+        counters.set("inference_peak_reserved", peak.reserved)
 
 
 def _serve_until_stopped(
