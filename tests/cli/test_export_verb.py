@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from vla_rl.learner.engine import Engine
 from vla_rl.learner.optimizer import OptimizerSettings
 from vla_rl.policies.lora import merged_weight
 from vla_rl.policies.openvla_oft import OpenVLAOFT
+from vla_rl.policies.openvla_oft import adapters as reading
 from vla_rl.policies.openvla_oft import export as layout
+from vla_rl.policies.openvla_oft.adapter_config import AdapterConfig, write_adapter_config
 from vla_rl.policies.openvla_oft.heads import L1ActionHead
 from vla_rl.recipe import build_recipe
 from vla_rl.replay.ring import ReplayRing
@@ -392,6 +395,95 @@ def test_an_export_that_answers_differently_is_refused(
         with pytest.raises(RunFailureError, match=r"answers differently.* on 2 saved observations: logits differ"):
             export(run, out=tmp_path / "out", dtype=dtype, verify=2)
         assert names(tmp_path) == set()
+
+
+def adapter_of(run: Path, folder: Path, *, effect: float) -> Path:
+    """The adapter of a run, on its base, with an effect that is a share of what it was."""
+    export(run, out=folder, kind="adapter", verify=0)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    faint = {name: effect * tensor if ".lora_B." in name else tensor for name, tensor in tensors.items()}
+    save_file(faint, folder / "adapter_model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_adapter_that_is_merged_wrongly_is_caught_by_what_peft_makes_of_it(
+    merged: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """What is loaded here and what is written would agree: both have the same wrong weights."""
+    run = make_run(tmp_path / "run", f"policy.checkpoint={merged[0]}", with_replay=False)
+    adapter = adapter_of(run, tmp_path / "adapter", effect=1.0)
+    report = export(adapter, out=tmp_path / "right", dtype=dtype, verify=2)
+    assert report.verification is not None and report.verification.layers is not None
+    assert report.verification.layers.layers == 21  # seven in each of three layers
+    assert report.verification.layers.difference < report.verification.layers.effect / 20
+    assert "21 adapted layers, each alone, differ by at most" in str(report)
+
+    def merged_by_half(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *, scaling: float) -> torch.Tensor:
+        return merged_weight(weight, a, b, scaling=0.5 * scaling)
+
+    monkeypatch.setattr(reading, "merged_weight", merged_by_half)
+    result = invoke(str(adapter), "--out", str(tmp_path / "out"), "--dtype", dtype, "--verify", "1")
+    assert result.exit_code == 1
+    assert "so it was removed" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_too_faint_for_logits_in_bfloat16_is_caught_layer_by_layer(
+    merged: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned = make_run(tmp_path / "run", f"policy.checkpoint={merged[0]}", with_replay=False)
+    adapter = adapter_of(tuned, tmp_path / "adapter", effect=0.06)
+    report = export(adapter, out=tmp_path / "right", dtype="bfloat16", verify=2)
+    assert report.verification is not None and report.verification.layers is not None
+    assert 0.0 < report.verification.layers.effect < 0.05
+
+    def left_out(weight: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        return weight
+
+    monkeypatch.setattr(reading, "merged_weight", left_out)
+    with pytest.raises(RunFailureError, match=r"the answer of language_model\.\S+ alone differs by .* adapter adds"):
+        export(adapter, out=tmp_path / "out", dtype="bfloat16", verify=2)
+    monkeypatch.setattr(layout, "merged_weight", left_out)
+    faint = make_run(tmp_path / "faint", "policy.lora.alpha=0.1", with_replay=False)
+    with pytest.raises(RunFailureError, match=r"the answer of language_model\.\S+ alone differs by"):
+        export(faint, out=tmp_path / "out", dtype="bfloat16", verify=2)
+
+
+def test_an_adapter_that_is_written_and_read_wrongly_alike_is_caught_by_peft(
+    merged: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """alpha is written twice as large and read half as large: only another reader can tell."""
+    run = make_run(tmp_path / "run", f"policy.checkpoint={merged[0]}", with_replay=False)
+
+    def doubled(settings: Any, directory: Path, *, base: str, whole_modules: list[str] | None) -> None:
+        write_adapter_config(
+            replace(settings, alpha=2.0 * settings.alpha), directory, base=base, whole_modules=whole_modules
+        )
+
+    monkeypatch.setattr(layout, "write_adapter_config", doubled)
+    monkeypatch.setattr(AdapterConfig, "scaling_of", lambda self, _: 0.5 * self.alpha / self.rank)
+    with pytest.raises(RunFailureError, match="alone differs by"):
+        export(run, out=tmp_path / "out", kind="adapter", verify=2)
+    assert names(tmp_path) == {"run"}
+
+
+def test_what_an_adapter_adapts_of_a_component_is_written_with_the_component(merged: Any, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", f"policy.checkpoint={merged[0]}", with_replay=False)
+    export(run, out=tmp_path / "adapter", kind="adapter", verify=0)
+    (tmp_path / "adapter" / f"proprio_projector--{STEP}_checkpoint.pt").unlink()  # the base's is adapted then
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    tensors["base_model.model.proprio_projector.fc1.lora_A.weight"] = torch.randn(2, 8)
+    tensors["base_model.model.proprio_projector.fc1.lora_B.weight"] = torch.randn(64, 2)
+    save_file(tensors, tmp_path / "adapter" / "adapter_model.safetensors")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "target_modules": [*config["target_modules"], "proprio_projector.fc1"]}))
+    report = export(tmp_path / "adapter", out=tmp_path / "whole", verify=2)
+    assert report.verification is not None and report.verification.logits_difference <= 1e-4
+    base, whole = (OpenVLAOFT.from_pretrained(folder) for folder in (merged[0], tmp_path / "whole"))
+    name = "proprio_projector.fc1.weight"
+    assert (whole.get_parameter(name) - base.get_parameter(name)).abs().max() > 0.1
 
 
 def test_an_export_that_answers_with_no_number_is_refused(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -15,7 +15,9 @@ import torch
 from vla_rl.errors import preflight
 from vla_rl.evaluation.subject import Subject, find_subject
 from vla_rl.evaluation.training import record_training
+from vla_rl.export.layers import AdaptedAnswer, adapted_answers, compare_layers, plain_answers
 from vla_rl.export.verification import (
+    Answers,
     Verification,
     compare,
     network_answers,
@@ -29,7 +31,9 @@ from vla_rl.policies.devices import use_device
 from vla_rl.policies.openvla_oft.checkpoint import DTYPES
 from vla_rl.policies.openvla_oft.export import write_adapter, write_checkpoint, write_network
 from vla_rl.policies.openvla_oft.export_files import appears_whole
+from vla_rl.policies.openvla_oft.files import CheckpointFiles
 from vla_rl.policies.openvla_oft.model import OpenVLAOFT
+from vla_rl.policies.openvla_oft.peft_reference import adapted_by_peft
 from vla_rl.policies.openvla_oft.policy import OpenVLAOFTPolicy
 from vla_rl.policies.openvla_oft.self_test import network_faults
 from vla_rl.policies.openvla_oft.source import TINY, Source, find_checkpoint, find_source
@@ -115,12 +119,15 @@ def _export_trained(
     resolved, faults = policy.source.profile.name, network_faults(policy.model)
     shown = observations(checkpoint, policy, verify) if verify else None
     before = None if shown is None else policy_answers(policy, shown)
+    layers = {} if shown is None else adapted_answers(policy.model)
     refuse_infinite(before, subject.location)
     coarsest = policy.model.dtype if dtype is None else min(policy.model.dtype, dtype, key=lambda one: one.itemsize)
     if kind == "merged":
         faults += _completed(write_checkpoint(policy, folder, step=_step(checkpoint), dtype=dtype))
     else:
         write_adapter(policy, folder, step=_step(checkpoint), dtype=dtype)
+    source, device = policy.source, policy.prompt_ids.device
+    network_dtype = policy.model.dtype
     del policy  # with 7B weights there is no room for two
     gc.collect()
     verification = None
@@ -128,6 +135,15 @@ def _export_trained(
         changes: dict[str, Any] = {"checkpoint": str(folder), "profile": "auto", "image_size": None, "lora": None}
         again = build(**changes, train_action_rows=False).eval()
         verification = compare(before, policy_answers(again, shown), origin=shown.origin, dtype=coarsest)
+        written = plain_answers(again.model, layers)
+        verification = replace(verification, layers=compare_layers(layers, written, dtype=coarsest))
+        del again
+        gc.collect()
+        if kind == "adapter":
+            model = _network(source, device, dtype=network_dtype)
+            with adapted_by_peft(model, folder):
+                pass  # merged on the way out
+            compare_layers(layers, plain_answers(model, layers), dtype=coarsest)
     return ExportReport(out, kind, subject.location, resolved, faults, verification)
 
 
@@ -148,14 +164,32 @@ def _export_network(
     before = network_answers(model, verify) if verify else None
     refuse_infinite(before, subject.location)
     faults += _completed(write_network(model, source, folder, dtype=dtype))
+    compute_dtype = model.dtype
     del model
     gc.collect()
     verification = None
     if before is not None:
+        layers: dict[str, AdaptedAnswer] = {}
+        if source.files is not None and source.files.adapter is not None:
+            before, layers = _merged_by_peft(source, source.files, device, dtype=compute_dtype, verify=verify)
+            gc.collect()
         written = find_checkpoint(folder, profile="auto")
         again = _network(written, device, dtype=written.stored_dtype)
         verification = compare(before, network_answers(again, verify), origin="random", dtype=written.stored_dtype)
+        layers_after = plain_answers(again, layers)
+        verification = replace(verification, layers=compare_layers(layers, layers_after, dtype=written.stored_dtype))
     return ExportReport(out, "merged", subject.location, source.profile.name, faults, verification)
+
+
+def _merged_by_peft(
+    source: Source, files: CheckpointFiles, device: torch.device, *, dtype: torch.dtype, verify: int
+) -> tuple[Answers, dict[str, AdaptedAnswer]]:
+    """What the base with an adapter answers where peft puts it in: neither read nor merged by this program."""
+    assert files.adapter is not None
+    model = _network(replace(source, files=replace(files, adapter=None)), device, dtype=dtype)
+    with adapted_by_peft(model, files.adapter):
+        layers = adapted_answers(model)
+    return network_answers(model, verify), layers
 
 
 def _network(source: Source, device: torch.device, *, dtype: torch.dtype) -> OpenVLAOFT:

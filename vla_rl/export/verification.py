@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from vla_rl.errors import RunFailureError
+from vla_rl.export.layers import LayerComparison
 from vla_rl.policies.action_tokens import FIRST_ACTION_ID
 from vla_rl.policies.openvla_oft.config import BOS_ID
 from vla_rl.policies.openvla_oft.model import OpenVLAOFT
@@ -66,6 +67,7 @@ class Verification:
     tolerance: float  # of this share, and of the other answers
     same_tokens: float  # share of tokens whose most likely bin is the same
     others_difference: Mapping[str, float]  # largest, of each of the other answers
+    layers: LayerComparison | None = None  # None where nothing was adapted
 
     @property
     def differences(self) -> str:
@@ -81,7 +83,8 @@ class Verification:
         )
 
     def __str__(self) -> str:
-        return f"verified {self.differences}"
+        layers = "" if self.layers is None else f"; {self.layers}"
+        return f"verified {self.differences}{layers}"
 
 
 def observations(checkpoint: Path, policy: OpenVLAOFTPolicy, number: int) -> Observations:

@@ -26,10 +26,10 @@ from vla_rl.policies.lora import (
     merged_weight,
 )
 from vla_rl.policies.openvla_oft.adapter_config import write_adapter_config
-from vla_rl.policies.openvla_oft.adapters import PREFIX, WEIGHTS_FILE
+from vla_rl.policies.openvla_oft.adapters import PREFIX, WEIGHTS_FILE, read_adapter
 from vla_rl.policies.openvla_oft.checkpoint import unused_tensors
 from vla_rl.policies.openvla_oft.export_files import write_metadata, write_record, write_statistics
-from vla_rl.policies.openvla_oft.files import VALUE_HEAD_FILE, unused_shapes
+from vla_rl.policies.openvla_oft.files import COMPONENTS, VALUE_HEAD_FILE, CheckpointFiles, unused_shapes
 from vla_rl.policies.openvla_oft.json_files import write_json
 from vla_rl.policies.openvla_oft.model import OpenVLAOFT
 from vla_rl.policies.openvla_oft.policy import LM_HEAD, OpenVLAOFTPolicy
@@ -69,7 +69,7 @@ def write_checkpoint(
 
 
 def write_network(model: OpenVLAOFT, source: Source, directory: Path, *, dtype: torch.dtype | None = None) -> list[str]:
-    """Write a network as its source has it into an empty directory, its components as they are.
+    """Write a network as its source has it into an empty directory, its components as they are unless adapted.
 
     Args:
         model: with its weights in place.
@@ -85,9 +85,7 @@ def write_network(model: OpenVLAOFT, source: Source, directory: Path, *, dtype: 
     if source.files is None:
         _write_projector(model, directory, step=0)
     else:
-        files = (source.files.action_head, source.files.proprio_projector, source.files.value_head)
-        for path in (path for path in files if path is not None):
-            shutil.copyfile(path, directory / path.name)
+        _copy_components(model, source.files, directory)
     write_metadata(source, directory, dtype=tensors.dtype)
     return tensors.lacking
 
@@ -183,6 +181,20 @@ def _unused(model: OpenVLAOFT, source: Source) -> tuple[dict[str, Tensor], list[
     shapes = unused_shapes(model.config)
     zeros = {name: torch.zeros(shape, dtype=model.dtype) for name, shape in shapes.items() if name not in stored}
     return stored | zeros, [] if source.files is None else list(zeros)
+
+
+def _copy_components(model: OpenVLAOFT, files: CheckpointFiles, directory: Path) -> None:
+    """Copy the components' files; what an adapter adapts of them is written from the network, where it is merged."""
+    adapted = set() if files.adapter is None else read_adapter(files.adapter).names
+    for component in COMPONENTS:
+        path: Path | None = getattr(files, component)
+        if path is not None and any(name.startswith(f"{component}.") for name in adapted):
+            tensors = getattr(model, component).state_dict()
+            torch.save({name: tensor.detach().cpu() for name, tensor in tensors.items()}, directory / path.name)
+        elif path is not None:
+            shutil.copyfile(path, directory / path.name)
+    if files.value_head is not None:
+        shutil.copyfile(files.value_head, directory / files.value_head.name)
 
 
 def _write_projector(model: OpenVLAOFT, directory: Path, *, step: int) -> None:
