@@ -662,7 +662,7 @@ def test_the_reference_names_every_key_that_holds_a_value() -> None:
 
 @settings(deadline=None)
 @given(
-    description=st.text(st.characters(blacklist_categories=("Cs",))),
+    description=st.text(st.characters(exclude_categories=("Cs",))),  # type: ignore[arg-type]
     max_grad_norm=st.floats(1e-300, 1e12) | st.integers(1, 10**12),
     surrogate=st.sampled_from(["{name: sapo, tau_neg: 1e-5}", "{name: no_clip}", "{name: ppo, clip_high: 3}"]),
     targets=st.sampled_from(["{name: gae}", "{name: vtrace, lambda: 0.25}"]),

@@ -61,7 +61,9 @@ def fill_ring(folder: Path, policy: Any) -> None:
     try:
         writer = ring.writer(0)
         writer.begin(1)
-        empty = {field.name: np.zeros(field.shape[1:], field.dtype) for field in ring.layout.row_fields()}
+        empty: dict[str, Any] = {
+            field.name: np.zeros(field.shape[1:], field.dtype) for field in ring.layout.row_fields()
+        }
         empty["executed"] = np.array(8, np.int16)
         for index in range(3):
             writer.add(

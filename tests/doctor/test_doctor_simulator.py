@@ -7,6 +7,7 @@ import pytest
 from vla_rl.doctor import simulator
 from vla_rl.doctor.tasks import build_faults
 from vla_rl.envs.libero import probes
+from vla_rl.envs.libero.assets import AssetKind
 from vla_rl.envs.libero.child import Outcome
 from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.types import TaskInfo
@@ -163,7 +164,10 @@ def test_tasks_after_one_that_cannot_be_built_are_still_built(child, tmp_path):
 
 
 def test_the_measured_bounds_tell_the_two_physics_apart():
-    for kind, newer in (("full", probes.Settling(37.04, 10.50, 942.82)), ("proxy", probes.Settling(0.0, 0.0, 933.77))):
+    shifted: dict[AssetKind, probes.Settling] = {
+        "full": probes.Settling(37.04, 10.50, 942.82), "proxy": probes.Settling(0.0, 0.0, 933.77),
+    }  # fmt: skip
+    for kind, newer in shifted.items():
         expected, _ = probes.SETTLED[kind]
         assert probes.is_settled(expected, kind)
         assert not probes.is_settled(newer, kind)

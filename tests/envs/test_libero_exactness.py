@@ -1,5 +1,7 @@
 """Stepping through our environment is stepping LIBERO's own, bit for bit and pixel by pixel."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ pytestmark = pytest.mark.libero
 
 CHUNK = 8
 CHUNKS = 8
-PHYSICS = ("exact", "fast")
+PHYSICS: tuple[Literal["exact", "fast"], ...] = ("exact", "fast")
 
 
 def random_chunks(seed, chunks=CHUNKS):

@@ -75,7 +75,7 @@ def test_no_task_is_solved_after_settling_and_nothing_flies_away(each_task):
 
 def test_all_fifty_states_of_a_task_load_and_stay_where_they_are_put(each_task):
     states = load_states(each_task.task, "standard")
-    assert len(states) == 50
+    assert states is not None and len(states) == 50
     for state in states:
         each_task.simulation.set_state(state)
         positions, velocities = each_task.physics_state()

@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import pytest
 
@@ -6,7 +7,8 @@ from vla_rl.evaluation.episodes import EpisodeLog, EpisodeResult, read_episodes
 
 
 def episode(init_state, *, success=True, **more):
-    values = {"suite": "libero_goal", "task_id": 2, "seed": 7, "env_steps": 88, "episode_return": 1.0, "seconds": 3.5}
+    values: dict[str, Any] = {"suite": "libero_goal", "task_id": 2, "seed": 7, "env_steps": 88, "seconds": 3.5}
+    values["episode_return"] = 1.0
     return EpisodeResult(init_state=init_state, success=success, **(values | more))
 
 

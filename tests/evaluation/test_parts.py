@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,8 @@ needs_simulator = pytest.mark.skipif(importlib.util.find_spec("libero") is None,
 
 
 def choices(**changes):
-    return Choices(**({"workers": 4, "assets": "proxy"} | changes))
+    settings: dict[str, Any] = {"workers": 4, "assets": "proxy"}
+    return Choices(**(settings | changes))
 
 
 @pytest.mark.parametrize(

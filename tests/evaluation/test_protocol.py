@@ -19,4 +19,4 @@ def test_the_protocols_allow_their_numbers_of_control_steps(suite, oft, long):
 
 def test_a_protocol_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match="--protocol: found 'short'; allowed are oft, long"):
-        Protocol("short")
+        Protocol("short")  # type: ignore[arg-type]

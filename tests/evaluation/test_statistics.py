@@ -97,7 +97,7 @@ def test_a_stratified_interval_of_two_tasks_with_two_episodes_by_hand():
 def test_a_stratified_interval_matches_scipys_bootstrap_of_several_samples():
     from scipy.stats import bootstrap
 
-    tasks = [[1] * 30 + [0] * 20, [1] * 48 + [0] * 2, [0.0, 1 / 3, 2 / 3, 1.0, 1.0]]
+    tasks: list[list[float]] = [[1.0] * 30 + [0] * 20, [1.0] * 48 + [0.0] * 2, [0.0, 1 / 3, 2 / 3, 1.0, 1.0]]
 
     def mean_of_means(*samples, axis):
         return sum(sample.mean(axis=axis) for sample in samples) / len(samples)
@@ -176,7 +176,7 @@ def test_mcnemar_of_thousands_of_pairs_does_not_overflow():
 
 def test_mcnemar_of_clusters_by_hand():
     # Differences 2, 2 and -1 of three states: 8 signs give |S| = 5, 3, 1, 1 twice each; found is 3.
-    first, second = [1, 1, 1, 1, 0, 1], [0, 0, 0, 0, 1, 1]
+    first, second = [True, True, True, True, False, True], [False, False, False, False, True, True]
     result = mcnemar(first, second, clusters=["a", "a", "b", "b", "c", "c"])
     assert (result.only_first, result.only_second) == (4, 1)
     assert (result.p_exact, result.p_mid) == (4 / 8, 2 / 8 + 0.5 * 2 / 8)
@@ -190,7 +190,7 @@ def test_mcnemar_of_clusters_matches_scipys_permutation_test():
     expected = permutation_test(
         (first.sum(axis=1), second.sum(axis=1)), lambda a, b: (a - b).sum(), permutation_type="samples"
     ).pvalue  # exact: scipy tries all 2^9 signs
-    result = mcnemar(first.ravel(), second.ravel(), clusters=np.repeat(np.arange(9), 3))
+    result = mcnemar(first.ravel().tolist(), second.ravel().tolist(), clusters=np.repeat(np.arange(9), 3).tolist())
     assert result.p_exact == pytest.approx(expected, rel=1e-12)
 
 

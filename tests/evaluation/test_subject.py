@@ -147,8 +147,8 @@ def hub(monkeypatch, tmp_path):
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             status, code = answer
-            self.send_response(status)
-            self.send_header("X-Error-Code", code)
+            self.send_response(status)  # type: ignore[arg-type]
+            self.send_header("X-Error-Code", code)  # type: ignore[arg-type]
             self.send_header("Content-Length", "0")
             self.end_headers()
 

@@ -1,6 +1,7 @@
 """Videos: what is kept, what stands on a page, and that filming changes nothing."""
 
 import importlib.util
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ class FakeEnv:
         self.success = success
         self.elapsed = 0
         self.closed = False
-        self.chunk_frames = None
+        self.chunk_frames = np.zeros((0, 2, 32, 32, 3), np.uint8)
 
     def reset(self, init_state, *, seed=0):
         self.elapsed = 0
@@ -147,7 +148,7 @@ def test_filming_changes_neither_physics_nor_what_the_policy_sees(tmp_path):
         return np.stack([it.frames for it in seen]), np.stack([it.state for it in seen]), state
 
     plain = seen_and_physics(libero_builder(section, task, render_size=64, horizon=24)(), lambda env: env)
-    build = libero_builder(section, task, render_size=64, horizon=24, render_all=True)
+    build: Any = libero_builder(section, task, render_size=64, horizon=24, render_all=True)
     filmed = seen_and_physics(
         build_recorded(build=build, seen=1, folder=tmp_path, keep="all", seeds=(4,)), lambda env: env._env
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from vla_rl.learner.engine import Engine
 from vla_rl.learner.learner import Learner
 from vla_rl.learner.optimizer import OptimizerSettings
 from vla_rl.learner.settings import GaeSettings, LossSettings, TargetSettings
+from vla_rl.learner.strategies import StrategyName
 from vla_rl.policies.mlp import MLPPolicy
 from vla_rl.rl.multipliers import LOG_MULTIPLIERS
 from vla_rl.rl.surrogates import SURROGATES
@@ -56,12 +58,12 @@ def make_policy(seed: int = 0) -> FakePolicy:
 def make_engine(
     policy: torch.nn.Module,
     *,
-    strategy: str = "single",
+    strategy: StrategyName = "single",
     zero_stage: int = 2,
     lr: float = 1e-2,
     max_grad_norm: float = 1.0,
     max_skipped_updates: int = 3,
-    precision: str = "fp32",
+    precision: Literal["fp32", "bf16"] = "fp32",
 ) -> Engine:
     return Engine(
         policy,
@@ -119,6 +121,7 @@ def make_batch(num_segments: int = 4, *, seed: int = 0) -> SegmentBatch:
     truncated[3::4, 1] = True
     executed = np.where(mask, 2, 0).astype(np.int16)
     executed[1::2, 1] = 1  # the last chunk ran one control step of two
+    assert ACTIONS.num_bins
     logits = generator.normal(size=(*shape, ACTIONS.num_tokens, ACTIONS.num_bins)).astype(np.float32)
     logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     tokens = generator.integers(0, ACTIONS.num_bins, size=(*shape, ACTIONS.num_tokens)).astype(np.int16)
@@ -153,12 +156,9 @@ def on_policy(batch: SegmentBatch, policy: torch.nn.Module, *, temperature: floa
 
 def select(batch: SegmentBatch, segments: slice) -> SegmentBatch:
     """Some of the segments."""
-    return SegmentBatch(
-        **{
-            name: None if (array := getattr(batch, name)) is None else array[segments]
-            for name in SegmentBatch.__dataclass_fields__
-        }
-    )
+    arrays: dict[str, Any] = {name: getattr(batch, name) for name in SegmentBatch.__dataclass_fields__}
+    selected: dict[str, Any] = {name: None if it is None else it[segments] for name, it in arrays.items()}
+    return SegmentBatch(**selected)
 
 
 def weights(policy: torch.nn.Module) -> dict[str, torch.Tensor]:

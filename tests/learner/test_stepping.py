@@ -49,7 +49,7 @@ def test_hundreds_of_gradients_are_averaged_in_one_transfer_and_one_that_is_miss
     monkeypatch.setattr(dist, "all_reduce", add_other_rank)
     strategy = TorchStrategy(module, torch.optim.SGD(module.parameters(), lr=1.0), num_ranks=2)
     for linear in module:
-        linear.weight.grad = torch.ones_like(linear.weight)
+        linear.weight.grad = torch.ones_like(linear.weight)  # type: ignore[arg-type]
     strategy.step(max_grad_norm=1e9)
     assert transfers == [200 * 8]
     for before, after in zip(begun, module, strict=True):

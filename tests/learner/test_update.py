@@ -6,6 +6,7 @@ import logging
 import math
 import weakref
 from dataclasses import replace
+from typing import Any, Literal
 
 import learner_fakes as fakes
 import numpy as np
@@ -80,7 +81,7 @@ def test_gae_by_hand_truncation_bootstraps_from_the_stored_last_observation(
 @pytest.mark.parametrize("name", ["gae", "vtrace"])
 @pytest.mark.parametrize("ends", ["truncated", "cut"])
 @pytest.mark.parametrize("time_limit", ["end", "bootstrap"])
-def test_the_time_limit_by_hand(name: str, ends: str, time_limit: str) -> None:
+def test_the_time_limit_by_hand(name: str, ends: str, time_limit: Literal["end", "bootstrap"]) -> None:
     """The vectors above: only a truncation under `end` has no future; a segment that is cut always has one."""
     batch = table_batch([0.5, 1.0, -0.5, 4.0], [1.0, 0.0, 2.0], terminated=False)
     if ends == "cut":
@@ -286,7 +287,7 @@ def _logprob_of_token(policy: nn.Module, batch: SegmentBatch, token: int) -> flo
 
 
 @pytest.mark.parametrize("coefficients", [{}, {"entropy_coefficient": 0.1, "kl_coefficient": 0.1}])
-def test_an_update_that_is_not_measured_is_the_same_update(coefficients: dict[str, float]) -> None:
+def test_an_update_that_is_not_measured_is_the_same_update(coefficients: dict[str, Any]) -> None:
     policies = [fakes.make_policy() for _ in range(2)]
     for policy, measure in zip(policies, (True, False), strict=True):
         learner = fakes.make_learner(fakes.make_engine(policy), loss=LossSettings(**coefficients))

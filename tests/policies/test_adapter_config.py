@@ -163,7 +163,7 @@ def test_every_field_of_the_installed_peft_is_computed_or_without_effect_or_refu
         pytest.param(fields, id=f"{name}-{number}")
         for name, adapters in CASES.items()
         if name in INSTALLED
-        for number, fields in enumerate(adapters)
+        for number, fields in enumerate(adapters)  # type: ignore[arg-type]
     ],
 )
 @torch.no_grad()

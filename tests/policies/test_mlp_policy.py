@@ -1,5 +1,6 @@
 import functools
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from vla_rl.policies.assign import assign_parameters
 from vla_rl.policies.build import build_mlp
 from vla_rl.types import PolicyInputs
 
-ARGUMENTS = {
+ARGUMENTS: dict[str, Any] = {
     "state_dim": 5, "chunk_size": 2, "action_dim": 3, "num_bins": 11, "hidden_dim": 16, "seed": 0, "device": "cpu",
 }  # fmt: skip
 

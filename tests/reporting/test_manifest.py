@@ -3,12 +3,13 @@ import math
 import subprocess
 import sys
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
 from vla_rl.reporting.manifest import PACKAGES, source_state, versions, write_manifest
 
-NOTHING = {"recipe": {}, "seeds": {}, "assets": {}, "deviations": [], "extra": {}}
+NOTHING: dict[str, Any] = {"recipe": {}, "seeds": {}, "assets": {}, "deviations": [], "extra": {}}
 
 
 def git(folder, *arguments):

@@ -66,8 +66,8 @@ def test_a_figure_draws_the_points_of_its_metric(bare_run):
     figure = draw(spec("learning"), {"run": records})
     (axes,) = figure.axes  # the other panels have no data
     (line,) = axes.get_lines()
-    assert list(line.get_xdata()) == [100.0 * point for point in range(1, 11)]
-    assert list(line.get_ydata()) == pytest.approx([point / 10 for point in range(1, 11)])
+    assert list(line.get_xdata()) == [100.0 * point for point in range(1, 11)]  # type: ignore[arg-type]
+    assert list(line.get_ydata()) == pytest.approx([point / 10 for point in range(1, 11)])  # type: ignore[arg-type]
 
 
 def test_runs_differ_by_colour_and_metrics_by_dashes(bare_run):
@@ -86,14 +86,14 @@ def test_a_figure_without_data_is_not_drawn(bare_run):
 def test_a_value_that_was_not_finite_leaves_a_gap_not_a_crash(bare_run):
     records = read_metrics(bare_run / "metrics.jsonl")
     (axes,) = draw(spec("optimisation"), {"run": records}).axes
-    assert len(axes.get_lines()[0].get_xdata()) == 9
+    assert len(axes.get_lines()[0].get_xdata()) == 9  # type: ignore[arg-type]
 
 
 def test_success_per_task_shows_rate_and_interval():
     tasks = [{"task_id": 4, "success_rate": 0.8, "wilson": {"low": 0.5, "high": 0.9}}]
     (axes,) = draw_success_per_task(tasks, confidence=0.95).axes
     interval, rate = axes.get_lines()
-    assert (list(interval.get_xdata()), list(rate.get_xdata())) == ([0.5, 0.9], [0.8])
+    assert (list(interval.get_xdata()), list(rate.get_xdata())) == ([0.5, 0.9], [0.8])  # type: ignore[arg-type]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["task 4"]
 
 
@@ -177,7 +177,7 @@ def test_returns_are_shown_in_the_envs_own_units(bare_run, tmp_path):
         in (run_sentences(run))
     )
     returns = draw(spec("learning"), {"run": run.records}).axes[1]
-    assert set(returns.get_lines()[0].get_ydata()) == {950.0}
+    assert set(returns.get_lines()[0].get_ydata()) == {950.0}  # type: ignore[arg-type]
     (bare_run / "manifest.json").unlink()
     assert "Training episodes returned 9.5 at first and 9.5 over the last 20 % of env steps." in (
         run_sentences(read_run(bare_run))

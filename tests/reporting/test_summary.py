@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import pytest
 
@@ -6,7 +7,7 @@ from vla_rl.reporting.run_folder import read_run
 from vla_rl.reporting.series import closing_mean, last, nonfinite_counts, opening_mean, series
 from vla_rl.reporting.summary import run_sentences, warnings
 
-RECORDS = [
+RECORDS: list[dict[str, Any]] = [
     {"env_steps": 0, "optimizer_steps": 0, "a": 100.0},
     {"env_steps": 50, "optimizer_steps": 1, "a": None, "nonfinite": ["a"]},
     {"env_steps": 79, "optimizer_steps": 2, "a": 50.0},

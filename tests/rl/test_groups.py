@@ -122,7 +122,7 @@ def test_bad_input_is_refused_with_what_was_found(scores, ids, said):
 
 def test_unknown_baselines_and_crossed_bounds_are_refused():
     with pytest.raises(ValueError, match="'median', allowed are mean_std, mean, leave_one_out"):
-        group_advantages([0.0, 1.0], [0, 0], baseline="median")
+        group_advantages([0.0, 1.0], [0, 0], baseline="median")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="low must not be larger"):
         keep_groups([0.0, 1.0], [0, 0], low=0.9, high=0.1)
 

@@ -9,14 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vla_rl.rl.masking import NonFiniteError, masked_sum
-from vla_rl.rl.surrogates import gipo, no_clip, policy_loss, policy_objective_sum, ppo, sapo
+from vla_rl.rl.surrogates import Surrogate, gipo, no_clip, policy_loss, policy_objective_sum, ppo, sapo
 
-SURROGATES = {"gipo": partial(gipo, sigma=1.0), "ppo": ppo, "sapo": sapo, "no_clip": no_clip}
+SURROGATES: dict[str, Surrogate] = {
+    "gipo": partial(gipo, sigma=1.0),
+    "ppo": ppo,
+    "sapo": sapo,
+    "no_clip": no_clip,
+}
 every_surrogate = pytest.mark.parametrize("surrogate", SURROGATES.values(), ids=SURROGATES.keys())
 seeds = st.integers(0, 2**32 - 1)
 
 
-def vector():
+def vector() -> dict[str, torch.Tensor]:
     return {
         "logprobs": torch.tensor([0, 0.1, -0.1, 0.5, -0.5, 1], dtype=torch.float64),
         "behavior_logprobs": torch.zeros(6, dtype=torch.float64),

@@ -217,7 +217,7 @@ def test_vtrace_is_its_explicit_sum_over_time(segment, discount, lambda_, rho_ba
 @given(segment=segments(), discount=st.floats(0.0, 1.0), lambda_=st.floats(0.0, 1.0))
 def test_on_policy_vtrace_is_gae(segment, discount, lambda_):
     on_policy = torch.zeros(len(segment.rewards), dtype=torch.float64)
-    targets = vtrace(*segment.arguments, on_policy, discount=discount, lambda_=lambda_)
+    targets = vtrace(*segment.arguments, on_policy, discount=discount, lambda_=lambda_)  # type: ignore[arg-type]
     advantages = gae(*segment.arguments, discount=discount, gae_lambda=lambda_)
     assert torch.allclose(targets.advantages, advantages, rtol=0, atol=1e-12)
     assert torch.allclose(targets.value_targets, advantages + segment.arguments[1], rtol=0, atol=1e-12)
@@ -264,8 +264,8 @@ def test_a_batch_is_its_rows():
     assert torch.equal(advantages[0], gae(*first, discount=0.9, gae_lambda=0.5))
     assert torch.equal(advantages[1], gae(*second, discount=0.9, gae_lambda=0.5))
     log_ratio = torch.tensor([LOG_RATIO, LOG_RATIO[::-1]], dtype=torch.float64)
-    targets = vtrace(*batch, log_ratio, discount=0.9)
-    row = vtrace(*second, log_ratio[1], discount=0.9)
+    targets = vtrace(*batch, log_ratio, discount=0.9)  # type: ignore[arg-type]
+    row = vtrace(*second, log_ratio[1], discount=0.9)  # type: ignore[arg-type]
     assert torch.equal(targets.value_targets[1], row.value_targets)
     assert torch.equal(targets.advantages[1], row.advantages)
 
@@ -273,7 +273,7 @@ def test_a_batch_is_its_rows():
 def test_extreme_ratios_stay_within_their_bounds():
     log_ratio = torch.tensor([math.inf, -math.inf, 1e30])
     args = [tensor.float() if tensor.is_floating_point() else tensor for tensor in hand_segment(NONE, NONE)]
-    targets = vtrace(*args, log_ratio, discount=0.9)
+    targets = vtrace(*args, log_ratio, discount=0.9)  # type: ignore[arg-type]
     assert targets.value_targets.tolist() == pytest.approx([0.5 + 1.4, 1.0, 5.6])
     assert targets.advantages.isfinite().all()
 
@@ -296,4 +296,4 @@ def test_wrong_shapes_are_refused():
     with pytest.raises(ValueError, match=r"\(T,\) or \(B, T\)"):
         gae(*(tensor.reshape(1, 1, 3) for tensor in args), discount=0.9, gae_lambda=0.5)
     with pytest.raises(ValueError, match="equal shapes"):
-        vtrace(*args, torch.zeros(2), discount=0.9)
+        vtrace(*args, torch.zeros(2), discount=0.9)  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ def make_plan(name, *overrides, device="cuda:0", gl="egl"):
     """A plan on a machine that has neither the weights, nor a simulator, nor the GPU."""
     recipe = load_recipe(RECIPES / f"{name}.yaml", ["policy.checkpoint=random-7b", *overrides])
     policy, transform = plan_policy(recipe)
-    simulator = SimulatorReport({}, gl, "a renderer", Assets("full", Path()), ()) if gl else None
+    simulator = SimulatorReport({}, gl, "a renderer", Assets(Path(), "full"), ()) if gl else None
     env = EnvPlan((TaskInfo("libero_spatial", 0, "t", "t"),), (), (50,), 220, (), simulator)
     return Plan(recipe=recipe, env=env, policy=policy, transform=transform, device=device)
 

@@ -32,11 +32,11 @@ class LivingProcess(IdleProcess):
 
 def make_cell(counters, *env_workers, max_restarts=0, on_episode=lambda record: None, jobs=None):
     return Cell(
-        inference=None,
+        inference=None,  # type: ignore[arg-type] # nothing is started
         env_workers=env_workers,
-        slots=None,
+        slots=None,  # type: ignore[arg-type]
         counters=counters,
-        mailbox=None,
+        mailbox=None,  # type: ignore[arg-type]
         frozen=None,
         ring=None,
         limits=CellLimits(step_timeout_s=60.0, start_timeout_s=60.0, max_restarts=max_restarts),

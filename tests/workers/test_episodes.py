@@ -1,4 +1,5 @@
 from itertools import islice
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +8,7 @@ from vla_rl.workers.episodes import task_of_episode, training_schedule
 
 
 def first(count, **changes):
-    settings = {"seed": 0, "env_index": 0, "num_envs": 2, "num_init_states": [None, None, None]}
+    settings: dict[str, Any] = {"seed": 0, "env_index": 0, "num_envs": 2, "num_init_states": [None, None, None]}
     return list(islice(training_schedule(**(settings | changes)), count))
 
 

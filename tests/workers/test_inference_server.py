@@ -134,7 +134,7 @@ def test_a_compiled_server_decides_alike_at_fixed_sizes_and_follows_new_weights(
         seen.append(next(each.shape[0] for each in example_inputs if each.dim() == 2 and each.shape[1] == 3))
         return graph.forward
 
-    compiled = CompiledForward(plain, max_batch=NUM_SLOTS, backend=watch)
+    compiled = CompiledForward(plain, max_batch=NUM_SLOTS, backend=watch)  # type: ignore[arg-type]
     server = make_server(plain, slots, compiled=compiled)
     server.warm_up()
     assert seen == [1, 2, 4, 7]

@@ -12,6 +12,7 @@ from vla_rl.workers.process import start_child
 def test_the_terminal_does_not_end_a_child_that_has_not_begun_its_work(number):
     child = get_context("spawn").Process(target=time.sleep, args=(0.0,))
     start_child(child)
+    assert child.pid
     os.kill(child.pid, number)  # its interpreter is starting
     child.join(60)
     assert child.exitcode == 0
