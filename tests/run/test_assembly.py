@@ -1,5 +1,6 @@
 import functools
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -128,7 +129,7 @@ class OfAGPU:
 
 
 def test_an_owner_that_cannot_share_says_so_to_the_inference_worker_or_refuses_where_it_must():
-    memory = SimpleNamespace(frozen=OfAGPU())
+    memory: Any = SimpleNamespace(frozen=OfAGPU())
     told = _frozen_handle(plan_that("auto"), memory)
     assert told == NotShared(
         "processes cannot share GPU memory here: CUDA error: operation not supported", asked_for=False
@@ -138,7 +139,7 @@ def test_an_owner_that_cannot_share_says_so_to_the_inference_worker_or_refuses_w
 
 
 def test_without_shared_memory_the_worker_is_told_whether_anything_is_frozen():
-    memory = SimpleNamespace(frozen=None)
+    memory: Any = SimpleNamespace(frozen=None)
     assert _frozen_handle(plan_that(False), memory) == NotShared("runtime.share_frozen is false", asked_for=True)
     assert _frozen_handle(plan_that(False, frozen_parameters=0), memory) is None
     assert _frozen_handle(plan_that("auto", frozen_parameters=0), memory) is None

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def caught(monkeypatch):
 def toy_plan():
     """A plan whose rank has the second GPU; building on it would fail before anything else could be noticed."""
     plan = make_plan(Recipe.model_validate(TOY))
-    return replace(plan, device="cuda:1", policy=replace(plan.policy, build=None))
+    return replace(plan, device="cuda:1", policy=replace(plan.policy, build=None))  # type: ignore[arg-type]
 
 
 def test_a_learner(tmp_path):
@@ -54,13 +55,13 @@ def test_a_learner(tmp_path):
 
 def test_an_evaluation(tmp_path):
     job = EpisodeJob(task_index=0, init_state=0, seed=0, job_id=0)
-    episodes = SimpleNamespace(done=set())
+    episodes: Any = SimpleNamespace(done=set())
     with pytest.raises(CurrentError, match="cuda:1"):
         play(toy_plan(), None, [job], episodes, greedy=True, seed=0, log_dir=tmp_path, on_episode=print)
 
 
 def test_an_export_of_a_run_and_of_a_network(tmp_path):
-    subject = SimpleNamespace(recipe=Recipe.model_validate(VLA), location="here")
+    subject: Any = SimpleNamespace(recipe=Recipe.model_validate(VLA), location="here")
     with pytest.raises(CurrentError, match="cuda:1"):
         export._builder(subject)
     with pytest.raises(CurrentError, match="cuda:1"):

@@ -3,6 +3,7 @@
 import logging
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -38,9 +39,9 @@ def test_a_worker_makes_its_gpu_the_current_one_before_it_maps_anything(monkeypa
 
     monkeypatch.setattr(inference_worker, "enter_child", lambda *_, **__: None)
     monkeypatch.setattr(torch.cuda, "set_device", set_device)
-    settings = SimpleNamespace(device="cuda:2", threads=torch.get_num_threads(), log_path=tmp_path / "log")
+    settings: Any = SimpleNamespace(device="cuda:2", threads=torch.get_num_threads(), log_path=tmp_path / "log")
     with pytest.raises(CurrentError, match="cuda:2"):
-        inference_worker_main(settings, links=None)
+        inference_worker_main(settings, links=None)  # type: ignore[arg-type]
 
 
 def unmappable():
@@ -84,7 +85,7 @@ def test_what_can_be_mapped_is_mapped_and_where_nothing_is_frozen_nothing_is():
 
 @pytest.mark.parametrize(("peak", "told"), [(PeakMemory(10, 20), (10, 20)), (None, (0, 0))])
 def test_counts_of_the_server_reach_the_counters(peak, told):
-    server = SimpleNamespace(
+    server: Any = SimpleNamespace(
         version=3, batches=4, decisions=5, busy_seconds=1.5, adopt_seconds=0.25, peak_memory=peak
     )  # fmt: skip
     with CellCounters.create(num_env_workers=1) as counters:
