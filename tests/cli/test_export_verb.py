@@ -128,7 +128,8 @@ def test_a_run_s_export_answers_as_its_policy_on_its_own_observations(merged: An
 
 def test_an_export_has_the_public_layout_and_the_critic_beside_it(merged: Any) -> None:
     assert names(merged[0]) == {
-        "config.json", "dataset_statistics.json", "model.safetensors", "preprocessor_config.json",
+        "added_tokens.json", "config.json", "dataset_statistics.json", "generation_config.json", "model.safetensors",
+        "preprocessor_config.json", "processor_config.json", "special_tokens_map.json", "tokenizer_config.json",
         f"proprio_projector--{STEP}_checkpoint.pt", "tokenizer.json", "value_head.safetensors", "vla_rl.json",
     }  # fmt: skip
     assert OpenVLAOFT.from_pretrained(merged[0]).dtype == torch.float32

@@ -46,6 +46,18 @@ _ARCHITECTURE: dict[str, Any] = {
     "pad_token_id": PAD_ID,
     "timm_model_ids": list(TIMM_MODELS),
 }
+# What the original code reads besides, and this program does not. The first two are names in tables of the original's:
+# it refuses others. What the tables say of sizes is overridden by `image_sizes`.
+_FOR_THE_ORIGINAL: dict[str, Any] = {
+    "vision_backbone_id": "dinosiglip-vit-so-224px",
+    "llm_backbone_id": "llama2-7b-pure",
+    "hf_llm_id": "meta-llama/Llama-2-7b-hf",
+    "image_resize_strategy": "resize-naive",
+    "llm_max_length": 2048,
+    "output_projector_states": False,
+    "timm_override_act_layers": [None, None],
+    "transformers_version": "4.40.1",
+}
 # What its text_config may say again of Llama-2, if it says anything of it.
 _LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -119,11 +131,13 @@ def read_config(directory: Path) -> OFTConfig:
 
 def config_to_json(config: OFTConfig) -> dict[str, Any]:
     """The content of a `config.json` from which `read_config` gives the same dimensions."""
+    text = {"model_type": "llama", "pad_token_id": PAD_ID, "torch_dtype": config.dtype}
     content = {
         **_ARCHITECTURE,
+        **_FOR_THE_ORIGINAL,
         "architectures": ["OpenVLAForActionPrediction"],
         "image_sizes": [config.image_size, config.image_size],
-        "text_config": {"model_type": "llama", "pad_token_id": PAD_ID, **dataclasses.asdict(config.llama)},
+        "text_config": {**text, **dataclasses.asdict(config.llama)},
         "torch_dtype": config.dtype,
     }
     if (config.dinov2, config.siglip) != (DINOV2, SIGLIP):  # public checkpoints do not have this key

@@ -7,14 +7,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from vla_rl.policies.openvla_oft.config import config_to_json
 from vla_rl.policies.openvla_oft.files import RECORD_FILE
 from vla_rl.policies.openvla_oft.json_files import read_json, write_json
-from vla_rl.policies.openvla_oft.pixels import PixelNormalization
+from vla_rl.policies.openvla_oft.public_files import write_processor_files
 from vla_rl.policies.openvla_oft.source import Source
 from vla_rl.policies.openvla_oft.statistics import libero_statistics
 
@@ -87,13 +86,8 @@ def _write_new_metadata(source: Source, directory: Path) -> None:
     (directory / "tokenizer.json").write_text(tiny_tokenizer_json(), encoding="utf-8")
     statistics = {key: block for key, block in libero_statistics().items() if not key.startswith("_")}
     write_json(directory / _STATISTICS_FILE, statistics)
-    write_json(directory / "config.json", config_to_json(source.config))
-    write_json(directory / "preprocessor_config.json", _preprocessor_json(source.pixels))
-
-
-def _preprocessor_json(pixels: PixelNormalization) -> dict[str, Any]:
-    blocks = [{"mean": list(mean), "std": list(std)} for mean, std in zip(pixels.mean, pixels.std, strict=True)]
-    return {"tvf_normalize_params": blocks}
+    write_json(directory / "config.json", {**config_to_json(source.config), "norm_stats": statistics})
+    write_processor_files(directory, source.config, source.pixels)
 
 
 def _flush(path: Path) -> None:
