@@ -129,6 +129,17 @@ def test_what_a_verb_raises_becomes_an_exit_code(
     assert isinstance(result.exception, ValueError) == (code == 1)  # only a fault of ours keeps its traceback
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["train", "toy", "--run-dir", "x" * 300], ["report", "x" * 300], ["eval", "--compare", "x" * 300, "b"]],
+)
+def test_a_path_that_is_too_long_is_the_user_s_mistake_in_every_verb(arguments: list[str]) -> None:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+    assert "File name too long" in result.stderr
+
+
 def test_too_little_memory_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise MemoryError("Unable to allocate 96.0 GiB")

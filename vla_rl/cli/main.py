@@ -7,6 +7,7 @@ Every verb imports what it needs when it is called, so that `vla-rl --help` answ
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import Annotated, Any
 
@@ -39,6 +40,11 @@ class Program(TyperGroup):
         except RunFailureError as error:
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(exit_codes.FAILURE) from error
+        except OSError as error:
+            if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+                raise
+            print(f"error: {error.filename}: {error.strerror}; give another path", file=sys.stderr)
+            raise typer.Exit(exit_codes.USER_ERROR) from error
         except MemoryError as error:
             print(f"error: out of memory{f': {error}' if str(error) else ''}", file=sys.stderr)
             print("`vla-rl train RECIPE --dry-run` tells what a recipe needs", file=sys.stderr)
