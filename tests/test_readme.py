@@ -13,8 +13,8 @@ import typer.main
 
 from vla_rl.cli.main import app
 from vla_rl.recipe import RecipeError, find_recipe, load_recipe
-from vla_rl.recipe.sections import Section
 from vla_rl.recipe.shape import field_sections, homes
+from vla_rl.section import Section
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md")))

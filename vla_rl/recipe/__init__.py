@@ -16,7 +16,7 @@ from vla_rl.recipe.loading import (
 )
 from vla_rl.recipe.metaworld_tasks import METAWORLD_TASKS
 from vla_rl.recipe.model import Recipe
-from vla_rl.recipe.problems import Problem, RecipeError
+from vla_rl.recipe.problems import RecipeError
 from vla_rl.recipe.reference import FieldReference, field_references
 from vla_rl.recipe.sections import (
     BudgetSection,
@@ -41,12 +41,12 @@ from vla_rl.recipe.sections import (
     RolloutSection,
     RuntimeSection,
     SapoSection,
-    Section,
     SurrogateSection,
     TargetsSection,
     ToySection,
     VtraceSection,
 )
+from vla_rl.section import Problem, Section
 
 __all__ = [
     "EARLIER_TIME_LIMIT",

@@ -15,10 +15,11 @@ from vla_rl.recipe.dialect import Document, YamlError, parse
 from vla_rl.recipe.dialect import Path as KeyPath
 from vla_rl.recipe.model import Recipe
 from vla_rl.recipe.overrides import Override, apply_overrides, parse_overrides
-from vla_rl.recipe.problems import Problem, RecipeError
+from vla_rl.recipe.problems import RecipeError
 from vla_rl.recipe.rules import broken_rules
 from vla_rl.recipe.sections import TimeLimit
 from vla_rl.recipe.translate import dotted_path, problems_of
+from vla_rl.section import Problem
 
 EARLIER_TIME_LIMIT: TimeLimit = "bootstrap"  # of every run that is older than targets.time_limit
 _LARGEST_BYTES = 200_000  # a recipe with every field has 4,000; what is far larger would be parsed for minutes

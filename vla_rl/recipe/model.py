@@ -7,7 +7,6 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from vla_rl.recipe import dialect
-from vla_rl.recipe.problems import RulesError
 from vla_rl.recipe.regimes import RegimeName
 from vla_rl.recipe.rules import broken_rules, with_regime, with_time_limit
 from vla_rl.recipe.sections import (
@@ -24,12 +23,10 @@ from vla_rl.recipe.sections import (
     ReplaySection,
     RolloutSection,
     RuntimeSection,
-    Section,
-    Seed,
     SurrogateSection,
     TargetsSection,
-    Text,
 )
+from vla_rl.section import RulesError, Section, Seed, Text
 
 
 class Recipe(Section):

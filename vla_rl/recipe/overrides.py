@@ -14,10 +14,10 @@ from typing import Any
 
 from vla_rl.recipe.dialect import YamlError, parse
 from vla_rl.recipe.model import Recipe
-from vla_rl.recipe.problems import Problem
 from vla_rl.recipe.rules import usual_time_limit
 from vla_rl.recipe.sections import TimeLimit
 from vla_rl.recipe.shape import field_names, kinds
+from vla_rl.section import Problem
 
 
 @dataclass(frozen=True, slots=True)

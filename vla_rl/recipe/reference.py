@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from vla_rl.recipe.model import Recipe
-from vla_rl.recipe.sections import LARGEST_COUNT
 from vla_rl.recipe.shape import SectionType, field_sections, kind_name
 from vla_rl.recipe.translate import number
+from vla_rl.section import LARGEST_COUNT
 
 _TYPES = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false", "null": "null"}
 _LARGEST = float(LARGEST_COUNT)  # this and larger limits only keep counters from overflowing: nobody needs to be told

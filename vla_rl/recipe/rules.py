@@ -12,7 +12,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vla_rl.recipe.problems import Problem
 from vla_rl.recipe.regimes import SPANS, STALE_REUSE, Regime, RegimeName, regime_of_run
 from vla_rl.recipe.sections import (
     USUAL_TIME_LIMIT,
@@ -31,6 +30,7 @@ from vla_rl.recipe.sections import (
     TimeLimit,
     VtraceSection,
 )
+from vla_rl.section import Problem
 
 
 def _state_policy_needs_state(env: EnvSection, policy: PolicySection) -> Problem | None:

@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
 
 from vla_rl.libero_suites import SUITES
 from vla_rl.recipe.metaworld_tasks import METAWORLD_TASKS
-from vla_rl.recipe.problems import Problem, RulesError
+from vla_rl.section import (
+    BatchSize,
+    Fraction,
+    Horizon,
+    LearningRate,
+    NonNegative,
+    PathText,
+    Positive,
+    Problem,
+    Processes,
+    RulesError,
+    Scale,
+    Seconds,
+    Section,
+    Text,
+    Weight,
+    distinct,
+)
 
 OFT_CHUNK_SIZE = 8  # control steps per decision of OpenVLA-OFT, the policy of LIBERO
-
-# Every number has an end: what is larger would overflow 64-bit counters, 32-bit floats or the system's waits, and is
-# nothing that anybody means. What a machine can hold is told by a dry run, what fits another field by a rule.
-LARGEST_COUNT = 10**12
-
-Positive = Annotated[int, Field(ge=1, le=LARGEST_COUNT)]
-NonNegative = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
-Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]  # ranks and parts add to it, and torch takes less than 2**64
-Processes = Annotated[int, Field(ge=1, le=4096)]
-Horizon = Annotated[int, Field(ge=1, le=10**6)]
-BatchSize = Annotated[int, Field(ge=1, le=65_536)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Seconds = Annotated[float, Field(gt=0.0, le=1e9)]
-Scale = Annotated[float, Field(ge=1e-6, le=1e6)]  # its square and its inverse stay within 32-bit floats
-Weight = Annotated[float, Field(ge=0.0, le=1e6)]
-LearningRate = Annotated[float, Field(ge=0.0, le=1.0)]  # AdamW moves a weight by about this much in every step
 
 TimeLimit = Literal["end", "bootstrap"]
 TIME_LIMIT = Field(
@@ -38,38 +38,6 @@ TIME_LIMIT = Field(
     "earned afterwards. bootstrap: an interruption; the critic's value stands for what would follow. Default: the "
     "environment's, end for libero and toy, bootstrap for metaworld",
 )
-
-
-def _distinct(field: str, values: Sequence[int | str]) -> list[Problem]:
-    """The rule of every list of ids or names; the text 'all' passes."""
-    if values == "all" or (values and len(set(values)) == len(values)):
-        return []
-    return [Problem(field, "at least one entry, and none twice", str(values))]
-
-
-def _can_be_a_path(text: str) -> str:
-    """The system's limits of a path, so that looking it up gives an answer and not an error."""
-    names = text.encode(errors="replace").split(b"/")
-    if not text or "\0" in text or sum(map(len, names)) + len(names) > 4096 or max(map(len, names)) > 255:
-        raise PydanticCustomError("not_a_path", "cannot be a path")
-    return text
-
-
-def _can_be_written(text: str) -> str:
-    """Lone surrogates are text for Python alone: no file and no terminal takes them."""
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise PydanticCustomError("not_unicode", "half a letter, which cannot be written to a file")
-    return text
-
-
-Text = Annotated[str, AfterValidator(_can_be_written)]
-PathText = Annotated[Text, AfterValidator(_can_be_a_path)]
-
-
-class Section(BaseModel):
-    """Base of every section: frozen, unknown keys refused, no silent conversions."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 # --- environments ----------------------------------------------------------------------------------------------------
@@ -101,7 +69,7 @@ class LiberoSection(Section):
 
     @model_validator(mode="after")
     def _suite_offers_it(self) -> Self:
-        problems = _distinct("tasks", self.tasks) + _distinct("cameras", self.cameras)
+        problems = distinct("tasks", self.tasks) + distinct("cameras", self.cameras)
         count = SUITES[self.suite].num_tasks
         bad = [] if self.tasks == "all" else [task for task in self.tasks if task >= count]
         if bad:
@@ -143,7 +111,7 @@ class ToySection(Section):
 
     @model_validator(mode="after")
     def _tasks_are_distinct(self) -> Self:
-        problems = _distinct("tasks", self.tasks)
+        problems = distinct("tasks", self.tasks)
         if problems:
             raise RulesError(problems)
         return self
@@ -170,7 +138,7 @@ class MetaworldSection(Section):
 
     @model_validator(mode="after")
     def _benchmark_offers_it(self) -> Self:
-        problems = _distinct("tasks", self.tasks)
+        problems = distinct("tasks", self.tasks)
         bad = [task for task in self.tasks if task not in METAWORLD_TASKS]
         if bad:
             problems.append(Problem("tasks", "not tasks of Meta-World v3", str(bad), ", ".join(METAWORLD_TASKS)))
@@ -457,7 +425,7 @@ class EvaluationSection(Section):
 
     @model_validator(mode="after")
     def _tasks_are_distinct(self) -> Self:
-        problems = _distinct("tasks", self.tasks)
+        problems = distinct("tasks", self.tasks)
         if problems:
             raise RulesError(problems)
         return self

@@ -8,7 +8,7 @@ from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from vla_rl.recipe.model import Recipe
-from vla_rl.recipe.sections import Section
+from vla_rl.section import Section
 
 SectionType = type[Section]
 

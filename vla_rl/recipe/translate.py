@@ -13,8 +13,8 @@ from pydantic_core import ErrorDetails
 
 from vla_rl.recipe.dialect import Path
 from vla_rl.recipe.model import Recipe
-from vla_rl.recipe.problems import Problem, RulesError
 from vla_rl.recipe.shape import SectionType, field_names, field_sections, homes, kind_name, kinds
+from vla_rl.section import Problem, RulesError
 
 _TYPES = {
     "int_type": "a whole number",

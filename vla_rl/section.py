@@ -1,0 +1,87 @@
+"""The base of every section of a recipe: strict models, numbers with limits, and what can be said about a wrong value.
+
+A section is a part of a recipe. One that belongs to a kind of environment, policy or surrogate stands with that kind;
+this module is the ground that they share, and depends on nothing but pydantic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+# Every number has an end: what is larger would overflow 64-bit counters, 32-bit floats or the system's waits, and is
+# nothing that anybody means. What a machine can hold is told by a dry run, what fits another field by a rule.
+LARGEST_COUNT = 10**12
+
+Positive = Annotated[int, Field(ge=1, le=LARGEST_COUNT)]
+NonNegative = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]  # ranks and parts add to it, and torch takes less than 2**64
+Processes = Annotated[int, Field(ge=1, le=4096)]
+Horizon = Annotated[int, Field(ge=1, le=10**6)]
+BatchSize = Annotated[int, Field(ge=1, le=65_536)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Seconds = Annotated[float, Field(gt=0.0, le=1e9)]
+Scale = Annotated[float, Field(ge=1e-6, le=1e6)]  # its square and its inverse stay within 32-bit floats
+Weight = Annotated[float, Field(ge=0.0, le=1e6)]
+LearningRate = Annotated[float, Field(ge=0.0, le=1.0)]  # AdamW moves a weight by about this much in every step
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One fault: the field, the rule it breaks, what was found and what is allowed."""
+
+    path: str  # dotted; empty for the recipe as a whole
+    rule: str
+    found: str = ""
+    allowed: str = ""
+    hint: str = ""
+    place: str = ""  # "line 7", or the override as it was written
+
+    def __str__(self) -> str:
+        title = f"{self.path or 'recipe'}: {self.rule}"
+        details = {"found": self.found, "allowed": self.allowed, "hint": self.hint, "at": self.place}
+        return "\n".join([title, *(f"    {name:<8} {text}" for name, text in details.items() if text)])
+
+
+class RulesError(ValueError):
+    """Raised inside the models; paths are relative to the section that raises."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("; ".join(f"{it.path}: {it.rule} (found {it.found})" for it in problems))
+        self.problems = list(problems)
+
+
+def distinct(field: str, values: Sequence[int | str]) -> list[Problem]:
+    """The rule of every list of ids or names; the text 'all' passes."""
+    if values == "all" or (values and len(set(values)) == len(values)):
+        return []
+    return [Problem(field, "at least one entry, and none twice", str(values))]
+
+
+def _can_be_a_path(text: str) -> str:
+    """The system's limits of a path, so that looking it up gives an answer and not an error."""
+    names = text.encode(errors="replace").split(b"/")
+    if not text or "\0" in text or sum(map(len, names)) + len(names) > 4096 or max(map(len, names)) > 255:
+        raise PydanticCustomError("not_a_path", "cannot be a path")
+    return text
+
+
+def _can_be_written(text: str) -> str:
+    """Lone surrogates are text for Python alone: no file and no terminal takes them."""
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise PydanticCustomError("not_unicode", "half a letter, which cannot be written to a file")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_can_be_written)]
+PathText = Annotated[Text, AfterValidator(_can_be_a_path)]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, unknown keys refused, no silent conversions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
