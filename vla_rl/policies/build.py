@@ -39,6 +39,7 @@ def build_openvla_oft(  # noqa: PLR0913 - the flat arguments of a partial
     empty: bool = False,
     train_backbone: bool = False,
     accept_l1_head: bool = False,
+    draw_on: str | None = None,
 ) -> OpenVLAOFTPolicy:
     """OpenVLA-OFT with a critic.
 
@@ -63,6 +64,8 @@ def build_openvla_oft(  # noqa: PLR0913 - the flat arguments of a partial
         empty: leave all parameters on the meta device; tables are real all the same.
         train_backbone: train every weight of the network itself; `lora` must then be None.
         accept_l1_head: the policy is only to act, so the checkpoint may have an L1 head instead of tokens.
+        draw_on: device that draws the weights of `random-7b`; default: `device`. From one seed every model of GPU,
+            and a CPU, draws numbers of its own.
 
     Raises:
         ValueError: the checkpoint, profile, statistics or one of the choices does not fit.
@@ -89,6 +92,7 @@ def build_openvla_oft(  # noqa: PLR0913 - the flat arguments of a partial
         seed=seed,
         device=torch.device(device),
         empty=empty,
+        draw_on=None if draw_on is None else torch.device(draw_on),
     )
 
 

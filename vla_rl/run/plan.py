@@ -115,7 +115,7 @@ def make_plan(recipe: Recipe, *, accept_l1_head: bool = False) -> Plan:
         ValueError: naming the field, the rule, what was found and what is allowed.
     """
     device = resolve_device(recipe)
-    policy, transform = plan_policy(recipe, accept_l1_head=accept_l1_head)
+    policy, transform = plan_policy(recipe, accept_l1_head=accept_l1_head, draw_on=device)
     env = plan_env(recipe.env, render_size=transform.input_size if transform is not None else 0)
     return Plan(recipe=recipe, env=env, policy=policy, transform=transform, device=device)
 
@@ -141,7 +141,11 @@ def resolve_device(recipe: Recipe) -> str:
 
 
 def plan_policy(
-    recipe: Recipe, *, accept_l1_head: bool = False, tasks: Sequence[TaskInfo] | None = None
+    recipe: Recipe,
+    *,
+    accept_l1_head: bool = False,
+    tasks: Sequence[TaskInfo] | None = None,
+    draw_on: str | None = None,
 ) -> tuple[PolicyPlan, FrameTransform | None]:
     """The policy of a recipe and the transform of its frames, as in `make_plan`; asks for no simulator.
 
@@ -149,18 +153,24 @@ def plan_policy(
         recipe: of a run.
         accept_l1_head: as in `make_plan`.
         tasks: whose prompts the policy reads; default: those of `env.tasks`, which an installed hf-libero names.
+        draw_on: device that draws the weights of `random-7b`; default: where the policy is built.
 
     Raises:
         ValueError: the checkpoint does not fit.
     """
     section = recipe.policy
     if isinstance(section, OpenVLAOFTSection):
-        return _plan_openvla_oft(recipe, section, accept_l1_head=accept_l1_head, tasks=tasks)
+        return _plan_openvla_oft(recipe, section, accept_l1_head=accept_l1_head, tasks=tasks, draw_on=draw_on)
     return _plan_mlp(recipe, section), None
 
 
 def _plan_openvla_oft(
-    recipe: Recipe, section: OpenVLAOFTSection, *, accept_l1_head: bool, tasks: Sequence[TaskInfo] | None
+    recipe: Recipe,
+    section: OpenVLAOFTSection,
+    *,
+    accept_l1_head: bool,
+    tasks: Sequence[TaskInfo] | None,
+    draw_on: str | None,
 ) -> tuple[PolicyPlan, FrameTransform]:
     assert isinstance(recipe.env, LiberoSection), "the recipe's rules pair this policy with LIBERO"
     lora = section.lora
@@ -184,6 +194,7 @@ def _plan_openvla_oft(
         gradient_checkpointing=section.gradient_checkpointing,
         seed=recipe.seed,
         accept_l1_head=accept_l1_head,
+        draw_on=draw_on,
     )
     summary = describe_openvla_oft(build, bf16=recipe.learner.precision == "bf16")
     transform = frame_transform(summary.image_transform, output_size=summary.observation_spec.image_size)

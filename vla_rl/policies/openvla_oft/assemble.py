@@ -12,7 +12,7 @@ from vla_rl.policies.openvla_oft.source import Source
 from vla_rl.policies.parameters import cast_parameters, move_buffers
 
 
-def assemble(
+def assemble(  # noqa: PLR0913 - the arguments of the builder, resolved
     source: Source,
     *,
     tasks: tuple[str, ...],
@@ -24,6 +24,7 @@ def assemble(
     seed: int,
     device: torch.device,
     empty: bool,
+    draw_on: torch.device | None = None,
 ) -> OpenVLAOFTPolicy:
     """See `vla_rl.policies.build.build_openvla_oft`."""
     if dtype not in DTYPES:
@@ -40,7 +41,7 @@ def assemble(
     if empty:
         source.check(model)
     else:
-        source.fill(model, seed=seed, device=device)
+        source.fill(model, seed=seed, device=device, draw_on=draw_on)
     policy = OpenVLAOFTPolicy(
         model,
         source=source,

@@ -16,6 +16,7 @@ from vla_rl.policies.openvla_oft.hub import checkpoint_directory
 from vla_rl.policies.openvla_oft.model import OpenVLAOFT
 from vla_rl.policies.openvla_oft.pixels import PixelNormalization, read_pixel_normalization
 from vla_rl.policies.openvla_oft.profiles import Profile, resolve_profile
+from vla_rl.policies.openvla_oft.random_weights import fill_well_conditioned
 from vla_rl.policies.openvla_oft.statistics import (
     DatasetStatistics,
     StoredBlock,
@@ -92,11 +93,19 @@ class Source:
         if self.files is not None:
             check_stored(model, self.files)
 
-    def fill(self, model: OpenVLAOFT, *, seed: int, device: torch.device) -> None:
-        """Give the network its weights."""
-        if self.files is None:
-            # Billions of numbers are drawn where they go; the tiny model is the same on every device.
-            tiny.fill_randomly(model, seed=seed, device=device, draw_on=device if self.origin == RANDOM_7B else None)
+    def fill(self, model: OpenVLAOFT, *, seed: int, device: torch.device, draw_on: torch.device | None = None) -> None:
+        """Give the network its weights.
+
+        Args:
+            model: an empty network of this source.
+            seed: of random weights.
+            device: where they go.
+            draw_on: device that draws the weights of `random-7b`; default: `device`. The tiny model is the same on all.
+        """
+        if self.origin == RANDOM_7B:
+            fill_well_conditioned(model, seed=seed, device=device, draw_on=draw_on)
+        elif self.files is None:
+            tiny.fill_randomly(model, seed=seed, device=device)
         else:
             fill_model(model, self.files, device=device)
 

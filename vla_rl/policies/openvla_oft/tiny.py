@@ -37,17 +37,16 @@ def tiny_config(*, image_size: int = IMAGE_SIZE) -> OFTConfig:
     )
 
 
-def fill_randomly(model: OpenVLAOFT, *, seed: int, device: torch.device, draw_on: torch.device | None = None) -> None:
+def fill_randomly(model: OpenVLAOFT, *, seed: int, device: torch.device) -> None:
     """Give every parameter of `model` a value that depends on `seed` and its name alone.
 
     Args:
-        model: of any size.
+        model: of a few layers; see `random_weights` for deep ones.
         seed: of the weights.
-        device: where the parameters go.
-        draw_on: draw there (values then differ between kinds of devices); default: on the CPU.
+        device: where the parameters go; they are drawn on the CPU, so that they are the same on every device.
     """
     for name, parameter in list(model.named_parameters()):
-        value = _draw(name, parameter, named_generator(seed, name, device=draw_on))
+        value = _draw(name, parameter, named_generator(seed, name))
         set_parameter(model, name, value.to(device=device, dtype=parameter.dtype))
     move_buffers(model, device)
 
