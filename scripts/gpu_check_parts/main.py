@@ -146,9 +146,10 @@ class Check:
         finally:
             for phase in self.chosen:
                 self.outcomes.setdefault(phase.name, Outcome("not run", self.not_reached))
-            self._write(finished=True)
+            text = self._write(finished=True)
             shutil.rmtree(scratch, ignore_errors=True)
-        return self._tell()
+        print(f"\n{text}\n\n{self.out / JSON}", flush=True)
+        return self._exit_code()
 
     def _run_in(self, scratch: Path) -> None:
         environment = self._environment(scratch)
@@ -226,17 +227,18 @@ class Check:
             "phases": {name: asdict(outcome) for name, outcome in self.outcomes.items()},
         }
 
-    def _write(self, *, finished: bool) -> None:
-        """Both files; a full disk costs the files, not what is still to be measured."""
+    def _write(self, *, finished: bool) -> str:
+        """Both files; a full disk costs the files, not what is still to be measured. Returns the table."""
         report = self._report(finished=finished)
+        text = table.render(report)
         try:
             write_json(self.out / JSON, report)
-            (self.out / TABLE).write_text(table.render(report) + "\n", encoding="utf-8")
+            (self.out / TABLE).write_text(f"{text}\n", encoding="utf-8")
         except OSError as error:
             print(f"warning: {self.out} does not take the results: {error}", file=sys.stderr)
+        return text
 
-    def _tell(self) -> int:
-        print(f"\n{table.render(self._report(finished=True))}\n\n{self.out / JSON}", flush=True)
+    def _exit_code(self) -> int:
         if self.stop.requested:
             return INTERRUPTED
         start = self.outcomes["start"]

@@ -49,7 +49,9 @@ def measure(record: Record, setting: Setting) -> None:
         with TrainingRun(plan, folder, resume_from=None, rank=0, num_ranks=1) as run:
             record.put("setup_s", time.monotonic() - began)
             train(record, run, ends_at)
-            record.put("peak_gib", {"learner": peak_gib(), "card": card.peak / GIB if on_gpu() else None})
+            record.put("peak_gib", peaks(run, card))
+            own = run.memory.counters.get("inference_own_frozen")
+            record.check("one copy of the frozen weights", not own, "the inference worker loaded its own")
             record.put("restarts", run.cell.restarts)
             if record.figures["rates"]:
                 record.put("utilisation", utilisation(run, record.figures["rates"], setting))
@@ -100,6 +102,15 @@ def make_plan(setting: Setting) -> Plan:
 def build_where_it_runs(*, build: Any, where: str, device: str, empty: bool = False) -> Any:  # noqa: ANN401
     """Draws random weights on the GPU; on a CPU 7 billion take minutes."""
     return build(device=device if empty else where, empty=empty)
+
+
+def peaks(run: TrainingRun, card: CardPeak) -> dict[str, Any] | None:
+    """GiB at most: of the learner, of the inference worker, and of the whole card; None on a CPU."""
+    if not on_gpu():
+        return None
+    counters = run.memory.counters
+    inference = {name: counters.get(f"inference_peak_{name}") / GIB for name in ("allocated", "reserved")}
+    return {"learner": peak_gib(), "inference": inference, "card": card.peak / GIB, "card_before": card.before / GIB}
 
 
 def train(record: Record, run: TrainingRun, ends_at: float) -> None:

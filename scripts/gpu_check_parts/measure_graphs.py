@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch._inductor.cudagraph_utils  # its loggers have to be there
 from torch._dynamo.utils import counters
 
 from gpu_check_parts.measuring import device, on_gpu, once, seconds_of
@@ -19,29 +20,31 @@ from vla_rl.workers.compiled import CompiledForward
 
 BATCH = 16
 CLOSE = 1e-2  # of logits: compiled kernels round differently
-SKIPS = ("skipping cudagraph", "cudagraph")
+SKIPPING = "skipping cudagraph"
 
 
 class Reasons(logging.Handler):
     """Keeps what torch says of CUDA graphs, each sentence once."""
 
     def __init__(self) -> None:
+        """Listen to torch's loggers of that; where another release calls them otherwise, nothing is heard."""
         super().__init__()
         self.found: list[str] = []
+        torch._logging.set_logs(perf_hints=True, cudagraphs=True)  # type: ignore[attr-defined]
+        for name in list(logging.root.manager.loggerDict):
+            if name.endswith(("__cudagraphs", "__perf_hints")):
+                logging.getLogger(name).addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep it."""
         text = record.getMessage().strip()[:300]
-        if any(word in text.lower() for word in SKIPS) and text not in self.found:
+        if SKIPPING in text.lower() and text not in self.found:
             self.found.append(text)
 
 
 def measure(record: Record, setting: Setting) -> None:
     """Compile and compare."""
     reasons = Reasons()
-    torch._logging.set_logs(perf_hints=True)  # type: ignore[attr-defined]
-    logging.getLogger("torch").addHandler(reasons)
-    logging.getLogger("torch.__perf_hints").addHandler(reasons)
     for size in dict.fromkeys(("tiny", setting.size)):
         record.put(size, compiled(replace(setting, size=size), reasons, batch=BATCH if size == "7b" else 2))
         found = record.figures[size]

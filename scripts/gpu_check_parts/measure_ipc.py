@@ -15,6 +15,7 @@ import torch
 from gpu_check_parts.measuring import device, on_gpu, used_on_card, wait
 from gpu_check_parts.record import Record, Setting
 from vla_rl.ipc.shared_weights import SharedWeights, SharedWeightsHandle, share_tensors
+from vla_rl.policies.devices import use_device
 
 WAYS = ("returns", "os._exit", "SIGKILL")  # of a child to end; os._exit is how the program's own children end
 MARK = 7.0
@@ -25,6 +26,7 @@ SLACK_BYTES = 64 << 20  # the driver's own; a lost block is 256 MiB
 def measure(record: Record, setting: Setting) -> None:
     """Share a block with a child, once for each way to end."""
     num_bytes = 256 << 20 if setting.size == "7b" else 1 << 20
+    use_device(device())
     record.put("device", str(device()))
     ways: dict[str, Any] = {}
     for way in WAYS:
@@ -85,6 +87,7 @@ def held() -> tuple[int, int]:
 
 def use(handle: SharedWeightsHandle, way: str, tell: Connection) -> None:
     """The child: write a number, say so, end."""
+    use_device(device())
     shared = SharedWeights.attach(handle)
     shared.tensors()["block"][0] = MARK
     wait()

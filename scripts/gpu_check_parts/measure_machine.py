@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gpu_check_parts.measuring import GIB, device, on_gpu, once, seconds_of
 from gpu_check_parts.record import Record, Setting
+from vla_rl.policies.devices import use_device
 
 PACKAGES = ("transformers", "accelerate", "peft", "tokenizers", "safetensors", "triton", "numpy", "pydantic", "mujoco")
 TOKENS = 342  # of a decision with one image and a prompt of about 30 tokens; 599 with two and proprioception
@@ -36,6 +37,7 @@ def measure(record: Record, setting: Setting) -> None:
     real = setting.size == "7b"
     record.put("versions", versions())
     record.put("host", host())
+    use_device(device())
     if on_gpu():
         record.put("card", card())
     record.put("matrix", matrix_rates(real=real))
@@ -145,7 +147,10 @@ def copies(num_bytes: int) -> dict[str, float]:
 
 
 def attention(*, real: bool) -> list[dict[str, Any]]:
-    """What scaled_dot_product_attention takes by itself at the network's shapes, and the time of every backend."""
+    """What scaled_dot_product_attention takes at the network's shapes, and the time of every backend.
+
+    As the program settles it for all its processes; beside it what torch would take by itself.
+    """
     shapes = {"Llama, 342 tokens": (32, 342, 128), "Llama, 599 tokens": (32, 599, 128)}
     if real:
         shapes |= {"DINOv2": (16, 261, 64), "SigLIP": (16, 256, 72)}
@@ -161,8 +166,21 @@ def attention(*, real: bool) -> list[dict[str, Any]]:
             for masked in (False, True) if name.startswith("Llama") else (False,):
                 mask = padding_mask(batch, tokens) if masked else None
                 row = {"what": name, "batch": batch, "masked": masked, "choice": choice(q, k, v, mask)}
+                with torch_s_own_settings():
+                    row["choice_of_torch"] = choice(q, k, v, mask)
                 rows.append(row | times(q, k, v, mask, compare=real and on_gpu() and batch == BATCHES[-1]))
     return rows
+
+
+@contextmanager
+def torch_s_own_settings() -> Iterator[None]:
+    """Let torch choose among all its backends."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def padding_mask(batch: int, tokens: int) -> Tensor:
@@ -186,7 +204,7 @@ def times(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, compare: bool
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
     def both() -> None:
-        F.scaled_dot_product_attention(q, k, v, attn_mask=mask).sum().backward()
+        torch.autograd.grad(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).sum(), (q, k, v))
 
     row: dict[str, Any] = {"first_ms": 1e3 * once(forward), "ms": 1e3 * seconds_of(forward, group_s=0.01)}
     row["with_backward_ms"] = 1e3 * seconds_of(both, group_s=0.01)

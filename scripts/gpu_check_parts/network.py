@@ -16,6 +16,7 @@ from gpu_check_parts.measuring import device, on_gpu
 from gpu_check_parts.record import Setting
 from gpu_check_parts.tasks import TASKS
 from vla_rl.policies.build import build_openvla_oft
+from vla_rl.policies.devices import use_device
 from vla_rl.policies.lora import LoraSettings
 from vla_rl.policies.openvla_oft.policy import OpenVLAOFTPolicy
 from vla_rl.types import PolicyInputs, PolicyOutput
@@ -25,6 +26,7 @@ DTYPE = torch.bfloat16 if on_gpu() else torch.float32
 
 def build(setting: Setting) -> OpenVLAOFTPolicy:
     """The policy of the recipe `libero_spatial_gipo`, with random weights."""
+    use_device(device())
     return build_openvla_oft(
         checkpoint=setting.checkpoint,
         profile="simplevla",

@@ -76,7 +76,12 @@ def _machine(figures: Mapping[str, Any]) -> Iterator[Row]:
     for row in figures.get("attention", []):
         masked = ", masked" if row["masked"] else ""
         times = f"{row['ms']:.3g} ms, {row['with_backward_ms']:.3g} with backward"
-        yield f"attention, {row['what']} x {row['batch']}{masked}", f"{row['choice']}: {times}", ""
+        yield f"attention, {row['what']} x {row['batch']}{masked}", f"{_choice(row)}: {times}", ""
+
+
+def _choice(row: Mapping[str, Any]) -> str:
+    ours, by_itself = str(row["choice"]), str(row.get("choice_of_torch", row["choice"]))
+    return ours if by_itself == ours else f"{ours} (torch by itself {by_itself})"
 
 
 def _ipc(figures: Mapping[str, Any]) -> Iterator[Row]:
@@ -153,7 +158,7 @@ def _cell(figures: Mapping[str, Any]) -> Iterator[Row]:
         yield "utilisation", f"{used['training']:.0%} training, {used['acting']:.0%} acting", ""
     if figures.get("estimate_gib") is not None:
         peak = (figures.get("peak_gib") or {}).get("card")
-        found = "not known" if peak is None else f"{peak:.1f} GiB"
+        found = "not known" if peak is None else f"{peak:.1f} GiB on the card"
         yield f"memory; the dry run says {figures['estimate_gib']:.1f} GiB", found, ""
     if "gib_lost" in figures:
         yield "memory lost when the cell has ended", f"{figures['gib_lost']:.2f} GiB", "lost"

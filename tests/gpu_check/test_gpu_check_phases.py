@@ -68,6 +68,16 @@ def test_the_prompts_are_libero_s_own() -> None:
     assert tuple(task.language for task in libero_tasks("libero_spatial")) == TASKS
 
 
+def test_what_torch_says_of_skipped_graphs_is_kept_once() -> None:
+    from gpu_check_parts.measure_graphs import Reasons
+    from torch._inductor import cudagraph_utils
+
+    reasons = Reasons()
+    for _ in range(2):
+        cudagraph_utils.log_cudagraph_skip_and_bump_counter("skipping cudagraphs due to a full moon")
+    assert reasons.found == ["skipping cudagraphs due to a full moon"]
+
+
 GPU_TESTS = """
 import pytest
 @pytest.mark.gpu

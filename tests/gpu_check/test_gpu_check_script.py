@@ -31,7 +31,7 @@ def result(folder: Path) -> dict[str, Any]:
 
 
 def test_without_a_gpu_the_real_size_is_refused_and_what_runs_is_named(tmp_path: Path) -> None:
-    done = run("--out", str(tmp_path))
+    done = run("--out", str(tmp_path), "--only", "egl,tests")
     assert done.returncode == 2
     found = result(tmp_path)
     assert found["finished"] and found["device"] == "cpu"
@@ -96,6 +96,37 @@ def test_a_check_without_time_says_so_and_has_not_passed(tmp_path: Path) -> None
     done = run("--size", "tiny", "--only", "machine", "--minutes", "0.05", "--out", str(tmp_path))
     assert done.returncode == 2, "not even torch could be tried"
     assert result(tmp_path)["phases"]["start"]["reason"] == "no time left"
+
+
+BARE = """
+import sys
+from importlib.machinery import PathFinder
+
+LACKS = "pydantic pydantic_core simplejpeg mujoco OpenGL robosuite libero bddl metaworld deepspeed tensorboard".split()
+
+
+class Bare(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in LACKS else super().find_spec(name, path, target)
+
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Bare
+"""
+
+
+@pytest.mark.slow
+def test_on_a_machine_without_the_small_packages_what_needs_them_is_left_out_and_the_rest_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(BARE, encoding="utf-8")
+    monkeypatch.setitem(NO_GPU, "PYTHONPATH", str(tmp_path))
+    done = run("--size", "tiny", "--out", str(tmp_path / "out"), "--only", "machine,ipc,egl,model,cell,toy")
+    states = {name: (phase["status"], phase["reason"]) for name, phase in result(tmp_path / "out")["phases"].items()}
+    without = ("skipped", "not installed: pydantic, pydantic_core, simplejpeg")
+    measured = dict.fromkeys(("start", "machine", "ipc", "model"), ("passed", ""))
+    assert states == measured | {"egl": ("skipped", "not installed: mujoco, OpenGL"), "cell": without, "toy": without}
+    assert done.returncode == 0
 
 
 @pytest.mark.slow
