@@ -58,7 +58,7 @@ def test_a_named_command_parses(command: str) -> None:
         path.append(words.pop(0))
         assert path[-1] in verb.commands, f"{command}: no verb {path}"
         verb = verb.commands[path[-1]]
-    known = {option for parameter in verb.params for option in parameter.opts} | {"--help"}
+    known = {option for each in verb.params for option in (*each.opts, *each.secondary_opts)} | {"--help"}
     assert {word for word in words if word.startswith("--")} <= known
     if path == ["train"] and words and Path(words[0]).parts[0] != "runs":
         load_recipe(find_recipe(words[0]), [word for word in words[1:] if "=" in word])

@@ -78,6 +78,7 @@ def test_the_options_reach_the_evaluation(calls: list[Call]) -> None:
         "--episodes-per-task", "5", "--protocol", "long", "--init-states", "spare", "--horizon", "9",
         "--temperature", "1.6", "--seed", "7,8", "--control", "blind", "--video", "failures", "--workers", "2",
         "--serial", "--assets", "proxy", "--profile", "rlinf", "--out", "there", "--allow-unpinned",
+        "--statistics", "libero_90_no_noops_trajall", "--no-self-test",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert calls == [
@@ -87,7 +88,7 @@ def test_the_options_reach_the_evaluation(calls: list[Call]) -> None:
                 suites=("libero_goal", "libero_10", "libero_object"), tasks=(0, 2, 3), episodes_per_task=5,
                 protocol=Protocol("long"), init_states="spare", horizon=9, temperature=1.6, seeds=(7, 8),
                 control="blind", video="failures", workers=2, serial=True, assets="proxy", profile="rlinf",
-                out=Path("there"), allow_unpinned=True,
+                out=Path("there"), allow_unpinned=True, statistics="libero_90_no_noops_trajall", self_test=False,
             ),
         )
     ]  # fmt: skip

@@ -2,12 +2,14 @@
 
 import importlib.util
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from vla_rl.envs.build import libero_tasks
@@ -140,6 +142,18 @@ def test_the_head_s_actions_reach_the_simulator_seeing_and_blind(checkpoint, dec
 
 
 @pytest.mark.usefixtures("decisions")
+def test_a_checkpoint_that_sees_nothing_is_evaluated_where_the_advised_option_says_so(checkpoint, decisions, tmp_path):
+    blind = shutil.copytree(checkpoint, tmp_path / "blind")
+    tensors = load_file(blind / "model.safetensors")
+    tensors["projector.fc3.weight"] = torch.zeros_like(tensors["projector.fc3.weight"])
+    save_file(tensors, blind / "model.safetensors")
+    with pytest.raises(UserError, match=r"(?s)images do not matter.*\n--no-self-test starts all the same"):
+        evaluate(str(blind), replace(EPISODE, serial=True, out=tmp_path / "refused"))
+    assert not decisions
+    evaluate(str(blind), replace(EPISODE, serial=True, self_test=False, out=tmp_path / "played"))
+    assert len(decisions) == 1
+
+
 def test_a_temperature_that_could_change_nothing_is_refused(checkpoint, tmp_path):
     with pytest.raises(UserError, match=r"--temperature: found 1\.6.*nothing is drawn"):
         evaluate(str(checkpoint), replace(EPISODE, temperature=1.6, out=tmp_path / "out"))

@@ -20,6 +20,14 @@ def test_a_run_stands_for_its_newest_checkpoint(trained):
     assert by_run.trained_on == "toy (tasks: 0,1), sampled initial states"
 
 
+def test_a_run_that_asked_for_a_gpu_is_evaluated_where_there_is_none(trained, tmp_path):
+    moved = shutil.copytree(trained, tmp_path / "moved")
+    text = (moved / "recipe.yaml").read_text()
+    assert "device: cpu" in text
+    (moved / "recipe.yaml").write_text(text.replace("device: cpu", "device: cuda"))
+    assert find_subject(str(moved), profile="auto").recipe.runtime.device == "auto"
+
+
 def test_a_moved_run_is_the_same_policy(trained, tmp_path):
     moved = shutil.copytree(trained, tmp_path / "moved")
     fingerprints = {find_subject(str(path), profile="auto").fingerprint for path in (trained, moved)}

@@ -1,5 +1,6 @@
 """What a checkpoint must pass before a run or an evaluation starts from it."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -54,11 +55,38 @@ def test_a_checkpoint_that_ignores_its_camera_is_refused_in_one_sentence(loaded,
     assert len(str(raised.value).splitlines()) == 3  # the folder, the finding, the way on
 
 
-def test_statistics_that_scale_to_nothing_are_refused(loaded):
+def test_statistics_that_scale_every_component_to_nothing_are_refused(loaded):
+    quantiles = loaded[1].statistics.action
+    quantiles.q99[:6] = quantiles.q01[:6]  # the gripper is not scaled
+    with pytest.raises(ValueError, match="statistics 'libero_goal_no_noops' scale every action to nothing"):
+        check_policy(*loaded)
+
+
+def test_a_component_that_never_moved_in_the_data_is_no_fault(loaded):
     quantiles = loaded[1].statistics.action
     quantiles.q99[2] = quantiles.q01[2]
-    with pytest.raises(ValueError, match="statistics 'libero_goal_no_noops' scale an action to nothing"):
-        check_policy(*loaded)
+    check_policy(*loaded)
+    actions = loaded[1].decode_tokens(np.array([[0] * 56, [255] * 56]), np.array([0, 0]))
+    np.testing.assert_allclose(actions[:, :, 2], quantiles.q01[2], atol=1e-7)  # whatever the token: range 0, plus 1e-8
+    assert (np.abs(actions[0, :, 1] - actions[1, :, 1]) > 0.5).all()
+
+
+def test_quantiles_in_the_wrong_order_and_no_numbers_are_refused(loaded):
+    quantiles = loaded[1].statistics.action
+    for value in (quantiles.q01[2] - 1.0, np.nan, np.inf):
+        quantiles.q99[2] = value
+        with pytest.raises(ValueError, match="to nothing, or to no number"):
+            check_policy(*loaded)
+
+
+def test_a_component_of_proprioception_that_the_mask_leaves_out_is_not_scaled(loaded):
+    policy = loaded[1]
+    policy.proprio_mask[3] = False
+    quantiles = policy.statistics.proprio
+    middle = torch.from_numpy((quantiles.q01 + quantiles.q99) / 2).float()
+    middle[3] = 0.25
+    scaled = policy._normalized_proprio(middle[None])[0]
+    np.testing.assert_allclose(scaled, [0, 0, 0, 0.25, 0, 0, 0, 0], atol=1e-4)
 
 
 def test_action_rows_that_look_untrained_are_warned_of(loaded):

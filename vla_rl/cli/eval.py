@@ -74,6 +74,21 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
         Literal["auto", "oft_l1", "simplevla", "rlinf"],
         typer.Option("--profile", help="Who trained a checkpoint directory; a run knows it."),
     ] = "auto",
+    statistics: Annotated[
+        str | None,
+        typer.Option(
+            "--statistics",
+            help="Key of the data set in dataset_statistics.json that actions are scaled by.",
+            show_default="the suite's own, or the only one",
+        ),
+    ] = None,
+    self_test: Annotated[
+        bool,
+        typer.Option(
+            "--self-test/--no-self-test",
+            help="Refuse a checkpoint with faults that fail silently, like causal attention.",
+        ),
+    ] = True,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -119,6 +134,8 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
         assets=assets,
         allow_unpinned=allow_unpinned,
         profile=profile,
+        statistics=statistics,
+        self_test=self_test,
         serial=serial,
         out=out,
     )

@@ -28,5 +28,7 @@ class Choices:
     assets: str | None = None  # of the simulator, instead of those of the training
     allow_unpinned: bool = False  # versions of the simulator other than those of published scores
     profile: str = "auto"  # of a checkpoint directory
+    statistics: str | None = None  # key of the data set that scales actions; None: as the policy says
+    self_test: bool = True  # a checkpoint directory is tested for faults that fail silently
     serial: bool = False  # one process in a fixed order, one episode at a time: repeats bit by bit
     out: Path | None = None  # where results are written; None: below `eval/` of the run

@@ -64,7 +64,7 @@ class Planned:
 
 
 def _plan(checkpoint: Path | str, choices: Choices) -> Planned:
-    subject = find_subject(str(checkpoint), profile=choices.profile)
+    subject = find_subject(str(checkpoint), profile=choices.profile, statistics=choices.statistics)
     parts = make_parts(subject, choices)
     _check_extras(parts, choices)
     conditions = make_conditions(subject, choices, parts)
@@ -194,6 +194,7 @@ def _write_manifest(folder: Path, planned: Planned) -> None:
             "protocol": None if simulator is None else choices.protocol.describe(),
             "horizons": {plan.env.tasks[0].suite: plan.env.horizon for plan in plans},
             "tasks": {plan.env.tasks[0].suite: [task.task_id for task in plan.env.tasks] for plan in plans},
+            "statistics": {plan.env.tasks[0].suite: plan.policy.statistics for plan in plans},
             "episodes_per_task": choices.episodes_per_task,
             "policies": {plan.env.tasks[0].suite: plan.policy.text for plan in plans},
             "workers": plans[0].recipe.rollout.num_workers,

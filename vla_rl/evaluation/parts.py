@@ -21,6 +21,7 @@ from vla_rl.recipe import (
     METAWORLD_TASKS,
     LiberoSection,
     MetaworldSection,
+    OpenVLAOFTSection,
     Problem,
     Recipe,
     RecipeError,
@@ -201,6 +202,10 @@ def _recipe(subject: Subject, choices: Choices, suite: str) -> Recipe:
     }
     if choices.serial:
         changes["runtime.mode"] = "serial"
+    if not choices.self_test and not isinstance(recipe.policy, OpenVLAOFTSection):
+        raise ValueError(f"--no-self-test: the policy {recipe.policy.name!r} is not tested; leave the option out")
+    if isinstance(recipe.policy, OpenVLAOFTSection):
+        changes |= _policy_changes(subject, choices, suite)
     if choices.temperature is not None:
         changes["rollout.temperature"] = choices.temperature
     changes |= _libero_changes(recipe.env, choices, suite) if isinstance(recipe.env, LiberoSection) else {}
@@ -219,6 +224,16 @@ def _recipe(subject: Subject, choices: Choices, suite: str) -> Recipe:
         return build_recipe(json.dumps(values | _NO_LEARNING), overrides, source=source)
     except RecipeError as error:
         raise RecipeError(source, [_as_option(problem) for problem in error.problems]) from None
+
+
+def _policy_changes(subject: Subject, choices: Choices, suite: str) -> dict[str, Any]:
+    """In the suite of the training, actions are scaled as they were then, whatever lies beside the weights by now."""
+    changes: dict[str, Any] = {} if choices.self_test else {"policy.self_test": False}
+    env, policy = subject.recipe.env, subject.recipe.policy
+    trained_here = isinstance(env, LiberoSection) and env.suite == suite and subject.statistics is not None
+    if trained_here and isinstance(policy, OpenVLAOFTSection) and policy.statistics is None:
+        changes["policy.statistics"] = subject.statistics
+    return changes
 
 
 def _as_option(problem: Problem) -> Problem:

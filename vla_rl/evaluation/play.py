@@ -92,7 +92,7 @@ def play(
     finished: list[EpisodeRecord] = []
     try:
         with preflight():
-            check_policy(plan.recipe, policy)
+            check_policy(plan.recipe, policy, way_on="--no-self-test")
         memory.mailbox.publish(0, trainable_tensors(policy))
         with preflight():
             cell = make_cell(

@@ -6,21 +6,22 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vla_rl.evaluation.training import UNKNOWN_TRAINING, Training, recorded_training, training_of
 from vla_rl.learner import checkpoint_files
-from vla_rl.learner.checkpoint import FOLDER, CheckpointError, find_latest
+from vla_rl.learner.checkpoint import FOLDER, CheckpointError, find_latest, kept_for_the_run
 from vla_rl.policies.openvla_oft.adapter_config import CONFIG_FILE as ADAPTER_CONFIG
 from vla_rl.policies.openvla_oft.files import find_files, is_checkpoint
 from vla_rl.policies.openvla_oft.hub import checkpoint_directory
 from vla_rl.policies.openvla_oft.profiles import resolve_profile
 from vla_rl.policies.openvla_oft.source import RANDOM_7B, TINY
-from vla_rl.recipe import Recipe, build_recipe, list_recipes, load_recorded_recipe
+from vla_rl.recipe import OpenVLAOFTSection, Recipe, build_recipe, list_recipes, load_recorded_recipe
 from vla_rl.reporting.run_folder import EVALUATIONS, RECIPE_FILE
 from vla_rl.run.env_plan import CAMERAS
+from vla_rl.run.statistics_key import STATISTICS
 
 _RUNS = Path("runs")  # where the results of what is no run go
 _BLOCKS, _BLOCK_BYTES = 64, 1 << 16  # of a weights file, that its fingerprint is made of
@@ -37,6 +38,7 @@ class Subject:
     checkpoint: Path | None  # trained tensors to lay over the recipe's policy; None: the policy as it is
     fingerprint: str
     training: Training | None  # None: nobody knows
+    statistics: str | None = None  # key of the data set that scaled actions in the training, where a checkpoint knows
 
     @property
     def trained_on(self) -> str:
@@ -44,7 +46,7 @@ class Subject:
         return UNKNOWN_TRAINING if self.training is None else str(self.training)
 
 
-def find_subject(target: str, *, profile: str) -> Subject:
+def find_subject(target: str, *, profile: str, statistics: str | None = None) -> Subject:
     """Look up what is to be evaluated or exported. Reads checksums, no weights.
 
     Args:
@@ -53,12 +55,22 @@ def find_subject(target: str, *, profile: str) -> Subject:
             the name of either on the Hugging Face hub, from where it is downloaded unless the local cache has it; or
             `tiny`, the random model (`./tiny` is a folder).
         profile: of a checkpoint directory: what its files do not say. A run says it in its recipe.
+        statistics: key of the data set whose statistics scale the actions; None for what the recipe or an export's
+            record says, else for the suite's own or the only one.
 
     Raises:
         ValueError: it is none of these; the message says what it is instead, and what to do.
     """
     if target == TINY:
-        return _policy_alone(TINY, checkpoint=TINY, profile=profile, num_images=1, fingerprint=TINY, training=None)
+        return _policy_alone(
+            TINY,
+            checkpoint=TINY,
+            profile=profile,
+            statistics=statistics,
+            num_images=1,
+            fingerprint=TINY,
+            training=None,
+        )
     path = checkpoint_directory(target, download=True)
     if not path.exists():
         raise CheckpointError(
@@ -68,14 +80,15 @@ def find_subject(target: str, *, profile: str) -> Subject:
     if (in_run or (path / RECIPE_FILE).is_file()) and profile != "auto":
         raise ValueError(f"--profile: {target} belongs to a run, whose recipe says it; leave the option out")
     if in_run:
-        return _trained(path, run_dir=path.parents[1], whole=False)
+        return _scaled_by(statistics, _trained(path, run_dir=path.parents[1], whole=False))
     if (path / RECIPE_FILE).is_file():
-        return _trained(_newest(path), run_dir=path, whole=True)
+        return _scaled_by(statistics, _trained(_newest(path), run_dir=path, whole=True))
     if is_checkpoint(path):
         return _policy_alone(
             target,
             checkpoint=_as_folder(path),
             profile=profile,
+            statistics=statistics,
             num_images=_num_images(path, profile),
             fingerprint=_sampled_digest(path),
             training=recorded_training(path),
@@ -126,7 +139,7 @@ def _trained(checkpoint: Path, *, run_dir: Path, whole: bool) -> Subject:
     problem = None if whole else checkpoint_files.problem_of(checkpoint)
     if problem is not None:
         raise CheckpointError(f"{checkpoint}: {problem}")
-    recipe = load_recorded_recipe(run_dir / RECIPE_FILE)
+    recipe = _on_this_machine(load_recorded_recipe(run_dir / RECIPE_FILE))
     entry = json.loads((checkpoint / checkpoint_files.MANIFEST).read_text())["files"]["policy.safetensors"]
     return Subject(
         location=str(checkpoint),
@@ -134,8 +147,46 @@ def _trained(checkpoint: Path, *, run_dir: Path, whole: bool) -> Subject:
         home=run_dir / EVALUATIONS,
         recipe=recipe,
         checkpoint=checkpoint,
-        fingerprint=_digest(entry, recipe.policy.model_dump(mode="json"), recipe.seed),
+        fingerprint=_digest(entry, _described(recipe), recipe.seed),
         training=training_of(recipe),
+        statistics=kept_for_the_run(checkpoint).get(STATISTICS),
+    )
+
+
+def _on_this_machine(recipe: Recipe) -> Recipe:
+    """A run whose recipe asked for a GPU is evaluated and exported where there is none too."""
+    if recipe.runtime.device != "cuda":
+        return recipe
+    return recipe.model_copy(update={"runtime": recipe.runtime.model_copy(update={"device": "auto"})})
+
+
+def _described(recipe: Recipe) -> dict[str, Any]:
+    """A policy's section, as it was before there was a key of statistics: evaluations of older runs go on."""
+    section = recipe.policy.model_dump(mode="json")
+    return {name: value for name, value in section.items() if name != "statistics" or value is not None}
+
+
+def _scaled_by(statistics: str | None, subject: Subject) -> Subject:
+    """The policy of a run with its actions scaled by other statistics than the suite's own.
+
+    Raises:
+        ValueError: the run says what it was trained with, or its policy has no statistics.
+    """
+    policy = subject.recipe.policy
+    if statistics is None:
+        return subject
+    if not isinstance(policy, OpenVLAOFTSection):
+        raise ValueError(f"--statistics: the policy {policy.name!r} has none; leave the option out")
+    if policy.statistics not in (None, statistics):
+        raise ValueError(
+            f"--statistics: found {statistics}, but {subject.location} was trained with policy.statistics="
+            f"{policy.statistics}; leave the option out"
+        )
+    scaled = policy.model_copy(update={"statistics": statistics})
+    return replace(
+        subject,
+        recipe=subject.recipe.model_copy(update={"policy": scaled}),
+        fingerprint=_digest(subject.fingerprint, statistics),
     )
 
 
@@ -150,7 +201,14 @@ def _num_images(directory: Path, profile: str) -> int:
 
 
 def _policy_alone(
-    location: str, *, checkpoint: str, profile: str, num_images: int, fingerprint: str, training: Training | None
+    location: str,
+    *,
+    checkpoint: str,
+    profile: str,
+    statistics: str | None,
+    num_images: int,
+    fingerprint: str,
+    training: Training | None,
 ) -> Subject:
     """A policy without a run: nothing is laid over its weights; its training is known where an export recorded it."""
     name = Path(location).name
@@ -165,6 +223,7 @@ def _policy_alone(
             "name": "openvla_oft",
             "checkpoint": checkpoint,
             "profile": profile,
+            "statistics": statistics,
             "lora": None,
             "train_action_rows": False,
             "train_proprio_projector": False,
@@ -180,7 +239,7 @@ def _policy_alone(
         home=_RUNS / name / EVALUATIONS,
         recipe=build_recipe(json.dumps(values), source=location),
         checkpoint=None,
-        fingerprint=_digest(fingerprint, profile),
+        fingerprint=_digest(fingerprint, profile, *([] if statistics is None else [statistics])),
         training=training,
     )
 

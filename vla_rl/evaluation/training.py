@@ -54,6 +54,12 @@ def record_training(directory: Path, training: Training) -> None:
     write_json(path, {**read_json(path), _FIELD: asdict(training)})
 
 
+def record_statistics(directory: Path, key: str) -> None:
+    """Add the key of the data set that scales actions to the record of an export."""
+    path = directory / RECORD_FILE
+    write_json(path, {**read_json(path), "statistics": key})
+
+
 def recorded_training(directory: Path) -> Training | None:
     """What the record of an export says; None where there is none.
 

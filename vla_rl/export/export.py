@@ -14,7 +14,7 @@ import torch
 
 from vla_rl.errors import preflight
 from vla_rl.evaluation.subject import Subject, find_subject
-from vla_rl.evaluation.training import record_training
+from vla_rl.evaluation.training import record_statistics, record_training
 from vla_rl.export.layers import AdaptedAnswer, adapted_answers, compare_layers, plain_answers
 from vla_rl.export.verification import (
     Answers,
@@ -31,12 +31,13 @@ from vla_rl.policies.devices import use_device
 from vla_rl.policies.openvla_oft.checkpoint import DTYPES
 from vla_rl.policies.openvla_oft.export import write_adapter, write_checkpoint, write_network
 from vla_rl.policies.openvla_oft.export_files import appears_whole
-from vla_rl.policies.openvla_oft.files import CheckpointFiles
+from vla_rl.policies.openvla_oft.files import CheckpointFiles, find_files
 from vla_rl.policies.openvla_oft.model import OpenVLAOFT
 from vla_rl.policies.openvla_oft.peft_reference import adapted_by_peft
 from vla_rl.policies.openvla_oft.policy import OpenVLAOFTPolicy
 from vla_rl.policies.openvla_oft.self_test import network_faults
 from vla_rl.policies.openvla_oft.source import TINY, Source, find_checkpoint, find_source
+from vla_rl.policies.openvla_oft.statistics import SUFFIX
 from vla_rl.recipe import OpenVLAOFTSection
 from vla_rl.run.plan import plan_policy, resolve_device
 from vla_rl.run.signals import interrupted_by_signals
@@ -98,6 +99,8 @@ def export(
             report = _export_network(subject, out, folder, profile=profile, dtype=chosen, verify=verify)
         if subject.training is not None:
             record_training(folder, subject.training)
+        if (key := _statistics_to_record(subject)) is not None:
+            record_statistics(folder, key)
     return report
 
 
@@ -211,6 +214,17 @@ def _completed(lacking: Sequence[str]) -> list[str]:
 def _step(checkpoint: Path) -> int:
     match = _STEP.fullmatch(checkpoint.name)
     return int(match[1]) if match else 0
+
+
+def _statistics_to_record(subject: Subject) -> str | None:
+    """The key of the data set that scales the actions, where it is not the one that bears the suite's name."""
+    policy, training = subject.recipe.policy, subject.training
+    if not isinstance(policy, OpenVLAOFTSection) or (subject.checkpoint is None and policy.checkpoint == TINY):
+        return None
+    if subject.checkpoint is None:
+        return policy.statistics or find_files(Path(policy.checkpoint)).statistics
+    key = plan_policy(subject.recipe)[0].statistics
+    return None if training is None or key in (training.suite, training.suite + SUFFIX) else key
 
 
 def _builder(subject: Subject) -> partial[OpenVLAOFTPolicy]:

@@ -214,6 +214,15 @@ def load(info: CheckpointInfo, engine: Engine) -> Restored:
     return Restored(progress, state["extra"])
 
 
+def kept_for_the_run(path: Path) -> dict[str, Any]:
+    """What the caller of `save` added to a checkpoint, its `extra`.
+
+    Raises:
+        CheckpointError: another format version.
+    """
+    return dict(_read_state(path)["extra"])
+
+
 def load_policy(path: Path, policy: nn.Module) -> None:
     """Overwrite a policy's trainable tensors with those of a checkpoint folder, for evaluation and export.
 

@@ -40,6 +40,7 @@ def build_openvla_oft(  # noqa: PLR0913 - the flat arguments of a partial
     train_backbone: bool = False,
     accept_l1_head: bool = False,
     draw_on: str | None = None,
+    statistics: str | None = None,
 ) -> OpenVLAOFTPolicy:
     """OpenVLA-OFT with a critic.
 
@@ -48,7 +49,7 @@ def build_openvla_oft(  # noqa: PLR0913 - the flat arguments of a partial
             adapter, or a hub id that is in the local cache.
         profile: `auto`, or the checkpoint family's name.
         tasks: task texts in the order that `PolicyInputs.task_index` counts.
-        statistics_key: suite whose statistics scale actions and proprioception.
+        statistics_key: suite whose own statistics scale actions and proprioception, unless `statistics` says otherwise.
         num_images: cameras per observation.
         image_size: pixels a side; None for what the checkpoint was trained on.
         proprio: feed proprioception; counts for random weights only, a checkpoint says it itself.
@@ -66,6 +67,8 @@ def build_openvla_oft(  # noqa: PLR0913 - the flat arguments of a partial
         accept_l1_head: the policy is only to act, so the checkpoint may have an L1 head instead of tokens.
         draw_on: device that draws the weights of `random-7b`; default: `device`. From one seed every model of GPU,
             and a CPU, draws numbers of its own.
+        statistics: key of the data set whose statistics are taken instead; None for the suite's own, for what an export
+            recorded, or for the only one.
 
     Raises:
         ValueError: the checkpoint, profile, statistics or one of the choices does not fit.
@@ -74,10 +77,13 @@ def build_openvla_oft(  # noqa: PLR0913 - the flat arguments of a partial
     from vla_rl.policies.openvla_oft.policy import TrainingChoices
     from vla_rl.policies.openvla_oft.source import find_source
 
+    source = find_source(
+        checkpoint, profile=profile, image_size=image_size, proprio=proprio, accept_l1_head=accept_l1_head
+    )
     return assemble(
-        find_source(checkpoint, profile=profile, image_size=image_size, proprio=proprio, accept_l1_head=accept_l1_head),
+        source,
         tasks=tasks,
-        statistics_key=statistics_key,
+        statistics=source.dataset_statistics(statistics_key, statistics),
         num_images=num_images,
         training=TrainingChoices(
             lora=lora,

@@ -49,8 +49,8 @@ class LoraSettings:
         unknown = sorted(set(self.targets) - set(LLAMA_LINEARS))
         if unknown or not self.targets:
             raise ValueError(
-                f"lora.targets {list(self.targets)} must be some of {list(LLAMA_LINEARS)}; "
-                "the action rows of lm_head are trained by train_action_rows instead"
+                f"policy.lora.targets {list(self.targets)} must be some of {list(LLAMA_LINEARS)}; "
+                "the action rows of lm_head are trained by policy.train_action_rows=true instead"
             )
 
 

@@ -193,6 +193,10 @@ class OpenVLAOFTSection(Section):
         "auto",
         description="who trained the checkpoint: prompt, normalisation and image details; auto reads it from the files",
     )
+    statistics: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="key of the data set that actions are scaled by; default: the suite's own, or the only one",
+    )
     proprio: bool = Field(True, description="feed proprioception (random weights only; a checkpoint says it itself)")
     image_size: Annotated[int, Field(ge=1, le=4096)] | None = Field(
         None, description="pixels; default: what the checkpoint was trained on"

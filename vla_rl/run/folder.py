@@ -93,6 +93,7 @@ def _assets(plan: Plan) -> dict[str, Any]:
     simulator = plan.env.simulator
     return {
         "checkpoint": getattr(plan.recipe.policy, "checkpoint", None),
+        "statistics": plan.policy.statistics,
         "simulator_assets": None if simulator is None else f"{simulator.assets.kind}: {simulator.assets.folder}",
         "init_states": getattr(plan.recipe.env, "init_states", None),
         "gl": None if simulator is None else simulator.gl,

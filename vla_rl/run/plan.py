@@ -38,6 +38,7 @@ class PolicyPlan:
     frozen_bytes: int
     training_bytes: int  # activations of one decision in the backward pass
     inference_bytes: int  # activations of one decision in a forward pass
+    statistics: str | None  # key of the data set that scales actions and proprioception
     is_regression: bool  # actions are computed, not drawn: no temperature, no training
     text: str  # one line for people
 
@@ -181,6 +182,7 @@ def _plan_openvla_oft(
         profile=section.profile,
         tasks=tuple(task.language for task in tasks),
         statistics_key=recipe.env.suite,
+        statistics=section.statistics,
         num_images=len(recipe.env.cameras),
         image_size=section.image_size,
         proprio=section.proprio,
@@ -208,6 +210,7 @@ def _plan_openvla_oft(
         frozen_bytes=summary.frozen_bytes,
         training_bytes=summary.activations.training,
         inference_bytes=summary.activations.inference,
+        statistics=summary.statistics_key,
         is_regression=summary.is_regression,
         text=str(summary),
     )
@@ -240,6 +243,7 @@ def _plan_mlp(recipe: Recipe, section: MLPSection) -> PolicyPlan:
         frozen_bytes=0,
         training_bytes=0,  # some kilobytes
         inference_bytes=0,
+        statistics=None,
         is_regression=False,
         text=f"MLP with {count:,} parameters",
     )

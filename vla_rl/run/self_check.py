@@ -13,10 +13,15 @@ if TYPE_CHECKING:
     from vla_rl.policies.openvla_oft.policy import OpenVLAOFTPolicy
 
 
-def check_policy(recipe: Recipe, policy: nn.Module) -> None:
+def check_policy(recipe: Recipe, policy: nn.Module, *, way_on: str = "policy.self_test=false") -> None:
     """Look for faults that fail silently in a policy that comes from a checkpoint; `tiny` and `random-7b` pass.
 
     Action rows that look untrained are warned of: a sound checkpoint may show them too.
+
+    Args:
+        recipe: of the run or the evaluation.
+        policy: with its weights in place.
+        way_on: what to add to the command so that it starts all the same.
 
     Raises:
         ValueError: one sentence per fault.
@@ -36,5 +41,5 @@ def check_policy(recipe: Recipe, policy: nn.Module) -> None:
         raise ValueError(
             f"{vla.source.origin} does not pass the test of checkpoints:"
             + "".join(f"\n  {fault}" for fault in findings.broken)
-            + "\npolicy.self_test=false starts all the same"
+            + f"\n{way_on} starts all the same"
         )

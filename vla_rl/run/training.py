@@ -34,6 +34,7 @@ from vla_rl.run.assembly import make_cell, make_memory
 from vla_rl.run.plan import Plan
 from vla_rl.run.rollout_stats import RolloutStats
 from vla_rl.run.self_check import check_policy
+from vla_rl.run.statistics_key import STATISTICS, check_statistics
 from vla_rl.types import SegmentBatch
 
 RANKS_TIMEOUT_S = 1800.0  # one rank may wait that long for experience while the others wait for it
@@ -238,7 +239,7 @@ class TrainingRun:
                 policy_version=clocks.policy_version,
                 consumed=int(consumed),
             ),
-            extra={"seconds": clocks.seconds},
+            extra={"seconds": clocks.seconds, STATISTICS: self.plan.policy.statistics},
             writers={GOVERNOR: partial(_write_account, account)}
             | ({REPLAY: self._write_replay} if recipe.checkpoint.save_replay else {}),
             keep=recipe.checkpoint.keep,
@@ -251,6 +252,7 @@ class TrainingRun:
     def _restore(self, info: CheckpointInfo, *, rank: int, num_ranks: int) -> Progress:
         """Go on from a checkpoint; returns its clocks. Those summed over ranks are carried on by rank 0."""
         restored = load(info, self.engine)
+        check_statistics(self.plan.policy, info.path, restored.extra.get(STATISTICS))
         progress = restored.progress
         self.totals = Totals(
             env_steps=progress.env_steps if rank == 0 else 0,

@@ -122,7 +122,7 @@ def fetch_from_hub(folder: Path) -> None:
         raise SimulatorError(
             f"{HUB_DATASET} could not be downloaded: {reason}. Fix: run it where the hub can be reached, copy the "
             f"folder here and name it in ${ASSETS_VARIABLE}; HF_ENDPOINT names a mirror. Without full assets, "
-            "env.assets=proxy works for everything but scores"
+            "env.assets=proxy (`vla-rl eval --assets proxy`) works for everything but scores"
         ) from error
 
 

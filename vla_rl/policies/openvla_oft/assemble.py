@@ -9,6 +9,7 @@ from vla_rl.policies.openvla_oft.model import OpenVLAOFT
 from vla_rl.policies.openvla_oft.policy import OpenVLAOFTPolicy, TrainingChoices
 from vla_rl.policies.openvla_oft.prompts import prompt_table
 from vla_rl.policies.openvla_oft.source import Source
+from vla_rl.policies.openvla_oft.statistics import DatasetStatistics
 from vla_rl.policies.parameters import cast_parameters, move_buffers
 
 
@@ -16,7 +17,7 @@ def assemble(  # noqa: PLR0913 - the arguments of the builder, resolved
     source: Source,
     *,
     tasks: tuple[str, ...],
-    statistics_key: str,
+    statistics: DatasetStatistics,
     num_images: int,
     training: TrainingChoices,
     dtype: str,
@@ -30,11 +31,11 @@ def assemble(  # noqa: PLR0913 - the arguments of the builder, resolved
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is unknown; choose one of {sorted(DTYPES)}")
     _check_cameras(source, num_images)
-    statistics = source.dataset_statistics(statistics_key)
     prompts = prompt_table(source.tokenizer(), tasks)
     if training.train_backbone and training.lora is not None:
         raise ValueError(
-            "train_backbone trains the weights themselves; adapters on them would be trained twice: lora=null"
+            "policy.train_backbone trains the weights themselves; adapters on them would be trained twice: "
+            "policy.lora=null"
         )
     model = source.empty_network(dtype=DTYPES[dtype])
     _widen_what_is_trained(model, training)

@@ -57,6 +57,7 @@ class OpenVLAOFTPolicy(nn.Module):
     pixel_std: Tensor
     proprio_low: Tensor
     proprio_range: Tensor
+    proprio_mask: Tensor
 
     def __init__(
         self,
@@ -162,6 +163,7 @@ class OpenVLAOFTPolicy(nn.Module):
             proprio = self.statistics.proprio
             assert proprio is not None, "the builder refuses a projector without statistics"
             tables["proprio_low"] = torch.from_numpy(proprio.q01).float()
+            tables["proprio_mask"] = torch.from_numpy(proprio.mask)
             tables["proprio_range"] = torch.from_numpy(proprio.q99 - proprio.q01 + action_tokens.EPSILON).float()
         for name, table in tables.items():
             self.register_buffer(name, table, persistent=False)
@@ -185,8 +187,9 @@ class OpenVLAOFTPolicy(nn.Module):
         return self.prompt_ids[inputs.task_index, : max(buckets)], lengths
 
     def _normalized_proprio(self, state: Tensor) -> Tensor:
-        """(B, S) to [-1, 1] by the quantiles, clipped."""
-        return (2.0 * (state.float() - self.proprio_low) / self.proprio_range - 1.0).clamp(-1.0, 1.0)
+        """(B, S) to [-1, 1] by the quantiles, clipped; what the mask leaves out is only clipped, as in the original."""
+        scaled = 2.0 * (state.float() - self.proprio_low) / self.proprio_range - 1.0
+        return torch.where(self.proprio_mask, scaled, state.float()).clamp(-1.0, 1.0)
 
     def _check_frames(self, frames: Tensor) -> None:
         expected = self.observation_spec.frames_shape

@@ -116,15 +116,20 @@ def _shown(policy: OpenVLAOFTPolicy) -> PolicyInputs:
 
 
 def _statistics(statistics: DatasetStatistics) -> list[str]:
-    """Whether actions can be scaled by them."""
+    """Whether actions can be scaled by them.
+
+    One component that never moved in the data has q01 = q99, and is scaled to that number by the original code too
+    (times 1e-8, the range being 0). Where no component moves there is nothing to control.
+    """
     quantiles = statistics.action
-    usable = np.isfinite(quantiles.q01).all() and np.isfinite(quantiles.q99).all()
-    if not usable or not (quantiles.q99 > quantiles.q01)[quantiles.mask].all():
-        return [
-            f"the statistics {statistics.key!r} scale an action to nothing: q01 {quantiles.q01.tolist()}, q99 "
-            f"{quantiles.q99.tolist()}. Take dataset_statistics.json from the published checkpoint"
-        ]
-    return []
+    usable = bool(np.isfinite(quantiles.q01).all() and np.isfinite(quantiles.q99).all())
+    if usable and not (quantiles.q99 < quantiles.q01).any() and (quantiles.q99 > quantiles.q01)[quantiles.mask].any():
+        return []
+    return [
+        f"the statistics {statistics.key!r} scale every action to nothing, or to no number: q01 "
+        f"{quantiles.q01.tolist()}, q99 {quantiles.q99.tolist()}. Take dataset_statistics.json from where the "
+        "checkpoint was trained"
+    ]
 
 
 def _images(logits: Tensor) -> str:

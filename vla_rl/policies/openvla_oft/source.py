@@ -19,10 +19,11 @@ from vla_rl.policies.openvla_oft.profiles import Profile, resolve_profile
 from vla_rl.policies.openvla_oft.random_weights import fill_well_conditioned
 from vla_rl.policies.openvla_oft.statistics import (
     DatasetStatistics,
-    StoredBlock,
+    Statistics,
     checkpoint_statistics,
     libero_statistics,
     select_statistics,
+    stored_blocks,
 )
 
 if TYPE_CHECKING:
@@ -62,17 +63,30 @@ class Source:
         return PixelNormalization() if self.files is None else read_pixel_normalization(self.files.directory)
 
     @property
-    def statistics(self) -> dict[str, StoredBlock]:
-        """What is known of every data set."""
+    def statistics(self) -> Statistics:
+        """What is known of data sets, file by file."""
         if self.files is None:
-            return {key: StoredBlock(f"{self.origin}: {key}", block) for key, block in libero_statistics().items()}
-        return checkpoint_statistics(self.files.directory, self.files.home)
+            return [stored_blocks(libero_statistics(), f"{self.origin}: ")]
+        return checkpoint_statistics(*self.files.folders, config=self.files.directory / "config.json")
 
-    def dataset_statistics(self, key: str) -> DatasetStatistics:
-        """The statistics named `key`; ValueError when absent or malformed, or without what is fed."""
-        config = self.config
-        proprio_dim = config.proprio_dim if self.proprio else None
-        return select_statistics(self.statistics, key, action_dim=config.action_dim, proprio_dim=proprio_dim)
+    def dataset_statistics(self, suite: str, key: str | None = None) -> DatasetStatistics:
+        """The statistics that scale actions in a suite.
+
+        Args:
+            suite: whose own are taken where nobody says otherwise.
+            key: of a data set; None for what an export recorded, if it did.
+
+        Raises:
+            ValueError: they are absent or malformed, or without what is fed.
+        """
+        recorded = None if self.files is None else self.files.statistics
+        return select_statistics(
+            self.statistics,
+            suite,
+            key=recorded if key is None else key,
+            action_dim=self.config.action_dim,
+            proprio_dim=self.config.proprio_dim if self.proprio else None,
+        )
 
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer, or the tiny one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -33,8 +33,13 @@ class DatasetStatistics:
 class StoredBlock:
     """What a file says of one data set, not yet looked at: a checkpoint has blocks of robots that nobody asks for."""
 
+    key: str  # of the data set
     place: str  # file and field, for messages
     content: object
+
+
+Statistics = Sequence[Mapping[str, StoredBlock]]
+"""Of data sets by key, file by file: the first says what a checkpoint was trained on."""
 
 
 def libero_statistics() -> dict[str, Any]:
@@ -43,34 +48,41 @@ def libero_statistics() -> dict[str, Any]:
     return dict(json.loads(text))
 
 
-def checkpoint_statistics(directory: Path, *others: Path) -> dict[str, StoredBlock]:
-    """Everything a checkpoint knows: `norm_stats` of config.json, overridden by dataset_statistics.json.
+def checkpoint_statistics(*folders: Path, config: Path) -> Statistics:
+    """Everything a checkpoint knows of data sets.
+
+    The original code puts `dataset_statistics.json` in the place of `norm_stats`; others add it. So the first file is
+    the one that says what the checkpoint was trained on, and the rest counts where it is asked for by name.
 
     Args:
-        directory: with config.json.
-        others: directories whose dataset_statistics.json, where there is one, overrides what came before.
+        folders: that may hold dataset_statistics.json, the most particular first.
+        config: config.json, whose `norm_stats` come last.
 
     Raises:
         ValueError: a file does not hold an object of data sets.
     """
-    config = directory / "config.json"
     norm_stats = read_json(config).get("norm_stats") or {}
     if not isinstance(norm_stats, dict):
         raise ValueError(f"{config}: norm_stats is a {type(norm_stats).__name__}; expected an object of data sets")
-    merged = {key: StoredBlock(f"{config}: norm_stats.{key}", block) for key, block in norm_stats.items()}
-    for path in (place / STATISTICS_FILE for place in (directory, *others)):
-        if path.is_file():
-            merged |= {key: StoredBlock(f"{path}: {key}", block) for key, block in read_json(path).items()}
-    return merged
+    paths = [path for folder in folders if (path := folder / STATISTICS_FILE).is_file()]
+    found = [stored_blocks(read_json(path), f"{path}: ") for path in paths]
+    return [*found, stored_blocks(norm_stats, f"{config}: norm_stats.")]
+
+
+def stored_blocks(content: Mapping[str, object], place: str) -> dict[str, StoredBlock]:
+    """What a file says, data set by data set; `place` stands before the key in messages."""
+    return {key: StoredBlock(key, f"{place}{key}", each) for key, each in content.items() if not key.startswith("_")}
 
 
 def select_statistics(
-    available: Mapping[str, StoredBlock], key: str, *, action_dim: int, proprio_dim: int | None
+    available: Statistics, suite: str, *, key: str | None = None, action_dim: int, proprio_dim: int | None
 ) -> DatasetStatistics:
-    """The statistics named `key`, or `key` with `_no_noops` behind it.
+    """The statistics that scale a policy's actions in a suite.
 
     Args:
-        available: of a checkpoint.
+        available: of a checkpoint, the file that counts most first.
+        suite: whose own statistics are taken where `key` is None: named like it, or with `_no_noops` behind. Where the
+            checkpoint has none of that name but one data set only, it was trained on that.
         key: of a data set.
         action_dim: components of an action.
         proprio_dim: components of proprioception; None where none is fed, and what is stored of it does not matter.
@@ -78,16 +90,47 @@ def select_statistics(
     Raises:
         ValueError: there are none, they are malformed, or of something else than these actions and this proprioception.
     """
-    for candidate in (key, key + SUFFIX):
-        if candidate in available and not candidate.startswith("_"):
-            block = available[candidate]
-            return DatasetStatistics(
-                key=candidate,
-                action=_quantiles(block, "action", action_dim),
-                proprio=None if proprio_dim is None else _quantiles(block, "proprio", proprio_dim),
-            )
-    keys = ", ".join(sorted(name for name in available if not name.startswith("_"))) or "none"
-    raise ValueError(f"no normalisation statistics for {key!r} (nor {key + SUFFIX!r}); the checkpoint has: {keys}")
+    block = _asked(available, key) if key is not None else _of_suite(available, suite)
+    return DatasetStatistics(
+        key=block.key,
+        action=_quantiles(block, "action", action_dim),
+        proprio=None if proprio_dim is None else _quantiles(block, "proprio", proprio_dim),
+    )
+
+
+def _asked(available: Statistics, key: str) -> StoredBlock:
+    found = next((layer[key] for layer in available if key in layer), None)
+    if found is None:
+        raise ValueError(f"no normalisation statistics {key!r}; {_choices(available)}")
+    return found
+
+
+def _of_suite(available: Statistics, suite: str) -> StoredBlock:
+    names = (suite, suite + SUFFIX)
+    layers = [layer for layer in available if layer]
+    for candidate in names if layers else ():
+        if candidate in layers[0]:
+            return layers[0][candidate]
+    # The original code forgets `norm_stats`, the last of these, where there is a file: what it holds of other robots is
+    # left there by every fine-tuning. The statistics of an adapter's base may be meant.
+    elsewhere = any(candidate in layer for layer in available[:-1] for candidate in names)
+    if layers and len(layers[0]) == 1 and not elsewhere:
+        (sole,) = layers[0].values()
+        if layers[0] is not available[-1] or sole.key.startswith("libero"):
+            return sole
+    raise ValueError(f"no normalisation statistics for {suite!r} (nor {names[1]!r}); {_choices(available)}")
+
+
+def _choices(available: Statistics) -> str:
+    layers = [layer for layer in available if layer]
+    if not layers:
+        return "the checkpoint has: none. Copy dataset_statistics.json from where it was trained"
+    keys, others = sorted(layers[0]), sorted({key for layer in layers[1:] for key in layer} - {*layers[0]})
+    listed = ", ".join(keys) + (f"; from its base: {', '.join(others)}" if others else "")
+    return (
+        f"the checkpoint has: {listed}. Say which was trained on: policy.statistics={keys[0]} in a recipe or behind "
+        f"`vla-rl train`, --statistics {keys[0]} behind `vla-rl eval`"
+    )
 
 
 def _quantiles(block: StoredBlock, name: str, length: int) -> Quantiles:
