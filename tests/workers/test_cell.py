@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 
 from vla_rl.errors import CellFailureError
-from vla_rl.ipc.counters import CellCounters
+from vla_rl.ipc.counters import CellCounters, EnvWorkerPhase
 from vla_rl.workers.cell import Cell, CellLimits
 from vla_rl.workers.episodes import EpisodeJob, EpisodeRecord
 from vla_rl.workers.messages import JobRequest, NoMoreJobs, StartRefusal
@@ -19,6 +19,9 @@ class IdleProcess:
         return False
 
     def join(self, timeout):
+        pass
+
+    def kill(self):
         pass
 
 
@@ -110,3 +113,27 @@ def test_a_cell_answers_every_message_of_an_env_worker(monkeypatch, tmp_path):
             while time.monotonic() < deadline:
                 cell.raise_if_failed()
         cell.close()
+
+
+@pytest.mark.parametrize(("phase", "version", "first"), [("STARTING", -1, "kill"), ("RESETTING", 0, "join")])
+def test_processes_that_still_start_are_ended_at_once_and_others_get_time(monkeypatch, tmp_path, phase, version, first):
+    class Noted(LivingProcess):
+        def __init__(self):
+            self.calls = []
+
+        def kill(self):
+            self.calls.append("kill")
+            super().kill()
+
+        def join(self, timeout):
+            self.calls.append("join")
+
+    spawned = []
+    monkeypatch.setattr(Cell, "_spawn", lambda *_: spawned.append(Noted()) or spawned[-1])
+    with CellCounters.create(num_env_workers=1) as counters:
+        cell = make_cell(counters, SimpleNamespace(worker_index=0, slot_ids=(0,), log_path=tmp_path / "log"))
+        cell.start()
+        counters.set("env_worker_phase", EnvWorkerPhase[phase], 0)
+        counters.set("inference_policy_version", version)
+        cell.close()
+    assert [process.calls[0] for process in spawned] == [first, first]

@@ -151,6 +151,8 @@ class Cell:
     def close(self) -> None:
         """Stop everything: flag, then a deadline, then SIGKILL. Safe to call twice."""
         self._counters.request_stop()
+        for process in self._starting():  # it looks at the flag when its imports are done, and holds nothing till then
+            process.kill()
         deadline = time.monotonic() + CLOSE_S
         for process in self._processes():
             process.join(max(0.1, deadline - time.monotonic()))
@@ -312,6 +314,16 @@ class Cell:
     def _processes(self) -> list[BaseProcess]:
         processes = [state.process for state in self._workers] + [self._inference]
         return [process for process in processes if process is not None]
+
+    def _starting(self) -> list[BaseProcess]:
+        """Processes that have not come to their work yet."""
+        starting = [
+            state.process
+            for state in self._workers
+            if self._counters.get("env_worker_phase", state.settings.worker_index) == EnvWorkerPhase.STARTING
+        ]
+        starting += [self._inference] if self._counters.get("inference_policy_version") < 0 else []
+        return [process for process in starting if process is not None]
 
     @staticmethod
     def _dump_stack(process: BaseProcess) -> None:

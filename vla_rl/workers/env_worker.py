@@ -154,6 +154,8 @@ class EnvWorker:
         open_slots = set(self._settings.slot_ids)
         self._counters.set_open_slots(len(open_slots))
         for slot in self._settings.slot_ids:
+            if self._counters.stop_requested:  # simulators take seconds to build
+                break
             if self._runner.start(slot):
                 self._request([slot])
             else:
