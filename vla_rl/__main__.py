@@ -1,5 +1,5 @@
 """`python -m vla_rl` is `vla-rl`."""
 
-from vla_rl.cli.main import run
+from vla_rl.cli.start import run
 
 run()

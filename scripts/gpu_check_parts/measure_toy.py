@@ -6,7 +6,7 @@ import json
 import sys
 
 from gpu_check_parts.record import Record, Setting
-from vla_rl.cli.main import run
+from vla_rl.cli.start import run
 
 SOLVED = 0.9  # of the last 100 training episodes; on a CPU it ends at 0.95 and more
 LEAVE_S = 15.0  # for the end of the run

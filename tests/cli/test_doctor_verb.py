@@ -62,7 +62,7 @@ def test_json_holds_every_check_and_nothing_else(found: list[Check], checks: lis
 HEAVY = ("torch", "numpy", "mujoco", "libero", "psutil", "huggingface_hub")
 LOADED = f"""
 import sys
-from vla_rl.cli.main import run
+from vla_rl.cli.start import run
 try:
     run()
 finally:

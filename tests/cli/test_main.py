@@ -19,7 +19,7 @@ HEAVY = {"torch", "numpy", "transformers", "accelerate", "deepspeed", "mujoco", 
 
 LOADED = f"""
 import sys
-from vla_rl.cli.main import run
+from vla_rl.cli.start import run
 try:
     run()
 finally:

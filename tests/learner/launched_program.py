@@ -17,8 +17,9 @@ def main() -> int:
     assert identity is not None
     rank, num_ranks = identity
     received: list[int] = []
-    for number in (signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, lambda number, _frame: received.append(number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})  # as the program does once it listens
     threads = os.environ["OMP_NUM_THREADS"]
     content = f"{rank} of {num_ranks}, {threads} threads, accelerator {os.environ.get('DS_ACCELERATOR')}"
     (folder / f"rank_{rank}").write_text(content)

@@ -11,7 +11,7 @@ import pytest
 
 from vla_rl.run.signals import interrupted_by_signals
 
-SIGNALS = [signal.SIGTERM, signal.SIGHUP]
+SIGNALS = [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
 
 
 @pytest.fixture(autouse=True)

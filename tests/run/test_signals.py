@@ -4,13 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
-from vla_rl.run.signals import StopRequest
+from vla_rl.run.signals import StopRequest, heed_signals, interrupted_by_signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
 def test_the_first_signal_is_a_request(number):
     before = signal.getsignal(number)
     with StopRequest() as stop:
@@ -26,6 +27,36 @@ def test_a_second_ctrl_c_interrupts_at_once():
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_what_a_batch_system_says_twice_says_nothing_new(number):
+    with StopRequest() as stop:
+        for _ in range(3):
+            os.kill(os.getpid(), number)
+        assert stop.requested
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_a_library_swallowed_while_it_was_imported_is_still_a_request(number):
+    with interrupted_by_signals():
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+        with StopRequest() as stop:
+            assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            heed_signals()
+    with StopRequest() as stop:
+        assert not stop.requested
+    heed_signals()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_rank_only_notes_a_signal_until_its_training_begins(number):
+    with interrupted_by_signals(only_noted=True):
+        os.kill(os.getpid(), number)
+        with StopRequest() as stop:
+            assert stop.requested
+
+
 def test_a_second_hangup_says_nothing_and_ctrl_c_after_it_interrupts():
     with StopRequest() as stop:
         for _ in range(3):
@@ -37,7 +68,7 @@ def test_a_second_hangup_says_nothing_and_ctrl_c_after_it_interrupts():
 
 def test_under_nohup_a_hangup_is_ignored():
     code = (
-        "import os, signal; from vla_rl.run.signals import StopRequest\n"
+        "import os, signal; from vla_rl.run.signals import StopRequest, heed_signals, interrupted_by_signals\n"
         "with StopRequest() as stop: os.kill(os.getpid(), signal.SIGHUP); print(stop.requested)"
     )
     done = subprocess.run(["nohup", sys.executable, "-c", code], check=True, capture_output=True, text=True)

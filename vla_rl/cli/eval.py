@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from vla_rl.cli.start import only_comments
 from vla_rl.errors import UserError, preflight
 
 _DIGITS = 18  # of a whole number that fits in 64 bits, whatever its digits
@@ -139,6 +140,8 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
         serial=serial,
         out=out,
     )
+    if not as_json:
+        only_comments()
     with EvaluationProgress() as progress:
         report = run_evaluation(checkpoint, choices, progress=progress)
     if as_json:

@@ -2,4 +2,4 @@
 
 FAILURE = 1  # a fault of the program's, or a process of a run that failed for good
 USER_ERROR = 2  # one message, no traceback
-INTERRUPTED = 130  # Ctrl-C
+INTERRUPTED = 130  # Ctrl-C, or another signal that asks to end: see `stop_signals`

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from vla_rl.cli.start import only_comments
+
 
 def export(
     checkpoint: Annotated[
@@ -38,6 +40,7 @@ def export(
     """Write a policy for other programs to load, and compare its answers before and after."""
     from vla_rl.export.export import export as run_export
 
+    only_comments()
     report = run_export(
         checkpoint, out=out, kind="merged" if merge else "adapter", dtype=dtype, verify=verify, profile=profile
     )

@@ -1,7 +1,8 @@
 """The program `vla-rl`: its verbs, its exit codes.
 
 0 success, 1 a fault of the program's (with its traceback), 2 a fault of the user's (one message, no traceback), 130
-Ctrl-C.
+Ctrl-C or another signal that asks to end. What comes before all this stands in `vla_rl.cli.start`.
+
 Every verb imports what it needs when it is called, so that `vla-rl --help` answers at once.
 """
 
@@ -88,8 +89,3 @@ app.command("doctor")(doctor_verb.doctor)
 app.add_typer(assets_verb.app, name="assets")
 app.add_typer(recipes_verb.app, name="recipes")
 app.add_typer(study_verb.app, name="study")
-
-
-def run() -> None:
-    """Entry point of the installed program."""
-    app(prog_name="vla-rl")

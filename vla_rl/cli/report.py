@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vla_rl.cli.start import only_comments
 from vla_rl.errors import UserError, preflight
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def report(
             raise
         raise UserError("report needs matplotlib, which is not installed: pip install 'vla-rl[plots]'") from error
 
+    only_comments()
     runs = [path for path in paths if not _is_study(path)]
     with preflight():
         studies = [(path.resolve().name, _write_study(path)) for path in paths if _is_study(path)]

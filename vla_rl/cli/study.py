@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vla_rl.cli.start import only_comments
 from vla_rl.errors import RunFailureError, UserError, preflight
 
 app = typer.Typer(no_args_is_help=True, help="Reproduce an experiment of the paper.")
@@ -91,6 +92,7 @@ def metaworld(
     print(estimate(grid, jobs=at_once))
     if dry_run:
         return
+    only_comments()
     progress = run_grid(grid, out, jobs=at_once, say=partial(print, flush=True))
     if progress.kept or progress.finished:
         with preflight():
@@ -119,6 +121,7 @@ def gridworld(
     from vla_rl.studies.gridworld.files import markdown_table, write_records
     from vla_rl.studies.gridworld.plots import plot_pareto, plot_weights
 
+    only_comments()
     records = run_study()
     written = [*write_records(out, records), *plot_pareto(out, records), *plot_weights(out)]
     print(markdown_table(records))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vla_rl.cli import exit_codes
+from vla_rl.cli.start import only_comments
 from vla_rl.errors import UserError, preflight
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def train(
             report = training.dry_run(loaded)
         print(report)
         return
+    only_comments()
     outcome = training.train(loaded, run_dir=run_dir, resume=resume, console=Console())
     if outcome is None:  # rank 0 says it
         return

@@ -16,6 +16,7 @@ from vla_rl.recipe import LiberoSection
 from vla_rl.run.assembly import AnyCell, make_cell, make_memory, trainable_tensors
 from vla_rl.run.plan import Plan
 from vla_rl.run.self_check import check_policy
+from vla_rl.run.signals import heed_signals
 from vla_rl.workers.episodes import EpisodeJob, EpisodeRecord
 
 
@@ -132,6 +133,7 @@ def _collect(
 ) -> None:
     # Asked in this order: once the cell has finished, all its records are in the list.
     while not cell.finished or finished:
+        heed_signals()
         cell.raise_if_failed()
         while finished:
             result = _result(plan, finished.pop(0))

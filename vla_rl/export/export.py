@@ -40,7 +40,7 @@ from vla_rl.policies.openvla_oft.source import TINY, Source, find_checkpoint, fi
 from vla_rl.policies.openvla_oft.statistics import SUFFIX
 from vla_rl.recipe import OpenVLAOFTSection
 from vla_rl.run.plan import plan_policy, resolve_device
-from vla_rl.run.signals import interrupted_by_signals
+from vla_rl.run.signals import heed_signals, interrupted_by_signals
 
 Kind = Literal["merged", "adapter"]
 _STEP = re.compile(r"optimizer_step_(\d+)")
@@ -90,6 +90,7 @@ def export(
     """
     chosen = None if dtype is None else DTYPES[dtype]
     with preflight(), interrupted_by_signals(), appears_whole(out) as folder:
+        heed_signals()
         subject = find_subject(str(target), profile=profile)
         if subject.checkpoint is not None:
             report = _export_trained(subject, subject.checkpoint, out, folder, kind=kind, dtype=chosen, verify=verify)

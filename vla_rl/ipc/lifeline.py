@@ -5,6 +5,9 @@ from __future__ import annotations
 import ctypes
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -19,6 +22,29 @@ def end_with_parent(number: signal.Signals) -> None:
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
-    """Those that ask a process to end well: Ctrl-C, SIGTERM, and a closed terminal unless `nohup` is to survive it."""
-    asked = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    """Those that ask a process to end well.
+
+    Ctrl-C; SIGTERM; SIGUSR1 and SIGUSR2, which batch systems send before the time is up; and the hangup of a closed
+    terminal, unless `nohup` is to survive it.
+    """
+    asked = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
     return tuple(number for number in asked if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN)
+
+
+# They reach every process of a terminal's group or of a batch job; what they mean, the parent decides.
+FOR_THE_PARENT = frozenset({signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2})
+
+
+@contextmanager
+def shielded() -> Iterator[None]:
+    """Start processes that `FOR_THE_PARENT` cannot end: they inherit that these are blocked in this thread.
+
+    The resource tracker of `multiprocessing`, which ignores some of them by itself, is started here too.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_PARENT)
+    try:
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_PARENT)  # its start unblocks signals in some versions
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)

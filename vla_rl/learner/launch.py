@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import partial
+from dataclasses import dataclass
 from importlib import resources
 from types import FrameType
 from typing import Literal
@@ -41,9 +41,10 @@ def launch_ranks(
 ) -> int:
     """Run `python -m vla_rl <argv>` as `num_ranks` processes of one group, and wait for them.
 
-    SIGINT, SIGTERM and SIGHUP are handed on to the ranks, each time, and to nobody else: the launcher would kill them
-    30 seconds later, and a rank may need longer to save its checkpoint. No configuration file of the user's is looked
-    at, so the same command does the same on every machine. To be called from the main thread.
+    Signals that ask to end (`stop_signals`) are handed on to the ranks and to nobody else: the launcher would kill them
+    30 seconds later, and a rank may need longer to save its checkpoint. The first becomes SIGUSR1, which waits for a
+    rank that still starts; after it only Ctrl-C says more, which interrupts at once. No configuration file of the
+    user's is looked at, so the same command does the same on every machine. To be called from the main thread.
 
     Args:
         argv: arguments of the program, without its name.
@@ -70,23 +71,42 @@ def launch_ranks(
             command,
             env=_environment(strategy, device, num_ranks),
             start_new_session=True,
-            preexec_fn=partial(end_with_parent, signal.SIGTERM),
+            preexec_fn=_prepare_launcher,
         )
         with _signals_handed_on(process) as handed_on:
             code = process.wait()
-    return code or (INTERRUPTED if handed_on else 0)
+    return INTERRUPTED if handed_on.number and (code == 0 or handed_on.ended_launcher) else code
+
+
+def _prepare_launcher() -> None:
+    """Runs in the new process: it ends with us; it and its ranks hold back what would end them before they listen."""
+    end_with_parent(signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
+
+
+@dataclass(slots=True)
+class _HandedOn:
+    number: int = 0  # signals that came
+    ended_launcher: bool = False  # before it had ranks
 
 
 @contextlib.contextmanager
-def _signals_handed_on(launcher: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    """Yields the numbers of the signals that were handed on."""
-    handed_on: list[int] = []
+def _signals_handed_on(launcher: subprocess.Popen[bytes]) -> Iterator[_HandedOn]:
+    """Yields the account of what came."""
+    handed_on = _HandedOn()
 
     def hand_on(number: int, _frame: FrameType | None) -> None:
-        handed_on.append(number)
-        for process in _ranks(launcher.pid):
+        handed_on.number += 1
+        is_first = handed_on.number == 1
+        if not is_first and number != signal.SIGINT:
+            return
+        ranks = _ranks(launcher.pid)
+        for process in ranks:
             with contextlib.suppress(psutil.NoSuchProcess):  # ended in between
-                process.send_signal(number)
+                process.send_signal(signal.SIGUSR1 if is_first else number)
+        if not ranks:
+            handed_on.ended_launcher = True
+            launcher.terminate()
 
     previous = {number: signal.signal(number, hand_on) for number in stop_signals()}
     try:
@@ -97,10 +117,9 @@ def _signals_handed_on(launcher: subprocess.Popen[bytes]) -> Iterator[list[int]]
 
 
 def _ranks(launcher: int) -> list[psutil.Process]:
-    """The launcher's children; before they are there, the launcher itself."""
+    """The launcher's children; none before they are there."""
     try:
-        process = psutil.Process(launcher)
-        return process.children() or [process]
+        return psutil.Process(launcher).children()
     except psutil.NoSuchProcess:
         return []
 

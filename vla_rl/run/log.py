@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from vla_rl.reporting.files import directory_bytes
 from vla_rl.reporting.live import Display
 from vla_rl.reporting.metrics import Clocks, MetricsWriter
 from vla_rl.reporting.snapshot import RunSnapshot
+from vla_rl.reporting.streams import losses
 from vla_rl.run.estimate import estimate_memory
 from vla_rl.run.rollout_stats import rollout_metrics
 from vla_rl.run.training import TrainingRun
@@ -27,14 +29,30 @@ SHOW_EVERY_S = 0.25
 GIB = 2**30
 
 
+class _LogFile(logging.FileHandler):
+    """A log that the run outlives: on a full disk its lines are lost, and nothing else is."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Say nothing of a full disk; whatever else is wrong is a fault of ours, and told."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        """Close; what cannot be written any more is lost."""
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def log_to(path: Path) -> Iterator[None]:
     """Send what the program logs in this process to a file, and not across the live view."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
     logger = logging.getLogger("vla_rl")
     logger.addHandler(handler)
+    for loss in losses():  # a terminal that was gone before there was a log
+        logger.warning("%s", loss)
     try:
         yield
     finally:

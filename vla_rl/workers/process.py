@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
 import logging
 import os
 import signal
 import sys
 import threading
-from multiprocessing import parent_process, resource_tracker
+from multiprocessing import active_children, parent_process
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NoReturn
 
-from vla_rl.ipc.lifeline import end_with_parent
+from vla_rl.ipc.lifeline import FOR_THE_PARENT, end_with_parent, shielded
 
 ORPHANED_EXIT_CODE = 113
-FROM_TERMINAL = {signal.SIGINT, signal.SIGHUP}  # they reach the whole group; the parent decides
 
 
 def start_child(process: BaseProcess) -> None:
-    """Start a spawned process so that the terminal cannot end it before `enter_child`, while it still imports.
+    """Start a spawned process so that nobody but this one can end it, save by SIGKILL, already while it imports.
 
-    It inherits that SIGINT and SIGHUP are blocked in this thread; the terminal sends them to the whole process group.
+    A terminal signals its whole process group, and a batch system every process of a job.
     """
-    resource_tracker.ensure_running()  # its own start unblocks the signals
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, FROM_TERMINAL)
-    try:
+    with shielded():
         process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@atexit.register
+def _kill_children() -> None:
+    """At its own exit `multiprocessing` sends its children SIGTERM, which they ignore, and waits for them for ever."""
+    for child in active_children():
+        child.kill()
 
 
 def enter_child(name: str, log_path: Path, *, threads: int) -> logging.Logger:
@@ -46,7 +49,7 @@ def enter_child(name: str, log_path: Path, *, threads: int) -> logging.Logger:
     """
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = str(max(1, threads))
     _die_with_parent()
-    for number in FROM_TERMINAL:
+    for number in FOR_THE_PARENT:
         signal.signal(number, signal.SIG_IGN)
     log_path.parent.mkdir(parents=True, exist_ok=True)
     stream = log_path.open("a", buffering=1, encoding="utf-8")
@@ -55,6 +58,7 @@ def enter_child(name: str, log_path: Path, *, threads: int) -> logging.Logger:
     sys.stdout = sys.stderr = stream
     faulthandler.enable(stream)
     faulthandler.register(signal.SIGUSR1, stream, all_threads=True)  # the supervisor asks a hung child for its stack
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_THE_PARENT)
     logging.basicConfig(
         level=logging.INFO, stream=stream, force=True, format=f"%(asctime)s {name} %(levelname)s %(message)s"
     )

@@ -1,0 +1,70 @@
+"""What the program does before anything else: signals and streams first, imports afterwards."""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+from vla_rl.cli import exit_codes
+from vla_rl.ipc.lifeline import stop_signals
+from vla_rl.run.signals import interrupted_by_signals
+
+if TYPE_CHECKING:
+    from vla_rl.reporting.streams import EnduringFile
+
+_is_commentary = False  # what the verb prints
+
+
+def only_comments() -> None:
+    """Say that what the verb prints from now on is no result: those are in files, and a lost line costs nothing."""
+    global _is_commentary
+    _is_commentary = True
+
+
+def run() -> NoReturn:
+    """Entry point of the installed program."""
+    is_rank = {"RANK", "WORLD_SIZE"} <= os.environ.keys()  # ranks end together, in the training: see `launch_ranks`
+    try:
+        with interrupted_by_signals(only_noted=is_rank):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, stop_signals())  # a launcher holds them back until we are here
+            code = _run()
+    except KeyboardInterrupt:  # before a verb was there to heed it
+        print("interrupted", file=sys.stderr)
+        code = exit_codes.INTERRUPTED
+    atexit.register(_settle)
+    sys.exit(code)
+
+
+def _run() -> str | int | None:
+    """Run a verb; returns how the program ends."""
+    from vla_rl.reporting.streams import guard_streams
+
+    stdout, _ = guard_streams()
+
+    from vla_rl.cli.main import app
+
+    code: str | int | None = 0
+    try:
+        app(prog_name="vla-rl")
+    except SystemExit as end:
+        code = end.code
+    sys.stdout.flush()
+    if not code and _lacks_output(stdout):
+        print(f"error: stdout cannot be written to: {stdout.error}; the output is not complete", file=sys.stderr)
+        code = exit_codes.FAILURE
+    return code
+
+
+def _settle() -> None:
+    """How the program ends is settled while its modules are taken down; a signal that is repeated changes nothing."""
+    for number in set(stop_signals()) - {signal.SIGINT}:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _lacks_output(stdout: EnduringFile) -> bool:
+    """Whether somebody misses what could not be written; a reader that has seen enough (`head`) does not."""
+    return stdout.error is not None and stdout.error.errno != errno.EPIPE and not _is_commentary

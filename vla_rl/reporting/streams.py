@@ -1,0 +1,148 @@
+"""stdout and stderr that a program outlives: a terminal that is gone or full costs what it would show, and no more.
+
+    stdout, stderr = guard_streams()       # first of all; `sys.stdout` and `sys.stderr` from then on
+    print("σ = 0.2")                       # never raises: not for a broken pipe, a full disk, or an ASCII terminal
+    if stdout.error is not None: ...
+
+Whoever writes through `sys.stdout` or `sys.stderr` is covered: print, rich, logging,
+warnings, tracebacks, progress bars.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import logging
+import os
+import select
+import sys
+import unicodedata
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+PLAIN = "vla_rl.plain"  # name of the error handler that spells out what a terminal cannot encode
+STALLED_S = 10.0  # a reader that takes nothing for so long from a stream that must not block is taken for gone
+_SPELLED = {
+    "\N{MINUS SIGN}": "-", "\N{EN DASH}": "-", "\N{EM DASH}": "-", "\N{MIDDLE DOT}": "|",
+    "\N{MULTIPLICATION SIGN}": "x", "\N{PLUS-MINUS SIGN}": "+-", "\N{LESS-THAN OR EQUAL TO}": "<=",
+    "\N{GREATER-THAN OR EQUAL TO}": ">=",
+    "\N{NOT EQUAL TO}": "!=", "\N{RIGHTWARDS ARROW}": "->", "\N{LEFTWARDS ARROW}": "<-", "\N{SUPERSCRIPT TWO}": "^2",
+    "\N{SUPERSCRIPT THREE}": "^3", "\N{NABLA}": "grad ", "\N{INFINITY}": "inf",
+    "\N{LEFT DOUBLE QUOTATION MARK}": '"', "\N{RIGHT DOUBLE QUOTATION MARK}": '"',
+    "\N{LEFT SINGLE QUOTATION MARK}": "'", "\N{RIGHT SINGLE QUOTATION MARK}": "'",
+    "\N{BOX DRAWINGS LIGHT VERTICAL}": "|", "\N{BOX DRAWINGS HEAVY VERTICAL}": "|",
+    "\N{BOX DRAWINGS LIGHT HORIZONTAL}": "-", "\N{BOX DRAWINGS HEAVY HORIZONTAL}": "-",
+}  # fmt: skip
+
+log = logging.getLogger(__name__)
+_losses: list[str] = []
+
+
+def losses() -> tuple[str, ...]:
+    """What was lost so far, one sentence for each stream."""
+    return tuple(_losses)
+
+
+class EnduringFile(io.RawIOBase):
+    """A descriptor to write to; once that fails, everything goes nowhere, and the loss is noted once."""
+
+    def __init__(self, descriptor: int, name: str) -> None:
+        """Write to a descriptor, which stays open; `name` is what messages call it."""
+        super().__init__()
+        self._descriptor, self._name = descriptor, name
+        self.error: OSError | None = None  # of the write that failed
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal."""
+        return os.isatty(self._descriptor)
+
+    def write(self, content: ReadableBuffer, /) -> int:
+        """Write some of the bytes; returns how many are done with."""
+        while self.error is None:
+            try:
+                return os.write(self._descriptor, content)
+            except BlockingIOError as error:  # whoever shares the other end has made it non-blocking
+                if not select.select([], [self._descriptor], [], STALLED_S)[1]:
+                    self.lose(error)
+            except OSError as error:
+                self.lose(error)
+        return memoryview(content).nbytes
+
+    def lose(self, error: OSError) -> None:
+        """Fall silent from now on."""
+        self.error = error
+        _losses.append(f"{self._name} cannot be written to ({error.strerror}): it is silent from now on")
+        if log.hasHandlers():  # a run's log; without one this would go to stderr, which may be the stream in question
+            log.warning("%s", _losses[-1])
+
+
+def guard_streams() -> tuple[EnduringFile, EnduringFile]:
+    """Replace `sys.stdout` and `sys.stderr`; returns what lies below them.
+
+    A standard descriptor that is closed is opened on nothing: else the next file that the program opens would get its
+    number, and whatever writes to "stdout" would write into that file.
+    """
+    codecs.register_error(PLAIN, spell_out)
+    closed = [number for number in (0, 1, 2) if not _is_open(number)]
+    for _ in closed:
+        os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number: the first of the closed
+    stdout, stderr = EnduringFile(1, "stdout"), EnduringFile(2, "stderr")
+    _losses.extend(f"{file} is closed: nothing is shown there" for number, file in ((1, "stdout"), (2, "stderr"))
+                   if number in closed)  # fmt: skip
+    sys.stdout = sys.__stdout__ = _text(stdout, sys.stdout)  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = _text(stderr, sys.stderr)  # type: ignore[misc]
+    return stdout, stderr
+
+
+def spell_out(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Error handler for encoding: what a terminal cannot show in ASCII letters (`σ` as `sigma`, `−` as `-`)."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    character = error.object[error.start]
+    if "\udc80" <= character <= "\udcff":  # a byte of a file's name that is no text: as it was
+        return bytes([ord(character) - 0xDC00]), error.start + 1
+    return _in_ascii(character), error.start + 1
+
+
+def _in_ascii(character: str) -> str:
+    if character in _SPELLED:
+        return _SPELLED[character]
+    words = unicodedata.name(character, "").split(" WITH ")[0].split()
+    if words[:1] == ["GREEK"] and "LETTER" in words:
+        letter = words[-1].replace("LAMDA", "LAMBDA")
+        return letter.capitalize() if "CAPITAL" in words else letter.lower()
+    if words[:1] == ["BOX"]:
+        return "+"
+    plain = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
+    return plain or ("#" if "BLOCK" in words else "?")
+
+
+def _text(file: EnduringFile, former: TextIO | None) -> io.TextIOWrapper:
+    wrapped = former if isinstance(former, io.TextIOWrapper) else None
+    if wrapped is not None:
+        wrapped.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(file),
+        encoding="utf-8" if wrapped is None else wrapped.encoding,
+        errors=PLAIN,
+        line_buffering=wrapped is not None and wrapped.line_buffering,
+        write_through=wrapped is not None and wrapped.write_through,
+    )
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
