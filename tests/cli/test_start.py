@@ -60,8 +60,6 @@ def test_a_run_whose_terminal_cannot_be_written_to_ends_as_if_it_could(tmp_path,
     sink = nowhere(kind)
     names = ("stdout", "stderr")
     ends: dict[str, Any] = {name: sink if stream in (name, "both") else subprocess.PIPE for name in names}
-        name: sink if stream in (name, "both") else subprocess.PIPE for name in ("stdout", "stderr")
-    }
     done = subprocess.run(train_toy(tmp_path / "run"), stdin=subprocess.DEVNULL, timeout=DEADLINE_S, **ends)
     assert done.returncode == 0
     assert checkpoints(tmp_path / "run")[-1] == "optimizer_step_3"
