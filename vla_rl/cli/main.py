@@ -21,6 +21,7 @@ from vla_rl.cli import doctor as doctor_verb
 from vla_rl.cli import eval as eval_verb
 from vla_rl.cli import exit_codes
 from vla_rl.cli import export as export_verb
+from vla_rl.cli import metrics as metrics_verb
 from vla_rl.cli import recipes as recipes_verb
 from vla_rl.cli import report as report_verb
 from vla_rl.cli import study as study_verb
@@ -85,6 +86,7 @@ app.command("train")(train_verb.train)
 app.command("eval")(eval_verb.evaluate)
 app.command("export")(export_verb.export)
 app.command("report")(report_verb.report)
+app.command("metrics")(metrics_verb.metrics)
 app.command("doctor")(doctor_verb.doctor)
 app.add_typer(assets_verb.app, name="assets")
 app.add_typer(recipes_verb.app, name="recipes")
