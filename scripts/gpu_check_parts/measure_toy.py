@@ -8,6 +8,7 @@ import sys
 from gpu_check_parts.record import Record, Setting
 from vla_rl.cli.start import run
 
+SHORT = 60  # updates of the tiny size, which shows that it runs and no more
 SOLVED = 0.9  # of the last 100 training episodes; on a CPU it ends at 0.95 and more
 LEAVE_S = 15.0  # for the end of the run
 
@@ -20,6 +21,8 @@ def measure(record: Record, setting: Setting) -> None:
         "vla-rl", "train", "toy", f"--run-dir={folder}", "logging.tensorboard=false",
         "evaluation.episodes_per_task=0", f"budget.minutes={minutes:.2f}",
     ]  # fmt: skip
+    if setting.size == "tiny":
+        sys.argv.append(f"budget.optimizer_steps={SHORT}")
     try:
         run()
     except SystemExit as end:
@@ -33,4 +36,5 @@ def measure(record: Record, setting: Setting) -> None:
         record.put(name, last.get(name))
     rate = last.get("rollout/success_rate", 0.0)
     record.check("vla-rl ends with 0", record.figures.get("exit_code", 0) == 0, f"{record.figures.get('exit_code')}")
-    record.check("the toy task is solved", rate >= SOLVED, f"success rate {rate:.2f} of {SOLVED}")
+    if setting.size != "tiny":
+        record.check("the toy task is solved", rate >= SOLVED, f"success rate {rate:.2f} of {SOLVED}")
