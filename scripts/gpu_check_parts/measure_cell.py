@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 
 from gpu_check_parts.invented import build_invented
-from gpu_check_parts.measuring import GIB, CardPeak, device, forget, on_gpu, peak_gib
+from gpu_check_parts.measuring import GIB, CardPeak, forget, on_gpu, peak_gib
 from gpu_check_parts.network import flops_of, matrix_tflops
 from gpu_check_parts.record import Record, Setting
 from gpu_check_parts.tasks import TASKS
@@ -77,7 +76,8 @@ def make_plan(setting: Setting) -> Plan:
         overrides += ON_CPU
     recipe = load_recipe(find_recipe(RECIPE), overrides)
     tasks = tuple(TaskInfo("libero_spatial", number, f"task_{number}", text) for number, text in enumerate(TASKS))
-    policy, transform = plan_policy(recipe, tasks=tasks)
+    where = resolve_device(recipe)
+    policy, transform = plan_policy(recipe, tasks=tasks, draw_on=where)
     assert transform is not None
     real = setting.size == "7b"
     make = partial(
@@ -95,13 +95,7 @@ def make_plan(setting: Setting) -> Plan:
         deviations=("invented environments",),
         simulator=None,
     )
-    policy = replace(policy, build=partial(build_where_it_runs, build=policy.build, where=str(device())))
-    return Plan(recipe=recipe, env=env, policy=policy, transform=transform, device=resolve_device(recipe))
-
-
-def build_where_it_runs(*, build: Any, where: str, device: str, empty: bool = False) -> Any:  # noqa: ANN401
-    """Draws random weights on the GPU; on a CPU 7 billion take minutes."""
-    return build(device=device if empty else where, empty=empty)
+    return Plan(recipe=recipe, env=env, policy=policy, transform=transform, device=where)
 
 
 def peaks(run: TrainingRun, card: CardPeak) -> dict[str, Any] | None:

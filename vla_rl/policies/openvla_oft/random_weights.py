@@ -2,8 +2,8 @@
 
 Every matrix keeps the scale of what passes through it, and the two that end a residual branch are divided by the root
 of the number of branches, so that a stream of any depth is of order 1 and every branch adds a little. Attention is
-spread out, logits have a deviation of about 1 (an entropy of about 5.0 of at most 5.5 nat). Two bfloat16 passes over the
-same weights then differ as little as those of a well-behaved network (measured on a small one in
+spread out, logits have a deviation of about 1 (an entropy of about 5.0 of at most 5.5 nat). Two bfloat16 passes over
+the same weights then differ as little as those of a well-behaved network (measured on a small one in
 `tests/policies/test_random_weights.py`), and what a learner sees at lag 0 is the noise of its arithmetic, not of a
 network that amplifies it.
 """
