@@ -588,6 +588,12 @@ def test_an_override_that_cannot_be_applied_is_a_problem(override: str) -> None:
         ([LIBERO, VLA, "env.suite=libero_goal", "env.init_states=spare"], "env.init_states", "sampled, standard"),
         (["optimizer.policy_warmup=30", "budget.optimizer_steps=30"], "optimizer.policy_warmup", "0..29, a larger"),
         (["optimizer.value_warmup=31", "budget.optimizer_steps=30"], "optimizer.value_warmup", "0..29, a larger"),
+        (["learner.compile=layers"], "learner.compile", "off, or policy.name 'openvla_oft'"),
+        (
+            [LIBERO, VLA, "learner.compile=layers", "learner.strategy=deepspeed", "learner.zero_stage=3"],
+            "learner.compile",
+            "off, or learner.zero_stage 1 or 2",
+        ),
         (["learner.num_ranks=2"], "learner.num_ranks", "auto, 1, or strategy 'ddp' or 'deepspeed'"),
         (["learner.strategy=ddp", "runtime.mode=serial"], "learner.strategy", "single, or runtime.mode 'async'"),
     ],

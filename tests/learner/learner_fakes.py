@@ -64,6 +64,7 @@ def make_engine(
     max_grad_norm: float = 1.0,
     max_skipped_updates: int = 3,
     precision: Literal["fp32", "bf16"] = "fp32",
+    compile: Literal["off", "layers"] = "off",
 ) -> Engine:
     return Engine(
         policy,
@@ -81,7 +82,8 @@ def make_engine(
             total_steps=50,
         ),
         max_skipped_updates=max_skipped_updates,
-        collective_timeout_s=30.0,
+        collective_timeout_s=30.0 if compile == "off" else 300.0,
+        compile=compile,
     )
 
 

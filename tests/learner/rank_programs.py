@@ -104,7 +104,7 @@ def save(engine: Engine, run_dir: Path, *, fail_on_rank: int | None = None) -> c
     )
 
 
-def openvla_oft(*, strategy: str, zero_stage: int, precision: str) -> dict[str, Any]:
+def openvla_oft(*, strategy: str, zero_stage: int, precision: str, compile: str = "off") -> dict[str, Any]:
     """Two updates of the tiny OpenVLA-OFT with adapters; one rank sees all segments, two see half of them each."""
     policy = build_openvla_oft(
         checkpoint="tiny",
@@ -124,13 +124,20 @@ def openvla_oft(*, strategy: str, zero_stage: int, precision: str) -> dict[str, 
         seed=0,
         device="cpu",
     )
-    engine = fakes.make_engine(policy, strategy=strategy, zero_stage=zero_stage, precision=precision, lr=1e-3)
+    engine = fakes.make_engine(
+        policy, strategy=strategy, zero_stage=zero_stage, precision=precision, lr=1e-3, compile=compile
+    )
     before = flat_weights(engine)
     size = 4 // engine.collectives.num_ranks
     learner = fakes.make_learner(engine, micro_batch=1, accumulation=size)
     segments = slice(engine.collectives.rank * size, (engine.collectives.rank + 1) * size)
     metrics = [learner.update(fakes.select(frames_batch(index), segments), policy_version=20) for index in range(2)]
-    return {"metrics": metrics, "before": before, "after": flat_weights(engine)}
+    return {
+        "metrics": metrics,
+        "before": before,
+        "after": flat_weights(engine),
+        "compile_seconds": engine.compile_seconds,
+    }
 
 
 def flat_weights(engine: Engine) -> dict[str, list[float]]:

@@ -54,7 +54,7 @@ def test_gradients_have_stock_llamas_bits_with_checkpointing_and_without():
 
     expected = gradients(lambda x: stock(language_model, x, PADDED), training=False)
     plain = gradients(lambda x: language_model(x, PADDED), training=True)
-    language_model.enable_gradient_checkpointing()
+    language_model.recompute_layers = True
     recomputed = gradients(lambda x: language_model(x, PADDED), training=True)
     for other in (plain, recomputed):
         assert all(torch.equal(a, b) for a, b in zip(expected, other, strict=True))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vla_rl.learner.collectives import Collectives
+from vla_rl.learner.compiling import compile_layers
 from vla_rl.learner.optimizer import OptimizerSettings, build_adamw, schedule, trainable_parameters
 from vla_rl.learner.stepping import OptimizerState
 from vla_rl.learner.strategies import StrategyName, build_strategy
@@ -75,6 +76,11 @@ class Engine:
         optimizer: learning rates and the rest.
         max_skipped_updates: so many updates in a row without a finite loss and gradient raise.
         collective_timeout_s: seconds after which a collective that another rank does not join raises.
+        compile: "layers": compile the policy's layers, see `vla_rl.learner.compiling`; not under ZeRO-3, whose hooks on
+            every module cannot be compiled.
+
+    Raises:
+        ValueError: the strategy or `compile` cannot be had here.
     """
 
     def __init__(
@@ -88,6 +94,7 @@ class Engine:
         optimizer: OptimizerSettings,
         max_skipped_updates: int = 10,
         collective_timeout_s: float = 600.0,
+        compile: Literal["off", "layers"] = "off",
     ) -> None:
         self.policy = policy
         self.settings = optimizer
@@ -98,8 +105,9 @@ class Engine:
         for parameter in policy.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+        module = TensorForward(policy, precision=precision)
         self._strategy, self.device = build_strategy(
-            TensorForward(policy, precision=precision),
+            module,
             build_adamw(policy, optimizer),
             strategy=strategy,
             zero_stage=zero_stage,
@@ -107,6 +115,7 @@ class Engine:
             max_grad_norm=optimizer.max_grad_norm,
             timeout_s=collective_timeout_s,
         )
+        self.compile_seconds = compile_layers(policy, module, device=self.device) if compile == "layers" else 0.0
         self.collectives = Collectives(timeout_s=collective_timeout_s)
         self.can_retry = strategy != "deepspeed"  # whether `accumulate` waits for no other rank, so may be begun again
 

@@ -77,7 +77,7 @@ class ScaledSum(nn.Linear):
         weight = self.weight.t().to(result.dtype)
         # Out of place, `addmm` first copies `result`: two passes more over the largest tensors of a layer. No gradient
         # needs W x itself, so it may be overwritten; but not through the views that ZeRO-3 puts between the layers.
-        add = torch.addmm if _is_view_with_gradient(result) else torch.Tensor.addmm_
+        add = torch.Tensor.addmm_ if _may_be_overwritten(result) else torch.addmm
         return add(result, low, weight, alpha=self.scaling)
 
 
@@ -167,8 +167,9 @@ def is_partitioned(parameter: Tensor) -> bool:
     return hasattr(parameter, "ds_id")
 
 
-def _is_view_with_gradient(tensor: Tensor) -> bool:
-    return torch.is_grad_enabled() and tensor._is_view()
+def _may_be_overwritten(tensor: Tensor) -> bool:
+    """Whether autograd allows it. A compiled graph has no views to ask about, and decides by itself what it reuses."""
+    return not torch.compiler.is_compiling() and not (torch.is_grad_enabled() and tensor._is_view())
 
 
 def fill_adapters(module: nn.Module, *, seed: int, device: torch.device) -> None:

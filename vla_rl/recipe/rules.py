@@ -66,6 +66,28 @@ def _adapters_or_backbone(policy: PolicySection) -> Problem | None:
     return None
 
 
+def _compiled_policy_has_layers(policy: PolicySection, learner: LearnerSection) -> Problem | None:
+    if learner.compile == "layers" and not isinstance(policy, OpenVLAOFTSection):
+        return Problem(
+            path="learner.compile",
+            rule="'layers' are those of a language model",
+            found=f"layers with policy.name '{policy.name}'",
+            allowed="off, or policy.name 'openvla_oft'",
+        )
+    return None
+
+
+def _compiled_layers_are_whole(learner: LearnerSection) -> Problem | None:
+    if learner.compile == "layers" and learner.strategy == "deepspeed" and learner.zero_stage == 3:
+        return Problem(
+            path="learner.compile",
+            rule="stage 3 of ZeRO gathers the weights of every module by hooks that cannot be compiled",
+            found="layers with learner.zero_stage 3",
+            allowed="off, or learner.zero_stage 1 or 2",
+        )
+    return None
+
+
 def _ring_can_start(replay: ReplaySection) -> Problem | None:
     if replay.min_decisions > replay.capacity:
         return Problem(
@@ -223,6 +245,8 @@ RULES: tuple[Callable[..., Problem | None], ...] = (
     _state_policy_needs_state,
     _vla_needs_libero,
     _adapters_or_backbone,
+    _compiled_policy_has_layers,
+    _compiled_layers_are_whole,
     _ring_can_start,
     _segment_fits_ring,
     _segment_fits_episode,

@@ -356,6 +356,10 @@ class LearnerSection(Section):
     accumulation: BatchSize = Field(1, description="micro-batches per optimizer step")
     publish_every: Positive = Field(1, description="optimizer steps between published policy versions")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward and backward pass")
+    compile: Literal["off", "layers"] = Field(
+        "off",
+        description="layers: compile each layer of the language model, forward and backward; minutes at the start",
+    )
 
     @model_validator(mode="after")
     def _ranks_match_strategy(self) -> Self:

@@ -10,6 +10,7 @@ The only wait is `wait_for_batch`, which ends with data, with a request to stop,
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -36,6 +37,8 @@ from vla_rl.run.rollout_stats import RolloutStats
 from vla_rl.run.self_check import check_policy
 from vla_rl.run.statistics_key import STATISTICS, check_statistics
 from vla_rl.types import SegmentBatch
+
+logger = logging.getLogger(__name__)
 
 RANKS_TIMEOUT_S = 1800.0  # one rank may wait that long for experience while the others wait for it
 UNLIMITED = 2**62  # decisions; during warm-up, and while nothing eligible is in the ring
@@ -137,6 +140,8 @@ class TrainingRun:
 
     def start(self) -> None:
         """Publish the first weights and start collecting."""
+        if self.engine.compile_seconds:
+            logger.info("layers compiled in %.0f s", self.engine.compile_seconds)
         self.memory.counters.set("allowed_decisions", UNLIMITED)
         self.sampler.refresh()
         self._end_warm_up()  # at once where a resumed run brings enough experience along: before more is collected
@@ -332,6 +337,7 @@ def _make_engine(plan: Plan, policy: nn.Module) -> Engine:
         device=plan.device_kind,
         optimizer=algorithm.optimizer_settings(plan.recipe),
         collective_timeout_s=RANKS_TIMEOUT_S,
+        compile=learner.compile,
     )
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from vla_rl.policies.openvla_oft.config import BOS_ID, PAD_ID, STOP_ID, LlamaDims
+
+MAX_GRAPHS = 12  # 2 kinds of mask x 2 kinds of batch x 3 kinds of gradient
 
 
 class LanguageModel(nn.Module):
@@ -23,6 +27,7 @@ class LanguageModel(nn.Module):
         # The rotary table is a buffer that no checkpoint stores, so it must be real even when the parameters are not.
         with torch.device("cpu"):
             self.model.rotary_emb = LlamaRotaryEmbedding(config)
+        self.recompute_layers = False  # in the backward pass, in training mode
 
     def forward(self, embeddings: Tensor, attend: Tensor | None) -> Tensor:
         """Final hiddens (B, L, d) of embeddings (B, L, d).
@@ -40,8 +45,12 @@ class LanguageModel(nn.Module):
         positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
         rotary = self.model.rotary_emb(embeddings, position_ids=positions)
         hidden = embeddings
+        recompute = self.recompute_layers and self.training and torch.is_grad_enabled()
         for layer in self.model.layers:
-            hidden = layer(
+            # Around the layer, so that a compiled one is recomputed compiled. Re-entrant checkpoints would lose the
+            # gradient where the input has none.
+            call = partial(checkpoint, layer, use_reentrant=False) if recompute else layer
+            hidden = call(
                 hidden,
                 attention_mask=mask,
                 position_ids=positions,
@@ -51,12 +60,21 @@ class LanguageModel(nn.Module):
             )
         return self.model.norm(hidden)  # type: ignore[no-any-return]
 
-    def enable_gradient_checkpointing(self) -> None:
-        """Recompute each layer in the backward pass; has effect in training mode only."""
-        # transformers renamed the method within the supported range and warns about the old name.
-        renamed = getattr(self.model, "activation_checkpointing_enable", None)
-        enable = renamed or self.model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})  # re-entrant checkpoints lose the gradient when the input has none
+    def compile_layers(self, *, backend: str = "inductor") -> None:
+        """Compile every layer, in place: names of parameters stay, and the layers share what is compiled.
+
+        Number of rows and length of the sequence may vary without a new compilation. There is one for each combination
+        that occurs of: with a mask or without, one row or several, without gradients, with gradients, with gradients
+        but not of the input (the first layer's). More than `MAX_GRAPHS` would be a fault, and raise.
+
+        Args:
+            backend: of torch.compile; tests use those that generate no code.
+        """
+        # Llama's numbers (the epsilon of a norm) are constants; as variables they have each graph compiled twice.
+        torch._dynamo.config.specialize_float = True
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
+        for layer in self.model.layers:
+            layer.compile(backend=backend, dynamic=True, fullgraph=True)
 
 
 def llama_config(dims: LlamaDims) -> Any:  # noqa: ANN401 - transformers is not typed

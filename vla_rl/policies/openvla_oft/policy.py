@@ -91,8 +91,7 @@ class OpenVLAOFTPolicy(nn.Module):
             self.value_head = build_value_head(training.value_head, width=width)
             rows = torch.empty(action_tokens.NUM_BINS, width, dtype=torch.float32)
         self.action_rows = nn.Parameter(rows) if training.train_action_rows else None
-        if gradient_checkpointing:
-            model.language_model.enable_gradient_checkpointing()
+        model.language_model.recompute_layers = gradient_checkpointing
         self._register_tables(prompts)
         self._choose_trainable(training)
 
@@ -119,6 +118,10 @@ class OpenVLAOFTPolicy(nn.Module):
     def bucket_of(self, task_index: NDArray[np.int64]) -> NDArray[np.int64]:
         """(B,) tokens of the tasks' prompts."""
         return self._task_buckets[task_index]
+
+    def compile_layers(self) -> None:
+        """Compile the language model's layers, in place; see `LanguageModel.compile_layers`."""
+        self.model.language_model.compile_layers()
 
     def decode_tokens(self, tokens: TokenArray, task_index: NDArray[np.int64]) -> FloatArray:  # noqa: ARG002
         """(B, A) tokens to (B, K, D) LIBERO commands; all tasks of a run share their suite's statistics."""

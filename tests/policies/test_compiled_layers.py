@@ -1,0 +1,159 @@
+"""Compiled layers: how many graphs there are, and what they compute.
+
+Tolerances: torch's compiler joins operations, so sums round in another order. Seen with inductor on a CPU in float32:
+logits within 3e-5 of about 20; gradients within 4e-6 of their norm, and within 1.3e-4 on six layers of width 512, whose
+sharp random attention magnifies roundings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from vla_rl.policies.lora import LoraSettings
+from vla_rl.policies.openvla_oft import tiny
+from vla_rl.policies.openvla_oft.config import LlamaDims
+from vla_rl.policies.openvla_oft.language import MAX_GRAPHS
+from vla_rl.types import PolicyInputs
+
+MIDDLE = LlamaDims(
+    hidden_size=512, intermediate_size=1376, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=8
+)
+
+
+@pytest.fixture(autouse=True)
+def _no_graphs_of_other_tests():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def moved_adapters(policy):
+    """B starts as zero and would hide the gradient of A."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_(0.0, 0.05, generator=generator)
+    return policy
+
+
+def of_tasks(policy, make_inputs, tasks):
+    """Inputs with the buckets that the learner passes: of one length there is no mask."""
+    inputs = make_inputs(policy, tasks)
+    buckets = sorted(set(policy.bucket_of(inputs.task_index.numpy()).tolist()))
+    return PolicyInputs(inputs.frames, inputs.state, inputs.task_index, buckets=tuple(buckets))
+
+
+def gradient_step(policy, inputs):
+    """Output, and all gradients as one vector."""
+    policy.train()
+    output = policy(inputs)
+    (torch.log_softmax(output.logits, dim=-1)[..., 3].mean() + output.values.square().mean()).backward()
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    gradient = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in trained])
+    policy.zero_grad()
+    return output, gradient
+
+
+@torch.no_grad()
+def values_pass(policy, inputs):
+    return policy.eval()(inputs)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+def test_sizes_of_batches_and_lengths_of_prompts_bring_no_new_graph(build, make_inputs, checkpointing):
+    """With a mask and without, each with gradients and without; the trained projector makes every input need one."""
+    policy = moved_adapters(build(gradient_checkpointing=checkpointing))
+    counter = CompileCounterWithBackend("aot_eager")
+    policy.model.language_model.compile_layers(backend=counter)
+    graphs = []
+    for tasks in ([0, 0], [0, 1, 2], [1] * 3, [2] * 5, [0, 2], [1, 1], [2, 0, 0, 1, 1, 0], [0] * 7):
+        inputs = of_tasks(policy, make_inputs, tasks)
+        values_pass(policy, inputs)
+        gradient_step(policy, inputs)
+        graphs.append(counter.frame_count)
+    assert graphs == [2, 4, 4, 4, 4, 4, 4, 4]
+
+
+@pytest.mark.slow
+def test_all_graphs_there_can_be_are_allowed(build, make_inputs):
+    """The first layer's input needs no gradient where nothing before it is trained; one row is a case of its own."""
+    policy = moved_adapters(build(proprio=False, train_proprio_projector=False))
+    counter = CompileCounterWithBackend("aot_eager")
+    policy.model.language_model.compile_layers(backend=counter)
+    for tasks in ([0, 0], [0, 1], [2, 2, 2], [0, 1, 2]):
+        values_pass(policy, of_tasks(policy, make_inputs, tasks))
+        gradient_step(policy, of_tasks(policy, make_inputs, tasks))
+    assert counter.frame_count == 6
+    single = make_inputs(policy, [0])
+    for inputs in (single, of_tasks(policy, make_inputs, [0])):  # padded as any prompt, or not
+        values_pass(policy, inputs)
+        gradient_step(policy, inputs)
+    assert counter.frame_count == MAX_GRAPHS
+
+
+def test_names_of_parameters_stay(build):
+    plain, compiled = build(), build()
+    compiled.compile_layers()
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+    assert dict(compiled.named_parameters()).keys() == dict(plain.named_parameters()).keys()
+
+
+def test_weights_changed_in_place_count_at_once(build, make_inputs):
+    compiled, plain = (moved_adapters(build()) for _ in range(2))
+    compiled.model.language_model.compile_layers(backend="aot_eager")
+    inputs = of_tasks(plain, make_inputs, [0, 0])
+    values_pass(compiled, inputs)
+    with torch.no_grad():
+        for policy in (compiled, plain):
+            for name, parameter in policy.named_parameters():
+                if ".lora_" in name:
+                    parameter.mul_(-1.5)
+    torch.testing.assert_close(
+        values_pass(compiled, inputs).logits, values_pass(plain, inputs).logits, atol=1e-4, rtol=0
+    )
+
+
+def equal_steps(compiled, plain, make_inputs, *, tolerance=3e-5):
+    for tasks in ([0, 0], [0, 1, 2]):
+        inputs = of_tasks(plain, make_inputs, tasks)
+        output, gradient = gradient_step(compiled, inputs)
+        expected, reference = gradient_step(plain, inputs)
+        torch.testing.assert_close(output.logits, expected.logits, atol=2e-4, rtol=0)
+        torch.testing.assert_close(output.values, expected.values, atol=2e-4, rtol=0)
+        assert (gradient - reference).norm() <= tolerance * reference.norm()
+        assert reference.norm() > 1e-3
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_outputs_and_gradients_are_those_of_plain_layers(build, make_inputs, dropout):
+    """With dropout the same numbers are drawn: this backend runs torch's own operations."""
+    lora = LoraSettings(rank=4, dropout=dropout)
+    compiled, plain = (moved_adapters(build(gradient_checkpointing=True, lora=lora)) for _ in range(2))
+    compiled.model.language_model.compile_layers(backend="aot_eager")
+    if dropout:
+        inputs = of_tasks(plain, make_inputs, [0, 0])
+        outputs = []
+        for policy in (compiled, plain):
+            torch.manual_seed(0)
+            outputs.append(gradient_step(policy, inputs)[1])
+        assert (outputs[0] - outputs[1]).norm() <= 3e-5 * outputs[1].norm()
+    else:
+        equal_steps(compiled, plain, make_inputs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("middle", [False, True], ids=["tiny", "middle"])
+def test_code_that_torch_writes_computes_what_plain_layers_do(build, make_inputs, monkeypatch, middle, checkpointing):
+    if middle:
+        config = dataclasses.replace(tiny.tiny_config(image_size=112), llama=MIDDLE)
+        monkeypatch.setattr(tiny, "tiny_config", lambda **_: config)
+    choices = {"image_size": 112 if middle else 28, "gradient_checkpointing": checkpointing}
+    compiled, plain = (moved_adapters(build(**choices)) for _ in range(2))
+    compiled.compile_layers()
+    equal_steps(compiled, plain, make_inputs, tolerance=5e-4 if middle else 3e-5)

@@ -1,0 +1,91 @@
+"""Compiles the layers of a policy before the first update, so that what it costs and whether it works is known then."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
+
+from vla_rl.policies.memory_errors import is_out_of_memory
+from vla_rl.types import Policy
+
+_ROWS = 2  # of one row a graph of its own is made, when one occurs
+
+TensorForwardCall = Callable[[Tensor, Tensor, Tensor, tuple[int, ...] | None], tuple[Tensor, Tensor]]
+
+
+class LayeredPolicy(Policy, Protocol):
+    """A policy whose layers can be compiled."""
+
+    def compile_layers(self) -> None:
+        """Compile the layers, in place; the work is done in the first passes."""
+        ...
+
+
+def compile_layers(policy: nn.Module, forward: TensorForwardCall, *, device: torch.device) -> float:
+    """Compile the layers of a policy with the passes that an update makes; gradients stay untouched.
+
+    Args:
+        policy: a `LayeredPolicy`, on its device.
+        forward: calls it, as the learner does: frames, state, task index and buckets to logits and values.
+        device: of the policy.
+
+    Returns:
+        Seconds that it took; with a filled cache of torch's (`TORCHINDUCTOR_CACHE_DIR`) few.
+
+    Raises:
+        ValueError: the policy has no layers to compile, or torch cannot compile here.
+    """
+    if not hasattr(policy, "compile_layers"):
+        raise ValueError("learner.compile is 'layers', but this policy has none: set learner.compile=off")
+    began, training = time.monotonic(), policy.training
+    layered = cast(LayeredPolicy, policy)
+    layered.compile_layers()
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    try:
+        for buckets in _kinds_of_prompts(layered):
+            inputs = _zeros(layered, device)
+            policy.eval()
+            with torch.no_grad():
+                forward(*inputs, buckets)
+            policy.train()
+            logits, values = forward(*inputs, buckets)
+            torch.autograd.grad(logits.sum() + values.sum(), trained, allow_unused=True)
+    except TorchDynamoException as error:
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(_advice(error)) from error
+    finally:
+        policy.train(training)
+    return time.monotonic() - began
+
+
+def _kinds_of_prompts(policy: Policy) -> list[tuple[int, ...] | None]:
+    """Prompts of one length, which need no mask; then those of any, which do unless all have the same."""
+    return [(int(policy.bucket_of(np.zeros(1, dtype=np.int64))[0]),), None]
+
+
+def _zeros(policy: Policy, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    spec = policy.observation_spec
+    return (
+        torch.zeros(_ROWS, *spec.frames_shape, dtype=torch.uint8, device=device),
+        torch.zeros(_ROWS, spec.state_dim, device=device),
+        torch.zeros(_ROWS, dtype=torch.int64, device=device),
+    )
+
+
+def _advice(error: TorchDynamoException) -> str:
+    """One sentence of torch's pages."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    cause = error.__cause__ or getattr(error, "inner_exception", None)
+    reason = str(cause).strip().splitlines()[0] if cause is not None and str(cause).strip() else (lines or ["?"])[0]
+    return (
+        f"learner.compile is 'layers', but torch.compile fails here: {reason.rstrip('.')}. It needs a C++ compiler "
+        "(g++; CXX names another) and on a GPU Triton, which torch's CUDA builds bring along: install what is missing, "
+        "or set learner.compile=off"
+    )
