@@ -199,7 +199,7 @@ class SegmentBatch:
     behavior_logits: (
         FloatArray | None
     )  # (B, T, A, V) `Distribution.parameters` of the behaviour, if the run stores them
-    behavior_values: FloatArray  # (B, T) estimates of the policy that acted; our targets are made of the learner's
+    behavior_values: FloatArray  # (B, T + 1) V by the policy that acted; NaN after an episode's end: nobody acted there
     rewards: FloatArray  # (B, T), summed over the executed control steps
     executed: NDArray[np.int16]  # (B, T) control steps that ran, 0 in padding
     terminated: NDArray[np.bool_]  # (B, T)

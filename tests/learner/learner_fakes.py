@@ -124,6 +124,8 @@ def make_batch(num_segments: int = 4, *, seed: int = 0) -> SegmentBatch:
     executed = np.where(mask, 2, 0).astype(np.int16)
     executed[1::2, 1] = 1  # the last chunk ran one control step of two
     assert ACTIONS.num_bins
+    behavior_values = np.zeros((num_segments, LENGTH + 1), dtype=np.float32)
+    behavior_values[1::2, 2] = np.nan  # the episode is over, so nobody acted there
     logits = generator.normal(size=(*shape, ACTIONS.num_tokens, ACTIONS.num_bins)).astype(np.float32)
     logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     tokens = generator.integers(0, ACTIONS.num_bins, size=(*shape, ACTIONS.num_tokens)).astype(np.int16)
@@ -134,7 +136,7 @@ def make_batch(num_segments: int = 4, *, seed: int = 0) -> SegmentBatch:
         tokens=tokens,
         behavior_logprobs=np.take_along_axis(logits, tokens[..., None].astype(np.int64), axis=-1)[..., 0],
         behavior_logits=logits,
-        behavior_values=np.zeros(shape, dtype=np.float32),
+        behavior_values=behavior_values,
         rewards=np.where(mask, generator.normal(size=shape), 0.0).astype(np.float32),
         executed=executed,
         terminated=terminated,

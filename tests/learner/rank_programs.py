@@ -19,6 +19,7 @@ from accelerate.state import AcceleratorState
 from vla_rl.learner import checkpoint
 from vla_rl.learner.collectives import Collectives
 from vla_rl.learner.engine import Engine
+from vla_rl.learner.settings import LossSettings, VtraceSettings
 from vla_rl.learner.strategies import close_process_group
 from vla_rl.policies.build import build_openvla_oft
 from vla_rl.policies.lora import LoraSettings
@@ -40,6 +41,22 @@ def share(engine: Engine, index: int) -> fakes.SegmentBatch:
 def train(engine: Engine, batches: range) -> list[dict[str, float]]:
     learner = fakes.make_learner(engine, micro_batch=UNION // engine.collectives.num_ranks // 2, accumulation=2)
     return [learner.update(share(engine, index), policy_version=20 + index) for index in batches]
+
+
+def one_pass(*, strategy: str, values: str) -> dict[str, Any]:
+    """Three updates by running moments, of which two take one pass per micro-batch."""
+    engine = fakes.make_engine(fakes.make_policy(), strategy=strategy)
+    vtrace = VtraceSettings(discount=0.9, lambda_=0.8, rho_bar=1.0, c_bar=1.0, values="acting")
+    learner = fakes.make_learner(
+        engine,
+        targets=vtrace if values == "acting" else None,
+        loss=LossSettings(value_coefficient=0.5, entropy_coefficient=0.01, running_moments=True),
+        micro_batch=UNION // engine.collectives.num_ranks // 2,
+        accumulation=2,
+    )
+    metrics = [learner.update(share(engine, index), policy_version=20 + index) for index in range(3)]
+    assert learner.moments.sums is not None
+    return {"metrics": metrics, "weights": flat_weights(engine), "moments": learner.moments.sums.tolist()}
 
 
 def described(engine: Engine) -> dict[str, Any]:

@@ -58,8 +58,16 @@ def signatures(batch: SegmentBatch) -> list[list[int]]:
     """The decisions' signatures of each segment, by their values."""
     return [
         [int(value - 0.5) for value in values[mask]]
-        for values, mask in zip(batch.behavior_values, batch.mask, strict=True)
+        for values, mask in zip(batch.behavior_values[:, :-1], batch.mask, strict=True)
     ]
+
+
+def assert_value_after(batch: SegmentBatch, b: int) -> None:
+    """After the last decision of segment b: the next decision's value, none where the episode has ended."""
+    length = int(batch.mask[b].sum())
+    is_end = batch.terminated[b, length - 1] or batch.truncated[b, length - 1]
+    found = batch.behavior_values[b, length]
+    assert np.isnan(found) if is_end else found == batch.behavior_values[b, length - 1] + 1
 
 
 def assert_consistent(batch: SegmentBatch) -> None:
@@ -67,6 +75,7 @@ def assert_consistent(batch: SegmentBatch) -> None:
     for b in range(len(batch.mask)):
         length = int(batch.mask[b].sum())
         assert batch.mask[b].tolist() == [t < length for t in range(batch.mask.shape[1])]
+        assert_value_after(batch, b)
         first = int(batch.state[b, 0, 0])
         for t in range(batch.mask.shape[1] + 1):
             signature = first + t
@@ -79,7 +88,8 @@ def assert_consistent(batch: SegmentBatch) -> None:
             acted = t < length
             assert np.unique(batch.tokens[b, t]).tolist() == [signature if acted else 0]
             assert np.unique(batch.behavior_logprobs[b, t]).tolist() == [-signature if acted else 0]
-            assert batch.behavior_values[b, t] == (signature + 0.5 if acted else 0)
+            if t != length:
+                assert batch.behavior_values[b, t] == (signature + 0.5 if acted else 0)
             assert batch.rewards[b, t] == (signature + 0.25 if acted else 0)
             assert batch.executed[b, t] == (1 + signature % CHUNK if acted else 0)
             if not acted:

@@ -82,6 +82,28 @@ def test_a_summary_says_what_the_horizon_was_to_the_task(full_run, targets, said
     assert said in sentence
 
 
+@pytest.mark.parametrize(
+    ("precision", "p95", "said"),
+    [
+        ("bf16", 0.2, "0.05 to 0.27 per token, more for a surer policy: as rounding does."),
+        ("bf16", 0.4, "more than rounding explains"),
+        ("fp32", 1e-5, "less than 0.001: as rounding does."),
+        ("fp32", 0.2, "more than rounding explains"),
+        (None, 0.2, "ρ is 1 there but for rounding."),
+    ],
+)
+def test_a_summary_compares_log_ratios_at_lag_zero_with_rounding(full_run, precision, p95, said):
+    lines = [json.loads(line) for line in (full_run / "metrics.jsonl").read_text().splitlines()]
+    assert "the very weights" not in " ".join(run_sentences(read_run(full_run)))
+    values = {"ratio/lag0_abs_log_p95": p95, "ratio/lag0_joint_abs_log_p95": 3 * p95}
+    (full_run / "metrics.jsonl").write_text("".join(json.dumps(line | values) + "\n" for line in lines))
+    manifest = json.loads((full_run / "manifest.json").read_text())
+    manifest["recipe"]["learner"] = {} if precision is None else {"precision": precision}
+    (full_run / "manifest.json").write_text(json.dumps(manifest))
+    [sentence] = [text for text in run_sentences(read_run(full_run)) if "the very weights" in text]
+    assert sentence.endswith(said) or said in sentence
+
+
 def test_a_summary_says_what_was_measured(full_run):
     sentences = run_sentences(read_run(full_run))
     assert sentences == [

@@ -57,6 +57,14 @@ def test_activations_follow_from_tokens_and_widths(paper):
     assert memory.inference_activations == pytest.approx(16 * (2 * tokens * per_layer + heads), rel=0.03)
     in_one = estimate_memory(make_plan("libero_spatial_gipo", "learner.accumulation=1"), num_ranks=1)
     assert in_one.learner_activations * 12 == memory.learner_activations * 13  # the bootstrap observation passes too
+    for overrides, observations in (
+        (["loss.advantage_moments=running"], 13),
+        (["loss.normalize_advantages=false"], 13),
+        (["targets.values=acting"], 12),
+        (["targets.values=acting", "learner.accumulation=1"], 12),
+    ):
+        other = estimate_memory(make_plan("libero_spatial_gipo", *overrides), num_ranks=1)
+        assert other.learner_activations * 12 == memory.learner_activations * observations
     checkpointed = estimate_memory(make_plan("libero_spatial_gipo", "policy.gradient_checkpointing=true"), num_ranks=1)
     kept = 32 * 2 * 4096 * tokens
     assert checkpointed.learner_activations == pytest.approx(12 * (kept + 2 * tokens * per_layer + heads), rel=0.03)

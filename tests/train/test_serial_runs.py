@@ -150,6 +150,29 @@ def test_the_time_limit_changes_the_targets_and_nothing_of_what_was_collected(tm
     assert points["end"][-1]["learner/value_loss"] != points["bootstrap"][-1]["learner/value_loss"]
 
 
+@pytest.mark.parametrize("targets", ["gae", "vtrace"])
+def test_values_of_acting_time_are_another_way_to_learn_from_the_same_experience(tmp_path, targets):
+    for values in ("current", "acting"):
+        run(toy_recipe(targets={"name": targets, "values": values}), tmp_path / values)
+    current, acting = metrics(tmp_path / "current"), metrics(tmp_path / "acting")
+    # The first batch was collected by the very weights that it updates, so that both ways have the same targets.
+    assert current[0]["policy_lag/max"] == 0
+    assert acting[0] == pytest.approx(current[0], rel=1e-4, abs=1e-6)
+    assert acting[-1]["learner/value_loss"] != pytest.approx(current[-1]["learner/value_loss"], rel=1e-4)
+
+
+def test_running_moments_go_on_after_a_resume_and_log_points_tell_where_the_time_went(tmp_path):
+    recipe = {"loss": {"advantage_moments": "running"}, "learner": {"micro_batch": 2, "accumulation": 2}}
+    run(toy_recipe(**recipe, budget={"optimizer_steps": 3}), tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["perf/values_ms"] > 0 for line in lines] == [True, False, False]  # the first has no moments before it
+    assert all(line["perf/loss_ms"] > 0 and line["perf/optimizer_ms"] > 0 for line in lines)
+    assert lines[0]["ratio/lag0_abs_log_max"] < 1e-4
+    run(toy_recipe(**recipe, budget={"optimizer_steps": 5}), tmp_path / "run", resume=True)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["perf/values_ms"] > 0 for line in lines] == [True, False, False, False, False]
+
+
 def test_resume_continues_the_clocks_and_keeps_the_experience(tmp_path):
     first, _ = run(toy_recipe(), tmp_path / "run")
     saved = json.loads((first.checkpoint / "state.json").read_text(encoding="utf-8"))["extra"]

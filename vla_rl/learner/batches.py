@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vla_rl.rl.targets import TimeLimit
 from vla_rl.types import PolicyInputs, SegmentBatch
 
 Index = NDArray[np.int64]
@@ -28,6 +29,10 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.segment)
+
+    def where(self, chosen: NDArray[np.bool_]) -> Rows:
+        """Those of the rows that are chosen, (R,)."""
+        return Rows(self.segment[chosen], self.time[chosen])
 
     def sorted_by(self, keys: Index) -> Rows:
         """The same rows in ascending order of their keys, (R,); rows of one key keep their order."""
@@ -50,9 +55,12 @@ def decision_rows(batch: SegmentBatch) -> Rows:
     return Rows(*np.nonzero(batch.mask))
 
 
-def bootstrap_rows(batch: SegmentBatch) -> Rows:
-    """After the last decision of each segment, the observation that is bootstrapped from."""
-    return Rows(np.arange(len(batch.mask)), batch.mask.sum(axis=1))
+def bootstrap_rows(batch: SegmentBatch, *, time_limit: TimeLimit) -> Rows:
+    """After the last decision of each segment whose task goes on, the observation that is bootstrapped from."""
+    every = Rows(np.arange(len(batch.mask)), batch.mask.sum(axis=1))
+    last = (every.segment, every.time - 1)
+    is_over = batch.terminated[last] | (batch.truncated[last] if time_limit == "end" else False)
+    return every.where(~is_over)
 
 
 def policy_inputs(batch: SegmentBatch, rows: Rows, device: torch.device, *, buckets: Index) -> PolicyInputs:
@@ -74,10 +82,3 @@ def token_mask(batch: SegmentBatch, rows: Rows, *, action_dim: int) -> Tensor:
 def at(array: NDArray[np.generic], rows: Rows) -> Tensor:
     """The rows of a (B, T, ...) array, (R, ...), on the CPU."""
     return torch.from_numpy(array[rows.segment, rows.time])
-
-
-def scatter(rows: Rows, elements: Tensor, shape: tuple[int, int]) -> Tensor:
-    """The inverse of `at`: a grid of that shape with zeros where no row stands."""
-    grid = torch.zeros(shape, dtype=elements.dtype)
-    grid[torch.from_numpy(rows.segment), torch.from_numpy(rows.time)] = elements
-    return grid

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import TypeVar, cast
 
 import numpy as np
@@ -14,14 +16,16 @@ import torch
 from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
-from vla_rl.learner.batches import Rows, at, bootstrap_rows, decision_rows, policy_inputs, scatter, token_mask
+from vla_rl.learner.batches import Index, Rows, at, bootstrap_rows, decision_rows, policy_inputs, token_mask
 from vla_rl.learner.engine import Engine, UpdateResult
 from vla_rl.learner.metrics import lag_metrics, loss_metrics, ratio_metrics
+from vla_rl.learner.moments import RunningMoments
 from vla_rl.learner.objective import (
     Counts,
     MicroBatch,
     Prepared,
     Sums,
+    joined,
     micro_batch_sums,
     segment_targets,
     share_of_loss,
@@ -38,15 +42,17 @@ from vla_rl.types import Policy, PolicyOutput, SegmentBatch
 
 logger = logging.getLogger(__name__)
 
+_NO_MOMENTS = torch.full((3,), math.nan, dtype=torch.float64)  # of advantages that are not finite
+
 Result = TypeVar("Result")
 
 
 @dataclass(slots=True)
 class _View:
-    """A batch under the current weights."""
+    """What the targets of a batch are made of; no meaning in padding."""
 
-    values: Tensor  # (B, T + 1), zeros in padding
-    joint_log_ratio: Tensor  # (B, T) of whole decisions for V-trace, zeros in padding
+    values: Tensor  # (B, T + 1)
+    joint_log_ratio: Tensor  # (B, T) of whole decisions for V-trace
     output: PolicyOutput | None = None  # with its graph, of all decisions, where one pass was made of them
 
 
@@ -96,6 +102,9 @@ class Learner:
         self._num_micro_batches = accumulation
         self._old_threshold = old_threshold
         self._clip_range = clip_range
+        self._evaluates_decisions = targets.values == "current" or isinstance(targets, VtraceSettings)
+        self.moments = RunningMoments()
+        self.seconds = {"values": 0.0, "loss": 0.0, "optimizer": 0.0}  # of the last update, by part
 
     @property
     def batch_size(self) -> int:
@@ -125,17 +134,51 @@ class Learner:
             NonFiniteUpdateError: too many updates in a row were skipped.
         """
         self._check(batch)
-        # 1. Values of all observations (for V-trace, log-ratios of all decisions too) under the current weights.
-        view = self._with_memory(lambda parts: self._evaluate(batch, parts), batch)
-        # 2. Targets: constants of the update.
-        value_targets, advantages = segment_targets(batch, view.values, view.joint_log_ratio, self._targets)
-        # 3. Global counts, and advantages normalised over the decisions of all ranks.
-        prepared = self._prepare(batch, view.values[:, :-1], value_targets, advantages)
-        # 4. Micro-batches: surrogate + value + entropy + KL, sums over global counts. 5. Clip, step, schedule.
-        sums, loss = self._with_memory(lambda parts: self._accumulate(batch, prepared, view, parts, measure), batch)
-        result = self._engine.step(loss)
+        # 1. Global counts, and whether an observation has no value yet that its targets need.
+        counts, lacks_values = self._survey(batch)
+        self.seconds = dict.fromkeys(self.seconds, 0.0)
+        moments = self.moments.sums if self._loss.running_moments else None
+        is_known = moments is not None or not self._loss.normalize_advantages
+        if is_known and self._evaluates_decisions and not self._has_dropout:
+            # 2. Nothing of the whole batch is waited for: one pass over whole segments makes their targets and losses.
+            with self._clock("loss"):
+                prepared, sums, loss = self._with_memory(
+                    lambda parts: self._pass_once(batch, counts, moments, parts, measure), batch
+                )
+            union = self._union(prepared.moments)
+        else:
+            # 2. Values (for V-trace, log-ratios too) under the current weights, as far as the targets need them.
+            with self._clock("values"):
+                view = (
+                    self._with_memory(lambda parts: self._evaluate(batch, parts), batch)
+                    if self._evaluates_decisions or lacks_values
+                    else self._view(batch)
+                )
+            # 3. Targets: constants of the update. Advantages are normalised over the decisions of all ranks.
+            prepared = self._prepare(batch, self._in_buckets(batch, decision_rows(batch)), view, counts)
+            union = self._union(prepared.moments)
+            prepared = self._normalized(prepared, union if moments is None else moments)
+            # 4. Micro-batches: surrogate + value + entropy + KL, sums over global counts.
+            with self._clock("loss"):
+                sums, loss = self._with_memory(
+                    lambda parts: self._accumulate(batch, prepared, view, parts, measure), batch
+                )
+        # 5. Clip, step, schedule.
+        with self._clock("optimizer"):
+            result = self._engine.step(loss)
+        if result.applied:
+            self.moments.add(union)
         # 6. Diagnostics of the whole batch, under the weights that the gradient was taken at.
         return self._metrics(batch, prepared, sums, result, policy_version) if measure else {}
+
+    @contextlib.contextmanager
+    def _clock(self, part: str) -> Iterator[None]:
+        """Note how long a part of an update took, with all that it gave a GPU to do."""
+        began = time.perf_counter()
+        yield
+        if self._engine.device.type == "cuda":
+            torch.cuda.synchronize(self._engine.device)
+        self.seconds[part] = time.perf_counter() - began
 
     def _check(self, batch: SegmentBatch) -> None:
         if len(batch.mask) != self._batch_size:
@@ -149,29 +192,65 @@ class Learner:
                 "none: store them in the replay ring, or set the coefficient to 0"
             )
 
+    def _survey(self, batch: SegmentBatch) -> tuple[Counts, bool]:
+        """Denominators over the ranks, and whether a rank has an observation that nobody valued when acting."""
+        lacking = len(self._rows_after(batch)) if self._targets.values == "acting" else 0
+        tokens = token_mask(batch, decision_rows(batch), action_dim=self._action_dim).sum()
+        union = self._engine.collectives.sum_over_ranks(
+            {"decisions": float(batch.mask.sum()), "tokens": float(tokens), "lacking": float(lacking)}
+        )
+        ratios = union["decisions" if self._loss.joint_ratio else "tokens"]
+        return Counts(decisions=union["decisions"], tokens=union["tokens"], ratios=ratios), union["lacking"] > 0
+
+    def _rows_after(self, batch: SegmentBatch) -> Rows:
+        """The observations after a segment's last decision whose value is still to be computed for its targets.
+
+        With values from acting time, these are last observations of episodes whose task goes on: no decision was made
+        there, so nobody valued them, and the learner does.
+        """
+        rows = bootstrap_rows(batch, time_limit=self._targets.time_limit)
+        if self._targets.values == "acting":
+            rows = rows.where(np.isnan(batch.behavior_values[rows.segment, rows.time]))
+        return rows
+
+    def _view(self, batch: SegmentBatch) -> _View:
+        """What is known before any pass."""
+        shape = (len(batch.mask), batch.mask.shape[1] + 1)
+        acting = self._targets.values == "acting"
+        values = torch.from_numpy(batch.behavior_values).clone() if acting else torch.zeros(shape)
+        return _View(values, torch.zeros(batch.mask.shape))
+
+    def _complete(self, view: _View, batch: SegmentBatch, rows: Rows, output: PolicyOutput) -> None:
+        """Add what a pass over the rows found."""
+        is_decision = rows.time < batch.mask.sum(axis=1)[rows.segment]
+        valued = ~is_decision if self._targets.values == "acting" else np.ones_like(is_decision)
+        place = rows.where(valued)
+        values = output.values.detach().cpu()[torch.from_numpy(valued)]
+        view.values[torch.from_numpy(place.segment), torch.from_numpy(place.time)] = values
+        if isinstance(self._targets, VtraceSettings):
+            self._add_joint_log_ratio(batch, rows, output.logits.detach(), view.joint_log_ratio)
+
     def _evaluate(self, batch: SegmentBatch, parts: int) -> _View:
         """The batch under the current weights.
 
         Where all of it is one micro-batch, its values come from the forward pass that the loss is taken from, one pass
         instead of two; unless the policy answers differently in training.
         """
-        num_segments, length = batch.mask.shape
-        decisions = self._in_buckets(batch, decision_rows(batch))
-        rows = decisions.followed_by(bootstrap_rows(batch))
-        keep = parts == 1 and not self._has_dropout
+        every = self._in_buckets(batch, decision_rows(batch))
+        decisions = every if self._evaluates_decisions else every.where(np.zeros(len(every), dtype=np.bool_))
+        rows = decisions.followed_by(self._rows_after(batch))
+        keep = parts == 1 and self._evaluates_decisions and not self._has_dropout
         if not keep:
             rows = self._in_buckets(batch, rows)
-        values = torch.zeros(len(rows))
-        joint_log_ratio = torch.zeros(num_segments, length)
+        view = self._view(batch)
         self._set_training(keep)
         with torch.set_grad_enabled(keep):
             for micro_batch in _cut(rows, parts):
                 output = self._forward(batch, micro_batch.rows)
-                values[micro_batch.place] = output.values.detach().cpu()
-                if isinstance(self._targets, VtraceSettings):
-                    self._add_joint_log_ratio(batch, micro_batch.rows, output.logits.detach(), joint_log_ratio)
-        kept = _first(output, len(decisions)) if keep else None
-        return _View(scatter(rows, values, (num_segments, length + 1)), joint_log_ratio, kept)
+                self._complete(view, batch, micro_batch.rows, output)
+        if keep:
+            view.output = _first(output, len(decisions))
+        return view
 
     def _add_joint_log_ratio(self, batch: SegmentBatch, rows: Rows, logits: Tensor, grid: Tensor) -> None:
         """Sum of each decision's executed token log-ratios; the joint ratio is that of the whole chunk."""
@@ -184,39 +263,81 @@ class Learner:
         log_ratio = torch.where(run, logprobs - at(batch.behavior_logprobs, decisions), 0.0)
         grid[torch.from_numpy(decisions.segment), torch.from_numpy(decisions.time)] = log_ratio.sum(dim=1)
 
-    def _prepare(self, batch: SegmentBatch, values: Tensor, value_targets: Tensor, advantages: Tensor) -> Prepared:
-        rows = self._in_buckets(batch, decision_rows(batch))
-        place = (torch.from_numpy(rows.segment), torch.from_numpy(rows.time))
-        run = token_mask(batch, rows, action_dim=self._action_dim)
-        counts, advantages = self._normalize(advantages[place], run)
-        ratios_valid = run.any(dim=1, keepdim=True) if self._loss.joint_ratio else run
-        return Prepared(rows, run, ratios_valid, values[place], value_targets[place], advantages, counts)
-
-    def _normalize(self, advantages: Tensor, tokens_run: Tensor) -> tuple[Counts, Tensor]:
-        """Global counts and normalised advantages, (R,).
-
-        An advantage that is not finite on one rank becomes nan on all: every loss is then nan, and the engine skips the
-        update everywhere.
-        """
-        every = torch.ones_like(advantages, dtype=torch.bool)
-        finite = bool(advantages.isfinite().all())
-        total, square, _ = advantage_moments(advantages, every).tolist() if finite else (math.nan, math.nan, 0.0)
-        union = self._engine.collectives.sum_over_ranks(
-            {
-                "total": total,
-                "square": square,
-                "decisions": float(len(advantages)),
-                "tokens": float(tokens_run.sum()),
-            }
+    def _prepare(self, batch: SegmentBatch, rows: Rows, view: _View, counts: Counts) -> Prepared:
+        """The constants of these decisions, their advantages not yet normalised."""
+        value_targets, advantages = (
+            grid[torch.from_numpy(rows.segment), torch.from_numpy(rows.time)]
+            for grid in segment_targets(batch, view.values, view.joint_log_ratio, self._targets)
         )
-        ratios = union["decisions" if self._loss.joint_ratio else "tokens"]
-        counts = Counts(decisions=union["decisions"], tokens=union["tokens"], ratios=ratios)
-        if not math.isfinite(union["square"]):
-            return counts, torch.full_like(advantages, math.nan)
-        if not self._loss.normalize_advantages:
-            return counts, advantages
-        moments = torch.tensor([union["total"], union["square"], union["decisions"]], dtype=torch.float64)
-        return counts, normalize_advantages(advantages, every, moments=moments)
+        run = token_mask(batch, rows, action_dim=self._action_dim)
+        ratios_valid = run.any(dim=1, keepdim=True) if self._loss.joint_ratio else run
+        finite = bool(advantages.isfinite().all())
+        own = advantage_moments(advantages, torch.ones_like(advantages, dtype=torch.bool)) if finite else _NO_MOMENTS
+        return Prepared(rows, run, ratios_valid, value_targets, advantages, own, counts)
+
+    def _union(self, moments: Tensor) -> Tensor:
+        """Advantage moments over all ranks; nan on all where one has an advantage that is not finite."""
+        total, square, count = moments.tolist()
+        union = self._engine.collectives.sum_over_ranks({"total": total, "square": square, "count": count})
+        return torch.tensor([union["total"], union["square"], union["count"]], dtype=torch.float64)
+
+    def _normalized(self, prepared: Prepared, moments: Tensor | None) -> Prepared:
+        """With advantages as the loss takes them.
+
+        Where an advantage is not finite all become nan: so does the loss, and the engine skips the update everywhere.
+        """
+        advantages = prepared.advantages
+        if not prepared.moments.isfinite().all() or (moments is not None and not moments.isfinite().all()):
+            advantages = torch.full_like(advantages, math.nan)
+        elif self._loss.normalize_advantages:
+            every = torch.ones_like(advantages, dtype=torch.bool)
+            advantages = normalize_advantages(advantages, every, moments=moments)
+        return replace(prepared, advantages=advantages)
+
+    def _pass_once(
+        self, batch: SegmentBatch, counts: Counts, moments: Tensor | None, parts: int, measure: bool
+    ) -> tuple[Prepared, list[Sums], float]:
+        """Gradients from one pass per micro-batch, which therefore holds whole segments.
+
+        Where memory has no room for one, the same comes of a pass for values and one for the loss, in smaller parts.
+        """
+        if parts > len(batch.mask):
+            view = self._evaluate(batch, parts)
+            rows = self._in_buckets(batch, decision_rows(batch))
+            prepared = self._normalized(self._prepare(batch, rows, view, counts), moments)
+            return prepared, *self._accumulate(batch, prepared, view, parts, measure)
+        self._set_training(True)
+        done: list[Prepared] = []
+        sums: list[Sums] = []
+        order = np.argsort(self._bucket_of(batch.task_index), kind="stable")
+        losses = [
+            functools.partial(self._segments_loss, batch, segments, counts, moments, done, sums, measure)
+            for segments in np.array_split(order, parts)
+        ]
+        loss = self._engine.accumulate(losses)
+        return joined(done), sums, loss
+
+    def _segments_loss(
+        self,
+        batch: SegmentBatch,
+        segments: Index,
+        counts: Counts,
+        moments: Tensor | None,
+        done: list[Prepared],
+        sums: list[Sums],
+        measure: bool,
+    ) -> Tensor:
+        """The share of the loss of whole segments, whose targets come from the same pass."""
+        chosen = np.isin(np.arange(len(batch.mask)), segments)
+        decisions, after = decision_rows(batch), self._rows_after(batch)
+        decisions, after = decisions.where(chosen[decisions.segment]), after.where(chosen[after.segment])
+        rows = decisions.followed_by(after)
+        output, view = self._forward(batch, rows), self._view(batch)
+        self._complete(view, batch, rows, output)
+        prepared = self._normalized(self._prepare(batch, decisions, view, counts), moments)
+        done.append(prepared)
+        micro_batch = MicroBatch(decisions, slice(0, len(decisions)))
+        return self._micro_loss(batch, prepared, micro_batch, _first(output, len(decisions)), sums, measure)
 
     def _accumulate(
         self, batch: SegmentBatch, prepared: Prepared, view: _View, parts: int, measure: bool
@@ -292,12 +413,11 @@ class Learner:
         metrics |= lag_metrics(batch, prepared, collectives, **version)
         if not result.applied:
             return metrics
-        log_ratio = torch.cat([part.log_ratio for part in sums])
         metrics |= loss_metrics(sums, prepared, collectives, with_kl=self._loss.kl_coefficient > 0)
         metrics |= ratio_metrics(
             batch,
             prepared,
-            log_ratio,
+            sums,
             collectives,
             multiplier=self._multiplier,
             clip_range=self._clip_range,

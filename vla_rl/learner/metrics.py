@@ -60,7 +60,7 @@ def lag_metrics(
 def ratio_metrics(
     batch: SegmentBatch,
     prepared: Prepared,
-    log_ratio: Tensor,
+    sums: Sequence[Sums],
     collectives: Collectives,
     *,
     multiplier: LogMultiplier,
@@ -73,20 +73,21 @@ def ratio_metrics(
     Args:
         batch: this rank's segments.
         prepared: constants of the update.
-        log_ratio: (R, P) before the step.
+        sums: of the micro-batches, in the order of the prepared rows.
         collectives: the ranks.
         multiplier: log m of the surrogate.
         policy_version: of the learner, before the step.
         old_threshold: versions.
         clip_range: (low, high); ratios below 1 − low and above 1 + high count as clipped.
     """
-    old = policy_version - at(batch.policy_version, prepared.rows) >= old_threshold
-    columns = [prepared.advantages, prepared.values, prepared.value_targets, old]
+    log_ratio, values = torch.cat([part.log_ratio for part in sums]), torch.cat([part.values for part in sums])
+    lag = policy_version - at(batch.policy_version, prepared.rows)
+    columns = [prepared.advantages, values, prepared.value_targets, lag >= old_threshold, lag == 0]
     packed = torch.cat([log_ratio, prepared.ratios_valid, torch.stack([c.double() for c in columns], dim=1)], dim=1)
     union = collectives.gather_over_ranks(packed.double())
     num_ratios = log_ratio.shape[1]
     log_ratio, run = union[:, :num_ratios], union[:, num_ratios : 2 * num_ratios] > 0
-    advantages, values, value_targets, old = union[:, 2 * num_ratios :].unsqueeze(1).unbind(dim=2)  # (R, 1) each
+    advantages, values, value_targets, old, fresh = union[:, 2 * num_ratios :].unsqueeze(1).unbind(dim=2)  # (R, 1) each
     used = diagnostics.utilization(multiplier(log_ratio, advantages), advantages, old > 0, run)
     every = torch.ones_like(values, dtype=torch.bool)
     return {
@@ -96,9 +97,33 @@ def ratio_metrics(
         ),
         "learner/explained_variance": diagnostics.explained_variance(values, value_targets, every),
         "ratio/abs_log_p95": diagnostics.abs_log_ratio_p95(log_ratio, run),
+        **_lag_zero(log_ratio, run, (fresh > 0).squeeze(1)),
         "utilization/dead": used.dead,
         "utilization/suppressed": used.suppressed,
         "utilization/near_zero": used.near_zero,
         "utilization/old_share": used.old_share,
         "utilization/ess_old": used.ess_old,
+    }
+
+
+def _lag_zero(log_ratio: Tensor, run: Tensor, fresh: Tensor) -> dict[str, float]:
+    """|log ρ| of the decisions that the very weights of the learner made; nothing where the batch has none.
+
+    ρ is 1 there but for rounding, and for what the two sides compute differently.
+
+    Args:
+        log_ratio: (R, P) over all ranks.
+        run: (R, P) bool, valid ratios.
+        fresh: (R,) bool, decisions of lag 0.
+    """
+    if not fresh.any():
+        return {}
+    log_ratio, run = log_ratio[fresh], run[fresh]
+    joint = torch.where(run, log_ratio, 0.0).sum(dim=1, keepdim=True)
+    every = run.any(dim=1, keepdim=True)
+    return {
+        "ratio/lag0_abs_log_p95": diagnostics.abs_log_ratio_p95(log_ratio, run),
+        "ratio/lag0_abs_log_max": float(log_ratio[run].abs().max()),
+        "ratio/lag0_joint_abs_log_p95": diagnostics.abs_log_ratio_p95(joint, every),
+        "ratio/lag0_joint_abs_log_max": float(joint[every].abs().max()),
     }

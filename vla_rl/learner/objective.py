@@ -5,8 +5,10 @@ Shape letters: those of `vla_rl.types`; R decisions of this rank's batch, r of o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,15 +33,15 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The constants of one update, on the CPU."""
+    """The constants of one update, or of one micro-batch where it is the only pass; on the CPU."""
 
     rows: Rows  # R
     tokens_run: Tensor  # (R, A) bool, the token's control step was executed
     ratios_valid: Tensor  # (R, P) bool, P ratios per decision: those tokens, or P = 1 where a decision has one ratio
-    values: Tensor  # (R,) of the current critic
     value_targets: Tensor  # (R,)
     advantages: Tensor  # (R,), normalised if that is on
-    counts: Counts
+    moments: Tensor  # (3,) `advantage_moments` of these rows before that; nan if an advantage is not finite
+    counts: Counts  # of the whole update
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,22 @@ class Sums:
     value: Tensor  # Σ squared error over decisions
     entropy: Tensor  # Σ over executed tokens
     kl: Tensor  # Σ over executed tokens; 0 when off
-    log_ratio: Tensor  # (r, P) detached, on the CPU
+    values: Tensor  # (r,) of the current critic, detached, on the CPU, as log_ratio is
+    log_ratio: Tensor  # (r, P)
+
+
+def joined(parts: Sequence[Prepared]) -> Prepared:
+    """The constants of several parts of an update, in their order."""
+    rows = Rows(*(np.concatenate([getattr(part.rows, name) for part in parts]) for name in ("segment", "time")))
+    return Prepared(
+        rows=rows,
+        tokens_run=torch.cat([part.tokens_run for part in parts]),
+        ratios_valid=torch.cat([part.ratios_valid for part in parts]),
+        value_targets=torch.cat([part.value_targets for part in parts]),
+        advantages=torch.cat([part.advantages for part in parts]),
+        moments=torch.stack([part.moments for part in parts]).sum(dim=0),
+        counts=parts[0].counts,
+    )
 
 
 def segment_targets(
@@ -150,6 +167,7 @@ def micro_batch_sums(
         value,
         entropy if loss.entropy_coefficient > 0 else entropy.detach(),
         kl,
+        output.values.detach().cpu(),
         (logprobs.detach() - behavior_logprobs).cpu(),
     )
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from vla_rl.rl.targets import TimeLimit
+
+ValueSource = Literal["current", "acting"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +17,7 @@ class GaeSettings:
     discount: float
     gae_lambda: float
     time_limit: TimeLimit = "bootstrap"  # what the end of the horizon is to the task
+    values: ValueSource = "current"  # V in the targets: of the learner, or of the policy that acted
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,7 @@ class VtraceSettings:
     rho_bar: float
     c_bar: float
     time_limit: TimeLimit = "bootstrap"
+    values: ValueSource = "current"
 
 
 TargetSettings = GaeSettings | VtraceSettings
@@ -38,4 +43,5 @@ class LossSettings:
     entropy_coefficient: float = 0.0
     kl_coefficient: float = 0.0
     normalize_advantages: bool = True
+    running_moments: bool = False  # normalise by the moments of the updates before, not of the batch itself
     joint_ratio: bool = False  # one importance ratio per decision instead of one per action token

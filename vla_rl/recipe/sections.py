@@ -273,6 +273,13 @@ class NoClipSection(Section):
 SurrogateSection = Annotated[GipoSection | PpoSection | SapoSection | NoClipSection, Field(discriminator="name")]
 
 
+ValueSource = Literal["current", "acting"]
+VALUES = (
+    "whose V the targets are made of. current: the learner's, anew in every update; acting: that of the policy that "
+    "acted, as old as the decision, which saves gae the pass for values"
+)
+
+
 class GaeSection(Section):
     """Generalised advantage estimation."""
 
@@ -280,6 +287,7 @@ class GaeSection(Section):
     discount: Fraction = Field(0.99, description="per decision")
     gae_lambda: Fraction = Field(0.95, description="1 is the Monte-Carlo return, 0 one step and the value")
     time_limit: TimeLimit | None = TIME_LIMIT
+    values: ValueSource = Field("current", description=VALUES)
 
 
 class VtraceSection(Section):
@@ -291,6 +299,7 @@ class VtraceSection(Section):
     rho_bar: Scale = Field(1.0, description="bound of the ratio in the temporal difference")
     c_bar: Scale = Field(1.0, description="bound of the ratio in the trace")
     time_limit: TimeLimit | None = TIME_LIMIT
+    values: ValueSource = Field("current", description=VALUES)
 
 
 TargetsSection = Annotated[GaeSection | VtraceSection, Field(discriminator="name")]
@@ -308,6 +317,11 @@ class LossSection(Section):
         "token", description="importance ratios: one per action token, or one per decision, their product"
     )
     normalize_advantages: bool = Field(True, description="to mean 0 and deviation 1 over the batch of all ranks")
+    advantage_moments: Literal["batch", "running"] = Field(
+        "batch",
+        description="the mean and deviation to normalise by. batch: its own; running: of about the last ten updates, "
+        "known beforehand, so that one pass makes values, targets and loss",
+    )
 
 
 class OptimizerSection(Section):

@@ -141,6 +141,9 @@ class SegmentSampler:
         def decisions(name: str) -> NDArray[Any]:
             return _take(self._ring.row_array(name), positions[:, :-1], mask)
 
+        values = observations("value")
+        has_ended = (decisions("terminated") | decisions("truncated")).any(axis=1)
+        values[np.flatnonzero(has_ended), segments["length"][has_ended]] = np.nan  # no decision stands in that row
         age = self.total_committed - 1 - segments["ordinal"][:, None] - time[:-1]
         return SegmentBatch(
             frames=observations("frames"),
@@ -149,7 +152,7 @@ class SegmentSampler:
             tokens=decisions("tokens"),
             behavior_logprobs=decisions("logprobs"),
             behavior_logits=decisions("logits") if self._ring.layout.store_logits else None,
-            behavior_values=decisions("value"),
+            behavior_values=values,
             rewards=decisions("reward"),
             executed=decisions("executed"),
             terminated=decisions("terminated"),

@@ -25,13 +25,19 @@ def target_settings(recipe: Recipe) -> GaeSettings | VtraceSettings:
     section = recipe.targets
     assert section.time_limit is not None, "a recipe takes its environment's where it says nothing"
     if isinstance(section, GaeSection):
-        return GaeSettings(discount=section.discount, gae_lambda=section.gae_lambda, time_limit=section.time_limit)
+        return GaeSettings(
+            discount=section.discount,
+            gae_lambda=section.gae_lambda,
+            time_limit=section.time_limit,
+            values=section.values,
+        )
     return VtraceSettings(
         discount=section.discount,
         lambda_=section.lambda_,
         rho_bar=section.rho_bar,
         c_bar=section.c_bar,
         time_limit=section.time_limit,
+        values=section.values,
     )
 
 
@@ -43,6 +49,7 @@ def loss_settings(recipe: Recipe) -> LossSettings:
         entropy_coefficient=section.entropy_coefficient,
         kl_coefficient=section.kl_coefficient,
         normalize_advantages=section.normalize_advantages,
+        running_moments=section.advantage_moments == "running",
         joint_ratio=section.ratio == "joint",
     )
 

@@ -188,8 +188,12 @@ def estimate_memory(plan: Plan, *, num_ranks: int) -> MemoryEstimate:
 
 
 def _learner_rows(recipe: Recipe) -> int:
-    """Observations in one pass with gradients; the bootstrap ones too where that pass is the only one of an update."""
-    per_segment = recipe.replay.segment_length + (recipe.learner.accumulation == 1)
+    """Observations in one pass with gradients; the bootstrap ones too where that pass finds the values as well."""
+    loss = recipe.loss
+    is_only_pass = (
+        recipe.learner.accumulation == 1 or loss.advantage_moments == "running" or not loss.normalize_advantages
+    )
+    per_segment = recipe.replay.segment_length + (is_only_pass and recipe.targets.values == "current")
     return recipe.learner.micro_batch * per_segment
 
 

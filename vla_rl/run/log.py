@@ -164,6 +164,7 @@ class RunLog:
             "policy_lag/excluded": run.excluded_share,
             "perf/publish_ms": 1000 * run.waits.last_publish,
             "perf/adopt_ms": 1000 * float(run.memory.counters.get("inference_adopt_seconds")),
+            **{f"perf/{part}_ms": 1000 * seconds for part, seconds in run.learner.seconds.items()},
             "system/env_worker_restarts": float(run.cell.restarts),
             "system/dropped_episodes": float(run.cell.dropped_episodes),
         }

@@ -244,7 +244,11 @@ class TrainingRun:
                 policy_version=clocks.policy_version,
                 consumed=int(consumed),
             ),
-            extra={"seconds": clocks.seconds, STATISTICS: self.plan.policy.statistics},
+            extra={
+                "seconds": clocks.seconds,
+                "advantage_moments": self.learner.moments.state_dict(),
+                STATISTICS: self.plan.policy.statistics,
+            },
             writers={GOVERNOR: partial(_write_account, account)}
             | ({REPLAY: self._write_replay} if recipe.checkpoint.save_replay else {}),
             keep=recipe.checkpoint.keep,
@@ -258,6 +262,7 @@ class TrainingRun:
         """Go on from a checkpoint; returns its clocks. Those summed over ranks are carried on by rank 0."""
         restored = load(info, self.engine)
         check_statistics(self.plan.policy, info.path, restored.extra.get(STATISTICS))
+        self.learner.moments.load_state_dict(restored.extra.get("advantage_moments", {}))
         progress = restored.progress
         self.totals = Totals(
             env_steps=progress.env_steps if rank == 0 else 0,
