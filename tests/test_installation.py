@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-RECIPES = {f"recipes/{path.name}": path.read_bytes() for path in (ROOT / "recipes").iterdir()}
+FILES = {str(path.relative_to(ROOT)): path.read_bytes() for path in (ROOT / "recipes").rglob("*.yaml")}
+RECIPES = {name for name in FILES if "/bases/" not in name}
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
 BUILD_SDIST = "import sys; from setuptools.build_meta import build_sdist; build_sdist(sys.argv[1])"
 
@@ -59,7 +60,7 @@ def test_every_package_of_the_clone_is_named_for_the_build() -> None:
 def test_a_wheel_holds_the_recipes_of_the_clone(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         held = {name.removeprefix("vla_rl/"): archive.read(name) for name in archive.namelist() if "/recipes/" in name}
-    assert held == RECIPES
+    assert held == FILES
 
 
 def test_a_wheel_built_from_the_sdist_is_the_same(source: Path, wheel: Path, tmp_path: Path) -> None:
@@ -89,6 +90,7 @@ def test_an_installation_anywhere_finds_its_own_recipes(wheel: Path, tmp_path: P
     }
     assert program("recipes", "validate", "toy") == "toy: valid\n"
     assert program("recipes", "show", "quickstart").startswith("name: quickstart\n")
+    assert program("recipes", "show", "libero_10_ppo").startswith("name: libero_10_ppo\n")  # with its base
 
 
 def test_the_clone_uses_the_folder_that_people_see() -> None:

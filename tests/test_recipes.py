@@ -35,7 +35,8 @@ from vla_rl.recipe.sections import USUAL_TIME_LIMIT
 from vla_rl.recipe.shape import homes, kinds
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted((ROOT / "recipes").rglob("*.y*ml"))
+RECIPES = sorted((ROOT / "recipes").glob("*.y*ml"))
+BASES = sorted((ROOT / "recipes" / "bases").glob("*.y*ml"))
 
 KEYS = sorted(homes())
 
@@ -80,6 +81,7 @@ def test_a_shipped_recipe_is_valid_and_bears_the_name_of_its_file(path: Path) ->
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_shipped_recipe_opens_with_hardware_values_command_and_override(path: Path) -> None:
     head = path.read_text(encoding="utf-8").split("\nname:")[0]
+    assert ("\nbase:" in head) == ("# Values:    bases/" in head)
     for title in ("# Hardware:", "# Values:", "# Command:", "# Override:"):
         assert title in head
     commands = [line.split(":", 1)[1].split() for line in head.splitlines() if line.startswith(("# Command", "# Over"))]
@@ -488,6 +490,120 @@ def test_a_default_section_changes_its_kind() -> None:
     )
 
 
+# --- bases -----------------------------------------------------------------------------------------------------------
+
+
+def laid_over(folder: Path, base: str, own: str, *overrides: str) -> Recipe:
+    """A recipe of two files in one folder."""
+    (folder / "base.yaml").write_text(base, encoding="utf-8")
+    (folder / "own.yaml").write_text(f"base: ./base.yaml\n{own}", encoding="utf-8")
+    return load_recipe(folder / "own.yaml", overrides)
+
+
+def base_problems(folder: Path, base: str, own: str, *overrides: str) -> dict[str, Problem]:
+    with pytest.raises(RecipeError) as raised:
+        laid_over(folder, base, own, *overrides)
+    assert str(raised.value).startswith(f"{folder / 'own.yaml'}: ")
+    return {problem.path: problem for problem in raised.value.problems}
+
+
+def test_a_file_with_a_base_holds_what_differs(tmp_path: Path) -> None:
+    recipe = laid_over(tmp_path, TOY, "name: mine\nenv: {tasks: [0, 1]}\nsurrogate: {sigma: 2}", "seed=3")
+    assert recipe == build_recipe(TOY, ["name=mine", "env.tasks=[0, 1]", "surrogate.sigma=2", "seed=3"])
+    assert build_recipe(recipe.dump_yaml()) == recipe  # a dump is whole
+    assert "base" not in parse(recipe.dump_yaml()).data
+
+
+@pytest.mark.parametrize(
+    ("own", "overrides"),
+    [
+        ("surrogate: {name: ppo, clip_low: 0.1}", ["surrogate.name=ppo", "surrogate.clip_low=0.1"]),
+        ("env: {name: metaworld}\n", ["env.name=metaworld"]),  # brings its own time limit and drops the toy's chunks
+        ("env: {name: metaworld}\ntargets: {time_limit: end}", ["env.name=metaworld", "targets.time_limit=end"]),
+        ("replay: {}\nlogging: {}", []),
+        ("targets: {discount: 0.5}", ["targets.discount=0.5"]),
+    ],
+)
+def test_what_is_laid_over_a_base_counts_as_overrides_do(tmp_path: Path, own: str, overrides: list[str]) -> None:
+    base = TOY.replace("{name: toy}", "{name: toy, chunk_size: 4}") + "replay: {capacity: 100, segment_length: 2}\n"
+    base += "targets: {name: gae, time_limit: end}"
+    assert laid_over(tmp_path, base, own) == build_recipe(base, overrides)
+
+
+def test_what_only_the_former_kind_knew_is_an_error_where_the_file_itself_says_it(tmp_path: Path) -> None:
+    found = base_problems(tmp_path, TOY, "surrogate: {name: ppo, sigma: 2}")
+    assert set(found) == {"surrogate.sigma"}
+    assert found["surrogate.sigma"].place == "line 2"
+
+
+def test_a_base_need_not_be_whole(tmp_path: Path) -> None:
+    recipe = laid_over(tmp_path, "loss: {kl_coefficient: 0.5}", TOY)
+    assert recipe.loss.kl_coefficient == 0.5
+
+
+def test_a_base_is_found_by_name_wherever_the_file_lies(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("base: toy\nname: mine", encoding="utf-8")
+    assert load_recipe(own) == load_recipe(find_recipe("toy"), ["name=mine"])
+
+
+def test_faults_are_told_with_the_file_and_the_line_that_they_stand_in(tmp_path: Path) -> None:
+    found = base_problems(
+        tmp_path,
+        TOY + "replay: {capacity: none, capcity: 3}\nseed: 1\nseed: 2\nlearner: 5\nloss: 5",
+        "optimizer:\n  policy_lr: fast\nloss: {ratio: joint}",  # in place of what is not a section
+        "logging.recent_episodes=0",
+    )
+    of_base = f" of {tmp_path / 'base.yaml'}"
+    assert {path: problem.place for path, problem in found.items()} == {
+        "replay.capacity": f"line 7{of_base}",
+        "replay.capcity": f"line 7{of_base}",
+        "seed": f"line 9{of_base}",
+        "learner": f"line 10{of_base}",
+        "optimizer.policy_lr": "line 3",
+        "logging.recent_episodes": "logging.recent_episodes=0",
+    }
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ("base: nothing", "none of that name comes with the program; known names: libero_7b, "),
+        ("base: toi", "did you mean 'toy'?"),
+        ("base: ./nothing.yaml", "No such file"),
+        ("base: ../", "is a folder"),
+        ("base: own.yaml", "a recipe cannot be its own base"),
+        ("base: libero_spatial_gipo", "and that of {recipes}/libero_spatial_gipo.yaml is 'libero_7b'"),
+        ("base: circle.yaml", "and that of {here}/circle.yaml is 'own.yaml'"),
+        ("base: [toy]", "wrong type"),
+        ("base:", "null (nothing written)"),
+        ("base: broken.yaml", "broken.yaml: not readable as YAML: line 1"),
+        ("base: list.yaml", "list.yaml: a recipe is a YAML mapping of sections (found list)"),
+    ],
+)
+def test_what_cannot_be_a_base_is_one_clear_error(tmp_path: Path, own: str, said: str) -> None:
+    (tmp_path / "circle.yaml").write_text("base: own.yaml", encoding="utf-8")
+    (tmp_path / "broken.yaml").write_text("a: [1", encoding="utf-8")
+    (tmp_path / "list.yaml").write_text("- 1", encoding="utf-8")
+    (tmp_path / "own.yaml").write_text(f"name: x\n{own}\n", encoding="utf-8")
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(tmp_path / "own.yaml")
+    (problem,) = raised.value.problems
+    assert (problem.path, problem.place) == ("base", "line 2")
+    assert said.format(recipes=ROOT / "recipes", here=tmp_path) in str(problem)
+
+
+def test_a_base_is_chosen_in_the_file_and_not_on_the_command_line() -> None:
+    assert problems(TOY, "base=libero_7b")["base"].place == "base=libero_7b"
+
+
+@pytest.mark.parametrize("path", BASES, ids=lambda path: path.stem)
+def test_a_base_that_comes_with_the_program_is_no_recipe_by_itself(path: Path) -> None:
+    assert path.stem not in list_recipes()
+    with pytest.raises(UserError, match=f"it is a base, .* write a file with `base: {path.stem}`"):
+        find_recipe(path.stem)
+
+
 # --- the time limit --------------------------------------------------------------------------------------------------
 
 LIBERO = "env={name: libero, suite: libero_spatial}"
@@ -498,6 +614,8 @@ METAWORLD = TOY.replace("{name: toy}", "{name: metaworld}")
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_shipped_recipe_says_what_its_horizon_is_to_the_task(path: Path) -> None:
     written = parse(path.read_text(encoding="utf-8")).data
+    if "base" in written:
+        written = parse((ROOT / "recipes" / "bases" / f"{written['base']}.yaml").read_text(encoding="utf-8")).data
     expected = "bootstrap" if written["env"]["name"] == "metaworld" else "end"
     assert written["targets"]["time_limit"] == load_recipe(path).targets.time_limit == expected
 

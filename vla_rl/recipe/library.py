@@ -2,6 +2,8 @@
 
 A text with a slash, or one that ends in .yaml, is a path; any other is a name. What lies in the current directory never
 changes what a name means.
+
+Beside the recipes lie bases: files that are no recipe by themselves, and which a recipe names with `base: NAME`.
 """
 
 from __future__ import annotations
@@ -16,11 +18,22 @@ from pathlib import Path
 from vla_rl.errors import UserError
 
 _SUFFIX = ".yaml"
+_BASES = "bases"
+_LARGEST_BYTES = 200_000  # a recipe with every field has 4,000; what is far larger would be parsed for minutes
 
 
 def list_recipes() -> dict[str, Traversable]:
     """The recipes that come with the program, sorted by name."""
-    files = [file for file in _shipped_folder().iterdir() if file.name.endswith(_SUFFIX)]
+    return _by_name(_shipped_folder())
+
+
+def list_bases() -> dict[str, Traversable]:
+    """Return the bases that come with the program, sorted by name: no recipes by themselves."""
+    return _by_name(_shipped_folder() / _BASES)
+
+
+def _by_name(folder: Traversable) -> dict[str, Traversable]:
+    files = [file for file in folder.iterdir() if file.name.endswith(_SUFFIX)]
     return {file.name.removesuffix(_SUFFIX): file for file in sorted(files, key=lambda file: file.name)}
 
 
@@ -58,7 +71,59 @@ def find_recipe(name_or_path: str) -> Traversable:
     return path
 
 
+def find_base(written: str, *, folder: Path) -> Traversable:
+    """Find the file that a recipe names as its base.
+
+    Args:
+        written: the name of a base or recipe that comes with the program, or a path.
+        folder: that a path starts from, where it is relative: the recipe's own.
+
+    Raises:
+        UserError: there is no such base; the message says what there is.
+    """
+    known = list_bases() | list_recipes()
+    if not is_path(written):
+        if written not in known:
+            names = f"known names: {', '.join(known)}"
+            raise UserError(f"none of that name comes with the program; {names}{_meant(written, list(known))}")
+        return known[written]
+    path = folder / written
+    try:
+        is_file = not stat.S_ISDIR(path.stat().st_mode)
+    except OSError as error:  # also a path that is too long
+        raise UserError(f"{path}: {error.strerror}{_meant(path.stem, list(known))}") from None
+    if not is_file:
+        raise UserError(f"{path} is a folder{_of_a_run(path)}; give a file")
+    return path
+
+
+def read_text(path: Traversable) -> str:
+    """Read the file of a recipe or of a base.
+
+    Raises:
+        UserError: it cannot be read, is no UTF-8, or is too large to be a recipe.
+    """
+    try:
+        with path.open("rb") as file:  # of a pipe too, which has no size
+            content = file.read(_LARGEST_BYTES + 1)
+        text = content[:_LARGEST_BYTES].decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"recipe {path}: not UTF-8 text ({error.reason} at byte {error.start}); if it is a recipe, save it as UTF-8"
+        ) from error
+    except OSError as error:
+        raise UserError(f"recipe {path}: cannot be read: {error.strerror}") from error
+    if len(content) > _LARGEST_BYTES:
+        raise UserError(f"recipe {path}: larger than {_LARGEST_BYTES} bytes, so it is no recipe; is it another file?")
+    return text
+
+
 def _unknown_name(name: str, shipped: Sequence[str]) -> str:
+    if name in list_bases():
+        return (
+            f"recipe '{name}': it is a base, which is no recipe by itself: write a file with `base: {name}`, or take a "
+            f"recipe that comes with the program: {', '.join(shipped)}"
+        )
     known = f"recipe '{name}': none of that name comes with the program; known names: {', '.join(shipped)}"
     if name in (entry.name for entry in Path().iterdir()):
         return f"{known}; for the {'folder' if Path(name).is_dir() else 'file'} of that name here write ./{name}"

@@ -1,11 +1,16 @@
-"""From a file and overrides to a recipe, or to all that is wrong with them."""
+"""From a file, its base and overrides to a recipe, or to all that is wrong with them.
+
+A file may begin with `base: NAME`. It then holds what differs from the base, and each of its values counts as an
+override of the base: another kind of a section drops what only the former kind knew. A base has no base of its own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Annotated, Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
@@ -13,16 +18,24 @@ from pydantic import TypeAdapter, ValidationError
 from vla_rl.errors import UserError
 from vla_rl.recipe.dialect import Document, YamlError, parse
 from vla_rl.recipe.dialect import Path as KeyPath
+from vla_rl.recipe.library import find_base, read_text
 from vla_rl.recipe.model import Recipe
-from vla_rl.recipe.overrides import Override, apply_overrides, parse_overrides
+from vla_rl.recipe.overrides import Override, apply_overrides, lay_over, parse_overrides
 from vla_rl.recipe.problems import RecipeError
 from vla_rl.recipe.rules import broken_rules
 from vla_rl.recipe.sections import TimeLimit
-from vla_rl.recipe.translate import dotted_path, problems_of
+from vla_rl.recipe.translate import BASE, dotted_path, problems_of, shown
 from vla_rl.section import Problem
 
 EARLIER_TIME_LIMIT: TimeLimit = "bootstrap"  # of every run that is older than targets.time_limit
-_LARGEST_BYTES = 200_000  # a recipe with every field has 4,000; what is far larger would be parsed for minutes
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One of the files that a recipe is made of."""
+
+    document: Document
+    suffix: str  # of its places: empty in the recipe itself, which the error names
 
 
 def load_recipe(path: Traversable, overrides: Sequence[str] = ()) -> Recipe:
@@ -36,7 +49,8 @@ def load_recipe(path: Traversable, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: with every problem of the file and of the overrides.
         UserError: the file cannot be read.
     """
-    return build_recipe(_read(path), overrides, source=str(path))
+    folder = path.parent if isinstance(path, Path) else Path()  # what lies in a zip file names its base without a path
+    return build_recipe(read_text(path), overrides, source=str(path), folder=folder)
 
 
 def load_recorded_recipe(path: Traversable, overrides: Sequence[str] = ()) -> Recipe:
@@ -51,7 +65,7 @@ def recorded_time_limit(path: Traversable) -> TimeLimit | None:
         UserError: the file cannot be read.
     """
     try:
-        data = parse(_read(path)).data
+        data = parse(read_text(path)).data
     except YamlError:
         return None  # told where the recipe is built
     targets = data.get("targets") if isinstance(data, dict) else None
@@ -59,53 +73,152 @@ def recorded_time_limit(path: Traversable) -> TimeLimit | None:
     return found if found in get_args(TimeLimit) else None
 
 
-def build_recipe(text: str, overrides: Sequence[str] = (), *, source: str = "recipe") -> Recipe:
-    """As `load_recipe`, from YAML text; `source` names it in errors."""
+def build_recipe(
+    text: str, overrides: Sequence[str] = (), *, source: str = "recipe", folder: Path | None = None
+) -> Recipe:
+    """As `load_recipe`, from YAML text.
+
+    Args:
+        text: YAML.
+        overrides: as in `load_recipe`.
+        source: names the text in errors.
+        folder: that the path of a base starts from; default: the current one.
+    """
     try:
-        document = parse(text)
-    except YamlError as error:
-        raise RecipeError(source, [Problem("", f"not readable as YAML: {error}")]) from error
-    if not isinstance(document.data, dict):
-        found = "nothing" if document.data is None else type(document.data).__name__
-        raise RecipeError(source, [Problem("", "a recipe is a YAML mapping of sections", found=found)])
-    data: dict[str, Any] = document.data
-    problems = _document_problems(document)
+        layers, data, problems = _with_base(_parse(text), folder or Path(), source)
+    except _NotAMappingError as error:
+        raise RecipeError(source, [error.problem]) from error
     assignments, unreadable = parse_overrides(overrides)
-    problems += unreadable + apply_overrides(data, assignments)
+    assignments, misplaced = _without_base(assignments)
+    problems += unreadable + misplaced + apply_overrides(data, assignments)
     data = {key: value for key, value in data.items() if isinstance(key, str)}
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        raise RecipeError(source, problems + _placed(_all_problems(error, data), document, assignments)) from None
+        raise RecipeError(source, problems + _placed(_all_problems(error, data), layers, assignments)) from None
     if problems:
         raise RecipeError(source, problems)
     return recipe
 
 
-def _read(path: Traversable) -> str:
+class _NotAMappingError(ValueError):
+    """A text holds no YAML mapping."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(str(problem))
+        self.problem = problem
+
+
+def _parse(text: str) -> Document:
+    """Read a mapping.
+
+    Raises:
+        _NotAMappingError: it is something else.
+    """
     try:
-        with path.open("rb") as file:  # of a pipe too, which has no size
-            content = file.read(_LARGEST_BYTES + 1)
-        text = content[:_LARGEST_BYTES].decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"recipe {path}: not UTF-8 text ({error.reason} at byte {error.start}); if it is a recipe, save it as UTF-8"
-        ) from error
-    except OSError as error:
-        raise UserError(f"recipe {path}: cannot be read: {error.strerror}") from error
-    if len(content) > _LARGEST_BYTES:
-        raise UserError(f"recipe {path}: larger than {_LARGEST_BYTES} bytes, so it is no recipe; is it another file?")
-    return text
+        document = parse(text)
+    except YamlError as error:
+        raise _NotAMappingError(Problem("", f"not readable as YAML: {error}")) from error
+    if not isinstance(document.data, dict):
+        found = "nothing" if document.data is None else type(document.data).__name__
+        raise _NotAMappingError(Problem("", "a recipe is a YAML mapping of sections", found=found))
+    return document
 
 
-def _document_problems(document: Document) -> list[Problem]:
+def _with_base(document: Document, folder: Path, source: str) -> tuple[list[Layer], dict[str, Any], list[Problem]]:
+    """Lay a file over its base, if it has one.
+
+    Returns:
+        The files, the own one first; their data together; and what is wrong with them as documents.
+
+    Raises:
+        RecipeError: there is no such base, or it cannot be one.
+    """
+    own = Layer(document, "")
+    if BASE not in document.data:
+        return [own], document.data, _document_problems(own)
+    base = _read_base(document, folder, source)
+    changes = {key: value for key, value in document.data.items() if key != BASE}
+    data: dict[str, Any] = base.document.data
+    return (
+        [own, base],
+        data,
+        _document_problems(own) + _document_problems(base) + lay_over(data, changes, document.lines),
+    )
+
+
+def _read_base(document: Document, folder: Path, source: str) -> Layer:
+    """Read the base of a file.
+
+    Raises:
+        RecipeError: with the one problem.
+    """
+    written = document.data[BASE]
+
+    def refused(rule: str, hint: str = "", allowed: str = "") -> RecipeError:
+        place = f"line {document.lines[BASE,]}"
+        return RecipeError(source, [Problem(BASE, rule, shown(written), allowed, hint, place)])
+
+    if not isinstance(written, str):
+        raise refused("wrong type", allowed="the name of a base or recipe that comes with the program, or a path")
+    try:
+        path = find_base(written, folder=folder)
+        text = read_text(path)
+    except UserError as error:
+        raise refused(f"no such base: {error}") from error
+    if _is_same(path, source):
+        raise refused("a recipe cannot be its own base", hint="leave the key out, or name another file")
+    try:
+        base = _parse(text)
+    except _NotAMappingError as error:
+        found = f" (found {error.problem.found})" if error.problem.found else ""
+        raise refused(f"{path}: {error.problem.rule}{found}") from error
+    if BASE in base.data:
+        raise refused(
+            f"a base has no base of its own, and that of {path} is {shown(base.data[BASE])}",
+            hint=f"name the latter, or make a whole file of the former: `vla-rl recipes show {written} > whole.yaml`",
+        )
+    return Layer(base, f" of {path}")
+
+
+def _is_same(path: Traversable, source: str) -> bool:
+    """Whether a file is the one that a recipe is read from; a recipe from elsewhere has no file."""
+    try:
+        return isinstance(path, Path) and path.samefile(source)
+    except OSError:
+        return False
+
+
+def _without_base(assignments: Sequence[Override]) -> tuple[list[Override], list[Problem]]:
+    """The overrides but those of `base`, which come back as problems."""
+    kept = [override for override in assignments if override.path != (BASE,)]
+    misplaced = [
+        Problem(
+            BASE,
+            "a base stands in a file: on the command line it would come after what is laid over it",
+            found=shown(override.value),
+            hint="name a recipe that has this base, or write a file",
+            place=override.text,
+        )
+        for override in assignments
+        if override.path == (BASE,)
+    ]
+    return kept, misplaced
+
+
+def _document_problems(layer: Layer) -> list[Problem]:
     repeated = [
-        Problem(dotted_path(path), "this key stands twice", hint=f"first on line {first}", place=f"line {second}")
-        for path, first, second in document.repeated
+        Problem(
+            dotted_path(path),
+            "this key stands twice",
+            hint=f"first on line {first}",
+            place=f"line {second}{layer.suffix}",
+        )
+        for path, first, second in layer.document.repeated
     ]
     odd = [
-        Problem(dotted_path(path), "a key must be text", found=key, place=f"line {line}")
-        for path, line, key in document.odd_keys
+        Problem(dotted_path(path), "a key must be text", found=key, place=f"line {line}{layer.suffix}")
+        for path, line, key in layer.document.odd_keys
     ]
     return repeated + odd
 
@@ -133,19 +246,20 @@ def _adapter(name: str) -> TypeAdapter[Any]:
 
 
 def _placed(
-    found: Sequence[tuple[KeyPath, Problem]], document: Document, overrides: Sequence[Override]
+    found: Sequence[tuple[KeyPath, Problem]], layers: Sequence[Layer], overrides: Sequence[Override]
 ) -> list[Problem]:
     """The problems with the line or the override that each comes from."""
-    return [replace(problem, place=_place(path, problem, document, overrides)) for path, problem in found]
+    return [replace(problem, place=_place(path, problem, layers, overrides)) for path, problem in found]
 
 
-def _place(path: KeyPath, problem: Problem, document: Document, overrides: Sequence[Override]) -> str:
+def _place(path: KeyPath, problem: Problem, layers: Sequence[Layer], overrides: Sequence[Override]) -> str:
     key_path = path if dotted_path(path) == problem.path else tuple(problem.path.split("."))
     for override in reversed(overrides):
         if key_path[: len(override.path)] == override.path:
             return override.text
     while key_path:
-        if key_path in document.lines:
-            return f"line {document.lines[key_path]}"
+        for layer in layers:
+            if key_path in layer.document.lines:
+                return f"line {layer.document.lines[key_path]}{layer.suffix}"
         key_path = key_path[:-1]
     return ""

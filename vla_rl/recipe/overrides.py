@@ -8,11 +8,11 @@ horizon is to the environment's task: with another environment, the former one's
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vla_rl.recipe.dialect import YamlError, parse
+from vla_rl.recipe.dialect import Path, YamlError, parse
 from vla_rl.recipe.model import Recipe
 from vla_rl.recipe.rules import usual_time_limit
 from vla_rl.recipe.sections import TimeLimit
@@ -64,6 +64,32 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[Override]) -> list
     if usual_time_limit(data.get("env")) != usual:
         _drop_time_limit(data, usual, overrides)
     return [problem for problem in problems if problem is not None]
+
+
+def lay_over(data: dict[str, Any], changes: Mapping[Any, Any], lines: Mapping[Path, int]) -> list[Problem]:
+    """Change `data` in place to what a file says that is laid over it: each of its values is an override.
+
+    Args:
+        data: of the base.
+        changes: of the file.
+        lines: of the file's keys.
+    """
+    return apply_overrides(data, list(_flattened(changes, (), data, lines)))
+
+
+def _flattened(
+    changes: Mapping[Any, Any], path: tuple[str, ...], there: object, lines: Mapping[Path, int]
+) -> Iterator[Override]:
+    """The values of nested mappings; a key that is no text is told by the reader of the file."""
+    for key, value in changes.items():
+        if not isinstance(key, str):
+            continue
+        inner, below = (*path, key), there.get(key) if isinstance(there, Mapping) else None
+        is_section = isinstance(below, Mapping) or (below is None and bool(value))
+        if isinstance(value, Mapping) and is_section:  # one that is empty changes nothing
+            yield from _flattened(value, inner, below, lines)
+        else:
+            yield Override(path=inner, value=value, text=f"line {lines[inner]}")
 
 
 def _chooses_kind(override: Override) -> bool:

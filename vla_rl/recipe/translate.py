@@ -16,6 +16,7 @@ from vla_rl.recipe.model import Recipe
 from vla_rl.recipe.shape import SectionType, field_names, field_sections, homes, kind_name, kinds
 from vla_rl.section import Problem, RulesError
 
+BASE = "base"  # the key of a file that holds only what differs from another; no field of a recipe
 _TYPES = {
     "int_type": "a whole number",
     "float_type": "a number",
@@ -83,7 +84,7 @@ def _translate(details: ErrorDetails, path: Path, section: SectionType | None) -
         return [_unknown_kind(path, found)]
     rule, allowed = _rule(kind, details["msg"], context)
     hint = _closest(str(found), allowed.split(", ")) if kind == "literal_error" else _conversion(kind, found)
-    return [Problem(dotted, rule, found=_shown(found), allowed=allowed, hint=hint)]
+    return [Problem(dotted, rule, found=shown(found), allowed=allowed, hint=hint)]
 
 
 def dotted_path(path: Path) -> str:
@@ -95,7 +96,7 @@ def dotted_path(path: Path) -> str:
 def _unknown_key(path: Path, section: SectionType) -> Problem:
     if path[-1] == "<<":
         return Problem(dotted_path(path), "merge keys are not part of YAML 1.2", hint="write the keys out")
-    known = field_names(section)
+    known = field_names(section) if len(path) > 1 else [BASE, *field_names(section)]
     kind = kind_name(section)
     owner = f"{dotted_path(path[:-1]) or 'a recipe'}{f' ({kind})' if kind else ''}"
     return Problem(
@@ -128,8 +129,8 @@ def _unknown_kind(path: Path, found: Any) -> Problem:  # noqa: ANN401 - whatever
     name = found.get("name") if isinstance(found, dict) else None
     hint = _closest(str(name), list(names))
     rule = "this key is required" if name is None else "unknown name"
-    shown = "" if name is None else _shown(name)
-    return Problem(f"{dotted_path(path)}.name", rule, found=shown, allowed=", ".join(names), hint=hint)
+    written = "" if name is None else shown(name)
+    return Problem(f"{dotted_path(path)}.name", rule, found=written, allowed=", ".join(names), hint=hint)
 
 
 def _closest(found: str, allowed: Sequence[str]) -> str:
@@ -194,8 +195,8 @@ def _conversion(kind: str, found: Any) -> str:  # noqa: ANN401 - whatever the us
     return ""
 
 
-def _shown(value: Any) -> str:  # noqa: ANN401 - whatever the user wrote
-    """A value as a short text."""
+def shown(value: Any) -> str:  # noqa: ANN401 - whatever the user wrote
+    """Write a value as a short text."""
     if value is None:
         return "null (nothing written)"
     if isinstance(value, bool):
