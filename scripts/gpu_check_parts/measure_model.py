@@ -52,7 +52,8 @@ def measure(record: Record, setting: Setting) -> None:
     record.put("noise", noise(policy, rows, SERVED if real else 3))
     record.put("vision_ms", 1e3 * seconds_of(lambda: see(policy, rows)))
     record.put("optimizer_ms", optimizer_ms(policy))
-    compile_layers(policy)
+    # As `learner.compile=layers` does; on a CPU without generating code, to try it out.
+    policy.model.language_model.compile_layers(backend="inductor" if on_gpu() else "aot_eager")
     record.put("compile_s", once(lambda: work.train(batch_of(policy, rows))))
     record.put("training_compiled", work.training(rows))
     if on_gpu():
@@ -151,11 +152,3 @@ def optimizer_ms(policy: OpenVLAOFTPolicy) -> float:
     milliseconds = 1e3 * seconds_of(optimizer.step)
     optimizer.zero_grad()
     return milliseconds
-
-
-def compile_layers(policy: OpenVLAOFTPolicy) -> None:
-    """Every decoder layer by itself, one compilation for all of them; on a CPU one layer, to try the code out."""
-    torch._dynamo.config.recompile_limit = 64
-    layers = policy.model.language_model.model.layers
-    for layer in layers if on_gpu() else layers[:1]:
-        layer.compile(backend="inductor" if on_gpu() else "aot_eager")
