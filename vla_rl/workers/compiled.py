@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
 from vla_rl.types import Policy, PolicyInputs, PolicyOutput
 
+# Where torch says that it leaves CUDA graphs out: under the former name up to 2.11, under the latter since.
+_SKIP_LOGS = ("torch._inductor.cudagraph_utils.__perf_hints", "torch._inductor.cudagraph_utils.__cudagraphs")
 MAX_SIZES = 4  # each is compiled by itself, which takes minutes with 7B parameters; torch gives up after 8
 
 
@@ -19,6 +25,38 @@ def batch_sizes(max_batch: int) -> tuple[int, ...]:
     while sizes[-1] > 1 and len(sizes) < MAX_SIZES:
         sizes.append((sizes[-1] + 1) // 2)
     return tuple(reversed(sizes))
+
+
+class _Collector(logging.Handler):
+    """Keeps each text once."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text not in self.texts:
+            self.texts.append(text)
+
+
+@contextmanager
+def cuda_graph_skips() -> Iterator[list[str]]:
+    """Collect torch's reasons for computing without CUDA graphs, each once; its own logs of them are often off."""
+    collector = _Collector()
+    loggers = [logging.getLogger(name) for name in _SKIP_LOGS]
+    before = [(logger.level, logger.disabled) for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(collector)
+        logger.setLevel(logging.WARNING)
+        logger.disabled = False
+    try:
+        yield collector.texts
+    finally:
+        for logger, (level, disabled) in zip(loggers, before, strict=True):
+            logger.removeHandler(collector)
+            logger.setLevel(level)
+            logger.disabled = disabled
 
 
 class CompiledForward:

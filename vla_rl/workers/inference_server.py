@@ -18,7 +18,7 @@ from vla_rl.policies.devices import PeakMemory, peak_memory
 from vla_rl.policies.memory_errors import is_out_of_memory
 from vla_rl.rl.distributions import distribution_of
 from vla_rl.types import Policy, PolicyInputs, PolicyOutput, TokenArray
-from vla_rl.workers.compiled import CompiledForward
+from vla_rl.workers.compiled import CompiledForward, cuda_graph_skips
 
 log = logging.getLogger(__name__)
 
@@ -129,9 +129,13 @@ class InferenceServer:
 
     def warm_up(self) -> None:
         """Compile every batch size, a minute or more each, before a decision is asked for; nothing is written."""
-        for size in () if self._compiled is None else self._compiled.sizes:
-            self._forward(np.zeros(size, dtype=np.int64))
-            log.info("compiled for batches of %d", size)
+        with cuda_graph_skips() as reasons:
+            for size in () if self._compiled is None else self._compiled.sizes:
+                for _ in range(2):  # the graph is recorded, or left out, after a first run
+                    self._forward(np.zeros(size, dtype=np.int64))
+                log.info("compiled for batches of %d", size)
+        for reason in reasons:
+            log.warning("rollout.compile: computing without CUDA graphs, at least in part: %s", reason)
 
     def _has_memory_for(self, index: NDArray[np.int64]) -> bool:
         """Decide, or make the batches smaller where memory does not suffice."""
