@@ -5,7 +5,8 @@ import pytest
 from vla_rl.ipc.counters import CellCounters
 from vla_rl.policies.devices import PeakMemory
 from vla_rl.reporting.catalogue import CATALOGUE
-from vla_rl.run.log import Moment, memory_metrics, rates
+from vla_rl.run.log import Moment, memory_metrics, rates, utilisation_metrics
+from vla_rl.run.utilisation import bf16_peak
 
 
 def test_shares_of_time_are_per_env_worker_and_rates_per_second():
@@ -44,3 +45,41 @@ def test_memory_of_both_processes_stands_beside_the_estimate_in_gib():
         "memory/estimated": 50.0,
     }
     assert all(CATALOGUE[name].reduction == "max" for name in told)
+
+
+def test_utilisation_counts_the_time_that_is_not_waited_and_is_absent_without_a_peak():
+    """400 decisions of 9 TFLOP in the 10 s of 20 that were not waited, of 900 TFLOP/s; 60 of 5 in 2 busy seconds."""
+    before = Moment(
+        seconds=100.0, env_steps=0, decisions=0, consumed=100, learner_wait=5.0, env_wait=0.0, env_held_back=0.0,
+        inference_busy=1.0, batches=0, served=40,
+    )  # fmt: skip
+    now = Moment(
+        seconds=120.0, env_steps=0, decisions=0, consumed=500, learner_wait=15.0, env_wait=0.0, env_held_back=0.0,
+        inference_busy=3.0, batches=0, served=100,
+    )  # fmt: skip
+    told = utilisation_metrics(before, now, update_flops=9e12, inference_flops=5e12, peak=9e14)
+    assert told == pytest.approx({"perf/learner_mfu": 0.4, "perf/inference_mfu": 1 / 6})
+    assert told.keys() <= CATALOGUE.keys()
+    assert utilisation_metrics(before, now, update_flops=9e12, inference_flops=5e12, peak=None) == {}
+    assert utilisation_metrics(now, now, update_flops=9e12, inference_flops=5e12, peak=9e14) == {
+        "perf/learner_mfu": 0.0,
+        "perf/inference_mfu": 0.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "teraflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.0),
+        ("NVIDIA H100 PCIe", 756.0),
+        ("NVIDIA H200", 989.0),
+        ("NVIDIA A100-SXM4-80GB", 312.0),
+        ("NVIDIA GeForce RTX 4090", 165.0),
+    ],
+)
+def test_peaks_are_those_of_the_data_sheets_without_sparsity(name, teraflops):
+    assert bf16_peak(name) == pytest.approx(1e12 * teraflops)
+
+
+def test_an_unknown_card_has_no_peak():
+    assert bf16_peak("Some Accelerator 9000") is None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
+from vla_rl.policies.openvla_oft.flops import DecisionFlops, decision_flops
 from vla_rl.policies.openvla_oft.memory import ActivationMemory, activation_memory
 from vla_rl.types import ActionSpec, ObservationSpec, PolicyBuilder
 
@@ -34,6 +35,7 @@ class PolicySummary:
     trainable_bytes: int
     frozen_bytes: int
     activations: ActivationMemory  # per decision
+    flops: DecisionFlops  # at the longest prompt
 
     def __str__(self) -> str:
         """One line for people."""
@@ -80,17 +82,27 @@ def _summary(policy: OpenVLAOFTPolicy, *, bf16: bool) -> PolicySummary:
         trainable_bytes=trainable_bytes,
         frozen_bytes=frozen_bytes,
         activations=_activations(policy, bf16=bf16),
+        flops=decision_flops(
+            policy.model.config,
+            num_tokens=_num_tokens(policy, int(policy.prompt_lengths.max())),
+            num_images=policy.observation_spec.num_images,
+        ),
     )
+
+
+def _num_tokens(policy: OpenVLAOFTPolicy, prompt: int) -> int:
+    """Tokens of the sequence around a prompt of so many."""
+    config = policy.model.config
+    context = 1 + policy.observation_spec.num_images * config.num_patches + int(policy.source.proprio)  # BOS first
+    return context + prompt - 1 + config.num_action_tokens + int(policy.source.profile.keep_stop)
 
 
 def _activations(policy: OpenVLAOFTPolicy, *, bf16: bool) -> ActivationMemory:
     config, choices = policy.model.config, policy.training_choices
     num_images = policy.observation_spec.num_images
-    context = 1 + num_images * config.num_patches + int(policy.source.proprio)  # BOS, patches, proprioception
-    suffix = config.num_action_tokens + int(policy.source.profile.keep_stop)
     return activation_memory(
         config,
-        num_tokens=context + int(policy.prompt_lengths.max()) - 1 + suffix,
+        num_tokens=_num_tokens(policy, int(policy.prompt_lengths.max())),
         num_images=num_images,
         bytes_per_value=2 if bf16 or policy.model.dtype == torch.bfloat16 else 4,
         adapted=() if choices.lora is None else choices.lora.targets,

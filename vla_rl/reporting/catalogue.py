@@ -87,6 +87,18 @@ def _metrics() -> tuple[Metric, ...]:
         ),
         Metric("perf/loss_ms", "ms", "time of the last update's forward and backward passes for the loss", "max"),
         Metric("perf/optimizer_ms", "ms", "time of the last update's clipping and optimizer step", "max"),
+        Metric(
+            "perf/learner_mfu",
+            "1",
+            "model FLOPs of the consumed decisions over the GPU's bfloat16 peak while the learner does not wait",
+            "mean",
+        ),
+        Metric(
+            "perf/inference_mfu",
+            "1",
+            "model FLOPs of the served decisions over the GPU's bfloat16 peak while the inference worker computes",
+            "mean",
+        ),
         Metric("perf/publish_ms", "ms", "time to publish the trainable weights", "max"),
         Metric("perf/adopt_ms", "ms", "time the inference worker took to take the newest weights over", "max"),
         Metric("memory/learner_allocated", "GiB", "most that tensors of the learner took of its GPU", "max"),

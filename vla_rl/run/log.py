@@ -24,6 +24,7 @@ from vla_rl.reporting.streams import losses
 from vla_rl.run.estimate import estimate_memory
 from vla_rl.run.rollout_stats import rollout_metrics
 from vla_rl.run.training import TrainingRun
+from vla_rl.run.utilisation import bf16_peak, utilisation
 
 SHOW_EVERY_S = 0.25
 GIB = 2**30
@@ -107,6 +108,27 @@ def rates(before: Moment, now: Moment, *, num_env_workers: int) -> dict[str, flo
     }
 
 
+def utilisation_metrics(
+    before: Moment, now: Moment, *, update_flops: float, inference_flops: float, peak: float | None
+) -> dict[str, float]:
+    """Model FLOPs utilisation of learner and inference worker while they did not wait; none without a known peak."""
+    if peak is None:
+        return {}
+    learner = utilisation(
+        decisions=now.consumed - before.consumed,
+        flops_each=update_flops,
+        seconds=(now.seconds - before.seconds) - (now.learner_wait - before.learner_wait),
+        peak=peak,
+    )
+    inference = utilisation(
+        decisions=now.served - before.served,
+        flops_each=inference_flops,
+        seconds=now.inference_busy - before.inference_busy,
+        peak=peak,
+    )
+    return {"perf/learner_mfu": learner, "perf/inference_mfu": inference}
+
+
 def memory_metrics(learner: PeakMemory | None, counters: CellCounters, *, estimated: int) -> dict[str, float]:
     """What learner and inference worker used of their GPU at most, beside the estimate (bytes); none on a CPU."""
     if learner is None:
@@ -141,6 +163,8 @@ class RunLog:
         self._run, self._collectives = run, collectives
         self._writer, self._display = writer, display
         self._last = Moment.of(run)
+        peak = _peak_of(run)
+        self._peak = None if collectives.any_over_ranks(peak is None) else peak  # ranks log the same metrics
         self._shown_at = 0.0
         self._latest: dict[str, float] = {}
         self._estimated = estimate_memory(run.plan, num_ranks=collectives.num_ranks).gpu
@@ -169,6 +193,14 @@ class RunLog:
             "system/dropped_episodes": float(run.cell.dropped_episodes),
         }
         own |= memory_metrics(peak_memory(run.plan.device), run.memory.counters, estimated=self._estimated)
+        policy = run.plan.policy
+        own |= utilisation_metrics(
+            self._last,
+            now,
+            update_flops=policy.update_flops,
+            inference_flops=policy.inference_flops,
+            peak=self._peak,
+        )
         self._last = now
         gathered = self._gather(own)
         episodes = rollout_metrics(self._collectives.sum_over_ranks(run.stats.sums()))
@@ -267,3 +299,11 @@ class RunLog:
     def _inference_busy(self) -> float:
         now = Moment.of(self._run)
         return min(1.0, now.inference_busy / max(now.seconds - self._run.totals.seconds, 1e-9))
+
+
+def _peak_of(run: TrainingRun) -> float | None:
+    """FLOP/s of the run's GPU where they are known and bfloat16 is what the policy computes in."""
+    plan = run.plan
+    if plan.device_kind != "cuda" or plan.recipe.learner.precision != "bf16" or not plan.policy.update_flops:
+        return None
+    return bf16_peak(torch.cuda.get_device_name(plan.device))

@@ -38,6 +38,8 @@ class PolicyPlan:
     frozen_bytes: int
     training_bytes: int  # activations of one decision in the backward pass
     inference_bytes: int  # activations of one decision in a forward pass
+    update_flops: float  # of one decision in an update; 0 where they are too few to matter
+    inference_flops: float  # of one decision in inference, likewise
     statistics: str | None  # key of the data set that scales actions and proprioception
     is_regression: bool  # actions are computed, not drawn: no temperature, no training
     text: str  # one line for people
@@ -210,6 +212,8 @@ def _plan_openvla_oft(
         frozen_bytes=summary.frozen_bytes,
         training_bytes=summary.activations.training,
         inference_bytes=summary.activations.inference,
+        update_flops=summary.flops.update(train_backbone=section.train_backbone),
+        inference_flops=summary.flops.forward,
         statistics=summary.statistics_key,
         is_regression=summary.is_regression,
         text=str(summary),
@@ -243,6 +247,8 @@ def _plan_mlp(recipe: Recipe, section: MLPSection) -> PolicyPlan:
         frozen_bytes=0,
         training_bytes=0,  # some kilobytes
         inference_bytes=0,
+        update_flops=0.0,
+        inference_flops=0.0,
         statistics=None,
         is_regression=False,
         text=f"MLP with {count:,} parameters",
