@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vla_rl"
 
-BELOW = {"types", "errors", "section", "libero_suites", "rl", "policies", "envs"}
+BELOW = {"types", "errors", "section", "libero_suites", "rl", "credit", "policies", "envs"}
 BELOW |= {"ipc", "replay", "workers", "learner", "reporting"}
 
 ALLOWED: dict[str, set[str]] = {
@@ -20,15 +20,16 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "section": set(),
     "libero_suites": set(),
-    # A kind of environment, policy or surrogate brings its own section of a recipe.
+    # A kind of environment, policy, surrogate or credit brings its own section of a recipe.
     "rl": {"section"},
-    "recipe": {"errors", "section", "libero_suites", "rl"},
+    "credit": {"section", "rl"},
+    "recipe": {"errors", "section", "libero_suites", "rl", "credit"},
     "policies": {"types", "errors", "section"},
     "envs": {"types", "errors", "section", "libero_suites"},
     "ipc": {"types", "errors"},
     "replay": {"types", "errors", "ipc"},
     "workers": {"types", "errors", "ipc", "replay", "envs", "policies", "rl"},  # rl: one distribution for both sides
-    "learner": {"types", "errors", "ipc", "replay", "policies", "rl"},
+    "learner": {"types", "errors", "ipc", "replay", "policies", "rl", "credit"},
     "reporting": {"types", "errors", "__init__"},
     "doctor": {"types", "errors", "envs", "ipc"},
     # The top: what sees a recipe. `run` turns one into plain arguments and running processes.
@@ -55,7 +56,10 @@ CONFINED: dict[str, tuple[str, ...]] = {
     "metaworld": ("vla_rl.envs.metaworld",),
     "matplotlib": ("vla_rl.reporting", "vla_rl.studies"),
     "imageio_ffmpeg": ("vla_rl.evaluation",),
-    "pydantic": ("vla_rl.section", "vla_rl.recipe", "vla_rl.rl.surrogates", "vla_rl.envs", "vla_rl.policies"),
+    "pydantic": (
+        *("vla_rl.section", "vla_rl.recipe"),
+        *("vla_rl.rl.surrogates", "vla_rl.credit", "vla_rl.envs", "vla_rl.policies"),
+    ),
     "yaml": ("vla_rl.recipe", "vla_rl.envs.libero"),
     "typer": ("vla_rl.cli",),
 }
