@@ -13,15 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vla_rl.credit import Gae, Vtrace
 from vla_rl.errors import UserError
 from vla_rl.recipe import (
     FieldReference,
-    GaeSection,
     Problem,
     Recipe,
     RecipeError,
     SapoSection,
-    VtraceSection,
     build_recipe,
     field_references,
     find_recipe,
@@ -485,7 +484,7 @@ def test_a_field_of_a_section_that_is_left_out_needs_no_name() -> None:
 
 
 def test_a_default_section_changes_its_kind() -> None:
-    assert build_recipe(TOY, ["targets.name=vtrace", "targets.lambda=0.5"]).targets == VtraceSection.model_validate(
+    assert build_recipe(TOY, ["targets.name=vtrace", "targets.lambda=0.5"]).targets == Vtrace.model_validate(
         {"name": "vtrace", "lambda": 0.5, "time_limit": "end"}
     )
 
@@ -659,7 +658,7 @@ def test_the_time_limit_is_the_environment_s_unless_someone_says_otherwise(
 
 def test_a_recipe_made_of_sections_has_a_time_limit_too() -> None:
     sections = {name: getattr(build_recipe(METAWORLD), name) for name in ("env", "policy", "surrogate", "budget")}
-    assert Recipe(name="made", targets=GaeSection(name="gae"), **sections).targets.time_limit == "bootstrap"
+    assert Recipe(name="made", targets=Gae(name="gae"), **sections).targets.time_limit == "bootstrap"
 
 
 def test_an_unknown_time_limit_is_answered_with_those_that_exist() -> None:

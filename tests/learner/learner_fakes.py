@@ -9,10 +9,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from vla_rl.credit import Credit, Gae, Vtrace
 from vla_rl.learner.engine import Engine
 from vla_rl.learner.learner import Learner
 from vla_rl.learner.optimizer import OptimizerSettings
-from vla_rl.learner.settings import GaeSettings, LossSettings, TargetSettings
+from vla_rl.learner.settings import LossSettings
 from vla_rl.learner.strategies import StrategyName
 from vla_rl.policies.mlp import MLPPolicy
 from vla_rl.rl.multipliers import LOG_MULTIPLIERS
@@ -87,11 +88,20 @@ def make_engine(
     )
 
 
+def gae(*, discount: float, gae_lambda: float, **others: Any) -> Gae:
+    return Gae(name="gae", discount=discount, gae_lambda=gae_lambda, **{"time_limit": "bootstrap", **others})
+
+
+def vtrace(*, discount: float, lambda_: float, rho_bar: float, c_bar: float, **others: Any) -> Vtrace:
+    arguments = {"lambda": lambda_, "rho_bar": rho_bar, "c_bar": c_bar, "time_limit": "bootstrap", **others}
+    return Vtrace(name="vtrace", discount=discount, **arguments)
+
+
 def make_learner(
     engine: Engine,
     *,
     surrogate: str = "gipo",
-    targets: TargetSettings | None = None,
+    targets: Credit | None = None,
     loss: LossSettings | None = None,
     micro_batch: int = 2,
     accumulation: int = 2,
@@ -102,7 +112,7 @@ def make_learner(
         engine,
         surrogate=functools.partial(SURROGATES[surrogate], **arguments),
         multiplier=functools.partial(LOG_MULTIPLIERS[surrogate], **arguments),
-        targets=targets or GaeSettings(discount=0.9, gae_lambda=0.5),
+        credit=targets or gae(discount=0.9, gae_lambda=0.5),
         loss=loss or LossSettings(value_coefficient=0.5, entropy_coefficient=0.01),
         temperature=temperature,
         micro_batch=micro_batch,

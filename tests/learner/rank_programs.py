@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState
 from vla_rl.learner import checkpoint
 from vla_rl.learner.collectives import Collectives
 from vla_rl.learner.engine import Engine
-from vla_rl.learner.settings import LossSettings, VtraceSettings
+from vla_rl.learner.settings import LossSettings
 from vla_rl.learner.strategies import close_process_group
 from vla_rl.policies.build import build_openvla_oft
 from vla_rl.policies.lora import LoraSettings
@@ -46,7 +46,7 @@ def train(engine: Engine, batches: range) -> list[dict[str, float]]:
 def one_pass(*, strategy: str, values: str) -> dict[str, Any]:
     """Three updates by running moments, of which two take one pass per micro-batch."""
     engine = fakes.make_engine(fakes.make_policy(), strategy=strategy)
-    vtrace = VtraceSettings(discount=0.9, lambda_=0.8, rho_bar=1.0, c_bar=1.0, values="acting")
+    vtrace = fakes.vtrace(discount=0.9, lambda_=0.8, rho_bar=1.0, c_bar=1.0, values="acting")
     learner = fakes.make_learner(
         engine,
         targets=vtrace if values == "acting" else None,

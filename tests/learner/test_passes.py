@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import learner_fakes as fakes
 import numpy as np
@@ -13,15 +14,21 @@ import rank_programs
 import torch
 from ranks import run_ranks
 
+from vla_rl.credit import Credit
 from vla_rl.learner.learner import Learner
 from vla_rl.learner.moments import RunningMoments
-from vla_rl.learner.settings import GaeSettings, LossSettings, TargetSettings, VtraceSettings
-from vla_rl.rl.targets import TimeLimit
+from vla_rl.learner.settings import LossSettings
+from vla_rl.rl.time_limit import TimeLimit
 from vla_rl.types import PolicyInputs, PolicyOutput, SegmentBatch
 
-GAE = GaeSettings(discount=0.9, gae_lambda=0.5)
-VTRACE = VtraceSettings(discount=0.9, lambda_=0.8, rho_bar=1.0, c_bar=1.0)
-ACTING_GAE, ACTING_VTRACE = replace(GAE, values="acting"), replace(VTRACE, values="acting")
+
+def changed(credit: Credit, **fields: Any) -> Credit:
+    return credit.model_copy(update=fields)
+
+
+GAE = fakes.gae(discount=0.9, gae_lambda=0.5)
+VTRACE = fakes.vtrace(discount=0.9, lambda_=0.8, rho_bar=1.0, c_bar=1.0)
+ACTING_GAE, ACTING_VTRACE = changed(GAE, values="acting"), changed(VTRACE, values="acting")
 LOSS = LossSettings(value_coefficient=0.5, entropy_coefficient=0.01)
 RUNNING = replace(LOSS, running_moments=True)
 PLAIN = LossSettings(value_coefficient=0.5, normalize_advantages=False)
@@ -44,7 +51,7 @@ class CountingPolicy(fakes.FakePolicy):
 
 
 def make_learner(
-    targets: TargetSettings,
+    targets: Credit,
     loss: LossSettings = LOSS,
     *,
     micro_batch: int = 2,
@@ -60,7 +67,7 @@ def make_learner(
 
 def update(
     batch: SegmentBatch,
-    targets: TargetSettings,
+    targets: Credit,
     loss: LossSettings = LOSS,
     *,
     micro_batch: int = 2,
@@ -86,7 +93,7 @@ def as_acted(batch: SegmentBatch) -> SegmentBatch:
     return valued(fakes.on_policy(batch, policy), values)
 
 
-def moments_of(batch: SegmentBatch, targets: TargetSettings) -> torch.Tensor:
+def moments_of(batch: SegmentBatch, targets: Credit) -> torch.Tensor:
     """The batch's own advantage moments, as an update by its own moments finds them."""
     _, learner = make_learner(targets, micro_batch=len(batch.mask), accumulation=1)
     learner.update(batch, policy_version=20)
@@ -121,7 +128,7 @@ def hand_batch(*, ends: str) -> SegmentBatch:
 def test_gae_with_values_of_acting_time_by_hand_needs_no_pass_for_values(ends: str, advantages: list[float]) -> None:
     batch = hand_batch(ends=ends)
     batch = fakes.on_policy(batch, fakes.make_policy())  # ρ = 1
-    targets = replace(ACTING_GAE, time_limit="end")
+    targets = changed(ACTING_GAE, time_limit="end")
     policy, metrics = update(batch, targets, PLAIN, micro_batch=1, accumulation=1)
     assert metrics["learner/policy_loss"] == pytest.approx(-sum(advantages) / 3, abs=1e-5)
     assert (policy.free, policy.graded) == ([], [3])
@@ -149,10 +156,10 @@ def test_vtrace_with_values_of_acting_time_takes_its_ratios_from_the_current_wei
     Then every token's log-ratio is -0.1, and that of a decision, of which six tokens ran, is their sum.
     """
     batch = fakes.on_policy(hand_batch(ends="cut"), fakes.make_policy())
-    _, metrics = update(batch, replace(ACTING_VTRACE, lambda_=1.0), PLAIN, micro_batch=1, accumulation=1)
+    _, metrics = update(batch, changed(ACTING_VTRACE, lambda_=1.0), PLAIN, micro_batch=1, accumulation=1)
     assert metrics["learner/policy_loss"] == pytest.approx(-(5.036 + 4.04 + 6.1) / 3, rel=1e-5)
     lagging = replace(batch, behavior_logprobs=batch.behavior_logprobs + 0.1)  # six tokens: ρ = exp(-0.6) everywhere
-    _, metrics = update(lagging, replace(ACTING_VTRACE, lambda_=1.0), PLAIN, micro_batch=1, accumulation=1)
+    _, metrics = update(lagging, changed(ACTING_VTRACE, lambda_=1.0), PLAIN, micro_batch=1, accumulation=1)
     rho, advantages, correction = math.exp(-0.6), [], 0.0
     for delta in (6.1, -1.45, 1.4):
         advantages.append(delta + 0.9 * correction)
@@ -166,12 +173,12 @@ def test_vtrace_with_values_of_acting_time_takes_its_ratios_from_the_current_wei
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize(("current", "acting"), [(GAE, ACTING_GAE), (VTRACE, ACTING_VTRACE)])
 def test_at_lag_zero_values_of_acting_time_give_the_same_update(
-    current: TargetSettings, acting: TargetSettings, parts: int, time_limit: TimeLimit
+    current: Credit, acting: Credit, parts: int, time_limit: TimeLimit
 ) -> None:
     batch = as_acted(fakes.make_batch())
     cut = 4 // parts
-    one, metrics = update(batch, replace(current, time_limit=time_limit), micro_batch=cut, accumulation=parts)
-    other, expected = update(batch, replace(acting, time_limit=time_limit), micro_batch=cut, accumulation=parts)
+    one, metrics = update(batch, changed(current, time_limit=time_limit), micro_batch=cut, accumulation=parts)
+    other, expected = update(batch, changed(acting, time_limit=time_limit), micro_batch=cut, accumulation=parts)
     assert fakes.largest_difference(fakes.weights(one), fakes.weights(other)) < 1e-6
     assert metrics == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
@@ -188,7 +195,7 @@ def test_an_observation_after_which_nothing_counts_goes_through_no_pass() -> Non
     """Of four segments one is terminated and one truncated: 10 decisions, and 2 or 3 observations after them."""
     after_last: dict[TimeLimit, int] = {"end": 2, "bootstrap": 3}
     for time_limit, after in after_last.items():
-        policy, _ = update(fakes.make_batch(), replace(GAE, time_limit=time_limit))
+        policy, _ = update(fakes.make_batch(), changed(GAE, time_limit=time_limit))
         assert sum(policy.free) == 10 + after
         assert sum(policy.graded) == 10
 
@@ -198,7 +205,7 @@ def test_an_observation_after_which_nothing_counts_goes_through_no_pass() -> Non
 
 @pytest.mark.parametrize("targets", [GAE, VTRACE, ACTING_VTRACE])
 @pytest.mark.parametrize("accumulation", [1, 2, 4])
-def test_with_running_moments_there_is_one_pass_per_micro_batch(targets: TargetSettings, accumulation: int) -> None:
+def test_with_running_moments_there_is_one_pass_per_micro_batch(targets: Credit, accumulation: int) -> None:
     """The first update has no moments before it and takes two."""
     policy, learner = make_learner(targets, RUNNING, micro_batch=4 // accumulation, accumulation=accumulation)
     learner.update(fakes.make_batch(), policy_version=20)
@@ -212,11 +219,9 @@ def test_with_running_moments_there_is_one_pass_per_micro_batch(targets: TargetS
     assert learner.seconds["loss"] > 0.0
 
 
-@pytest.mark.parametrize("targets", [GAE, replace(GAE, time_limit="end"), VTRACE, ACTING_VTRACE])
+@pytest.mark.parametrize("targets", [GAE, changed(GAE, time_limit="end"), VTRACE, ACTING_VTRACE])
 @pytest.mark.parametrize("accumulation", [1, 2, 8])
-def test_one_pass_gives_the_update_of_two_where_the_moments_are_the_same(
-    targets: TargetSettings, accumulation: int
-) -> None:
+def test_one_pass_gives_the_update_of_two_where_the_moments_are_the_same(targets: Credit, accumulation: int) -> None:
     batch = fakes.make_batch(8)
     batch = replace(batch, task_index=np.array([0, 1, 2, 0, 1, 2, 0, 1]))
     cut = 8 // accumulation
@@ -266,7 +271,7 @@ def test_moments_of_older_updates_weigh_less_and_less() -> None:
 
 
 @pytest.mark.parametrize("targets", [GAE, ACTING_VTRACE])
-def test_one_pass_without_room_is_cut_into_fewer_segments_and_then_into_two_passes(targets: TargetSettings) -> None:
+def test_one_pass_without_room_is_cut_into_fewer_segments_and_then_into_two_passes(targets: Credit) -> None:
     """Ten decisions; with room for 4 rows a segment is one micro-batch, with room for 3 it must be cut."""
     batch = fakes.make_batch()
     moments = moments_of(batch, targets)

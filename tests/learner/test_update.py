@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import nn
 
+from vla_rl.credit import Vtrace
 from vla_rl.learner.engine import NonFiniteUpdateError
-from vla_rl.learner.settings import GaeSettings, LossSettings, VtraceSettings
+from vla_rl.learner.settings import LossSettings
 from vla_rl.types import ObservationSpec, PolicyInputs, PolicyOutput, SegmentBatch
 
 PLAIN = LossSettings(value_coefficient=0.5, normalize_advantages=False)
@@ -71,7 +72,7 @@ def test_gae_by_hand_truncation_bootstraps_from_the_stored_last_observation(
     terminated: bool, advantages: list[float]
 ) -> None:
     batch = table_batch([0.5, 1.0, -0.5, 4.0], [1.0, 0.0, 2.0], terminated=terminated)
-    targets = GaeSettings(discount=0.9, gae_lambda=0.5)
+    targets = fakes.gae(discount=0.9, gae_lambda=0.5)
     _, metrics = updated(batch, policy=TablePolicy(), targets=targets, loss=PLAIN, micro_batch=1, accumulation=1)
     assert metrics["learner/policy_loss"] == pytest.approx(-sum(advantages) / 3, abs=1e-6)
     assert metrics["learner/value_loss"] == pytest.approx(sum(a * a for a in advantages) / 3, rel=1e-6)
@@ -86,10 +87,10 @@ def test_the_time_limit_by_hand(name: str, ends: str, time_limit: Literal["end",
     batch = table_batch([0.5, 1.0, -0.5, 4.0], [1.0, 0.0, 2.0], terminated=False)
     if ends == "cut":
         batch = replace(batch, truncated=np.zeros_like(batch.truncated))
-    targets = GaeSettings(discount=0.9, gae_lambda=0.5, time_limit=time_limit)
+    targets = fakes.gae(discount=0.9, gae_lambda=0.5, time_limit=time_limit)
     over, open_ = [1.25375, -0.325, 2.5], [1.98275, 1.295, 6.1]
     if name == "vtrace":  # ρ = 1, λ = 1: discounted rewards up to the end, less the value
-        targets = VtraceSettings(discount=0.9, lambda_=1.0, rho_bar=1.0, c_bar=1.0, time_limit=time_limit)
+        targets = fakes.vtrace(discount=0.9, lambda_=1.0, rho_bar=1.0, c_bar=1.0, time_limit=time_limit)
         over, open_ = [2.12, 0.8, 2.5], [5.036, 4.04, 6.1]
     expected = over if (ends, time_limit) == ("truncated", "end") else open_
     _, metrics = updated(batch, policy=TablePolicy(), targets=targets, loss=PLAIN, micro_batch=1, accumulation=1)
@@ -107,7 +108,7 @@ def test_the_gradient_by_hand() -> None:
     batch = replace(batch, tokens=np.zeros_like(batch.tokens))
     policy_norm = (1.98275 + 1.295 + 6.1) / 18 * math.sqrt(6 * (0.8**2 + 4 * 0.2**2))
     value_gradient = -(1.98275 * 0.5 + 1.295 * 1.0 + 6.1 * -0.5) / 3
-    targets = GaeSettings(discount=0.9, gae_lambda=0.5)
+    targets = fakes.gae(discount=0.9, gae_lambda=0.5)
     loss = LossSettings(value_coefficient=0.5, entropy_coefficient=0.1, normalize_advantages=False)
     for parts in (1, 3):
         learner = fakes.make_learner(
@@ -126,7 +127,7 @@ def test_vtrace_by_hand_uses_the_joint_ratio_of_the_executed_tokens() -> None:
     log_ratio[0, :, :3] = np.log(ratios)[:, None] / 3  # the three tokens of the first control step carry all of it
     log_ratio[0, 1, 3:] = 9.0  # never executed, so of no effect
     batch = replace(batch, executed=executed, behavior_logprobs=(-math.log(5) - log_ratio).astype(np.float32))
-    targets = VtraceSettings(discount=0.9, lambda_=1.0, rho_bar=1.0, c_bar=1.0)
+    targets = fakes.vtrace(discount=0.9, lambda_=1.0, rho_bar=1.0, c_bar=1.0)
     _, metrics = updated(batch, policy=TablePolicy(), targets=targets, loss=PLAIN, micro_batch=1, accumulation=1)
     errors = np.array([3.718, 3.02, 5.6]) - np.array([0.5, 1.0, -0.5])
     assert metrics["learner/value_loss"] == pytest.approx(float(np.mean(errors**2)), rel=1e-6)
@@ -143,7 +144,7 @@ def test_the_joint_ratio_is_the_product_over_executed_tokens_and_counts_once_per
         executed=np.array([[2, 1, 2]], dtype=np.int16),
         behavior_logprobs=(-math.log(5) - log_ratio).astype(np.float32),
     )
-    targets = GaeSettings(discount=0.9, gae_lambda=0.5)
+    targets = fakes.gae(discount=0.9, gae_lambda=0.5)
     loss = replace(PLAIN, joint_ratio=True)
     for parts in (1, 2):
         learner = fakes.make_learner(
@@ -161,7 +162,7 @@ def test_the_gradient_of_the_joint_ratio_by_hand() -> None:
     batch = table_batch([0.5, 1.0, -0.5, 4.0], [1.0, 0.0, 2.0], terminated=False)
     batch = replace(batch, tokens=np.zeros_like(batch.tokens))
     loss = LossSettings(value_coefficient=0.0, normalize_advantages=False, joint_ratio=True)
-    targets = GaeSettings(discount=0.9, gae_lambda=0.5)
+    targets = fakes.gae(discount=0.9, gae_lambda=0.5)
     _, metrics = updated(batch, policy=TablePolicy(), targets=targets, loss=loss, micro_batch=1, accumulation=1)
     expected = (1.98275 + 1.295 + 6.1) / 3 * math.sqrt(6 * (0.8**2 + 4 * 0.2**2))
     assert metrics["learner/grad_norm"] == pytest.approx(expected, rel=1e-5)
@@ -199,7 +200,7 @@ class BucketsOfTasks(fakes.FakePolicy):
         return super().forward(inputs)
 
 
-@pytest.mark.parametrize("targets", [None, VtraceSettings(discount=0.9, lambda_=1.0, rho_bar=1.0, c_bar=1.0)])
+@pytest.mark.parametrize("targets", [None, fakes.vtrace(discount=0.9, lambda_=1.0, rho_bar=1.0, c_bar=1.0)])
 def test_rows_are_taken_bucket_by_bucket_and_the_update_is_the_same(targets) -> None:
     batch = replace(fakes.make_batch(8), task_index=np.array([0, 1, 2, 0, 1, 2, 0, 1]))
     torch.manual_seed(0)
@@ -414,8 +415,8 @@ class CountingPolicy(fakes.FakePolicy):
         return super().forward(inputs)
 
 
-@pytest.mark.parametrize("targets", [None, VtraceSettings(discount=0.9, lambda_=1.0, rho_bar=1.0, c_bar=1.0)])
-def test_a_batch_in_one_micro_batch_passes_once_and_the_update_is_the_same(targets: VtraceSettings | None) -> None:
+@pytest.mark.parametrize("targets", [None, fakes.vtrace(discount=0.9, lambda_=1.0, rho_bar=1.0, c_bar=1.0)])
+def test_a_batch_in_one_micro_batch_passes_once_and_the_update_is_the_same(targets: Vtrace | None) -> None:
     """Dropout makes the values come from a pass of their own, as more than one micro-batch does."""
     outcomes = []
     for dropout, parts, passes in ((0.0, 1, [0, 1]), (0.5, 1, [1, 1]), (0.0, 2, [2, 2])):

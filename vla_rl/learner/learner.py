@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
+from vla_rl.credit import Credit
 from vla_rl.learner.batches import Index, Rows, at, bootstrap_rows, decision_rows, policy_inputs, token_mask
 from vla_rl.learner.engine import Engine, UpdateResult
 from vla_rl.learner.metrics import lag_metrics, loss_metrics, ratio_metrics
@@ -31,7 +32,7 @@ from vla_rl.learner.objective import (
     share_of_loss,
 )
 from vla_rl.learner.optimizer import POLICY_GROUP, VALUE_GROUP
-from vla_rl.learner.settings import LossSettings, TargetSettings, VtraceSettings
+from vla_rl.learner.settings import LossSettings
 from vla_rl.policies.memory_errors import is_out_of_memory
 from vla_rl.rl.distributions import distribution_of
 from vla_rl.rl.losses import advantage_moments, normalize_advantages
@@ -63,7 +64,7 @@ class Learner:
         engine: holds the policy and carries out the update over micro-batches and ranks.
         surrogate: (log_ratio, advantages) to the objective J per token, settings bound.
         multiplier: the same surrogate's log m (see `vla_rl.rl.multipliers`), for the utilisation metrics.
-        targets: GAE or V-trace.
+        credit: makes value targets and advantages.
         loss: weights of the terms.
         temperature: the policy acts with logits / temperature, here as in the inference worker.
         micro_batch: segments per forward pass.
@@ -78,7 +79,7 @@ class Learner:
         *,
         surrogate: Surrogate,
         multiplier: LogMultiplier,
-        targets: TargetSettings,
+        credit: Credit,
         loss: LossSettings,
         temperature: float,
         micro_batch: int,
@@ -95,14 +96,14 @@ class Learner:
         self._distribution = distribution_of(action_spec.num_bins)
         self._surrogate = surrogate
         self._multiplier = multiplier
-        self._targets = targets
+        self._credit = credit
         self._loss = loss
         self._temperature = temperature
         self._batch_size = micro_batch * accumulation
         self._num_micro_batches = accumulation
         self._old_threshold = old_threshold
         self._clip_range = clip_range
-        self._evaluates_decisions = targets.values == "current" or isinstance(targets, VtraceSettings)
+        self._evaluates_decisions = credit.needs_current_values or credit.needs_log_ratios
         self.moments = RunningMoments()
         self.seconds = {"values": 0.0, "loss": 0.0, "optimizer": 0.0}  # of the last update, by part
 
@@ -194,7 +195,7 @@ class Learner:
 
     def _survey(self, batch: SegmentBatch) -> tuple[Counts, bool]:
         """Denominators over the ranks, and whether a rank has an observation that nobody valued when acting."""
-        lacking = len(self._rows_after(batch)) if self._targets.values == "acting" else 0
+        lacking = 0 if self._credit.needs_current_values else len(self._rows_after(batch))
         tokens = token_mask(batch, decision_rows(batch), action_dim=self._action_dim).sum()
         union = self._engine.collectives.sum_over_ranks(
             {"decisions": float(batch.mask.sum()), "tokens": float(tokens), "lacking": float(lacking)}
@@ -208,26 +209,27 @@ class Learner:
         With values from acting time, these are last observations of episodes whose task goes on: no decision was made
         there, so nobody valued them, and the learner does.
         """
-        rows = bootstrap_rows(batch, time_limit=self._targets.time_limit)
-        if self._targets.values == "acting":
-            rows = rows.where(np.isnan(batch.behavior_values[rows.segment, rows.time]))
-        return rows
+        rows = bootstrap_rows(batch, time_limit=self._credit.horizon)
+        if self._credit.needs_current_values:
+            return rows
+        lacking = np.isnan(batch.behavior_values[rows.segment, rows.time])
+        return rows.where(lacking & self._credit.needs_values)
 
     def _view(self, batch: SegmentBatch) -> _View:
         """What is known before any pass."""
         shape = (len(batch.mask), batch.mask.shape[1] + 1)
-        acting = self._targets.values == "acting"
-        values = torch.from_numpy(batch.behavior_values).clone() if acting else torch.zeros(shape)
+        current = self._credit.needs_current_values
+        values = torch.zeros(shape) if current else torch.from_numpy(batch.behavior_values).clone()
         return _View(values, torch.zeros(batch.mask.shape))
 
     def _complete(self, view: _View, batch: SegmentBatch, rows: Rows, output: PolicyOutput) -> None:
         """Add what a pass over the rows found."""
         is_decision = rows.time < batch.mask.sum(axis=1)[rows.segment]
-        valued = ~is_decision if self._targets.values == "acting" else np.ones_like(is_decision)
+        valued = np.ones_like(is_decision) if self._credit.needs_current_values else ~is_decision
         place = rows.where(valued)
         values = output.values.detach().cpu()[torch.from_numpy(valued)]
         view.values[torch.from_numpy(place.segment), torch.from_numpy(place.time)] = values
-        if isinstance(self._targets, VtraceSettings):
+        if self._credit.needs_log_ratios:
             self._add_joint_log_ratio(batch, rows, output.logits.detach(), view.joint_log_ratio)
 
     def _evaluate(self, batch: SegmentBatch, parts: int) -> _View:
@@ -267,7 +269,7 @@ class Learner:
         """The constants of these decisions, their advantages not yet normalised."""
         value_targets, advantages = (
             grid[torch.from_numpy(rows.segment), torch.from_numpy(rows.time)]
-            for grid in segment_targets(batch, view.values, view.joint_log_ratio, self._targets)
+            for grid in segment_targets(batch, view.values, view.joint_log_ratio, self._credit)
         )
         run = token_mask(batch, rows, action_dim=self._action_dim)
         ratios_valid = run.any(dim=1, keepdim=True) if self._loss.joint_ratio else run

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vla_rl.credit import Credit, Experience
 from vla_rl.learner.batches import Rows, at
-from vla_rl.learner.settings import GaeSettings, LossSettings, TargetSettings
-from vla_rl.rl import targets
+from vla_rl.learner.settings import LossSettings
 from vla_rl.rl.distributions import Distribution
 from vla_rl.rl.losses import LossTerms, total_loss, value_loss_sum
 from vla_rl.rl.masking import masked_sum, select_valid
@@ -79,42 +79,26 @@ def joined(parts: Sequence[Prepared]) -> Prepared:
 
 
 def segment_targets(
-    batch: SegmentBatch, values: Tensor, joint_log_ratio: Tensor, settings: TargetSettings
+    batch: SegmentBatch, values: Tensor, joint_log_ratio: Tensor, credit: Credit
 ) -> tuple[Tensor, Tensor]:
     """Value targets and advantages, (B, T) each, before normalisation; padding holds nothing of meaning.
 
     Args:
         batch: rewards and flags.
-        values: (B, T + 1) V of every observation; that after the last decision bootstraps, unless the task is over.
-        joint_log_ratio: (B, T) log ρ of whole decisions, looked at by V-trace alone.
-        settings: GAE or V-trace.
+        values: (B, T + 1) V of every observation.
+        joint_log_ratio: (B, T) log ρ of whole decisions.
+        credit: makes them.
     """
-    # Padding begins where an episode has ended, and what stands behind an end has no effect on the targets before it.
-    arguments = (
-        torch.from_numpy(batch.rewards),
-        values[:, :-1],
-        values[:, 1:],
-        torch.from_numpy(batch.terminated),
-        torch.from_numpy(batch.truncated),
-    )
-    if isinstance(settings, GaeSettings):
-        advantages = targets.gae(
-            *arguments,
-            discount=settings.discount,
-            gae_lambda=settings.gae_lambda,
-            time_limit=settings.time_limit,
+    targets = credit.assign(
+        Experience(
+            rewards=torch.from_numpy(batch.rewards),
+            terminated=torch.from_numpy(batch.terminated),
+            truncated=torch.from_numpy(batch.truncated),
+            values=values,
+            log_ratios=joint_log_ratio,
         )
-        return advantages + values[:, :-1], advantages
-    result = targets.vtrace(
-        *arguments,
-        joint_log_ratio,
-        discount=settings.discount,
-        lambda_=settings.lambda_,
-        rho_bar=settings.rho_bar,
-        c_bar=settings.c_bar,
-        time_limit=settings.time_limit,
     )
-    return result.value_targets, result.advantages
+    return targets.value_targets, targets.advantages
 
 
 def micro_batch_sums(

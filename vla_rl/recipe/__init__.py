@@ -23,7 +23,6 @@ from vla_rl.recipe.sections import (
     CheckpointSection,
     EnvSection,
     EvaluationSection,
-    GaeSection,
     GipoSection,
     LearnerSection,
     LiberoSection,
@@ -42,9 +41,7 @@ from vla_rl.recipe.sections import (
     RuntimeSection,
     SapoSection,
     SurrogateSection,
-    TargetsSection,
     ToySection,
-    VtraceSection,
 )
 from vla_rl.section import Problem, Section
 
@@ -56,7 +53,6 @@ __all__ = [
     "EnvSection",
     "EvaluationSection",
     "FieldReference",
-    "GaeSection",
     "GipoSection",
     "LearnerSection",
     "LiberoSection",
@@ -79,9 +75,7 @@ __all__ = [
     "SapoSection",
     "Section",
     "SurrogateSection",
-    "TargetsSection",
     "ToySection",
-    "VtraceSection",
     "build_recipe",
     "field_references",
     "find_recipe",

@@ -23,8 +23,8 @@ from vla_rl.recipe.model import Recipe
 from vla_rl.recipe.overrides import Override, apply_overrides, lay_over, parse_overrides
 from vla_rl.recipe.problems import RecipeError
 from vla_rl.recipe.rules import broken_rules
-from vla_rl.recipe.sections import TimeLimit
 from vla_rl.recipe.translate import BASE, dotted_path, problems_of, shown
+from vla_rl.rl.time_limit import TimeLimit
 from vla_rl.section import Problem
 
 EARLIER_TIME_LIMIT: TimeLimit = "bootstrap"  # of every run that is older than targets.time_limit

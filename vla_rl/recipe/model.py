@@ -6,6 +6,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
+from vla_rl.credit import AnyCredit, Gae
 from vla_rl.recipe import dialect
 from vla_rl.recipe.regimes import RegimeName
 from vla_rl.recipe.rules import broken_rules, with_regime, with_time_limit
@@ -14,7 +15,6 @@ from vla_rl.recipe.sections import (
     CheckpointSection,
     EnvSection,
     EvaluationSection,
-    GaeSection,
     LearnerSection,
     LoggingSection,
     LossSection,
@@ -24,7 +24,6 @@ from vla_rl.recipe.sections import (
     RolloutSection,
     RuntimeSection,
     SurrogateSection,
-    TargetsSection,
 )
 from vla_rl.section import RulesError, Section, Seed, Text
 
@@ -43,7 +42,7 @@ class Recipe(Section):
     env: EnvSection
     policy: PolicySection
     surrogate: SurrogateSection
-    targets: TargetsSection = GaeSection(name="gae")
+    targets: AnyCredit = Gae(name="gae")
     loss: LossSection = LossSection()
     optimizer: OptimizerSection = OptimizerSection()
     replay: ReplaySection = ReplaySection()

@@ -12,13 +12,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from vla_rl.credit import Credit
 from vla_rl.recipe.regimes import SPANS, STALE_REUSE, Regime, RegimeName, regime_of_run
 from vla_rl.recipe.sections import (
     USUAL_TIME_LIMIT,
     BudgetSection,
     EnvSection,
     EvaluationSection,
-    GaeSection,
     LearnerSection,
     LiberoSection,
     MLPSection,
@@ -27,9 +27,8 @@ from vla_rl.recipe.sections import (
     PolicySection,
     ReplaySection,
     RuntimeSection,
-    TimeLimit,
-    VtraceSection,
 )
+from vla_rl.rl.time_limit import TimeLimit
 from vla_rl.section import Problem
 
 
@@ -203,7 +202,7 @@ def with_time_limit(data: Mapping[str, Any]) -> dict[str, Any]:
     """
     usual = usual_time_limit(data.get("env"))
     targets = data.get("targets", {"name": "gae"})
-    if isinstance(targets, GaeSection | VtraceSection):
+    if isinstance(targets, Credit):
         targets = targets.model_dump(by_alias=True)
     if usual is None or not isinstance(targets, Mapping) or targets.get("time_limit") is not None:
         return dict(data)

@@ -10,9 +10,9 @@ from pydantic import Field, model_validator
 
 from vla_rl.libero_suites import SUITES
 from vla_rl.recipe.metaworld_tasks import METAWORLD_TASKS
+from vla_rl.rl.time_limit import TimeLimit
 from vla_rl.section import (
     BatchSize,
-    Fraction,
     Horizon,
     LearningRate,
     NonNegative,
@@ -30,14 +30,6 @@ from vla_rl.section import (
 )
 
 OFT_CHUNK_SIZE = 8  # control steps per decision of OpenVLA-OFT, the policy of LIBERO
-
-TimeLimit = Literal["end", "bootstrap"]
-TIME_LIMIT = Field(
-    None,
-    description="what the horizon is to the task. end: part of it, as in success within the horizon; nothing can be "
-    "earned afterwards. bootstrap: an interruption; the critic's value stands for what would follow. Default: the "
-    "environment's, end for libero and toy, bootstrap for metaworld",
-)
 
 
 # --- environments ----------------------------------------------------------------------------------------------------
@@ -271,38 +263,6 @@ class NoClipSection(Section):
 
 
 SurrogateSection = Annotated[GipoSection | PpoSection | SapoSection | NoClipSection, Field(discriminator="name")]
-
-
-ValueSource = Literal["current", "acting"]
-VALUES = (
-    "whose V the targets are made of. current: the learner's, anew in every update; acting: that of the policy that "
-    "acted, as old as the decision, which saves gae the pass for values"
-)
-
-
-class GaeSection(Section):
-    """Generalised advantage estimation."""
-
-    name: Literal["gae"]
-    discount: Fraction = Field(0.99, description="per decision")
-    gae_lambda: Fraction = Field(0.95, description="1 is the Monte-Carlo return, 0 one step and the value")
-    time_limit: TimeLimit | None = TIME_LIMIT
-    values: ValueSource = Field("current", description=VALUES)
-
-
-class VtraceSection(Section):
-    """V-trace targets; the surrogate applies the ratio."""
-
-    name: Literal["vtrace"]
-    discount: Fraction = Field(0.99, description="per decision")
-    lambda_: Fraction = Field(1.0, alias="lambda", description="weight of the later corrections")
-    rho_bar: Scale = Field(1.0, description="bound of the ratio in the temporal difference")
-    c_bar: Scale = Field(1.0, description="bound of the ratio in the trace")
-    time_limit: TimeLimit | None = TIME_LIMIT
-    values: ValueSource = Field("current", description=VALUES)
-
-
-TargetsSection = Annotated[GaeSection | VtraceSection, Field(discriminator="name")]
 
 
 class LossSection(Section):

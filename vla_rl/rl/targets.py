@@ -22,14 +22,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from vla_rl.rl.masking import lift
-
-TimeLimit = Literal["end", "bootstrap"]
+from vla_rl.rl.time_limit import TimeLimit
 
 
 @dataclass(frozen=True, slots=True)

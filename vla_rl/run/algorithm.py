@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 
 from vla_rl.learner.optimizer import OptimizerSettings
-from vla_rl.learner.settings import GaeSettings, LossSettings, VtraceSettings
-from vla_rl.recipe import GaeSection, PpoSection, Recipe
+from vla_rl.learner.settings import LossSettings
+from vla_rl.recipe import PpoSection, Recipe
 from vla_rl.rl.multipliers import LOG_MULTIPLIERS, LogMultiplier
 from vla_rl.rl.surrogates import SURROGATES, Surrogate
 
@@ -18,27 +18,6 @@ def bind_surrogate(recipe: Recipe) -> tuple[Surrogate, LogMultiplier]:
     settings = recipe.surrogate.model_dump(exclude={"name"})
     name = recipe.surrogate.name
     return functools.partial(SURROGATES[name], **settings), functools.partial(LOG_MULTIPLIERS[name], **settings)
-
-
-def target_settings(recipe: Recipe) -> GaeSettings | VtraceSettings:
-    """Targets of the recipe."""
-    section = recipe.targets
-    assert section.time_limit is not None, "a recipe takes its environment's where it says nothing"
-    if isinstance(section, GaeSection):
-        return GaeSettings(
-            discount=section.discount,
-            gae_lambda=section.gae_lambda,
-            time_limit=section.time_limit,
-            values=section.values,
-        )
-    return VtraceSettings(
-        discount=section.discount,
-        lambda_=section.lambda_,
-        rho_bar=section.rho_bar,
-        c_bar=section.c_bar,
-        time_limit=section.time_limit,
-        values=section.values,
-    )
 
 
 def loss_settings(recipe: Recipe) -> LossSettings:

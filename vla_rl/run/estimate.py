@@ -193,7 +193,7 @@ def _learner_rows(recipe: Recipe) -> int:
     is_only_pass = (
         recipe.learner.accumulation == 1 or loss.advantage_moments == "running" or not loss.normalize_advantages
     )
-    per_segment = recipe.replay.segment_length + (is_only_pass and recipe.targets.values == "current")
+    per_segment = recipe.replay.segment_length + (is_only_pass and recipe.targets.needs_current_values)
     return recipe.learner.micro_batch * per_segment
 
 

@@ -353,7 +353,7 @@ def _make_learner(plan: Plan, engine: Engine) -> Learner:
         engine,
         surrogate=surrogate,
         multiplier=multiplier,
-        targets=algorithm.target_settings(recipe),
+        credit=recipe.targets,
         loss=algorithm.loss_settings(recipe),
         temperature=recipe.rollout.temperature,
         micro_batch=recipe.learner.micro_batch,

@@ -1,0 +1,96 @@
+"""What every kind of credit has, and the records it takes and gives."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+
+from pydantic import Field
+
+from vla_rl.rl.time_limit import TimeLimit
+from vla_rl.section import Section
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ValueSource = Literal["current", "acting"]
+
+TIME_LIMIT: TimeLimit | None = Field(
+    None,
+    description="what the horizon is to the task. end: part of it, as in success within the horizon; nothing can be "
+    "earned afterwards. bootstrap: an interruption; the critic's value stands for what would follow. Default: the "
+    "environment's, end for libero and toy, bootstrap for metaworld",
+)
+VALUES: ValueSource = Field(
+    "current",
+    description="whose V the targets are made of. current: the learner's, anew in every update; acting: that of the "
+    "policy that acted, as old as the decision, which saves gae the pass for values",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """Segments of B episodes, T decisions each, in order of time. Padding holds anything.
+
+    Padding begins where an episode has ended, and what stands behind an end has no effect on the targets before it.
+    """
+
+    rewards: Tensor  # (B, T), summed over the control steps of a decision
+    terminated: Tensor  # (B, T) bool, the task ended
+    truncated: Tensor  # (B, T) bool, the horizon was reached
+    values: Tensor  # (B, T + 1) V of every observation; the one after the last decision bootstraps
+    log_ratios: Tensor  # (B, T) log π/μ of whole decisions; zeros unless `Credit.needs_log_ratios`
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What a credit assigns: constants of an update, float32 at least. No meaning in padding."""
+
+    value_targets: Tensor  # (B, T), what the critic is regressed on
+    advantages: Tensor  # (B, T), not normalised and without an importance ratio: the surrogate multiplies by it
+
+
+class Credit(Section, ABC):
+    """The recipe's `targets`: how rewards become value targets and advantages."""
+
+    group_size: ClassVar[int] = 0  # episodes that must be in a batch together; 0: none
+
+    if TYPE_CHECKING:  # every kind declares these two itself, behind its own fields: that is their order in a recipe
+        time_limit: TimeLimit | None
+        values: ValueSource
+
+    @classmethod
+    def kind(cls) -> str:
+        """The name that chooses it in a recipe."""
+        return str(get_args(cls.model_fields["name"].annotation)[0])
+
+    @property
+    def needs_values(self) -> bool:
+        """Whether it looks at `Experience.values`."""
+        return True
+
+    @property
+    def needs_current_values(self) -> bool:
+        """Whether every V must be the learner's; otherwise those of acting time serve where somebody acted."""
+        return self.values == "current"
+
+    @property
+    def needs_log_ratios(self) -> bool:
+        """Whether it looks at `Experience.log_ratios`."""
+        return False
+
+    @property
+    def horizon(self) -> TimeLimit:
+        """What the horizon is to the task.
+
+        Raises:
+            ValueError: `time_limit` is not set. A recipe takes its environment's.
+        """
+        if self.time_limit is None:
+            raise ValueError("targets.time_limit is not set; allowed are end and bootstrap")
+        return self.time_limit
+
+    @abstractmethod
+    def assign(self, experience: Experience) -> Targets:
+        """Return value targets and advantages, (B, T) each."""
