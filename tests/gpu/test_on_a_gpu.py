@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 import torch
 
+from vla_rl.credit import Gae
 from vla_rl.ipc.mailbox import MailboxHandle, WeightMailbox
 from vla_rl.ipc.shared_weights import SharedWeights, SharedWeightsHandle, share_tensors
 from vla_rl.learner.engine import Engine
 from vla_rl.learner.learner import Learner
 from vla_rl.learner.optimizer import OptimizerSettings
-from vla_rl.learner.settings import GaeSettings, LossSettings
+from vla_rl.learner.settings import LossSettings
 from vla_rl.policies.assign import assign_parameters
 from vla_rl.policies.build import build_mlp, build_openvla_oft
 from vla_rl.policies.devices import peak_memory, use_device
@@ -176,7 +177,7 @@ def updated(device, *, before=lambda policy: None):
         engine,
         surrogate=functools.partial(gipo, sigma=0.5),
         multiplier=functools.partial(gipo_multiplier, sigma=0.5),
-        targets=GaeSettings(discount=0.99, gae_lambda=0.95),
+        credit=Gae(name="gae", discount=0.99, gae_lambda=0.95, time_limit="end"),
         loss=LossSettings(),
         temperature=1.0,
         micro_batch=2,
