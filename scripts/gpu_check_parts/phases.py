@@ -67,7 +67,7 @@ PHASES = (
         "pytest -m gpu",
         "gpu_check_parts.measure_tests",
         limit_s=90,
-        needs=("pytest", *MODEL),
+        needs=("pytest", "pydantic", *MODEL),  # a surrogate and a credit are sections of a recipe
         needs_gpu=True,
     ),
     Phase(
