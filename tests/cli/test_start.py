@@ -171,6 +171,27 @@ def test_a_signal_during_the_imports_ends_the_program_with_130(tmp_path, library
     assert "Traceback" not in said
 
 
+INTERRUPTED_IMPORT = """
+import os, signal
+from vla_rl.cli import start
+
+def import_a_library():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt as interrupt:
+        raise ImportError("cannot load") from interrupt
+
+start._run = import_a_library
+start.run()
+"""
+
+
+def test_an_import_error_after_a_signal_is_an_interruption() -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED_IMPORT], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert done.stderr == "interrupted\n"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", ASKED)
 @pytest.mark.parametrize("moment", ["logs", "logs/inference_worker.log", "metrics.jsonl"])

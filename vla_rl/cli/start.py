@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from vla_rl.cli import exit_codes
 from vla_rl.ipc.lifeline import stop_signals
-from vla_rl.run.signals import interrupted_by_signals
+from vla_rl.run.signals import heed_signals, interrupted_by_signals
 
 if TYPE_CHECKING:
     from vla_rl.reporting.streams import EnduringFile
@@ -31,7 +31,11 @@ def run() -> NoReturn:
     try:
         with interrupted_by_signals(only_noted=is_rank):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, stop_signals())  # a launcher holds them back until we are here
-            code = _run()
+            try:
+                code = _run()
+            except Exception:
+                heed_signals()  # NumPy makes an ImportError of an interrupted import
+                raise
     except KeyboardInterrupt:  # before a verb was there to heed it
         print("interrupted", file=sys.stderr)
         code = exit_codes.INTERRUPTED
