@@ -1,1 +1,1 @@
-"""What must hold on a machine before a run can be trusted, one small check each."""
+"""Checks of a machine before a run can be trusted, one small check each."""

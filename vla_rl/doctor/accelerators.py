@@ -1,4 +1,4 @@
-"""GPUs, and the packages that are slow or fragile to import: all of it in processes of their own."""
+"""Checks of GPUs and of packages that are slow or fragile to import, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class Gpu:
 
     name: str
     memory: int  # bytes
-    bus: str  # PCI, like 0000:65:00.0; empty if torch does not tell
+    bus: str  # PCI address, like 0000:65:00.0; empty if torch does not report it
 
 
 def check_gpus(*, run: Run = run_python, driver: Path = NVIDIA_DRIVER) -> Check:
-    """The GPUs that torch sees; none is fine, unless there is a driver for some."""
+    """Report the GPUs that torch sees; none is fine unless there is an NVIDIA driver."""
     outcome = run(_GPUS, seconds=IMPORT_SECONDS)
     if not outcome.ok:
         return Check("gpus", "failed", f"torch cannot be used: {outcome.reason}", "", INSTALL)
@@ -62,7 +62,7 @@ def check_gpus(*, run: Run = run_python, driver: Path = NVIDIA_DRIVER) -> Check:
 
 
 def check_egl_devices(*, run: Run = run_python, driver: Path = NVIDIA_DRIVER) -> Check:
-    """Which number each GPU has in EGL, where a rank's simulators draw on the GPU that it computes on."""
+    """Report each GPU's EGL number: a rank's simulators render on the GPU that it computes on."""
     name = "egl devices"
     if not driver.exists():
         return Check(name, "skipped", "no NVIDIA driver")
@@ -79,7 +79,7 @@ def check_egl_devices(*, run: Run = run_python, driver: Path = NVIDIA_DRIVER) ->
 
 
 def check_import(module: str, *, package: str, run: Run = run_python) -> Check:
-    """Whether an installed package can be imported, in a clean process."""
+    """Report whether an installed package can be imported, in a clean process."""
     name = f"import {module}"
     if installed_version(package) is None:
         return Check(name, "skipped", f"{package} is not installed")

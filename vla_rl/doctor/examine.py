@@ -1,4 +1,4 @@
-"""Every check of `vla-rl doctor`, in the order in which they are told."""
+"""All checks of `vla-rl doctor`, in the order in which they are reported."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ AtOnce = Callable[[], list[Check]]
 
 
 def examine(groups: Sequence[tuple[str, AtOnce]] | None = None) -> Iterator[Check]:
-    """Look at everything, a few things at once, and tell each as soon as those before it are told.
+    """Run all checks, a few at once, and yield each one in order as soon as those before it are done.
 
     Args:
-        groups: name and checks; by default all there are.
+        groups: name and checks; by default all of them.
     """
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:  # they wait for child processes
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:  # the threads wait for child processes
         for checks in pool.map(_guarded, GROUPS if groups is None else groups):
             yield from checks
 
 
 def _guarded(group: tuple[str, AtOnce]) -> list[Check]:
-    """A package that is missing here, numpy for example, or a folder is something to tell and no reason to stop."""
+    """Run a group; a missing package (numpy, for example) or an unusable folder becomes a failed check."""
     name, look = group
     try:
         return look()

@@ -1,4 +1,4 @@
-"""Renderers: one frame each, in a process of its own."""
+"""Checks of renderers: one frame each, in a process of its own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Look = Callable[[str], Probe]
 
 
 def check_renderers(*, choose: Choose = choose, probe: Look = probe, has_driver: bool | None = None) -> list[Check]:
-    """Each way to draw without a display. One that works is enough."""
+    """Check each way to render without a display. One that works is enough."""
     has_driver = NVIDIA_DRIVER.exists() if has_driver is None else has_driver
     found: dict[str, str] = {}
     fixes: dict[str, str] = {}
@@ -28,7 +28,7 @@ def check_renderers(*, choose: Choose = choose, probe: Look = probe, has_driver:
         except SimulatorError as error:
             reason, fixes[backend] = found_and_fix(str(error))
             found[backend] = reason.removeprefix(f"no renderer works, tried {backend}: ")
-    if any("No module named 'mujoco'" in reason for reason in found.values()):  # which has to draw the frame
+    if any("No module named 'mujoco'" in reason for reason in found.values()):  # it renders the frame
         return [Check(f"renderer {backend}", "skipped", "mujoco is not installed") for backend in BACKENDS]
     working = [backend for backend in BACKENDS if backend not in fixes]
     return [_judge(backend, found[backend], fixes.get(backend, ""), working, has_driver) for backend in BACKENDS]
@@ -48,7 +48,7 @@ def _judge(backend: str, found: str, fix: str, working: list[str], has_driver: b
 
 
 def check_users_choice(*, probe: Look = probe, variables: Mapping[str, str] = os.environ) -> Check:
-    """`MUJOCO_GL`, which decides before anything of ours where it is set."""
+    """Report `MUJOCO_GL`, which overrides the program's choice where it is set."""
     chosen = variables.get("MUJOCO_GL", "").strip().lower()
     if not chosen:
         return Check("MUJOCO_GL", "ok", "not set: egl if it works, else osmesa")

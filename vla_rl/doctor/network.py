@@ -1,4 +1,4 @@
-"""Whether model checkpoints and assets could be downloaded. Nothing of the program needs it."""
+"""Check that model checkpoints and assets could be downloaded. No part of the program requires it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vla_rl.doctor.record import Check
 from vla_rl.envs.libero.child import Outcome, run_python
 
 HUB = "https://huggingface.co"
-_SECONDS = 8.0  # also for a name server that does not answer, for which sockets know no time-out
+_SECONDS = 8.0  # also covers a name server that does not answer, for which sockets have no time-out
 _ASK = """
 import sys, urllib.error, urllib.request
 try:
@@ -22,7 +22,7 @@ except urllib.error.URLError as error:
 
 
 def check_hub(*, run: Callable[..., Outcome] = run_python, variables: Mapping[str, str] = os.environ) -> Check:
-    """Reach the hub, or the mirror that HF_ENDPOINT names, within seconds. For information: it never fails."""
+    """Reach the hub, or the mirror that HF_ENDPOINT names, within seconds. Informative: it never fails."""
     name = "model hub"
     if variables.get("HF_HUB_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on"):
         return Check(name, "skipped", "HF_HUB_OFFLINE is set: checkpoints and assets are read from this machine")

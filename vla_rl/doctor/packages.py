@@ -1,4 +1,4 @@
-"""Versions of Python and of packages against what was tested, read from metadata: nothing is imported."""
+"""Checks of Python and package versions against tested ranges, read from metadata: nothing is imported."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 PROGRAM = "vla-rl"
 SOURCE = Path(__file__).parents[2] / "pyproject.toml"
-NEWEST_PYTHON = (3, 13)  # the pinned mujoco has no wheels for later ones
+NEWEST_PYTHON = (3, 13)  # the pinned mujoco has no wheels for later versions
 INSTALL = "run scripts/setup in a clone, or pip install 'vla-rl[libero,deepspeed,plots]'"
 
 Versions = Callable[[str], str | None]
 
 
 def installed_version(package: str) -> str | None:
-    """The version that is installed; None if the package is not."""
+    """Return the installed version; None if the package is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -33,9 +33,10 @@ def installed_version(package: str) -> str | None:
 
 
 def declared() -> tuple[str, list[Requirement]]:
-    """The range of Python, and every requirement of ours with its extra as marker.
+    """Return the range of Python versions, and every requirement with its extra as a marker.
 
-    Of pyproject.toml in a clone, whose metadata may be older than its source; else of the installed distribution.
+    Read from pyproject.toml in a clone, whose metadata may be older than its source; otherwise from the installed
+    distribution.
     """
     from packaging.requirements import Requirement
 
@@ -56,7 +57,7 @@ def _of_source(pyproject: Path) -> tuple[str, list[Requirement]]:
 
 
 def check_python() -> Check:
-    """The interpreter's version."""
+    """Check the interpreter's version."""
     from packaging.specifiers import SpecifierSet
 
     version = platform.python_version()
@@ -71,9 +72,9 @@ def check_python() -> Check:
 
 
 def check_groups(requirements: Sequence[Requirement], *, version_of: Versions = installed_version) -> list[Check]:
-    """The packages that are always needed, then those of each extra for users, in the order of pyproject.toml.
+    """Check the packages that are always needed, then those of each extra for users, in pyproject.toml's order.
 
-    What the program itself or LIBERO needs must be there; the other extras may be left out.
+    Packages that the program itself or LIBERO needs must be installed; the other extras are optional.
     """
     extras = [extra for extra in dict.fromkeys(map(_extra_of, requirements)) if extra != "dev"]
     return [
@@ -90,12 +91,12 @@ def check_groups(requirements: Sequence[Requirement], *, version_of: Versions = 
 def check_group(
     extra: str | None, *, missing: Status, requirements: Sequence[Requirement], version_of: Versions = installed_version
 ) -> Check:
-    """Packages of one extra against their tested ranges.
+    """Check the packages of one extra against their tested ranges.
 
     Args:
-        extra: of pyproject.toml; None for the packages that the program always needs.
-        missing: what it means that one is not installed.
-        requirements: of ours, from `declared`.
+        extra: name in pyproject.toml; None for the packages that the program always needs.
+        missing: severity of a package that is not installed.
+        requirements: the program's requirements, from `declared`.
         version_of: installed version by package.
     """
     wanted = [need for need in requirements if _extra_of(need) == extra]
@@ -123,7 +124,7 @@ def _extra_of(requirement: Requirement) -> str | None:
 
 
 def check_pins(pins: dict[str, str], *, version_of: Versions = installed_version) -> Check:
-    """Packages of the simulator that allow one version alone.
+    """Check the simulator packages that allow exactly one version.
 
     Args:
         pins: version by package.
@@ -144,10 +145,10 @@ def check_torchvision(
     version_of: Versions = installed_version,
     requires: Callable[[str], list[str] | None] = importlib.metadata.requires,
 ) -> Check:
-    """Whether a torchvision, if there is one, was built for the torch that is installed.
+    """Check that torchvision, if installed, was built for the installed torch.
 
-    The program does not use it, but transformers imports it where it finds it, and one that was built for another torch
-    makes that import fail. Each release names the torch it was built for.
+    The program does not use it, but transformers imports it if it is installed, and a build for another torch makes
+    that import fail. Each release names the torch it was built for.
     """
     from packaging.requirements import Requirement
 
@@ -163,6 +164,6 @@ def check_torchvision(
     if built_for and not built_for.specifier.contains(torch, prereleases=True):
         return Check(name, "failed", found, allowed, fix)
     ours, theirs = torch.partition("+")[2], vision.partition("+")[2]
-    if ours and theirs and ours != theirs:  # one for CPUs, one for CUDA 12.8: its operators do not register
+    if ours and theirs and ours != theirs:  # one for CPUs, one for CUDA 12.8: torchvision's operators do not register
         return Check(name, "failed", found, f"both built for {ours}", fix)
     return Check(name, "ok", found, allowed)

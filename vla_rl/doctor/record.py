@@ -1,4 +1,4 @@
-"""What a check found."""
+"""Result of a check."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ Status = Literal["ok", "warning", "failed", "skipped"]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at."""
+    """Result of one check."""
 
     name: str
     status: Status
     found: str
-    allowed: str = ""  # the rule, where there is one
-    fix: str = ""  # what to do; empty if nothing needs doing
+    allowed: str = ""  # the rule, if there is one
+    fix: str = ""  # what to do; empty if nothing needs to be done
 
 
 def found_and_fix(message: str) -> tuple[str, str]:
-    """What a `SimulatorError` says is wrong, and the fix; an empty fix of an error that names none."""
+    """Split a `SimulatorError`'s message into what is wrong and the fix; the fix is empty if it names none."""
     found, _, fix = message.removeprefix("SimulatorError: ").partition(" Fix: ")
     return found.removesuffix("."), fix

@@ -1,4 +1,4 @@
-"""LIBERO: whether it can be imported, with what it would simulate, and whether it looks and moves as it did."""
+"""Checks of LIBERO: that it can be imported, with what assets, and that it renders and moves as it should."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vla_rl.envs.libero.full_assets import missing_files
 from vla_rl.envs.libero.suites import INSTALL_HINT
 
 IMPORT_SECONDS = 300.0  # from a slow disk
-PROBE_SECONDS = 300.0  # the first on a machine takes half a minute to compile what the arm's controller calls
+PROBE_SECONDS = 300.0  # the first run on a machine takes half a minute to compile code of the arm's controller
 
 _IMPORT = "from vla_rl.envs.libero import shim; shim.load(gl='auto')"
 _SETTLE = """
@@ -48,7 +48,7 @@ def check_import(*, run: Run = run_python) -> Check:
 
 
 def check_assets() -> Check:
-    """Which assets `env.assets=auto` takes, and whether all 40 tasks find their files in them."""
+    """Report the assets that `env.assets=auto` takes, and whether all 40 tasks find their files in them."""
     name = "libero assets"
     try:
         assets = resolve_assets("auto")
@@ -67,7 +67,7 @@ def check_assets() -> Check:
 
 
 def check_settling(*, run: Run = run_python) -> Check:
-    """Whether the bowl of Spatial task 5 settles as it does with the pinned MuJoCo (`envs.libero.probes`)."""
+    """Check that the bowl of Spatial task 5 settles as it does with the pinned MuJoCo (`envs.libero.probes`)."""
     name = "settle probe"
     kind = _asset_kind()
     if kind is None:
@@ -91,7 +91,7 @@ def check_settling(*, run: Run = run_python) -> Check:
 
 
 def check_floor(*, run: Run = run_python) -> Check:
-    """Whether the floor of Object task 0 is as bright as with the pinned MuJoCo."""
+    """Check that the floor of Object task 0 is as bright as with the pinned MuJoCo."""
     kind = _asset_kind()
     if kind is None:
         return Check("brightness probe", "skipped", "no usable assets")
@@ -103,7 +103,7 @@ def check_floor(*, run: Run = run_python) -> Check:
 
 
 def check_texture(*, run: Run = run_python) -> Check:
-    """Whether a texture marked as sRGB keeps its grey; tells what `check_floor` cannot with unmarked textures."""
+    """Check that a texture marked as sRGB keeps its grey; covers what `check_floor` cannot with unmarked textures."""
     outcome = run(_TEXTURE, seconds=PROBE_SECONDS)
     if not outcome.ok:
         return _not_running("texture probe", outcome, run)
@@ -119,7 +119,7 @@ def _judge_grey(name: str, outcome: Outcome, expected: float, what: str, unit: s
 
 
 def _not_running(name: str, outcome: Outcome, run: Run) -> Check:
-    """A probe that ended early: told here, unless LIBERO does not even start, which `check_import` tells."""
+    """Report a probe that ended early, or skip it if LIBERO does not even start: `check_import` reports that."""
     found, fix = found_and_fix(outcome.reason)
     found = f"LIBERO does not run: {found.partition(', tried')[0]}"
     if check_import(run=run).status == "failed":

@@ -1,4 +1,4 @@
-"""Whether LIBERO builds every task from a folder of assets: the last word on whether the folder is good."""
+"""Check that LIBERO builds every task from a folder of assets, which is the final test of the folder."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ for number, word in enumerate(sys.argv[2:], 1):
 def build_faults(
     folder: Path, tasks: Sequence[TaskInfo], *, run: Callable[..., Outcome] = run_python
 ) -> dict[TaskInfo, str]:
-    """Compile the models of tasks, all in one process; a new one goes on after a task that ended it.
+    """Compile the models of all tasks in one process, restarted after a task that ends it.
 
     Returns:
-        Why a task cannot be built, for those that cannot.
+        The reason for each task that cannot be built.
     """
     faults: dict[TaskInfo, str] = {}
     rest = list(tasks)

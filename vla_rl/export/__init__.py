@@ -1,1 +1,1 @@
-"""Policies for other programs to load."""
+"""Export of policies for other programs to load."""

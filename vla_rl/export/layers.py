@@ -1,7 +1,8 @@
-"""Adapted layers one by one: what each answers to noise with its adapter beside it, and what its export answers.
+"""Comparison of adapted layers one by one: outputs on noise with the adapter beside the layer, and after export.
 
-The answers of whole networks (`verification`) cannot tell a small adapter from rounding: in bfloat16 rounding moves
-logits by 0.03 to 0.05 of their deviation. A single layer's answer moves by less than 0.004 of its size.
+The outputs of whole networks (`verification`) cannot distinguish a small adapter from rounding: in bfloat16 rounding
+changes logits by 0.03 to 0.05 of their standard deviation. A single layer's output changes by less than 0.004 of its
+size.
 """
 
 from __future__ import annotations
@@ -15,31 +16,34 @@ from torch import Tensor, nn
 from vla_rl.errors import RunFailureError
 from vla_rl.policies.parameters import named_generator
 
-_ROWS = 16  # of noise, for linear layers
-_PATCHES = 4  # a side, for convolutions
+_ROWS = 16  # rows of noise, for linear layers
+_PATCHES = 4  # pixels per side, for convolutions
 
-# How far the answer of a merged layer may be from that of the layer with its adapter beside it, in root mean square: a
-# share of what the adapter adds, plus a share of the whole answer, for rounding of weights and answers. Seen on the
-# tiny model, with adapters that add 0.06 % to 100 % of the answers: 7e-7 of them in float32, 0.0037 in bfloat16.
+# Allowed root-mean-square difference between the outputs of a merged layer and of the layer with its adapter beside it:
+# a share of what the adapter adds, plus a share of the whole output, for rounding of weights and outputs. Measured on
+# the tiny model, with adapters that add 0.06 % to 100 % of the output: 7e-7 of it in float32, 0.0037 in bfloat16.
 _OF_EFFECT = 0.05
 _OF_ANSWER = {torch.float32: 1e-3, torch.bfloat16: 0.008}
 
 
 @dataclass(frozen=True, slots=True)
 class AdaptedAnswer:
-    """What a layer answers to noise, float32 on the CPU."""
+    """Output of a layer on noise, float32 on the CPU."""
 
     whole: Tensor  # with its adapter
-    adapter: Tensor  # what the adapter adds
+    adapter: Tensor  # the adapter's contribution
 
 
 @dataclass(frozen=True, slots=True)
 class LayerComparison:
-    """How far written layers are from adapted ones. All numbers are shares of a layer's answer, in root mean square."""
+    """Difference between written and adapted layers, as root-mean-square shares of a layer's output.
+
+    All numbers are shares of a layer's answer, in root mean square.
+    """
 
     layers: int
     difference: float  # largest
-    effect: float  # largest that an adapter adds
+    effect: float  # largest contribution of an adapter
 
     def __str__(self) -> str:
         return (
@@ -50,7 +54,7 @@ class LayerComparison:
 
 @torch.inference_mode()
 def adapted_answers(model: nn.Module) -> dict[str, AdaptedAnswer]:
-    """By the names of all layers with an adapter that is not merged, of ours or of peft's."""
+    """Return the outputs on noise, by name, of all layers with an unmerged adapter, ours or peft's."""
     answers = {}
     for name, layer in model.named_modules():
         base = getattr(layer, "base_layer", None)
@@ -62,7 +66,7 @@ def adapted_answers(model: nn.Module) -> dict[str, AdaptedAnswer]:
 
 @torch.inference_mode()
 def plain_answers(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
-    """What merged layers answer to the same noise."""
+    """Return the outputs of merged layers on the same noise."""
     layers = {name: model.get_submodule(name) for name in names}
     return {name: layer(_noise(name, layer)).float().cpu() for name, layer in layers.items()}
 
@@ -70,25 +74,25 @@ def plain_answers(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
 def compare_layers(
     before: Mapping[str, AdaptedAnswer], after: Mapping[str, Tensor], *, dtype: torch.dtype
 ) -> LayerComparison | None:
-    """Compare layers with their adapters beside them with the layers that were written.
+    """Compare layers with their adapters beside them with the written layers.
 
     Args:
-        before: of the unmerged network.
-        after: of the same layers of the export.
+        before: outputs of the unmerged network.
+        after: outputs of the same layers of the export.
         dtype: the coarser one of the exported and the written weights.
 
     Returns:
-        None where no layer has an adapter.
+        The comparison; None if no layer has an adapter.
 
     Raises:
-        RunFailureError: a written layer answers otherwise than rounding explains.
+        RunFailureError: a written layer's output differs by more than rounding explains.
     """
     differences, effects = [0.0], [0.0]
     for name, answer in before.items():
         size, effect = _root_mean_square(answer.whole), _root_mean_square(answer.adapter)
         difference = _root_mean_square(after[name] - answer.whole)
         allowed = _OF_EFFECT * effect + _OF_ANSWER[dtype] * size
-        if not difference <= allowed:  # so that NaN, which is neither larger nor smaller than anything, fails too
+        if not difference <= allowed:  # negated, so that NaN fails too
             raise RunFailureError(
                 f"the export differs from what was exported, so it was removed: the answer of {name} alone differs by "
                 f"{difference:.2g} in root mean square (allowed is {allowed:.2g}) where its adapter adds {effect:.2g} "
@@ -100,7 +104,7 @@ def compare_layers(
 
 
 def _noise(name: str, layer: nn.Module) -> Tensor:
-    """Standard normal numbers that depend on the name alone, as the layer takes them."""
+    """Return standard normal noise that depends on the name alone, in the shape and dtype the layer takes."""
     assert isinstance(layer, nn.Linear | nn.Conv2d), f"{name} is {type(layer).__name__}"
     if isinstance(layer, nn.Linear):
         shape = [_ROWS, layer.in_features]

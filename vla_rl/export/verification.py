@@ -1,4 +1,4 @@
-"""What a policy and its export are shown, what they answer, and how far their answers may be apart."""
+"""Comparison of a policy with its export: observations, outputs, and allowed differences."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from vla_rl.policies.openvla_oft.vision import CHANNELS_PER_IMAGE
 from vla_rl.replay.store import REPLAY, RING_FILE
 from vla_rl.types import PolicyInputs, PolicyOutput
 
-BATCH = 4  # observations of one forward pass
-FIRST_WORD, PROMPT_LENGTH = 259, 24  # of random prompts: ids below are special or bytes
+BATCH = 4  # observations per forward pass
+FIRST_WORD, PROMPT_LENGTH = 259, 24  # for random prompts: ids below are special or bytes
 
-# How far answers may be apart: logits in root mean square, as a share of their deviation; others at most, as a share of
-# the largest (of 1 if that is less). Seen on the tiny model with adapters that move its logits by 1.4 deviations: 3e-6
-# in float32, 0.03 to 0.05 in bfloat16, and 1.1 with adapters merged at half their scale.
+# Allowed differences: of logits in root mean square, as a share of their standard deviation; of other outputs at most,
+# as a share of the largest (of 1 if that is less). Measured on the tiny model with adapters that move its logits by 1.4
+# deviations: 3e-6 in float32, 0.03 to 0.05 in bfloat16, and 1.1 with adapters merged at half their scale.
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.25}
 
 
 @dataclass(frozen=True, slots=True)
 class Observations:
-    """What the policy and its export are shown."""
+    """Observations for the policy and its export."""
 
     frames: NDArray[np.uint8]  # (n, N, H, W, 3)
     state: NDArray[np.float32]  # (n, S)
@@ -44,34 +44,34 @@ class Observations:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What a policy, or a network alone, answers to observations."""
+    """Outputs of a policy, or of a network alone, for observations."""
 
     logits: Tensor  # (n, 56, 256) float32
-    others: Mapping[str, Tensor]  # by what they are: `values` (n,) of a policy, `L1 actions` (n, 8, 7) of a network
+    others: Mapping[str, Tensor]  # by name: `values` (n,) of a policy, `L1 actions` (n, 8, 7) of a network
 
     @property
     def are_finite(self) -> bool:
-        """Whether there is neither NaN nor infinity among them."""
+        """Return whether all outputs are finite."""
         return all(bool(answer.isfinite().all()) for answer in (self.logits, *self.others.values()))
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """How far the export's answers are from those of what was exported."""
+    """Difference between the outputs of the export and of its original."""
 
     observations: int
     origin: Literal["saved", "random"]
-    logits_difference: float  # largest, over 56 x 256 logits of every observation
-    logits_deviation: float  # standard deviation of the logits before, to compare with
+    logits_difference: float  # largest, over the 56 x 256 logits of every observation
+    logits_deviation: float  # standard deviation of the original's logits, for comparison
     logits_error: float  # root mean square of the differences, as a share of that deviation
-    tolerance: float  # of this share, and of the other answers
+    tolerance: float  # of this share, and of the other outputs
     same_tokens: float  # share of tokens whose most likely bin is the same
-    others_difference: Mapping[str, float]  # largest, of each of the other answers
-    layers: LayerComparison | None = None  # None where nothing was adapted
+    others_difference: Mapping[str, float]  # largest, of each of the other outputs
+    layers: LayerComparison | None = None  # None if no layer was adapted
 
     @property
     def differences(self) -> str:
-        """All of it in words."""
+        """Return all differences in words."""
         others = "".join(
             f", {name} differ by at most {difference:.2g}" for name, difference in self.others_difference.items()
         )
@@ -88,11 +88,11 @@ class Verification:
 
 
 def observations(checkpoint: Path, policy: OpenVLAOFTPolicy, number: int) -> Observations:
-    """Observations to compare on: evenly spread over the replay that the checkpoint holds, or random ones.
+    """Return observations to compare on: evenly spread over the replay in the checkpoint, or random ones.
 
     Args:
         checkpoint: folder of a training's checkpoint.
-        policy: tells the shapes.
+        policy: gives the shapes.
         number: how many; fewer if the replay has fewer.
     """
     ring = checkpoint / "rank_0" / REPLAY / RING_FILE
@@ -110,7 +110,7 @@ def observations(checkpoint: Path, policy: OpenVLAOFTPolicy, number: int) -> Obs
 
 
 def _saved_observations(ring: Path, number: int) -> Observations | None:
-    """None if no episode was committed before the checkpoint."""
+    """Return observations of the replay; None if no episode was committed before the checkpoint."""
     with safe_open(ring, framework="numpy") as file:
         rows_of_episodes = file.get_tensor("length") + 1
         task_of_row = np.repeat(file.get_tensor("task_index"), rows_of_episodes)
@@ -128,7 +128,7 @@ def _saved_observations(ring: Path, number: int) -> Observations | None:
 
 @torch.inference_mode()
 def policy_answers(policy: OpenVLAOFTPolicy, shown: Observations) -> Answers:
-    """Logits and values of every observation, on the CPU."""
+    """Return logits and values of every observation, on the CPU."""
     device = policy.prompt_ids.device
 
     def answer(start: int) -> PolicyOutput:
@@ -142,7 +142,7 @@ def policy_answers(policy: OpenVLAOFTPolicy, shown: Observations) -> Answers:
 
 @torch.inference_mode()
 def network_answers(model: OpenVLAOFT, number: int) -> Answers:
-    """To noise instead of pictures, and random words."""
+    """Return a network's outputs for noise images and random words."""
     device, config = model.language_model.lm_head.weight.device, model.config
     size = (CHANNELS_PER_IMAGE * model.profile.num_images, config.image_size, config.image_size)
     generator = torch.Generator().manual_seed(0)
@@ -166,7 +166,7 @@ def _joined(parts: Sequence[Answers]) -> Answers:
 
 
 def refuse_infinite(before: Answers | None, location: str) -> None:
-    """Raise ValueError where a policy answers with NaN or infinity: nothing can be compared with that."""
+    """Raise ValueError if a policy's outputs are not finite, because nothing can be compared with them."""
     if before is not None and not before.are_finite:
         raise ValueError(
             f"{location}: answers with numbers that are not finite, so its weights hold NaN or infinity or overflow; "
@@ -175,16 +175,16 @@ def refuse_infinite(before: Answers | None, location: str) -> None:
 
 
 def compare(before: Answers, after: Answers, *, origin: Literal["saved", "random"], dtype: torch.dtype) -> Verification:
-    """Compare the answers of what was exported with those of its export.
+    """Compare the outputs of the original with those of its export.
 
     Args:
-        before: finite.
-        after: to the same observations.
-        origin: of the observations.
+        before: outputs of the original, all finite.
+        after: outputs for the same observations.
+        origin: source of the observations.
         dtype: the coarser one of the exported and the written weights.
 
     Raises:
-        RunFailureError: the answers are further apart than rounding to `dtype` explains.
+        RunFailureError: the outputs differ by more than rounding to `dtype` explains.
     """
     difference, deviation = before.logits - after.logits, float(before.logits.std())
     verification = Verification(
@@ -200,7 +200,7 @@ def compare(before: Answers, after: Answers, *, origin: Literal["saved", "random
         },
     )
     allowed = {name: verification.tolerance * max(1.0, float(each.abs().max())) for name, each in before.others.items()}
-    # Written so that NaN, which is neither larger nor smaller than anything, fails too.
+    # Negated, so that NaN fails too.
     passed = verification.logits_error <= verification.tolerance and all(
         verification.others_difference[name] <= limit for name, limit in allowed.items()
     )

@@ -16,16 +16,16 @@ from numpy.typing import ArrayLike, NDArray
 NUM_BINS = 256
 FIRST_ACTION_ID = 31744  # vocabulary id of token j = 0; ids end before 32000, the first padding row
 EPSILON = 1e-8  # added to q99 - q01 by the reference, in both directions
-GRIPPER_THRESHOLD = 0.5  # on the gripper output: 1 is open, 0 is closed
+GRIPPER_THRESHOLD = 0.5  # of the gripper output: 1 is open, 0 is closed
 
 _EDGES = np.linspace(-1.0, 1.0, NUM_BINS)
-_CENTERS = (_EDGES[:-1] + _EDGES[1:]) / 2.0  # 255 of them
+_CENTERS = (_EDGES[:-1] + _EDGES[1:]) / 2.0  # 255 centres
 
 Float64Array = NDArray[np.float64]
 
 
 def decode_tokens(tokens: ArrayLike) -> Float64Array:
-    """Normalised actions in (-1, 1) of tokens 0..255, same shape, float64.
+    """Decode tokens 0..255 to normalised actions in (-1, 1), same shape, float64.
 
     Tokens 0 and 1 decode to the same centre: there are 256 tokens and 255 centres.
     """
@@ -57,7 +57,7 @@ class Quantiles:
 
 
 def unnormalize_actions(normalized: ArrayLike, action: Quantiles) -> Float64Array:
-    """Actions (..., D) in the units of the data set, from normalised ones in [-1, 1]."""
+    """Convert normalised actions (..., D) in [-1, 1] to the units of the data set."""
     x = np.asarray(normalized)
     scaled = 0.5 * (x + 1.0) * (action.q99 - action.q01 + EPSILON) + action.q01
     return np.where(action.mask, scaled, x)

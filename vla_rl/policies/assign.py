@@ -1,4 +1,4 @@
-"""Put tensors that live elsewhere (shared memory, another process) into an empty policy."""
+"""Assignment of tensors that live elsewhere (shared memory, another process) to an empty policy."""
 
 from __future__ import annotations
 

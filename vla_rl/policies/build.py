@@ -1,4 +1,4 @@
-"""Builders of policies: module-level functions, made into a `PolicyBuilder` with `functools.partial`.
+"""Builders of policies: module-level functions, turned into a `PolicyBuilder` with `functools.partial`.
 
 Importing this module imports neither transformers nor peft; calling a builder does.
 """
@@ -42,7 +42,7 @@ def build_openvla_oft(  # noqa: PLR0913 - the flat arguments of a partial
     draw_on: str | None = None,
     statistics: str | None = None,
 ) -> OpenVLAOFTPolicy:
-    """OpenVLA-OFT with a critic.
+    """Build OpenVLA-OFT with a critic.
 
     Args:
         checkpoint: `tiny` or `random-7b` (random weights from `seed`), a local checkpoint directory, the folder of an
@@ -51,27 +51,27 @@ def build_openvla_oft(  # noqa: PLR0913 - the flat arguments of a partial
         tasks: task texts in the order that `PolicyInputs.task_index` counts.
         statistics_key: suite whose own statistics scale actions and proprioception, unless `statistics` says otherwise.
         num_images: cameras per observation.
-        image_size: pixels a side; None for what the checkpoint was trained on.
-        proprio: feed proprioception; counts for random weights only, a checkpoint says it itself.
-        lora: adapters on the language model, or None for none: its layers then stay as they are.
+        image_size: pixels per side; None for what the checkpoint was trained on.
+        proprio: feed proprioception; used for random weights only, because a checkpoint determines it.
+        lora: adapters on the language model; None leaves its layers unchanged.
         train_action_rows: train the 256 action rows of lm_head.
-        train_proprio_projector: train the projector of proprioception, if there is one.
+        train_proprio_projector: train the proprioception projector, if there is one.
         value_head: a name of `value_heads.VALUE_HEADS`.
         detach_value: keep the critic's gradient out of the trunk.
-        dtype: of the frozen weights, `float32` or `bfloat16`; what is trained is float32.
+        dtype: dtype of the frozen weights, `float32` or `bfloat16`; trained parameters are float32.
         gradient_checkpointing: recompute the language model's layers in the backward pass (in training mode).
-        seed: of the adapters, the critic and the tiny weights.
-        device: where parameters and tables go.
-        empty: leave all parameters on the meta device; tables are real all the same.
+        seed: seed of the adapters, the critic and random weights.
+        device: device of parameters and tables.
+        empty: leave all parameters on the meta device; tables are real regardless.
         train_backbone: train every weight of the network itself; `lora` must then be None.
-        accept_l1_head: the policy is only to act, so the checkpoint may have an L1 head instead of tokens.
-        draw_on: device that draws the weights of `random-7b`; default: `device`. From one seed every model of GPU,
-            and a CPU, draws numbers of its own.
-        statistics: key of the data set whose statistics are taken instead; None for the suite's own, for what an export
-            recorded, or for the only one.
+        accept_l1_head: the policy only acts, so the checkpoint may have an L1 head instead of tokens.
+        draw_on: device that draws the weights of `random-7b`; default: `device`. The same seed gives different numbers
+            on a CPU and on each GPU model.
+        statistics: key of the data set whose statistics are used instead; None for the suite's own, for those an export
+            recorded, or for the only ones.
 
     Raises:
-        ValueError: the checkpoint, profile, statistics or one of the choices does not fit.
+        ValueError: the checkpoint, profile, statistics or an option does not fit.
     """
     from vla_rl.policies.openvla_oft.assemble import assemble
     from vla_rl.policies.openvla_oft.policy import TrainingChoices
@@ -113,7 +113,7 @@ def build_mlp(
     device: str,
     empty: bool = False,
 ) -> MLPPolicy:
-    """A multi-layer perceptron over state observations, initialised from `seed`; see `mlp.MLPPolicy`.
+    """Build a multi-layer perceptron over state observations, initialised from `seed`; see `mlp.MLPPolicy`.
 
     `num_bins` is None for Gaussian actions.
     """

@@ -1,4 +1,4 @@
-"""The GPU of a process: which one is its own, how float32 is computed on it, and how much of it was used."""
+"""GPU of a process: selection, float32 arithmetic, and peak memory."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class PeakMemory:
-    """The most that torch's allocator held in this process since it started, in bytes.
+    """Peak memory that torch's allocator held in this process since it started, in bytes.
 
-    Memory that another process shares is in that process's numbers alone.
+    Memory shared by another process is counted only in that process.
     """
 
-    allocated: int  # by tensors
-    reserved: int  # from the device: tensors and what the allocator keeps for the next ones
+    allocated: int  # in tensors
+    reserved: int  # reserved on the device: tensors, and what the allocator keeps for reuse
 
 
 def use_device(device: str | torch.device) -> torch.device:
-    """Make a device this process's own, before it computes anything; every process that computes calls this first.
+    """Make a device this process's own. Every process that computes calls this before it computes anything.
 
-    On a GPU it becomes torch's current device: whatever does not name one (random state, streams, graphs, NCCL) then
-    means this one, and the first GPU gets no context from processes that work on another. See also `settle_arithmetic`.
+    On a GPU it becomes torch's current device: everything that names no device (random state, streams, graphs, NCCL)
+    then uses this one, and processes that work on another GPU create no context on the first. See also
+    `settle_arithmetic`.
 
     Args:
         device: like `cuda:1` or `cpu`; `cuda` without a number is the current GPU.
@@ -36,13 +37,13 @@ def use_device(device: str | torch.device) -> torch.device:
 
 
 def settle_arithmetic() -> None:
-    """Choose how a GPU computes, in learner and inference worker alike, so that their log-probabilities agree.
+    """Set a GPU's arithmetic alike in learner and inference worker, so that their log-probabilities agree.
 
-    * cuDNN's attention is off. Where it is on, torch may choose it by shape, so a decision could be computed by one
-      kernel when it is made and by another when it is learned from. Left are flash attention where there is no mask and
-      the memory-efficient kernel where there is one.
-    * float32 is float32: TensorFloat-32, which rounds factors to 10 bits and which convolutions use by default, is off.
-      It moves the logits of a float32 policy by about 2e-3 (emulated). A bfloat16 policy computes little in float32.
+    * cuDNN's attention is off. If it were on, torch could choose it by shape, so acting and learning could use
+    different kernels for the same decision. What remains is flash attention without a mask and the memory-efficient
+    kernel with one. * float32 is float32: TensorFloat-32, which rounds factors to 10 bits and which convolutions use by
+    default, is off.
+      It changes the logits of a float32 policy by about 2e-3 (emulated). A bfloat16 policy computes little in float32.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -50,7 +51,7 @@ def settle_arithmetic() -> None:
 
 
 def peak_memory(device: str | torch.device) -> PeakMemory | None:
-    """Return what this process used of a GPU at most; None for a CPU."""
+    """Return this process's peak memory use on a GPU; None for a CPU."""
     device = torch.device(device)
     if device.type != "cuda":
         return None

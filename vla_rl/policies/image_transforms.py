@@ -1,8 +1,8 @@
-"""Camera frames to the frames a policy looks at. Rollouts, training and evaluation share one of these.
+"""Transforms from camera frames to a policy's input frames. Rollouts, training and evaluation share one of these.
 
-`oft` reproduces, without TensorFlow, what OpenVLA-OFT's own evaluation does: a JPEG round trip, Lanczos-3 resizing, and
-a bilinear resize of the central 90 % of the area. `rlinf` is one bicubic resize. Both expect frames that already stand
-upright (LIBERO's renders are turned by 180° before). numpy, Pillow and simplejpeg only: env workers need no torch.
+`oft` reproduces OpenVLA-OFT's own evaluation without TensorFlow: a JPEG round trip, Lanczos-3 resizing, and
+a bilinear resize of the central 90 % of the area. `rlinf` is one bicubic resize. Both expect upright frames (LIBERO's
+renders are rotated by 180° before). Needs only numpy, Pillow and simplejpeg, because env workers import no torch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Kernel = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 class OFTTransform:
     """JPEG, Lanczos-3, central crop: the transform of the original and SimpleVLA-RL checkpoints.
 
-    Within 1 grey level of TensorFlow's result, on fewer than 0.05 % of the pixels.
+    Differs from TensorFlow's result by at most 1 grey level, on fewer than 0.05 % of the pixels.
     """
 
     output_size: int = 224
@@ -41,11 +41,11 @@ class OFTTransform:
 
     @property
     def input_size(self) -> int:
-        """Pixels a side that the camera must render."""
+        """Return the pixels per side that the camera must render."""
         return render_size(self.output_size)
 
     def __call__(self, frames: UInt8Array) -> UInt8Array:
-        """(N, input_size, input_size, 3) to (N, output_size, output_size, 3)."""
+        """Transform (N, input_size, input_size, 3) to (N, output_size, output_size, 3)."""
         check_frames(frames, self.input_size)
         decoded = np.stack([jpeg_round_trip(frame) for frame in frames]) if len(frames) else frames
         return to_frames(central_crop(resample(decoded, self._resize)))
@@ -64,17 +64,17 @@ class BicubicTransform:
 
     @property
     def input_size(self) -> int:
-        """Pixels a side that the camera must render."""
+        """Return the pixels per side that the camera must render."""
         return render_size(self.output_size)
 
     def __call__(self, frames: UInt8Array) -> UInt8Array:
-        """(N, input_size, input_size, 3) to (N, output_size, output_size, 3)."""
+        """Transform (N, input_size, input_size, 3) to (N, output_size, output_size, 3)."""
         check_frames(frames, self.input_size)
         return to_frames(resample(frames, self._resize))
 
 
 def frame_transform(name: str, *, output_size: int) -> FrameTransform:
-    """The transform of that name (`oft` or `rlinf`) for frames of `output_size` pixels a side."""
+    """Return the transform of that name (`oft` or `rlinf`) for frames of `output_size` pixels per side."""
     transforms: dict[str, Callable[[int], FrameTransform]] = {"oft": OFTTransform, "rlinf": BicubicTransform}
     if name not in transforms:
         raise ValueError(f"image transform {name!r} is unknown; choose one of {sorted(transforms)}")
@@ -84,7 +84,7 @@ def frame_transform(name: str, *, output_size: int) -> FrameTransform:
 
 
 def render_size(output_size: int) -> int:
-    """Pixels a side to render for frames of `output_size`, in the proportion of the published policies."""
+    """Return the pixels per side to render for frames of `output_size`, in the proportion of the published policies."""
     return round(output_size * RENDER_RATIO)
 
 
@@ -97,7 +97,8 @@ def check_frames(frames: UInt8Array, size: int) -> None:
 def jpeg_round_trip(frame: UInt8Array) -> UInt8Array:
     """Compress and decompress one frame (H, W, 3), as TensorFlow does by default.
 
-    The fast inverse DCT and the smooth chroma upsampling matter: TensorFlow uses both, Pillow's decoder the slow DCT.
+    The fast inverse DCT and the smooth chroma upsampling matter: TensorFlow uses both, whereas Pillow's decoder uses
+    the slow DCT.
     """
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, format="JPEG", quality=JPEG_QUALITY, subsampling=CHROMA_4_2_0)
@@ -106,12 +107,12 @@ def jpeg_round_trip(frame: UInt8Array) -> UInt8Array:
 
 
 def lanczos3(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """sinc(x) sinc(x / 3) for |x| < 3."""
+    """Return sinc(x) sinc(x / 3) for |x| < 3."""
     return np.where(np.abs(x) < 3.0, np.sinc(x) * np.sinc(x / 3.0), 0.0)
 
 
 def cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Keys' cubic convolution kernel with a = -0.5."""
+    """Return Keys' cubic convolution kernel with a = -0.5."""
     a, t = -0.5, np.abs(x)
     near = ((a + 2.0) * t - (a + 3.0)) * t * t + 1.0
     far = a * (((t - 5.0) * t + 8.0) * t - 4.0)
@@ -119,7 +120,7 @@ def cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def resampling_matrix(input_size: int, output_size: int, *, kernel: Kernel, support: float) -> FloatArray:
-    """Weights (output_size, input_size) of an antialiased resize along one axis.
+    """Return weights (output_size, input_size) of an antialiased resize along one axis.
 
     Pixel centres lie at half-integers; when shrinking, the kernel is widened by the ratio; rows sum to 1.
     """
@@ -161,12 +162,12 @@ def central_crop(planes: FloatArray) -> FloatArray:
 
 
 def to_frames(planes: FloatArray) -> UInt8Array:
-    """(N, 3, H, W) whole numbers to contiguous (N, H, W, 3) uint8."""
+    """Convert (N, 3, H, W) whole numbers to contiguous (N, H, W, 3) uint8."""
     return np.ascontiguousarray(planes.astype(np.uint8).transpose(0, 2, 3, 1))
 
 
 def _crop_grid(size: int) -> tuple[NDArray[np.int64], NDArray[np.int64], FloatArray]:
-    """For each output pixel of one axis: its two source pixels and the weight of the second."""
+    """Return, for each output pixel of one axis, its two source pixels and the weight of the second."""
     side = np.float32(CROP_SIDE)
     first = (np.float32(1.0) - side) / np.float32(2.0)
     last = first + side

@@ -1,4 +1,4 @@
-"""What running out of device memory looks like: every library says it in its own words."""
+"""Recognition of errors that mean "out of device memory": every library words them differently."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import re
 
 import torch
 
-# Each form with the library that writes it. Some arrive as a plain RuntimeError, some wrapped by torch.compile in an
-# error of its own whose text quotes the first.
+# Each form with the library that writes it. Some arrive as a plain RuntimeError, some are wrapped by torch.compile in
+# an error of its own that quotes the original.
 _FORMS = re.compile(
     r"|".join(
         (
@@ -25,9 +25,9 @@ _FORMS = re.compile(
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Return whether the device had no room, whoever says so.
+    """Return whether the error means that a device is out of memory, whichever library raised it.
 
-    A kernel that asks for more shared memory than a multiprocessor has ("out of resource") is no such case: smaller
-    batches would not help it.
+    A kernel that asks for more shared memory than a multiprocessor has ("out of resource") does not count: smaller
+    batches would not help.
     """
     return isinstance(error, torch.cuda.OutOfMemoryError) or _FORMS.search(str(error)) is not None

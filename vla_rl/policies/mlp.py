@@ -1,7 +1,7 @@
-"""An actor-critic over state observations, with the same kind of action as the VLA, or with Gaussian actions.
+"""Actor-critic over state observations, with action tokens like the VLA's, or with Gaussian actions.
 
-The layers follow the state policy used for GIPO on Meta-World (arXiv 2603.03955): a shared trunk, a policy head with a
-hidden layer of its own, and a value head that sees the trunk's features detached.
+The layers follow the state policy used for GIPO on Meta-World (arXiv 2603.03955): a shared trunk, a policy head with
+its own hidden layer, and a value head on the trunk's detached features.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from vla_rl.types import ActionSpec, FloatArray, ObservationSpec, PolicyInputs, 
 
 
 class MLPPolicy(nn.Module):
-    """Satisfies `vla_rl.types.Policy`.
+    """Multi-layer perceptron that satisfies `vla_rl.types.Policy`.
 
     Bin b of a component means the action -1 + 2 b / (V - 1). Without bins a component is drawn from a Gaussian, whose
-    mean and log deviation the network gives, and clipped to [-1, 1] on its way out.
+    mean and log standard deviation the network gives; decoding clips it to [-1, 1].
     """
 
     def __init__(self, *, state_dim: int, action_spec: ActionSpec, hidden_dim: int) -> None:
@@ -31,7 +31,7 @@ class MLPPolicy(nn.Module):
         self.value_head = nn.Sequential(_block(hidden_dim, hidden_dim // 2), nn.Linear(hidden_dim // 2, 1))
 
     def forward(self, inputs: PolicyInputs) -> PolicyOutput:
-        """Logits (B, A, V) and values (B,); frames and task_index are not looked at."""
+        """Return logits (B, A, V) and values (B,); frames and task_index are ignored."""
         features: Tensor = self.trunk(inputs.state.float())
         logits: Tensor = self.policy_head(features)
         values: Tensor = self.value_head(features.detach())
@@ -39,11 +39,11 @@ class MLPPolicy(nn.Module):
         return PolicyOutput(logits=logits.reshape(shape).float(), values=values.squeeze(-1).float())
 
     def bucket_of(self, task_index: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Nothing is ever padded: one bucket."""
+        """Return zeros: nothing is padded, so there is one bucket."""
         return np.zeros_like(task_index)
 
     def decode_tokens(self, tokens: TokenArray, task_index: NDArray[np.int64]) -> FloatArray:  # noqa: ARG002
-        """(B, A) tokens to (B, K, D) actions in [-1, 1]; every task has the same scale."""
+        """Decode (B, A) tokens to (B, K, D) actions in [-1, 1]; every task has the same scale."""
         spec = self.action_spec
         values = tokens.astype(np.float64)
         if spec.num_bins is not None:
@@ -51,7 +51,7 @@ class MLPPolicy(nn.Module):
         return values.clip(-1.0, 1.0).reshape(-1, spec.chunk_size, spec.action_dim).astype(np.float32)
 
     def is_value_parameter(self, name: str) -> bool:
-        """Whether a parameter belongs to the critic's head."""
+        """Return whether a parameter belongs to the critic's head."""
         return name.startswith("value_head.")
 
 
@@ -60,7 +60,7 @@ def _block(in_dim: int, out_dim: int) -> nn.Sequential:
 
 
 def meta_mlp(*, state_dim: int, action_spec: ActionSpec, hidden_dim: int) -> MLPPolicy:
-    """The policy with its parameters on the meta device."""
+    """Build the policy with its parameters on the meta device."""
     if hidden_dim < 2:
         raise ValueError(f"hidden_dim must be at least 2 (the value head has half of it), found {hidden_dim}")
     with META:

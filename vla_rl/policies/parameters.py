@@ -13,14 +13,14 @@ _SEED_MODULUS = 2**63
 
 
 def named_generator(seed: int, name: str, *, device: torch.device | None = None) -> torch.Generator:
-    """A generator (on the CPU) for one parameter, so that no parameter's values depend on which others exist."""
+    """Return a generator for one parameter, so that its values do not depend on which other parameters exist."""
     return torch.Generator(device or "cpu").manual_seed(
         (seed * 0x1_0000_0001 + zlib.crc32(name.encode())) % _SEED_MODULUS
     )
 
 
 def set_parameter(module: nn.Module, name: str, value: Tensor) -> None:
-    """Put `value` where the parameter of that dotted name stands, keeping its requires_grad flag."""
+    """Replace the parameter of that dotted name by `value`, keeping its requires_grad flag."""
     owner_name, _, leaf = name.rpartition(".")
     owner = module.get_submodule(owner_name)
     requires_grad = owner.get_parameter(leaf).requires_grad
@@ -28,13 +28,13 @@ def set_parameter(module: nn.Module, name: str, value: Tensor) -> None:
 
 
 def cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
-    """Cast parameters and leave buffers alone: `Module.to` would also round the rotary table."""
+    """Cast parameters but not buffers: `Module.to` would also round the rotary table."""
     for parameter in module.parameters():
         parameter.data = parameter.data.to(dtype)
 
 
 def move_buffers(module: nn.Module, device: torch.device) -> None:
-    """Move buffers and leave parameters, which may be on the meta device, alone."""
+    """Move buffers but not parameters, which may be on the meta device."""
     for owner in module.modules():
         for name, buffer in owner.named_buffers(recurse=False):
             setattr(owner, name, buffer.to(device))
@@ -44,10 +44,10 @@ def fill_linear_and_norms(module: nn.Module, *, seed: int, device: torch.device,
     """Give Linear and LayerNorm modules torch's default initialisation, drawn from `seed` and the parameter's name.
 
     Args:
-        module: with parameters of any kind of storage; they are replaced by float32 tensors on `device`.
-        seed: of the run.
-        device: where the parameters go.
-        prefix: put before the names when they seed the generators, so that modules of equal shape differ.
+        module: parameters may have any storage; they are replaced by float32 tensors on `device`.
+        seed: the run's seed.
+        device: device of the parameters.
+        prefix: prepended to the names that seed the generators, so that modules of equal shape differ.
     """
     for path, child in module.named_modules():
         for leaf, parameter in child.named_parameters(recurse=False):

@@ -1,6 +1,6 @@
-"""Critics on top of the hidden states at the action positions, in float32 whatever the trunk's dtype.
+"""Critics on the hidden states at the action positions, in float32 regardless of the trunk's dtype.
 
-The placeholders at these positions hold no action, so what is read from them is a pure state value.
+The placeholders at these positions hold no action, so the result is a pure state value.
 Letters: B decisions, A action positions, d width of the trunk.
 """
 
@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-_HIDDEN_DIM = 512  # width of the last-prompt-token head; a quarter of it follows
+_HIDDEN_DIM = 512  # first hidden width of the last-prompt-token head; the second is a quarter of it
 
 
 class AttentionPoolHead(nn.Module):
@@ -28,7 +28,7 @@ class AttentionPoolHead(nn.Module):
         self.fc2 = nn.Linear(width, 1)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Values (B,) of hiddens (B, A, d)."""
+        """Return values (B,) of hiddens (B, A, d)."""
         weights = torch.softmax(self.score(hidden), dim=1)
         pooled = (weights * hidden).sum(dim=1)
         return self.fc2(torch.relu(self.fc1(self.norm(pooled)))).squeeze(-1)  # type: ignore[no-any-return]
@@ -48,7 +48,7 @@ class LastPromptTokenHead(nn.Module):
         )
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Values (B,) of hiddens (B, A, d)."""
+        """Return values (B,) of hiddens (B, A, d)."""
         return self.net(hidden[:, 0]).squeeze(-1)  # type: ignore[no-any-return]
 
 
@@ -58,25 +58,25 @@ VALUE_HEADS: Mapping[str, Callable[[int], nn.Module]] = MappingProxyType(
 
 
 def value_head(name: str, *, width: int) -> nn.Module:
-    """The critic of that name for a trunk of that width; ValueError names the known ones."""
+    """Return the critic of that name for a trunk of that width."""
     if name not in VALUE_HEADS:
         raise ValueError(f"value_head {name!r} is unknown; choose one of {sorted(VALUE_HEADS)}")
     return VALUE_HEADS[name](width)
 
 
 def load_value_head(head: nn.Module, path: Path, *, kind: str) -> bool:
-    """Take over an exported critic.
+    """Load the weights of an exported critic.
 
     Args:
-        head: its parameters are overwritten.
-        path: written by an export.
-        kind: of `head`.
+        head: critic whose parameters are overwritten.
+        path: file that an export wrote.
+        kind: kind of `head`.
 
     Returns:
-        False if the file holds another kind of critic; `head` is then as it was.
+        False if the file holds another kind of critic; `head` is then unchanged.
 
     Raises:
-        ValueError: the file is broken, or made for a trunk of another width.
+        ValueError: the file is broken, or was made for a trunk of another width.
     """
     try:
         with safe_open(path, framework="pt", device="cpu") as file:

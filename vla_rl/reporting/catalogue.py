@@ -1,7 +1,7 @@
-"""Every metric the program writes: its unit, its meaning, and how those that every rank measures are brought together.
+"""Catalogue of every metric the program writes: its unit, its meaning, and its reduction over ranks.
 
-A name that is not here is refused where it would be written, so the catalogue is complete by construction. Thresholds
-are given in words, with the recipe's field that sets them. A sample is one valid decision of an optimizer step.
+Writing a metric that is not listed here is an error, so the catalogue is complete by construction. Thresholds are given
+in words, with the recipe field that sets them. A sample is one valid decision of an optimizer step.
 """
 
 from __future__ import annotations
@@ -147,10 +147,10 @@ def _complaint(name: str) -> str:
 
 
 def reduce_over_ranks(per_rank: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Bring the ranks' metrics together, each by its own reduction.
+    """Reduce the ranks' metrics, each by its own reduction.
 
-    A rank that lacks a metric has no say in it; a value that is not finite makes
-    the result so, because a broken rank must be seen. Ranks weigh the same in a mean.
+    A rank that lacks a metric is left out of its reduction. A non-finite value makes the result non-finite, so that a
+    broken rank is visible. A mean weighs all ranks equally.
 
     Args:
         per_rank: one mapping from metric name to value per rank.
@@ -159,7 +159,7 @@ def reduce_over_ranks(per_rank: Sequence[Mapping[str, float]]) -> dict[str, floa
         One value per metric that at least one rank has, in the catalogue's order.
 
     Raises:
-        ValueError: a name is not in the catalogue, or is of a metric that has no reduction.
+        ValueError: a name is not in the catalogue, or its metric has no reduction.
     """
     present = {name for metrics in per_rank for name in metrics}
     require_known(sorted(present))

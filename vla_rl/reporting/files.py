@@ -1,4 +1,4 @@
-"""Files that are complete or absent: written aside, fsynced, renamed."""
+"""File writing that is atomic: written to a temporary file, fsynced, renamed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def atomic_write_bytes(path: Path, content: bytes) -> None:
     """Write `content` so that readers see the old file or the new one, never a part, even after a power cut.
 
     Args:
-        path: the file; its folder is made if it is missing.
+        path: the file; its folder is created if it is missing.
         content: all of the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,22 +29,22 @@ def atomic_write_bytes(path: Path, content: bytes) -> None:
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """`atomic_write_bytes` of UTF-8 text."""
+    """Write UTF-8 text with `atomic_write_bytes`."""
     atomic_write_bytes(path, text.encode())
 
 
 def atomic_write_json(path: Path, value: object) -> None:
-    """`atomic_write_bytes` of indented JSON.
+    """Write indented JSON with `atomic_write_bytes`.
 
     Raises:
-        ValueError: a number is not finite (JSON has no such numbers).
+        ValueError: a number is not finite (JSON cannot represent it).
         TypeError: a value is not JSON.
     """
     atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds.
+    """Read the object that a JSON file holds.
 
     Raises:
         ValueError: there is no such file, or it holds something else; names the file.
@@ -65,7 +65,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def directory_bytes(folder: Path) -> int:
-    """Bytes of all regular files below `folder`; files that vanish meanwhile count as 0."""
+    """Return the total size in bytes of all regular files below `folder`; files that vanish meanwhile count as 0."""
     total = 0
     for root, _, names in os.walk(folder):
         for name in names:
@@ -77,7 +77,7 @@ def directory_bytes(folder: Path) -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable."""
+    """Fsync the folder, which makes the rename itself durable."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

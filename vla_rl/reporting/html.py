@@ -1,4 +1,4 @@
-"""The pieces of a page that opens from disk: text is escaped, pictures are inside, nothing is loaded."""
+"""Building blocks of a self-contained HTML page: text is escaped, images are embedded, nothing is loaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vla_rl.reporting.text import ABSENT
 
 
 def page(title: str, body: Iterable[str]) -> str:
-    """A whole document of HTML parts."""
+    """Return a whole document made of HTML parts."""
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{escape(title)}</title>\n'
@@ -22,29 +22,29 @@ def page(title: str, body: Iterable[str]) -> str:
 
 
 def section(title: str, *parts: str) -> str:
-    """Parts under a heading; the heading is left out if it is empty."""
+    """Return parts under a heading; the heading is left out if it is empty."""
     heading = f"<h2>{escape(title)}</h2>" if title else ""
     return f"<section>{heading}{''.join(parts)}</section>"
 
 
 def bullets(sentences: Iterable[str]) -> str:
-    """A list, or nothing."""
+    """Return a bullet list, or nothing if there are no sentences."""
     items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
     return f"<ul>{items}</ul>" if items else ""
 
 
 def warning_box(sentences: Sequence[str]) -> str:
-    """What a reader must mind, or nothing."""
+    """Return a box of warnings, or nothing if there are none."""
     return f'<div class="warnings"><h3>Mind</h3>{bullets(sentences)}</div>' if sentences else ""
 
 
 def note(sentence: str) -> str:
-    """A sentence in small print."""
+    """Return a sentence in small print."""
     return f'<p class="note">{escape(sentence)}</p>'
 
 
 def table(header: Sequence[str] | None, rows: Iterable[Sequence[str]]) -> str:
-    """Numbers under their headings; without a header, names and prose."""
+    """Return a table; without a header, of names and prose."""
     head = "" if header is None else f"<tr>{''.join(f'<th>{escape(cell)}</th>' for cell in header)}</tr>"
     body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
     css = "prose" if header is None else "numbers"
@@ -52,23 +52,23 @@ def table(header: Sequence[str] | None, rows: Iterable[Sequence[str]]) -> str:
 
 
 def image(picture: bytes, *, alt: str, css: str = "") -> str:
-    """A PNG inside the page, never wider than the page nor than it is."""
+    """Return a PNG embedded in the page, at most as wide as the page and never enlarged."""
     data = base64.b64encode(picture).decode()
     return f'<img class="{css}" alt="{escape(alt)}" src="data:image/png;base64,{data}">'
 
 
 def folded(summary: str, content: str) -> str:
-    """Content that is shown when asked for."""
+    """Return content that is collapsed until the reader opens it."""
     return f"<details><summary>{escape(summary)}</summary>{content}</details>"
 
 
 def preformatted(text: str) -> str:
-    """Text as it is."""
+    """Return text with its whitespace kept."""
     return f"<pre>{escape(text)}</pre>"
 
 
 def nested(value: object) -> str:
-    """JSON values as nested definition lists."""
+    """Return JSON values as nested definition lists."""
     if isinstance(value, Mapping):
         items = "".join(f"<dt>{escape(str(key))}</dt><dd>{nested(item)}</dd>" for key, item in value.items())
         return f"<dl>{items}</dl>"

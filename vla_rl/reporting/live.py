@@ -19,27 +19,27 @@ HISTORY_WIDTH = 32
 
 
 class Display(Protocol):
-    """Where a run shows itself. Used from one thread; closed once the run has ended, whatever ended it."""
+    """Interface of the live view. Used from one thread; closed when the run ends, for whatever reason."""
 
     def update(self, snapshot: RunSnapshot) -> None:
         """Show the run as it is now."""
         ...
 
     def message(self, text: str) -> None:
-        """Say one thing that stays on the screen: a restart, a checkpoint, a warning."""
+        """Show a message that stays on the screen: a restart, a checkpoint, a warning."""
         ...
 
     def close(self) -> None:
-        """Show the last snapshot and give the screen back; safe to call twice."""
+        """Show the last snapshot and release the screen; safe to call twice."""
         ...
 
 
 def make_display(console: Console, *, total_optimizer_steps: int) -> Display:
-    """The display that fits the console.
+    """Return the display that suits the console.
 
     Args:
-        console: where to show; a panel needs a terminal that knows Unicode.
-        total_optimizer_steps: the budget, for progress and the time left.
+        console: console to write to; the panel needs a terminal with Unicode.
+        total_optimizer_steps: budget, for the progress and the remaining time.
     """
     if console.is_terminal and not console.is_dumb_terminal and console.encoding.startswith("utf"):
         return PanelDisplay(console, total_optimizer_steps=total_optimizer_steps)
@@ -47,7 +47,7 @@ def make_display(console: Console, *, total_optimizer_steps: int) -> Display:
 
 
 class PlainDisplay:
-    """One ASCII line every few seconds: for batch logs and pipes."""
+    """Display of one ASCII line every few seconds, for batch logs and pipes."""
 
     def __init__(self, console: Console, *, total_optimizer_steps: int) -> None:
         self._console = console
@@ -57,7 +57,7 @@ class PlainDisplay:
         self._waiting: str | None = None
 
     def update(self, snapshot: RunSnapshot) -> None:
-        """Print a line, if the last one is old enough."""
+        """Print a line if the previous one is old enough."""
         self._waiting = plain_line(snapshot, self._window.add(snapshot), total_optimizer_steps=self._total)
         now = snapshot.clocks.seconds
         if self._shown_at is None or now - self._shown_at >= PLAIN_INTERVAL_S:
@@ -65,11 +65,11 @@ class PlainDisplay:
             self._flush()
 
     def message(self, text: str) -> None:
-        """Print the text as a line of its own."""
+        """Print the text as a separate line."""
         self._print(text)
 
     def close(self) -> None:
-        """Print the last snapshot, if it was held back."""
+        """Print the last snapshot if it has not been printed."""
         self._flush()
 
     def _flush(self) -> None:
@@ -82,7 +82,7 @@ class PlainDisplay:
 
 
 def plain_line(snapshot: RunSnapshot, rates: Rates | None, *, total_optimizer_steps: int) -> str:
-    """A snapshot in one ASCII line."""
+    """Format a snapshot as one ASCII line."""
     done = snapshot.clocks.optimizer_steps
     parts = [
         f"[{duration(snapshot.clocks.seconds)}] optimizer step {done:,}/{total_optimizer_steps:,}",
@@ -111,7 +111,7 @@ def _time_left(rates: Rates | None, optimizer_steps: int) -> str:
 
 
 class PanelDisplay:
-    """A panel that is redrawn in place."""
+    """Display of a panel that is redrawn in place."""
 
     def __init__(self, console: Console, *, total_optimizer_steps: int) -> None:
         self._total = total_optimizer_steps
@@ -213,7 +213,7 @@ def _health(snapshot: RunSnapshot) -> Text:
 
 
 class History:
-    """A whole series in at most `width` points of equal weight: when full, neighbours are averaged in pairs."""
+    """Whole series in at most `width` points of equal weight: when full, neighbours are averaged in pairs."""
 
     def __init__(self, *, width: int) -> None:
         self._width = width

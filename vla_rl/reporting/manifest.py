@@ -1,7 +1,7 @@
-"""`manifest.json`: what a run was made with, so that a number can be traced and questioned later.
+"""`manifest.json`: the software, hardware, data and settings of a run, so that its numbers can be traced.
 
-Versions are read from the packages' metadata, so nothing heavy is imported and a package that cannot be imported is
-still recorded. Accelerators are listed only if torch is already loaded in this process.
+Versions are read from package metadata: nothing heavy is imported, and a package that fails to import is still
+    recorded. Accelerators are listed only if torch is already loaded in this process.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def write_manifest(
         path: the file.
         recipe: the resolved recipe as plain values.
         seeds: every seed, by what it seeds.
-        assets: checkpoints, simulator assets and initial states: where they lie and what identifies them.
-        deviations: one sentence for each departure from the benchmark's protocol; empty if there is none.
-        extra: whatever else the caller knows, under `extra`.
+        assets: checkpoints, simulator assets and initial states: their paths and what identifies them.
+        deviations: one sentence per deviation from the benchmark's protocol; empty if there is none.
+        extra: further values of the caller, stored under `extra`.
 
     Raises:
         TypeError: a value is not JSON.
@@ -82,7 +82,7 @@ def write_manifest(
 
 
 def versions() -> dict[str, str | None]:
-    """Installed versions by package; None for a package that is not installed."""
+    """Return installed versions by package; None for a package that is not installed."""
     return {"python": platform.python_version()} | {package: _version(package) for package in PACKAGES}
 
 
@@ -94,7 +94,7 @@ def _version(package: str) -> str | None:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, memory and (if torch is loaded) accelerators of this machine."""
+    """Describe this machine's processor, memory and (if torch is loaded) accelerators."""
     return {
         "cpu": _cpu_model(),
         "cores_physical": psutil.cpu_count(logical=False),
@@ -114,7 +114,7 @@ def _cpu_model() -> str:
 
 
 def _accelerators() -> list[dict[str, Any]] | None:
-    """Name and memory of each visible GPU; None if torch is not loaded, so that nobody asked."""
+    """Return name and memory of each visible GPU; None (unknown) if torch is not loaded."""
     torch = sys.modules.get("torch")
     if torch is None:
         return None
@@ -130,7 +130,7 @@ def _os_name() -> str:
 
 
 def source_state(folder: Path) -> dict[str, Any]:
-    """Git commit of a source checkout.
+    """Return the Git commit of a source checkout.
 
     Args:
         folder: the folder that holds the package.

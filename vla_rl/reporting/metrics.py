@@ -1,13 +1,13 @@
-"""`metrics.jsonl` and TensorBoard events: one log point, one line.
+"""Writer and reader of `metrics.jsonl` and TensorBoard events: one line per log point.
 
-A line holds the clocks, then the metrics of the catalogue:
+A line holds the clocks, then metrics of the catalogue:
 
     {"env_steps": 640, "decisions": 80, "episodes": 6, "optimizer_steps": 10, "policy_version": 10, "seconds": 12.5,
      "rollout/success_rate": 0.5, "learner/kl": null, "nonfinite": ["learner/kl"]}
 
 `seconds` and the names under `perf/` are the only values that depend on the machine's speed: two serial runs of one
 recipe agree in all others. A value that is not finite is written as null and its name is listed in `nonfinite`, because
-JSON has no such numbers and a reader must be able to tell "broken" from "absent".
+JSON cannot represent it and a reader must be able to tell "broken" from "absent".
 """
 
 from __future__ import annotations
@@ -35,33 +35,33 @@ TENSORBOARD_FOLDER = "tensorboard"
 
 @dataclass(frozen=True, slots=True)
 class Clocks:
-    """Where a run stands, summed over all ranks. All start at 0 and never go back, except by resuming."""
+    """Progress of a run, summed over all ranks. All counts start at 0 and never decrease, except by resuming."""
 
     env_steps: int = 0  # control steps simulated
     decisions: int = 0  # policy queries whose outcome was collected
     episodes: int = 0  # episodes ended
     optimizer_steps: int = 0  # updates of the parameters
-    policy_version: int = 0  # the newest published version
-    seconds: float = 0.0  # wall-clock seconds of training, those before a resume included
+    policy_version: int = 0  # newest published version
+    seconds: float = 0.0  # wall-clock seconds of training, including those before a resume
 
 
-CLOCK_NAMES = tuple(field.name for field in fields(Clocks))  # every log point has them
+CLOCK_NAMES = tuple(field.name for field in fields(Clocks))  # present in every log point
 
 
 class MetricsWriter:
-    """Writes log points. One per run, on rank 0.
+    """Writer of log points. One per run, on rank 0.
 
         with MetricsWriter(run_dir, tensorboard=True, resume_at=None) as writer:
             writer.write(clocks, {"rollout/success_rate": 0.5})
 
     Args:
-        run_dir: the run's folder; made if it is missing.
+        run_dir: the run's folder; created if it is missing.
         tensorboard: also write events, over optimizer steps, under `tensorboard/`.
-        resume_at: the clocks of the checkpoint a run goes on from: log points after its optimizer step are removed, for
-            they will be made again. None for a new run.
+        resume_at: clocks of the checkpoint that the run resumes from: log points after its optimizer step are removed,
+            because they will be written again. None for a new run.
 
     Raises:
-        ValueError: a new run finds log points of another, or a line of the old file is broken.
+        ValueError: a new run finds log points of an earlier one, or a line of the old file is broken.
     """
 
     def __init__(self, run_dir: Path, *, tensorboard: bool, resume_at: Clocks | None) -> None:
@@ -74,19 +74,19 @@ class MetricsWriter:
                 f"{self._path}: a new run needs an empty folder, found log points of an earlier run; resume that run, "
                 "or choose another name or folder"
             )
-        self._stream = self._path.open("ab", buffering=0)  # a point is one write: a kill tears the last line at worst
+        self._stream = self._path.open("ab", buffering=0)  # one write per point, so a kill truncates only the last
         self._events = _open_events(run_dir, resume_at) if tensorboard else None
 
     def write(self, clocks: Clocks, metrics: Mapping[str, float]) -> None:
         """Append one log point.
 
         Args:
-            clocks: where the run stands.
+            clocks: progress of the run.
             metrics: values by catalogue name, in the catalogue's units.
 
         Raises:
             ValueError: a name is not in the catalogue.
-            OSError: the disk is full; the file is as it was, and no more events are written.
+            OSError: the disk is full; the file is unchanged, and no more events are written.
         """
         require_known(metrics)
         nonfinite = [name for name, value in metrics.items() if not math.isfinite(value)]
@@ -97,7 +97,7 @@ class MetricsWriter:
         try:
             self._append(json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n")
         except OSError:
-            self._drop_events()  # they go to the same disk
+            self._drop_events()  # events go to the same disk
             raise
         if self._events is not None:
             self._write_events(self._events, clocks, metrics)
@@ -109,7 +109,7 @@ class MetricsWriter:
             self._events.close()
 
     def _append(self, line: bytes) -> None:
-        """Write a whole line or nothing."""
+        """Append a whole line or nothing."""
         end = self._stream.seek(0, os.SEEK_END)
         try:
             written = self._stream.write(line)
@@ -142,19 +142,19 @@ class MetricsWriter:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All log points of a `metrics.jsonl`, oldest first.
+    """Read all log points of a `metrics.jsonl`, oldest first.
 
-    A last line that was torn by the end of its process is left out.
+    A truncated last line (its process was killed) is left out.
 
     Args:
         path: the file.
 
     Returns:
-        One dictionary per line: clocks, metrics (None where a value was not finite), perhaps `nonfinite`.
+        One dictionary per line: clocks, metrics (None where a value was not finite), and `nonfinite` if there are any.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line that is not the last is no log point.
+        ValueError: a line other than the last is not a log point.
     """
     lines = path.read_bytes().split(b"\n")
     records = []
@@ -173,7 +173,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except ValueError:  # also what UnicodeDecodeError is
+    except ValueError:  # includes UnicodeDecodeError
         return None
     if not isinstance(record, dict):
         return None
@@ -189,7 +189,7 @@ def _forget_after(path: Path, optimizer_steps: int) -> None:
 
 
 def _open_events(run_dir: Path, resume_at: Clocks | None) -> SummaryWriter:
-    # tensorboard takes a second to import: only runs that want it pay.
+    # Importing tensorboard takes a second, so only runs that use it import it.
     from torch.utils.tensorboard import SummaryWriter
 
     purge = None if resume_at is None else resume_at.optimizer_steps + 1
@@ -197,5 +197,5 @@ def _open_events(run_dir: Path, resume_at: Clocks | None) -> SummaryWriter:
 
 
 def _plain(value: float) -> float | int:
-    """Numpy and torch scalars to what JSON knows; counts stay whole."""
+    """Convert NumPy and torch scalars to JSON numbers; counts stay integers."""
     return int(value) if isinstance(value, int) else float(value)

@@ -1,4 +1,7 @@
-"""Figures of runs and evaluations. No display, no global state: figures are drawn on their own Agg canvas."""
+"""Figures of runs and evaluations, drawn on their own Agg canvas: no display, no global state.
+
+No display, no global state: figures are drawn on their own Agg canvas.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,8 @@ FIGURES_FOLDER = "figures"
 COLUMNS = 3
 PANEL_SIZE = (4.1, 2.7)  # inches
 DPI = 120
-NAME_WIDTH = 50  # characters of a line that names a task
-# Okabe and Ito's colours, told apart with any colour vision; reordered for contrast on white.
+NAME_WIDTH = 50  # characters per line of a task's name
+# Okabe and Ito's colours, distinguishable with any colour vision; reordered for contrast on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", "--", ":", "-.")
 INK, FAINT = "#1f2933", "#d5dbe1"
@@ -31,19 +34,19 @@ INK, FAINT = "#1f2933", "#d5dbe1"
 
 @dataclass(frozen=True, slots=True)
 class PanelSpec:
-    """One pair of axes; the metrics share their unit."""
+    """One pair of axes; its metrics share a unit."""
 
     title: str
     metrics: tuple[str, ...]
-    shares: bool = False  # the values are shares, shown in percent
-    from_zero: bool = False  # the axis starts at 0, because the size matters and not only the change
+    shares: bool = False  # values are shares, shown in percent
+    from_zero: bool = False  # the axis starts at 0, because the magnitude matters and not only the change
 
 
 @dataclass(frozen=True, slots=True)
 class FigureSpec:
     """One picture: panels over one clock."""
 
-    name: str  # of the file
+    name: str  # file name without suffix
     title: str
     over: str  # clock
     panels: tuple[PanelSpec, ...]
@@ -116,9 +119,9 @@ _CLOCK_LABELS = {"env_steps": "env steps", "optimizer_steps": "optimizer steps",
 
 
 def draw(spec: FigureSpec, runs: Mapping[str, Records]) -> Figure | None:
-    """One figure of one run or several.
+    """Draw one figure of one run or several.
 
-    One run: a colour per metric. Several: a colour per run, a dash per metric.
+    One run: a colour per metric. Several runs: a colour per run, a dash pattern per metric.
 
     Args:
         spec: what to draw.
@@ -153,7 +156,7 @@ def _draw_panel(axes: Axes, panel: PanelSpec, runs: Mapping[str, Records], *, ov
             clocks, values = series(records, name, over=over)
             color = COLORS[(run_index if len(runs) > 1 else metric_index) % len(COLORS)]
             dash = DASHES[metric_index % len(DASHES)] if len(runs) > 1 else "-"
-            # A single point would be an invisible line.
+            # A line through a single point is invisible.
             marker = "o" if len(clocks) == 1 else ""
             if clocks:
                 label = name.partition("/")[2] if run_index == 0 else None
@@ -175,7 +178,7 @@ def _dress(axes: Axes, panel: PanelSpec, *, over: str) -> None:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     if panel.shares or panel.from_zero:
         top = axes.get_ylim()[1]
-        # Large shares are judged against all; small ones would vanish beside it.
+        # Large shares are shown on the whole range; small ones would be invisible on it.
         axes.set_ylim(0.0, 1.03 if panel.shares and 0.5 < top < 1.2 else top)
     if len(panel.metrics) > 1:
         axes.legend(fontsize=7, frameon=False, loc="best")
@@ -187,10 +190,10 @@ def _name_runs(figure: Figure, names: Sequence[str]) -> None:
 
 
 def draw_success_per_task(tasks: Sequence[Mapping[str, Any]], *, confidence: float) -> Figure:
-    """Success rate and interval of every task of one suite.
+    """Draw success rate and interval of every task of one suite.
 
     Args:
-        tasks: the entries of `tasks` in a `results.json`, of one suite; older ones have no `language`.
+        tasks: entries of `tasks` in a `results.json`, of one suite; older files have no `language`.
         confidence: coverage of the intervals, for the label.
     """
     figure = Figure(figsize=(PANEL_SIZE[0] * 2, 0.9 + 0.3 * len(tasks)), layout="constrained")
@@ -209,13 +212,13 @@ def draw_success_per_task(tasks: Sequence[Mapping[str, Any]], *, confidence: flo
 
 
 def _name_task(task: Mapping[str, Any]) -> str:
-    """`3: what is to be done`, in two lines if need be."""
+    """Return `3: instruction of the task`, in two lines if it is long."""
     words = f"{task['task_id']}: {task['language']}" if task.get("language") else f"task {task['task_id']}"
     return textwrap.fill(words, NAME_WIDTH, max_lines=2, placeholder=" …")
 
 
 def png(figure: Figure) -> bytes:
-    """The picture as the bytes of a PNG file."""
+    """Return the figure as the bytes of a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()
@@ -228,10 +231,10 @@ def write_figures(run_dir: Path) -> list[Path]:
         run_dir: the folder of a run with a `metrics.jsonl`.
 
     Returns:
-        The files that were written: figures without data are left out.
+        The files that were written; figures without data are left out.
 
     Raises:
-        ValueError: the folder is no run, or one of its files is broken.
+        ValueError: the folder is not a run, or one of its files is broken.
     """
     runs = {run_dir.name: read_run(run_dir).records}
     written = []

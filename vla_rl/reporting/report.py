@@ -1,4 +1,4 @@
-"""`report.html`: one file that opens from disk, without a network and without a script."""
+"""`report.html`: one file that opens from disk, without network access or scripts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vla_rl.reporting.text import ABSENT, duration, number, percent, size
 
 
 class Column(NamedTuple):
-    """One column of the table that sets runs side by side."""
+    """One column of the table that compares runs."""
 
     metric: str
     heading: str
@@ -52,11 +52,11 @@ def write_report(
     Args:
         run_dirs: folders of runs, each with a `metrics.jsonl`.
         out: the HTML file.
-        comparisons: sentences about pairs of runs, shown where the runs stand side by side.
+        comparisons: sentences about pairs of runs, shown beside the comparison table.
         studies: name and HTML sections of each study. Studies and runs of one name are numbered.
 
     Raises:
-        ValueError: nothing is given, a folder is no run, or a file of a run is broken.
+        ValueError: nothing is given, a folder is not a run, or a file of a run is broken.
     """
     if not run_dirs and not studies:
         raise ValueError("a report needs the folder of at least one run")
@@ -73,7 +73,7 @@ def write_report(
 
 
 def _numbered(names: Sequence[str]) -> list[str]:
-    """Distinct names: the second "a" is "a (2)"."""
+    """Make names distinct: the second "a" becomes "a (2)"."""
     distinct: list[str] = []
     for name in names:
         candidate, again = name, 2
@@ -152,24 +152,24 @@ def _evaluation(evaluation: Evaluation) -> str:
 
 
 def _interval(interval: Mapping[str, float] | None) -> str:
-    """A bootstrap that found no spread has none."""
+    """Format a bootstrap interval; a dash if the bootstrap found no spread."""
     if interval is None:
         return "–"
     return f"{percent(interval['low'], digits=1)} – {percent(interval['high'], digits=1)}"
 
 
 def _glossary(runs: Mapping[str, WrittenRun]) -> str:
-    """What each metric of the runs means."""
+    """Explain each metric that the runs have."""
     written = {name for run in runs.values() for record in run.records for name in record}
     rows = [[metric.name, metric.unit, metric.meaning] for metric in CATALOGUE.values() if metric.name in written]
     return section("What the numbers mean", folded("metrics", table(["metric", "unit", "meaning"], rows)))
 
 
 def origin_table(manifest: Mapping[str, Any]) -> str:
-    """What a run was made with, from its manifest."""
+    """Return a table of a run's provenance, from its manifest."""
     hardware, source = manifest.get("hardware") or {}, manifest.get("source") or {}
     devices = hardware.get("accelerators")
-    # Null says that nobody looked, an empty list that there are none.
+    # Null means unknown, an empty list that there are none.
     accelerators = ABSENT if devices is None else ", ".join(device["name"] for device in devices) or "none"
     memory = hardware.get("memory_bytes")
     versions = manifest.get("versions") or {}

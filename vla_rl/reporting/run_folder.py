@@ -1,4 +1,4 @@
-"""What a report reads of a run's folder. Only the metrics must be there: a run that died early has a report too."""
+"""Reader of a run's folder for reports. Only the metrics are required: a run that died early has a report too."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from vla_rl.reporting.series import Records
 
 RECIPE_FILE = "recipe.yaml"
 EVALUATIONS = "eval"  # folder of a run, with one or more evaluations below it
-RESULTS_FILE = "results.json"  # of an evaluation
+RESULTS_FILE = "results.json"  # of one evaluation
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """One evaluation of a run."""
 
-    name: str  # its folder below eval/, or "eval"
+    name: str  # name of its folder below eval/, or "eval"
     results: Mapping[str, Any]  # results.json: confidence, suites, tasks, notes
-    deviations: tuple[str, ...]  # of its own manifest
+    deviations: tuple[str, ...]  # from its own manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class WrittenRun:
     """One run, as far as it was written."""
 
     name: str
-    records: Records  # returns in the env's own units, if there is a manifest that tells the reward scale
+    records: Records  # returns in the env's own units if a manifest gives the reward scale
     recipe: str | None  # YAML text
     manifest: Mapping[str, Any] | None
     evaluations: tuple[Evaluation, ...]
@@ -41,7 +41,7 @@ def read_run(folder: Path) -> WrittenRun:
     """Read a run's folder.
 
     Raises:
-        ValueError: the folder is no run, or one of its files is broken.
+        ValueError: the folder is not a run, or one of its files is broken.
     """
     metrics = folder / METRICS_FILE
     if not metrics.is_file():
@@ -61,7 +61,7 @@ def read_run(folder: Path) -> WrittenRun:
 
 
 def _unscaled(records: Records, manifest: Mapping[str, Any]) -> Records:
-    """Log points with the returns that the env gave; the learner's rewards are those times the recipe's scale."""
+    """Return log points with unscaled returns; the learner's rewards are the env's times the recipe's scale."""
     match manifest:
         case {"recipe": {"env": {"reward_scale": int() | float() as scale}}} if scale not in (0, 1):
             return [

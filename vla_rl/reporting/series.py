@@ -1,4 +1,4 @@
-"""Series and means out of the log points of a run."""
+"""Series and means computed from the log points of a run."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import Any
 
 Records = Sequence[dict[str, Any]]
 
-CLOSING_SHARE = 0.2  # of the run's env steps; the window in which the field reports final performance
+CLOSING_SHARE = 0.2  # share of the run's env steps; the usual window for reporting final performance
 
 
 _OF_OLD_SAMPLES = "utilization/ess_old"
 
 
 def value_of(record: Mapping[str, Any], name: str) -> float | None:
-    """A metric of one log point; None if it has none.
+    """Return a metric of one log point; None if it has none.
 
-    The effective sample size of old samples is written as 0 where no sample was old. That 0 is of nothing: it is none.
+    The effective sample size of old samples is written as 0 where no sample was old; that 0 has no meaning and is read
+    as None.
     """
     if name == _OF_OLD_SAMPLES and record.get("policy_lag/old_fraction") == 0:
         return None
@@ -26,12 +27,12 @@ def value_of(record: Mapping[str, Any], name: str) -> float | None:
 
 
 def series(records: Records, name: str, *, over: str) -> tuple[list[float], list[float]]:
-    """The points of one metric.
+    """Return the points of one metric.
 
     Args:
         records: log points, oldest first.
         name: the metric.
-        over: the clock of the first axis.
+        over: clock of the first axis.
 
     Returns:
         Clock values and metric values of the points that have a finite value, oldest first.
@@ -41,13 +42,13 @@ def series(records: Records, name: str, *, over: str) -> tuple[list[float], list
 
 
 def closing_mean(records: Records, name: str, *, by_time: bool = False, share: float = CLOSING_SHARE) -> float | None:
-    """Mean over the last part of a run's env steps; None if the metric has no value there.
+    """Return the mean over the last part of a run's env steps; None if the metric has no value there.
 
     Args:
         records: log points, oldest first.
         name: the metric.
-        by_time: weigh each log point by the time since the one before, which is right for rates and shares of time.
-        share: how much of the env steps counts as the last part.
+        by_time: weigh each log point by the time since the previous one, which is right for rates and shares of time.
+        share: share of the env steps that counts as the last part.
     """
     if not records:
         return None
@@ -68,18 +69,18 @@ def _seconds_since_last(records: Records) -> list[float]:
 
 
 def opening_mean(records: Records, name: str, *, points: int = 5) -> float | None:
-    """Mean of a metric's first few values; None if it has none."""
+    """Return the mean of a metric's first few values; None if it has none."""
     return _mean(series(records, name, over="env_steps")[1][:points])
 
 
 def last(records: Records, name: str) -> float | None:
-    """The newest value of a metric; None if it has none."""
+    """Return the newest value of a metric; None if it has none."""
     values = series(records, name, over="env_steps")[1]
     return values[-1] if values else None
 
 
 def nonfinite_counts(records: Records) -> dict[str, int]:
-    """How many log points of each metric were not finite; only metrics with such points."""
+    """Count the log points at which each metric was not finite; metrics that were always finite are left out."""
     counts: dict[str, int] = {}
     for record in records:
         for name in record.get("nonfinite", ()):

@@ -1,4 +1,4 @@
-"""What the live view is told about a run, and rates over a recent window."""
+"""State of a run as the live view shows it, and rates over a recent window."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vla_rl.reporting.metrics import Clocks
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSnapshot:
-    """A run at one moment, over all its cells. None: not known yet."""
+    """State of a run at one moment, over all its cells. None: not known yet."""
 
     clocks: Clocks
     samples: int  # decisions the learner has consumed so far
@@ -33,7 +33,7 @@ class RunSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Per second of wall clock, over a recent window."""
+    """Rates per second of wall clock, over a recent window."""
 
     env_steps: float
     decisions: float
@@ -41,7 +41,7 @@ class Rates:
     optimizer_steps: float
 
     def seconds_left(self, optimizer_steps: int) -> float | None:
-        """Time for that many more updates at this rate; None if none is made at present."""
+        """Return the time for that many more updates at this rate; None if no updates are made at present."""
         return optimizer_steps / self.optimizer_steps if self.optimizer_steps > 0 else None
 
 
@@ -53,10 +53,10 @@ class RateWindow:
         self._recent: deque[RunSnapshot] = deque()
 
     def add(self, snapshot: RunSnapshot) -> Rates | None:
-        """Take a snapshot in; the rates up to it, or None before two moments are known."""
+        """Add a snapshot; return the rates up to it, or None until two moments are known."""
         recent = self._recent
         recent.append(snapshot)
-        # The second oldest still spans the window: the oldest is needed no more.
+        # The second oldest still spans the window, so the oldest is no longer needed.
         while len(recent) > 2 and snapshot.clocks.seconds - recent[1].clocks.seconds >= self._span:
             recent.popleft()
         before, elapsed = recent[0], snapshot.clocks.seconds - recent[0].clocks.seconds
@@ -71,10 +71,10 @@ class RateWindow:
 
 
 def pace_setter(snapshot: RunSnapshot) -> str | None:
-    """Which part limits the run, in words; None while the shares are unknown.
+    """Name the part that limits the run; None while the shares are unknown.
 
-    A learner that waits for more than a quarter of its time is short of experience. Then env workers that wait for most
-    of theirs are short of actions, so inference is the limit, otherwise simulation is.
+    A learner that waits for more than a quarter of its time lacks experience. Then, if env workers wait for actions
+    most of their time, inference is the limit; otherwise simulation is.
     """
     learner, envs = snapshot.learner_wait_fraction, snapshot.env_wait_fraction
     if learner is None or envs is None:

@@ -1,11 +1,11 @@
-"""stdout and stderr that a program outlives: a terminal that is gone or full costs what it would show, and no more.
+"""Fault-tolerant stdout and stderr: if a terminal is gone or full, its output is lost but the program continues.
 
-    stdout, stderr = guard_streams()       # first of all; `sys.stdout` and `sys.stderr` from then on
-    print("σ = 0.2")                       # never raises: not for a broken pipe, a full disk, or an ASCII terminal
+    stdout, stderr = guard_streams()       # call first; replaces `sys.stdout` and `sys.stderr`
+    print("σ = 0.2")                       # never raises, even with a broken pipe, a full disk, or an ASCII terminal
     if stdout.error is not None: ...
 
-Whoever writes through `sys.stdout` or `sys.stderr` is covered: print, rich, logging,
-warnings, tracebacks, progress bars.
+Everything that writes through `sys.stdout` or `sys.stderr` is covered: print, rich, logging, warnings, tracebacks,
+progress bars.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-PLAIN = "vla_rl.plain"  # name of the error handler that spells out what a terminal cannot encode
-STALLED_S = 10.0  # a reader that takes nothing for so long from a stream that must not block is taken for gone
+PLAIN = "vla_rl.plain"  # name of the error handler that spells out characters a terminal cannot encode
+STALLED_S = 10.0  # a reader that takes nothing from a non-blocking stream for this long is considered gone
 _SPELLED = {
     "\N{MINUS SIGN}": "-", "\N{EN DASH}": "-", "\N{EM DASH}": "-", "\N{MIDDLE DOT}": "|",
     "\N{MULTIPLICATION SIGN}": "x", "\N{PLUS-MINUS SIGN}": "+-", "\N{LESS-THAN OR EQUAL TO}": "<=",
@@ -41,37 +41,37 @@ _losses: list[str] = []
 
 
 def losses() -> tuple[str, ...]:
-    """What was lost so far, one sentence for each stream."""
+    """Return what was lost so far, one sentence per stream."""
     return tuple(_losses)
 
 
 class EnduringFile(io.RawIOBase):
-    """A descriptor to write to; once that fails, everything goes nowhere, and the loss is noted once."""
+    """File descriptor whose writes never fail: after an error all output is dropped, and the loss is noted once."""
 
     def __init__(self, descriptor: int, name: str) -> None:
-        """Write to a descriptor, which stays open; `name` is what messages call it."""
+        """Write to a descriptor, which stays open; messages call it `name`."""
         super().__init__()
         self._descriptor, self._name = descriptor, name
-        self.error: OSError | None = None  # of the write that failed
+        self.error: OSError | None = None  # error of the write that failed
 
     def writable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def fileno(self) -> int:
-        """The descriptor."""
+        """Return the descriptor."""
         return self._descriptor
 
     def isatty(self) -> bool:
-        """Whether it is a terminal."""
+        """Return whether it is a terminal."""
         return os.isatty(self._descriptor)
 
     def write(self, content: ReadableBuffer, /) -> int:
-        """Write some of the bytes; returns how many are done with."""
+        """Write some of the bytes; return how many were consumed."""
         while self.error is None:
             try:
                 return os.write(self._descriptor, content)
-            except BlockingIOError as error:  # whoever shares the other end has made it non-blocking
+            except BlockingIOError as error:  # a process that shares the other end made it non-blocking
                 if not select.select([], [self._descriptor], [], STALLED_S)[1]:
                     self.lose(error)
             except OSError as error:
@@ -79,23 +79,23 @@ class EnduringFile(io.RawIOBase):
         return memoryview(content).nbytes
 
     def lose(self, error: OSError) -> None:
-        """Fall silent from now on."""
+        """Drop all output from now on."""
         self.error = error
         _losses.append(f"{self._name} cannot be written to ({error.strerror}): it is silent from now on")
-        if log.hasHandlers():  # a run's log; without one this would go to stderr, which may be the stream in question
+        if log.hasHandlers():  # only to a run's log; otherwise this would go to stderr, which may be the failed stream
             log.warning("%s", _losses[-1])
 
 
 def guard_streams() -> tuple[EnduringFile, EnduringFile]:
-    """Replace `sys.stdout` and `sys.stderr`; returns what lies below them.
+    """Replace `sys.stdout` and `sys.stderr`; return the files below them.
 
-    A standard descriptor that is closed is opened on nothing: else the next file that the program opens would get its
-    number, and whatever writes to "stdout" would write into that file.
+    A closed standard descriptor is opened on the null device: otherwise the next file that the program opens would get
+    its number, and output to "stdout" would end up in that file.
     """
     codecs.register_error(PLAIN, spell_out)
     closed = [number for number in (0, 1, 2) if not _is_open(number)]
     for _ in closed:
-        os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number: the first of the closed
+        os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # lowest free number: the first closed
     stdout, stderr = EnduringFile(1, "stdout"), EnduringFile(2, "stderr")
     _losses.extend(f"{file} is closed: nothing is shown there" for number, file in ((1, "stdout"), (2, "stderr"))
                    if number in closed)  # fmt: skip
@@ -105,11 +105,11 @@ def guard_streams() -> tuple[EnduringFile, EnduringFile]:
 
 
 def spell_out(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Error handler for encoding: what a terminal cannot show in ASCII letters (`σ` as `sigma`, `−` as `-`)."""
+    """Encode characters a terminal cannot show in ASCII (`σ` as `sigma`, `−` as `-`); a codec error handler."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     character = error.object[error.start]
-    if "\udc80" <= character <= "\udcff":  # a byte of a file's name that is no text: as it was
+    if "\udc80" <= character <= "\udcff":  # an undecodable byte of a file's name: keep it
         return bytes([ord(character) - 0xDC00]), error.start + 1
     return _in_ascii(character), error.start + 1
 

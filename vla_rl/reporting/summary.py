@@ -1,4 +1,4 @@
-"""A run in sentences, computed from its log points. Every sentence states what was measured and over what."""
+"""Summary of a run in sentences, computed from its log points. Each states what was measured and over what."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ CLOSING = "over the last 20 % of env steps"
 
 
 def run_sentences(run: WrittenRun) -> list[str]:
-    """The summary of one run, most important first."""
+    """Return the summary of one run, most important sentences first."""
     if not run.records:
         return ["The run ended before its first log point."]
     candidates = [
@@ -50,7 +50,7 @@ def _return(run: WrittenRun) -> str | None:
     before, after = opening_mean(run.records, "rollout/return"), closing_mean(run.records, "rollout/return")
     if before is None or after is None:
         return None
-    units = "" if run.manifest is None else ", in the env's own units"  # nobody knows the scale of the rewards
+    units = "" if run.manifest is None else ", in the env's own units"  # the reward scale is unknown
     return f"Training episodes returned {number(before)} at first and {number(after)} {CLOSING}{units}."
 
 
@@ -75,7 +75,7 @@ def _time_limit(run: WrittenRun) -> str | None:
 
 
 def evaluation_sentences(evaluation: Evaluation) -> list[str]:
-    """One sentence per suite of an evaluation."""
+    """Return one sentence per suite of an evaluation."""
     level = percent(evaluation.results["confidence"])
     return [
         f"Evaluation {evaluation.name}, {suite['suite']}: {percent(suite['success_rate'], digits=1)} success ({level} "
@@ -100,10 +100,10 @@ def _lag(records: Records) -> str | None:
 
 
 def _rounding(run: WrittenRun) -> str | None:
-    """|log ρ| at lag 0 beside what rounding is expected to make of ρ = 1.
+    """Compare |log ρ| at lag 0 with what rounding is expected to make of ρ = 1.
 
-    The expectation for bfloat16 is an emulation's (32 layers, width 256), with random but well-conditioned weights: a
-    P95 of 0.05 to 0.06 per token at an entropy of 5 nat, 0.20 to 0.27 at 1.3 nat.
+    The expectation for bfloat16 comes from an emulation (32 layers, width 256) with random but well-conditioned
+    weights: a P95 of 0.05 to 0.06 per token at an entropy of 5 nat, 0.20 to 0.27 at 1.3 nat.
     """
     p95, joint = (closing_mean(run.records, f"ratio/lag0_{name}") for name in ("abs_log_p95", "joint_abs_log_p95"))
     if p95 is None or joint is None:
@@ -157,7 +157,7 @@ def _pace(records: Records) -> str | None:
 
 
 def warnings(run: WrittenRun) -> list[str]:
-    """What a reader must know before trusting the run's numbers."""
+    """Return what a reader must know before trusting the run's numbers."""
     found = [
         f"Log points at which {name} was not finite: {count}." for name, count in nonfinite_counts(run.records).items()
     ]

@@ -1,4 +1,4 @@
-"""Numbers as people read them. A value that is not there yet is a dash."""
+"""Numbers formatted for people. A missing value is a dash."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def percent(share: float | None, *, digits: int = 0) -> str:
-    """0.456 as "46 %"."""
+    """Format 0.456 as "46 %"."""
     return ABSENT if share is None else f"{100 * share:.{digits}f} %"
 
 
 def number(value: float | None) -> str:
-    """Three significant digits, thousands apart, whole numbers above 100: 0.0312, 4.53, 120, 12,345."""
+    """Format to three significant digits, with thousands separators, whole above 100: 0.0312, 4.53, 120, 12,345."""
     if value is None:
         return ABSENT
     if value == 0:
@@ -25,7 +25,7 @@ def number(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """3725 as "1:02:05", two days and more as "2 d 3 h"."""
+    """Format 3725 as "1:02:05", two days and more as "2 d 3 h"."""
     if seconds is None:
         return ABSENT
     whole = max(0, round(seconds))
@@ -36,7 +36,7 @@ def duration(seconds: float | None) -> str:
 
 
 def size(num_bytes: int) -> str:
-    """1,500,000 as "1.5 MB" (powers of 1000)."""
+    """Format 1,500,000 as "1.5 MB" (powers of 1000)."""
     value = float(num_bytes)
     for unit in ("B", "kB", "MB", "GB"):
         if value < 999.5:
@@ -46,7 +46,7 @@ def size(num_bytes: int) -> str:
 
 
 def sparkline(values: Sequence[float], *, low: float, high: float) -> str:
-    """One bar per value, the lowest at `low`, the full one at `high`; all lowest if the range is empty."""
+    """Return one bar per value, the lowest at `low`, the full one at `high`; all lowest if the range is empty."""
     span = high - low
     shares = [(min(max(value, low), high) - low) / span if span > 0 else 0.0 for value in values]
     return "".join(_BARS[round(share * (len(_BARS) - 1))] for share in shares)

@@ -1,4 +1,4 @@
-"""What the figures of all studies have in common: their look, and the files they become."""
+"""Style and output files that the figures of all studies share."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ DPI = 160
 
 
 def style(salt: str) -> AbstractContextManager[None]:
-    """The look, inside a `with`.
+    """Apply the style inside a `with`.
 
     Args:
-        salt: of the ids in an SVG, so that the same study gives the same file.
+        salt: salt of the ids in an SVG, so that the same study gives the same file.
     """
     return mpl.rc_context(RC | {"svg.hashsalt": salt})
 

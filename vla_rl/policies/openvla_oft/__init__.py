@@ -1,4 +1,4 @@
-"""OpenVLA-OFT, native: torch, transformers and safetensors alone.
+"""OpenVLA-OFT implemented with torch, transformers and safetensors alone.
 
 from vla_rl.policies.openvla_oft import OpenVLAOFT
 model = OpenVLAOFT.from_pretrained("path/to/checkpoint")
@@ -15,7 +15,7 @@ __all__ = ["OpenVLAOFT"]
 
 
 def __getattr__(name: str) -> object:
-    """Import the network when it is asked for: other modules of this package are read where no torch is wanted."""
+    """Import the network on first access: some modules of this package are read where torch must not be imported."""
     if name == "OpenVLAOFT":
         from vla_rl.policies.openvla_oft.model import OpenVLAOFT
 

@@ -1,7 +1,7 @@
-"""adapter_config.json of peft: which of its fields are computed here, which change no weight, and which are refused.
+"""Peft's adapter_config.json: fields that are computed here, fields that change no weight, and fields that are refused.
 
-peft grows a field or two with every release. Each field of `peft.LoraConfig` stands in exactly one of the tables below;
-one that stands in none is refused unless it is off. What is computed is held against peft's own merge by the tests.
+Every release of peft adds a field or two. Each field of `peft.LoraConfig` is in exactly one of the tables below; an
+unknown field is refused unless it is off. Tests compare the computed fields with peft's own merge.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ COMPUTED = frozenset(
     )
 )
 
-# What a merged weight does not depend on, once the factors are trained.
+# Fields that a merged weight does not depend on, once the factors are trained.
 WITHOUT_EFFECT = frozenset(
     (
         "task_type",
@@ -44,15 +44,15 @@ WITHOUT_EFFECT = frozenset(
         "base_model_name_or_path",
         "revision",
         "inference_mode",
-        "lora_dropout",  # acts in training alone
-        "fan_in_fan_out",  # peft turns it off for linear layers, and convolutions do not ask
-        "megatron_core",  # asked for with `megatron_config` alone
-        "qalora_group_size",  # asked for with `use_qalora` alone
-        "loftq_config",  # these four are asked for with `init_lora_weights` alone
+        "lora_dropout",  # acts only in training
+        "fan_in_fan_out",  # peft turns it off for linear layers, and convolutions do not read it
+        "megatron_core",  # read only with `megatron_config`
+        "qalora_group_size",  # read only with `use_qalora`
+        "loftq_config",  # these four are read only with `init_lora_weights`
         "eva_config",
         "corda_config",
         "lora_ga_config",
-        "runtime_config",  # where peft computes
+        "runtime_config",  # device on which peft computes
         "ensure_weight_tying",  # lm_head of this architecture is never tied to the embedding
     )
 )
@@ -63,7 +63,7 @@ _MERGE = (
 )
 _NO_MERGE = "it cannot be merged into weights, by peft neither: use an adapter that was trained without it"
 
-# Fields that are computed otherwise than W + scaling · B A: what they mean, and what to do.
+# Fields that mean something other than W + scaling · B A: their meaning and the fix.
 REFUSED: Mapping[str, tuple[str, str]] = {
     "bias": ("trains biases too", _MERGE),
     "lora_bias": ("gives the factors a bias", _MERGE),
@@ -83,27 +83,27 @@ REFUSED: Mapping[str, tuple[str, str]] = {
 
 _CHOICES = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save")
 
-# Ways to begin training that leave the base as it is: whatever the factors were then, the file has what became of them.
+# Initialisations that leave the base unchanged: the file holds the trained factors, whatever they started from.
 _INITIALISATIONS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 _OFF = (None, False, "none")
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterConfig:
-    """How much of the product of two factors is added to a weight."""
+    """Ranks and scalings: how much of the product of two factors is added to a weight."""
 
     rank: int
     alpha: float
-    rank_pattern: Mapping[str, int]  # from regular expressions of module names
+    rank_pattern: Mapping[str, int]  # keyed by regular expressions of module names
     alpha_pattern: Mapping[str, float]
     rank_stabilized: bool
 
     def rank_of(self, module: str) -> int:
-        """The width of the factors of a module."""
+        """Return the rank of a module's factors."""
         return self.rank_pattern.get(_first_match(self.rank_pattern, module), self.rank)
 
     def scaling_of(self, module: str) -> float:
-        """Factor of B A: alpha / rank, or alpha / sqrt(rank) if `use_rslora` (https://arxiv.org/abs/2312.03732)."""
+        """Return the factor of B A: alpha / rank, or alpha / sqrt(rank) if `use_rslora` (arXiv 2312.03732)."""
         alpha = self.alpha_pattern.get(_first_match(self.alpha_pattern, module), self.alpha)
         rank = self.rank_of(module)
         return alpha / (math.sqrt(rank) if self.rank_stabilized else rank)
@@ -113,12 +113,12 @@ def read_adapter_config(path: Path, adapted: Iterable[str]) -> AdapterConfig:
     """Read adapter_config.json.
 
     Args:
-        path: of the file.
-        adapted: names of the modules whose factors lie beside it.
+        path: path of the file.
+        adapted: names of the modules whose factors are stored beside it.
 
     Raises:
-        ValueError: it is no LoRA, or of a kind that is not computed here; a number is malformed; or factors are there
-            that peft would not load, because the fields that choose modules leave theirs out.
+        ValueError: it is not a LoRA, or of a kind that is not computed here; a number is malformed; or there are
+            factors that peft would not load, because the fields that choose modules omit theirs.
     """
     config = read_json(path)
     if config.get("peft_type") != "LORA":
@@ -149,14 +149,14 @@ def read_adapter_config(path: Path, adapted: Iterable[str]) -> AdapterConfig:
 def write_adapter_config(
     settings: LoraSettings, directory: Path, *, base: str, whole_modules: list[str] | None
 ) -> None:
-    """Write adapter_config.json with the fields of peft 0.11.1 alone, which the original code pins.
+    """Write adapter_config.json with only the fields of peft 0.11.1, which the original code pins.
 
-    That version raises on any field that it does not know, and later versions have defaults for what is not there.
+    That version raises on unknown fields, and later versions have defaults for missing ones.
 
     Args:
-        settings: of the adapters.
-        directory: where the adapter's weights are.
-        base: the checkpoint that is adapted.
+        settings: settings of the adapters.
+        directory: folder of the adapter's weights.
+        base: the adapted checkpoint.
         whole_modules: names of modules whose weights the adapter holds whole.
     """
     content: dict[str, Any] = {
@@ -189,11 +189,11 @@ def write_adapter_config(
 
 
 def is_chosen(config: Mapping[str, Any], module: str) -> bool:
-    """Whether the fields that choose modules choose one.
+    """Return whether the fields that choose modules choose this one.
 
     Args:
-        config: content of adapter_config.json. Without `target_modules`, or with "all-linear", it leaves the choice to
-            peft's look at the network, and every module counts as chosen.
+        config: content of adapter_config.json. Without `target_modules`, or with "all-linear", peft chooses by
+            inspecting the network, and every module counts as chosen.
         module: its name in the network.
     """
     targets, excluded = config.get("target_modules"), config.get("exclude_modules")
@@ -214,14 +214,14 @@ def is_chosen(config: Mapping[str, Any], module: str) -> bool:
 
 
 def _is_named(names: str | list[str], module: str) -> bool:
-    """By a regular expression for the whole name, or by the end of it."""
+    """Return whether a regular expression matches the whole name, or one of the names ends it."""
     if isinstance(names, str):
         return re.fullmatch(names, module) is not None
     return any(module == name or module.endswith(f".{name}") for name in names)
 
 
 def _layer_index(patterns: str | list[str], module: str) -> int | None:
-    """The number of the layer that a module is in: the first one after a name that the patterns allow."""
+    """Return the number of a module's layer: the first one after a name that the patterns allow."""
     expressions = [patterns] if isinstance(patterns, str) else patterns
     found = [re.match(rf"(?:^|.*?\.){each}\.(?P<index>\d+)\.", module) for each in expressions]
     if not expressions:
@@ -230,7 +230,7 @@ def _layer_index(patterns: str | list[str], module: str) -> int | None:
 
 
 def _refusals(config: Mapping[str, Any]) -> Iterable[str]:
-    """What of the configuration is not computed here, each in a sentence."""
+    """Yield, in a sentence each, what the configuration asks for that is not computed here."""
     begin = config.get("init_lora_weights", True)
     if not (begin in _INITIALISATIONS and isinstance(begin, str | bool | None)):
         yield (
@@ -250,7 +250,7 @@ def _refusals(config: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _check_choices(config: Mapping[str, Any], path: Path) -> None:
-    """Raise where a field that chooses modules holds what cannot choose."""
+    """Raise if a field that chooses modules holds a value that cannot choose."""
     for name in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save"):
         value = config.get(name)
         names = [value] if isinstance(value, str) else value
@@ -268,7 +268,7 @@ def _check_choices(config: Mapping[str, Any], path: Path) -> None:
 
 
 def _pattern(config: Mapping[str, Any], name: str, kind: type, path: Path) -> dict[str, Any]:
-    """`rank_pattern` or `alpha_pattern`: numbers by regular expressions."""
+    """Return `rank_pattern` or `alpha_pattern`: numbers by regular expressions."""
     pattern = config.get(name) or {}
     if not isinstance(pattern, dict) or not all(is_positive(value, kind) for value in pattern.values()):
         raise ValueError(
@@ -287,5 +287,5 @@ def _check_expression(expression: str, name: str, path: Path) -> None:
 
 
 def _first_match(expressions: Iterable[str], module: str) -> str:
-    """The first expression that matches the end of a name, from a dot on; the name itself where none does."""
+    """Return the first expression that matches the end of a name, from a dot on; the name itself if none does."""
     return next((each for each in expressions if re.match(rf"(.*\.)?({each})$", module)), module)

@@ -1,7 +1,7 @@
-"""LoRA adapters in a folder of peft's layout: which base they belong to, and merging them while it is loaded.
+"""LoRA adapters in a folder of peft's layout: finding their base, and merging them while it is loaded.
 
-Public checkpoints hold such a folder (`lora_adapter/`) beside shards that it is merged into already: it is not read
-there. A folder that holds an adapter and no shards stands for its base with the adapter merged in.
+Public checkpoints hold such a folder (`lora_adapter/`) beside shards into which it is already merged: it is not read
+there. A folder with an adapter and no shards stands for its base with the adapter merged.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ _A, _B = ".lora_A.weight", ".lora_B.weight"
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """The tensors of an adapter, by the names of the checkpoint's tensors."""
+    """Tensors of an adapter, by the names of the checkpoint's tensors."""
 
     folder: Path
     config: AdapterConfig
     factors: Mapping[str, tuple[Tensor, Tensor]]  # A and B of every adapted weight
-    replaced: Mapping[str, Tensor]  # tensors that it holds whole
+    replaced: Mapping[str, Tensor]  # tensors stored whole
 
     @property
     def names(self) -> set[str]:
-        """Every tensor that differs from the base's."""
+        """Return the names of all tensors that differ from the base's."""
         return {*self.factors, *self.replaced}
 
     def apply(self, name: str, weight: Tensor) -> Tensor:
-        """A tensor of the base with the adapter in it: float32 where something was added.
+        """Return a tensor of the base with the adapter merged: float32 where something was added.
 
         Raises:
             ValueError: the adapter was made for another shape.
@@ -59,17 +59,17 @@ class Adapter:
 
 
 def base_directory(folder: Path) -> Path:
-    """The checkpoint that an adapter folder belongs to: a directory, seen from here or from the folder, or a hub id.
+    """Find the base checkpoint of an adapter folder: a directory relative to here or to the folder, or a hub id.
 
     Raises:
-        ValueError: `base_model_name_or_path` is empty, or names nothing that is here, or two checkpoints.
+        ValueError: `base_model_name_or_path` is empty, names nothing that exists here, or is ambiguous.
     """
     path = folder / CONFIG_FILE
     base = read_json(path).get("base_model_name_or_path") or ""
     if not isinstance(base, str):
         raise ValueError(f"{path}: base_model_name_or_path is {base!r}; expected a directory's or a model's name")
     places = [place for place in (Path(base), folder / base) if base and place.is_dir()]
-    # A relative path may name a directory of each: only one of them is a checkpoint, or nobody can tell which is meant.
+    # A relative path may name two directories: if both are checkpoints, it is ambiguous.
     found = {place.resolve(): place for place in places if (place / _NETWORK_CONFIG).is_file()}
     if len(found) > 1:
         raise ValueError(
@@ -88,7 +88,7 @@ def read_adapter(folder: Path) -> Adapter:
     """Read an adapter.
 
     Raises:
-        ValueError: not LoRA as this program knows it, a file broken, or a tensor of unknown kind.
+        ValueError: an unsupported kind of LoRA, a broken file, or a tensor of unknown kind.
     """
     path = folder / WEIGHTS_FILE
     if not path.is_file():

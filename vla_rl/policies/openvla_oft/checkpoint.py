@@ -1,4 +1,4 @@
-"""Read the weights of a local OpenVLA-OFT checkpoint: shard by shard, into a network built on the meta device."""
+"""Reader of a local OpenVLA-OFT checkpoint's weights: shard by shard, into a network built on the meta device."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from vla_rl.policies.openvla_oft.shards import INDEX_FILE, SINGLE_FILE, plain_na
 from vla_rl.policies.parameters import META, cast_parameters, move_buffers, set_parameter
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_MAPPED_BYTES = 64 << 20  # of a shard, before it is mapped anew
-_SHOWN_NAMES = 6  # of a long list in an error message
+_MAPPED_BYTES = 64 << 20  # bytes read from a shard before it is mapped again
+_SHOWN_NAMES = 6  # names shown of a long list in an error message
 
 
 def empty_model(config: OFTConfig, profile: Profile, *, proprio: bool, l1_head: bool, dtype: torch.dtype) -> OpenVLAOFT:
-    """The frozen network with its parameters on the meta device."""
+    """Build the frozen network with its parameters on the meta device."""
     with META:
         model = OpenVLAOFT(config, profile, proprio=proprio, l1_head=l1_head)
     cast_parameters(model, dtype)
@@ -35,10 +35,10 @@ def empty_model(config: OFTConfig, profile: Profile, *, proprio: bool, l1_head: 
 
 
 def check_stored(model: OpenVLAOFT, files: CheckpointFiles) -> None:
-    """Compare what the files say of themselves with what `model` needs: names, shapes, dtypes, sizes. Reads no weights.
+    """Compare the names, shapes, dtypes and sizes in the files with those `model` needs. Reads no weights.
 
     Raises:
-        ValueError: a file is no whole file of weights, or a tensor is missing, unknown or misshapen; all are named.
+        ValueError: a file of weights is incomplete, or a tensor is missing, unknown or misshapen; all are named.
     """
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     known = {**unused_shapes(model.config), **expected}
@@ -76,7 +76,7 @@ def check_stored(model: OpenVLAOFT, files: CheckpointFiles) -> None:
 
 
 def _index_faults(directory: Path, stored: Mapping[str, tuple[Path, StoredTensor]]) -> list[str]:
-    """Where an index and the shards that it names say different things."""
+    """Return the contradictions between an index and the shards that it names."""
     paths = {path for path, _ in stored.values()}
     if not (directory / INDEX_FILE).is_file() or paths == {directory / SINGLE_FILE}:
         return []
@@ -94,10 +94,10 @@ def _index_faults(directory: Path, stored: Mapping[str, tuple[Path, StoredTensor
 
 
 def fill_model(model: OpenVLAOFT, files: CheckpointFiles, *, device: torch.device) -> None:
-    """Give every parameter of `model` its stored tensor, cast to the parameter's dtype.
+    """Fill every parameter of `model` with its stored tensor, cast to the parameter's dtype.
 
     Raises:
-        ValueError: as `check_stored`, or what is stored cannot be read.
+        ValueError: as `check_stored`, or a file cannot be read.
     """
     check_stored(model, files)
     parameters = dict(model.named_parameters())
@@ -110,7 +110,7 @@ def fill_model(model: OpenVLAOFT, files: CheckpointFiles, *, device: torch.devic
 
 
 def unused_tensors(files: CheckpointFiles, config: OFTConfig) -> dict[str, Tensor]:
-    """The stored tensors that the network does not hold, as far as a checkpoint has them; an export passes them on."""
+    """Return the stored tensors that the network does not hold, as far as a checkpoint has them, for an export."""
     shapes = unused_shapes(config)
     adapter = None if files.adapter is None else read_adapter(files.adapter)
     found = {name: tensor for shard in files.shards for name, tensor in _read_shard(shard, only=shapes)}
@@ -118,7 +118,7 @@ def unused_tensors(files: CheckpointFiles, config: OFTConfig) -> dict[str, Tenso
 
 
 def _merged(files: CheckpointFiles, known: Mapping[str, object]) -> Adapter | None:
-    """The adapter that is to be merged, if there is one; ValueError where it adapts something that is not `known`."""
+    """Return the adapter to merge, if there is one. ValueError if it adapts a tensor that is not in `known`."""
     if files.adapter is None:
         return None
     adapter = read_adapter(files.adapter)
@@ -143,7 +143,7 @@ def _component_file(files: CheckpointFiles, component: str) -> Path:
 
 
 def _read_shard(path: Path, *, only: Mapping[str, object] | None) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of a shard, or of it only those names. They are views of the mapped file."""
+    """Yield tensors of a shard, all of them or the names in `only`. They are views of the mapped file."""
     try:
         with safe_open(path, framework="pt", device="cpu") as shard:
             names = [
@@ -152,8 +152,8 @@ def _read_shard(path: Path, *, only: Mapping[str, object] | None) -> Iterator[tu
                 if (plain := plain_name(name)) is not None and (only is None or plain in only)
             ]
         while names:
-            # Pages that were read count as this process's memory while the mapping is open. A new one every now and
-            # then lets go of those that were cast into tensors of their own.
+            # Pages that were read count as this process's memory while the mapping is open. Mapping again from time to
+            # time releases those that were cast into separate tensors.
             read = 0
             with safe_open(path, framework="pt", device="cpu") as shard:
                 while names and read < _MAPPED_BYTES:
@@ -166,14 +166,14 @@ def _read_shard(path: Path, *, only: Mapping[str, object] | None) -> Iterator[tu
 
 
 def _component_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes in a component file; its data is neither read nor given memory."""
+    """Return names and shapes in a component file without reading or allocating its data."""
     return {name: tuple(tensor.shape) for name, tensor in _read_component(path, device="meta").items()}
 
 
 def _read_component(path: Path, *, device: str = "cpu") -> dict[str, Tensor]:
-    """A plain state dict, read without executing what a pickle may hold; a leading `module.` (DDP) is dropped."""
+    """Read a plain state dict without executing pickled code; a leading `module.` (DDP) is dropped."""
     refuse_pointer(path)
-    if not zipfile.is_zipfile(path):  # torch would take it for a pickle, and fail somewhere in it
+    if not zipfile.is_zipfile(path):  # torch would treat it as a pickle and fail obscurely
         raise ValueError(f"{path}: cannot be read as a plain state dict (no file of torch.save); copy it again")
     try:
         state = torch.load(path, map_location=device, weights_only=True, mmap=device == "meta")

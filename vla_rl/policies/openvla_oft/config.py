@@ -1,4 +1,4 @@
-"""Dimensions of an OpenVLA-OFT network, every one written out, so that no library default can move them."""
+"""Dimensions of an OpenVLA-OFT network, all written out, so that no library default can change them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vla_rl.policies.openvla_oft.json_files import is_positive, read_json
 
 BOS_ID = 1
 STOP_ID = 2
-LONE_SPACE_ID = 29871  # the last prompt token; the first readout sits on it
+LONE_SPACE_ID = 29871  # the last prompt token; the first readout is at its position
 PAD_ID = 32000
 PATCH_SIZE = 14
 
@@ -32,11 +32,11 @@ class ViTConfig:
 
 DINOV2 = ViTConfig(1024, 24, 16, 4096, num_prefix_tokens=5, layer_scale=True, attention_pool=False)
 SIGLIP = ViTConfig(1152, 27, 16, 4304, num_prefix_tokens=0, layer_scale=False, attention_pool=True)
-_VIT_SIZES = ("embed_dim", "depth", "num_heads", "mlp_dim")  # that a scaled-down one may change
+_VIT_SIZES = ("embed_dim", "depth", "num_heads", "mlp_dim")  # fields that a scaled-down one may change
 TIMM_MODELS = {"vit_large_patch14_reg4_dinov2.lvd142m": DINOV2, "vit_so400m_patch14_siglip_224": SIGLIP}
 
 
-# What every OpenVLA-OFT config.json says and this program relies on.
+# Fields that every OpenVLA-OFT config.json has and this program relies on.
 _ARCHITECTURE: dict[str, Any] = {
     "model_type": "openvla",
     "arch_specifier": "no-align+fused-gelu-mlp",
@@ -46,8 +46,8 @@ _ARCHITECTURE: dict[str, Any] = {
     "pad_token_id": PAD_ID,
     "timm_model_ids": list(TIMM_MODELS),
 }
-# What the original code reads besides, and this program does not. The first two are names in tables of the original's:
-# it refuses others. What the tables say of sizes is overridden by `image_sizes`.
+# Fields that only the original code reads. The first two are names in its tables, and it refuses others. Sizes in the
+# tables are overridden by `image_sizes`.
 _FOR_THE_ORIGINAL: dict[str, Any] = {
     "vision_backbone_id": "dinosiglip-vit-so-224px",
     "llm_backbone_id": "llama2-7b-pure",
@@ -58,7 +58,7 @@ _FOR_THE_ORIGINAL: dict[str, Any] = {
     "timm_override_act_layers": [None, None],
     "transformers_version": "4.40.1",
 }
-# What its text_config may say again of Llama-2, if it says anything of it.
+# Values of Llama-2 that text_config may repeat.
 _LLAMA: dict[str, Any] = {
     "model_type": "llama",
     "hidden_act": "silu",
@@ -88,7 +88,7 @@ Dims = TypeVar("Dims", ViTConfig, LlamaDims)
 
 @dataclass(frozen=True, slots=True)
 class OFTConfig:
-    """The whole network. The defaults are those of the public LIBERO checkpoints."""
+    """Dimensions of the whole network. The defaults are those of the public LIBERO checkpoints."""
 
     image_size: int = 224
     dinov2: ViTConfig = DINOV2
@@ -97,26 +97,26 @@ class OFTConfig:
     chunk_size: int = 8
     action_dim: int = 7
     proprio_dim: int = 8
-    dtype: str = "bfloat16"  # of the stored weights
+    dtype: str = "bfloat16"  # dtype of the stored weights
 
     @property
     def num_patches(self) -> int:
-        """Patch tokens of one image."""
+        """Return the patch tokens of one image."""
         return (self.image_size // PATCH_SIZE) ** 2
 
     @property
     def vision_dim(self) -> int:
-        """Features per patch: both backbones side by side."""
+        """Return the features per patch: both backbones side by side."""
         return self.dinov2.embed_dim + self.siglip.embed_dim
 
     @property
     def num_action_tokens(self) -> int:
-        """Readouts per decision."""
+        """Return the readouts per decision."""
         return self.chunk_size * self.action_dim
 
 
 def read_config(directory: Path) -> OFTConfig:
-    """The dimensions that `config.json` of a public checkpoint implies.
+    """Read the dimensions that `config.json` of a public checkpoint implies.
 
     Raises:
         ValueError: the file is absent or broken, or describes another architecture.
@@ -130,7 +130,7 @@ def read_config(directory: Path) -> OFTConfig:
 
 
 def config_to_json(config: OFTConfig) -> dict[str, Any]:
-    """The content of a `config.json` from which `read_config` gives the same dimensions."""
+    """Return the content of a `config.json` from which `read_config` gives the same dimensions."""
     text = {"model_type": "llama", "pad_token_id": PAD_ID, "torch_dtype": config.dtype}
     content = {
         **_ARCHITECTURE,
@@ -167,13 +167,13 @@ def _config_from_json(raw: Mapping[str, Any], path: Path) -> OFTConfig:
         dinov2=dinov2,
         siglip=siglip,
         llama=_llama_dims(raw.get("text_config") or {}, path),
-        # transformers 5 writes `dtype`, those before it `torch_dtype`.
+        # transformers 5 writes `dtype`, earlier versions `torch_dtype`.
         dtype=str(raw.get("torch_dtype") or raw.get("dtype") or "bfloat16"),
     )
 
 
 def _vits(overrides: object, path: Path) -> tuple[ViTConfig, ViTConfig]:
-    """The published transformers with the sizes that `timm_model_overrides` gives for scaled-down ones."""
+    """Return the published transformers with the sizes that `timm_model_overrides` gives for scaled-down ones."""
     field_name = "timm_model_overrides"
     if not isinstance(overrides, list) or len(overrides) != 2 or not all(isinstance(each, dict) for each in overrides):
         raise ValueError(f"{path}: {field_name} is {overrides!r}; expected two JSON objects, for DINOv2 and for SigLIP")
@@ -189,7 +189,7 @@ def _vits(overrides: object, path: Path) -> tuple[ViTConfig, ViTConfig]:
 
 
 def _llama_dims(text: object, path: Path) -> LlamaDims:
-    """`text_config` is a difference to Llama-2 7B: what it leaves out keeps the value written above."""
+    """Return the dimensions from `text_config`, a difference from Llama-2 7B: missing fields keep the values above."""
     if not isinstance(text, dict):
         raise ValueError(f"{path}: text_config is {text!r}; expected a JSON object")
     for name, expected in _LLAMA.items():
@@ -208,7 +208,7 @@ def _llama_dims(text: object, path: Path) -> LlamaDims:
 
 
 def _rope(text: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """`rope_theta` from where transformers 5 writes it; those before it write it beside the other sizes."""
+    """Return the rotary settings: transformers 5 nests `rope_theta` in an object, earlier versions do not."""
     for name in ("rope_parameters", "rope_scaling"):
         rope = text.get(name) or {}
         if not isinstance(rope, dict) or rope.get("rope_type", rope.get("type", "default")) != "default":
@@ -222,7 +222,7 @@ def _rope(text: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _replaced(base: Dims, changes: Mapping[str, Any], where: str, path: Path) -> Dims:
-    """`base` with other sizes, each a positive number of the kind that it replaces."""
+    """Return `base` with other sizes, each a positive number of the type that it replaces."""
     for name, value in changes.items():
         kind = type(getattr(base, name))
         if not is_positive(value, kind):

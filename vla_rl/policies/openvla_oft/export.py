@@ -1,10 +1,9 @@
-"""Write a policy for other programs: a checkpoint in the public layout, or a LoRA adapter in peft's.
+"""Writer of policies for other programs: a checkpoint in the public layout, or a LoRA adapter in peft's.
 
 In a checkpoint, adapters are added (in float32) to the weights that they adapt, and the trained action rows replace
-rows 31744..31999 of lm_head; tensors that the network never needed are taken from the source, or are zeros where it
-lacks them, so that the folder has every published name. An adapter folder holds what differs from its base. Two files
-go beside either that the public layout does not know: the critic, `value_head.safetensors`, and the profile,
-`vla_rl.json`.
+rows 31744..31999 of lm_head; tensors that the network does not need are copied from the source, or are zeros where it
+lacks them, so that the folder has every published name. An adapter folder holds what differs from its base. Both get
+two files that the public layout lacks: the critic, `value_head.safetensors`, and the profile, `vla_rl.json`.
 """
 
 from __future__ import annotations
@@ -49,13 +48,13 @@ def write_checkpoint(
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> list[str]:
-    """Write a checkpoint in the public layout. One shard at a time is in memory.
+    """Write a checkpoint in the public layout. Only one shard at a time is in memory.
 
     Args:
         policy: with its weights in place.
         directory: empty.
         step: number in the names of component files.
-        dtype: of the shards; default: that of the frozen weights.
+        dtype: dtype of the shards; default: that of the frozen weights.
         max_shard_bytes: size above which the weights are split.
 
     Returns:
@@ -69,13 +68,13 @@ def write_checkpoint(
 
 
 def write_network(model: OpenVLAOFT, source: Source, directory: Path, *, dtype: torch.dtype | None = None) -> list[str]:
-    """Write a network as its source has it into an empty directory, its components as they are unless adapted.
+    """Write a network as its source has it into an empty directory, components unchanged unless adapted.
 
     Args:
         model: with its weights in place.
-        source: that they come from; an adapter is merged into the written shards.
+        source: origin of the weights; an adapter is merged into the written shards.
         directory: gets all files of the public layout, and the critic where the source has one.
-        dtype: of the shards; default: that of `model`.
+        dtype: dtype of the shards; default: that of `model`.
 
     Returns:
         As `write_checkpoint`.
@@ -91,17 +90,17 @@ def write_network(model: OpenVLAOFT, source: Source, directory: Path, *, dtype: 
 
 
 def write_adapter(policy: OpenVLAOFTPolicy, directory: Path, *, step: int, dtype: torch.dtype | None = None) -> None:
-    """Write what differs from the base into an empty directory, for peft or `OpenVLAOFT.from_pretrained` to load.
+    """Write what differs from the base into an empty directory. peft and `OpenVLAOFT.from_pretrained` can load it.
 
     Args:
         policy: with adapters, on a checkpoint directory.
         directory: gets adapter_config.json, adapter_model.safetensors (with the whole lm_head, if its action rows were
             trained), the projector of proprioception, the statistics and the critic.
         step: number in the names of component files.
-        dtype: of the tensors; default: float32, and that of the base for lm_head.
+        dtype: dtype of the tensors; default: float32, and the base's for lm_head.
 
     Raises:
-        ValueError: the policy has no adapters, or its base is no folder that an adapter could name.
+        ValueError: the policy has no adapters, or its base is not a folder that an adapter could name.
     """
     files = policy.source.files
     if policy.lora is None:
@@ -128,7 +127,7 @@ def write_adapter(policy: OpenVLAOFTPolicy, directory: Path, *, step: int, dtype
 
 
 class _CheckpointTensors:
-    """The tensors of the shards, each made when it is asked for."""
+    """Tensors of the shards, each made on request."""
 
     def __init__(
         self,
@@ -169,14 +168,14 @@ class _CheckpointTensors:
 
 
 def _with_action_rows(head: Tensor, rows: Tensor) -> Tensor:
-    """A copy of lm_head with the trained rows in it."""
+    """Return a copy of lm_head with the trained rows in it."""
     merged = head.clone()
     merged[FIRST_ACTION_ID : FIRST_ACTION_ID + NUM_BINS] = rows.detach().to(merged)
     return merged
 
 
 def _unused(model: OpenVLAOFT, source: Source) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors that the network never needed, and the names of those that the source's files lack."""
+    """Return the tensors that the network does not need, and the names of those that the source's files lack."""
     stored = {} if source.files is None else unused_tensors(source.files, model.config)
     shapes = unused_shapes(model.config)
     zeros = {name: torch.zeros(shape, dtype=model.dtype) for name, shape in shapes.items() if name not in stored}
@@ -184,7 +183,7 @@ def _unused(model: OpenVLAOFT, source: Source) -> tuple[dict[str, Tensor], list[
 
 
 def _copy_components(model: OpenVLAOFT, files: CheckpointFiles, directory: Path) -> None:
-    """Copy the components' files; what an adapter adapts of them is written from the network, where it is merged."""
+    """Copy the components' files; adapted components are written from the network, where they are merged."""
     adapted = set() if files.adapter is None else read_adapter(files.adapter).names
     for component in COMPONENTS:
         path: Path | None = getattr(files, component)

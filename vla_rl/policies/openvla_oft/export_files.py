@@ -1,4 +1,4 @@
-"""The small files of an export, and the directory that appears complete or not at all."""
+"""Small files of an export, and the directory that appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 @contextmanager
 def appears_whole(directory: Path) -> Iterator[Path]:
-    """A directory to write into, beside `directory`: renamed to it at the end, removed if anything goes wrong.
+    """Yield a directory to write into, beside `directory`: renamed to it at the end, removed on any error.
 
     Raises:
         ValueError: `directory` exists, or cannot be made.
@@ -42,7 +42,7 @@ def appears_whole(directory: Path) -> Iterator[Path]:
     try:
         yield partial
         for path in partial.iterdir():
-            path.chmod(partial.stat().st_mode & 0o666)  # safetensors lets nobody else read what it writes
+            path.chmod(partial.stat().st_mode & 0o666)  # safetensors writes files that only their owner can read
             _flush(path)
         _flush(partial)
         partial.rename(directory)
@@ -53,7 +53,7 @@ def appears_whole(directory: Path) -> Iterator[Path]:
 
 
 def write_metadata(source: Source, directory: Path, *, dtype: torch.dtype) -> None:
-    """Copy what lies beside the source's weights (tokenizer, statistics, code); write it anew for random weights."""
+    """Copy the files beside the source's weights (tokenizer, statistics, code); generate them for random weights."""
     if source.files is None:
         _write_new_metadata(source, directory)
     else:
@@ -64,19 +64,19 @@ def write_metadata(source: Source, directory: Path, *, dtype: torch.dtype) -> No
     write_record(source, directory)
     path = directory / "config.json"
     config = read_json(path)
-    key = "dtype" if "dtype" in config and "torch_dtype" not in config else "torch_dtype"  # new, or old transformers
+    key = "dtype" if "dtype" in config and "torch_dtype" not in config else "torch_dtype"  # newer or older transformers
     if config.get(key) != _DTYPE_NAMES[dtype]:
         write_json(path, {**config, key: _DTYPE_NAMES[dtype]})
 
 
 def write_statistics(source: Source, directory: Path) -> None:
-    """Copy the statistics of the folder that the source was loaded from, if it has a file of its own for them."""
+    """Copy the statistics of the folder that the source was loaded from, if it has its own file of them."""
     if source.files is not None and (source.files.home / _STATISTICS_FILE).is_file():
         shutil.copyfile(source.files.home / _STATISTICS_FILE, directory / _STATISTICS_FILE)
 
 
 def write_record(source: Source, directory: Path) -> None:
-    """Write down what no file of the public layout says, for `profile="auto"` to find."""
+    """Record what no file of the public layout says, for `profile="auto"` to find."""
     write_json(directory / RECORD_FILE, {"profile": source.profile.name})
 
 
@@ -91,7 +91,7 @@ def _write_new_metadata(source: Source, directory: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Make the disk hold it, so that a rename never outlives what it names."""
+    """Flush the file to disk, so that a rename never outlives its content."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

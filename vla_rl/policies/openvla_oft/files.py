@@ -1,8 +1,8 @@
-"""What lies in a checkpoint directory of the public layout: shards, component files, statistics. Reads no weights.
+"""Files of a checkpoint directory in the public layout: shards, component files, statistics. Reads no weights.
 
-Three kinds of folder are known: shards with their components beside them; a LoRA adapter alone, which names its base;
-and the run folder of an OpenVLA-OFT fine-tuning whose adapter was not merged. The latter holds `lora_adapter/`, and
-beside that what was trained with it: statistics, `proprio_projector--*` and `action_head--*`.
+Three kinds of folder are supported: shards with their components beside them; a LoRA adapter alone, which names its
+    base; and the run folder of an OpenVLA-OFT fine-tuning whose adapter was not merged. The latter holds
+    `lora_adapter/`, and beside it the files trained with it: statistics, `proprio_projector--*` and `action_head--*`.
 """
 
 from __future__ import annotations
@@ -22,39 +22,39 @@ from vla_rl.policies.openvla_oft.json_files import read_json
 from vla_rl.policies.openvla_oft.shards import find_shards, has_shards
 from vla_rl.policies.openvla_oft.statistics import STATISTICS_FILE
 
-ADAPTER_FOLDER = "lora_adapter"  # as fine-tuning of OpenVLA-OFT calls it
+ADAPTER_FOLDER = "lora_adapter"  # name given by OpenVLA-OFT's fine-tuning
 ADAPTER_PICKLED = "adapter_model.bin"
 COMPONENTS = ("action_head", "proprio_projector")
 _UNSUPPORTED = {"vision_backbone": "FiLM", "noisy_action_projector": "diffusion"}
 _PICKLES = (".pt", ".pth", ".bin")
 _STEP = re.compile(r"--(.+)_checkpoint")
-# Of an export of ours:
+# Files of this program's exports:
 VALUE_HEAD_FILE = "value_head.safetensors"
-RECORD_FILE = "vla_rl.json"  # what no file of the public layout says
+RECORD_FILE = "vla_rl.json"  # facts that the public layout has no file for
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFiles:
     """Paths of one checkpoint; every one exists."""
 
-    directory: Path  # of the shards and of what describes them
+    directory: Path  # folder of the shards and their description
     shards: tuple[Path, ...]
     action_head: Path | None  # L1 regression head
     proprio_projector: Path | None
     value_head: Path | None = None
-    adapter: Path | None = None  # folder of an adapter that is to be merged into the shards
-    run: Path | None = None  # folder of the fine-tuning that trained the adapter, where the adapter's is below it
-    profile: str | None = None  # that an export recorded
-    statistics: str | None = None  # key of the data set whose statistics scale the actions, that an export recorded
+    adapter: Path | None = None  # folder of an adapter to merge into the shards
+    run: Path | None = None  # folder of the fine-tuning that trained the adapter, if the adapter's folder is below it
+    profile: str | None = None  # recorded by an export
+    statistics: str | None = None  # key of the data set whose statistics scale the actions, recorded by an export
 
     @property
     def home(self) -> Path:
-        """The folder that stands for the checkpoint: of the run, of the adapter, or of the shards."""
+        """Return the folder that stands for the checkpoint: of the run, of the adapter, or of the shards."""
         return self.run or self.adapter or self.directory
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """Every folder that something is read from, each once, the most particular first."""
+        """Return every folder that files are read from, each once, the most specific first."""
         found = (self.run, self.adapter, self.directory)
         return tuple(dict.fromkeys(folder for folder in found if folder is not None))
 
@@ -63,13 +63,13 @@ def find_files(directory: Path, *, adapter: Path | None = None) -> CheckpointFil
     """List a checkpoint.
 
     Args:
-        directory: of the shards; of an adapter without shards, whose base is then looked up; or of the run that trained
-            such an adapter.
-        adapter: folder of an adapter for these shards, or of the run that trained it. The components in it come before
-            those of the base.
+        directory: folder of the shards; of an adapter without shards, whose base is then looked up; or of the run that
+            trained such an adapter.
+        adapter: folder of an adapter for these shards, or of the run that trained it. Its components take precedence
+            over the base's.
 
     Raises:
-        ValueError: not a directory, weights missing, something ambiguous, or a component this program cannot run.
+        ValueError: not a directory, missing weights, an ambiguity, or a component this program cannot run.
     """
     if not directory.is_dir():
         raise ValueError(f"checkpoint {str(directory)!r} is not a directory; give a local checkpoint folder or 'tiny'")
@@ -83,7 +83,7 @@ def find_files(directory: Path, *, adapter: Path | None = None) -> CheckpointFil
         directory = base_directory(adapter)
     files = CheckpointFiles(directory, find_shards(directory), None, None, adapter=adapter, run=run)
     components = _components_of_run(files) if run is not None else _components(files.folders)
-    # What a run was trained as, its own files say: the base's record is of another training.
+    # Only the run's own files say how it was trained: the base's record is of another training.
     recorded_in = files.folders if run is None else (run,)
     value_head = files.home / VALUE_HEAD_FILE
     return CheckpointFiles(
@@ -100,18 +100,18 @@ def find_files(directory: Path, *, adapter: Path | None = None) -> CheckpointFil
 
 
 def is_checkpoint(directory: Path) -> bool:
-    """Whether `find_files` would take a directory for a checkpoint, a whole one or a damaged one."""
+    """Return whether `find_files` would accept a directory as a checkpoint, intact or damaged."""
     return (directory / "config.json").is_file() or has_shards(directory) or _is_adapter_alone(directory)
 
 
 def record_of(directory: Path) -> Path | None:
-    """The record that an export of ours left in a folder."""
+    """Return the record that this program's export left in a folder."""
     path = directory / RECORD_FILE
     return path if path.is_file() else None
 
 
 def _recorded(folders: Sequence[Path], field: str) -> str | None:
-    """A name in the first record there is."""
+    """Return a name from the first record that has one."""
     for path in (path for folder in folders if (path := record_of(folder)) is not None):
         name = read_json(path).get(field)
         if not isinstance(name, str | None):
@@ -126,10 +126,10 @@ def _is_adapter_alone(directory: Path) -> bool:
 
 
 def _adapter_and_run(folder: Path) -> tuple[Path, Path | None]:
-    """The adapter that a folder stands for, and the folder of the run that trained it, where that is another.
+    """Return the adapter that a folder stands for, and the folder of the run that trained it, if different.
 
     Raises:
-        ValueError: the adapter's weights are missing or there twice, or both folders hold what belongs to one.
+        ValueError: the adapter's weights are missing or present twice, or both folders hold files that belong in one.
     """
     adapter = folder if (folder / ADAPTER_CONFIG).is_file() else folder / ADAPTER_FOLDER
     _check_adapter_weights(adapter)
@@ -146,7 +146,7 @@ def _adapter_and_run(folder: Path) -> tuple[Path, Path | None]:
 
 
 def _trained_with(folder: Path) -> list[str]:
-    """What in a folder was trained together with an adapter: the kinds of its components, its statistics."""
+    """Return the kinds of files in a folder that were trained together with an adapter: components, statistics."""
     kinds = [name for name in (*COMPONENTS, *_UNSUPPORTED) if _component_files(folder, name)]
     return kinds + [name for name in (STATISTICS_FILE, RECORD_FILE) if (folder / name).is_file()]
 
@@ -166,14 +166,14 @@ def _check_adapter_weights(adapter: Path) -> None:
 
 
 def _refuse_merged(adapter: Path, *, only_into: Path | None = None) -> None:
-    """Fine-tuning of OpenVLA-OFT leaves the adapter below the shards that it has merged it into.
+    """Refuse an adapter that fine-tuning of OpenVLA-OFT has already merged into the shards above it.
 
     Args:
-        adapter: that is to be merged into its base, or into `only_into`.
-        only_into: these shards are asked for; others, which lie beside the adapter, do not matter then.
+        adapter: adapter to merge into its base, or into `only_into`.
+        only_into: the requested shards; others beside the adapter are then ignored.
 
     Raises:
-        ValueError: it lies below shards, does not name them as its base, and is to be merged all the same.
+        ValueError: it lies below shards, does not name them as its base, and would be merged nevertheless.
     """
     beside = adapter.resolve().parent
     if adapter.resolve().name != ADAPTER_FOLDER or not has_shards(beside):
@@ -187,10 +187,10 @@ def _refuse_merged(adapter: Path, *, only_into: Path | None = None) -> None:
 
 
 def _components_of_run(files: CheckpointFiles) -> dict[str, Path | None]:
-    """Those of the run alone: its files say what it trained with.
+    """Return the run's components alone: its files say what it trained with.
 
     Raises:
-        ValueError: the base has one that the run lacks, so that nothing says whether it was used.
+        ValueError: the base has one that the run lacks, so it is unknown whether the run used it.
     """
     assert files.run is not None
     own, base = _components([files.run]), _components([files.directory])
@@ -205,7 +205,7 @@ def _components_of_run(files: CheckpointFiles) -> dict[str, Path | None]:
 
 
 def _components(folders: Sequence[Path]) -> dict[str, Path | None]:
-    """Component files by kind, of each the one in the first folder that has any."""
+    """Return component files by kind, each from the first folder that has one."""
     for folder in folders:
         for name, meaning in _UNSUPPORTED.items():
             if _component_files(folder, name):
@@ -247,7 +247,7 @@ def _component_files(directory: Path, name: str) -> list[Path]:
 
 
 def unused_shapes(config: OFTConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors that are stored but never reach the output (43 in every public checkpoint).
+    """Return names and shapes of stored tensors that never reach the output (43 in every public checkpoint).
 
     They are the last block and the final norm of both vision transformers, and SigLIP's pooling head.
     """

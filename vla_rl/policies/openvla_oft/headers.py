@@ -1,6 +1,6 @@
-"""Files of weights, as far as their first bytes tell: names, shapes and dtypes of tensors, and whether a file is whole.
+"""Headers of weight files: names, shapes and dtypes of tensors, and a check that a file is complete.
 
-Reading a header costs milliseconds where reading the weights costs minutes, so whatever it can tell is told before
+Reading a header takes milliseconds and reading the weights minutes, so faults that a header shows are reported before
 anything starts. The format: https://huggingface.co/docs/safetensors (eight bytes, a JSON object, then the data).
 """
 
@@ -17,24 +17,24 @@ _POINTER = b"version https://git-lfs.github.com/spec/"
 _LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 _BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 _BYTES |= dict.fromkeys(("F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL"), 1)
-FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes that may be cast to what the network computes in
+FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes that may be cast to the network's
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
     """One entry of a header."""
 
-    dtype: str  # in the format's own letters, like BF16
+    dtype: str  # in the format's own notation, like BF16
     shape: tuple[int, ...]
-    start: int  # first byte of its data, counted from the beginning of the file
-    end: int  # first byte behind its data
+    start: int  # offset of its data from the beginning of the file
+    end: int  # offset of the end of its data
 
 
 def refuse_pointer(path: Path) -> None:
-    """Refuse the few lines that git keeps in place of a large file until git-lfs fetches it.
+    """Refuse the pointer file that git keeps in place of a large file until git-lfs fetches it.
 
     Raises:
-        ValueError: with the command that fetches it.
+        ValueError: it is one; the message has the command that fetches the file.
     """
     with path.open("rb") as file:
         if file.read(len(_POINTER)) == _POINTER:
@@ -45,10 +45,10 @@ def refuse_pointer(path: Path) -> None:
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """What a safetensors file says it holds, by tensor name. Reads no data.
+    """Read a safetensors file's tensor descriptions by name. Reads no data.
 
     Raises:
-        ValueError: the file is a git-lfs pointer, cut off, or no safetensors file.
+        ValueError: the file is a git-lfs pointer, truncated, or not a safetensors file.
     """
     refuse_pointer(path)
     size = path.stat().st_size
@@ -81,7 +81,7 @@ def _counts(values: object) -> tuple[int, ...]:
 
 
 def _check_extent(path: Path, tensors: dict[str, StoredTensor], data: int, size: int) -> None:
-    """Whether the tensors lie one behind the other and end where the file ends."""
+    """Check that the tensors are contiguous and end where the file ends."""
     reached = data
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
         expected = math.prod(tensor.shape) * _BYTES.get(tensor.dtype, 0)
@@ -97,7 +97,7 @@ def _incomplete(path: Path, reason: str) -> ValueError:
 
 
 def conversion(sources: Sequence[Path], target: Path) -> str:
-    """The shell command that writes the tensors of pickled files into one safetensors file."""
+    """Return the shell command that converts the tensors of pickled files into one safetensors file."""
     code = (
         "import torch; from safetensors.torch import save_file; "
         "save_file({name: tensor.clone().contiguous() "

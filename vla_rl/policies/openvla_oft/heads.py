@@ -1,4 +1,4 @@
-"""The small networks around the language model. Names are the checkpoint's."""
+"""Small networks around the language model. Names are the checkpoint's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Projector(nn.Module):
         self.fc3 = nn.Linear(width, width)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(..., d_vision) to (..., d)."""
+        """Map (..., d_vision) to (..., d)."""
         return self.fc3(F.gelu(self.fc2(F.gelu(self.fc1(features)))))  # type: ignore[no-any-return]
 
 
@@ -32,7 +32,7 @@ class ProprioProjector(nn.Module):
         self.fc2 = nn.Linear(width, width)
 
     def forward(self, proprio: Tensor) -> Tensor:
-        """(B, S) to (B, d), in the dtype of the weights."""
+        """Map (B, S) to (B, d), in the dtype of the weights."""
         return self.fc2(F.gelu(self.fc1(proprio.to(self.fc1.weight.dtype))))  # type: ignore[no-any-return]
 
 
@@ -44,12 +44,12 @@ class ResidualBlock(nn.Module):
         self.ffn = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., d) to (..., d)."""
+        """Map (..., d) to (..., d)."""
         return x + self.ffn(x)  # type: ignore[no-any-return]
 
 
 class ResidualMLP(nn.Module):
-    """LayerNorm eps is 1e-5 here, unlike in the vision transformers."""
+    """Residual MLP whose LayerNorm eps is 1e-5, unlike in the vision transformers."""
 
     def __init__(self, in_dim: int, width: int, out_dim: int) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class ResidualMLP(nn.Module):
         self.fc2 = nn.Linear(width, out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in_dim) to (..., out_dim)."""
+        """Map (..., in_dim) to (..., out_dim)."""
         x = torch.relu(self.fc1(self.layer_norm1(x)))
         for block in self.mlp_resnet_blocks:
             x = block(x)
@@ -68,7 +68,7 @@ class ResidualMLP(nn.Module):
 
 
 class L1ActionHead(nn.Module):
-    """Regression head: the hiddens of one control step side by side give that step's normalised action."""
+    """Regression head from the concatenated hiddens of one control step to that step's normalised action."""
 
     def __init__(self, *, width: int, chunk_size: int, action_dim: int) -> None:
         super().__init__()
@@ -76,5 +76,5 @@ class L1ActionHead(nn.Module):
         self.model = ResidualMLP(action_dim * width, width, action_dim)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """(B, K D, d) to (B, K, D)."""
+        """Map (B, K D, d) to (B, K, D)."""
         return self.model(hidden.reshape(hidden.shape[0], self.chunk_size, -1))  # type: ignore[no-any-return]

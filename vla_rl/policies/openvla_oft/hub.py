@@ -6,26 +6,26 @@ import re
 from pathlib import Path
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_PATTERNS = ["*.json", "*.safetensors", "*.pt", "tokenizer.model"]  # everything that is read; no code
+_PATTERNS = ["*.json", "*.safetensors", "*.pt", "tokenizer.model"]  # all files that are read; no code
 
 
 def checkpoint_directory(name: str | Path, *, download: bool) -> Path:
-    """The local directory of a checkpoint.
+    """Return the local directory of a checkpoint.
 
     Args:
-        name: a directory, or a hub id like `organisation/model` where neither it nor its parent is a path here.
-        download: fetch a hub id's files where the local cache lacks them, for a name that was typed: it asks for them.
-            A name that stands in a recipe or in an adapter's file asks for nothing: it is looked up in the cache.
+        name: a directory, or a hub id like `organisation/model` if neither it nor its parent is a path here.
+        download: fetch a hub id's missing files, for a name that the user typed. A name in a recipe or in an adapter's
+            file is only looked up in the local cache.
 
     Raises:
-        ValueError: neither a path nor a model that can be had; the message says why, and what to do.
+        ValueError: neither a path nor an available model; the message gives the reason and the fix.
     """
     directory = Path(name).expanduser()
     if directory.parent.exists() or not isinstance(name, str) or not _HUB_ID.fullmatch(name):
         return directory
     try:
         return _snapshot(name, download=download)
-    except (ImportError, OSError, ValueError) as error:  # the hub's own errors are kinds of the latter two
+    except (ImportError, OSError, ValueError) as error:  # the hub's own errors derive from the latter two
         reason = _reason(error, name) if download else f"not in the local cache: run `hf download {name}`"
         raise ValueError(
             f"checkpoint {name!r} is not a directory here, and as the name of a model on the Hugging Face hub it is "
@@ -42,16 +42,16 @@ def _snapshot(name: str, *, download: bool) -> Path:
     except HTTPError as error:
         if isinstance(error, OSError):
             raise
-        raise ConnectionError(f"{type(error).__name__}: {error}") from error  # broken off in the middle
+        raise ConnectionError(f"{type(error).__name__}: {error}") from error  # interrupted
 
 
 def _reason(error: Exception, name: str) -> str:
-    """Why a model cannot be had, and what to do."""
+    """Return why a model is unavailable, and what to do."""
     if isinstance(error, ImportError):
         return "out of reach: install huggingface_hub"
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
-    if isinstance(error, GatedRepoError):  # before the next one, of which it is a kind
+    if isinstance(error, GatedRepoError):  # before the next one, of which it is a subclass
         return f"gated: accept its terms on https://huggingface.co/{name} and log in with `hf auth login`"
     if isinstance(error, RepositoryNotFoundError | HFValidationError):
         return "unknown, or private: check the spelling, log in with `hf auth login` if it is yours"

@@ -1,4 +1,4 @@
-"""JSON objects in files."""
+"""Reading and writing of JSON objects in files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vla_rl.policies.openvla_oft.headers import refuse_pointer
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file; ValueError names the file where it holds anything else."""
+    """Read the object in a file; ValueError names the file if it holds anything else."""
     refuse_pointer(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -23,12 +23,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Readable JSON."""
+    """Write readable JSON."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def is_positive(value: object, kind: type) -> bool:
-    """Whether a value of a JSON file is a positive, finite number of that kind; whole ones are floats too."""
+    """Return whether a JSON value is a positive, finite number of that type; integers count as floats too."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     return 0 < value < math.inf and (kind is float or isinstance(value, kind))

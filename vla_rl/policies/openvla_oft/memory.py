@@ -1,7 +1,7 @@
-"""How much memory the activations of one decision take, from the shapes alone.
+"""Memory that the activations of one decision take, computed from the shapes alone.
 
 Letters: d width, m width of the MLP, b bytes of an activation (2 in bfloat16, 4 in float32), T tokens of the sequence.
-Counted is what autograd keeps of a Llama layer per token; everything else of the network is small beside it.
+What autograd keeps of a Llama layer per token is counted; the rest of the network is small in comparison.
 
     two norms, which compute in float32                             2 · 4 d
     distinct inputs of the adapted linear layers                    b · (d + d + d + m) for all seven
@@ -9,9 +9,9 @@ Counted is what autograd keeps of a Llama layer per token; everything else of th
     gate, its SiLU, and up                                          b · 3 m
 
 In bfloat16 and with adapters on all seven that is 22 d + 8 m bytes: 5.7 MB per token of the 7B model, 3.4 GB for the
-599 tokens of two images, 1.9 GB for the 342 of one. Layers that read the same share it: query, key and value together,
-gate and up. With checkpointing a layer keeps its input alone, b · d per token, and one layer at a time is as large as
-above. Frozen vision keeps nothing.
+599 tokens of two images, 1.9 GB for the 342 of one. Layers with the same input share it: query, key and value; gate and
+up. With checkpointing a layer keeps only its input, b · d per token, and one layer at a time is as large as above.
+Frozen vision keeps nothing.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from vla_rl.policies.openvla_oft.config import LlamaDims, OFTConfig, ViTConfig
 
 _FLOAT32 = 4
 _SAME_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
-_HEAD_COPIES = 4  # of logits and of the critic's input: themselves, their softmax, gradients
+_HEAD_COPIES = 4  # copies of logits and of the critic's input: themselves, their softmax, gradients
 
 
 @dataclass(frozen=True, slots=True)
 class ActivationMemory:
-    """Bytes per decision."""
+    """Activation memory in bytes per decision."""
 
-    training: int  # of a micro-batch, at the peak of the backward pass
-    inference: int  # of a batch, at the peak of a forward pass without gradients
+    training: int  # in a micro-batch, at the peak of the backward pass
+    inference: int  # in a batch, at the peak of a forward pass without gradients
 
 
 def activation_memory(
@@ -55,7 +55,7 @@ def activation_memory(
         bytes_per_value: b.
         adapted: names of the linear layers that have adapters.
         train_backbone: every weight is trained: all inputs of linear layers are kept, those of the vision too.
-        gradient_checkpointing: of the language model's layers.
+        gradient_checkpointing: recompute the activations of the language model's layers.
     """
     dims = config.llama
     kept = LLAMA_LINEARS if train_backbone else adapted
@@ -67,16 +67,13 @@ def activation_memory(
     else:
         trunk = dims.num_hidden_layers * layer
     return ActivationMemory(
-        training=trunk
-        + layer
-        + heads
-        + (vision if train_backbone else 0),  # the second `layer`: gradients on their way
+        training=trunk + layer + heads + (vision if train_backbone else 0),  # the second `layer`: gradients in flight
         inference=2 * layer + heads,
     )
 
 
 def llama_layer_bytes(dims: LlamaDims, *, bytes_per_value: int, kept: Collection[str]) -> int:
-    """What one layer keeps per token.
+    """Return the bytes that one layer keeps per token.
 
     Args:
         dims: of the language model.
@@ -90,13 +87,13 @@ def llama_layer_bytes(dims: LlamaDims, *, bytes_per_value: int, kept: Collection
 
 
 def _vision_bytes(config: OFTConfig, *, num_images: int, bytes_per_value: int) -> int:
-    """What both vision transformers and the projector keep when they are trained; nothing there is checkpointed."""
+    """Return the bytes that both vision transformers and the projector keep when trained, without checkpointing."""
     images = sum(_vit_bytes(vit, config.num_patches, bytes_per_value) for vit in (config.dinov2, config.siglip))
     projector = config.num_patches * bytes_per_value * (2 * 4 * config.vision_dim + 3 * config.llama.hidden_size)
     return num_images * (images + projector)
 
 
 def _vit_bytes(vit: ViTConfig, num_patches: int, bytes_per_value: int) -> int:
-    """Per block and token: both norms' input (float32), seven inputs or outputs of the attention, the MLP's three."""
+    """Return the bytes of all blocks: float32 norm inputs, seven attention inputs or outputs, three of the MLP."""
     token = 2 * _FLOAT32 * vit.embed_dim + bytes_per_value * (7 * vit.embed_dim + 2 * vit.mlp_dim + vit.embed_dim)
     return (vit.depth - 1) * (num_patches + vit.num_prefix_tokens) * token

@@ -25,7 +25,7 @@ from vla_rl.policies.openvla_oft.vision import CHANNELS_PER_IMAGE, VisionBackbon
 
 
 class OpenVLAOFT(nn.Module):
-    """The network. State-dict names equal those of the public shards and component files.
+    """OpenVLA-OFT network. State-dict names equal those of the public shards and component files.
 
     `proprio_projector` and `action_head` are None where the checkpoint has none.
     """
@@ -47,8 +47,8 @@ class OpenVLAOFT(nn.Module):
         self.action_head = (
             L1ActionHead(width=width, chunk_size=config.chunk_size, action_dim=config.action_dim) if l1_head else None
         )
-        # On the device, because torch.compile may leave CUDA graphs out where a number comes from the host; real even
-        # where the parameters are not, and in no checkpoint.
+        # On the device, because torch.compile may skip CUDA graphs where a number comes from the host; real even when
+        # the parameters are not, and in no checkpoint.
         for name, token_id in (("bos_id", BOS_ID), ("stop_id", STOP_ID)):
             self.register_buffer(name, torch.tensor(token_id, device="cpu"), persistent=False)
 
@@ -64,17 +64,17 @@ class OpenVLAOFT(nn.Module):
     ) -> Self:
         """Load a checkpoint in the public layout. No code in it is executed, and no tokenizer is needed.
 
-        Tensors that are stored in the dtype asked for stay views of the mapped files until they are written to: do not
-        change a file in place while a network that was loaded from it lives (replacing it by another is safe).
-        A network that looks broken (see `self_test.network_faults`) is loaded with a warning.
+        Tensors stored in the requested dtype stay views of the mapped files until they are written to: do not change a
+        file in place while a network loaded from it is in use (replacing the file is safe). A network that looks broken
+        (see `self_test.network_faults`) is loaded with a warning.
 
         Args:
-            path: its directory; the folder of an adapter that names its base, which is then merged in float32; or a
-                hub id, which is downloaded where the local cache lacks it. A `lora_adapter/` beside shards is merged
-                into them already and not read.
+            path: its directory; the folder of an adapter that names its base, which is then merged in float32; or a hub
+                id, which is downloaded if the local cache lacks it. A `lora_adapter/` beside shards is already merged
+                into them and is not read.
             adapter: folder of an adapter to merge into the checkpoint at `path`.
             profile: `auto` or a name of `profiles.PROFILES`.
-            dtype: of the weights; default: what `config.json` says.
+            dtype: dtype of the weights; default: that in `config.json`.
             device: default: CPU.
 
         Raises:
@@ -98,11 +98,11 @@ class OpenVLAOFT(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the (frozen) weights."""
+        """Return the dtype of the (frozen) weights."""
         return self.language_model.model.norm.weight.dtype  # type: ignore[no-any-return]
 
     def vision_features(self, pixel_values: Tensor) -> Tensor:
-        """(B, N · patches, d_dinov2 + d_siglip) of normalised images (B, 6 N, H, W), before the projector."""
+        """Return features (B, N · patches, d_dinov2 + d_siglip) of normalised images (B, 6 N, H, W)."""
         return self.vision_backbone(pixel_values.to(self.dtype))  # type: ignore[no-any-return]
 
     def action_hidden(
@@ -112,11 +112,11 @@ class OpenVLAOFT(nn.Module):
         attention_mask: Tensor | None = None,
         proprio: Tensor | None = None,
     ) -> Tensor:
-        """Hiddens (B, A, d) at the action positions, from a tokenised prompt.
+        """Return hiddens (B, A, d) at the action positions, from a tokenised prompt.
 
         Args:
             pixel_values: (B, 6 N, H, W) normalised images.
-            input_ids: (B, L) prompt with BOS, right-padded; the lone space 29871 is appended where it is not the last.
+            input_ids: (B, L) prompt with BOS, right-padded; the lone space 29871 is appended if it is not the last.
             attention_mask: (B, L), 0 at padding; None when nothing is padded.
             proprio: (B, S) normalised; needs a proprioception projector.
         """
@@ -128,9 +128,9 @@ class OpenVLAOFT(nn.Module):
     def read_out(
         self, pixel_values: Tensor, prompts: Tensor, lengths: Tensor | None, proprio: Tensor | None = None
     ) -> Tensor:
-        """As `action_hidden`, for complete prompts (B, L) of given lengths (B,); None: all have length L.
+        """Return hiddens like `action_hidden`, for complete prompts (B, L) of given lengths (B,); None: all are L.
 
-        Never waits for the device.
+        Does not synchronise with the device.
         """
         embeddings = self.embed(pixel_values, prompts, lengths, proprio)
         num_prompt, num_suffix = prompts.shape[1], self._num_suffix_tokens
@@ -148,20 +148,20 @@ class OpenVLAOFT(nn.Module):
         return hidden.gather(1, rows[:, :, None].expand(-1, -1, hidden.shape[-1]))
 
     def action_logits(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Float32 logits (B, A, 256) of hiddens (B, A, d): only the action rows of lm_head are multiplied.
+        """Return float32 logits (B, A, 256) of hiddens (B, A, d): only lm_head's action rows are multiplied.
 
         Args:
-            hidden: at the action positions.
-            rows: (256, d) to use in place of lm_head's own, when they are trained.
+            hidden: hiddens at the action positions.
+            rows: (256, d) trained rows to use in place of lm_head's own.
         """
         if rows is None:
             rows = self.language_model.lm_head.weight[FIRST_ACTION_ID : FIRST_ACTION_ID + NUM_BINS]
-        # 56 × 256 products cost nothing, and rounding logits to bfloat16 would put noise into every ratio.
+        # 56 × 256 products are cheap, and rounding logits to bfloat16 would add noise to every ratio.
         with torch.autocast(hidden.device.type, enabled=False):
             return F.linear(hidden.float(), rows.float())
 
     def l1_actions(self, hidden: Tensor) -> Tensor:
-        """Normalised actions (B, K, D) of the regression head."""
+        """Return normalised actions (B, K, D) of the regression head."""
         if self.action_head is None:
             raise ValueError("this checkpoint has no L1 action head (no action_head file beside its shards)")
         return self.action_head(hidden)  # type: ignore[no-any-return]
@@ -173,7 +173,7 @@ class OpenVLAOFT(nn.Module):
     def embed(
         self, pixel_values: Tensor, prompts: Tensor, lengths: Tensor | None, proprio: Tensor | None = None
     ) -> Tensor:
-        """The embedded sequence (B, T, d) of complete prompts; arguments as `read_out`."""
+        """Return the embedded sequence (B, T, d) of complete prompts; arguments as `read_out`."""
         if pixel_values.shape[1] % CHANNELS_PER_IMAGE or pixel_values.shape[-1] != self.config.image_size:
             raise ValueError(
                 f"pixel_values is {tuple(pixel_values.shape)}; expected {CHANNELS_PER_IMAGE} channels per image "
@@ -190,7 +190,7 @@ class OpenVLAOFT(nn.Module):
         return torch.cat([*parts, text], dim=1)
 
     def _text(self, prompts: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Ids (B, L - 1 + suffix) of everything after the images, and where the zero placeholders are."""
+        """Return ids (B, L - 1 + suffix) of everything after the images, and the positions of the zero placeholders."""
         batch, max_length = prompts.shape
         suffix = self._num_suffix_tokens
         ids = F.pad(prompts[:, 1:], (0, suffix), value=PAD_ID)

@@ -1,4 +1,4 @@
-"""Adapters loaded and merged by peft itself: what an export is compared with. The only importer of peft."""
+"""Adapters loaded and merged by peft itself, to compare exports with. The only importer of peft."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from vla_rl.policies.openvla_oft.model import OpenVLAOFT
 
 @contextmanager
 def adapted_by_peft(model: OpenVLAOFT, folder: Path) -> Iterator[None]:
-    """Let peft put the adapter of a folder into a network: unmerged inside the block, merged by peft at its end.
+    """Put a folder's adapter into a network with peft: unmerged inside the block, merged by peft at its end.
 
     Args:
         model: the base, with its weights in place. Its adapted layers are peft's own inside the block and plain again
             after it.
-        folder: of peft's layout. Factors of layers that the network does not hold, because they never reach the output,
+        folder: folder in peft's layout. Factors of layers that the network omits, because they never reach the output,
             are left out.
     """
     from peft import PeftModel
 
     config = model.config
     taken: Any = model
-    taken.config = {"model_type": "custom"}  # peft asks for a mapping where the network has its dimensions
+    taken.config = {"model_type": "custom"}  # peft expects a mapping in place of the network's dimensions
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what `adapter_config` has looked at
+            warnings.simplefilter("ignore")  # about fields that `adapter_config` has checked
             wrapped = PeftModel.from_pretrained(taken, str(folder)).eval()
         yield
         wrapped.merge_and_unload()

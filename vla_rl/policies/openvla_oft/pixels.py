@@ -1,4 +1,4 @@
-"""uint8 frames to the normalised channels that the two vision transformers see."""
+"""Conversion of uint8 frames to the normalised channels that the two vision transformers take."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def read_pixel_normalization(directory: Path) -> PixelNormalization:
 
 
 def normalize_pixels(frames: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(B, N, H, W, 3) uint8 to (B, 6 N, H, W) float32; mean and std are (2, 3, 1, 1)."""
+    """Convert (B, N, H, W, 3) uint8 to (B, 6 N, H, W) float32; mean and std are (2, 3, 1, 1)."""
     batch, _, height, width, _ = frames.shape
     scaled = frames.permute(0, 1, 4, 2, 3).float().div(255.0).unsqueeze(2)
     return ((scaled - mean) / std).reshape(batch, -1, height, width)
 
 
 def normalization_tensors(normalization: PixelNormalization) -> tuple[Tensor, Tensor]:
-    """Mean and std as (2, 3, 1, 1) float32 on the CPU."""
+    """Return mean and std as (2, 3, 1, 1) float32 on the CPU."""
     shape = (2, NUM_CHANNELS, 1, 1)
     mean = torch.tensor(normalization.mean, dtype=torch.float32, device="cpu").reshape(shape)
     return mean, torch.tensor(normalization.std, dtype=torch.float32, device="cpu").reshape(shape)

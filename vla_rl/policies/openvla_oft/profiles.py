@@ -1,9 +1,9 @@
-"""What a family of checkpoints was trained with and its weights do not say.
+"""Facts about a family of checkpoints' training that its weights do not state.
 
-Two more things differ between the families and need no entry. Proprioception: it is fed where a proprio_projector file
+Two more things differ between the families and need no entry. Proprioception: it is fed if a proprio_projector file
 lies beside the shards. Padding: original checkpoints were fed one prompt at a time, the others batches padded on the
-left; rotary positions being relative, padding on the right with a readout per row, as it is done here, gives every row
-what it gets alone.
+left; because rotary positions are relative, padding on the right with a readout per row, as done here, gives every row
+the same result as alone.
 
 Sources: moojink/openvla-oft (oft_l1), PRIME-RL/SimpleVLA-RL (simplevla), RLinf/RLinf (rlinf).
 """
@@ -25,7 +25,7 @@ class Profile:
     head: Literal["l1", "discrete"]
     keep_stop: bool  # a STOP token follows the placeholders, and every token sees it
     image_transform: str  # name for `image_transforms.frame_transform`
-    temperature: float | None  # of its authors' training rollouts, for information; None where nothing is sampled
+    temperature: float | None  # of its authors' training rollouts, for information; None if nothing is sampled
 
 
 PROFILES: Mapping[str, Profile] = MappingProxyType(
@@ -38,16 +38,17 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
 
 
 def resolve_profile(name: str, *, has_l1_head: bool, recorded: str | None = None) -> Profile:
-    """The profile of a checkpoint.
+    """Return the profile of a checkpoint.
 
     Args:
-        name: of a profile, or `auto`: the recorded one; else oft_l1 with an L1 head beside the shards, simplevla
-            without. Nothing in a published folder tells rlinf from simplevla: checkpoints of the former must be named.
+        name: name of a profile, or `auto`: the recorded one; otherwise oft_l1 with an L1 head beside the shards,
+            simplevla without. Nothing in a published folder distinguishes rlinf from simplevla: the former must be
+            named.
         has_l1_head: an action_head file lies beside the shards.
-        recorded: by an export of ours.
+        recorded: profile that this program's export recorded.
 
     Raises:
-        ValueError: no such profile, or one of an L1 head for a checkpoint without it.
+        ValueError: no such profile, or a profile with an L1 head for a checkpoint without it.
     """
     if name == "auto":
         name = recorded or ("oft_l1" if has_l1_head else "simplevla")

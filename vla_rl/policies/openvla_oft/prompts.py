@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from vla_rl.policies.openvla_oft.config import BOS_ID, LONE_SPACE_ID, PAD_ID
 from vla_rl.policies.openvla_oft.headers import refuse_pointer
 
-FIRST_IDS = 8  # enough to show a tokenizer that is not Llama's
+FIRST_IDS = 8  # shown of a tokenizer that is not Llama's
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,24 +24,27 @@ class PromptTable:
 
     @property
     def distinct_lengths(self) -> tuple[int, ...]:
-        """Ascending. Where there is one, no row is padded and attention needs no mask."""
+        """Return the distinct lengths, ascending.
+
+        If there is only one, no row is padded and attention needs no mask.
+        """
         return tuple(np.unique(self.lengths).tolist())
 
 
 def prompt_text(task: str) -> str:
-    """The sentence that OpenVLA was trained with."""
+    """Return the sentence that OpenVLA was trained with."""
     return f"In: What action should the robot take to {task.lower()}?\nOut:"
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint; ValueError when `tokenizer.json` is not there, or is none."""
+    """Read the tokenizer of a checkpoint; ValueError if `tokenizer.json` is missing or broken."""
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise ValueError(f"{path}: not found; copy it from the published checkpoint (it is Llama-2's tokenizer)")
     refuse_pointer(path)
     try:
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers has no kind of its own
+    except Exception as error:  # tokenizers has no exception class of its own
         raise ValueError(
             f"{path}: no tokenizer ({error}); copy it from the published checkpoint (it is Llama-2's tokenizer)"
         ) from error
@@ -64,7 +67,7 @@ def prompt_table(tokenizer: Tokenizer, tasks: tuple[str, ...]) -> PromptTable:
 
 
 def tokenize_prompt(tokenizer: Tokenizer, task: str) -> list[int]:
-    """Ids of one prompt: BOS first, the lone space 29871 last."""
+    """Return the ids of one prompt: BOS first, the lone space 29871 last."""
     ids: list[int] = tokenizer.encode(prompt_text(task)).ids
     if not ids or ids[0] != BOS_ID or max(ids) >= PAD_ID:
         raise ValueError(

@@ -1,7 +1,7 @@
-"""The small files of a published checkpoint, for one that is made from a seed: what the original's processor reads.
+"""Small files that the original's processor reads, written for a checkpoint that is made from a seed.
 
-A checkpoint directory's own files are copied as they are. `auto_map`, which names code in the folder, is left out: no
-code is written, and the original code puts its own there when it loads a folder.
+A checkpoint directory's own files are copied unchanged. `auto_map`, which names code in the folder, is left out: no
+code is written, and the original code adds its own when it loads a folder.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from vla_rl.policies.openvla_oft.pixels import NUM_CHANNELS, PixelNormalization
 _PROCESSOR = "PrismaticProcessor"
 _SPECIAL_TOKENS = {"unk_token": ("<unk>", 0), "bos_token": ("<s>", BOS_ID), "eos_token": ("</s>", STOP_ID)}
 _SPECIAL_TOKENS |= {"pad_token": ("<PAD>", PAD_ID)}
-_BICUBIC = 3  # of PIL
-# What timm says of the two vision transformers. The processor rounds these to bfloat16, as a training in it did.
+_BICUBIC = 3  # PIL's number
+# Normalisation constants of timm's two vision transformers. The processor rounds them to bfloat16, as training did.
 _MEANS = [[0.485, 0.456, 0.406], [0.5, 0.5, 0.5]]
 _STDS = [[0.229, 0.224, 0.225], [0.5, 0.5, 0.5]]
 
@@ -50,13 +50,13 @@ def write_processor_files(directory: Path, config: OFTConfig, pixels: PixelNorma
             "model_max_length": config.llama.max_position_embeddings,
             "padding_side": "right",
             "processor_class": _PROCESSOR,
-            "tokenizer_class": "PreTrainedTokenizerFast",  # reads tokenizer.json as it is
+            "tokenizer_class": "PreTrainedTokenizerFast",  # reads tokenizer.json unchanged
         },
     )
 
 
 def _preprocessor(image_size: int, pixels: PixelNormalization) -> dict[str, Any]:
-    """The content of preprocessor_config.json: two lists of everything, for DINOv2 and SigLIP."""
+    """Return the content of preprocessor_config.json: two lists of everything, for DINOv2 and SigLIP."""
     square = [image_size, image_size]
     resize = {"antialias": True, "interpolation": _BICUBIC, "max_size": None, "size": square}
     return {

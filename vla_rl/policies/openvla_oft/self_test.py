@@ -1,4 +1,4 @@
-"""Checks of a loaded network or policy that catch what fails silently: each finding is a sentence for people."""
+"""Checks of a loaded network or policy for silent faults: each finding is a sentence for people."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ if TYPE_CHECKING:
 
 UNTRAINED_ENTROPY = 0.8  # fraction of log 256, see `_action_rows`
 NO_EFFECT = 1e-4  # logits that differ by less in every entry count as equal
-NO_SHARE = 1e-3  # an effect that is smaller than this beside what it is compared with counts as rounding
-_NUM_PATCHES = 8  # that a network is shown: enough to tell, and cheap
+NO_SHARE = 1e-3  # a relative effect smaller than this counts as rounding
+_NUM_PATCHES = 8  # patches shown to a network: sufficient, and cheap
 _SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What a test found, in sentences; both are empty where it found nothing."""
+    """Findings of a test, in sentences; both are empty if it found nothing."""
 
-    broken: list[str]  # what no sound policy shows
-    untrained: str  # action rows that hardly tell bins apart, which a sound policy may
+    broken: list[str]  # faults that no sound policy has
+    untrained: str  # action rows that hardly distinguish bins, which may also happen in a sound policy
 
 
 def warn_of_faults(model: OpenVLAOFT, origin: str) -> None:
-    """Warn of every fault of a network: whoever loads one may know better, and a training refuses it by itself."""
+    """Warn of every fault of a network, but load it: the caller may know better, and training refuses it anyway."""
     for fault in network_faults(model):
         warnings.warn(f"{origin}: {fault}", stacklevel=3)
 
 
 @torch.no_grad()
 def network_faults(model: OpenVLAOFT) -> list[str]:
-    """Faults that need neither a prompt nor statistics to be seen; an empty list is a pass. Costs a short pass.
+    """Return faults that show without a prompt or statistics; an empty list is a pass. Costs a short pass.
 
     The network is shown the skeleton of a sequence: BOS, some patches, the lone space, STOP. At the lone space the
     first action component is read out.
     """
     size = model.config.image_size
-    levels = torch.tensor([-1.0, 1.0], device=model.language_model.lm_head.weight.device)  # about black and white
+    levels = torch.tensor([-1.0, 1.0], device=model.language_model.lm_head.weight.device)  # roughly black and white
     pictures = levels[:, None, None, None].expand(-1, CHANNELS_PER_IMAGE, size, size)
     patches = model.projector(model.vision_features(pictures))[:, :_NUM_PATCHES]
     ids = torch.tensor([[BOS_ID, LONE_SPACE_ID, STOP_ID]], device=levels.device)
@@ -61,7 +61,7 @@ def network_faults(model: OpenVLAOFT) -> list[str]:
         return [fault]
     if _size(hidden[0, -2] - hidden[1, -2]) <= NO_SHARE * _size(hidden[0, -2]):
         return ["the images do not matter: a white picture is answered like a black one. The weights look incomplete"]
-    # Anywhere but at the disturbed token itself: one position alone, like the first, may hardly look at others.
+    # Compare all positions but the disturbed token itself: a single one, like the first, may hardly attend to others.
     if _size(hidden[0, :-1] - hidden[2, :-1]) <= NO_SHARE * _size(hidden[0, -1] - hidden[2, -1]):
         return [
             "attention is causal: a change of the last token reaches none before it. OpenVLA-OFT needs bidirectional "
@@ -71,7 +71,7 @@ def network_faults(model: OpenVLAOFT) -> list[str]:
 
 
 def _not_finite(outputs: Tensor, name: str, module: nn.Module) -> str:
-    """Whether outputs cannot be compared with anything, and where that begins."""
+    """Describe outputs that are not finite and where that begins; empty if all are finite."""
     if bool(torch.isfinite(outputs).all()):
         return ""
     damaged = next((each for each, weight in module.named_parameters() if not bool(torch.isfinite(weight).all())), None)
@@ -99,7 +99,7 @@ def self_test(policy: OpenVLAOFTPolicy) -> Findings:
 
 
 def _shown(policy: OpenVLAOFTPolicy) -> PolicyInputs:
-    """Noise for pictures, a row of it for every camera and one to compare with."""
+    """Return noise as images, a row for every camera and one to compare with."""
     device = policy.prompt_ids.device
     generator = torch.Generator().manual_seed(_SEED)
     spec = policy.observation_spec
@@ -116,10 +116,10 @@ def _shown(policy: OpenVLAOFTPolicy) -> PolicyInputs:
 
 
 def _statistics(statistics: DatasetStatistics) -> list[str]:
-    """Whether actions can be scaled by them.
+    """Check that actions can be scaled by the statistics.
 
-    One component that never moved in the data has q01 = q99, and is scaled to that number by the original code too
-    (times 1e-8, the range being 0). Where no component moves there is nothing to control.
+    A component that never moved in the data has q01 = q99; the original code also scales it to that number (plus 1e-8
+    of the range, which is 0). If no component moves, there is nothing to control.
     """
     quantiles = statistics.action
     usable = bool(np.isfinite(quantiles.q01).all() and np.isfinite(quantiles.q99).all())
@@ -133,7 +133,7 @@ def _statistics(statistics: DatasetStatistics) -> list[str]:
 
 
 def _images(logits: Tensor) -> str:
-    """Whether another picture gives another answer, camera by camera."""
+    """Check, camera by camera, that another image changes the output."""
     effects = (logits[1:] - logits[0]).abs().amax(dim=(1, 2)).tolist()
     blind = [str(camera) for camera, effect in enumerate(effects) if effect < NO_EFFECT]
     if blind:
@@ -142,13 +142,14 @@ def _images(logits: Tensor) -> str:
 
 
 def _action_rows(logits: Tensor) -> str:
-    """Whether the bins are told apart.
+    """Check that the action rows distinguish the bins.
 
     Logits that scatter over the bins with deviation s have an entropy of about log 256 - s²/2, so the threshold lies
     at s = 1.5. Random rows give s near 1 and a fraction of 0.9, because hiddens leave the network normalised. The
     cross-entropy of demonstrations pulls the target some nats above the rest: with nine tenths of the probability on
-    one bin and the rest spread evenly over the others, the fraction is 0.16. But noise is no demonstration, no
-    published checkpoint was measured, and rows that fine-tuning left alone need not look random. So it is a hint.
+    one bin and the rest spread evenly over the others, the fraction is 0.16. But noise is not a demonstration, no
+    published checkpoint was measured, and rows that fine-tuning did not change need not look random. So this is only a
+    hint.
     """
     logprobs = torch.log_softmax(logits, dim=-1)
     fraction = float(-(logprobs.exp() * logprobs).sum(dim=-1).mean()) / math.log(logits.shape[-1])

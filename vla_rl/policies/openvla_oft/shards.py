@@ -1,7 +1,7 @@
-"""Which files hold the weights of a checkpoint directory, and what to do where two sets of them lie there.
+"""Files that hold the weights of a checkpoint directory, and refusals where there are two sets of them.
 
-transformers takes `model.safetensors` where there is one, and an index with its shards otherwise. A folder that was
-written into twice may have both, an old set and a new one: neither is taken for the other here.
+transformers loads `model.safetensors` if there is one, otherwise an index with its shards. A folder that was written to
+twice may have both, an old set and a new one; this module never guesses which is meant.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from vla_rl.policies.openvla_oft.json_files import read_json
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-# What programs put before every name of a network that they wrap: DDP, torch.compile, peft. Taken off.
+# Prefixes that wrappers add to every name: DDP, torch.compile, peft. They are removed.
 _WRAPPERS = ("module.", "_orig_mod.", "base_model.model.")
 _ADAPTED = (".lora_A.", ".lora_B.", ".lora_magnitude_vector", ".base_layer.", ".modules_to_save.")
-_NOT_NEEDED = ".rotary_emb.inv_freq"  # older versions of transformers store it; it follows from the config
+_NOT_NEEDED = ".rotary_emb.inv_freq"  # stored by older versions of transformers; it follows from the config
 _NUMBERED = "model-*-of-*.safetensors"
 _PICKLED = "pytorch_model*.bin"
-_ASIDE = "unused"  # folder for what does not belong
-_BLOCK = 16 << 20  # bytes that are compared at a time
+_ASIDE = "unused"  # folder for files that do not belong
+_BLOCK = 16 << 20  # bytes compared at a time
 
 
 def has_shards(directory: Path) -> bool:
-    """Whether weights of a whole network lie in a directory, complete or not."""
+    """Return whether weights of a whole network lie in a directory, complete or not."""
     return any((directory / name).is_file() for name in (SINGLE_FILE, INDEX_FILE)) or bool(_numbered(directory))
 
 
 def find_shards(directory: Path) -> tuple[Path, ...]:
-    """The files that hold the weights.
+    """Return the files that hold the weights.
 
     Raises:
         ValueError: some are missing, or two sets of them hold different weights.
@@ -42,7 +42,7 @@ def find_shards(directory: Path) -> tuple[Path, ...]:
         indexed = sorted({directory / name for name in read_index(directory).values()})
         absent = [path.name for path in indexed if not path.is_file()]
         if single.is_file() and (indexed == [single] or (len(absent) == len(indexed) and not numbered)):
-            return (single,)  # the index is of this file, or was left behind
+            return (single,)  # the index describes this file, or is a leftover
         if single.is_file():
             return _if_equal(single, sorted({*indexed, *numbered}))
         if absent:
@@ -56,10 +56,10 @@ def find_shards(directory: Path) -> tuple[Path, ...]:
 
 
 def read_index(directory: Path) -> dict[str, str]:
-    """From tensor names to files, as the index says.
+    """Read the index: file name by tensor name.
 
     Raises:
-        ValueError: the index holds something else, or names files elsewhere.
+        ValueError: the index holds something else, or names files in another folder.
     """
     path = directory / INDEX_FILE
     weight_map = read_json(path).get("weight_map")
@@ -76,7 +76,7 @@ def read_index(directory: Path) -> dict[str, str]:
 
 
 def plain_name(stored: str) -> str | None:
-    """The name that OpenVLA-OFT has for a stored tensor; None for one that follows from the config."""
+    """Return OpenVLA-OFT's name of a stored tensor; None if it follows from the config."""
     name = stored
     while (wrapper := next((each for each in _WRAPPERS if name.startswith(each)), None)) is not None:
         name = name.removeprefix(wrapper)
@@ -84,10 +84,10 @@ def plain_name(stored: str) -> str | None:
 
 
 def stored_tensors(shards: Sequence[Path]) -> dict[str, tuple[Path, StoredTensor]]:
-    """The tensors of a checkpoint by plain name, each with the file that holds it. Reads headers alone.
+    """Return the tensors of a checkpoint by plain name, each with the file that holds it. Reads only headers.
 
     Raises:
-        ValueError: a file is not whole, a tensor is stored twice, or adapters are in the shards that were not merged.
+        ValueError: a file is incomplete, a tensor is stored twice, or the shards hold unmerged adapters.
     """
     found: dict[str, tuple[Path, StoredTensor]] = {}
     for path in shards:
@@ -133,7 +133,7 @@ def _if_all_are_indexed(indexed: Sequence[Path], numbered: Sequence[Path]) -> tu
 
 
 def _if_equal(single: Path, others: Sequence[Path]) -> tuple[Path, ...]:
-    """The single file, where the others hold just what it holds."""
+    """Return the single file if the others hold exactly the same."""
     missing = [path for path in others if not path.is_file()]
     difference = f"{missing[0].name} is missing" if missing else _difference(_signature(single, *others))
     if not difference:
@@ -154,7 +154,7 @@ def _names(paths: Sequence[Path]) -> str:
 
 
 def _move_aside(paths: Sequence[Path]) -> str:
-    """The shell command that takes files out of the way and deletes nothing."""
+    """Return the shell command that moves files out of the way and deletes nothing."""
     folder = shlex.quote(str(paths[0].parent / _ASIDE))
     return f"`mkdir -p {folder} && mv {' '.join(shlex.quote(str(path)) for path in paths)} {folder}`"
 
@@ -163,13 +163,13 @@ Signature = tuple[tuple[Path, int, int], ...]
 
 
 def _signature(*paths: Path) -> Signature:
-    """Files with size and time of change: as long as they stay, so does what is in them."""
+    """Return files with size and modification time: while these are unchanged, so is the content."""
     return tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
 
 
 @lru_cache(maxsize=8)
 def _difference(files: Signature) -> str:
-    """What of the other files is not as in the first; empty where all is equal. Reads them once."""
+    """Describe how the other files differ from the first; empty if all are equal. Reads them once."""
     single = files[0][0]
     first = read_header(single)
     others = {name: (path, entry) for path, _, _ in files[1:] for name, entry in read_header(path).items()}

@@ -1,4 +1,4 @@
-"""Where a network's weights come from: random ones from a seed, or a local checkpoint. Reads no weights until asked."""
+"""Sources of a network's weights: random ones from a seed, or a local checkpoint. Reads no weights until asked."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ RANDOM_7B = "random-7b"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Everything about a checkpoint but its weights. `files` is None where they are random."""
+    """Everything about a checkpoint except its weights. `files` is None for random weights."""
 
-    origin: str  # the directory, or the name of random weights
+    origin: str  # directory, or name of random weights
     config: OFTConfig
     profile: Profile
     proprio: bool  # whether proprioception is fed
@@ -45,12 +45,12 @@ class Source:
 
     @property
     def l1_head(self) -> bool:
-        """Whether an L1 regression head lies beside the shards."""
+        """Return whether an L1 regression head lies beside the shards."""
         return self.files is not None and self.files.action_head is not None
 
     @property
     def stored_dtype(self) -> torch.dtype:
-        """The dtype that `config.json` names; ValueError where it is none that this program computes in."""
+        """Return the dtype that `config.json` names; ValueError if this program does not compute in it."""
         if self.config.dtype not in DTYPES:
             raise ValueError(
                 f"{self.origin}: config.json names the dtype {self.config.dtype!r}, expected one of {sorted(DTYPES)}"
@@ -59,25 +59,25 @@ class Source:
 
     @property
     def pixels(self) -> PixelNormalization:
-        """How frames are normalised; ValueError where preprocessor_config.json does not say."""
+        """Return the frames' normalisation; ValueError if preprocessor_config.json does not give it."""
         return PixelNormalization() if self.files is None else read_pixel_normalization(self.files.directory)
 
     @property
     def statistics(self) -> Statistics:
-        """What is known of data sets, file by file."""
+        """Return the known statistics of data sets, file by file."""
         if self.files is None:
             return [stored_blocks(libero_statistics(), f"{self.origin}: ")]
         return checkpoint_statistics(*self.files.folders, config=self.files.directory / "config.json")
 
     def dataset_statistics(self, suite: str, key: str | None = None) -> DatasetStatistics:
-        """The statistics that scale actions in a suite.
+        """Return the statistics that scale actions in a suite.
 
         Args:
-            suite: whose own are taken where nobody says otherwise.
-            key: of a data set; None for what an export recorded, if it did.
+            suite: suite whose own statistics are the default.
+            key: key of a data set; None for the one that an export recorded, if any.
 
         Raises:
-            ValueError: they are absent or malformed, or without what is fed.
+            ValueError: they are absent or malformed, or lack an input of the policy.
         """
         recorded = None if self.files is None else self.files.statistics
         return select_statistics(
@@ -89,7 +89,7 @@ class Source:
         )
 
     def tokenizer(self) -> Tokenizer:
-        """The checkpoint's tokenizer, or the tiny one."""
+        """Return the checkpoint's tokenizer, or the tiny one."""
         if self.files is None:
             from vla_rl.policies.openvla_oft.tiny_tokenizer import tiny_tokenizer
 
@@ -99,22 +99,23 @@ class Source:
         return read_tokenizer(self.files.directory)
 
     def empty_network(self, *, dtype: torch.dtype) -> OpenVLAOFT:
-        """The network on the meta device, with the components that the source has."""
+        """Return the network on the meta device, with the components that the source has."""
         return empty_model(self.config, self.profile, proprio=self.proprio, l1_head=self.l1_head, dtype=dtype)
 
     def check(self, model: OpenVLAOFT) -> None:
-        """Compare the files with what the network needs, without reading weights; ValueError where they do not fit."""
+        """Compare the files with what the network needs, without reading weights; ValueError if they do not fit."""
         if self.files is not None:
             check_stored(model, self.files)
 
     def fill(self, model: OpenVLAOFT, *, seed: int, device: torch.device, draw_on: torch.device | None = None) -> None:
-        """Give the network its weights.
+        """Load the network's weights.
 
         Args:
             model: an empty network of this source.
-            seed: of random weights.
-            device: where they go.
-            draw_on: device that draws the weights of `random-7b`; default: `device`. The tiny model is the same on all.
+            seed: seed of random weights.
+            device: device of the weights.
+            draw_on: device that draws the weights of `random-7b`; default: `device`. The tiny model is the same on all
+                devices.
         """
         if self.origin == RANDOM_7B:
             fill_well_conditioned(model, seed=seed, device=device, draw_on=draw_on)
@@ -127,15 +128,15 @@ class Source:
 def find_source(
     checkpoint: str, *, profile: str, image_size: int | None, proprio: bool, accept_l1_head: bool = False
 ) -> Source:
-    """Look up what a policy is built from.
+    """Find the source that a policy is built from.
 
     Args:
         checkpoint: `tiny` or `random-7b` (random weights, scaled down or of the real size), a directory of shards or of
             an adapter, or a hub id that is in the local cache.
         profile: `auto` or a family's name.
-        image_size: pixels a side; None for the checkpoint's own.
-        proprio: for random weights; a checkpoint feeds proprioception where it has a projector.
-        accept_l1_head: the policy is only to act: a checkpoint with an L1 head can, but not be trained.
+        image_size: pixels per side; None for the checkpoint's own.
+        proprio: feed proprioception, for random weights; a checkpoint does if it has a projector.
+        accept_l1_head: the policy only acts: a checkpoint with an L1 head can act but not be trained.
 
     Raises:
         ValueError: the directory, its head, its architecture, the profile or the image size does not fit.
@@ -155,10 +156,10 @@ def find_source(
 
 
 def find_checkpoint(directory: Path, *, profile: str, adapter: Path | None = None) -> Source:
-    """Look up a local checkpoint, whatever its head.
+    """Find a local checkpoint, whatever its head.
 
     Args:
-        directory: of shards, or of an adapter that names its base.
+        directory: folder of shards, or of an adapter that names its base.
         profile: `auto` or a family's name.
         adapter: folder of an adapter to merge into the shards.
 
@@ -181,7 +182,7 @@ def _random(name: str, config: OFTConfig, *, profile: str, proprio: bool) -> Sou
 
 
 def _refuse_l1_head(source: Source) -> None:
-    """Before anything else of the folder is looked at: whatever else it lacks, this is why it cannot be trained."""
+    """Refuse an L1 head before other checks of the folder: it alone rules out training."""
     if source.l1_head:
         raise ValueError(
             f"{source.origin}: its trained head is an L1 regression (an action_head file lies beside the shards). "

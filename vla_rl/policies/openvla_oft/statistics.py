@@ -1,4 +1,4 @@
-"""Normalisation statistics: which data set a checkpoint's actions and proprioception are scaled by."""
+"""Normalisation statistics: the choice of the data set that scales a checkpoint's actions and proprioception."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from vla_rl.policies.action_tokens import Quantiles
 from vla_rl.policies.openvla_oft.json_files import read_json
 
 STATISTICS_FILE = "dataset_statistics.json"
-SUFFIX = "_no_noops"  # the published LIBERO data sets were filtered of idle steps
+SUFFIX = "_no_noops"  # the published LIBERO data sets have idle steps removed
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetStatistics:
-    """The quantiles of one data set."""
+    """Quantiles of one data set."""
 
     key: str
     action: Quantiles
-    proprio: Quantiles | None  # None where none is fed
+    proprio: Quantiles | None  # None if no proprioception is fed
 
 
 @dataclass(frozen=True, slots=True)
 class StoredBlock:
-    """What a file says of one data set, not yet looked at: a checkpoint has blocks of robots that nobody asks for."""
+    """Unchecked statistics of one data set: checkpoints also hold those of robots that nobody asks for."""
 
-    key: str  # of the data set
+    key: str  # key of the data set
     place: str  # file and field, for messages
     content: object
 
@@ -43,19 +43,19 @@ Statistics = Sequence[Mapping[str, StoredBlock]]
 
 
 def libero_statistics() -> dict[str, Any]:
-    """Published quantiles of the LIBERO suites, for the tiny model. The `_source` entry says what is a stand-in."""
+    """Return published quantiles of the LIBERO suites, for the tiny model. Entry `_source` marks stand-ins."""
     text = resources.files("vla_rl.policies.openvla_oft").joinpath("libero_statistics.json").read_text(encoding="utf-8")
     return dict(json.loads(text))
 
 
 def checkpoint_statistics(*folders: Path, config: Path) -> Statistics:
-    """Everything a checkpoint knows of data sets.
+    """Return all statistics of data sets in a checkpoint.
 
-    The original code puts `dataset_statistics.json` in the place of `norm_stats`; others add it. So the first file is
-    the one that says what the checkpoint was trained on, and the rest counts where it is asked for by name.
+    The original code replaces `norm_stats` by `dataset_statistics.json`; other programs keep both. So the first file
+    says what the checkpoint was trained on, and the rest is used only when asked for by name.
 
     Args:
-        folders: that may hold dataset_statistics.json, the most particular first.
+        folders: folders that may hold dataset_statistics.json, the most specific first.
         config: config.json, whose `norm_stats` come last.
 
     Raises:
@@ -70,25 +70,25 @@ def checkpoint_statistics(*folders: Path, config: Path) -> Statistics:
 
 
 def stored_blocks(content: Mapping[str, object], place: str) -> dict[str, StoredBlock]:
-    """What a file says, data set by data set; `place` stands before the key in messages."""
+    """Return a file's statistics by data set; `place` precedes the key in messages."""
     return {key: StoredBlock(key, f"{place}{key}", each) for key, each in content.items() if not key.startswith("_")}
 
 
 def select_statistics(
     available: Statistics, suite: str, *, key: str | None = None, action_dim: int, proprio_dim: int | None
 ) -> DatasetStatistics:
-    """The statistics that scale a policy's actions in a suite.
+    """Return the statistics that scale a policy's actions in a suite.
 
     Args:
-        available: of a checkpoint, the file that counts most first.
-        suite: whose own statistics are taken where `key` is None: named like it, or with `_no_noops` behind. Where the
-            checkpoint has none of that name but one data set only, it was trained on that.
-        key: of a data set.
+        available: statistics of a checkpoint, the file with precedence first.
+        suite: suite whose own statistics are used if `key` is None: named like it, or with `_no_noops` appended. If the
+            checkpoint has none of that name but a single data set, it was trained on that.
+        key: key of a data set.
         action_dim: components of an action.
-        proprio_dim: components of proprioception; None where none is fed, and what is stored of it does not matter.
+        proprio_dim: components of proprioception; None if none is fed, and stored ones are then ignored.
 
     Raises:
-        ValueError: there are none, they are malformed, or of something else than these actions and this proprioception.
+        ValueError: there are none, they are malformed, or they do not fit these actions and this proprioception.
     """
     block = _asked(available, key) if key is not None else _of_suite(available, suite)
     return DatasetStatistics(
@@ -111,8 +111,8 @@ def _of_suite(available: Statistics, suite: str) -> StoredBlock:
     for candidate in names if layers else ():
         if candidate in layers[0]:
             return layers[0][candidate]
-    # The original code forgets `norm_stats`, the last of these, where there is a file: what it holds of other robots is
-    # left there by every fine-tuning. The statistics of an adapter's base may be meant.
+    # The original code ignores `norm_stats`, the last of these, if there is a file: every fine-tuning leaves other
+    # robots' statistics in it. The statistics of an adapter's base may be meant.
     elsewhere = any(candidate in layer for layer in available[:-1] for candidate in names)
     if layers and len(layers[0]) == 1 and not elsewhere:
         (sole,) = layers[0].values()

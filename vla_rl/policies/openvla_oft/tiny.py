@@ -1,4 +1,4 @@
-"""The real architecture, scaled down, with random weights: for trying the program out on a CPU and for its tests.
+"""Scaled-down model of the real architecture with random weights, for trials on a CPU and for tests.
 
 Everything but the sizes is as in a public checkpoint: names, sequence layout, token ids, the 32064-row vocabulary.
 """
@@ -15,11 +15,11 @@ from vla_rl.policies.openvla_oft.model import OpenVLAOFT
 from vla_rl.policies.parameters import move_buffers, named_generator, set_parameter
 
 IMAGE_SIZE = 112
-_ATTENTION_GAIN = 2.0  # tells positions and tasks apart; much more would amplify rounding errors
+_ATTENTION_GAIN = 2.0  # distinguishes positions and tasks; much more would amplify rounding errors
 
 
 def tiny_config(*, image_size: int = IMAGE_SIZE) -> OFTConfig:
-    """About 4.4 million parameters, 4.1 million of them in the two vocabulary matrices."""
+    """Return a network of about 4.4 million parameters, 4.1 million of them in the two vocabulary matrices."""
     if image_size < PATCH_SIZE or image_size % PATCH_SIZE:
         raise ValueError(f"image_size must be a multiple of {PATCH_SIZE}, found {image_size}")
     return OFTConfig(
@@ -41,9 +41,9 @@ def fill_randomly(model: OpenVLAOFT, *, seed: int, device: torch.device) -> None
     """Give every parameter of `model` a value that depends on `seed` and its name alone.
 
     Args:
-        model: of a few layers; see `random_weights` for deep ones.
-        seed: of the weights.
-        device: where the parameters go; they are drawn on the CPU, so that they are the same on every device.
+        model: network of a few layers; see `random_weights` for deep ones.
+        seed: seed of the weights.
+        device: device of the parameters; they are drawn on the CPU, so that they are the same on every device.
     """
     for name, parameter in list(model.named_parameters()):
         value = _draw(name, parameter, named_generator(seed, name))
@@ -52,7 +52,7 @@ def fill_randomly(model: OpenVLAOFT, *, seed: int, device: torch.device) -> None
 
 
 def _draw(name: str, parameter: nn.Parameter, generator: torch.Generator) -> Tensor:
-    """Linear weights keep the scale of what passes through; norms near 1; attention sharpened."""
+    """Draw a parameter: linear weights preserve the scale of their input; norms are near 1; attention is sharpened."""
     noise = torch.empty(parameter.shape, device=generator.device).normal_(generator=generator)
     if parameter.dim() == 1:
         is_scale = name.endswith((".weight", "scale_factor"))

@@ -1,6 +1,6 @@
 """A small tokenizer for the tiny model, with the special ids of Llama's at their places.
 
-Every word of the LIBERO prompts is one token; anything else falls apart into shorter pieces and, below them, bytes
+Every word of the LIBERO prompts is one token; anything else is split into shorter pieces and finally into bytes
 (`<0x00>`.. at ids 3..258, as in Llama), so that no text is lost and equal texts give equal ids.
 """
 
@@ -25,12 +25,12 @@ salad sauce shelf soup stack stove table the them to tomato top tray turn under 
 
 
 def tiny_tokenizer() -> Tokenizer:
-    """The tokenizer, ready to use."""
+    """Return the tokenizer, ready to use."""
     return Tokenizer.from_str(tiny_tokenizer_json())
 
 
 def tiny_tokenizer_json() -> str:
-    """The content of its `tokenizer.json`."""
+    """Return the content of its `tokenizer.json`."""
     vocabulary, merges = _vocabulary_and_merges()
     byte_pair_encoding = {
         "type": "BPE",
@@ -64,10 +64,10 @@ def tiny_tokenizer_json() -> str:
 
 
 def _vocabulary_and_merges() -> tuple[dict[str, int], list[list[str]]]:
-    """One merge per prefix of a word.
+    """Return vocabulary and merges, one merge per prefix of a word.
 
-    Every merge has a prefix that starts with the space mark on its left, so that no two merges compete for a letter and
-    a word is always built from its start.
+    The left part of every merge is a prefix that starts with the space mark, so that no two merges compete for a letter
+    and a word is always built from its start.
     """
     vocabulary = {"<unk>": 0, "<s>": BOS_ID, "</s>": STOP_ID, SPACE: LONE_SPACE_ID, "<PAD>": PAD_ID}
     vocabulary |= {f"<0x{byte:02X}>": _FIRST_BYTE_ID + byte for byte in range(_NUM_BYTES)}

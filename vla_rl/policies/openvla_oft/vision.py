@@ -1,4 +1,4 @@
-"""The two vision transformers, DINOv2 and SigLIP, up to the second-to-last block. Names are the checkpoint's.
+"""Both vision transformers, DINOv2 and SigLIP, up to the second-to-last block. Names are the checkpoint's.
 
 Letters: B images, P patches, d width.
 """
@@ -25,7 +25,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, P, d) to (B, P, d)."""
+        """Map (B, P, d) to (B, P, d)."""
         batch, tokens, width = x.shape
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, width // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
@@ -42,7 +42,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., d) to (..., d)."""
+        """Map (..., d) to (..., d)."""
         return self.fc2(F.gelu(self.fc1(x)))  # type: ignore[no-any-return]
 
 
@@ -54,7 +54,7 @@ class LayerScale(nn.Module):
         self.scale_factor = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., d) to (..., d)."""
+        """Map (..., d) to (..., d)."""
         return x * self.scale_factor
 
 
@@ -72,7 +72,7 @@ class Block(nn.Module):
         self.ls2 = LayerScale(width) if config.layer_scale else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, P, d) to (B, P, d)."""
+        """Map (B, P, d) to (B, P, d)."""
         x = x + self.ls1(self.attn(self.norm1(x)))
         return x + self.ls2(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
 
@@ -85,7 +85,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, width, kernel_size=PATCH_SIZE, stride=PATCH_SIZE)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) to (B, P, d)."""
+        """Map (B, 3, H, W) to (B, P, d)."""
         return self.proj(images).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
 
 
@@ -104,7 +104,7 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth - 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) to (B, P, d)."""
+        """Map (B, 3, H, W) to (B, P, d)."""
         x = self.patch_embed(images) + self.pos_embed
         if self.num_prefix_tokens:
             batch = x.shape[0]
@@ -124,7 +124,7 @@ class VisionBackbone(nn.Module):
         self.fused_featurizer = VisionTransformer(config.siglip, num_patches=config.num_patches)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """(B, 6 N, H, W) normalised channels to (B, N P, d_dinov2 + d_siglip)."""
+        """Map (B, 6 N, H, W) normalised channels to (B, N P, d_dinov2 + d_siglip)."""
         batch, channels, height, width = pixel_values.shape
         if channels % CHANNELS_PER_IMAGE:
             raise ValueError(f"pixel_values has {channels} channels; expected {CHANNELS_PER_IMAGE} per image")

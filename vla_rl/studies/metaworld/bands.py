@@ -1,4 +1,4 @@
-"""Curves of several runs as one: mean and interval along a clock."""
+"""Several runs' curves combined: mean and interval along a clock."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Curve = tuple[Values, Values]  # clock, values
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """A mean over runs with its bootstrap interval, along a clock."""
+    """Mean over runs with its bootstrap interval, along a clock."""
 
     clock: Float64Array  # (n,)
     mean: Float64Array
-    low: Float64Array  # nan where a task has one run only
+    low: Float64Array  # NaN where a task has a single run
     high: Float64Array
     runs: int
 
@@ -43,7 +43,7 @@ def metric_band(results: Sequence[RunResult], metric: str) -> Band | None:
 
 
 def _by_task(results: Sequence[RunResult], curve_of: Callable[[RunResult], Curve]) -> list[list[Curve]]:
-    """The curves that have points, of every task that has such curves."""
+    """Return the non-empty curves of every task that has any."""
     tasks = [
         [curve for result in select(results, task=task) if (curve := curve_of(result))[0]]
         for task in labels(results, lambda run: run.task)
@@ -52,11 +52,11 @@ def _by_task(results: Sequence[RunResult], curve_of: Callable[[RunResult], Curve
 
 
 def _band(tasks: Sequence[Sequence[Curve]], at: Callable[[Float64Array, Values, Values], Float64Array]) -> Band:
-    """Bring curves to one clock; at each point the mean of the tasks' means, and its interval, seeds redrawn by task.
+    """Return the mean of the tasks' means on one clock, and its interval with seeds redrawn by task.
 
     Args:
-        tasks: the curves of each task's runs.
-        at: values of one curve at points of the common clock.
+        tasks: curves of each task's runs.
+        at: function from a curve and points of the common clock to values.
     """
     curves = [curve for task in tasks for curve in task]
     start, end = max(clock[0] for clock, _ in curves), min(clock[-1] for clock, _ in curves)
@@ -74,9 +74,9 @@ def _band(tasks: Sequence[Sequence[Curve]], at: Callable[[Float64Array, Values, 
 
 
 def _binned(clock: Float64Array, of_curve: Values, values_of_curve: Values) -> Float64Array:
-    """Mean of the values nearest to each point of the clock; interpolated where none is.
+    """Return the mean of the values nearest to each point of the clock; interpolated where there is none.
 
-    For metrics of single batches, of which interpolation would pick out a few.
+    Meant for metrics of single batches, where interpolation would use only a few of them.
     """
     times, values = np.array(of_curve), np.array(values_of_curve)
     if len(clock) < 2 or clock[-1] == clock[0]:

@@ -1,4 +1,4 @@
-"""The results of a Meta-World study as files: CSV tables, figures, and a page in Markdown and HTML."""
+"""Results of a Meta-World study as files: CSV tables, figures, and a page in Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -50,17 +50,17 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class WrittenStudy:
-    """What `write_study` made."""
+    """Files and page sections that `write_study` produced."""
 
     files: tuple[Path, ...]
     sections: tuple[str, ...]  # HTML, for a page about several things
 
 
 def write_study(out: Path) -> WrittenStudy:
-    """Aggregate what has finished so far and write everything under `OUT/results/`, and `OUT/report.html`.
+    """Aggregate the finished runs and write everything under `OUT/results/`, and `OUT/report.html`.
 
     Raises:
-        ValueError: the study's own files are broken, or no run can be read. A broken run is left out and told.
+        ValueError: the study's own files are broken, or no run can be read. A broken run is left out and reported.
     """
     grid, _ = read_study(out)
     results, broken = read_results(out)
@@ -98,7 +98,7 @@ def write_study(out: Path) -> WrittenStudy:
 
 
 def _remove_others(folder: Path, written: Sequence[Path]) -> None:
-    """Tables and figures that an earlier call made and this one has no data for would contradict the page."""
+    """Remove tables and figures of an earlier call that this one has no data for: they would contradict the page."""
     names = {f"{name}.csv" for name in TABLES} | {f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")}
     for path in sorted(folder.iterdir()):
         if path.name in names and path not in written:
@@ -106,7 +106,7 @@ def _remove_others(folder: Path, written: Sequence[Path]) -> None:
 
 
 def _random_returns(out: Path, tasks: Sequence[str]) -> Mapping[str, float]:
-    """Return of uniformly random actions per task; measured once per study."""
+    """Return the mean return of uniformly random actions per task; measured once per study."""
     path = out / BASELINES_FILE
     known: dict[str, float] = read_json_object(path) if path.exists() else {}
     missing = [task for task in tasks if task not in known]
@@ -233,7 +233,7 @@ def _write_csv(path: Path, rows: Sequence[Row]) -> Path:
 
 
 def _markdown(study: Study, figures: Sequence[Path]) -> str:
-    """The study as text that code hosts show, with its figures."""
+    """Return the study as Markdown, with its figures."""
     lines = [f"# {TITLE}", ""]
     lines += [f"**{sentence}**\n" for sentence in cautions(study)]
     for part in parts(study):
@@ -255,7 +255,7 @@ def _markdown(study: Study, figures: Sequence[Path]) -> str:
 
 
 def study_sections(study: Study, figures: Sequence[Path]) -> list[str]:
-    """The study as sections of a page: words, tables, figures, and what it was made with."""
+    """Return the study as sections of a page: words, tables, figures, and provenance."""
     words, *tables = parts(study)
     shown = [html.section(words.title, html.warning_box(cautions(study)), html.bullets(words.sentences))]
     for path in figures:
@@ -270,7 +270,7 @@ def study_sections(study: Study, figures: Sequence[Path]) -> list[str]:
 
 
 def _origin(study: Study) -> str:
-    """Recipes and manifests: those of one run, and what differs in the others."""
+    """Return recipe and manifest of one run, and what differs in the others."""
     first = study.results[0]
     made_with = {repr([result.manifest.get(key) for key in ("source", "versions")]) for result in study.results}
     alike = "the same sources" if len(made_with) == 1 else f"{len(made_with)} different sets of sources"

@@ -1,4 +1,4 @@
-"""How long a grid takes: before it begins from measured rates, while it runs from what its own runs took."""
+"""Duration of a grid: estimated from measured rates before it starts, and from its own runs while it runs."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ from dataclasses import dataclass
 
 from vla_rl.studies.metaworld.grid import Grid, StudyRun
 
-START_S, ENV_STEPS_PER_S, SAMPLES_PER_S = 8.0, 900.0, 21_000.0  # of one of two runs at once, two virtual cores
+START_S, ENV_STEPS_PER_S, SAMPLES_PER_S = 8.0, 900.0, 21_000.0  # one of two parallel runs on two virtual cores
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """Seconds of one run on one core of a 2-core cloud machine with both cores at work; others differ by a factor."""
+    """Expected seconds of one run on one core of a busy 2-core cloud machine; other machines differ by a factor."""
 
     start: float  # imports and warm-up: until the first update
     training: float  # all updates, with the env steps that they need
 
     @property
     def seconds(self) -> float:
-        """From start to end."""
+        """Return the seconds from start to end."""
         return self.start + self.training
 
     def done(self, share: float) -> float:
-        """Seconds of which this share of the updates is the end; none before the first."""
+        """Return the seconds after which this share of the updates is done; 0 for no updates."""
         return self.start + share * self.training if share > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Underway:
-    """A run as far as it has come."""
+    """Progress of a running run."""
 
     expected: Expected
     seconds: float  # since its start
-    share: float  # of its updates
+    share: float  # share of its updates
 
 
 def expect(grid: Grid, run: StudyRun) -> Expected:
-    """What a run of the grid takes; a fresh one several times as long as a stale one, for its env steps."""
+    """Return the expected time of a run; a fresh one takes several times as long as a stale one, for its env steps."""
     recipe = grid.recipe_of(run)
     segments = recipe.budget.optimizer_steps * recipe.learner.micro_batch * recipe.learner.accumulation
     consumed = segments * recipe.replay.segment_length
@@ -48,7 +48,7 @@ def expect(grid: Grid, run: StudyRun) -> Expected:
 
 
 def estimate(grid: Grid, *, jobs: int) -> str:
-    """One line: how many runs, and about how long they take."""
+    """Return one line with the number of runs and their estimated duration."""
     seconds = sum(expect(grid, run).seconds for run in grid.runs())
     hours = seconds / jobs / 3600
     return f"{len(grid.runs())} runs, {jobs} at once: about {hours:.1f} h ({seconds / 3600:.1f} core hours)"
@@ -57,7 +57,7 @@ def estimate(grid: Grid, *, jobs: int) -> str:
 def minutes_left(
     ended: Iterable[Underway], running: Sequence[Underway], waiting: Sequence[Expected], *, jobs: int
 ) -> float:
-    """Until the last run ends, at the pace of this machine: what runs took over what was expected of them.
+    """Return the minutes until the last run ends, from this machine's ratio of measured to expected time.
 
     Args:
         ended: runs that finished in this call, with a share of 1.

@@ -46,7 +46,10 @@ Estimate = tuple[float, Interval | None]
 
 
 class Look(NamedTuple):
-    """Of one surrogate's curves. Later ones are thinner and dashed: a curve exactly beneath another shows through."""
+    """Line style of one surrogate's curves.
+
+    Later ones are thinner and dashed, so that a curve exactly beneath shows.
+    """
 
     color: str
     dashes: Any
@@ -57,7 +60,7 @@ DASHES = ("-", (0, (4, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 
 
 class FigureText(NamedTuple):
-    """What is written above and below a figure."""
+    """Text above and below a figure."""
 
     title: str
     caption: str
@@ -98,12 +101,12 @@ def write_figures(
     improvements: Sequence[Improvement],
     random_returns: Mapping[str, float],
 ) -> list[Path]:
-    """Draw everything that the runs have data for; returns the files."""
+    """Draw every figure that the runs have data for; return the files."""
     surrogates = labels(results, lambda run: run.surrogate)
     looks = {
         label: Look(
             COLORS[index % len(COLORS)],
-            DASHES[(index + index // len(COLORS)) % len(DASHES)],  # of one colour, other dashes
+            DASHES[(index + index // len(COLORS)) % len(DASHES)],  # same colour, different dashes
             2.6 - 0.4 * (index % len(DASHES)),
         )
         for index, label in enumerate(surrogates)
@@ -122,7 +125,7 @@ def write_figures(
 
 
 def _learning_curves(results: Sequence[RunResult], looks: Mapping[str, Look]) -> Figure:
-    """Return over env steps, by regime and task; every seed thin, mean and interval bold."""
+    """Plot return over env steps, by regime and task; every seed thin, mean and interval bold."""
     tasks, regimes = labels(results, lambda run: run.task), labels(results, lambda run: run.regime)
     figure, panels = _panels([(regime, task) for regime in regimes for task in tasks])
     for (regime, task), axes in panels.items():
@@ -138,7 +141,7 @@ def _learning_curves(results: Sequence[RunResult], looks: Mapping[str, Look]) ->
 
 
 def _trajectories(results: Sequence[RunResult], looks: Mapping[str, Look], metrics: Sequence[str]) -> Figure | None:
-    """Metrics over optimizer steps, by regime; means over all tasks and seeds. None without any."""
+    """Plot metrics over optimizer steps, by regime; means over all tasks and seeds. None without data."""
     bands = {
         (regime, metric): {
             label: metric_band(select(results, regime=regime, surrogate=label), metric) for label in looks
@@ -157,7 +160,7 @@ def _trajectories(results: Sequence[RunResult], looks: Mapping[str, Look], metri
 
 
 def _scatter(results: Sequence[RunResult], looks: Mapping[str, Look], *, x: str, y: str) -> Figure | None:
-    """One metric against another, by regime and surrogate: its points on those of all. Descriptive, no cause."""
+    """Plot one metric against another, by regime and surrogate, over the points of all surrogates. Descriptive only."""
     points = {
         (regime, label): found
         for regime in labels(results, lambda run: run.regime)
@@ -180,7 +183,7 @@ def _points(results: Sequence[RunResult], x: str, y: str) -> np.ndarray[tuple[in
 
 
 def _score_figure(scores: Sequence[Score], improvements: Sequence[Improvement], looks: Mapping[str, Look]) -> Figure:
-    """IQM of the normalised score, and probability of improvement, each with its 95 % interval."""
+    """Plot the IQM of the normalised score, and the probability of improvement, each with its 95 % interval."""
     rows = max(len(scores), len(improvements), 3)
     figure = Figure(figsize=(9.0, 1.2 + 0.32 * rows), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -204,7 +207,7 @@ def _draw_estimate(axes: Axes, place: int, value: float, interval: Interval | No
 
 
 def _ess_figure(results: Sequence[RunResult], random_returns: Mapping[str, float]) -> Figure | None:
-    """KL against the old samples' ESS, a point per run: closing means, coloured by the normalised score."""
+    """Plot KL against the old samples' ESS, a point per run: closing means, coloured by the normalised score."""
     exact = any(result.closing("learner/kl") is not None for result in results)
     kl = "learner/kl" if exact else "learner/approx_kl"  # without the KL term only its estimate is measured
     points = {
@@ -232,13 +235,13 @@ def _ess_figure(results: Sequence[RunResult], random_returns: Mapping[str, float
 
 
 def _sigma_figure(results: Sequence[RunResult], scores: Sequence[Score]) -> Figure | None:
-    """Score, drift and ESS over σ, a line per factor on σ for bad actions; other surrogates as levels.
+    """Plot score, drift and ESS over σ, a line per factor on σ for bad actions; other surrogates as levels.
 
-    None without several settings of GIPO.
+    Return None unless there are several settings of GIPO.
     """
     if len({StudySurrogate(score.surrogate).sigma for score in scores} - {None}) < 2:
         return None
-    estimates: dict[Place, dict[str, Estimate]] = {  # of every surrogate a value, and its interval if it has one
+    estimates: dict[Place, dict[str, Estimate]] = {  # value of every surrogate, and its interval if it has one
         (score.regime, IQM): {
             each.surrogate: (each.iqm, each.interval) for each in scores if each.regime == score.regime
         }
@@ -263,7 +266,7 @@ def _sigma_figure(results: Sequence[RunResult], scores: Sequence[Score]) -> Figu
 
 
 def _sigma_lines(axes: Axes, estimates: Mapping[str, Estimate], levels: Mapping[str, str]) -> None:
-    """Lines of GIPO's settings; `levels` has the line style of each other surrogate."""
+    """Draw lines of GIPO's settings; `levels` has the line style of each other surrogate."""
     lines: dict[float, list[tuple[float, Estimate]]] = {}
     for label, estimate in estimates.items():
         sigma = StudySurrogate(label).sigma
@@ -291,7 +294,7 @@ def _draw_band(axes: Axes, band: Band, look: Look, label: str) -> None:
 
 
 def _panels(places: Sequence[Place], *, share: bool = False) -> tuple[Figure, dict[Place, Axes]]:
-    """A figure with axes for every place, at most three in a row; a regime begins a row of its own."""
+    """Make a figure with axes for every place, at most three in a row; each regime starts a new row."""
     rows: list[Sequence[Place]] = []
     for regime in dict.fromkeys(regime for regime, _ in places):
         of_regime = [place for place in places if place[0] == regime]
@@ -306,12 +309,12 @@ def _panels(places: Sequence[Place], *, share: bool = False) -> tuple[Figure, di
     for axes in set(table.flat) - set(panels.values()):
         axes.remove()
     for axes in panels.values():
-        axes.tick_params(labelbottom=True, labelleft=True)  # those inside a figure with shared axes too
+        axes.tick_params(labelbottom=True, labelleft=True)  # also on inner axes of a figure with shared axes
     return figure, panels
 
 
 def _legend(figure: Figure) -> None:
-    """One legend for all axes; not every axes need show every surrogate."""
+    """Add one legend for all axes; an axes need not show every surrogate."""
     named: dict[str, Any] = {}  # handles by label
     for axes in figure.axes:
         handles, names = axes.get_legend_handles_labels()

@@ -1,11 +1,11 @@
-"""Runs a grid: several runs at once, each a process of its own; what is done is kept, what fails is told.
+"""Runner of a grid: several runs at once, each in its own process; finished runs are kept, failures are reported.
 
     OUT/study.json              the grid, and the recipe that all runs share
     OUT/runs/NAME/              a finished run: the folder of `vla-rl train` and `study_run.json`
-    OUT/runs/NAME.unfinished/   one that runs now, or was interrupted: begun again next time
-    OUT/runs/NAME.failed/       one that failed: tried again next time
+    OUT/runs/NAME.unfinished/   a current or interrupted run: restarted next time
+    OUT/runs/NAME.failed/       a failed run: retried next time
 
-A folder gets its final name when its run has ended well, so a run is finished or it is not.
+A folder gets its final name when its run has succeeded, so there are no half-finished runs.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from vla_rl.studies.metaworld.pace import Expected, Underway, expect, minutes_le
 
 STUDY_FILE = "study.json"
 RUN_FILE = "study_run.json"
-OUTPUT_FILE = "output.log"  # what `vla-rl train` said
+OUTPUT_FILE = "output.log"  # output of `vla-rl train`
 RUNS = "runs"
 POLL_S = 0.2
 HEARTBEAT_S = 60.0
-STOP_S = 20.0  # for a run to end by itself when the study is interrupted
+STOP_S = 20.0  # for a run to end on its own after the study is interrupted
 
 Say = Callable[[str], None]
 
 
 @dataclass(slots=True)
 class Progress:
-    """What came of a grid so far."""
+    """Progress of a grid."""
 
     total: int
     kept: int  # finished before this call
@@ -60,17 +60,17 @@ class _Running:
     began: float
 
     def share(self, out: Path, *, optimizer_steps: int) -> float:
-        """Of its updates, as far as its log points tell."""
+        """Return the share of its updates that is done, according to its log points."""
         path = _aside(out, self.run, "unfinished") / METRICS_FILE
         records = read_metrics(path) if path.exists() else []
         return records[-1]["optimizer_steps"] / optimizer_steps if records else 0.0
 
 
 def open_study(grid: Grid, out: Path) -> None:
-    """Write `study.json`, or check that the study there is this one.
+    """Write `study.json`, or check that an existing one describes this study.
 
     Raises:
-        UserError: the folder holds a study with another recipe or budget, or of a recipe that was changed since.
+        UserError: the folder holds a study with another recipe or budget, or with a recipe that has changed since.
     """
     path = out / STUDY_FILE
     base = load_recipe(find_recipe(grid.recipe))
@@ -97,7 +97,7 @@ def open_study(grid: Grid, out: Path) -> None:
 
 
 def read_study(out: Path) -> tuple[Grid, str]:
-    """The grid of a study, and the recipe (YAML) that it began with.
+    """Return the grid of a study, and the recipe (YAML) that it began with.
 
     Raises:
         ValueError: `study.json` is missing or broken; names it.
@@ -118,7 +118,10 @@ def read_study(out: Path) -> tuple[Grid, str]:
 
 
 def _changed_fields(before: Recipe, after: Recipe) -> list[str]:
-    """Dotted names of the fields that differ. Both are as this version reads them: a field it added says nothing."""
+    """Return dotted names of the fields that differ.
+
+    Both recipes are parsed by this version: new fields never differ.
+    """
     old, new = before.model_dump(), after.model_dump()
     found: list[str] = []
     for section in sorted(old.keys() | new.keys()):
@@ -132,13 +135,13 @@ def _changed_fields(before: Recipe, after: Recipe) -> list[str]:
 
 
 def run_grid(grid: Grid, out: Path, *, jobs: int, say: Say) -> Progress:
-    """Run what is not finished yet.
+    """Run everything that is not finished yet.
 
     Args:
         grid: the runs.
         out: the study's folder.
         jobs: runs at once.
-        say: told one line per event.
+        say: called with one line per event.
 
     Raises:
         UserError: a recipe does not fit, or a study is running in the folder; nothing was started.
@@ -151,7 +154,7 @@ def run_grid(grid: Grid, out: Path, *, jobs: int, say: Say) -> Progress:
 
 
 class _Session:
-    """One call of a study: what waits, what runs, what came of it."""
+    """One call of a study: waiting and running runs, and results so far."""
 
     def __init__(self, grid: Grid, expected: Mapping[StudyRun, Expected], out: Path, *, jobs: int, say: Say) -> None:
         self._grid, self._expected, self._out, self._jobs, self._say = grid, expected, out, jobs, say
@@ -162,7 +165,7 @@ class _Session:
         self._told_at = time.monotonic()
 
     def go(self) -> Progress:
-        """Run all that waits."""
+        """Run everything that waits."""
         self._say(f"{self._progress.total} runs, {self._progress.kept} of them finished before, {self._jobs} at once")
         with StopRequest() as stop:
             try:
@@ -181,7 +184,7 @@ class _Session:
         return self._progress
 
     def _settle(self, entry: _Running) -> None:
-        """Give the folder of a run that has ended its name."""
+        """Rename the folder of a run that has ended."""
         self._running.remove(entry)
         run, folder = entry.run, _aside(self._out, entry.run, "unfinished")
         seconds, code = time.monotonic() - entry.began, entry.process.returncode
@@ -197,7 +200,7 @@ class _Session:
         self._tell(f"{run.name} {how} after {seconds:.0f} s")
 
     def _tell(self, event: str) -> None:
-        """One line: what happened, how far the running ones are, how long the rest takes."""
+        """Report one line: the event, the progress of the running runs, and the remaining time."""
         self._told_at = time.monotonic()
         underway = {
             entry.run: Underway(
@@ -230,7 +233,7 @@ def _start(grid: Grid, run: StudyRun, out: Path) -> _Running:
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
-            start_new_session=True,  # Ctrl-C reaches the study, which then stops its runs
+            start_new_session=True,  # Ctrl-C reaches only the study, which then stops its runs
             preexec_fn=partial(end_with_parent, signal.SIGTERM),
         )
     return _Running(run, process, time.monotonic())

@@ -1,4 +1,4 @@
-"""A Meta-World study in parts, words and tables: the same parts make the page and the text."""
+"""Meta-World study as parts of words and tables, from which both the page and the text are made."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Part:
 
 
 def parts(study: Study) -> list[Part]:
-    """Everything, most important first."""
+    """Return all parts, most important first."""
     return [
         Part("In words", tuple(words(study))),
         _score_part(study),

@@ -1,4 +1,4 @@
-"""A Meta-World study in words, computed from its runs."""
+"""Meta-World study in sentences, computed from its runs."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from vla_rl.studies.metaworld.scores import (
 )
 
 ENOUGH_SEEDS = 5
-SLOW = 0.2  # of the largest learning rate
+SLOW = 0.2  # share of the largest learning rate
 
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """All that is known of a study."""
+    """Data of a study."""
 
     planned: int  # runs
-    optimizer_steps: int  # of every run
+    optimizer_steps: int  # budget of every run
     recipe: str  # name or path
     results: Sequence[RunResult]
     broken: Sequence[str]  # a sentence about each finished run that cannot be read
@@ -40,12 +40,12 @@ class Study:
 
     @property
     def regimes(self) -> list[str]:
-        """In the order of the grid."""
+        """Return the regimes in the order of the grid."""
         return labels(self.results, lambda run: run.regime)
 
 
 def cautions(study: Study) -> list[str]:
-    """What a reader must know before believing the numbers."""
+    """Return what a reader must know before trusting the numbers."""
     found = []
     missing = study.planned - len(study.results) - len(study.broken)
     if missing:
@@ -65,7 +65,7 @@ def cautions(study: Study) -> list[str]:
 
 
 def words(study: Study) -> Iterator[str]:
-    """What the numbers say, regime by regime, most important first."""
+    """Yield findings regime by regime, most important first."""
     yield _extent(study)
     for regime in study.regimes:
         yield _staleness(study, regime)
@@ -108,7 +108,7 @@ def _staleness(study: Study, regime: str) -> str:
 
 
 def _success(study: Study, regime: str) -> Iterator[str]:
-    """Of every surrogate on every task, no success at all too."""
+    """Report success of every surrogate on every task, including none."""
     told = []
     for task in labels(study.results, lambda run: run.task):
         chosen = select(study.results, regime=regime, task=task)
@@ -134,7 +134,7 @@ def _ranking(study: Study, regime: str) -> str:
 
 
 def _pair(study: Study, pair: Improvement) -> str:
-    """Who ends higher, and whether that can be told from chance; seeds are paired, for they share the first weights."""
+    """Report which of two surrogates ends higher, and whether by more than chance; seeds share their first weights."""
     wins = []
     for task in labels(study.results, lambda run: run.task):
         pairs = paired_returns(study.results, task=task, regime=pair.regime, first=pair.first, second=pair.second)
@@ -185,7 +185,7 @@ def _use(study: Study, regime: str) -> str:
 
 
 def _fading(study: Study, regime: str) -> Iterator[str]:
-    """Closing values are of the end of a schedule; what the samples did while the policy moved is beside them."""
+    """Report values over the whole run beside closing values, which are measured at the end of the schedule."""
     chosen = select(study.results, regime=regime)
     shares = [share for result in chosen if (share := result.closing_lr) is not None]
     if not shares:
@@ -207,7 +207,7 @@ def _fading(study: Study, regime: str) -> Iterator[str]:
 
 
 def _both(results: Sequence[RunResult], metric: str, text: Callable[[float | None], str]) -> str:
-    """The mean over the whole run, and the closing one in brackets."""
+    """Return the mean over the whole run, and the closing one in brackets."""
     return f"{text(mean_over_runs(results, metric, RunResult.whole))} ({text(mean_over_runs(results, metric))})"
 
 
@@ -237,11 +237,11 @@ def _fresh_against_stale(study: Study) -> Iterator[str]:
 def mean_over_runs(
     results: Sequence[RunResult], metric: str, of: Callable[[RunResult, str], float | None] = RunResult.closing
 ) -> float | None:
-    """Mean of a metric over the runs that have it; None if none has."""
+    """Return the mean of a metric over the runs that have it; None if none has."""
     values = [value for result in results if (value := of(result, metric)) is not None]
     return fmean(values) if values else None
 
 
 def between(interval: Interval | None, *, digits: int = 3) -> str:
-    """The ends of an interval, in words."""
+    """Return the ends of an interval, in words."""
     return "no interval" if interval is None else f"{interval.low:.{digits}f} to {interval.high:.{digits}f}"
