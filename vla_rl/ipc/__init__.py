@@ -1,1 +1,1 @@
-"""What crosses process boundaries: shared arrays, shared weights, the weight mailbox."""
+"""Data that crosses process boundaries: shared arrays, shared weights, the weight mailbox."""

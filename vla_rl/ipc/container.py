@@ -1,4 +1,4 @@
-"""What a container's limits leave of the machine, from its control groups (cgroups, versions 1 and 2).
+"""Resources that a container's limits leave of the machine, from its control groups (cgroups, versions 1 and 2).
 
 Source: the Linux kernel's documentation, admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst and scheduler/sched-bwc.rst.
 """
@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 _MOUNT = Path("/sys/fs/cgroup")
-_MEMBERSHIP = Path("/proc/self/cgroup")  # a line for each hierarchy: number:controllers:path
-# Of versions 2 and 1: the limit, the usage, and what of it is file cache that the kernel gives back on demand.
+_MEMBERSHIP = Path("/proc/self/cgroup")  # one line per hierarchy: number:controllers:path
+# For versions 2 and 1: the limit, the usage, and the part of it that is reclaimable file cache.
 _MEMORY_FILES = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -19,21 +19,21 @@ _MEMORY_FILES = (
 
 
 def usable_cores() -> int:
-    """Processors that this process may run on, or as many as its container's share of time is worth; at least 1."""
+    """Return the number of processors that this process may use, limited by its container's CPU quota; at least 1."""
     shares = [share for group in _groups("cpu") if (share := _share_of_time(group)) is not None]
     return max(1, min([len(os.sched_getaffinity(0)), *(int(share) for share in shares)]))
 
 
 def memory_below_limit() -> int | None:
-    """Bytes that this process can still take before its container's limit; None without a limit."""
+    """Return the bytes that this process can still take before its container's limit; None without a limit."""
     left = [bytes_left for group in _groups("memory") for bytes_left in _memory_left(group)]
     return max(0, min(left)) if left else None
 
 
 def _groups(controller: str) -> Iterator[Path]:
-    """The groups that bind this process: its own and all above it, as far as they can be seen here.
+    """Yield the groups that bind this process: its own and all visible ones above it.
 
-    A container sees its own group as the topmost, or is told the host's path to it, most of which is not there.
+    A container sees its own group as the topmost, or gets the host's path to it, most of which does not exist inside.
     """
     for line in (_content(_MEMBERSHIP) or "").splitlines():
         number, controllers, path = line.split(":", 2)
@@ -46,7 +46,7 @@ def _groups(controller: str) -> Iterator[Path]:
 
 
 def _share_of_time(group: Path) -> float | None:
-    """Processors' worth of time; None without a limit."""
+    """Return a group's CPU quota in processors; None without a limit."""
     both = _content(group / "cpu.max")
     if both is None:
         quota, period = _content(group / "cpu.cfs_quota_us"), _content(group / "cpu.cfs_period_us")
@@ -67,7 +67,7 @@ def _memory_left(group: Path) -> Iterator[int]:
 
 
 def _content(file: Path) -> str | None:
-    """None where it is not there or not for us to see."""
+    """Return a file's content; None if it is missing or not readable."""
     try:
         return file.read_text(encoding="ascii").strip()
     except OSError:

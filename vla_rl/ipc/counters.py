@@ -1,7 +1,7 @@
-"""Counters of one cell, in shared memory: who is alive, how much was done, how much may be done.
+"""Counters of one cell, in shared memory: heartbeats, work done, work allowed.
 
-Every element has one writer, so nothing is locked: an aligned 8-byte number is written and read whole. Counts only
-grow, also over the restart of a worker, which goes on in its predecessor's row.
+Every element has one writer, so nothing is locked: an aligned 8-byte number is written and read atomically. Counts
+never decrease: a restarted worker continues in its predecessor's row.
 
     counter                 unit        written by            read by
     env_worker_*            see below   the env worker        supervisor, governor, metrics
@@ -24,13 +24,13 @@ _UNLIMITED = np.iinfo(np.int64).max
 
 
 class EnvWorkerPhase(IntEnum):
-    """What an env worker is busy with; a hang report names it."""
+    """Current activity of an env worker; a hang report names it."""
 
     STARTING = 0
     RESETTING = 1
     WAITING_FOR_ACTION = 2
     STEPPING = 3
-    HELD_BACK = 4  # by the governor
+    HELD_BACK = 4  # held back by the governor
     STOPPED = 5
 
 
@@ -42,16 +42,16 @@ _PER_ENV_WORKER = {
     "env_worker_episodes": np.int64,  # episodes ended
     "env_worker_wait_seconds": np.float64,  # waiting for actions
     "env_worker_held_back_seconds": np.float64,  # waiting for the governor
-    "env_worker_open_slots": np.int64,  # slots that will ask for decisions again; all but those that ran out of jobs
+    "env_worker_open_slots": np.int64,  # slots that will ask for decisions again: all but those without jobs
 }
 _PER_CELL = {
     "inference_heartbeat": np.float64,  # monotonic seconds
     "inference_batches": np.int64,
     "inference_decisions": np.int64,  # decisions served
-    "inference_policy_version": np.int64,  # in use
+    "inference_policy_version": np.int64,  # version in use
     "inference_busy_seconds": np.float64,  # computing a batch
-    "inference_adopt_seconds": np.float64,  # taking over the newest weights, the last time
-    "inference_own_frozen": np.int64,  # 1: it could not map the learner's frozen weights and loaded its own
+    "inference_adopt_seconds": np.float64,  # duration of the last update to the newest weights
+    "inference_own_frozen": np.int64,  # 1: it could not map the learner's frozen weights and loaded its own copy
     "inference_peak_allocated": np.int64,  # bytes of its GPU: by tensors of its own
     "inference_peak_reserved": np.int64,  # bytes of its GPU: by torch's allocator
     "allowed_decisions": np.int64,  # largest number of decisions env workers may have started, summed over the cell
@@ -60,11 +60,11 @@ _PER_CELL = {
 
 
 class CellCounters(InSharedBlock):
-    """The counters of one cell. Created by the supervisor, attached by every process of the cell."""
+    """Counters of one cell. Created by the supervisor, attached by every process of the cell."""
 
     @classmethod
     def create(cls, *, num_env_workers: int) -> Self:
-        """Counters at zero, heartbeats at now, the version at -1, no limit on decisions."""
+        """Create counters at zero, heartbeats at now, the version at -1, no limit on decisions."""
         fields = [Field(name, (num_env_workers,), dtype) for name, dtype in _PER_ENV_WORKER.items()]
         fields += [Field(name, (1,), dtype) for name, dtype in _PER_CELL.items()]
         arrays = SharedArrays.create("counters", fields, poison=False)
@@ -83,33 +83,33 @@ class CellCounters(InSharedBlock):
 
     @property
     def handle(self) -> SharedArraysHandle:
-        """For a spawned process."""
+        """Return a handle for a spawned process."""
         return self._block.handle
 
     def get(self, name: str, index: int = 0) -> int | float:
-        """Value of one element."""
+        """Return the value of one element."""
         value: int | float = self._block[name][index].item()
         return value
 
     def total(self, name: str) -> int | float:
-        """Sum over the env workers."""
+        """Return the sum over the env workers."""
         value: int | float = self._block[name].sum().item()
         return value
 
     def set(self, name: str, value: float, index: int = 0) -> None:
-        """Write one element; by its one writer."""
+        """Write one element; only its one writer may."""
         self._block[name][index] = value
 
     def add(self, name: str, amount: float, index: int = 0) -> None:
-        """Add to one element; by its one writer."""
+        """Add to one element; only its one writer may."""
         self._block[name][index] += amount
 
     def beat(self, name: str, index: int = 0) -> None:
-        """Write the time into a heartbeat."""
+        """Write the current time into a heartbeat."""
         self._block[name][index] = time.monotonic()
 
     def silent_seconds(self, name: str, index: int = 0) -> float:
-        """Seconds after the last beat of a heartbeat."""
+        """Return the seconds since the last beat of a heartbeat."""
         return time.monotonic() - float(self._block[name][index])
 
     def request_stop(self) -> None:
@@ -118,5 +118,5 @@ class CellCounters(InSharedBlock):
 
     @property
     def stop_requested(self) -> bool:
-        """Whether the cell is to end."""
+        """Return whether the cell should end."""
         return bool(self._block["stop"][0])

@@ -1,11 +1,11 @@
-"""GPU memory that other processes map: torch's CUDA IPC, with its bookkeeping done here.
+"""GPU memory that other processes map: torch's CUDA IPC, with its reference counts managed here.
 
-torch counts the users of memory that a process has sent away: one for every time it was sent, less one when a receiver
-drops its tensor. While the count is above 0 the owner's memory stays allocated, even if nothing of the owner refers to
-it any more. A receiver that ends without dropping its tensors (by `os._exit` or a signal) never counts down, so the
-owner would keep the memory for good. Here memory is sent once, whatever the number of receivers, and the owner counts
-that one down itself when its receivers have ended, however they did (`ExportedMemory.release`). A receiver that did
-count down has done no harm: at 0 or below memory is free. See `torch/csrc/CudaIPCTypes.cpp` (`CudaIPCSentDataDelete`,
+torch counts the users of memory that a process has sent to others: plus one for each send, minus one when a receiver
+drops its tensor. While the count is above 0 the owner's memory stays allocated, even if the owner has no reference to
+it any more. A receiver that ends without dropping its tensors (by `os._exit` or a signal) never decrements the count,
+so the owner would never free the memory. Here memory is sent once for any number of receivers, and the owner decrements
+the count itself after its receivers have ended, for whatever reason (`ExportedMemory.release`). A decrement by a
+receiver does no harm: at 0 or below memory is free. See `torch/csrc/CudaIPCTypes.cpp` (`CudaIPCSentDataDelete`,
 `CudaIPCSentDataLimbo`) and `torch/multiprocessing/reductions.py`.
 """
 
@@ -25,16 +25,16 @@ _SAMPLES = 64
 
 
 class SharingError(RuntimeError):
-    """Memory cannot be shared between processes on this machine; the message says why and what would help."""
+    """Memory that processes cannot share on this machine; the message gives the reason and a remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class CudaMemoryHandle:
-    """What another process needs to map the memory. Plain values: it can be pickled any number of times."""
+    """Handle with which another process maps the memory. Plain values: it can be pickled any number of times."""
 
     rebuild: Callable[..., Tensor]
     arguments: tuple[Any, ...]
-    sample: bytes  # some of the memory's bytes, to tell whether what is mapped is what was meant
+    sample: bytes  # some of the memory's bytes, to verify that the right memory is mapped
 
     def open(self) -> Tensor:
         """Map the memory: flat uint8 bytes. The current device should be the memory's.
@@ -56,10 +56,10 @@ class CudaMemoryHandle:
 
 
 class ExportedMemory:
-    """Memory of this process that was made ready to be mapped by others.
+    """Memory of this process, prepared for mapping by other processes.
 
     Args:
-        flat: uint8 bytes on a GPU, complete: what is written later may be seen later.
+        flat: uint8 bytes on a GPU, complete: later writes may become visible later.
 
     Raises:
         SharingError: the device or the allocator cannot share it.
@@ -67,7 +67,7 @@ class ExportedMemory:
 
     def __init__(self, flat: Tensor) -> None:
         try:
-            torch.cuda.synchronize(flat.device)  # what is still being written would reach nobody's event
+            torch.cuda.synchronize(flat.device)  # pending writes are covered by no event
             self._rebuild, self._arguments = reduce_tensor(flat)
         except torch.cuda.OutOfMemoryError:
             raise
@@ -77,14 +77,14 @@ class ExportedMemory:
 
     @property
     def handle(self) -> CudaMemoryHandle:
-        """For any number of other processes."""
+        """Return a handle for any number of other processes."""
         assert self._flat is not None, "released"
         return CudaMemoryHandle(self._rebuild, self._arguments, sample_of(self._flat))
 
     def release(self) -> None:
-        """Give the memory back to this process, once all others that map it have ended. Idempotent.
+        """Return the memory to this process, after all others that map it have ended. Idempotent.
 
-        It is freed when this process drops its own tensors, or now if it has.
+        It is freed when this process drops its own tensors, or now if it already has.
         """
         if self._flat is None:
             return
@@ -95,12 +95,12 @@ class ExportedMemory:
 
 
 def sample_of(flat: Tensor) -> bytes:
-    """Up to 64 bytes, evenly spaced."""
+    """Return up to 64 bytes, evenly spaced."""
     return flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES].cpu().numpy().tobytes()
 
 
 def _counter(rebuild: Callable[..., Tensor], arguments: tuple[Any, ...]) -> tuple[bytes, int]:
-    """The file of torch's counters and the place of this memory's in it, by the names that torch gives them."""
+    """Return the file of torch's counters and this memory's offset in it, from the arguments that torch passes."""
     named = inspect.signature(rebuild).bind(*arguments).arguments
     return named["ref_counter_handle"], named["ref_counter_offset"]
 

@@ -1,4 +1,4 @@
-"""Order of memory accesses between processes that share memory without a lock."""
+"""Memory ordering between processes that share memory without a lock."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import threading
 
 
 class Fence:
-    """Everything written or read before a call is done before anything after it begins.
+    """Memory fence: all reads and writes before a call are done before any after it begin.
 
-    A sequence lock ("announce, write, announce again") needs this order. x86 keeps it by itself as far as we need it;
-    64-bit Arm (Grace) does not. Python has no fence, but releasing a lock orders what came before it, acquiring one
-    orders what comes after, and both touch the same word. One object per writer or reader, used by one thread.
+    A sequence lock ("announce, write, announce again") needs this order. x86 guarantees it as far as needed here;
+    64-bit Arm (Grace) does not. Python has no fence, but releasing a lock orders the accesses before it, acquiring one
+    orders those after it, and both touch the same word. One object per writer or reader, used by one thread.
     """
 
     def __init__(self) -> None:

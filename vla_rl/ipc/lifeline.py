@@ -1,4 +1,4 @@
-"""When a process is to end: with its parent, or because a signal asks it to."""
+"""End of a process: with its parent, or on a signal that asks it to."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def end_with_parent(number: signal.Signals) -> None:
-    """In a child: have the kernel send it this signal should its parent die, however that happens. Linux only.
+    """Have the kernel send a child process this signal if its parent dies, for whatever reason. Linux only.
 
-    It holds through `exec`. The kernel takes the thread that started the child for its parent.
+    It persists through `exec`. To the kernel, the thread that started the child is its parent.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
-    """Those that ask a process to end well.
+    """Return the signals that ask a process to end cleanly.
 
-    Ctrl-C; SIGTERM; SIGUSR1 and SIGUSR2, which batch systems send before the time is up; and the hangup of a closed
-    terminal, unless `nohup` is to survive it.
+    SIGINT (Ctrl-C); SIGTERM; SIGUSR1 and SIGUSR2, which batch systems send before the time is up; and SIGHUP of a
+    closed terminal, unless `nohup` ignores it.
     """
     asked = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
     return tuple(number for number in asked if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN)
 
 
-# They reach every process of a terminal's group or of a batch job; what they mean, the parent decides.
+# They reach every process of a terminal's group or of a batch job; the parent decides what they mean.
 FOR_THE_PARENT = frozenset({signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2})
 
 
 @contextmanager
 def shielded() -> Iterator[None]:
-    """Start processes that `FOR_THE_PARENT` cannot end: they inherit that these are blocked in this thread.
+    """Start processes that `FOR_THE_PARENT` cannot end: they inherit this thread's mask, which blocks these signals.
 
     The resource tracker of `multiprocessing`, which ignores some of them by itself, is started here too.
     """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_PARENT)
     try:
         resource_tracker.ensure_running()
-        signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_PARENT)  # its start unblocks signals in some versions
+        signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_PARENT)  # starting it unblocks signals in some versions
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

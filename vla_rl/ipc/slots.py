@@ -1,4 +1,4 @@
-"""Exchange slots: where one env and the inference worker leave each other an observation and an answer.
+"""Exchange slots, in which one env and the inference worker exchange observations and answers.
 
 Messages between processes carry a slot's index; the arrays stay here. A slot belongs to one env: the env worker fills
 the inputs and sends the index, the inference worker fills the outputs and sends the index back.
@@ -19,7 +19,7 @@ from vla_rl.types import ActionSpec, FloatArray, ObservationSpec, TokenArray, UI
 def slot_fields(
     observation_spec: ObservationSpec, action_spec: ActionSpec, num_slots: int, *, store_logits: bool
 ) -> list[Field]:
-    """The arrays of `num_slots` slots, for `SharedArrays.create`; `ExchangeSlots.view` gives them their types back."""
+    """Return the arrays of `num_slots` slots, for `SharedArrays.create`; `ExchangeSlots.view` restores their types."""
     num_tokens = action_spec.num_tokens
     fields = [
         Field("frames", (num_slots, *observation_spec.frames_shape), np.uint8),
@@ -46,13 +46,13 @@ class ExchangeSlots:
     tokens: TokenArray  # (M, A), written by the inference worker, as all below
     logprobs: FloatArray  # (M, A), of the sampled tokens
     value: FloatArray  # (M,)
-    policy_version: NDArray[np.int64]  # (M,) version that acted
+    policy_version: NDArray[np.int64]  # (M,) version of the weights that acted
     actions: FloatArray  # (M, K, D) in the environment's own units
-    logits: FloatArray | None  # (M, A, V) `Distribution.parameters` that acted, if the run stores them
+    logits: FloatArray | None  # (M, A, V) `Distribution.parameters` of the acting policy, if the run stores them
 
     @classmethod
     def view(cls, arrays: SharedArrays) -> Self:
-        """The slots that lie in a block made of `slot_fields`."""
+        """Return the slots in a block made of `slot_fields`."""
         return cls(
             frames=arrays["frames"],
             state=arrays["state"],

@@ -1,6 +1,6 @@
 """LIBERO behind the environment protocol: `from vla_rl.envs.libero import LiberoEnv`.
 
-Importing this imports no simulator: `LiberoEnv` does, where it is made.
+Importing this package imports no simulator; constructing `LiberoEnv` does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The arm's control at 500 Hz: robosuite's own, without what it looks up again in every substep.
+"""Control of the arm at 500 Hz: robosuite's own, without the lookups that it repeats in every substep.
 
 A control step is 25 substeps. In each of them robosuite resolves names to indices, computes the same Jacobian four
 times and asks for limits that never change, which takes longer than all of the physics.
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 
 class Arm:
-    """One arm with a gripper. Made after each reset, which makes a new simulation and a new controller."""
+    """Arm with a gripper. Made after each reset, which makes a new simulation and a new controller."""
 
     def __init__(
         self,
@@ -25,14 +25,14 @@ class Arm:
         exact: bool,
         propagate: Callable[[], None],
     ) -> None:
-        """Look everything up.
+        """Look up names, limits and array views once.
 
         Args:
-            mujoco: the module.
+            mujoco: the `mujoco` module.
             env: robosuite's environment with one robot, just reset.
             drive: `control_law.drive`.
-            exact: whether torques are robosuite's to the last bit.
-            propagate: brings what follows from positions and velocities up to date.
+            exact: torques equal robosuite's to the last bit.
+            propagate: function that updates everything derived from positions and velocities.
         """
         self._mujoco = mujoco
         self._propagate = propagate
@@ -43,12 +43,12 @@ class Arm:
         self._site = self._model.site(self._controller.eef_name).id
         fingers = np.array([self._model.actuator(name).id for name in self._gripper.actuators])
         finger_low, finger_high = self._model.actuator_ctrlrange[fingers].T
-        data = self._data  # views on MuJoCo's memory, which stays where it is
+        data = self._data  # views of MuJoCo's memory, which is never moved
         jacobian = np.zeros((2, 3, self._model.nv))
         self._jacobians = (jacobian[0], jacobian[1])  # translation, rotation
         self._inertia, self._packed_inertia = np.zeros((self._model.nv, self._model.nv)), data.qM
         self._position, self._rotation = data.site_xpos[self._site], data.site_xmat[self._site].reshape(3, 3)
-        # What `drive` takes, in its order, around what an action changes.
+        # The arguments of `drive`, in its order, around those that an action changes.
         self._matter = (
             *(exact, jacobian, self._inertia),
             *(np.array(self._controller.qvel_index), np.array(self._controller.qpos_index)),
@@ -63,16 +63,16 @@ class Arm:
         self._opening_change = 0.0
 
     def begin(self, action: NDArray[np.float64]) -> None:
-        """Take over a new action, (7,), and set the motors' controls for the first substep."""
+        """Start a new action, (7,), and set the motors' controls for the first substep."""
         controller = self._controller
         self._opening_change = float(self._gripper.speed * np.sign(action[-1]))
         if not controller.new_update:
-            # In the first step after a reset robosuite acts on the arm as it was before a state was set.
+            # In the first step after a reset robosuite uses the arm's pose from before a state was set.
             self._robot.control(action, policy_step=True)
             self._gather_arguments()
             return
         self._propagate()
-        # All that the goal starts from, so that the controller need not look for more.
+        # Everything that the goal starts from, so that the controller need not update anything else.
         controller.ee_pos, controller.ee_ori_mat = self._position.copy(), self._rotation.copy()
         controller.new_update = False
         controller.set_goal(action[:-1])
@@ -86,9 +86,9 @@ class Arm:
         self._set_controls(self._opening_change)
 
     def _gather_arguments(self) -> None:
-        """All arrays of an action; `drive` reads the simulation's state from them and changes the fingers' opening."""
+        """Collect all arrays of an action; `drive` reads the simulation's state in them and changes the fingers' opening."""
         controller = self._controller
-        controller.new_update = True  # the next action's goal starts from where the arm will be
+        controller.new_update = True  # the next action's goal starts from the arm's pose then
         goal = (controller.goal_pos, controller.goal_ori, controller.kp, controller.kd, controller.initial_joint)
         self._arguments = (*self._matter, *goal, *self._limits, self._gripper.current_action, *self._fingers)
 

@@ -1,7 +1,7 @@
-"""Which files a task opens, and whether a folder of assets holds them.
+"""Files that a task opens, and checks that a folder of assets holds them.
 
-A folder is read as LIBERO and robosuite read it: an object is one XML file, the room of a problem class is another, and
-the meshes and textures that an XML names lie relative to it.
+Folders are read as by LIBERO and robosuite: an object is one XML file, the room of a problem class is another, and
+paths of meshes and textures in an XML file are relative to it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.envs.libero.suites import task_files
 from vla_rl.types import TaskInfo
 
-_SHOWN = 3  # problems in an error
+_SHOWN = 3  # problems listed in an error
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """The room of a problem class, and the textures that LIBERO's arena classes put in place of those it names."""
+    """Room of a problem class, and the textures that LIBERO's arena classes substitute for those it names."""
 
     scene: str
     floor: str
@@ -48,7 +48,7 @@ _PART_OF_ARENA = {"table", "floor", "kitchen_table", "living_room_table", "study
 
 
 def check_task_assets(assets: Assets, task: TaskInfo) -> None:
-    """Whether the assets hold every file that a task opens; the proxies cover four suites, not LIBERO-90.
+    """Check that the assets hold every file that a task opens. The proxies cover four suites, not LIBERO-90.
 
     Raises:
         SimulatorError: names what is missing or wrong.
@@ -66,18 +66,18 @@ def check_task_assets(assets: Assets, task: TaskInfo) -> None:
 def task_problems(
     folder: Path, task: TaskInfo, references: Callable[[Path], References] | None = None
 ) -> tuple[str, ...]:
-    """What is missing or broken among the files that a task opens; none if it can be built.
+    """Return what is missing or broken among the files that a task opens; empty if it can be built.
 
     Args:
-        folder: of assets.
-        task: of any suite.
-        references: `read_references`, or a cache of it where many tasks are looked at.
+        folder: folder of assets.
+        task: task of any suite.
+        references: `read_references`, or a cached version of it for many tasks.
     """
     return tuple(_problems(folder, task, references or read_references))
 
 
 def categories(bddl: Path) -> list[str]:
-    """Categories of a task's fixtures and objects: the word after each dash."""
+    """Return the categories of a task's fixtures and objects: the word after each dash."""
     found: dict[str, None] = {}
     for block in _DECLARATIONS.findall(bddl.read_text(encoding="utf-8")):
         words = block.split()
@@ -105,7 +105,7 @@ def _problems(folder: Path, task: TaskInfo, references: Callable[[Path], Referen
 def _file_problems(
     folder: Path, path: Path, references: Callable[[Path], References], textures: dict[str, str]
 ) -> Iterator[str]:
-    """Of one XML file; `textures` stand in for those that it names."""
+    """Yield the problems of one XML file; `textures` replace those that it names."""
     found = references(path)
     yield from (f"{path.relative_to(folder)}: {fault}" for fault in found.faults)
     for key, file in found.files:
@@ -115,21 +115,21 @@ def _file_problems(
 
 
 def _object_file(folder: Path, name: str) -> Path | None:
-    """Where LIBERO's classes look for an object; an articulated one has no folder of its own."""
+    """Return the file that LIBERO's classes use for an object; an articulated one has no folder of its own."""
     places = [folder / SUBFOLDERS[0], *(folder / place / name for place in SUBFOLDERS[1:4])]
     return next((place / f"{name}.xml" for place in places if (place / f"{name}.xml").is_file()), None)
 
 
 @dataclass(frozen=True, slots=True)
 class References:
-    """What an MJCF file names."""
+    """Files named by an MJCF file."""
 
-    faults: tuple[str, ...]  # why it is no MJCF
+    faults: tuple[str, ...]  # why it is not MJCF
     files: tuple[tuple[str, PurePosixPath], ...]  # name of the asset, file relative to the XML
 
 
 def read_references(path: Path) -> References:
-    """What an MJCF file names, or why it is none."""
+    """Read the files that an MJCF file names, or why it is not MJCF."""
     if not path.is_file():
         return References(("is missing",), ())
     try:

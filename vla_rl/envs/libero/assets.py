@@ -1,4 +1,4 @@
-"""Which assets to simulate with: LIBERO's own where a user has them, primitives otherwise."""
+"""Choice of assets: LIBERO's own if the user has them, otherwise primitives."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from vla_rl.envs.libero.proxy.generate import MARK, proxy_folder
 
 AssetKind = Literal["proxy", "full"]
 ASSETS_VARIABLE = "VLA_RL_LIBERO_ASSETS"
-DOWNLOADED_FOLDER = "libero-assets"  # of our cache, where `vla-rl assets download` puts them
+DOWNLOADED_FOLDER = "libero-assets"  # below our cache; `vla-rl assets download` writes to it
 SUBFOLDERS = ("articulated_objects", "stable_scanned_objects", "turbosquid_objects", "stable_hope_objects", "scenes")
 
 
 @dataclass(frozen=True, slots=True)
 class Assets:
-    """A folder in the layout of LIBERO's `assets/`; its kind does not depend on how it was named."""
+    """Folder in the layout of LIBERO's `assets/`; its kind does not depend on how it was named."""
 
     folder: Path
     kind: AssetKind
 
 
 def resolve_assets(assets: str) -> Assets:
-    """The folder to simulate with. Never asks, never downloads.
+    """Find the folder to simulate with. Never prompts, never downloads.
 
     Args:
         assets: `proxy` for the generated primitives; a folder of LIBERO's full assets; or `auto`: the folder named by

@@ -1,4 +1,4 @@
-"""The per-user folder for generated files, written so that no reader ever sees half of one."""
+"""Per-user folder for generated files, written so that no reader ever sees an incomplete one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vla_rl.envs.libero.errors import SimulatorError
 
 
 def cache_root() -> Path:
-    """`$VLA_RL_CACHE`, else `$XDG_CACHE_HOME/vla_rl`, else `~/.cache/vla_rl`."""
+    """Return `$VLA_RL_CACHE`, else `$XDG_CACHE_HOME/vla_rl`, else `~/.cache/vla_rl`."""
     if own := os.environ.get("VLA_RL_CACHE"):
         return Path(own).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
@@ -22,7 +22,7 @@ def cache_root() -> Path:
 
 
 def publish_folder(name: str, files: Mapping[PurePosixPath, bytes]) -> Path:
-    """A folder in the cache with exactly these files; written once, found by its content ever after.
+    """Return a folder in the cache with exactly these files, written once and found by its content afterwards.
 
     The folder's name ends in a digest of the files, so versions live side by side, and it appears by one rename, so
     any number of processes may ask for it at once.
@@ -48,7 +48,7 @@ def publish_folder(name: str, files: Mapping[PurePosixPath, bytes]) -> Path:
 
 @contextlib.contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
-    """Where files are put into a folder of the cache.
+    """Turn failures to write into a folder of the cache into a `SimulatorError`.
 
     Raises:
         SimulatorError: the disk is full, or the folder cannot be written.

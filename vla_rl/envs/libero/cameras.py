@@ -1,4 +1,4 @@
-"""Cameras that write down what they see at once, and draw it only if somebody asks."""
+"""Cameras that record the scene at once but render it only on request."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ MAX_GEOMS = 1000  # as robosuite's own scenes
 
 
 class Cameras:
-    """Off-screen cameras on one simulation, with graphics of their own that outlive its resets.
+    """Off-screen cameras on one simulation, whose graphics context outlives the simulation's resets.
 
     `look` takes MuJoCo's abstract scenes, lists of placed geoms (0.1 ms each); `draw` turns them into pixels (tens of
     milliseconds without a graphics card). A reset of LIBERO makes a new model of the same assets, for which robosuite
-    would upload every mesh and texture again; here only the scenes are new.
+    would upload every mesh and texture again; here only the scenes are replaced.
     """
 
     def __init__(self, libraries: shim.Libraries, *, names: tuple[str, ...], image_size: int) -> None:
-        """Graphics are made when the first frame is drawn.
+        """Store the settings. The graphics context is created when the first frame is drawn.
 
         Args:
-            libraries: of `shim.load`.
-            names: of the cameras in the model.
-            image_size: pixels a side.
+            libraries: result of `shim.load`.
+            names: names of the cameras in the model.
+            image_size: pixels per side.
         """
         self._mujoco = libraries.mujoco
         self._make_gl_context = libraries.gl_context
@@ -44,18 +44,18 @@ class Cameras:
         self._views: list[tuple[Any, Any]] = []  # camera and scene
         self._frames: UInt8Array | None = None
         self._options = self._mujoco.MjvOption()
-        self._options.geomgroup[0] = 0  # collision geoms stay out of the picture
+        self._options.geomgroup[0] = 0  # collision geoms are not drawn
         self._options.geomgroup[1] = 1
         self._perturbation = self._mujoco.MjvPerturb()
 
     def point_at(self, model: Any, data: Any) -> None:  # noqa: ANN401 - MuJoCo is untyped here
-        """Look at a new model of the same assets from now on."""
+        """Attach to a new model of the same assets."""
         self._model, self._data = model, data
         self._views = [(self._camera(name), self._mujoco.MjvScene(model, maxgeom=MAX_GEOMS)) for name in self._names]
         self.look()
 
     def look(self) -> None:
-        """Take the scenes of this moment; without a model, nothing."""
+        """Capture the current scenes; does nothing without a model."""
         self._frames = None
         for camera, scene in self._views:
             self._mujoco.mjv_updateScene(
@@ -69,13 +69,13 @@ class Cameras:
             )
 
     def frames(self) -> UInt8Array:
-        """The scenes that were taken last, (N, H, W, 3), rows from the bottom; drawn at the first call."""
+        """Return the last captured scenes, (N, H, W, 3), rows from the bottom; drawn at the first call."""
         if self._frames is None:
             self._frames = self._draw()
         return self._frames
 
     def let_go(self) -> None:
-        """Hold on to the model no longer."""
+        """Release the model."""
         self._views, self._frames = [], None
         self._model = self._data = None
 
@@ -83,7 +83,7 @@ class Cameras:
         """Free the graphics; safe to call twice."""
         self.let_go()
         if self._render_context is not None:
-            # What is freed belongs to the current context, and two simulations number their textures alike.
+            # Freeing acts on the current context, and two simulations number their textures alike.
             with _left_as_it_was(self._gl_context):
                 self._gl_context.make_current()
                 self._render_context.free()
@@ -125,13 +125,14 @@ class Cameras:
 
 @contextlib.contextmanager
 def _left_as_it_was(ours: Any) -> Iterator[None]:  # noqa: ANN401
-    """Make graphics that are not ours current again afterwards.
+    """Make a graphics context of another owner current again afterwards.
 
-    robosuite makes its context current when it is created, and ever after draws in whichever is: LIBERO's own env, used
-    in turns with ours, would draw its meshes with our textures. OSMesa does not tell enough to do the same.
+    robosuite makes its context current once, when it is created, and afterwards draws in whichever is current: LIBERO's
+    own env, used alternately with ours, would draw its meshes with our textures. OSMesa does not report enough to do
+    the same.
 
     Args:
-        ours: robosuite's context that is used meanwhile; None if it is made meanwhile.
+        ours: robosuite's context that is used inside the block; None if it is created there.
     """
     if os.environ.get("MUJOCO_GL") != "egl":
         yield

@@ -1,4 +1,4 @@
-"""Python code in a process of its own, with a deadline: what crashes or hangs there does not do so here."""
+"""Python code in a process of its own, with a deadline, so that crashes and hangs stay there."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a child ended."""
+    """Result of a child process."""
 
     ok: bool
-    output: str  # its last line on stdout; of one that was killed at its deadline, the last that it had written
-    reason: str  # if not ok, in one line
+    output: str  # its last line on stdout, also if it was killed at its deadline
+    reason: str  # one line; empty if ok
 
 
 def run_python(code: str, *arguments: str, seconds: float, variables: Mapping[str, str] | None = None) -> Outcome:
@@ -26,14 +26,14 @@ def run_python(code: str, *arguments: str, seconds: float, variables: Mapping[st
     Args:
         code: the program; it finds `arguments` in `sys.argv[1:]`.
         arguments: strings for it.
-        seconds: after which it is killed.
-        variables: environment variables on top of ours.
+        seconds: time after which it is killed.
+        variables: environment variables added to this process's.
     """
     try:
         done = subprocess.run(
             [sys.executable, *_isolation(), "-c", code, *arguments],
             env={**os.environ, **(variables or {})},
-            stdin=subprocess.DEVNULL,  # whoever asks a question gets an end of file
+            stdin=subprocess.DEVNULL,  # a prompt gets an end of file
             capture_output=True,
             text=True,
             errors="replace",
@@ -41,7 +41,7 @@ def run_python(code: str, *arguments: str, seconds: float, variables: Mapping[st
             check=False,
         )
     except subprocess.TimeoutExpired as late:
-        written = late.stdout or b""  # never text, whatever was asked for
+        written = late.stdout or b""  # bytes, even in text mode
         text = written.decode(errors="replace") if isinstance(written, bytes) else written
         return Outcome(ok=False, output=_last_line(text), reason=f"no answer within {seconds:g} s")
     reason = "" if done.returncode == 0 else _reason(done)
@@ -53,7 +53,7 @@ def _last_line(text: str) -> str:
 
 
 def _isolation() -> list[str]:
-    """Keep the current folder off the child's path where it is not on ours: a clone in it would be imported."""
+    """Keep the current folder off the child's path unless it is on ours: a clone in it would be imported."""
     return [] if {"", str(Path.cwd())} & set(sys.path) else ["-P"]
 
 
@@ -63,11 +63,11 @@ def _reason(done: subprocess.CompletedProcess[str]) -> str:
     lines = _without_ignored(done.stderr.splitlines())
     errors = [line for line in lines if "Error" in line.partition(":")[0] and not line.startswith(" ")]
     reason = (errors or lines or [f"exit code {done.returncode}"])[-1].strip()
-    return re.sub(r"^(?:\w+\.)+(?=\w+(?::|$))", "", reason)  # the class without its module
+    return re.sub(r"^(?:\w+\.)+(?=\w+(?::|$))", "", reason)  # class name without its module
 
 
 def _without_ignored(lines: Sequence[str]) -> list[str]:
-    """What was printed, without the exceptions that Python ignored: those of clean-ups after the one that matters."""
+    """Return the output without exceptions that Python ignored in clean-ups after the relevant one."""
     kept: list[str] = []
     ignored = False
     for line in lines:
@@ -76,5 +76,5 @@ def _without_ignored(lines: Sequence[str]) -> list[str]:
         elif not ignored and line.strip():
             kept.append(line)
         elif ignored and not line.startswith((" ", "Traceback")):
-            ignored = False  # this was the ignored exception's last line
+            ignored = False  # last line of the ignored exception
     return kept

@@ -48,7 +48,8 @@ def drive(  # noqa: PLR0913 - compiled code takes plain arrays
     """Write the controls of one substep, as `OSC_POSE` with decoupled position and orientation computes them.
 
     Args:
-        exact: with robosuite's own pseudo-inverses, to the last bit; else by plain inverses, the same up to rounding.
+        exact: use robosuite's own pseudo-inverses, equal to the last bit; otherwise plain inverses, equal up to
+            rounding.
         jacobian: (2, 3, nv) translation and rotation of the end effector.
         inertia: (nv, nv).
         dofs: (7,) the arm's indices in nv.
@@ -62,7 +63,7 @@ def drive(  # noqa: PLR0913 - compiled code takes plain arrays
         goal_rotation: (3, 3).
         kp: (6,) stiffness.
         kd: (6,) damping.
-        rest: (7,) joint positions that the spare degree of freedom is drawn to.
+        rest: (7,) joint positions to which the redundant degree of freedom is drawn.
         low: (7,) torque limits.
         high: (7,) torque limits.
         motors: (7,) indices in `controls`.
@@ -74,7 +75,7 @@ def drive(  # noqa: PLR0913 - compiled code takes plain arrays
         opening_change: added to the second finger's opening, subtracted from the first's.
     """
     n = len(dofs)
-    # robosuite's slices lie column by column, and BLAS sums another layout in another order.
+    # robosuite's slices are column-major, and BLAS sums other layouts in another order.
     j_pos, j_ori, j_full, mass = np.empty((n, 3)), np.empty((n, 3)), np.empty((n, 6)), np.empty((n, n))
     joint_pos, joint_vel, compensation = np.empty(n), np.empty(n), np.empty(n)
     for i in range(n):
@@ -103,7 +104,7 @@ def drive(  # noqa: PLR0913 - compiled code takes plain arrays
 
 @_compiled  # type: ignore[untyped-decorator]
 def _plain_matrices(mass: Array, jacobian_transposed: Array) -> tuple[Array, Array, Array]:
-    """The inertias that push and turn of the end effector meet, and the projector on motions that leave it."""
+    """Return the effective inertias of the end effector in translation and rotation, and the null-space projector."""
     mobility = np.linalg.solve(mass, jacobian_transposed)  # M^-1 J^T
     core = np.dot(jacobian_transposed.T, mobility)
     mass_pos = np.linalg.inv(np.ascontiguousarray(core[:3, :3]))

@@ -1,4 +1,4 @@
-"""A LIBERO task behind the environment protocol, drawing only what a policy will look at."""
+"""LIBERO task behind the environment protocol, rendering only the frames that a policy will see."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ACTION_DIM = 7
 STATE_DIM = 8
 CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
 SETTLE_STEPS = 10
-NUM_SEEDS = 2**32  # of numpy's global generator, from which LIBERO draws
+NUM_SEEDS = 2**32  # of NumPy's global generator, from which LIBERO draws
 SETTLE_ACTION = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
 
 Camera = Literal["agentview", "wrist"]
@@ -32,17 +32,17 @@ Render = Literal["decision", "every_step"]
 
 
 class LiberoEnv:
-    """One LIBERO task, stepped as in the evaluation of OpenVLA-OFT.
+    """LIBERO task, stepped as in the evaluation of OpenVLA-OFT.
 
     Actions are the simulator's own: end-effector displacement 6 in [-1, 1] and gripper, -1 open and +1 close, at 20 Hz.
-    State, (8,): end-effector position 3, axis-angle 3, finger positions 2. Frames are turned by 180 degrees.
+    State, (8,): end-effector position 3, axis-angle 3, finger positions 2. Frames are rotated by 180 degrees.
 
-    Exact physics is LIBERO's own bit for bit, and so is every frame that is drawn with full assets. Fast physics solves
-    the contacts once per substep instead of three times: as deterministic, but another trajectory once things touch,
-    for training alone (docs/libero_physics.md has the numbers). With proxy assets the
-    robot's visual meshes, three quarters of all vertices, are drawn as primitives; nothing that collides or weighs is
-    touched. Fixtures have no joints, so a stored state does not hold their place: LIBERO draws it in every reset. Every
-    reset here is the first reset of a new `OffScreenRenderEnv` after `env.seed(seed)`.
+    Exact physics equals LIBERO's own bit for bit, and so does every frame drawn with full assets. Fast physics solves
+    the contacts once per substep instead of three times: equally deterministic, but with different trajectories after
+    contacts, and meant for training alone (docs/libero_physics.md has the numbers). With proxy assets the robot's
+    visual meshes, three quarters of all vertices, are drawn as primitives; collision and mass are unchanged. Fixtures
+    have no joints, so a stored state does not contain their poses: LIBERO draws them in every reset. Every reset here
+    equals the first reset of a new `OffScreenRenderEnv` after `env.seed(seed)`.
 
     Example:
         >>> env = LiberoEnv("libero_spatial", 0, assets="proxy")
@@ -71,16 +71,16 @@ class LiberoEnv:
             suite: libero_spatial, libero_object, libero_goal, libero_10 or libero_90.
             task_id: position in the benchmark's own order.
             assets: auto, proxy or a folder; see `resolve_assets`.
-            image_size: pixels a side of a frame.
-            cameras: which frames an observation holds, in order.
+            image_size: pixels per side of a frame.
+            cameras: cameras whose frames an observation holds, in order.
             render: `decision` draws the last control step of a chunk; `every_step` draws all (`chunk_frames`).
-            init_states: what the number given to `reset` means; see `load_states`.
+            init_states: meaning of the number given to `reset`; see `load_states`.
             physics: `exact`, LIBERO's own, or `fast`, for training: see above.
             horizon: control steps after which an episode is truncated; default: the suite's own.
-            gl: renderer; see `gl.choose`. One process has one.
+            gl: renderer; see `gl.choose`. One per process.
 
         Raises:
-            ValueError: an argument is none of those allowed; the message lists them.
+            ValueError: an argument is not among the allowed values, which the message lists.
             SimulatorError: the message names what is missing or wrong, and the fix.
         """
         for name, found, allowed in (("render", render, Render), ("physics", physics, Physics), ("gl", gl, GL)):
@@ -114,17 +114,17 @@ class LiberoEnv:
 
     @property
     def task(self) -> TaskInfo:
-        """The task that is simulated."""
+        """Return the task that is simulated."""
         return self._task
 
     @property
     def horizon(self) -> int:
-        """Control steps after which an episode is truncated, settling not counted."""
+        """Return the control steps after which an episode is truncated, not counting settling."""
         return self._horizon
 
     @property
     def chunk_frames(self) -> UInt8Array:
-        """With `every_step`, the frames after each control step of the last chunk, (executed, N, H, W, 3)."""
+        """Return, with `every_step`, the frames after each control step of the last chunk, (executed, N, H, W, 3)."""
         if self._render != "every_step":
             raise RuntimeError("chunk_frames needs render='every_step'")
         return np.stack(self._chunk_frames)
@@ -134,9 +134,9 @@ class LiberoEnv:
 
         Args:
             init_state: index into the stored states; with `sampled`, any number from 0.
-            seed: given to LIBERO as it is; decides everything that it draws at random, whatever came before. Schedules
-                of training and evaluation pass `vla_rl.envs.seeds.reset_seed`, so that each state has its own draw;
-                so does this method for `sampled`, whose states are draws and nothing else.
+            seed: passed to LIBERO unchanged; determines everything that it draws at random, regardless of earlier
+                episodes. Schedules of training and evaluation pass `vla_rl.envs.seeds.reset_seed`, so that each state
+                has its own draw; so does this method for `sampled`, whose states are nothing but draws.
 
         Raises:
             ValueError: `seed` is not in 0..2**32 - 1.
@@ -145,7 +145,7 @@ class LiberoEnv:
         self._check_init_state(init_state)
         if not 0 <= seed < NUM_SEEDS:
             raise ValueError(f"seed must be in 0..{NUM_SEEDS - 1}, as numpy's global generator takes it, got {seed}")
-        shim.use_assets(self._assets.folder)  # a reset reads the files again; another env may have set another folder
+        shim.use_assets(self._assets.folder)  # a reset reads files again; another env may have set another folder
         stored = self._states is not None
         self._simulation.reset(seed if stored else reset_seed(seed, self._task.task_id, init_state))
         if self._states is not None:
@@ -159,7 +159,7 @@ class LiberoEnv:
     def step_chunk(self, actions: FloatArray) -> ChunkResult:
         """Execute actions (K, 7) open loop; stops where the episode ends.
 
-        The observation is that of the last control step that ran, also where success ends a chunk early. Reward is 1 in
+        The observation is that of the last executed control step, also if success ends a chunk early. Reward is 1 in
         the step in which the goal first holds, else 0.
 
         Raises:
@@ -170,7 +170,7 @@ class LiberoEnv:
             raise RuntimeError("step_chunk before reset, or after the end of an episode")
         if actions.ndim != 2 or actions.shape[1] != ACTION_DIM or len(actions) == 0:
             raise ValueError(f"actions must be (K, {ACTION_DIM}) with K >= 1, got {actions.shape}")
-        if not np.isfinite(actions).all():  # MuJoCo would start its simulation anew, in the middle of the episode
+        if not np.isfinite(actions).all():  # MuJoCo would restart its simulation in the middle of the episode
             raise ValueError(f"actions must be finite, got {actions[~np.isfinite(actions).all(axis=1)][0]}")
         planned = min(len(actions), self._horizon - self._elapsed)
         self._chunk_frames = []
@@ -195,12 +195,12 @@ class LiberoEnv:
         )
 
     def physics_state(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Copies of MuJoCo's positions (nq,) and velocities (nv,)."""
+        """Return copies of MuJoCo's positions (nq,) and velocities (nv,)."""
         return self._simulation.physics_state()
 
     @property
     def simulation(self) -> Simulation:
-        """What is underneath, for tests and measurements."""
+        """Return the underlying simulation, for tests and measurements."""
         return self._simulation
 
     def close(self) -> None:
@@ -229,15 +229,15 @@ def _check_choice(name: str, found: str, allowed: tuple[str, ...]) -> None:
 
 
 def proprioception(pose: Pose) -> FloatArray:
-    """The 8 numbers that published policies were trained on: position 3, axis-angle 3, fingers 2."""
+    """Return the 8 numbers that published policies were trained on: position 3, axis-angle 3, fingers 2."""
     return np.concatenate([pose.position, axis_angle(pose.quaternion), pose.fingers]).astype(np.float32)
 
 
 def axis_angle(quaternion: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The rotation (x, y, z, w) as axis times angle, with angles up to 2 pi.
+    """Return the rotation (x, y, z, w) as axis times angle, with angles up to 2 pi.
 
-    The quaternion is deliberately not flipped to its nearer antipode: the policies' statistics were taken without, and
-    flipping costs up to 40 points of success.
+    The quaternion is deliberately not flipped to the equivalent one with the smaller angle: the policies' statistics
+    were computed without this, and flipping costs up to 40 points of success.
     """
     w = min(1.0, max(-1.0, float(quaternion[3])))
     sine = np.sqrt(1.0 - w * w)
@@ -247,5 +247,5 @@ def axis_angle(quaternion: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _upright(frames: UInt8Array) -> UInt8Array:
-    """OpenGL's rows from the bottom, turned by 180 degrees as in the training data."""
+    """Rotate OpenGL's frames, rows from the bottom, by 180 degrees as in the training data."""
     return np.ascontiguousarray(frames[:, ::-1, ::-1])

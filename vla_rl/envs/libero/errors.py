@@ -1,4 +1,4 @@
-"""What can be wrong with the simulator, as the user meets it."""
+"""Errors of the simulator that the user sees."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from vla_rl.errors import UserError
 
 
 class SimulatorError(UserError):
-    """The simulator, its assets or its graphics cannot be used; the message names the cause and the fix."""
+    """Error of the simulator, its assets or its graphics; the message names the cause and the fix."""

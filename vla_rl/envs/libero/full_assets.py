@@ -1,4 +1,4 @@
-"""LIBERO's full assets: whether a folder holds what the tasks open, and where to get it."""
+"""LIBERO's full assets: checks of a folder, and the download."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from vla_rl.envs.libero.suites import libero_tasks
 from vla_rl.libero_suites import MAIN_SUITES, SUITES
 from vla_rl.types import TaskInfo
 
-HUB_DATASET = "lerobot/libero-assets"  # where hf-libero itself downloads from
-# Data alone: nothing that a program would run.
+HUB_DATASET = "lerobot/libero-assets"  # the source from which hf-libero itself downloads
+# Data only, nothing executable.
 HUB_PATTERNS = ("*.xml", "*.obj", "*.mtl", "*.stl", "*.msh", "*.png", "*.jpg", "*.jpeg")
 
 
 @dataclass(frozen=True, slots=True)
 class TaskCheck:
-    """What is wrong with the files of one task; nothing if `problems` is empty."""
+    """Problems of the files of one task; none if `problems` is empty."""
 
     task: TaskInfo
     problems: tuple[str, ...]
 
 
 def check_tasks(folder: Path, suites: Sequence[str] = MAIN_SUITES) -> list[TaskCheck]:
-    """Whether every file that the tasks of some suites open is there, and every XML is MJCF.
+    """Check that every file that the tasks of some suites open is there, and that every XML file is MJCF.
 
     Raises:
         SimulatorError: hf-libero, which holds the task definitions, is not installed.
@@ -45,7 +45,7 @@ def check_tasks(folder: Path, suites: Sequence[str] = MAIN_SUITES) -> list[TaskC
 
 
 def completeness(folder: Path) -> dict[str, str]:
-    """How many tasks of each suite find all their files, in words, LIBERO-90 last."""
+    """Describe how many tasks of each suite find all their files, LIBERO-90 last."""
     words = {}
     for suite in SUITES:
         checks = check_tasks(folder, [suite])
@@ -55,12 +55,12 @@ def completeness(folder: Path) -> dict[str, str]:
 
 
 def missing_files(folder: Path) -> list[str]:
-    """Everything that is wrong with a folder for the 40 tasks of four suites, each thing once."""
+    """Return the problems of a folder for the 40 tasks of four suites, each once."""
     return list(dict.fromkeys(problem for check in check_tasks(folder) for problem in check.problems))
 
 
 def why_chosen(assets: Assets) -> str:
-    """Why `auto` has taken a folder, in words."""
+    """Explain why `auto` has chosen a folder."""
     if os.environ.get(ASSETS_VARIABLE):
         return f"${ASSETS_VARIABLE} names it"
     if assets.kind == "proxy":
@@ -69,23 +69,24 @@ def why_chosen(assets: Assets) -> str:
 
 
 def downloaded_folder() -> Path:
-    """Where `download` puts the assets."""
+    """Return the folder that `download` writes to."""
     return cache_root() / DOWNLOADED_FOLDER
 
 
 def download(fetch: Callable[[Path], None]) -> Path:
-    """Fetch the full assets into our cache; the folder is there complete or not at all.
+    """Fetch the full assets into the cache; the folder appears complete or not at all.
 
-    What was fetched before an interruption is kept aside and used by the next call.
+    Files fetched before an interruption are kept and used by the next call.
 
     Args:
-        fetch: puts the files into the folder that it is given; see `fetch_from_hub`.
+        fetch: function that puts the files into a given folder; see `fetch_from_hub`.
 
     Returns:
-        The folder, at once if it was downloaded before.
+        The folder, immediately if it was downloaded before.
 
     Raises:
-        SimulatorError: another download is running, the folder cannot be written, or what came is incomplete.
+        SimulatorError: another download is running, the folder cannot be written, or the downloaded files are
+            incomplete.
     """
     target = downloaded_folder()
     if target.is_dir():
@@ -100,7 +101,7 @@ def download(fetch: Callable[[Path], None]) -> Path:
                 f"what was downloaded from {HUB_DATASET} is not complete: {len(faults)} problems, the first: "
                 f"{faults[0]}. Fix: run it again; if it stays, remove {partial} first"
             )
-        shutil.rmtree(partial / ".cache", ignore_errors=True)  # the hub client's notes for resuming
+        shutil.rmtree(partial / ".cache", ignore_errors=True)  # the hub client's state for resuming
         partial.rename(target)
     return target
 
@@ -109,7 +110,7 @@ def fetch_from_hub(folder: Path) -> None:
     """Download the assets that hf-libero itself would, as files, never as links into another cache.
 
     Raises:
-        SimulatorError: there is no network or no client; the message says what else can be done.
+        SimulatorError: there is no network or no client; the message names alternatives.
     """
     try:
         from huggingface_hub import snapshot_download
@@ -117,7 +118,11 @@ def fetch_from_hub(folder: Path) -> None:
         raise SimulatorError("the download needs huggingface_hub. Fix: pip install huggingface_hub") from error
     try:
         snapshot_download(HUB_DATASET, repo_type="dataset", local_dir=folder, allow_patterns=list(HUB_PATTERNS))
-    except (OSError, RuntimeError, ValueError) as error:  # of requests, httpx and the client: no common class
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # requests, httpx and the client have no common class
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SimulatorError(
             f"{HUB_DATASET} could not be downloaded: {reason}. Fix: run it where the hub can be reached, copy the "

@@ -1,4 +1,4 @@
-"""Which off-screen renderer to use, found out before anything that would fix the choice is imported."""
+"""Choice of the off-screen renderer, made before anything that would fix it is imported."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ BACKENDS = {
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What came of rendering one frame."""
+    """Result of rendering one frame."""
 
     renderer: str | None  # what OpenGL calls itself, for example "llvmpipe (...)"; None if nothing was rendered
-    reason: str  # the last line of the failure
+    reason: str  # last line of the failure
 
 
 @cache
 def probe(backend: str) -> Probe:
-    """Render one frame in a process of its own, on the device that this one would take; the answer is kept.
+    """Render one frame in a process of its own, on the device that this one would use; the result is cached.
 
     Takes about a second.
     """
@@ -66,9 +66,9 @@ def probe(backend: str) -> Probe:
 
 
 def choose(gl: GL) -> str:
-    """The renderer to use: `egl` or `osmesa`; with auto the one that `MUJOCO_GL` names, if the user set it.
+    """Choose the renderer: `egl` or `osmesa`; with auto the one in `MUJOCO_GL`, if the user set it.
 
-    What the user named is not tried here: `renderer_of` does.
+    A renderer that the user named is not tried here; `renderer_of` tries it.
 
     Raises:
         SimulatorError: no renderer works; the message names the missing library and the packages that hold it.
@@ -90,10 +90,10 @@ def choose(gl: GL) -> str:
 
 
 def renderer_of(backend: str) -> str:
-    """What OpenGL calls itself there, for example "llvmpipe (LLVM 15.0.6, 256 bits)".
+    """Return OpenGL's own name of the renderer, for example "llvmpipe (LLVM 15.0.6, 256 bits)".
 
     Raises:
-        SimulatorError: it renders nothing; with the reason and the fix.
+        SimulatorError: it renders nothing; gives the reason and the fix.
     """
     renderer = probe(backend).renderer
     if renderer is None:
@@ -102,7 +102,7 @@ def renderer_of(backend: str) -> str:
 
 
 def nothing_renders(candidates: Sequence[str]) -> str:
-    """Why none of these renderers works, and what to do: install a library only where one is absent."""
+    """Explain why none of these renderers works, and what to do: install a library only if one is missing."""
     tried = "; ".join(f"{name}: {_why(name)}" for name in candidates)
     absent = [name for name in candidates if not _has_library(name)]
     fixes = [f"apt-get install -y {BACKENDS[name].packages}" for name in absent]
@@ -115,7 +115,7 @@ def nothing_renders(candidates: Sequence[str]) -> str:
 
 
 def _why(backend: str) -> str:
-    """The missing library by name, where that is the reason: OpenGL's own message would not say so."""
+    """Name the missing library if that is the reason: OpenGL's own message would not say so."""
     library = BACKENDS[backend].library
     return (
         f"{library} is there, but {probe(backend).reason}" if _has_library(backend) else f"{library} is not installed"

@@ -1,4 +1,4 @@
-"""LIBERO's stored initial states: arrays and nothing else, although the files are pickles.
+"""LIBERO's stored initial states, read as arrays only although the files are pickles.
 
 A file is a zip archive with one pickle of a float64 array (n, 1 + nq + nv): time, positions, velocities.
 """
@@ -25,7 +25,7 @@ StateArray = NDArray[np.float64]
 
 _PICKLE_MEMBER = "archive/data.pkl"
 _MAX_BYTES = 64 * 2**20  # the largest real file holds 0.1 MB
-# What zipfile, pickle and numpy raise on damaged files, as their documentation lists it.
+# Exceptions that zipfile, pickle and NumPy document for damaged files.
 _DAMAGE = (
     OSError,
     zipfile.BadZipFile,
@@ -44,12 +44,12 @@ _DAMAGE = (
 
 
 def _array_reconstruct() -> Any:  # noqa: ANN401 - a C function without a public type
-    """The function by which numpy arrays name themselves in a pickle (the module moved in numpy 2)."""
+    """Return the function by which NumPy arrays name themselves in a pickle (the module moved in NumPy 2)."""
     return np.ndarray(0).__reduce__()[0]
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Resolves the four names an array needs, so that nothing in a file can run code."""
+    """Unpickler that resolves only the four names an array needs, so that nothing in a file can run code."""
 
     def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401
         allowed = {
@@ -65,7 +65,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def read_states(path: Path) -> StateArray:
-    """The array of a `.init` or `.pruned_init` file, (n, 1 + nq + nv).
+    """Read the array of a `.init` or `.pruned_init` file, (n, 1 + nq + nv).
 
     Raises:
         SimulatorError: the file is missing, damaged, or holds anything but a 2-d float64 array.
@@ -83,13 +83,13 @@ def read_states(path: Path) -> StateArray:
 
 
 def load_states(task: TaskInfo, init_states: InitStates) -> StateArray | None:
-    """The named set of a task's initial states, (n, 1 + nq + nv); None for `sampled`, which stores none.
+    """Load the named set of a task's initial states, (n, 1 + nq + nv); None for `sampled`, which stores none.
 
     `standard` are the benchmark's 50, on which every published score is measured. `spare` are the states of the
     `.init` file that are not among them: free for training. `sampled` is LIBERO's own placement sampler.
 
     Raises:
-        SimulatorError: there is no set of this name, or `spare` in a suite that has none (Object, Goal).
+        SimulatorError: there is no set of this name, or no `spare` set in the suite (Object, Goal).
     """
     if init_states not in get_args(InitStates):
         raise SimulatorError(
@@ -112,6 +112,6 @@ def load_states(task: TaskInfo, init_states: InitStates) -> StateArray | None:
 
 
 def num_init_states(task: TaskInfo, init_states: InitStates) -> int | None:
-    """How many initial states a set has; None where any number from 0 is a valid one (`sampled`)."""
+    """Return the number of initial states in a set; None if any number from 0 is valid (`sampled`)."""
     states = load_states(task, init_states)
     return None if states is None else len(states)

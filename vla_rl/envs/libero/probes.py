@@ -1,16 +1,16 @@
-"""Measurements that tell a MuJoCo on which LIBERO's published scores do not hold, without any policy.
+"""Measurements that detect a MuJoCo with which LIBERO's published scores do not hold, without any policy.
 
-Two things are known to have changed, and were measured here with full assets on a software renderer:
+Two known changes were measured with full assets on a software renderer:
 
-* The distance of touching boxes, in 3.4. In Spatial task 5 a bowl falls onto a ramekin while the scene settles. Up to
-  3.3.7 (3.1.6, 3.2.7, 3.3.0, 3.3.3 and 3.3.7 alike) it comes to rest 14.6 mm aside of where it fell from, tilted by
-  16 degrees; in 3.4.0 and 3.9.0 37 mm aside, 8 mm higher and still tilting. Twelve standard states agree to 0.01 mm.
-  The proxy's bowl is round and rests flat in both, but lower after ten steps: at 934.3 mm up to 3.3.3, at 933.8 mm in
-  3.4.0.
-* The reading of textures marked as sRGB, in 3.3.3: they are turned into linear values, which nothing turns back. A grey
-  of 128 is drawn as 128 up to 3.3.2 and as 55 from 3.3.3 to 3.9.0. LIBERO's floors are darker for it only if their
-  textures bear the mark: with it the floor of Object task 0 falls from 179 to 122, without it (proxy assets, re-encoded
-  copies) it stays at 179 on every version. So both are measured, the floor and a marked texture.
+* Contact distances of touching boxes, in 3.4. In Spatial task 5 a bowl falls onto a ramekin while the scene settles. Up
+  to 3.3.7 (3.1.6, 3.2.7, 3.3.0, 3.3.3 and 3.3.7 alike) it comes to rest 14.6 mm to the side of its initial position,
+  tilted by 16 degrees; in 3.4.0 and 3.9.0 37 mm to the side, 8 mm higher and still tilting. Twelve standard states
+  agree to 0.01 mm. The proxy's bowl is round and rests flat in both, but lower after ten steps: at 934.3 mm up to
+  3.3.3, at 933.8 mm in 3.4.0.
+* The reading of textures marked as sRGB, in 3.3.3: they are converted to linear values and never converted back. A grey
+of 128 is drawn as 128 up to 3.3.2 and as 55 from 3.3.3 to 3.9.0. LIBERO's floors become darker only if their textures
+have the mark: with it the floor of Object task 0 falls from 179 to 122, without it (proxy assets, re-encoded copies) it
+stays at 179 on every version. So both the floor and a marked texture are measured.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from vla_rl.envs.libero.suites import libero_task, task_files
 from vla_rl.types import TaskInfo
 
 SETTLE_TASK = ("libero_spatial", 5)
-SETTLE_STATES = (0, 24, 49)  # first, middle and last of the standard ones
+SETTLE_STATES = (0, 24, 49)  # first, middle and last of the standard states
 BOWL = "akita_black_bowl_1_main"
 
 FLOOR_TASK = ("libero_object", 0)
@@ -48,31 +48,31 @@ MARKED_GREY = 128
 
 @dataclass(frozen=True, slots=True)
 class Settling:
-    """Where an object is after the settle steps."""
+    """Pose of an object after the settle steps."""
 
-    drift_mm: float  # horizontally, from where the stored state has it
-    tilt_degrees: float  # of its vertical axis
-    height_mm: float  # above the world's origin
+    drift_mm: float  # horizontal distance from its position in the stored state
+    tilt_degrees: float  # tilt of its vertical axis
+    height_mm: float  # height above the world's origin
 
 
-# Measured with mujoco 3.3.0, and how far from it a state may be: a third of the way to 3.4's at most.
+# Values measured with mujoco 3.3.0, and tolerances: at most a third of the difference to 3.4.
 SETTLED: dict[AssetKind, tuple[Settling, Settling]] = {
     "full": (Settling(14.60, 15.95, 934.40), Settling(5.0, 4.0, 2.0)),
     "proxy": (Settling(0.0, 0.0, 934.28), Settling(1.0, 1.0, 0.15)),
 }
 FLOOR_BRIGHTNESS: dict[AssetKind, float] = {"full": 179.2, "proxy": 179.7}  # grey levels of 255, mujoco 3.3.0
-BRIGHTNESS_TOLERANCE = 15.0  # renderers differ by less, 3.3.3 by 57
+BRIGHTNESS_TOLERANCE = 15.0  # renderers differ by less, mujoco 3.3.3 by 57
 
 
 def measure_settling(assets: str, *, states: Sequence[int] = SETTLE_STATES) -> list[Settling]:
-    """Let Spatial task 5 settle from stored states; physics alone, nothing is drawn.
+    """Let Spatial task 5 settle from stored states; physics only, nothing is drawn.
 
     Args:
         assets: as for `resolve_assets`.
         states: indices of standard initial states.
 
     Returns:
-        What became of the bowl on the ramekin, by state.
+        The settled pose of the bowl on the ramekin, by state.
 
     Raises:
         SimulatorError: the simulator cannot be used.
@@ -94,19 +94,19 @@ def _settle(simulation: Simulation, state: Any) -> Settling:  # noqa: ANN401
         simulation.step(SETTLE_ACTION)
     position, (_, x, y, _) = _pose(simulation)
     drift = float(np.linalg.norm(position[:2] - start[:2]))
-    cosine = float(np.clip(1.0 - 2.0 * (x * x + y * y), -1.0, 1.0))  # of the body's z axis and the world's
+    cosine = float(np.clip(1.0 - 2.0 * (x * x + y * y), -1.0, 1.0))  # cosine between the body's z axis and the world's
     return Settling(1000.0 * drift, float(np.degrees(np.arccos(cosine))), 1000.0 * float(position[2]))
 
 
 def _pose(simulation: Simulation) -> tuple[Any, Any]:
-    """Position (3,) in metres and quaternion (4,) w x y z of the bowl."""
+    """Return position (3,) in metres and quaternion (4,) w x y z of the bowl."""
     sim = simulation.env.sim
     body = sim.model.body_name2id(BOWL)
     return np.array(sim.data.body_xpos[body]), np.array(sim.data.body_xquat[body])
 
 
 def is_settled(measured: Settling, kind: AssetKind) -> bool:
-    """Whether a bowl rests as it does with the pinned MuJoCo."""
+    """Return whether a bowl rests as it does with the pinned MuJoCo."""
     expected, allowed = SETTLED[kind]
     return (
         abs(measured.drift_mm - expected.drift_mm) <= allowed.drift_mm
@@ -116,7 +116,7 @@ def is_settled(measured: Settling, kind: AssetKind) -> bool:
 
 
 def measure_floor_brightness(assets: str) -> float:
-    """Mean grey level of a patch of floor in the first frame of Object task 0, of 255.
+    """Measure the mean grey level, of 255, of a patch of floor in the first frame of Object task 0.
 
     Raises:
         SimulatorError: the simulator cannot be used.
@@ -129,7 +129,7 @@ def measure_floor_brightness(assets: str) -> float:
 
 
 def measure_marked_texture() -> int:
-    """Grey level at which a texture of grey 128, marked as sRGB, is drawn by a light of its own."""
+    """Measure the grey level at which a texture of grey 128, marked as sRGB, is drawn under its own light."""
     libraries = shim.load(gl="auto")
     with tempfile.TemporaryDirectory() as folder:
         texture = Path(folder, "grey.png")
@@ -161,7 +161,7 @@ _MARKED_SCENE = """
 
 
 def marked_png(grey: int, size: int = 8) -> bytes:
-    """A PNG of one grey with the chunk that says sRGB, as image editors write it."""
+    """Return a PNG of one grey with the chunk that marks sRGB, as image editors write it."""
     header = struct.pack(">IIBBBBB", size, size, 8, 2, 0, 0, 0)
     rows = (b"\0" + bytes([grey]) * (3 * size)) * size
     chunks = ((b"IHDR", header), (b"sRGB", b"\0"), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
@@ -172,7 +172,7 @@ def marked_png(grey: int, size: int = 8) -> bytes:
 
 
 def build_simulation(task: TaskInfo, assets: Assets) -> Simulation:
-    """A task's physics, without cameras: reads and compiles every file that the task uses.
+    """Build a task's physics, without cameras: reads and compiles every file that the task uses.
 
     Raises:
         SimulatorError: the simulator cannot be used.

@@ -1,15 +1,13 @@
-"""The one place that imports LIBERO, robosuite and MuJoCo, with everything that must be right before they are imported.
+"""Only importer of LIBERO, robosuite and MuJoCo, with everything that must be set up before they are imported.
 
-What this avoids, each of which is met by users of the stock packages:
+It avoids these problems of the stock packages:
 
 * `import libero.libero` asks a question on the terminal unless `LIBERO_CONFIG_PATH` names a folder with a config.
-* hf-libero downloads assets at first use, whatever its config says, unless a module variable names a folder.
-* The renderer is fixed by `MUJOCO_GL` when robosuite is imported, and its EGL device by `CUDA_VISIBLE_DEVICES`, an
-  empty value of which raises.
-* numba keeps what it compiled beside the packages' source, or nowhere where neither that nor the home can be written,
-  and then refuses to compile.
-* robosuite opens `/tmp/robosuite.log`, which belongs to whoever came first on a shared machine.
-* One placement sampler drops into the debugger when it fails.
+* hf-libero downloads assets at first use, regardless of its config, unless a module variable names a folder.
+* The renderer is fixed by `MUJOCO_GL` when robosuite is imported, and its EGL device by `CUDA_VISIBLE_DEVICES`, whose
+empty value raises. * numba caches compiled code beside the packages' source; if neither that nor the home folder is
+writable, it refuses to compile. * robosuite opens `/tmp/robosuite.log`, which belongs to its first user on a shared
+machine. * One placement sampler drops into the debugger when it fails.
 """
 
 from __future__ import annotations
@@ -34,8 +32,8 @@ from vla_rl.envs.libero.egl_devices import device_to_draw_on
 from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.envs.libero.suites import INSTALL_HINT, wheel_root
 
-# Scores shift on other versions: from mujoco 3.3.3 the floor of the Object suite is darker, from 3.4 on Spatial task 5
-# settles differently; robosuite 1.5 removed the class that LIBERO derives from.
+# Scores differ on other versions: from mujoco 3.3.3 on, the floor of the Object suite is darker; from 3.4 on, Spatial
+# task 5 settles differently; robosuite 1.5 removed the class that LIBERO derives from.
 PINNED = {"mujoco": "3.3.0", "robosuite": "1.4.0", "hf-libero": "0.1.4"}
 _SHORT_OF_MEMORY = (
     "start fewer env workers, because each context takes memory of the graphics card, or draw with MUJOCO_GL=osmesa"
@@ -44,7 +42,7 @@ _SHORT_OF_MEMORY = (
 
 @dataclass(frozen=True, slots=True)
 class Libraries:
-    """The imported modules, untyped as they are."""
+    """Imported modules, which have no types."""
 
     mujoco: Any
     problems: Any  # TASK_MAPPING: problem class by name
@@ -52,7 +50,7 @@ class Libraries:
     controller_config: Any
     drive: Any  # the arm's compiled control law
     observable: Any  # robosuite's timed sensor
-    gl_context: Any  # robosuite's class for the renderer that was chosen
+    gl_context: Any  # robosuite's class for the chosen renderer
     randomization_error: type[Exception]
 
 
@@ -60,12 +58,12 @@ _loaded: tuple[str, Libraries] | None = None
 
 
 def load(*, gl: renderers.GL) -> Libraries:
-    """Import the simulator, once per process, with the renderer fixed before.
+    """Import the simulator, once per process, after fixing the renderer.
 
     Raises:
-        SimulatorError: a package is missing, no renderer works, or this process already renders in another way.
+        SimulatorError: a package is missing, no renderer works, or this process already uses another renderer.
     """
-    global _loaded  # imports are process-global, and so is the choice made before them
+    global _loaded  # imports are process-wide, and so is the renderer chosen before them
     if _loaded is not None:
         if gl not in ("auto", _loaded[0]):
             raise SimulatorError(f"this process already renders with {_loaded[0]}; {gl} needs a process of its own")
@@ -90,7 +88,7 @@ def use_assets(folder: Path) -> None:
 
 
 def check_installed() -> None:
-    """Whether the packages are there, without importing them.
+    """Check that the packages are installed, without importing them.
 
     Raises:
         SimulatorError: names the first package that is missing.
@@ -102,19 +100,19 @@ def check_installed() -> None:
 
 
 def versions() -> dict[str, str]:
-    """Installed version of every pinned package."""
+    """Return the installed version of every pinned package."""
     return {package: importlib.metadata.version(package) for package in PINNED}
 
 
 @contextlib.contextmanager
 def graphics(backend: str) -> Iterator[None]:
-    """Where a context of robosuite's is made: on the device that the probe drew on, with one error for all it raises.
+    """Create a context of robosuite's on the device that the probe drew on, with one error for all it raises.
 
-    robosuite raises on an empty `CUDA_VISIBLE_DEVICES` and on one that holds UUIDs, and asserts that the device that it
-    is to take stands in it. Within this block the device is given by `MUJOCO_EGL_DEVICE_ID` alone.
+    robosuite raises on a `CUDA_VISIBLE_DEVICES` that is empty or holds UUIDs, and asserts that it lists the device to
+    use. Within this block the device is given by `MUJOCO_EGL_DEVICE_ID` alone.
 
     Raises:
-        SimulatorError: nothing can be drawn; with the reason and the fix.
+        SimulatorError: nothing can be drawn; gives the reason and the fix.
     """
     with _one_error(backend, fix=_SHORT_OF_MEMORY):
         device = device_to_draw_on() if backend == "egl" else None
@@ -124,11 +122,11 @@ def graphics(backend: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _one_error(backend: str, *, fix: str) -> Iterator[None]:
-    """Turn whatever robosuite and OpenGL raise while they start into one error.
+    """Turn everything that robosuite and OpenGL raise while they start into one error.
 
     Args:
-        backend: that is to draw.
-        fix: what to do where the renderer is not to blame, because it draws a frame by itself.
+        backend: renderer in use.
+        fix: what to do if the renderer is not to blame, because it draws a frame on its own.
     """
     try:
         yield
@@ -143,7 +141,7 @@ def _one_error(backend: str, *, fix: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _environment(**variables: str | None) -> Iterator[None]:
-    """Environment variables with other values for a while; None for one that is not to be set."""
+    """Set environment variables temporarily; None unsets one."""
     before = {name: os.environ.get(name) for name in variables}
     _set(variables)
     try:
@@ -162,9 +160,9 @@ def _set(variables: Mapping[str, str | None]) -> None:
 
 @contextlib.contextmanager
 def seeded_reset(seed: int) -> Iterator[None]:
-    """Seed what LIBERO draws from in a reset, numpy's global generator, and give it back as it was.
+    """Seed NumPy's global generator, from which LIBERO draws in a reset, and restore its state afterwards.
 
-    Also keeps the debugger shut, which LIBERO's in-site sampler opens before it raises.
+    Also disables the debugger, which LIBERO's in-site sampler opens before it raises.
     """
     import pdb
 
@@ -180,14 +178,14 @@ def seeded_reset(seed: int) -> Iterator[None]:
 
 
 def _start_errors() -> tuple[type[BaseException], ...]:
-    """What packages that do not fit and OpenGL's loaders and calls raise, the latter in a class of their own."""
+    """Return the exceptions of mismatched packages and of OpenGL's loaders and calls, which have their own class."""
     own = (("OpenGL.error", "Error"), ("mujoco", "FatalError"))
     imported = [vars(sys.modules[module])[name] for module, name in own if module in sys.modules]
     return (ImportError, AttributeError, RuntimeError, OSError, ValueError, *imported)
 
 
 def _config_folder() -> Path:
-    """A folder with the `config.yaml` that LIBERO would otherwise ask the user to make. JSON is YAML."""
+    """Return a folder with the `config.yaml` that LIBERO would otherwise ask the user to make. JSON is valid YAML."""
     root = wheel_root()
     keys = {
         "benchmark_root": root,
@@ -201,7 +199,7 @@ def _config_folder() -> Path:
 
 
 def _compiled_folder() -> Path:
-    """Where numba keeps machine code. It notes the changes of a source file, but not those of functions from others."""
+    """Return numba's cache folder. numba notices changes of a source file, but not of functions it imports."""
     return cache_root() / f"numba-robosuite-{importlib.metadata.version('robosuite')}"
 
 
@@ -219,7 +217,7 @@ def _silence_robosuite_log() -> None:
     macros.FILE_LOGGING_LEVEL = None
     macros.CONSOLE_LOGGING_LEVEL = "ERROR"
     sys.modules[name] = macros
-    # Otherwise every process says three times that a file of robosuite's developers is missing.
+    # Otherwise every process warns three times that a file of robosuite's developers is missing.
     logging.getLogger("robosuite_logs").addFilter(_is_no_advice)
 
 
@@ -237,7 +235,7 @@ def _import() -> Libraries:
 
     from vla_rl.envs.libero.control_law import drive
 
-    GLContext._context = None  # its clean-up looks for it, also where it was never made
+    GLContext._context = None  # its clean-up reads it, even if it was never created
 
     return Libraries(
         mujoco=mujoco,

@@ -1,4 +1,4 @@
-"""One LIBERO task in MuJoCo, as the environment above needs it: reset, set a state, step, look when told to."""
+"""LIBERO task in MuJoCo, as the environment above needs it: reset, set a state, step, render on request."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Physics = Literal["exact", "fast"]
 
 @dataclass(frozen=True, slots=True)
 class Pose:
-    """The robot's own state, sampled by robosuite's timers."""
+    """State of the robot, sampled by robosuite's timers."""
 
     position: NDArray[np.float64]  # (3,) end effector, metres
     quaternion: NDArray[np.float64]  # (4,) x, y, z, w
@@ -34,13 +34,12 @@ class Pose:
 
 
 class Simulation:
-    """A task's robosuite environment without the work that nobody reads. States and frames stay LIBERO's own.
+    """Task's robosuite environment without work whose results nobody reads. States and frames equal LIBERO's own.
 
     robosuite samples observations on timers inside a control step, shortly before its end, so a frame drawn after the
-    step would be another one. All timers run alike; here a sensor of our own has the only one, and at that moment the
-    pose is read and the cameras take their scenes.
-    `frames` draws them only if somebody asks, at any time before the next step, also in a step that turned out to have
-    ended the episode.
+    step would differ. All timers run alike; here our own sensor has the only one, and at that moment the pose is read
+    and the cameras capture their scenes. `frames` draws them only on request, at any time before the next step, also if
+    the step ended the episode.
     """
 
     def __init__(
@@ -56,10 +55,10 @@ class Simulation:
         """Build the task; nothing is drawn yet.
 
         Args:
-            libraries: of `shim.load`; the assets must be set by `shim.use_assets`.
+            libraries: result of `shim.load`; the assets must be set by `shim.use_assets`.
             bddl: the task's definition.
             cameras: robosuite's names of the cameras to draw, in order.
-            image_size: pixels a side.
+            image_size: pixels per side.
             edit_xml: applied to the whole model's XML at every reset.
             physics: `exact`, LIBERO's own bit for bit, or `fast`; see `_forward`.
         """
@@ -74,33 +73,33 @@ class Simulation:
             self._env.set_xml_processor(edit_xml)
         self._physics: Physics = physics
         self._arm: Arm | None = None
-        self._model: Any = None  # MuJoCo's own, of the last reset
+        self._model: Any = None  # MuJoCo's objects of the last reset
         self._data: Any = None
         self._prepare_observables(libraries.observable)
         self._take_over()
-        # What may be skipped depends on where robosuite is when it calls us. Outside of a step nothing is. In a step a
-        # substep begins unplaced, the first `_forward` places it, and `_step` begins the next one.
+        # Work is skipped depending on the point at which robosuite calls us; outside a step nothing is skipped. In a
+        # step a substep begins unplaced, the first `_forward` places it, and `_step` begins the next one.
         self._stepping = False
         self._placed = False  # whether positions and velocities have been propagated in this substep
 
     @property
     def env(self) -> Any:  # noqa: ANN401 - robosuite is untyped
-        """LIBERO's own environment, for tests and measurements."""
+        """Return LIBERO's own environment, for tests and measurements."""
         return self._env
 
     @property
     def state_size(self) -> int:
-        """Length of a flattened state: 1 + nq + nv."""
+        """Return the length of a flattened state: 1 + nq + nv."""
         return int(1 + self._env.sim.model.nq + self._env.sim.model.nv)
 
     def reset(self, seed: int) -> None:
-        """Rebuild the model and place everything anew, with all that LIBERO draws at random following from `seed`.
+        """Rebuild the model and place everything again; everything that LIBERO draws at random follows from `seed`.
 
         Raises:
             SimulatorError: no valid placement was found in `MAX_RESET_ATTEMPTS` attempts.
         """
-        # LIBERO appends to this list whenever it loads a model, and draws once per entry. Every reset of ours finds it
-        # as the first reset of a new env does; the attempts of one reset add to it, as LIBERO's do.
+        # LIBERO appends to this list whenever it loads a model, and draws once per entry. Every reset here starts with
+        # it as the first reset of a new env does; the attempts of one reset add to it, as LIBERO's do.
         del self._env.object_property_initializers[self._num_initializers :]
         with shim.seeded_reset(seed):
             for _ in range(MAX_RESET_ATTEMPTS):
@@ -123,7 +122,7 @@ class Simulation:
         )
 
     def set_state(self, state: NDArray[np.float64]) -> None:
-        """Put the joints where a stored state (1 + nq + nv,) says; fixtures stay where `reset` placed them."""
+        """Set the joints to a stored state (1 + nq + nv,); fixtures stay where `reset` placed them."""
         if state.shape != (self.state_size,):
             raise SimulatorError(
                 f"an initial state of {self._bddl.name} must have {self.state_size} numbers "
@@ -137,7 +136,7 @@ class Simulation:
         env._update_observables(force=True)
 
     def step(self, action: NDArray[np.float64]) -> bool:
-        """One control step of 50 ms; whether the goal holds afterwards."""
+        """Execute one control step of 50 ms. Return whether the goal holds afterwards."""
         self._stepping, self._placed = True, False
         try:
             _, _, success, _ = self._env.step(action)
@@ -146,19 +145,19 @@ class Simulation:
         return bool(success)
 
     def solved(self) -> bool:
-        """Whether the goal holds now."""
+        """Return whether the goal holds now."""
         return bool(self._env._check_success())
 
     def pose(self) -> Pose:
-        """What robosuite's timers would have sampled in the last step."""
+        """Return the pose that robosuite's timers would have sampled in the last step."""
         return self._pose
 
     def frames(self) -> UInt8Array:
-        """The frames that LIBERO's cameras would have returned in the last step, (N, H, W, 3), rows from the bottom."""
+        """Return the frames that LIBERO's cameras would have returned in the last step."""
         return self._cameras.frames()
 
     def physics_state(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Copies of positions (nq,) and velocities (nv,)."""
+        """Return copies of positions (nq,) and velocities (nv,)."""
         data = self._env.sim.data
         return np.array(data.qpos), np.array(data.qvel)
 
@@ -170,13 +169,13 @@ class Simulation:
             self._env = None
 
     def _prepare_observables(self, observable: Any) -> None:  # noqa: ANN401
-        """Turn all of robosuite's off and add the one that looks; the goal is evaluated without any of them."""
+        """Turn off all of robosuite's observables and add our sensor; the goal is evaluated without any of them."""
         for name in self._env.observation_names:
             self._env.modify_observable(name, "enabled", False)
 
         def sampling_moment(cache: dict[str, Any]) -> float:
             self._cameras.look()
-            # Looked up again each time: a reset makes the sensors anew.
+            # Looked up each time, because a reset recreates the sensors.
             self._pose = Pose(*(self._env._observables[name]._sensor(cache) for name in _PROPRIOCEPTION))
             return 0.0
 
@@ -185,27 +184,27 @@ class Simulation:
         self._sampling = self._env._observables[_HOOK]
 
     def _take_over(self) -> None:
-        """Put our methods in place of those that robosuite 1.4.0 calls in a reset and in every substep."""
+        """Replace the methods that robosuite 1.4.0 calls in a reset and in every substep by our own."""
         self._make_model = self._env._initialize_sim
         self._env._initialize_sim = self._initialize_sim
         self._env._destroy_sim = self._destroy_sim
         self._env._pre_action = self._pre_action
         self._env._update_observables = self._update_observables
         self._env._get_observations = self._get_observations
-        self._env.reward = lambda _action: 0.0  # it evaluates the goal, and so does `step` right after it
+        self._env.reward = lambda _action: 0.0  # it evaluates the goal, as does `step` right after it
 
     def _update_observables(self, force: bool = False) -> None:
-        """Called in every substep: only the sensor that is on."""
+        """Update the enabled sensor only; called in every substep."""
         self._sampling.update(timestep=self._env.model_timestep, obs_cache=self._env._obs_cache, force=force)
 
     def _get_observations(self, force_update: bool = False) -> dict[str, Any]:
-        """Called at the end of a step and of a reset: takes new samples if asked, and puts together nothing."""
+        """Take new samples if asked, and assemble nothing; called at the end of a step and of a reset."""
         if force_update:
             self._update_observables(force=True)
         return {}
 
     def _pre_action(self, action: NDArray[np.float64], policy_step: bool = False) -> None:
-        """Called in every substep, before the step."""
+        """Set the controls; called in every substep, before the step."""
         assert self._arm is not None, "step before reset"
         if policy_step:
             self._arm.begin(action)
@@ -213,17 +212,17 @@ class Simulation:
             self._arm.proceed()
 
     def _initialize_sim(self) -> None:
-        """Called in a reset: what robosuite does, then our shortcuts on the new simulation."""
+        """Do what robosuite does in a reset, then install our shortcuts on the new simulation."""
         self._make_model()
         sim = self._env.sim
-        sim.forward()  # as robosuite does when it makes a renderer; it moves the solver's warm start
+        sim.forward()  # as robosuite does when it makes a renderer; it changes the solver's warm start
         sim.forward, sim.step = self._forward, self._step
         self._model, self._data = sim.model._model, sim.data._data
-        if self._physics == "fast":  # of force and torque in the wrist, which nobody reads
+        if self._physics == "fast":  # sensors of force and torque in the wrist, which nobody reads
             self._model.opt.disableflags |= int(self._mujoco.mjtDisableBit.mjDSBL_SENSOR)
 
     def _destroy_sim(self) -> None:
-        """Without the full garbage collection of robosuite's own: dropping the references frees the model at once."""
+        """Drop the references, which frees the model at once, without robosuite's full garbage collection."""
         self._cameras.let_go()
         self._arm = self._model = self._data = None
         sim = self._env.sim
@@ -232,13 +231,14 @@ class Simulation:
         self._env.sim = None
 
     def _forward(self) -> None:
-        """`sim.forward`, skipping what cannot have changed.
+        """Run `sim.forward`, skipping what cannot have changed.
 
         In every substep robosuite propagates three times: before the controller, in the controller, and in the step.
         Positions and velocities are the same in all three; the constraint solver is not, because it starts from its own
-        last solution. So exactly, the second and third time the solver alone runs, and the result is the same to the
-        last bit. Fast physics solves once, in the step: as MuJoCo's documentation has it for a controller that needs
-        positions and velocities (`mj_step1`, controller, `mj_step2`). The solver then starts from the last substep.
+        last solution. So with exact physics only the solver runs the second and third time, and the result is equal to
+        the last bit. Fast physics solves once, in the step, as MuJoCo's documentation recommends for a controller that
+        needs positions and velocities (`mj_step1`, controller, `mj_step2`). The solver then starts from the last
+        substep.
         """
         model, data = self._model, self._data
         if not self._stepping:
@@ -259,7 +259,7 @@ class Simulation:
 
 
 def _build(libraries: shim.Libraries, bddl: Path) -> Any:  # noqa: ANN401
-    """LIBERO's problem class with the arguments its own evaluation wrapper gives, but no renderer."""
+    """Build LIBERO's problem class with the arguments of its own evaluation wrapper, but no renderer."""
     problem = libraries.problems[libraries.problem_info(str(bddl))["problem_name"]]
     return problem(
         str(bddl),
@@ -271,6 +271,6 @@ def _build(libraries: shim.Libraries, bddl: Path) -> Any:  # noqa: ANN401
         has_renderer=False,
         has_offscreen_renderer=False,
         control_freq=CONTROL_FREQUENCY,
-        ignore_done=True,  # the horizon is counted above, where it is told apart from success
+        ignore_done=True,  # `LiberoEnv` counts the horizon, separately from success
         hard_reset=True,
     )

@@ -24,7 +24,7 @@ INSTALL_HINT = (
 
 @dataclass(frozen=True, slots=True)
 class TaskFiles:
-    """The files of one task in the wheel."""
+    """Files of one task in the wheel."""
 
     bddl: Path
     standard_states: Path
@@ -33,10 +33,10 @@ class TaskFiles:
 
 @cache
 def wheel_root() -> Path:
-    """The folder of the installed `libero.libero` package.
+    """Return the folder of the installed `libero.libero` package.
 
     Raises:
-        SimulatorError: hf-libero is not installed, or is an install without its data.
+        SimulatorError: hf-libero is not installed, or without its data.
     """
     spec = importlib.util.find_spec("libero")
     for location in (spec.submodule_search_locations or []) if spec else []:
@@ -49,10 +49,10 @@ def wheel_root() -> Path:
 
 @cache
 def task_names(suite: str) -> tuple[str, ...]:
-    """File names of the tasks of a suite, in the benchmark's order.
+    """Return the file names of a suite's tasks, in the benchmark's order.
 
     Raises:
-        SimulatorError: for an unknown suite, or if hf-libero is missing.
+        SimulatorError: the suite is unknown, or hf-libero is missing.
     """
     if suite not in SUITES:
         raise SimulatorError(f"suite {suite!r} does not exist; choose one of {', '.join(SUITES)}")
@@ -64,7 +64,7 @@ def task_names(suite: str) -> tuple[str, ...]:
 
 
 def prompt(name: str) -> str:
-    """A task's language from its file name; the suites of LIBERO-100 carry a scene in front."""
+    """Return a task's language from its file name; the suites of LIBERO-100 have a scene prefix."""
     head, separator, tail = name.partition("_SCENE")
     if separator and head.isupper():
         name = tail.partition("_")[2]
@@ -72,7 +72,7 @@ def prompt(name: str) -> str:
 
 
 def libero_tasks(suite: str) -> list[TaskInfo]:
-    """The tasks of a suite in the benchmark's order. Cheap: imports neither the simulator nor torch."""
+    """Return the tasks of a suite in the benchmark's order. Cheap: imports neither the simulator nor torch."""
     return [
         TaskInfo(suite=suite, task_id=task_id, name=name, language=prompt(name))
         for task_id, name in enumerate(task_names(suite))
@@ -80,10 +80,10 @@ def libero_tasks(suite: str) -> list[TaskInfo]:
 
 
 def libero_task(suite: str, task_id: int) -> TaskInfo:
-    """One task of a suite.
+    """Return one task of a suite.
 
     Raises:
-        SimulatorError: if the suite has no such task.
+        SimulatorError: the suite has no such task.
     """
     tasks = libero_tasks(suite)
     if not 0 <= task_id < len(tasks):
@@ -92,7 +92,7 @@ def libero_task(suite: str, task_id: int) -> TaskInfo:
 
 
 def task_files(task: TaskInfo) -> TaskFiles:
-    """Where the wheel keeps a task's definition and initial states."""
+    """Return the paths of a task's definition and initial states in the wheel."""
     states = wheel_root() / "init_files" / task.suite
     return TaskFiles(
         bddl=wheel_root() / "bddl_files" / task.suite / f"{task.name}.bddl",

@@ -1,1 +1,1 @@
-"""Stand-ins for LIBERO's assets, made of primitives: the simulator without a download."""
+"""Stand-ins for LIBERO's assets, made of primitives: simulation without a download."""

@@ -1,4 +1,4 @@
-"""Rooms and tables: one arena per problem class, in the names that LIBERO's arena classes look up."""
+"""Rooms and tables: one arena per problem class, with the names that LIBERO's arena classes look up."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vla_rl.envs.libero.proxy.shapes import Colour, Shapes, box, drawn
 
 @dataclass(frozen=True, slots=True)
 class Arena:
-    """One room. Sizes of `table` are set by LIBERO; other tables bring their own shapes."""
+    """Room of a problem class. LIBERO sets the sizes of `table`; other tables have their own shapes."""
 
     floor: Colour
     wall: Colour
@@ -75,7 +75,7 @@ ARENAS: dict[str, Arena] = {
     ),
 }
 
-# LIBERO replaces the file name of the floor's and the wall's texture by one of these, per problem class.
+# LIBERO replaces the file names of the floor's and the wall's texture by one of these, per problem class.
 FLOOR_TEXTURES: dict[str, Colour] = {
     "light-gray-floor-tile.png": (194, 185, 176),
     "gray_ceramic_tile.png": (186, 170, 154),

@@ -33,7 +33,7 @@ _DARK = (30, 30, 32)
 
 @dataclass(frozen=True, slots=True)
 class Hinge:
-    """The one joint of a moving part."""
+    """Joint of a moving part."""
 
     name: str
     kind: str  # slide or hinge
@@ -44,7 +44,7 @@ class Hinge:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A body of a fixture."""
+    """Body of a fixture."""
 
     name: str
     shapes: Shapes = ()
@@ -59,18 +59,18 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Fixture:
-    """One kind of thing that stands still."""
+    """Kind of object that stands still."""
 
     folder: str
     sites: tuple[float, float, float]  # bottom z, top z, radius
     root: Part
-    contact: str = "standard"  # a key of mjcf.CONTACT
+    contact: str = "standard"  # key of mjcf.CONTACT
 
 
 def _drawer(
     name: str, joint: str, centre: float, low: float, high: float, colours: tuple[Colour, Colour, Colour]
 ) -> Part:
-    """A drawer that slides out along -y: four walls, a floor, a bar to pull, and a face that is framed by its seams."""
+    """Build a drawer that slides out along -y: four walls, a floor, a bar to pull, and a face framed by its seams."""
     face, handle, seam = colours
     walls = hollow(
         (-0.106, -0.078, low),
@@ -105,7 +105,7 @@ def _drawer(
 
 
 def _cabinet(carcass: Colour, face: Colour, handle: Colour, seam: Colour) -> Fixture:
-    """Three drawers, one above the other. Gaps of 1-2 mm keep drawers from touching each other and the walls."""
+    """Build three drawers, one above the other. Gaps of 1-2 mm keep drawers from touching each other and the walls."""
     walls = hollow(
         (-0.123, -0.079, 0.005),
         (0.131, 0.112, 0.2225),
@@ -126,7 +126,7 @@ def _cabinet(carcass: Colour, face: Colour, handle: Colour, seam: Colour) -> Fix
 
 
 def _stove() -> Fixture:
-    """A hot plate with a knob beside it; the lamp over the plate lights up when the knob passes 0.5."""
+    """Build a hot plate with a knob beside it; the lamp over the plate lights up when the knob passes 0.5."""
     burner = Part(
         name="burner",
         pos=(0.15, 0.0, 0.0),
@@ -163,7 +163,7 @@ def _stove() -> Fixture:
 
 
 def _microwave() -> Fixture:
-    """An oven that is open in front, a door with a window, and a panel beside the door."""
+    """Build an oven that is open in front, a door with a window, and a panel beside the door."""
     body = (51, 51, 51)
     walls = hollow(
         (-0.173, -0.088, 0.0),
@@ -201,7 +201,7 @@ def _microwave() -> Fixture:
         ),
         parts=(door,),
     )
-    # The search for regions visits nested bodies only from the door on; the root is found first.
+    # The search for regions finds the root first and visits nested bodies only from the door on.
     return Fixture(ARTICULATED, (-0.06, 0.06, 0.015), root, contact="microwave")
 
 
@@ -210,7 +210,7 @@ _RACK_PLACE: Vector = (0.0, -0.08, 0.2174)
 
 
 def _on_rack(low: Vector, high: Vector, colour: Colour) -> Shape:
-    """A box given in the frame of the rack's tilted shelf."""
+    """Build a box given in the frame of the rack's tilted shelf."""
     centre: Vector = ((low[0] + high[0]) / 2.0, (low[1] + high[1]) / 2.0, (low[2] + high[2]) / 2.0)
     x, y, z = rotate(_RACK_TURN, centre)
     half = tuple((b - a) / 2.0 for a, b in zip(low, high, strict=True))
@@ -219,7 +219,7 @@ def _on_rack(low: Vector, high: Vector, colour: Colour) -> Shape:
 
 
 def _wine_rack() -> Fixture:
-    """Two frames, a tilted shelf with a ledge for a bottle, and rails behind it."""
+    """Build two frames, a tilted shelf with a ledge for a bottle, and rails behind it."""
     light, dark = (208, 172, 133), (110, 50, 26)
     sides = tuple(
         piece
@@ -251,7 +251,7 @@ def _wine_rack() -> Fixture:
 
 
 def _desk_caddy() -> Fixture:
-    """Four compartments that are open above."""
+    """Build four compartments that are open at the top."""
     wood, rim = (62, 62, 70), (84, 84, 94)
     floor = box((-0.076, -0.217, 0.001), (0.076, 0.217, 0.014), wood)
     ends = tuple(box((-0.076, y, 0.014), (0.076, y + 0.007, 0.130), rim) for y in (-0.217, 0.210))

@@ -1,8 +1,8 @@
-"""Tables of primitives to MJCF, in the structure that LIBERO's object and arena classes read.
+"""Conversion of tables of primitives to MJCF, in the structure that LIBERO's object and arena classes read.
 
 An object is `worldbody > body > body "object"`, with the three placement sites in the unnamed outer body. Geoms in
-group 0 collide and weigh, geoms in group 1 are seen; every geom names its group. LIBERO puts the instance's name in
-front of every name.
+group 0 collide and have mass, geoms in group 1 are visible; every geom names its group. LIBERO prefixes every name with
+the instance's name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vla_rl.envs.libero.proxy.fixtures import Fixture, Part
 from vla_rl.envs.libero.proxy.movables import Movable, Region
 from vla_rl.envs.libero.proxy.shapes import NO_TURN, Colour, Shape
 
-# Contact parameters of the originals. The microwave's geoms collide with everything but each other.
+# Contact parameters of the originals. The microwave's geoms collide with everything except each other.
 CONTACT: dict[str, dict[str, str]] = {
     "standard": {
         "friction": "0.95 0.3 0.1",
@@ -35,11 +35,11 @@ CONTACT: dict[str, dict[str, str]] = {
         "density": "100",
     },
 }
-_TILE = 64  # pixels a side of a generated texture
+_TILE = 64  # pixels per side of a generated texture
 
 
 def movable_xml(name: str, movable: Movable) -> bytes:
-    """The file of an object; LIBERO adds its free joint."""
+    """Return the file of an object; LIBERO adds its free joint."""
     root, inner = _object_file(name, movable.sites)
     total = sum(shape.volume for shape in movable.shapes if shape.collides)
     for shape in movable.shapes:
@@ -54,14 +54,14 @@ def movable_xml(name: str, movable: Movable) -> bytes:
 
 
 def fixture_xml(name: str, fixture: Fixture) -> bytes:
-    """The file of a fixture; LIBERO welds it to the world."""
+    """Return the file of a fixture; LIBERO welds it to the world."""
     root, inner = _object_file(name, fixture.sites)
     _fill(inner, fixture.root, CONTACT[fixture.contact])
     return _serialise(root)
 
 
 def arena_xml(name: str, arena: Arena) -> bytes:
-    """The file of a room. Cameras are added by LIBERO; the lights cast no shadow."""
+    """Return the file of a room. LIBERO adds the cameras; the lights cast no shadow."""
     root = ET.Element("mujoco", model=name)
     assets = ET.SubElement(root, "asset")
     ET.SubElement(
@@ -104,7 +104,7 @@ def arena_xml(name: str, arena: Arena) -> bytes:
 
 
 def tile_png(colour: Colour, *, joints: bool) -> bytes:
-    """A small texture: one colour, with joints along two edges if it is a tiled floor."""
+    """Return a small texture: one colour, with joints along two edges if it is a tiled floor."""
     base = bytes(colour[:3])
     joint = bytes(int(0.86 * channel) for channel in colour[:3])
     rows = []
@@ -176,7 +176,7 @@ def _region(body: ET.Element, region: Region) -> None:
 
 
 def _walls(world: ET.Element) -> None:
-    """Drawn walls of a room of 5 x 6 m and 3 m height around the origin."""
+    """Add visual walls of a room of 5 x 6 m and 3 m height around the origin."""
     for name, pos, size in (
         ("rear", "-2 0 1.5", "0.01 3 1.5"),
         ("front", "3 0 1.5", "0.01 3 1.5"),

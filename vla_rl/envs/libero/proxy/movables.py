@@ -1,7 +1,7 @@
 """Objects that a task moves, as primitives.
 
-Bounds, masses, placement sites and inner radii follow the collision geometry of the originals; looks are a few colours
-that tell the objects apart. The origin is that of the original: success is decided by the distance of origins.
+Bounds, masses, placement sites and inner radii follow the collision geometry of the originals; a few colours
+distinguish the objects. The origin is the original's, because success is decided by the distance of origins.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Movable:
-    """One kind of object with a free joint."""
+    """Kind of object with a free joint."""
 
     folder: str
     grams: float
@@ -40,7 +40,7 @@ class Movable:
 
 
 def _carton(width: float, height: tuple[float, float], body: Colour, roof: Colour, panel: Colour) -> Shapes:
-    """A square carton along y with a gable at its upper end."""
+    """Build a square carton along y with a gable at its upper end."""
     low, high = height
     shoulder = high - 0.030
     return (
@@ -57,7 +57,7 @@ def _carton(width: float, height: tuple[float, float], body: Colour, roof: Colou
 
 
 def _can(label: Colour, stripe: Colour) -> Shapes:
-    """A tin can along y, 3.5 mm below its origin in z: metal ends, a label and a stripe."""
+    """Build a tin can along y, 3.5 mm below its origin in z: metal ends, a label and a stripe."""
     centre = (0.0, 0.0035)  # across y, where the second number counts against z
     return (
         *disk(0.0313, -0.0385, 0.038, (168, 170, 172), centre=centre, axis="y"),
@@ -67,7 +67,7 @@ def _can(label: Colour, stripe: Colour) -> Shapes:
 
 
 def _bottle(body: Colour, label: Colour, cap: Colour) -> Shapes:
-    """A flat squeeze bottle along y that narrows above the middle."""
+    """Build a flat squeeze bottle along y that narrows above the middle."""
     return (
         box((-0.028, -0.072, -0.018), (0.028, 0.015, 0.018), body),
         box((-0.020, 0.015, -0.015), (0.020, 0.045, 0.015), body),
@@ -77,7 +77,7 @@ def _bottle(body: Colour, label: Colour, cap: Colour) -> Shapes:
 
 
 def _packet(half: Vector, front: Colour, stripe: Colour) -> Shapes:
-    """One flat box with a stripe across its face."""
+    """Build a flat box with a stripe across its face."""
     x, y, z = half
     return (
         box((-x, -y, -z), half, front),
@@ -94,15 +94,15 @@ def _mug(
     handle: tuple[float, float],
     colours: tuple[Colour, Colour],
 ) -> Shapes:
-    """A cup with a handle of three bars.
+    """Build a cup with a handle of three bars.
 
     Args:
         x: centre of the cup.
-        inner: radius at the floor and at the rim.
+        inner: inner radius at the floor and at the rim.
         heights: bottom, top of the floor, rim.
         wall: thickness.
-        handle: x of its outer side, x where it meets the cup.
-        colours: of the outside, and of the rim and handle.
+        handle: x of the handle's outer side, x where it meets the cup.
+        colours: colours of the outside, and of the rim and handle.
     """
     outside, accent = colours
     bottom, floor, rim = heights
@@ -129,7 +129,7 @@ _BOWL = (
 )
 
 _PLATE = (
-    # As on the original, a bowl stands 3.8 mm above the plate: success compares the heights of their origins.
+    # As with the original, a bowl stands 3.8 mm above the plate: success compares the heights of their origins.
     *disk(0.050, -0.003, 0.0058, _WHITE),
     *ring((0.048, 0.003), (0.067, 0.014), 0.003, (214, 218, 222)),
     band(0.034, 0.0058, 0.0062, (150, 170, 190)),

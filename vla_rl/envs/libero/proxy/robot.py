@@ -1,8 +1,8 @@
-"""Cheap looks for the robot that goes with proxy assets.
+"""Simplified visuals of the robot that go with proxy assets.
 
 The visual meshes of the arm and its mount are 0.35 M vertices, three quarters of a Spatial scene. They are replaced by
-30 primitives of about the same outline. Bodies, joints, collision geoms and masses are not touched: group 1 neither
-collides nor weighs in robosuite's models, and a test holds the physics to LIBERO's own, bit for bit.
+30 primitives of about the same outline. Bodies, joints, collision geoms and masses are unchanged: group 1 neither
+collides nor has mass in robosuite's models, and a test compares the physics with LIBERO's own, bit for bit.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _box(centre: str, half: str, colour: str) -> dict[str, str]:
     return {"type": "box", "pos": centre, "size": half, "rgba": colour}
 
 
-# Body of robosuite's Panda, its gripper and its mount: what is seen of it, in the body's own frame, metres.
+# Visual shapes by body of robosuite's Panda, its gripper and its mount, in the body's own frame, metres.
 _LOOKS: dict[str, tuple[dict[str, str], ...]] = {
     "robot0_link0": (
         _box("-0.045 0 0.03", "0.105 0.085 0.03", _WHITE),
@@ -65,17 +65,17 @@ _LOOKS: dict[str, tuple[dict[str, str], ...]] = {
         _box("-0.1235 0 -0.865", "0.383 0.342 0.062", _DARK),
     ),
 }
-# An alpha of 0 keeps a geom out of the picture; robosuite looks its name up, so it must stay.
+# An alpha of 0 hides a geom; robosuite looks its name up, so it must stay.
 _UNSEEN = {"type": "sphere", "size": "0.001", "rgba": "0 0 0 0"}
 _SILENT = {"contype": "0", "conaffinity": "0", "group": "1"}
-# Without a graphics card a frame costs what its vertices and samples cost.
+# In software rendering the cost of a frame is that of its vertices and samples.
 _QUALITY = {"offsamples": "0", "shadowsize": "0", "numslices": "16", "numstacks": "8", "numquads": "1"}
-# Sides that no lamp reaches would be black, and the colours of objects there could not be told apart.
+# Sides that no light reaches would be black, and the colours of objects there indistinguishable.
 _HEADLIGHT = {"ambient": "0.3 0.3 0.3"}
 
 
 def simplify_visuals(xml: str) -> str:
-    """A model's XML with the robot drawn from primitives, without anti-aliasing and shadows."""
+    """Return a model's XML with the robot drawn from primitives, without anti-aliasing and shadows."""
     root = ET.fromstring(xml)
     dropped: set[str] = set()
     for body in root.iter("body"):
@@ -93,7 +93,7 @@ def simplify_visuals(xml: str) -> str:
 
 
 def _replace_meshes(body: ET.Element, looks: tuple[dict[str, str], ...]) -> set[str]:
-    """Draw a body from primitives; the names of the meshes that nothing shows any more."""
+    """Replace a body's meshes by primitives; return the names of meshes that are no longer used."""
     dropped = set()
     for geom in body.findall("geom"):
         if geom.get("group") == "1" and geom.get("type") == "mesh":

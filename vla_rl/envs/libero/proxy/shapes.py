@@ -1,7 +1,7 @@
-"""Primitive shapes, and the few compositions of them that bowls, cans and mugs are made of.
+"""Primitive shapes, and their few compositions that make bowls, cans and mugs.
 
-Metres and radians; quaternions are (w, x, y, z). Contact happens between boxes alone, which MuJoCo handles with
-several contact points each, so that things stand still; cylinders are drawn.
+Metres and radians; quaternions are (w, x, y, z). Only boxes collide, because MuJoCo gives them several contact points
+each, which keeps objects at rest; cylinders are only visual.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import numpy as np
 
 Vector = tuple[float, float, float]
 Quaternion = tuple[float, float, float, float]
-Colour = tuple[int, int, int] | tuple[int, int, int, float]  # 0-255, and an alpha in 0-1
+Colour = tuple[int, int, int] | tuple[int, int, int, float]  # RGB in 0-255 and alpha in 0-1
 Axis = Literal["x", "y", "z"]
 
 NO_TURN: Quaternion = (1.0, 0.0, 0.0, 0.0)
 _HALF = math.sqrt(0.5)
-# The turn that takes the z axis to the named one.
+# Rotation that takes the z axis to the named one.
 _AXIS_TURN: dict[Axis, Quaternion] = {"x": (_HALF, 0.0, _HALF, 0.0), "y": (_HALF, -_HALF, 0.0, 0.0), "z": NO_TURN}
 
 
@@ -29,7 +29,7 @@ class Shape:
 
     kind: Literal["box", "cylinder", "capsule", "ellipsoid"]
     pos: Vector
-    size: tuple[float, ...]  # half sizes as MuJoCo has them: box and ellipsoid 3, cylinder and capsule radius, half
+    size: tuple[float, ...]  # half sizes in MuJoCo's order: box and ellipsoid 3, cylinder and capsule radius, half
     colour: Colour
     quat: Quaternion = NO_TURN
     collides: bool = True
@@ -37,7 +37,7 @@ class Shape:
 
     @property
     def volume(self) -> float:
-        """Cubic metres; only boxes collide, so only they have one."""
+        """Return the volume in cubic metres; only boxes collide, so only they have one."""
         assert self.kind == "box"
         return 8.0 * math.prod(self.size)
 
@@ -46,7 +46,7 @@ Shapes = tuple[Shape, ...]
 
 
 def multiply(first: Quaternion, second: Quaternion) -> Quaternion:
-    """The turn `second` followed by `first`."""
+    """Return the rotation `second` followed by `first`."""
     a, b, c, d = first
     e, f, g, h = second
     return (
@@ -58,14 +58,14 @@ def multiply(first: Quaternion, second: Quaternion) -> Quaternion:
 
 
 def rotate(quat: Quaternion, vector: Vector) -> Vector:
-    """A vector after a turn."""
+    """Rotate a vector."""
     w, x, y, z = multiply(multiply(quat, (0.0, *vector)), (quat[0], -quat[1], -quat[2], -quat[3]))
     del w
     return (x, y, z)
 
 
 def about(axis: Axis, angle: float) -> Quaternion:
-    """The turn by an angle about an axis."""
+    """Return the rotation by an angle about an axis."""
     sine = math.sin(angle / 2.0)
     return (math.cos(angle / 2.0), sine * (axis == "x"), sine * (axis == "y"), sine * (axis == "z"))
 
@@ -79,7 +79,7 @@ def box(
     visible: bool = True,
     quat: Quaternion = NO_TURN,
 ) -> Shape:
-    """A box between two corners (before `quat` turns it about its own centre)."""
+    """Return a box between two corners (before `quat` rotates it about its own centre)."""
     corners = np.array([low, high])
     centre, half = corners.mean(axis=0), (corners[1] - corners[0]) / 2.0
     assert (half > 0).all(), (low, high)
@@ -97,10 +97,10 @@ def disk(
     sides: int = 8,
     visible: bool = True,
 ) -> Shapes:
-    """An upright cylinder along an axis: boxes whose union is a regular polygon collide, a cylinder is seen.
+    """Return an upright cylinder along an axis: boxes whose union is a regular polygon collide, a cylinder is visible.
 
-    Rectangle k of the polygon reaches from one edge to the opposite one and is as wide as they are. Each piece gets its
-    place in the frame where the axis is z, and is then turned.
+    Rectangle k of the polygon spans from one edge to the opposite one and is as wide as an edge. Each piece is placed
+    in the frame where the axis is z, and is then rotated.
     """
     edge = radius * math.tan(math.pi / sides)
     middle, half = (low + high) / 2.0, (high - low) / 2.0
@@ -123,7 +123,7 @@ def band(
     centre: tuple[float, float] = (0.0, 0.0),
     axis: Axis = "z",
 ) -> Shape:
-    """A drawn cylinder, such as a label or a cap; `centre` as in `disk`."""
+    """Return a visual cylinder, such as a label or a cap; `centre` as in `disk`."""
     pos: Vector = (*centre, (low + high) / 2.0)
     return _along(axis, Shape("cylinder", pos, (radius, (high - low) / 2.0), colour, NO_TURN, False, True))
 
@@ -137,13 +137,13 @@ def ring(
     centre: tuple[float, float] = (0.0, 0.0),
     sides: int = 12,
 ) -> Shapes:
-    """The wall of an upright vessel: boxes around the z axis, leaning outwards.
+    """Return the wall of an upright vessel: boxes around the z axis, leaning outwards.
 
     Args:
         bottom: (inner radius, z) of the lower edge.
         top: the same of the upper edge; for a cone that opens upwards its radius is larger.
-        thickness: of the wall, added outside.
-        colour: of all of it.
+        thickness: thickness of the wall, added outside.
+        colour: colour of the whole wall.
         centre: x and y of the axis.
         sides: number of boxes.
     """
@@ -163,7 +163,7 @@ def ring(
 
 
 def hollow(low: Vector, high: Vector, walls: dict[str, float], colour: Colour) -> Shapes:
-    """A box with some of its six walls: name ('-x', '+x', ..., '+z') to thickness; corners belong to earlier names."""
+    """Return a box with some of its walls: name ('-x', ..., '+z') to thickness; corners belong to earlier names."""
     pieces = []
     inner_low, inner_high = list(low), list(high)
     for name, thickness in walls.items():
@@ -178,7 +178,7 @@ def hollow(low: Vector, high: Vector, walls: dict[str, float], colour: Colour) -
 
 
 def drawn(shapes: Shapes) -> Shapes:
-    """The same shapes, seen but without contact."""
+    """Return the same shapes, visible but without contact."""
     return tuple(replace(shape, collides=False) for shape in shapes)
 
 
