@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +22,6 @@ from vla_rl.recipe import (
     Problem,
     Recipe,
     RecipeError,
-    SapoSection,
     build_recipe,
     field_references,
     find_recipe,
@@ -32,6 +33,7 @@ from vla_rl.recipe import (
 from vla_rl.recipe.dialect import parse
 from vla_rl.recipe.sections import USUAL_TIME_LIMIT
 from vla_rl.recipe.shape import homes, kinds
+from vla_rl.rl.surrogates import Sapo
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.y*ml"))
@@ -254,7 +256,8 @@ def test_a_misspelt_value_is_answered_with_the_one_that_was_meant() -> None:
 
 def test_a_misspelt_kind_lists_the_kinds() -> None:
     found = problems(TOY, "surrogate.name=gippo")["surrogate.name"]
-    assert found.allowed == "gipo, ppo, sapo, no_clip"
+    assert found.allowed.split(", ")[:4] == ["gipo", "ppo", "sapo", "no_clip"]
+    assert found.allowed.split(", ") == list(kinds(("surrogate",)))
     assert found.hint == "did you mean 'gipo'?"
     assert found.place == "surrogate.name=gippo"
     missing = problems(TOY.replace("{name: toy}", "{}"))["env.name"]
@@ -361,8 +364,7 @@ EXTREMES: dict[str, list[object]] = {
     "number": [0.0, -1.0, 5e-324, 1e-45, 1e38, 1e39, 1e308, math.inf, -math.inf, math.nan, 2**64],
     "text": ["", "x" * 300, "x" * 5000, "a\0b", "a/b", "-a", "a\nb", "\ud800"],
 }
-KINDS = {"libero": "env", "toy": "env", "metaworld": "env", "openvla_oft": "policy", "mlp": "policy"}
-KINDS |= {"gipo": "surrogate", "ppo": "surrogate", "sapo": "surrogate", "gae": "targets", "vtrace": "targets"}
+KINDS = {kind: key for key in ("env", "policy", "surrogate", "targets") for kind in kinds((key,))}
 SUITE = ["env.suite=libero_spatial"]  # the one field of a kind that has no default
 
 
@@ -389,7 +391,7 @@ def with_kind(reference: FieldReference) -> list[str]:
 def test_the_extremes_reach_every_field_that_is_no_choice() -> None:
     reached = {(reference.path, reference.kind) for reference, _ in extremes()}
     others = [field for field in field_references() if (field.path, field.kind) not in reached]
-    choices = {"true or false", "auto or true or false", *KINDS, "no_clip"}
+    choices = {"true or false", "auto or true or false", *KINDS}
     assert {field.allowed for field in others if "," not in field.allowed} <= choices
     assert len(reached) > 60
 
@@ -460,7 +462,7 @@ def test_overrides_reach_missing_sections_and_the_last_one_wins() -> None:
 def test_another_kind_drops_what_only_the_former_knew() -> None:
     text = TOY.replace("{name: toy}", "{name: toy, horizon: 40, chunk_size: 4}")
     recipe = build_recipe(text, ["surrogate.tau_pos=3.0", "surrogate.name=sapo"])
-    assert recipe.surrogate == SapoSection(name="sapo", tau_pos=3.0)
+    assert recipe.surrogate == Sapo(name="sapo", tau_pos=3.0)
     found = problems(text, "env.name=libero")
     assert "env.chunk_size" not in found  # the toy's alone: dropped
     assert "env.suite" in found
@@ -778,6 +780,23 @@ def test_the_reference_names_every_key_that_holds_a_value() -> None:
     leaves = {path for paths in homes().values() for path in paths if not kinds(tuple(path.split(".")))}
     sections = {path.rpartition(".")[0] for path in leaves}
     assert {field.path for field in field_references()} == leaves - sections
+
+
+# --- weight ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_is_loaded_without_torch_or_a_simulator() -> None:
+    """Validation, `recipes show` and `--help` are quick, and work where neither is installed."""
+    code = (
+        "import sys\n"
+        "from vla_rl.recipe import field_references, find_recipe, list_recipes, load_recipe\n"
+        "names = list_recipes()\n"
+        "assert names and field_references()\n"
+        "load_recipe(find_recipe('toy'), ['surrogate.name=sapo'])\n"
+        "load_recipe(find_recipe('libero_spatial_ppo'))\n"
+        "print(sorted({'torch', 'numpy', 'mujoco', 'robosuite', 'libero', 'transformers'} & set(sys.modules)))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 # --- dumping ---------------------------------------------------------------------------------------------------------

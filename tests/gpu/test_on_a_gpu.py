@@ -28,8 +28,7 @@ from vla_rl.policies.assign import assign_parameters
 from vla_rl.policies.build import build_mlp, build_openvla_oft
 from vla_rl.policies.devices import peak_memory, use_device
 from vla_rl.policies.lora import LoraSettings
-from vla_rl.rl.multipliers import gipo as gipo_multiplier
-from vla_rl.rl.surrogates import gipo
+from vla_rl.rl.surrogates import Gipo
 from vla_rl.types import PolicyInputs, SegmentBatch
 from vla_rl.workers.compiled import CompiledForward
 
@@ -175,8 +174,7 @@ def updated(device, *, before=lambda policy: None):
     )
     learner = Learner(
         engine,
-        surrogate=functools.partial(gipo, sigma=0.5),
-        multiplier=functools.partial(gipo_multiplier, sigma=0.5),
+        surrogate=Gipo(name="gipo", sigma=0.5),
         credit=Gae(name="gae", discount=0.99, gae_lambda=0.95, time_limit="end"),
         loss=LossSettings(),
         temperature=1.0,

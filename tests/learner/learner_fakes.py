@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -16,8 +15,7 @@ from vla_rl.learner.optimizer import OptimizerSettings
 from vla_rl.learner.settings import LossSettings
 from vla_rl.learner.strategies import StrategyName
 from vla_rl.policies.mlp import MLPPolicy
-from vla_rl.rl.multipliers import LOG_MULTIPLIERS
-from vla_rl.rl.surrogates import SURROGATES
+from vla_rl.rl.surrogates import KINDS, Surrogate
 from vla_rl.types import ActionSpec, PolicyInputs, PolicyOutput, SegmentBatch
 
 ACTIONS = ActionSpec(chunk_size=2, action_dim=3, num_bins=5)
@@ -100,18 +98,16 @@ def vtrace(*, discount: float, lambda_: float, rho_bar: float, c_bar: float, **o
 def make_learner(
     engine: Engine,
     *,
-    surrogate: str = "gipo",
+    surrogate: str | Surrogate = "gipo",
     targets: Credit | None = None,
     loss: LossSettings | None = None,
     micro_batch: int = 2,
     accumulation: int = 2,
     temperature: float = 1.0,
 ) -> Learner:
-    arguments = {"sigma": 1.0} if surrogate == "gipo" else {}
     return Learner(
         engine,
-        surrogate=functools.partial(SURROGATES[surrogate], **arguments),
-        multiplier=functools.partial(LOG_MULTIPLIERS[surrogate], **arguments),
+        surrogate=KINDS[surrogate](name=surrogate) if isinstance(surrogate, str) else surrogate,
         credit=targets or gae(discount=0.9, gae_lambda=0.5),
         loss=loss or LossSettings(value_coefficient=0.5, entropy_coefficient=0.01),
         temperature=temperature,

@@ -17,6 +17,7 @@ from torch import nn
 from vla_rl.credit import Vtrace
 from vla_rl.learner.engine import NonFiniteUpdateError
 from vla_rl.learner.settings import LossSettings
+from vla_rl.rl.surrogates import KINDS, Ppo
 from vla_rl.types import ObservationSpec, PolicyInputs, PolicyOutput, SegmentBatch
 
 PLAIN = LossSettings(value_coefficient=0.5, normalize_advantages=False)
@@ -266,7 +267,16 @@ def test_frozen_parameters_stay_and_trainable_ones_move() -> None:
     assert [name for name in before if after[name].equal(before[name])] == ["frozen"]
 
 
-@pytest.mark.parametrize("surrogate", ["gipo", "ppo", "sapo", "no_clip"])
+@pytest.mark.parametrize(("high", "clipped"), [(1e-6, True), (1e6, False)])
+def test_the_clip_fraction_is_that_of_the_surrogates_own_range(high: float, clipped: bool) -> None:
+    surrogate = Ppo(name="ppo", clip_low=0.5, clip_high=high)
+    batch = fakes.make_batch()
+    batch = replace(batch, behavior_logprobs=np.full_like(batch.behavior_logprobs, -9.0))  # far less likely than now
+    metrics = fakes.make_learner(fakes.make_engine(TablePolicy()), surrogate=surrogate).update(batch, policy_version=1)
+    assert metrics["learner/clip_fraction"] == float(clipped)
+
+
+@pytest.mark.parametrize("surrogate", KINDS)
 def test_rewarded_tokens_become_likelier(surrogate: str) -> None:
     policy = fakes.make_policy()
     learner = fakes.make_learner(fakes.make_engine(policy, lr=1e-2), surrogate=surrogate, micro_batch=16)

@@ -9,14 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vla_rl.rl.masking import NonFiniteError, masked_sum
-from vla_rl.rl.surrogates import Surrogate, gipo, no_clip, policy_loss, policy_objective_sum, ppo, sapo
+from vla_rl.rl.surrogates import SURROGATES, no_clip, policy_loss, policy_objective_sum
 
-SURROGATES: dict[str, Surrogate] = {
-    "gipo": partial(gipo, sigma=1.0),
-    "ppo": ppo,
-    "sapo": sapo,
-    "no_clip": no_clip,
-}
 every_surrogate = pytest.mark.parametrize("surrogate", SURROGATES.values(), ids=SURROGATES.keys())
 seeds = st.integers(0, 2**32 - 1)
 

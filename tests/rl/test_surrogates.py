@@ -16,20 +16,17 @@ Which test goes red under which planted fault (each was planted and seen):
 
 import math
 from functools import partial
+from inspect import signature
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla_rl.rl.surrogates import MAX_LOG_RATIO, SURROGATES, gipo, no_clip, ppo, sapo
+from vla_rl.rl.surrogates import KINDS, MAX_LOG_RATIO, SURROGATES, Gipo, NoClip, Ppo, gipo, no_clip, ppo, sapo
 
-ALL = {
-    "no_clip": no_clip,
-    "ppo": ppo,
-    "sapo": sapo,
+ALL = SURROGATES | {  # at the defaults of their fields, and GIPO at others too
     "gipo 0.2": partial(gipo, sigma=0.2),
-    "gipo 1": partial(gipo, sigma=1.0),
     "gipo 2": partial(gipo, sigma=2.0),
     "gipo aware": partial(gipo, sigma=1.0, negative_sigma_scale=0.5),
 }
@@ -275,4 +272,39 @@ def test_shape_is_kept_and_precision_is_not_lowered(surrogate):
 
 
 def test_every_surrogate_has_its_name():
-    assert [function.__name__ for function in SURROGATES.values()] == list(SURROGATES)
+    assert list(SURROGATES) == list(KINDS)
+    for name, kind in KINDS.items():
+        assert (SURROGATES[name].__name__, kind(name=name).name, kind(name=name).label.split()[0]) == (name,) * 3
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_surrogate_at_its_defaults_is_its_plain_function(name):
+    x, advantages = float64(-2.0, -0.3, 0.0, 0.4, 3.0), float64(1.0, -1.0, 2.0, -2.0, 0.5)
+    assert torch.equal(KINDS[name](name=name).objective(x, advantages), SURROGATES[name](x, advantages))
+
+
+def test_a_plain_function_takes_the_fields_as_keywords_and_no_others():
+    assert list(signature(gipo).parameters) == ["log_ratio", "advantages", "sigma", "negative_sigma_scale"]
+    assert gipo(advantages=float64(1.0), log_ratio=float64(1.0), sigma=2.0).item() == pytest.approx(math.exp(7 / 8))
+    with pytest.raises(TypeError, match="clip_low"):
+        gipo(float64(0.0), float64(1.0), clip_low=0.1)
+    with pytest.raises(TypeError, match="positional"):
+        gipo(float64(0.0), float64(1.0), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "label"),
+    [
+        (Gipo(name="gipo"), "gipo σ=1"),
+        (Gipo(name="gipo", sigma=0.5, negative_sigma_scale=0.25), "gipo σ=0.5, 0.25 σ for bad actions"),
+        (Ppo(name="ppo"), "ppo"),
+        (Ppo(name="ppo", clip_high=0.28), "ppo clip_high=0.28"),
+    ],
+)
+def test_a_label_tells_what_is_not_at_its_default(surrogate, label):
+    assert surrogate.label == label
+
+
+def test_only_what_clips_has_a_clip_range_of_its_own():
+    assert Ppo(name="ppo", clip_low=0.1, clip_high=0.3).clip_range == (0.1, 0.3)
+    assert NoClip(name="no_clip").clip_range == (0.2, 0.2)

@@ -15,7 +15,7 @@ import pytest
 from vla_rl.errors import UserError
 from vla_rl.recipe import find_recipe
 from vla_rl.reporting.metrics import Clocks, MetricsWriter
-from vla_rl.rl.surrogates import SURROGATES
+from vla_rl.rl.surrogates import KINDS
 from vla_rl.studies.metaworld import runner as metaworld_runner
 from vla_rl.studies.metaworld.grid import PLAIN_SURROGATES, PRESETS, SWEEP_TASKS, Grid, StudySurrogate
 from vla_rl.studies.metaworld.runner import RUN_FILE, run_grid
@@ -103,7 +103,7 @@ def test_a_surrogate_is_written_with_its_sigma_and_the_factor_for_bad_actions():
 
 
 def test_every_surrogate_is_one_of_the_study():
-    assert {"gipo", *PLAIN_SURROGATES} == set(SURROGATES)
+    assert {"gipo", *PLAIN_SURROGATES} == set(KINDS)
 
 
 def test_a_surrogate_has_one_label_however_its_numbers_are_written():
@@ -225,7 +225,6 @@ STUDY_IN_A_PROCESS = """
 import sys
 from pathlib import Path
 from vla_rl.reporting.metrics import Clocks, MetricsWriter
-from vla_rl.rl.surrogates import SURROGATES
 from vla_rl.studies.metaworld import runner as metaworld_runner
 from vla_rl.studies.metaworld.grid import Grid
 script, out = sys.argv[1:]

@@ -10,7 +10,7 @@ from rich.console import Console
 from vla_rl.errors import RunFailureError, UserError
 from vla_rl.recipe import build_recipe
 from vla_rl.recipe.model import Recipe
-from vla_rl.recipe.shape import field_sections, kind_name
+from vla_rl.recipe.shape import field_sections, kind_name, kinds
 from vla_rl.train import train
 
 SMALL = """
@@ -28,7 +28,8 @@ AS_LONG_AS_ASKED = {  # the run does more of the same, for minutes
     "env.step_seconds", "budget.optimizer_steps", "evaluation.episodes_per_task", "learner.micro_batch",
     "learner.accumulation", "policy.hidden_dim",
 }  # fmt: skip
-KINDS = {"toy", "mlp", "gipo", "ppo", "sapo", "gae", "vtrace", None}
+KINDS = {"toy", "mlp", *kinds(("surrogate",)), *kinds(("targets",)), None}
+CHOSEN = {"toy", "mlp", "gipo", "gae", None}  # in SMALL, or where it says nothing
 
 
 def ends(entry):
@@ -46,7 +47,7 @@ def cases():
             kind = kind_name(section)
             if kind not in KINDS:
                 continue
-            chosen = [f"{name}.name={kind}"] if kind in ("ppo", "sapo", "vtrace") else []
+            chosen = [] if kind in CHOSEN else [f"{name}.name={kind}"]
             for key, entry in section.model_json_schema()["properties"].items():
                 for value in ends(entry):
                     yield chosen, f"{name}.{key}", [value] if entry.get("type") == "array" else value

@@ -37,7 +37,6 @@ from vla_rl.policies.memory_errors import is_out_of_memory
 from vla_rl.rl.distributions import distribution_of
 from vla_rl.rl.losses import advantage_moments, normalize_advantages
 from vla_rl.rl.masking import NonFiniteError
-from vla_rl.rl.multipliers import LogMultiplier
 from vla_rl.rl.surrogates import Surrogate
 from vla_rl.types import Policy, PolicyOutput, SegmentBatch
 
@@ -62,15 +61,13 @@ class Learner:
 
     Args:
         engine: holds the policy and carries out the update over micro-batches and ranks.
-        surrogate: (log_ratio, advantages) to the objective J per token, settings bound.
-        multiplier: the same surrogate's log m (see `vla_rl.rl.multipliers`), for the utilisation metrics.
+        surrogate: the policy objective. Its weights and its clip range give metrics.
         credit: makes value targets and advantages.
         loss: weights of the terms.
         temperature: the policy acts with logits / temperature, here as in the inference worker.
         micro_batch: segments per forward pass.
         accumulation: micro-batches per update; a batch has micro_batch · accumulation segments.
         old_threshold: versions; a decision is old at this lag or more (metrics only).
-        clip_range: (low, high); `learner/clip_fraction` counts ratios below 1 − low and above 1 + high.
     """
 
     def __init__(
@@ -78,14 +75,12 @@ class Learner:
         engine: Engine,
         *,
         surrogate: Surrogate,
-        multiplier: LogMultiplier,
         credit: Credit,
         loss: LossSettings,
         temperature: float,
         micro_batch: int,
         accumulation: int,
         old_threshold: int,
-        clip_range: tuple[float, float] = (0.2, 0.2),
     ) -> None:
         self._engine = engine
         self._policy = engine.policy
@@ -95,14 +90,12 @@ class Learner:
         self._has_dropout = any(isinstance(module, _DropoutNd) and module.p > 0 for module in engine.policy.modules())
         self._distribution = distribution_of(action_spec.num_bins)
         self._surrogate = surrogate
-        self._multiplier = multiplier
         self._credit = credit
         self._loss = loss
         self._temperature = temperature
         self._batch_size = micro_batch * accumulation
         self._num_micro_batches = accumulation
         self._old_threshold = old_threshold
-        self._clip_range = clip_range
         self._evaluates_decisions = credit.needs_current_values or credit.needs_log_ratios
         self.moments = RunningMoments()
         self.seconds = {"values": 0.0, "loss": 0.0, "optimizer": 0.0}  # of the last update, by part
@@ -421,8 +414,7 @@ class Learner:
             prepared,
             sums,
             collectives,
-            multiplier=self._multiplier,
-            clip_range=self._clip_range,
+            surrogate=self._surrogate,
             **version,
         )
         return metrics | {"learner/grad_norm": result.grad_norm}

@@ -16,7 +16,7 @@ from vla_rl.learner.batches import at
 from vla_rl.learner.collectives import Collectives
 from vla_rl.learner.objective import Prepared, Sums
 from vla_rl.rl import diagnostics
-from vla_rl.rl.multipliers import LogMultiplier
+from vla_rl.rl.surrogates import Surrogate
 from vla_rl.types import SegmentBatch
 
 
@@ -63,10 +63,9 @@ def ratio_metrics(
     sums: Sequence[Sums],
     collectives: Collectives,
     *,
-    multiplier: LogMultiplier,
+    surrogate: Surrogate,
     policy_version: int,
     old_threshold: int,
-    clip_range: tuple[float, float],
 ) -> dict[str, float]:
     """Drift and use of the samples, per valid ratio (executed token, or decision), and the critic's fit, per decision.
 
@@ -75,10 +74,9 @@ def ratio_metrics(
         prepared: constants of the update.
         sums: of the micro-batches, in the order of the prepared rows.
         collectives: the ranks.
-        multiplier: log m of the surrogate.
+        surrogate: its weights say what the samples were used for, its range which ratios count as clipped.
         policy_version: of the learner, before the step.
         old_threshold: versions.
-        clip_range: (low, high); ratios below 1 − low and above 1 + high count as clipped.
     """
     log_ratio, values = torch.cat([part.log_ratio for part in sums]), torch.cat([part.values for part in sums])
     lag = policy_version - at(batch.policy_version, prepared.rows)
@@ -88,13 +86,12 @@ def ratio_metrics(
     num_ratios = log_ratio.shape[1]
     log_ratio, run = union[:, :num_ratios], union[:, num_ratios : 2 * num_ratios] > 0
     advantages, values, value_targets, old, fresh = union[:, 2 * num_ratios :].unsqueeze(1).unbind(dim=2)  # (R, 1) each
-    used = diagnostics.utilization(multiplier(log_ratio, advantages), advantages, old > 0, run)
+    used = diagnostics.utilization(surrogate.log_weight(log_ratio, advantages), advantages, old > 0, run)
     every = torch.ones_like(values, dtype=torch.bool)
+    clip_low, clip_high = surrogate.clip_range
     return {
         "learner/approx_kl": diagnostics.approx_kl(log_ratio, run),
-        "learner/clip_fraction": diagnostics.clip_fraction(
-            log_ratio, run, clip_low=clip_range[0], clip_high=clip_range[1]
-        ),
+        "learner/clip_fraction": diagnostics.clip_fraction(log_ratio, run, clip_low=clip_low, clip_high=clip_high),
         "learner/explained_variance": diagnostics.explained_variance(values, value_targets, every),
         "ratio/abs_log_p95": diagnostics.abs_log_ratio_p95(log_ratio, run),
         **_lag_zero(log_ratio, run, (fresh > 0).squeeze(1)),

@@ -134,7 +134,7 @@ def micro_batch_sums(
     if loss.joint_ratio:  # ρ of the decision: the product of its executed tokens' ratios
         logprobs, behavior_logprobs = (_sum_run(each, run) for each in (logprobs, behavior_logprobs))
     policy, _ = policy_objective_sum(
-        surrogate,
+        surrogate.objective,
         logprobs=logprobs,
         behavior_logprobs=behavior_logprobs,
         advantages=prepared.advantages[place].to(device).unsqueeze(-1),

@@ -23,8 +23,8 @@ from vla_rl.recipe.sections import (
     ReplaySection,
     RolloutSection,
     RuntimeSection,
-    SurrogateSection,
 )
+from vla_rl.rl.surrogates import AnySurrogate
 from vla_rl.section import RulesError, Section, Seed, Text
 
 
@@ -41,7 +41,7 @@ class Recipe(Section):
     )
     env: EnvSection
     policy: PolicySection
-    surrogate: SurrogateSection
+    surrogate: AnySurrogate
     targets: AnyCredit = Gae(name="gae")
     loss: LossSection = LossSection()
     optimizer: OptimizerSection = OptimizerSection()

@@ -228,43 +228,6 @@ PolicySection = Annotated[OpenVLAOFTSection | MLPSection, Field(discriminator="n
 # --- the algorithm ---------------------------------------------------------------------------------------------------
 
 
-class GipoSection(Section):
-    """Gaussian importance sampling (arXiv 2603.03955)."""
-
-    name: Literal["gipo"]
-    sigma: Scale = Field(1.0, description="width of the trust weight in log-ratio; larger trusts older data more")
-    negative_sigma_scale: Scale = Field(
-        1.0, description="sigma is multiplied by this where the advantage is not positive"
-    )
-
-
-class PpoSection(Section):
-    """Clipped surrogate (arXiv 1707.06347)."""
-
-    name: Literal["ppo"]
-    clip_low: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
-        0.2, description="ratios below 1 - clip_low are clipped for bad actions"
-    )
-    clip_high: Scale = Field(0.2, description="ratios above 1 + clip_high are clipped for good actions")
-
-
-class SapoSection(Section):
-    """Soft sigmoid gate (arXiv 2511.20347)."""
-
-    name: Literal["sapo"]
-    tau_pos: Scale = Field(1.0, description="steepness of the gate where the advantage is positive")
-    tau_neg: Scale = Field(2.0, description="steepness of the gate elsewhere")
-
-
-class NoClipSection(Section):
-    """Plain importance sampling."""
-
-    name: Literal["no_clip"]
-
-
-SurrogateSection = Annotated[GipoSection | PpoSection | SapoSection | NoClipSection, Field(discriminator="name")]
-
-
 class LossSection(Section):
     """Weights of the terms of the total loss, and what happens to the advantages."""
 

@@ -96,7 +96,7 @@ def utilization(
     """Equations 41 to 47. No ordering of surrogates by `old_share` or `ess_old` may be presumed.
 
     Args:
-        log_multiplier: log w, from `vla_rl.rl.multipliers`, per token; −inf where w is 0 by construction.
+        log_multiplier: log w, a surrogate's `log_weight`, per token; −inf where w is 0 by construction.
         advantages: broadcastable, e.g. (B, T, 1).
         old: bool, broadcastable: the sample's lag has reached the old threshold.
         mask: bool, broadcastable.

@@ -6,12 +6,16 @@ micro-batches and ranks: add the sums, add the counts, divide once.
 
 A number that is not finite in a *valid* place raises `NonFiniteError`; it is never dropped and never propagated,
 because the counts that ranks have already agreed upon would no longer hold. The check costs one device synchronisation.
+
+Surrogates build on this, and a recipe knows them: so it names torch for type checkers only.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class NonFiniteError(ValueError):
@@ -20,7 +24,7 @@ class NonFiniteError(ValueError):
 
 def lift(tensor: Tensor) -> Tensor:
     """Half precision and integers to float32; float32 and float64 as they are."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor if tensor.is_floating_point() and tensor.element_size() == 8 else tensor.float()
 
 
 def select_valid(name: str, tensor: Tensor, mask: Tensor, *, allow_infinite: bool = False) -> Tensor:
@@ -38,7 +42,7 @@ def select_valid(name: str, tensor: Tensor, mask: Tensor, *, allow_infinite: boo
     Raises:
         NonFiniteError: a valid place holds NaN, or ±inf where that is not allowed.
     """
-    selected = torch.where(mask, lift(tensor), 0.0)
+    selected = lift(tensor).where(mask, 0.0)
     # A sum is finite only if every term is; looking at each costs many times as much and is left for the exception.
     if bool(selected.detach().sum().isfinite()):
         return selected
@@ -67,7 +71,7 @@ def masked_sum(elements: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         (sum, count): scalars; the sum is differentiable, the count int64. Elements are counted, not rows.
     """
-    return torch.where(mask, elements, 0.0).sum(), mask.expand(elements.shape).sum()
+    return elements.where(mask, 0.0).sum(), mask.expand(elements.shape).sum()
 
 
 def masked_mean(total: Tensor, count: Tensor) -> Tensor:

@@ -348,16 +348,13 @@ def _make_engine(plan: Plan, policy: nn.Module) -> Engine:
 
 def _make_learner(plan: Plan, engine: Engine) -> Learner:
     recipe = plan.recipe
-    surrogate, multiplier = algorithm.bind_surrogate(recipe)
     return Learner(
         engine,
-        surrogate=surrogate,
-        multiplier=multiplier,
+        surrogate=recipe.surrogate,
         credit=recipe.targets,
         loss=algorithm.loss_settings(recipe),
         temperature=recipe.rollout.temperature,
         micro_batch=recipe.learner.micro_batch,
         accumulation=recipe.learner.accumulation,
         old_threshold=recipe.replay.old_threshold,
-        clip_range=algorithm.clip_range(recipe),
     )

@@ -20,13 +20,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from vla_rl.rl.multipliers import LOG_MULTIPLIERS, LogMultiplier
-from vla_rl.rl.surrogates import SURROGATES, Surrogate, gipo, policy_loss
+from vla_rl.rl.surrogates import KINDS, Gipo, Surrogate, policy_loss
 
 DISCOUNT = 0.9
 SIGMAS = (0.1, 0.3, 0.5, 1.0, 2.0)
@@ -47,10 +45,13 @@ CASES: Mapping[str, tuple[float, float, float]] = {  # weights of the base polic
 class Method:
     """One estimator."""
 
-    name: str  # key of `vla_rl.rl.surrogates.SURROGATES`
-    sigma: float | None  # GIPO's σ
     surrogate: Surrogate
-    log_multiplier: LogMultiplier  # of the same surrogate, for the figure of the weights
+    sigma: float | None  # GIPO's σ
+
+    @property
+    def name(self) -> str:
+        """Kind of the surrogate."""
+        return self.surrogate.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +67,13 @@ class Record:
 
 def methods() -> tuple[Method, ...]:
     """The estimators that are compared: GIPO by σ, every other surrogate at its default settings."""
-    plain = [Method(name, None, SURROGATES[name], LOG_MULTIPLIERS[name]) for name in SURROGATES if name != "gipo"]
-    return (*plain, *map(_gipo_method, SIGMAS))
+    plain = [Method(kind(name=name), None) for name, kind in KINDS.items() if kind is not Gipo]
+    return (*plain, *(Method(Gipo(name="gipo", sigma=sigma), sigma) for sigma in SIGMAS))
 
 
-def _gipo_method(sigma: float) -> Method:
-    return Method("gipo", sigma, partial(gipo, sigma=sigma), partial(LOG_MULTIPLIERS["gipo"], sigma=sigma))
-
-
-def label(method: str, sigma: float | None) -> str:
-    """Name for tables and legends."""
-    return method if sigma is None else f"{method} σ={sigma:g}"
+def labels() -> dict[tuple[str, float | None], str]:
+    """Names for tables and legends, by method and σ."""
+    return {(method.name, method.sigma): method.surrogate.label for method in methods()}
 
 
 def study() -> list[Record]:
@@ -132,7 +129,7 @@ def _estimate(surrogate: Surrogate, behavior: Tensor, advantages: Tensor, action
     """g(a): the derivative of minus the policy loss of one sample in the logit of "right"."""
     logits = torch.tensor(TARGET_LOGITS, dtype=torch.float64, requires_grad=True)
     loss = policy_loss(
-        surrogate,
+        surrogate.objective,
         logprobs=logits.log_softmax(dim=-1)[action],
         behavior_logprobs=behavior[action].log(),
         advantages=advantages[action],

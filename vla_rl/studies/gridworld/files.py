@@ -9,7 +9,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from vla_rl.reporting.files import atomic_write_json, atomic_write_text
-from vla_rl.studies.gridworld.enumeration import CASES, Record, label, pareto_front
+from vla_rl.studies.gridworld.enumeration import CASES, Record, labels, pareto_front
 
 
 def write_records(out: Path, records: Sequence[Record]) -> list[Path]:
@@ -28,13 +28,13 @@ def write_records(out: Path, records: Sequence[Record]) -> list[Path]:
 
 def markdown_table(records: Sequence[Record]) -> str:
     """A row per method, a bias and a variance column per case; an asterisk marks the Pareto front of the case."""
-    cells: dict[str, list[str]] = {}
+    names, cells = labels(), dict[str, list[str]]()
     for case in CASES:
         of_case = [record for record in records if record.case == case]
         front = pareto_front(of_case)
         for record in of_case:
             star = "*" if record in front else " "
-            cells.setdefault(label(record.method, record.sigma), []).extend(
+            cells.setdefault(names[record.method, record.sigma], []).extend(
                 (f"{record.bias:.9f}", f"{record.variance:.9f}{star}")
             )
     header = ["method", *(f"{case} {quantity}" for case in CASES for quantity in ("bias", "variance"))]

@@ -13,9 +13,9 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vla_rl.rl.multipliers import multiplier
+from vla_rl.rl.surrogates import multiplier
 from vla_rl.studies.figures import save, style
-from vla_rl.studies.gridworld.enumeration import CASES, SIGMAS, Record, label, methods, pareto_front
+from vla_rl.studies.gridworld.enumeration import CASES, SIGMAS, Record, labels, methods, pareto_front
 
 
 class Style(NamedTuple):
@@ -54,13 +54,13 @@ def plot_pareto(out: Path, records: Sequence[Record]) -> list[Path]:
 
 
 def _draw_points(axes: Axes, records: list[Record]) -> None:
-    front = pareto_front(records)
+    names, front = labels(), pareto_front(records)
     bias, variance = [record.bias for record in front], [record.variance for record in front]
     axes.plot(bias, variance, "--", color="#9a9a9a", lw=1.0, zorder=1, label="Pareto front")
     for record in records:
         (color, _, marker), solid = _style(record.method, record.sigma), record.method == "gipo"
         axes.plot(
-            record.bias, record.variance, marker, label=label(record.method, record.sigma), mec=color,
+            record.bias, record.variance, marker, label=names[record.method, record.sigma], mec=color,
             mfc=color if solid else "none", ms=6 if solid else 9, mew=0 if solid else 1.6, ls="none",
             zorder=4 if solid else 3,
         )  # fmt: skip
@@ -87,9 +87,9 @@ def plot_weights(out: Path) -> list[Path]:
 
 def _weight_curves(axes: Axes, x: Tensor, log_ratio: Tensor, advantages: Tensor) -> None:
     for method in methods():
-        weight = multiplier(method.log_multiplier, log_ratio, advantages)
+        weight = multiplier(method.surrogate.log_weight, log_ratio, advantages)
         color, line, _ = _style(method.name, method.sigma)
-        axes.plot(x, weight, line, color=color, lw=1.5, label=label(method.name, method.sigma))
+        axes.plot(x, weight, line, color=color, lw=1.5, label=method.surrogate.label)
     axes.axvline(float(x[log_ratio.abs().argmin()]), color="#bdbdbd", lw=0.8, zorder=0)  # on-policy
 
 

@@ -11,22 +11,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from typing import Any
 
 from vla_rl.envs.metaworld import HORIZON
 from vla_rl.errors import UserError
-from vla_rl.recipe import METAWORLD_TASKS, MetaworldSection, Recipe, SurrogateSection, find_recipe, load_recipe
+from vla_rl.recipe import METAWORLD_TASKS, MetaworldSection, Recipe, find_recipe, load_recipe
 from vla_rl.recipe.regimes import SPANS
 from vla_rl.replay.layout import capacity_for
+from vla_rl.rl.surrogates import KINDS
 
 RECIPE = "metaworld_stale"
 REGIMES = tuple(SPANS)
-PLAIN_SURROGATES = tuple(  # all that a recipe knows, at their default settings
-    name
-    for section in get_args(get_args(SurrogateSection)[0])
-    for name in get_args(section.model_fields["name"].annotation)
-    if name != "gipo"
-)
+PLAIN_SURROGATES = tuple(name for name in KINDS if name != "gipo")  # at their default settings
 
 
 @dataclass(frozen=True, slots=True)
