@@ -32,13 +32,14 @@ ALLOWED: dict[str, set[str]] = {
     "learner": {"types", "errors", "ipc", "replay", "policies", "rl", "credit"},
     "reporting": {"types", "errors", "__init__"},
     "doctor": {"types", "errors", "envs", "ipc"},
+    "demos": {"types", "errors", "section"},  # section: the form in which a fault is told
     # The top: what sees a recipe. `run` turns one into plain arguments and running processes.
     "run": BELOW | {"recipe"},
     "evaluation": BELOW | {"recipe", "run"},
     "train": BELOW | {"recipe", "run", "evaluation"},
     "export": BELOW | {"recipe", "run", "evaluation"},
     "studies": BELOW | {"recipe", "run", "evaluation", "train"},
-    "cli": BELOW | {"__init__", "recipe", "run", "evaluation", "train", "export", "studies", "doctor"},
+    "cli": BELOW | {"__init__", "recipe", "run", "evaluation", "train", "export", "studies", "doctor", "demos"},
     "__main__": {"cli"},
 }
 
@@ -56,6 +57,9 @@ CONFINED: dict[str, tuple[str, ...]] = {
     "metaworld": ("vla_rl.envs.metaworld",),
     "matplotlib": ("vla_rl.reporting", "vla_rl.studies"),
     "imageio_ffmpeg": ("vla_rl.evaluation",),
+    "h5py": ("vla_rl.demos.h5_files",),
+    "pyarrow": ("vla_rl.demos.parquet",),
+    "av": ("vla_rl.demos.videos",),
     "pydantic": (
         *("vla_rl.section", "vla_rl.recipe"),
         *("vla_rl.rl.surrogates", "vla_rl.credit", "vla_rl.envs", "vla_rl.policies"),
