@@ -1,0 +1,59 @@
+"""Rules that every episode of every format keeps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_rl.demos.episode import ACTION_DIM, STATE_DIM
+from vla_rl.demos.problems import DemosError
+
+
+def check_numbers(name: str, values: NDArray[Any], shape: tuple[int, ...], place: tuple[str, str]) -> None:
+    """Hold an array against its shape, and every number against NaN and infinity.
+
+    Raises:
+        DemosError: the shape is another, or a number is none.
+    """
+    file, part = place
+    key = f"{part}/{name}" if part else name
+    if values.shape != shape or values.dtype.kind not in "fiub":
+        raise DemosError(
+            file, key, "wrong shape or type", found=f"{values.shape} {values.dtype}", allowed=f"{shape} of numbers"
+        )
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        raise DemosError(
+            file,
+            key,
+            "must hold finite numbers",
+            found=f"{values[tuple(bad[0])]} in row {bad[0][0]}"
+            + (f", and {len(bad) - 1} more" if len(bad) > 1 else ""),
+            fix="take this episode out, or fetch the dataset again",
+        )
+
+
+def check_episode(actions: NDArray[Any], state: NDArray[Any], pictures: int, place: tuple[str, str]) -> None:
+    """Hold the parts of an episode against each other: one row of each for every picture, and at least one.
+
+    Raises:
+        DemosError: they do not fit.
+    """
+    if not pictures:
+        raise DemosError(*place, "an episode has at least one row", found="none", fix="take this episode out")
+    check_numbers("actions", actions, (pictures, ACTION_DIM), place)
+    check_numbers("state", state, (pictures, STATE_DIM), place)
+
+
+def missing_key(place: tuple[str, str], key: str, present: list[str]) -> DemosError:
+    """The error of a key that is not there."""
+    file, part = place
+    return DemosError(
+        file,
+        f"{part}/{key}" if part else key,
+        "is missing",
+        found=", ".join(sorted(present)) or "nothing",
+        fix="this key is needed; record the dataset with it",
+    )

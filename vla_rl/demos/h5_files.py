@@ -1,0 +1,117 @@
+"""HDF5 files: opened, read and written here alone; what h5py says is turned into errors that name file and key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_rl.demos.problems import DemosError, extra_needed
+
+if TYPE_CHECKING:
+    from h5py import Dataset as Dataset
+    from h5py import File as File
+    from h5py import Group as Group
+
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+READABLE = "HDF5 files as LIBERO's scripts write them"
+
+
+@contextmanager
+def open_h5(file: Path) -> Iterator[File]:
+    """Open an HDF5 file for reading.
+
+    Raises:
+        DemosError: it is none, or it is cut off.
+        UserError: h5py is not installed.
+    """
+    with extra_needed("reading HDF5 files"):
+        import h5py
+    try:
+        handle = h5py.File(file, "r")
+    except OSError as error:
+        with file.open("rb") as stream:
+            head = stream.read(64)
+        pointer = head.startswith(b"version https://git-lfs")
+        raise DemosError(
+            file,
+            "",
+            "cannot be opened as HDF5",
+            found="a git-lfs pointer" if pointer else str(error),
+            allowed=READABLE,
+            fix="git lfs pull" if pointer else "the file is damaged or was not downloaded to its end: fetch it again",
+        ) from error
+    with handle:
+        yield handle
+
+
+def read_array(group: Group, key: str, rows: NDArray[np.int64] | None = None) -> NDArray[Any]:
+    """A data set of `group`, or some of its rows; `rows` ascend.
+
+    Raises:
+        DemosError: it is missing, no data set, or cannot be read.
+    """
+    dataset = find(group, key)
+    try:
+        if rows is None:
+            return np.asarray(dataset[()])
+        if len(rows) and rows[-1] - rows[0] + 1 == len(rows):  # one block: far faster than a list of rows
+            return np.asarray(dataset[int(rows[0]) : int(rows[-1]) + 1])
+        return np.asarray(dataset[rows])
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
+        raise DemosError(
+            group.file.filename,
+            f"{group.name}/{key}".lstrip("/"),
+            "cannot be read",
+            found=str(error),
+            fix="the file is damaged: fetch it again",
+        ) from error
+
+
+def find(group: Group, key: str) -> Dataset:
+    """The data set of that name.
+
+    Raises:
+        DemosError: there is none.
+    """
+    import h5py
+
+    try:
+        item = group.get(key)
+        present = sorted(group)
+    except (OSError, RuntimeError, KeyError) as error:
+        item, present = None, [str(error)]
+    if not isinstance(item, h5py.Dataset):
+        raise DemosError(
+            group.file.filename,
+            f"{group.name}/{key}".lstrip("/"),
+            "is missing",
+            found=", ".join(present) or "nothing",
+            allowed=READABLE,
+            fix="record or convert the dataset with this key",
+        )
+    return item
+
+
+@contextmanager
+def new_h5(file: Path) -> Iterator[File]:
+    """Write an HDF5 file; it gets its name when it is whole, and is not there otherwise."""
+    with extra_needed("writing HDF5 files"):
+        import h5py
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        with h5py.File(partial, "w") as handle:
+            yield handle
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_datasets(group: Group, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays as data sets of `group`."""
+    for key, values in arrays.items():
+        group.create_dataset(key, data=values)

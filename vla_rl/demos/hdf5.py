@@ -1,0 +1,192 @@
+"""LIBERO's HDF5 files, raw and regenerated ("no_noops"): one file per task, `data/demo_0`, `data/demo_1`, ...
+
+In raw files (scripts/create_dataset.py of LIBERO) a picture shows what the action of its row did. In regenerated ones
+(regenerate_libero_dataset.py of moojink/openvla-oft) it was taken before that action. Both hold it upside down.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_rl.demos.checks import check_episode
+from vla_rl.demos.conventions import instruction_of_task, measured_lag, task_of_file
+from vla_rl.demos.episode import Rows, StoredEpisode
+from vla_rl.demos.h5_files import READABLE, find, open_h5, read_array
+from vla_rl.demos.problems import DemosError
+from vla_rl.types import UInt8Array
+
+if TYPE_CHECKING:
+    from vla_rl.demos.h5_files import Group
+
+SUFFIXES = (".hdf5", ".h5")
+PICTURES = {"agentview": "obs/agentview_rgb", "wrist": "obs/eye_in_hand_rgb"}
+RAW_ROOT = frozenset({"env_args", "env_name", "problem_info", "bddl_file_name", "bddl_file_content"})
+RAW_DEMO = frozenset({"model_file", "init_state"})
+RAW, REGENERATED = "libero_hdf5_raw", "libero_hdf5_regenerated"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFile:
+    """One file, and what was found out about it."""
+
+    path: Path
+    numbers: tuple[int, ...]  # of the demonstrations, ascending
+    is_raw: bool
+    lag: int
+    sentence: str  # the instruction inside the file, which is not the prompt; empty if there is none
+
+
+class Hdf5Reader:
+    """A file or a folder of files, by name; demonstrations by number."""
+
+    rotated = False
+    documented_gripper: str | None = "signed"
+
+    def __init__(self, files: list[Path]) -> None:
+        """Read what the files hold, but no episode.
+
+        Raises:
+            DemosError: a file is broken or of another layout, or raw and regenerated files are mixed.
+        """
+        self.files = [_examine(file) for file in files]
+        self._places = [(file, number) for file in self.files for number in file.numbers]
+        first = self.files[0]
+        for file in self.files[1:]:
+            if (file.is_raw, file.lag) != (first.is_raw, first.lag):
+                raise DemosError(
+                    file.path,
+                    "",
+                    "all files of a dataset have one layout",
+                    found=f"{_layout(file)}, but {first.path.name} is {_layout(first)}",
+                    fix="read the two kinds one by one, each from a folder of its own",
+                )
+        self.format = RAW if first.is_raw else REGENERATED
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[StoredEpisode]:
+        return (self.read(index) for index in range(len(self)))
+
+    def read(self, index: int) -> StoredEpisode:
+        """Read the numbers of an episode."""
+        file, number = self._places[index]
+        name = f"data/demo_{number}"
+        place = (str(file.path), name)
+        with open_h5(file.path) as handle:
+            demo = handle[name]
+            actions = read_array(demo, "actions")
+            state = _state(demo)
+            shapes = {camera: _picture_shape(demo, key) for camera, key in PICTURES.items()}
+        rows = shapes["agentview"][0]
+        for camera, shape in shapes.items():
+            if shape != shapes["agentview"]:
+                key = f"{name}/{PICTURES[camera]}"
+                raise DemosError(file.path, key, "both cameras have one size and number of pictures", found=shapes)
+        check_episode(actions, state, rows, place)
+        task = task_of_file(file.path)
+        return StoredEpisode(
+            place=place,
+            task=task,
+            number=number,
+            instruction=instruction_of_task(task),
+            actions=actions.astype(np.float64),
+            state=state.astype(np.float32),
+            image_size=(shapes["agentview"][1], shapes["agentview"][2]),
+            lag=file.lag,
+            read_pictures=partial(_read_pictures, file.path, name),
+            read_extras=partial(_read_extras, file.path, name, file.lag),
+        )
+
+
+def _layout(file: TaskFile) -> str:
+    return f"{'raw' if file.is_raw else 'regenerated'}, pictures {'after' if file.lag else 'before'} their actions"
+
+
+def _examine(path: Path) -> TaskFile:
+    with open_h5(path) as handle:
+        data = handle.get("data")
+        numbers = sorted(int(name[5:]) for name in data or () if re.fullmatch(r"demo_\d+", name))
+        if not numbers:
+            raise DemosError(
+                path,
+                "data",
+                "holds no demonstrations",
+                found=", ".join(sorted(data if data is not None else handle)) or "nothing",
+                allowed=f"data/demo_0, data/demo_1, ...: {READABLE}",
+                fix="other layouts cannot be read",
+            )
+        demo = data[f"demo_{numbers[0]}"]
+        is_raw = bool(RAW_ROOT & set(data.attrs) or RAW_DEMO & set(demo.attrs))
+        lag = int(is_raw)
+        if "states" in demo and "obs/joint_states" in demo:
+            measured = measured_lag(read_array(demo, "states"), read_array(demo, "obs/joint_states"))
+            lag = lag if measured is None else measured
+        return TaskFile(path, tuple(numbers), is_raw, lag, _sentence(data))
+
+
+def _sentence(data: Group) -> str:
+    try:
+        information = json.loads(data.attrs.get("problem_info", "{}"))
+    except (ValueError, TypeError):
+        return ""
+    sentence = information.get("language_instruction", "") if isinstance(information, dict) else ""
+    return " ".join(map(str, sentence)) if isinstance(sentence, list) else str(sentence)
+
+
+def _state(demo: Group) -> NDArray[Any]:
+    """Position and axis-angle, then both fingers."""
+    whole = demo.get("obs/ee_states") is not None or demo.get("obs/ee_pos") is None
+    poses = ["obs/ee_states"] if whole else ["obs/ee_pos", "obs/ee_ori"]
+    parts = [read_array(demo, key) for key in (*poses, "obs/gripper_states")]
+    if any(part.ndim != 2 or len(part) != len(parts[0]) for part in parts):
+        shapes = ", ".join(str(part.shape) for part in parts)
+        raise DemosError(
+            demo.file.filename,
+            f"{demo.name}/obs/ee_states, obs/gripper_states".lstrip("/"),
+            "wrong shape",
+            found=shapes,
+            allowed="(T, 6) and (T, 2)",
+        )
+    return np.concatenate(parts, axis=1)
+
+
+def _picture_shape(demo: Group, key: str) -> tuple[int, int, int]:
+    dataset = find(demo, key)
+    if dataset.ndim != 4 or dataset.shape[-1] != 3 or dataset.dtype != np.uint8:
+        raise DemosError(
+            demo.file.filename,
+            f"{demo.name}/{key}".lstrip("/"),
+            "wrong shape or type",
+            found=f"{dataset.shape} {dataset.dtype}",
+            allowed="(T, H, W, 3) uint8",
+        )
+    rows, height, width, _ = dataset.shape
+    return rows, height, width
+
+
+def _read_pictures(file: Path, demo: str, camera: str, rows: Rows) -> UInt8Array:
+    with open_h5(file) as handle:
+        return read_array(handle[demo], PICTURES[camera], rows)
+
+
+def _read_extras(file: Path, demo: str, lag: int) -> Mapping[str, NDArray[Any]]:
+    """What other readers of the layout look for, each row at the time of a picture."""
+    extras = {}
+    with open_h5(file) as handle:
+        group = handle[demo]
+        for key in ("obs/joint_states", "states", "robot_states"):
+            if key in group:
+                values = read_array(group, key)
+                # A state belongs to the time before its action, everything else to that of its picture.
+                extras[key] = np.concatenate([values[lag:], values[len(values) - lag :]]) if key == "states" else values
+    return extras

@@ -1,0 +1,353 @@
+"""LeRobot data sets, v2.0, v2.1 and v3.0: numbers in parquet, pictures in parquet or videos.
+
+Pictures are turned by 180 degrees already. `fps` is a label (10 or 20, while LIBERO is controlled at 20 Hz): the order
+of rows counts, and seconds only find frames in videos. Source: huggingface/lerobot, src/lerobot/datasets.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_rl.demos.checks import check_episode
+from vla_rl.demos.episode import ACTION_DIM, CAMERAS, Rows, StoredEpisode
+from vla_rl.demos.parquet import column_names, num_rows, read_cells, read_columns, read_table
+from vla_rl.demos.pictures import PictureError, decode_picture
+from vla_rl.demos.problems import DemosError
+from vla_rl.demos.videos import read_video
+from vla_rl.types import UInt8Array
+
+INFO = Path("meta", "info.json")
+CAMERA_KEYS = {
+    "agentview": ("observation.images.image", "observation.images.agentview_rgb", "observation.image", "image"),
+    "wrist": (
+        *("observation.images.image2", "observation.images.wrist_image", "observation.images.eye_in_hand_rgb"),
+        *("observation.wrist_image", "wrist_image"),
+    ),
+}
+ACTION_KEYS = ("action", "actions")
+STATE_KEYS = (("observation.state",), ("state",), ("observation.states.ee_state", "observation.states.gripper_state"))
+JOINT_KEYS = ("observation.states.joint_state",)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where an episode lies: rows of a parquet file, and seconds in a video per camera."""
+
+    episode: int
+    file: Path
+    start: int
+    stop: int
+    videos: Mapping[str, tuple[Path, float]]  # camera to file and begin in seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Which columns hold what, found by their names."""
+
+    cameras: Mapping[str, str]
+    is_video: Mapping[str, bool]
+    action: str
+    state: tuple[str, ...]
+    joints: str | None
+
+
+class LeRobotReader:
+    """The episodes of a data set in the order of their numbers."""
+
+    rotated = True
+    documented_gripper: str | None = None  # both are in use
+
+    def __init__(self, root: Path) -> None:
+        """Read the meta data.
+
+        Raises:
+            DemosError: they are missing, broken, of an unknown version, or name other features.
+        """
+        self._root = root
+        self._info_file = root / INFO
+        info = _read_json(self._info_file)
+        version = str(info.get("codebase_version", ""))
+        if version not in ("v2.0", "v2.1", "v3.0"):
+            raise DemosError(
+                self._info_file,
+                "codebase_version",
+                "unknown version",
+                found=repr(version),
+                allowed="v2.0, v2.1, v3.0",
+                fix="convert the data set with LeRobot's own scripts",
+            )
+        self.format = f"lerobot_{version}"
+        self.fps = self._number(info, "fps")
+        self._info = info
+        self.features = _find_features(self._info_file, info.get("features"))
+        is_v3 = version == "v3.0"
+        self._placements = self._places_v3() if is_v3 else self._places_v2()
+        if not self._placements:
+            raise DemosError(root, "meta", "holds no episodes")
+        self._tasks = self._tasks_v3() if is_v3 else self._tasks_v2()
+
+    def __len__(self) -> int:
+        return len(self._placements)
+
+    def __iter__(self) -> Iterator[StoredEpisode]:
+        return (self.read(index) for index in range(len(self)))
+
+    def read(self, index: int) -> StoredEpisode:
+        """Read the numbers of an episode."""
+        at, features = self._placements[index], self.features
+        place = (str(at.file), f"episode {at.episode}")
+        names = [features.action, *features.state, "episode_index", "task_index"]
+        table = read_table(at.file, names, at.start, at.stop)
+        actions, state = table[features.action], [table[key] for key in features.state]
+        if any(part.ndim != 2 for part in state):
+            raise DemosError(*place, "wrong shape of the state", found=[part.shape for part in state])
+        joined = np.concatenate(state, axis=1)
+        check_episode(actions, joined, at.stop - at.start, place)
+        if set(table["episode_index"].tolist()) != {at.episode}:
+            raise DemosError(
+                *place,
+                f"rows {at.start} to {at.stop - 1} must be of this episode",
+                found=f"episode_index {sorted(set(table['episode_index'].tolist()))[:5]}",
+                fix="the meta data do not fit the data: fetch the data set again",
+            )
+        instruction = self._instruction(set(table["task_index"].tolist()), place)
+        return StoredEpisode(
+            place=place,
+            task=instruction.replace(" ", "_"),
+            number=at.episode,
+            instruction=instruction,
+            actions=actions.astype(np.float64),
+            state=joined.astype(np.float32),
+            image_size=self._image_size(),
+            lag=0,
+            read_pictures=partial(self._read_pictures, at),
+            read_extras=partial(self._read_extras, at),
+        )
+
+    def _instruction(self, tasks: set[int], place: tuple[str, str]) -> str:
+        known = [self._tasks[task] for task in tasks if task in self._tasks]
+        if len(tasks) != 1 or not known:
+            raise DemosError(
+                *place, "an episode has one task of meta/tasks", found=f"task_index {sorted(tasks)}",
+                allowed=f"0 to {len(self._tasks) - 1}",
+            )  # fmt: skip
+        return known[0].strip().lower()
+
+    def _image_size(self) -> tuple[int, int]:
+        sizes = {}
+        for camera, key in self.features.cameras.items():
+            feature = self._info["features"][key]
+            shape = [int(side) for side in feature.get("shape") or ()]
+            if len(shape) != 3:
+                raise DemosError(
+                    self._info_file, f"features.{key}.shape", "wrong shape", found=shape, allowed="H, W, 3 or 3, H, W"
+                )
+            sizes[camera] = (shape[1], shape[2]) if shape[0] == 3 and shape[2] != 3 else (shape[0], shape[1])
+        if len(set(sizes.values())) != 1:
+            raise DemosError(self._info_file, "features", "both cameras have one size", found=sizes)
+        return sizes["agentview"]
+
+    def _read_pictures(self, at: Placement, camera: str, rows: Rows) -> UInt8Array:
+        key = self.features.cameras[camera]
+        if self.features.is_video[camera]:
+            file, begin = at.videos[camera]
+            pictures = read_video(file, begin=begin, fps=self.fps, rows=rows.tolist())
+        else:
+            file = at.file
+            first, last = int(rows[0]), int(rows[-1])
+            wanted = set(rows.tolist())
+            cells = read_cells(file, key, at.start + first, at.start + last + 1)
+            pictures = np.stack(
+                [self._decode(cell, at, camera, row) for row, cell in enumerate(cells, first) if row in wanted]
+            )
+        if pictures.shape[1:] != (*self._image_size(), 3):
+            raise DemosError(
+                file, f"episode {at.episode}, {key}", "pictures must have the size of meta/info.json",
+                found=pictures.shape[1:], allowed=str((*self._image_size(), 3)),
+            )  # fmt: skip
+        return pictures
+
+    def _decode(self, cell: object, at: Placement, camera: str, row: int) -> UInt8Array:
+        key = f"episode {at.episode}, row {row}, {self.features.cameras[camera]}"
+        try:
+            if isinstance(cell, dict) and cell.get("bytes"):
+                return decode_picture(cell["bytes"])
+            if isinstance(cell, dict) and cell.get("path"):
+                return decode_picture((self._root / str(cell["path"])).read_bytes())
+        except (PictureError, OSError) as error:
+            raise DemosError(at.file, key, "cannot be read as a picture", found=str(error)) from error
+        raise DemosError(at.file, key, "holds no picture", found=type(cell).__name__, allowed="bytes or a path")
+
+    def _read_extras(self, at: Placement) -> Mapping[str, NDArray[Any]]:
+        if self.features.joints is None:
+            return {}
+        joints = read_table(at.file, [self.features.joints], at.start, at.stop)[self.features.joints]
+        return {"obs/joint_states": joints.astype(np.float64)}
+
+    def _places_v2(self) -> list[Placement]:
+        file = self._root / "meta" / "episodes.jsonl"
+        chunks_size = int(self._number(self._info, "chunks_size"))
+        places = []
+        for line in _read_lines(file):
+            episode, length = int(self._number(line, "episode_index", file)), int(self._number(line, "length", file))
+            named = {"episode_chunk": episode // chunks_size, "episode_index": episode}
+            places.append(
+                Placement(
+                    episode,
+                    self._path("data_path", **named),
+                    0,
+                    length,
+                    {
+                        camera: (self._path("video_path", video_key=key, **named), 0.0)
+                        for camera, key in self.features.cameras.items()
+                        if self.features.is_video[camera]
+                    },
+                )
+            )
+        places.sort(key=lambda it: it.episode)
+        for place in places:
+            if not place.file.is_file():
+                raise DemosError(place.file, "", "is missing", fix="fetch the whole data set")
+        return places
+
+    def _tasks_v2(self) -> dict[int, str]:
+        file = self._root / "meta" / "tasks.jsonl"
+        return {int(self._number(line, "task_index", file)): str(line.get("task", "")) for line in _read_lines(file)}
+
+    def _places_v3(self) -> list[Placement]:
+        folder = self._root / "meta" / "episodes"
+        files = sorted(folder.glob("chunk-*/file-*.parquet"))
+        if not files:
+            raise DemosError(folder, "", "is missing", allowed="chunk-000/file-000.parquet, ...")
+        names = ["episode_index", "data/chunk_index", "data/file_index", "dataset_from_index", "dataset_to_index"]
+        videos = {
+            camera: [f"videos/{key}/{what}" for what in ("chunk_index", "file_index", "from_timestamp")]
+            for camera, key in self.features.cameras.items()
+            if self.features.is_video[camera]
+        }
+        wanted = [*names, *(name for of_camera in videos.values() for name in of_camera)]
+        lines: list[dict[str, Any]] = []
+        for file in files:
+            columns = read_columns(file, wanted)
+            lines += [dict(zip(wanted, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        lines.sort(key=lambda line: int(line["episode_index"]))
+        begins: dict[tuple[int, int], int] = {}  # global index of the first row of each file
+        for line in lines:
+            data = (line["data/chunk_index"], line["data/file_index"])
+            begins[data] = min(begins.get(data, line["dataset_from_index"]), line["dataset_from_index"])
+        places = []
+        for line in lines:
+            chunk, number = line["data/chunk_index"], line["data/file_index"]
+            begin = begins[chunk, number]
+            places.append(
+                Placement(
+                    int(line["episode_index"]),
+                    self._path("data_path", chunk_index=chunk, file_index=number),
+                    int(line["dataset_from_index"]) - begin,
+                    int(line["dataset_to_index"]) - begin,
+                    {
+                        camera: (
+                            self._path(
+                                "video_path",
+                                video_key=self.features.cameras[camera],
+                                chunk_index=line[of_camera[0]],
+                                file_index=line[of_camera[1]],
+                            ),
+                            float(line[of_camera[2]]),
+                        )
+                        for camera, of_camera in videos.items()
+                    },
+                )
+            )
+        for file in sorted({place.file for place in places}):
+            rows = num_rows(file)
+            stop = max(place.stop for place in places if place.file == file)
+            if rows < stop:
+                raise DemosError(file, "", "has too few rows", found=rows, allowed=f"{stop}, as meta/episodes says")
+        return places
+
+    def _tasks_v3(self) -> dict[int, str]:
+        file = self._root / "meta" / "tasks.parquet"
+        names = column_names(file)
+        text = next((name for name in ("task", "__index_level_0__") if name in names), "task")
+        columns = read_columns(file, ["task_index", text])
+        return {int(key): str(task) for key, task in zip(columns["task_index"], columns[text], strict=True)}
+
+    def _path(self, template: str, **values: object) -> Path:
+        text = self._info.get(template)
+        try:
+            return self._root / str(text).format(**values) if text else self._refuse(template, text)
+        except (KeyError, IndexError, ValueError) as error:
+            return self._refuse(template, text, error)
+
+    def _refuse(self, template: str, text: object, error: Exception | None = None) -> Path:
+        raise DemosError(self._info_file, template, "is no template of a path", found=repr(text)) from error
+
+    def _number(self, holder: Mapping[str, Any], key: str, file: Path | None = None) -> float:
+        value = holder.get(key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or (key == "fps" and not value):
+            raise DemosError(file or self._info_file, key, "must be a number", found=repr(value))
+        return float(value)
+
+
+def _find_features(file: Path, features: object) -> Features:
+    if not isinstance(features, dict):
+        raise DemosError(file, "features", "is missing", allowed="LeRobot's description of columns")
+    names = set(features)
+    cameras = {camera: next((key for key in keys if key in names), None) for camera, keys in CAMERA_KEYS.items()}
+    action = next((key for key in ACTION_KEYS if key in names), None)
+    state = next((keys for keys in STATE_KEYS if names.issuperset(keys)), None)
+    for what, found, allowed in (
+        *((camera, cameras[camera], CAMERA_KEYS[camera]) for camera in CAMERAS),
+        ("action", action, ACTION_KEYS),
+        ("state", state, tuple(" with ".join(keys) for keys in STATE_KEYS)),
+    ):
+        if found is None:
+            raise DemosError(
+                file, "features", f"no column for {what}", found=", ".join(sorted(names)), allowed=", ".join(allowed)
+            )
+    assert action is not None
+    assert state is not None
+    known = {camera: key for camera, key in cameras.items() if key is not None}
+    kinds = {camera: str((features[key] or {}).get("dtype")) for camera, key in known.items()}
+    for camera, kind in kinds.items():
+        if kind not in ("image", "video"):
+            raise DemosError(
+                file, f"features.{known[camera]}.dtype", "unknown kind of picture", found=kind, allowed="image, video"
+            )
+    width = features[action].get("shape")
+    if width is not None and list(width) != [ACTION_DIM]:
+        raise DemosError(file, f"features.{action}.shape", "wrong shape", found=width, allowed=f"[{ACTION_DIM}]")
+    return Features(
+        cameras=known,
+        is_video={camera: kind == "video" for camera, kind in kinds.items()},
+        action=action,
+        state=state,
+        joints=next((key for key in JOINT_KEYS if key in names), None),
+    )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DemosError(file, "", "cannot be read as JSON", found=str(error), fix="fetch the file again") from error
+    if not isinstance(value, dict):
+        raise DemosError(file, "", "must be a JSON object", found=type(value).__name__)
+    return value
+
+
+def _read_lines(file: Path) -> Iterator[dict[str, Any]]:
+    try:
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise DemosError(file, "", "cannot be read as lines of JSON", found=str(error)) from error
+    yield from (line if isinstance(line, dict) else {} for line in lines)

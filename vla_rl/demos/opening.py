@@ -1,0 +1,195 @@
+"""Which format a path holds, and its episodes in one convention."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from vla_rl.demos.conventions import GRIPPERS, Gripper, gripper_of, kept_rows, to_environment
+from vla_rl.demos.episode import Episode, Reader, StoredEpisode
+from vla_rl.demos.hdf5 import SUFFIXES, Hdf5Reader
+from vla_rl.demos.lerobot import INFO, LeRobotReader
+from vla_rl.demos.problems import DemosError
+from vla_rl.demos.rlds import RldsReader
+from vla_rl.errors import UserError
+
+FORMATS = (
+    "LIBERO's HDF5 files (a file, or the folder of a suite), an RLDS data set (the folder with *.tfrecord-* files), "
+    "a LeRobot data set v2.0 to v3.0 (the folder that holds meta/info.json)"
+)
+
+
+class Demos:
+    """The episodes of a data set, one at a time and in numerical order; memory holds the one in use.
+
+    It can be iterated again and again, and asked for any episode by its place: `len(demos)`, `demos[3]`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        reader: Reader,
+        *,
+        gripper: Gripper | Literal["auto"],
+        rotated: bool | Literal["auto"],
+        drop_no_ops: bool,
+    ) -> None:
+        self.path = path
+        self.reader = reader
+        self.format = reader.format
+        self.rotated = reader.rotated if rotated == "auto" else rotated
+        self._gripper = gripper
+        self._drop_no_ops = drop_no_ops
+
+    @property
+    def gripper(self) -> Gripper:
+        """The convention of the file: as declared, or found in the first episodes that tell it.
+
+        Raises:
+            DemosError: nothing in the data set tells it, and neither does the format.
+        """
+        if self._gripper == "auto":
+            found = (gripper_of(stored.actions[:, -1]) for stored in self.reader)
+            documented = self.reader.documented_gripper
+            settled = next((one for one in found if one is not None), None)
+            if settled is None:
+                settled = "signed" if documented == "signed" else None
+            if settled is None:
+                raise DemosError(
+                    self.path,
+                    "action",
+                    "the convention of the gripper cannot be told: every command is 1",
+                    allowed="; ".join(f"{name}: {meaning}" for name, meaning in GRIPPERS.items()),
+                    fix="name it: --gripper signed or --gripper binary",
+                )
+            self._gripper = settled
+        return self._gripper
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, index: int) -> Episode:
+        return self.convert(self.reader.read(range(len(self))[index]))
+
+    def __iter__(self) -> Iterator[Episode]:
+        return (self[index] for index in range(len(self)))
+
+    def convert(self, stored: StoredEpisode) -> Episode:
+        """The episode with rows that belong together, in the environment's units.
+
+        Raises:
+            DemosError: the gripper is of another convention, or no row is left.
+        """
+        lag = stored.lag
+        actions = to_environment(stored.actions, self.gripper, stored.place)
+        used = np.arange(len(actions)) >= lag  # no picture was taken before the first `lag` actions
+        if self._drop_no_ops:
+            used &= kept_rows(stored.actions)
+        of_actions = np.flatnonzero(used)
+        if not len(of_actions):
+            raise DemosError(*stored.place, "no row is left", found=f"{len(actions)} rows", fix="take this episode out")
+        rows = of_actions - lag
+        return Episode(
+            instruction=stored.instruction,
+            state=stored.state[rows],
+            actions=actions[of_actions],
+            task=stored.task,
+            number=stored.number,
+            rows=rows,
+            stored=stored,
+            turned=not self.rotated,
+        )
+
+
+def open_demos(
+    path: str | Path,
+    *,
+    gripper: str = "auto",
+    rotated: bool | Literal["auto"] = "auto",
+    drop_no_ops: bool = False,
+) -> Demos:
+    """Open a data set of demonstrations for LIBERO's robot, whatever its format.
+
+    Args:
+        path: A file or a folder.
+        gripper: What the file means by its gripper commands: `signed` (-1 open, +1 close), `binary` (0 close, 1 open),
+            or `auto`, from the values.
+        rotated: Whether the pictures in the file are turned by 180 degrees already; `auto` is what the format
+            prescribes. Numbers cannot tell it: look at `vla-rl demos inspect PATH --out sheet.png`.
+        drop_no_ops: Leave out the rows whose action does nothing, by the rule of `kept_rows`.
+
+    Returns:
+        Its episodes.
+
+    Raises:
+        UserError: the path holds no such data set, or a broken one, or an option does not exist; data that are broken
+            further on raise it when the iteration gets there.
+    """
+    if gripper not in ("auto", *GRIPPERS):
+        raise UserError(f"gripper: {gripper!r} does not exist; choose from auto, {', '.join(GRIPPERS)}")
+    if rotated not in ("auto", True, False):
+        raise UserError(f"rotated: {rotated!r} does not exist; choose from 'auto', True, False")
+    where = Path(path)
+    convention: Gripper | Literal["auto"] = (
+        "signed" if gripper == "signed" else "binary" if gripper == "binary" else "auto"
+    )
+    return Demos(where, find_reader(where), gripper=convention, rotated=rotated, drop_no_ops=drop_no_ops)
+
+
+def find_reader(path: Path) -> Reader:
+    """The reader of the format that the path holds.
+
+    Raises:
+        DemosError: there is nothing, or nothing that can be read.
+    """
+    if not path.exists():
+        raise DemosError(path, "", "does not exist", allowed=FORMATS)
+    if path.is_file():
+        if path.suffix in SUFFIXES:
+            return Hdf5Reader([path])
+        if ".tfrecord" in path.name:
+            return RldsReader([path])
+        if path.name == INFO.name and path.parent.name == INFO.parent.name:
+            return LeRobotReader(path.parent.parent)
+        raise DemosError(
+            path, "", "unknown format", found=f"a file {path.suffix or 'without a suffix'}", allowed=FORMATS
+        )
+    if (path / INFO).is_file():
+        return LeRobotReader(path)
+    if files := sorted((it for it in path.iterdir() if it.suffix in SUFFIXES and it.is_file()), key=_natural):
+        return Hdf5Reader(files)
+    if records := _records(path):
+        return RldsReader(records)
+    inner = [folder for folder in sorted(path.iterdir(), key=_natural) if folder.is_dir() and _is_dataset(folder)]
+    if len(inner) == 1:  # the version of an RLDS data set
+        return find_reader(inner[0])
+    names = sorted(it.name for it in path.iterdir())
+    raise DemosError(
+        path,
+        "",
+        "holds several data sets" if inner else "unknown format",
+        found=", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "an empty folder",
+        allowed=FORMATS,
+        fix=f"name one of them: {inner[0]}" if inner else "",
+    )
+
+
+def _records(folder: Path) -> list[Path]:
+    files = sorted((it for it in folder.iterdir() if ".tfrecord" in it.name and it.is_file()), key=_natural)
+    return [file for file in files if "-train." in file.name] or files
+
+
+def _is_dataset(folder: Path) -> bool:
+    if (folder / INFO).is_file() or _records(folder):
+        return True
+    return any(it.suffix in SUFFIXES for it in folder.iterdir())
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Numbers in names by their value."""
+    parts = re.split(r"(\d+)", path.name)
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]

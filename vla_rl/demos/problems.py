@@ -1,0 +1,40 @@
+"""The one form in which a fault of a dataset is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vla_rl.errors import UserError
+from vla_rl.section import Problem
+
+EXTRA = ("h5py", "pyarrow", "av")  # the packages of the extra `demos`
+
+
+class DemosError(UserError):
+    """Demonstrations cannot be used. The message holds file, key, rule, what was found, what is allowed, and a fix."""
+
+    def __init__(
+        self, file: Path | str, key: str, rule: str, *, found: object = "", allowed: str = "", fix: str = ""
+    ) -> None:
+        path = f"{file}: {key}" if key else str(file)
+        super().__init__(str(Problem(path, rule, str(found), allowed, fix)))
+        self.file = Path(file)
+        self.key = key
+
+
+@contextmanager
+def extra_needed(purpose: str) -> Iterator[None]:
+    """Surround the import of a package of the extra `demos`.
+
+    Raises:
+        UserError: it is not installed; the message holds the command that installs it.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package not in EXTRA:
+            raise
+        raise UserError(f"{purpose} needs {package}, which is not installed: pip install 'vla-rl[demos]'") from error

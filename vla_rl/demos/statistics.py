@@ -1,0 +1,80 @@
+"""The statistics that scale actions and proprioception, as OpenVLA-OFT computes and stores them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_rl.errors import UserError
+from vla_rl.types import FloatArray
+
+ACTION_MASK = [True] * 6 + [False]  # the gripper is not scaled
+
+
+class HasRows(Protocol):
+    """An episode, as far as statistics are concerned."""
+
+    @property
+    def state(self) -> FloatArray:
+        """(T, 8)."""
+        ...
+
+    @property
+    def actions(self) -> FloatArray:
+        """(T, 7), gripper -1 open, +1 close."""
+        ...
+
+
+def action_statistics(episodes: Iterable[HasRows]) -> dict[str, Any]:
+    """The entry of `dataset_statistics.json` for a whole data set.
+
+    Taken after the gripper's transform 1 - clip(command, 0, 1), so that 1 is open and 0 is closed; over all rows of all
+    episodes together; population standard deviation; quantiles interpolated linearly in double precision, everything
+    else in single precision, as upstream has it (prismatic/vla/datasets/rlds/utils/data_utils.py of
+    moojink/openvla-oft). It keeps the numbers of all rows, 60 bytes each, and no pictures.
+
+    Args:
+        episodes: In any order; the order changes only the rounding of means.
+
+    Returns:
+        `action` and `proprio` with mean, std, max, min, q01 and q99 as lists, `mask` in `action`, `num_transitions` and
+        `num_trajectories`.
+
+    Raises:
+        UserError: there is no episode.
+    """
+    actions, states = [], []
+    for episode in episodes:
+        actions.append(to_training_actions(episode.actions))
+        states.append(np.asarray(episode.state, np.float32))
+    if not actions:
+        raise UserError("statistics need at least one episode, and there is none")
+    joined = np.concatenate(actions)
+    return {
+        "action": {**_of(joined), "mask": list(ACTION_MASK)},
+        "proprio": _of(np.concatenate(states)),
+        "num_transitions": len(joined),
+        "num_trajectories": len(actions),
+    }
+
+
+def to_training_actions(actions: FloatArray) -> FloatArray:
+    """Actions (T, 7) in the environment's units with the gripper as policies are trained on it: 1 open, 0 closed."""
+    trained = np.array(actions, np.float32)
+    trained[:, -1] = 1.0 - np.clip(trained[:, -1], 0.0, 1.0)
+    return trained
+
+
+def _of(values: NDArray[np.float32]) -> dict[str, list[float]]:
+    low, high = np.quantile(values, [0.01, 0.99], axis=0)  # a list of levels is double precision
+    return {
+        "mean": values.mean(0).tolist(),
+        "std": values.std(0).tolist(),
+        "max": values.max(0).tolist(),
+        "min": values.min(0).tolist(),
+        "q01": low.tolist(),
+        "q99": high.tolist(),
+    }
