@@ -1,4 +1,4 @@
-"""`python -m vla_rl` is `vla-rl`."""
+"""Entry point: `python -m vla_rl` is `vla-rl`."""
 
 from vla_rl.cli.start import run
 

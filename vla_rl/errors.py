@@ -1,4 +1,4 @@
-"""Errors that mean "what you asked for cannot work", as against errors that mean "the program is broken"."""
+"""Errors that mean "this request cannot work", as opposed to errors that mean "the program has a bug"."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """Something the user wrote or has is wrong: the message says what, where, what is allowed and how to fix it.
+    """Error in the user's input or machine: the message says what, where, what is allowed and how to fix it.
 
     The command line prints it without a traceback and exits with code 2.
     """
 
 
 class RunFailureError(RuntimeError):
-    """A run could not go on, and the message says all there is to say.
+    """Failure of a run whose message says everything there is to say.
 
     The command line prints it without a traceback and exits with code 1.
     """
 
 
 class CellFailureError(RunFailureError):
-    """A process of a cell failed for good: the message holds its own traceback.
+    """Final failure of a cell's process: the message holds the process's own traceback.
 
-    Where the parent noticed is of no use to anybody.
+    The traceback of the parent, which only noticed it, is useless.
     """
 
 
 @contextmanager
 def preflight() -> Iterator[None]:
-    """Checks made before anything starts: a `ValueError` raised inside is the user's to fix.
+    """Run checks before anything starts: a `ValueError` raised inside is the user's to fix.
 
-    The layers below raise plain `ValueError`. Before the first process is started it speaks of the recipe, a checkpoint
-    or a folder; later it would be a fault of the program, and must keep its traceback.
+    The layers below raise plain `ValueError`. Before the first process is started it is about the recipe, a checkpoint
+    or a folder; later it would be a bug, and must keep its traceback.
 
     Raises:
-        UserError: with the message of the `ValueError` that was raised inside.
+        UserError: a `ValueError` was raised inside; has its message.
     """
     try:
         yield

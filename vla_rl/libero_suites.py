@@ -1,4 +1,4 @@
-"""LIBERO's suites in numbers, for whoever needs them without the simulator: the recipe before all."""
+"""LIBERO's suites in numbers, usable without the simulator, above all by the recipe."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class Suite:
     """One suite of the benchmark."""
 
     num_tasks: int
-    horizon: int  # control steps per episode, settling not counted: run_libero_eval.py of moojink/openvla-oft
+    horizon: int  # control steps per episode, without settling: run_libero_eval.py of moojink/openvla-oft
     has_spare_states: bool  # whether the wheel holds initial states beyond the benchmark's 50
 
 
@@ -21,4 +21,4 @@ SUITES = {
     "libero_10": Suite(num_tasks=10, horizon=520, has_spare_states=True),
     "libero_90": Suite(num_tasks=90, horizon=400, has_spare_states=True),
 }
-MAIN_SUITES = tuple(name for name in SUITES if name != "libero_90")  # what papers report
+MAIN_SUITES = tuple(name for name in SUITES if name != "libero_90")  # the suites that papers report

@@ -1,4 +1,4 @@
-"""Records and protocols that cross a boundary. Shapes, dtypes and units stand on every field.
+"""Records and protocols that cross a boundary. Every field states shape, dtype and unit.
 
 Shape letters, used everywhere in the program:
 
@@ -30,7 +30,7 @@ TokenArray = NDArray[np.int16] | NDArray[np.float32]  # bins, or numbers drawn f
 
 @dataclass(frozen=True, slots=True)
 class ObservationSpec:
-    """Fixed shapes of what a policy looks at."""
+    """Fixed shapes of a policy's observations."""
 
     num_images: int  # N; 0 for state-only policies
     image_size: int  # height = width in pixels of a stored frame; 0 when num_images is 0
@@ -38,31 +38,31 @@ class ObservationSpec:
 
     @property
     def frames_shape(self) -> tuple[int, int, int, int]:
-        """Shape of the frames of one observation, (N, H, W, 3)."""
+        """Return the shape of the frames of one observation, (N, H, W, 3)."""
         return (self.num_images, self.image_size, self.image_size, 3)
 
 
 @dataclass(frozen=True, slots=True)
 class ActionSpec:
-    """Fixed shapes of what a policy decides."""
+    """Fixed shapes of a policy's decisions."""
 
     chunk_size: int  # K
     action_dim: int  # D
-    num_bins: int | None  # of a categorical per token; None for a Gaussian per token
+    num_bins: int | None  # bins of a categorical per token; None for a Gaussian per token
 
     @property
     def num_tokens(self) -> int:
-        """A = K · D."""
+        """Return A = K · D."""
         return self.chunk_size * self.action_dim
 
     @property
     def num_outputs(self) -> int:
-        """V."""
+        """Return V."""
         return 2 if self.num_bins is None else self.num_bins
 
     @property
     def token_dtype(self) -> type[np.int16] | type[np.float32]:
-        """Of a token that was drawn."""
+        """Return the dtype of a sampled token."""
         return np.float32 if self.num_bins is None else np.int16
 
 
@@ -78,7 +78,7 @@ class TaskInfo:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What is seen before a decision."""
+    """Observation before a decision."""
 
     frames: UInt8Array  # (N, H, W, 3)
     state: FloatArray  # (S,)
@@ -86,14 +86,14 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class ChunkResult:
-    """What came of executing one chunk open loop."""
+    """Result of executing one chunk open loop."""
 
     observation: Observation  # after the last executed control step
     reward: float  # summed over the executed control steps
     terminated: bool  # the task ended (success); nothing to bootstrap from
-    truncated: bool  # the horizon ended; whether the task is over too is for the recipe to say (targets.time_limit)
+    truncated: bool  # the horizon ended; the recipe says whether that ends the task (targets.time_limit)
     executed: int  # control steps that ran, 1..K; the rest of the chunk is masked out of every loss
-    success: bool = False  # the goal was reached, in environments that go on afterwards; termination means it too
+    success: bool = False  # the goal was reached, in environments that continue afterwards; implied by termination
 
 
 class Environment(Protocol):
@@ -101,12 +101,12 @@ class Environment(Protocol):
 
     @property
     def task(self) -> TaskInfo:
-        """The task that is simulated."""
+        """Return the task that is simulated."""
         ...
 
     @property
     def horizon(self) -> int:
-        """Control steps after which an episode is truncated."""
+        """Return the control steps after which an episode is truncated."""
         ...
 
     def reset(self, init_state: int, *, seed: int = 0) -> Observation:
@@ -123,20 +123,23 @@ class Environment(Protocol):
 
 
 class FrameTransform(Protocol):
-    """Raw camera frames to the frames that are stored and seen by the policy. Picklable; holds no weights."""
+    """Transform from raw camera frames to the frames that are stored and seen by the policy.
+
+    Picklable; has no weights.
+    """
 
     @property
     def input_size(self) -> int:
-        """Pixels a side that the camera must render."""
+        """Return the pixels per side that the camera must render."""
         ...
 
     @property
     def output_size(self) -> int:
-        """Pixels a side after the transform."""
+        """Return the pixels per side after the transform."""
         ...
 
     def __call__(self, frames: UInt8Array) -> UInt8Array:
-        """(N, input_size, input_size, 3) to (N, output_size, output_size, 3)."""
+        """Transform (N, input_size, input_size, 3) to (N, output_size, output_size, 3)."""
         ...
 
 
@@ -148,46 +151,46 @@ class PolicyInputs:
     state: torch.Tensor  # (B, S) float32, raw units; the policy normalises
     task_index: torch.Tensor  # (B,) int64, index into the run's list of tasks
     _: KW_ONLY
-    buckets: tuple[int, ...] | None = None  # distinct `Policy.bucket_of` of the rows; None: any of the run's may occur
+    buckets: tuple[int, ...] | None = None  # distinct `Policy.bucket_of` of the rows; None: any may occur
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyOutput:
-    """One forward pass."""
+    """Output of one forward pass."""
 
     logits: torch.Tensor  # (B, A, V) float32, before temperature (of a Gaussian: mean and width)
     values: torch.Tensor  # (B,) float32
 
 
 class Policy(Protocol):
-    """An actor-critic with one distribution per action token. Every implementation is a `torch.nn.Module`."""
+    """Actor-critic with one distribution per action token. Every implementation is a `torch.nn.Module`."""
 
     observation_spec: ObservationSpec
     action_spec: ActionSpec
 
     def __call__(self, inputs: PolicyInputs) -> PolicyOutput:
-        """Logits and values of a batch. Gradients flow to the trainable parameters only."""
+        """Return logits and values of a batch. Gradients flow to the trainable parameters only."""
         ...
 
     def bucket_of(self, task_index: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(B,) task indices to buckets: a batch of one bucket goes through a forward pass without padding."""
+        """Map (B,) task indices to buckets: a batch of one bucket goes through a forward pass without padding."""
         ...
 
     def decode_tokens(self, tokens: TokenArray, task_index: NDArray[np.int64]) -> FloatArray:
-        """(B, A) tokens and (B,) task indices to (B, K, D) actions in the environment's own units."""
+        """Decode (B, A) tokens and (B,) task indices to (B, K, D) actions in the environment's own units."""
         ...
 
     def is_value_parameter(self, name: str) -> bool:
-        """Whether a parameter belongs to the critic's head (its own learning rate)."""
+        """Return whether a parameter belongs to the critic's head, which has its own learning rate."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentBatch:
-    """B segments of at most T consecutive decisions of one episode each, with the observation after the last one.
+    """Batch of B segments of at most T consecutive decisions of one episode each, with the observation after the last.
 
     A segment shorter than T is the end of its episode, so its last decision has `terminated` or `truncated` set; what
-    follows is padding (mask False, zeros). The bootstrap observation of a segment of length L stands at time index L of
+    follows is padding (mask False, zeros). The bootstrap observation of a segment of length L is at time index L of
     `frames` and `state`.
     """
 
@@ -199,19 +202,19 @@ class SegmentBatch:
     behavior_logits: (
         FloatArray | None
     )  # (B, T, A, V) `Distribution.parameters` of the behaviour, if the run stores them
-    behavior_values: FloatArray  # (B, T + 1) V by the policy that acted; NaN after an episode's end: nobody acted there
+    behavior_values: FloatArray  # (B, T + 1) V by the policy that acted; NaN after an episode's end (no decision)
     rewards: FloatArray  # (B, T), summed over the executed control steps
     executed: NDArray[np.int16]  # (B, T) control steps that ran, 0 in padding
     terminated: NDArray[np.bool_]  # (B, T)
     truncated: NDArray[np.bool_]  # (B, T)
-    policy_version: NDArray[np.int64]  # (B, T) version that acted
+    policy_version: NDArray[np.int64]  # (B, T) version of the weights that acted
     age: NDArray[np.int64]  # (B, T) decisions committed to the ring after this one was
-    mask: NDArray[np.bool_]  # (B, T) True where a decision stands
+    mask: NDArray[np.bool_]  # (B, T) True where there is a decision
 
 
 class PolicyBuilder(Protocol):
-    """Makes a policy in the process that uses it. Picklable (a `functools.partial` of a module-level function)."""
+    """Builder of a policy in the process that uses it. Picklable (a `functools.partial` of a module-level function)."""
 
     def __call__(self, *, device: str, empty: bool = False) -> Any:  # noqa: ANN401 - a Module that satisfies Policy
-        """The policy; with `empty` parameters stay on the meta device, to be assigned by the caller."""
+        """Build the policy; with `empty` parameters stay on the meta device, to be assigned by the caller."""
         ...

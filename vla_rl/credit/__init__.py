@@ -1,7 +1,8 @@
-"""Credit: from rewards, episode ends and values to value targets and advantages.
+"""Credit: the step from rewards, episode ends and values to value targets and advantages.
 
-A kind of credit is one class in one file here, and a member of `AnyCredit`. The class is the recipe's `targets` section
-and the object that the learner asks; `base.Credit` is what both rely on. Importing this package does not import torch.
+A kind of credit is one class in one file here, and a member of `AnyCredit`. The class is both the recipe's `targets`
+section and the object that the learner calls; `base.Credit` is the interface of both. Importing this package does not
+import torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every kind of credit has, and the records it takes and gives."""
+"""Interface of every kind of credit, and its input and output records."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ VALUES: ValueSource = Field(
 class Experience:
     """Segments of B episodes, T decisions each, in order of time. Padding holds anything.
 
-    Padding begins where an episode has ended, and what stands behind an end has no effect on the targets before it.
+    Padding begins where an episode has ended, and elements after an end have no effect on earlier targets.
     """
 
     rewards: Tensor  # (B, T), summed over the control steps of a decision
@@ -45,9 +45,9 @@ class Experience:
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What a credit assigns: constants of an update, float32 at least. No meaning in padding."""
+    """Targets that a credit assigns: constants of an update, float32 at least. Padding has no meaning."""
 
-    value_targets: Tensor  # (B, T), what the critic is regressed on
+    value_targets: Tensor  # (B, T), regression targets of the critic
     advantages: Tensor  # (B, T), not normalised and without an importance ratio: the surrogate multiplies by it
 
 
@@ -56,36 +56,36 @@ class Credit(Section, ABC):
 
     group_size: ClassVar[int] = 0  # episodes that must be in a batch together; 0: none
 
-    if TYPE_CHECKING:  # every kind declares these two itself, behind its own fields: that is their order in a recipe
+    if TYPE_CHECKING:  # every kind declares these two itself, after its own fields: that is their order in a recipe
         time_limit: TimeLimit | None
         values: ValueSource
 
     @classmethod
     def kind(cls) -> str:
-        """The name that chooses it in a recipe."""
+        """Return the name that chooses it in a recipe."""
         return str(get_args(cls.model_fields["name"].annotation)[0])
 
     @property
     def needs_values(self) -> bool:
-        """Whether it looks at `Experience.values`."""
+        """Return whether it uses `Experience.values`."""
         return True
 
     @property
     def needs_current_values(self) -> bool:
-        """Whether every V must be the learner's; otherwise those of acting time serve where somebody acted."""
+        """Return whether every V must be the learner's; otherwise those of acting time serve where available."""
         return self.values == "current"
 
     @property
     def needs_log_ratios(self) -> bool:
-        """Whether it looks at `Experience.log_ratios`."""
+        """Return whether it uses `Experience.log_ratios`."""
         return False
 
     @property
     def horizon(self) -> TimeLimit:
-        """What the horizon is to the task.
+        """Return the meaning of the horizon for the task.
 
         Raises:
-            ValueError: `time_limit` is not set. A recipe takes its environment's.
+            ValueError: `time_limit` is not set. Recipes fill in their environment's.
         """
         if self.time_limit is None:
             raise ValueError("targets.time_limit is not set; allowed are end and bootstrap")

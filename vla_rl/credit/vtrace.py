@@ -1,4 +1,4 @@
-"""V-trace: targets that correct for the policy having changed since it acted."""
+"""V-trace: targets that correct for policy changes since acting."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Vtrace(Credit):
 
     @property
     def needs_log_ratios(self) -> bool:
-        """It caps temporal differences and traces by the ratios of whole decisions."""
+        """Return True: temporal differences and traces are capped by the ratios of whole decisions."""
         return True
 
     def assign(self, experience: Experience) -> Targets:

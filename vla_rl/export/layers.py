@@ -36,10 +36,7 @@ class AdaptedAnswer:
 
 @dataclass(frozen=True, slots=True)
 class LayerComparison:
-    """Difference between written and adapted layers, as root-mean-square shares of a layer's output.
-
-    All numbers are shares of a layer's answer, in root mean square.
-    """
+    """Difference between written and adapted layers, as root-mean-square shares of a layer's output."""
 
     layers: int
     difference: float  # largest

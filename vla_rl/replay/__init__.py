@@ -1,1 +1,1 @@
-"""The replay ring in shared memory and its sampling."""
+"""Replay ring in shared memory, and its sampling."""

@@ -10,7 +10,7 @@ from vla_rl.ipc import shared_arrays
 from vla_rl.ipc.shared_arrays import Field
 from vla_rl.types import ActionSpec, ObservationSpec
 
-# One committed episode. All columns are int64, so that the catalogue is one plain array in shared memory.
+# One committed episode. All columns are int64, so that the catalogue is a plain array in shared memory.
 EPISODE = np.dtype(
     [
         ("env", np.int64),
@@ -18,9 +18,9 @@ EPISODE = np.dtype(
         (
             "first_row",
             np.int64,
-        ),  # absolute: rows are counted from the start of the run, row r lies at r mod rows_per_env
+        ),  # absolute: rows are counted from the start of the run; row r is stored at r mod rows_per_env
         ("length", np.int64),  # decisions; the last observation follows in row first_row + length
-        ("decisions_total", np.int64),  # decisions this env committed so far, this episode included
+        ("decisions_total", np.int64),  # decisions this env has committed, including this episode
         ("committed_at", np.int64),  # monotonic nanoseconds
     ]
 )
@@ -28,10 +28,10 @@ EPISODE = np.dtype(
 
 @dataclass(frozen=True, slots=True)
 class RingLayout:
-    """What a ring is made for. Every env owns a region of `rows_per_env` rows.
+    """Dimensions of a ring. Every env owns a region of `rows_per_env` rows.
 
     A row holds one decision, or the last observation of an episode. `capacity` counts rows: an episode of L decisions
-    takes L + 1, and each env needs room for the episode it is in.
+    takes L + 1, and each env needs room for its current episode.
     """
 
     observation_spec: ObservationSpec
@@ -53,26 +53,26 @@ class RingLayout:
 
     @property
     def rows_per_env(self) -> int:
-        """R, rows of one region."""
+        """Return R, the rows of one region."""
         return self.capacity // self.num_envs
 
     @property
     def episodes_per_env(self) -> int:
-        """Entries of one region's catalogue: more than the episodes of which a row can be present (two rows each)."""
+        """Return the entries of a region's catalogue: more than the episodes that can have a row (two rows each)."""
         return self.rows_per_env // 2 + 2
 
     @property
     def guaranteed_decisions(self) -> int:
-        """Committed decisions that are present at any time once the ring is full, in the worst case of episode lengths.
+        """Return the committed decisions that are always present in a full ring, for the worst episode lengths.
 
-        The episode being written and the one it has begun to overwrite count for nothing; half of what is left can be
-        last observations, of episodes of one decision. A limit above this on a minimum fill could wait for ever.
+        The episode being written and the one it overwrites count as nothing; half of the rest can be last observations
+        of episodes of one decision. Waiting for a larger fill could take forever.
         """
         longest = self.max_episode_decisions + 1
         return self.num_envs * max(1, (self.rows_per_env - 2 * longest + 1) // 2)
 
     def row_fields(self) -> list[Field]:
-        """What a row is made of; the leading dimension counts all rows of all regions, region after region."""
+        """Return the fields of a row; the leading dimension counts all rows of all regions, region after region."""
         rows, num_tokens = self.num_envs * self.rows_per_env, self.action_spec.num_tokens
         fields = [
             Field("frames", (rows, *self.observation_spec.frames_shape), np.uint8),
@@ -91,7 +91,7 @@ class RingLayout:
         return fields
 
     def fields(self) -> list[Field]:
-        """All arrays of the ring: the rows and the catalogue."""
+        """Return all arrays of the ring: the rows and the catalogue."""
         return [
             *self.row_fields(),
             Field("claimed", (self.num_envs,), np.int64),
@@ -101,12 +101,12 @@ class RingLayout:
 
 
 def smallest_capacity(*, num_envs: int, max_episode_decisions: int) -> int:
-    """The smallest `replay.capacity`: room for two of the longest episodes of every env, last observations included."""
+    """Return the smallest `replay.capacity`: two of the longest episodes of every env, last observations included."""
     return num_envs * 2 * (max_episode_decisions + 1)
 
 
 def capacity_for(decisions: int, *, num_envs: int, max_episode_decisions: int) -> int:
-    """The smallest `replay.capacity` that is sure to hold so many: `RingLayout.guaranteed_decisions` inverted."""
+    """Return the smallest `replay.capacity` that always holds so many decisions: inverts `guaranteed_decisions`."""
     smallest = smallest_capacity(num_envs=num_envs, max_episode_decisions=max_episode_decisions)
     of_each = -(-decisions // num_envs)
     return smallest if of_each <= 1 else smallest + num_envs * (2 * of_each - 1)
@@ -121,7 +121,7 @@ def bytes_needed(
     max_episode_decisions: int,
     store_logits: bool = False,
 ) -> int:
-    """Bytes of shared memory that a ring of these arguments takes.
+    """Return the bytes of shared memory that a ring with these arguments takes.
 
     Raises:
         ValueError: capacity too small.

@@ -23,7 +23,7 @@ _SEGMENT = np.dtype(
 
 
 class SegmentSampler:
-    """An index of the segments that are in the ring, and copies of some of them.
+    """Index of the segments that are in the ring, and copies of some of them.
 
     Every episode is cut into pieces of `segment_length` decisions, the last one shorter; a segment never crosses an
     episode. Every decision belongs to exactly one segment and segments are drawn uniformly, so every decision that is
@@ -37,25 +37,25 @@ class SegmentSampler:
         self._episodes_seen = [0] * ring.layout.num_envs
         self._committed = np.zeros(ring.layout.num_envs, np.int64)
         self._segments = np.zeros(0, _SEGMENT)
-        self.num_excluded = 0  # segments that the last `sample` left out for their lag
+        self.num_excluded = 0  # segments that the last `sample` excluded for their lag
 
     @property
     def num_decisions(self) -> int:
-        """Committed decisions that were present at the last `refresh` or `sample`."""
+        """Return the committed decisions that were present at the last `refresh` or `sample`."""
         return int(self._segments["length"].sum())
 
     @property
     def num_segments(self) -> int:
-        """Segments that were present at the last `refresh` or `sample`."""
+        """Return the segments that were present at the last `refresh` or `sample`."""
         return len(self._segments)
 
     @property
     def total_committed(self) -> int:
-        """Decisions ever committed to the ring, as of the last `refresh`. Never falls."""
+        """Return the decisions ever committed to the ring, as of the last `refresh`. Never decreases."""
         return int(self._committed.sum())
 
     def refresh(self) -> None:
-        """Take newly committed episodes into the index and drop what was overwritten."""
+        """Add newly committed episodes to the index and drop overwritten ones."""
         if self._ring.has_episodes_after(self._episodes_seen):
             self._add_new_episodes()
         self._evict()
@@ -65,16 +65,16 @@ class SegmentSampler:
 
         Args:
             num_segments: B.
-            min_version: segments whose oldest decision was made by an older version are left out and counted in
+            min_version: segments whose oldest decision was made by an older version are excluded and counted in
                 `num_excluded`.
 
         Returns:
-            A batch of copies, none of them torn; None if no segment is eligible.
+            A batch of consistent copies; None if no segment is eligible.
         """
         self._evict()
         drawn = np.zeros(num_segments, _SEGMENT)
         missing = np.ones(num_segments, np.bool_)
-        # Ends: every further round found that a segment was overwritten, and such a one leaves the index.
+        # Terminates: each further round means that a segment was overwritten, and that segment leaves the index.
         while missing.any():
             eligible = self._eligible(min_version)
             if len(eligible) == 0:
@@ -87,11 +87,11 @@ class SegmentSampler:
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the random numbers, JSON-serialisable. What the ring holds is saved by `store`."""
+        """Return the state of the random numbers, JSON-serialisable. `store` saves the ring's contents."""
         return {"random": self._random.bit_generator.state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue with the random numbers of a saved sampler."""
+        """Restore the random numbers of a saved sampler."""
         self._random.bit_generator.state = state["random"]
 
     def _add_new_episodes(self) -> None:
@@ -102,7 +102,7 @@ class SegmentSampler:
         self._segments = np.concatenate([self._segments, *new_segments])
 
     def _cut(self, episode: np.void, ordinal: int) -> NDArray[np.void]:
-        """The segments of one episode; `ordinal` decisions were committed before it."""
+        """Return the segments of one episode; `ordinal` decisions were committed before it."""
         length = int(episode["length"])
         starts = np.arange(0, length, self._segment_length)
         rows = episode["first_row"] + np.arange(length)
@@ -143,7 +143,7 @@ class SegmentSampler:
 
         values = observations("value")
         has_ended = (decisions("terminated") | decisions("truncated")).any(axis=1)
-        values[np.flatnonzero(has_ended), segments["length"][has_ended]] = np.nan  # no decision stands in that row
+        values[np.flatnonzero(has_ended), segments["length"][has_ended]] = np.nan  # that row holds no decision
         age = self.total_committed - 1 - segments["ordinal"][:, None] - time[:-1]
         return SegmentBatch(
             frames=observations("frames"),
@@ -164,7 +164,7 @@ class SegmentSampler:
 
 
 def _take(rows: NDArray[Any], positions: NDArray[np.int64], where: NDArray[np.bool_]) -> NDArray[Any]:
-    """Copy of rows at (B, T) positions, zero where not `where`."""
+    """Copy rows at (B, T) positions, with zeros where `where` is False."""
     taken = rows[positions]
     taken[~where] = 0
     return taken

@@ -1,10 +1,9 @@
-"""A replay ring as a safetensors file, so that a resumed run starts with its experience.
+"""Replay ring as a safetensors file, so that a resumed run starts with its experience.
 
 The file holds the committed episodes that are present, in the order of their commits: one tensor per row field with
 the rows of all episodes one after another (an episode of L decisions has L + 1), and one entry per episode in `env`,
-`task_index`, `length` and `intact`. The env workers go on while it is written; an episode that they
-overwrite before its rows are in the file gets `intact` = False and is not loaded. Rows are streamed: no second copy of
-the ring is made.
+`task_index`, `length` and `intact`. Env workers continue while it is written; an episode that they overwrite before its
+rows are in the file gets `intact` = False and is not loaded. Rows are streamed: no second copy of the ring is made.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _EPISODE_COLUMNS = ("env", "task_index", "length")
 
 
 def save_ring(ring: ReplayRing, path: Path) -> int:
-    """Write the episodes of a ring to `path`. Whoever calls makes it atomic.
+    """Write the episodes of a ring to `path`. The caller is responsible for atomicity.
 
     Returns:
         The number of decisions that can be loaded again.
@@ -64,13 +63,13 @@ def load_ring(ring: ReplayRing, path: Path) -> int:
     """Commit the episodes of a file to a ring. Call it before env workers write.
 
     Every env gets its own episodes back; if the number of envs has changed, all are spread evenly. The number of rows
-    may differ too: what does not fit is the oldest.
+    may differ too: the oldest episodes are then dropped.
 
     Returns:
         The number of decisions that were committed.
 
     Raises:
-        ValueError: not a ring's file, or made for other observations, actions or longer episodes.
+        ValueError: not a file of a ring, or made for other observations, actions or longer episodes.
     """
     try:
         with safe_open(path, framework="numpy") as file:
@@ -112,7 +111,7 @@ def _write_episode(writer: EpisodeWriter, task_index: int, rows: dict[str, NDArr
 
 
 def _layout_facts(layout: RingLayout) -> dict[str, int | bool]:
-    """What must agree between the ring that was saved and the one that is loaded."""
+    """Return the properties in which the saved ring and the one being loaded must agree."""
     return {**asdict(layout.observation_spec), **asdict(layout.action_spec), "store_logits": layout.store_logits}
 
 
@@ -131,7 +130,7 @@ def _check_layout(path: Path, metadata: dict[str, str], layout: RingLayout) -> N
 
 
 def _write_header(file: BinaryIO, fields: Sequence[Field], metadata: dict[str, str]) -> None:
-    """The head of a safetensors file: length, then JSON with names, dtypes, shapes and offsets."""
+    """Write the header of a safetensors file: length, then JSON with names, dtypes, shapes and offsets."""
     header: dict[str, Any] = {"__metadata__": metadata}
     offset = 0
     for field in fields:

@@ -1,7 +1,7 @@
 """`manifest.json`: the software, hardware, data and settings of a run, so that its numbers can be traced.
 
 Versions are read from package metadata: nothing heavy is imported, and a package that fails to import is still
-    recorded. Accelerators are listed only if torch is already loaded in this process.
+recorded. Accelerators are listed only if torch is already loaded in this process.
 """
 
 from __future__ import annotations

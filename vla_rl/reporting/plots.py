@@ -1,7 +1,4 @@
-"""Figures of runs and evaluations, drawn on their own Agg canvas: no display, no global state.
-
-No display, no global state: figures are drawn on their own Agg canvas.
-"""
+"""Figures of runs and evaluations, drawn on their own Agg canvas: no display, no global state."""
 
 from __future__ import annotations
 

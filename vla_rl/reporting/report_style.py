@@ -1,7 +1,4 @@
-"""Style sheet of `report.html`, kept in Python so that packaging cannot lose it.
-
-In Python, so that no packaging can lose it.
-"""
+"""Style sheet of `report.html`, kept in Python so that packaging cannot lose it."""
 
 STYLE = """\
 :root { --ink: #1f2933; --faint: #d5dbe1; --soft: #f5f7f9; --accent: #0072b2; --warm: #fff6e5; --warm-edge: #e69f00; }

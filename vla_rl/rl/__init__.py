@@ -1,1 +1,1 @@
-"""Pure mathematics: surrogates, targets, losses, diagnostics, theory. Knows no processes, configs or files."""
+"""Pure mathematics: surrogates, targets, losses, diagnostics, theory, without processes, configs or files."""

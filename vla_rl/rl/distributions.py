@@ -1,14 +1,14 @@
-"""What a policy's outputs mean: the distribution of every component of an action.
+"""Distributions of action components, given by a policy's outputs.
 
-Both sides use these: the inference worker to draw and to note the log-probability, the learner to compute it again, so
-that the two differ only where the weights do. All arithmetic is in float32 at least.
+Both sides use these: the inference worker to sample and record the log-probability, the learner to recompute it, so
+that the two differ only if the weights do. All arithmetic is in float32 at least.
 
 Shapes: `outputs` is (..., A, V), V numbers for each of A components; `taken` and all results are (..., A).
 
     categorical  V logits of V bins             taken is the bin's index      at temperature T: softmax(logits / T)
     gaussian     V = 2: mean, width             taken is the number drawn     at temperature T: deviation · √T
 
-A temperature divides the logarithm of the density in both, before it is normalised again.
+In both, a temperature divides the log-density, which is then normalised again.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a loss needs of a distribution, per component; differentiable in the outputs."""
+    """Terms of a loss from a distribution, per component; differentiable in the outputs."""
 
-    logprobs: Tensor  # (..., A) of what was taken
-    entropy: Tensor | None  # (..., A) nats, where it was asked for
-    kl: Tensor | None  # (..., A) nats, exact KL(behaviour ‖ policy), where the behaviour was given
+    logprobs: Tensor  # (..., A) of the taken action
+    entropy: Tensor | None  # (..., A) nats, if requested
+    kl: Tensor | None  # (..., A) nats, exact KL(behaviour ‖ policy), if the behaviour was given
 
 
 class Distribution(Protocol):
@@ -44,11 +44,11 @@ class Distribution(Protocol):
     def sample(
         self, outputs: Tensor, temperature: float, *, generator: torch.Generator | None = None, greedy: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Draw (..., A), with the log-probabilities (..., A); greedy takes the mode, at the same temperature."""
+        """Sample (..., A), with log-probabilities (..., A); greedy takes the mode, at the same temperature."""
         ...
 
     def parameters(self, outputs: Tensor, temperature: float) -> Tensor:
-        """(..., A, V) normalised parameters: what is stored of a behaviour for the exact KL."""
+        """Return (..., A, V) normalised parameters, stored of a behaviour for the exact KL."""
         ...
 
     def terms(
@@ -60,30 +60,30 @@ class Distribution(Protocol):
         behavior: Tensor | None = None,
         with_entropy: bool = False,
     ) -> Terms:
-        """Log-probabilities of what was taken, and the other terms that are asked for.
+        """Compute log-probabilities of the taken action, and the other requested terms.
 
         Args:
             outputs: (..., A, V) of the current policy.
             taken: (..., A).
             temperature: above 0.
             behavior: (..., A, V) `parameters` of the policy that acted, a constant; None for no KL.
-            with_entropy: whether the entropy is wanted.
+            with_entropy: compute the entropy too.
         """
         ...
 
 
 def distribution_of(num_bins: int | None) -> Distribution:
-    """The family of an `ActionSpec`: a categorical over its bins, a Gaussian where it has none."""
+    """Return the family of an `ActionSpec`: a categorical over its bins, or a Gaussian if it has none."""
     return Gaussian() if num_bins is None else Categorical()
 
 
 class Categorical:
-    """One of V bins per component."""
+    """Categorical distribution over V bins per component."""
 
     def sample(
         self, outputs: Tensor, temperature: float, *, generator: torch.Generator | None = None, greedy: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Bins, int64; the mode is the lowest index of equals."""
+        """Sample bins, int64; the mode is the lowest index of the largest logits."""
         log_probs = self.parameters(outputs, temperature)
         if greedy:
             taken = log_probs.argmax(dim=-1)
@@ -99,7 +99,7 @@ class Categorical:
         return taken, _gather(log_probs, taken)
 
     def parameters(self, outputs: Tensor, temperature: float) -> Tensor:
-        """Log-probabilities of all bins."""
+        """Return the log-probabilities of all bins."""
         return torch.log_softmax(_tempered(outputs, temperature), dim=-1)
 
     def terms(
@@ -111,20 +111,20 @@ class Categorical:
         behavior: Tensor | None = None,
         with_entropy: bool = False,
     ) -> Terms:
-        """All terms from one log-softmax, with one gradient for all of them."""
+        """Compute all terms from one log-softmax, with one gradient for all of them."""
         constant = None if behavior is None else behavior.detach()
         return Terms(*_CategoricalTerms.apply(_tempered(outputs, temperature), taken.long(), constant, with_entropy))
 
 
 class _CategoricalTerms(torch.autograd.Function):
-    """log π(taken), H(π) and KL(μ ‖ π) from logits z, keeping one (..., A, V) tensor (two with the KL).
+    """Autograd of log π(taken), H(π) and KL(μ ‖ π) from logits z, keeping one (..., A, V) tensor (two with KL).
 
     With p = softmax(z), e the taken bin's unit vector and g the incoming gradients, summed over the terms:
 
         ∂ log π(taken) / ∂z = e − p        ∂H / ∂z = −p (log p + H)        ∂KL / ∂z = p − μ
 
-    Written out term by term, autograd keeps five such tensors and walks over each several times, which costs a small
-    policy as much as its own layers.
+    Written term by term, autograd would keep five such tensors and read each several times, which costs a small policy
+    as much as its own layers.
     """
 
     @staticmethod
@@ -175,7 +175,7 @@ class _CategoricalTerms(torch.autograd.Function):
 
 
 class Gaussian:
-    """A number per component, unbounded; the environment clips what it cannot execute.
+    """Gaussian distribution of one unbounded number per component; the environment clips it.
 
     An output w means the deviation MIN_STD^(1 − s) · MAX_STD^s with s = sigmoid(w): their geometric mean at 0.
     """
@@ -183,14 +183,14 @@ class Gaussian:
     def sample(
         self, outputs: Tensor, temperature: float, *, generator: torch.Generator | None = None, greedy: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Numbers, float32; the mode is the mean."""
+        """Sample numbers, float32; the mode is the mean."""
         mean, log_std = self.parameters(outputs, temperature).unbind(-1)
         noise = 0.0 if greedy else torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
         taken = mean + noise * log_std.exp()
         return taken, _gaussian_logprob(taken, mean, log_std)
 
     def parameters(self, outputs: Tensor, temperature: float) -> Tensor:
-        """Mean and log deviation, the latter at the temperature."""
+        """Return mean and log standard deviation, the latter at the temperature."""
         _require_positive(temperature)
         mean, width = lift(outputs).unbind(-1)
         log_std = math.log(MIN_STD) + math.log(MAX_STD / MIN_STD) * width.sigmoid()
@@ -205,7 +205,7 @@ class Gaussian:
         behavior: Tensor | None = None,
         with_entropy: bool = False,
     ) -> Terms:
-        """All in closed form."""
+        """Compute all terms in closed form."""
         mean, log_std = self.parameters(outputs, temperature).unbind(-1)
         kl = None
         if behavior is not None:

@@ -1,8 +1,8 @@
-"""The loss beside the policy surrogate: the value's error, and the weighted total with entropy and exact KL.
+"""Loss terms beside the policy surrogate: the value's error, and the weighted total with entropy and exact KL.
 
 Entropy and KL come from the distribution itself, per token (`vla_rl.rl.distributions`). Sums are returned with the
 count of valid elements, so that a batch may be cut into micro-batches and ranks; masked places have no effect on value
-or gradient, and numbers that are not finite in valid places raise `NonFiniteError`.
+or gradient, and non-finite numbers in valid places raise `NonFiniteError`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from torch import Tensor
 
 from vla_rl.rl.masking import masked_mean, masked_sum, select_valid
 
-MIN_STD = 1e-8  # floor of the advantages' deviation
+MIN_STD = 1e-8  # floor of the advantages' standard deviation
 
 
 def value_loss_sum(values: Tensor, value_targets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ (V(s) − target)², unclipped, without a factor ½; targets are constants.
+    """Return Σ (V(s) − target)², unclipped, without a factor ½; targets are constants.
 
     Args:
         values: V(s), e.g. (B, T).
-        value_targets: of the same shape.
+        value_targets: same shape.
         mask: bool, broadcastable.
     """
     values, value_targets, mask = torch.broadcast_tensors(values, value_targets.detach(), mask)
@@ -32,7 +32,7 @@ def value_loss_sum(values: Tensor, value_targets: Tensor, mask: Tensor) -> tuple
 
 @dataclass(frozen=True, slots=True)
 class LossTerms:
-    """The terms of one loss, each a mean over its valid elements, before its coefficient."""
+    """Terms of one loss, each a mean over its valid elements, before its coefficient."""
 
     policy: Tensor  # scalar, minus the surrogate objective
     value: Tensor  # scalar, squared error
@@ -43,14 +43,14 @@ class LossTerms:
 def total_loss(
     terms: LossTerms, *, value_coefficient: float, entropy_coefficient: float, kl_coefficient: float
 ) -> Tensor:
-    """L = L_policy + c_v L_V − c_e H + c_kl KL(μ ‖ π) (the paper's equations 9 to 11; the KL term is its code's)."""
+    """Return L = L_policy + c_v L_V − c_e H + c_kl KL(μ ‖ π) (equations 9 to 11; the KL term is the paper's code's)."""
     return (
         terms.policy + value_coefficient * terms.value - entropy_coefficient * terms.entropy + kl_coefficient * terms.kl
     )
 
 
 def advantage_moments(advantages: Tensor, mask: Tensor) -> Tensor:
-    """Sum, sum of squares and number of the valid advantages, shape (3,), float64. They add over ranks.
+    """Return sum, sum of squares and number of the valid advantages, shape (3,), float64. They add over ranks.
 
     Raises:
         NonFiniteError: a valid advantage is not finite.
@@ -60,7 +60,7 @@ def advantage_moments(advantages: Tensor, mask: Tensor) -> Tensor:
 
 
 def normalize_advantages(advantages: Tensor, mask: Tensor, *, moments: Tensor | None = None) -> Tensor:
-    """(A − mean) / std over valid elements, 0 in masked places; the population std, floored at 1e-8.
+    """Return (A − mean) / std over valid elements, 0 in masked places; the population std, floored at 1e-8.
 
     Args:
         advantages: any shape.

@@ -13,9 +13,9 @@ Whether a truncation has a future is a statement about the task, which the paper
     "end"         the time limit is part of the task, as in "success within the horizon": nothing can be earned after
                   it, so it ends like a termination, boot_t = (1 − terminated_t)(1 − truncated_t)
 
-Under "bootstrap", where both flags are set, termination wins. What boot or cont exclude has no effect, NaN included, so
-padding after the end of an episode is harmless. Results are constants for the optimiser, in float64 for float64 inputs,
-else float32.
+Under "bootstrap", where both flags are set, termination wins. Values excluded by boot or cont have no effect, NaN
+included, so padding after the end of an episode is harmless. Results are constants for the optimiser, in float64 for
+float64 inputs, else float32.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from vla_rl.rl.time_limit import TimeLimit
 class VtraceTargets:
     """Results of `vtrace`."""
 
-    value_targets: Tensor  # as the inputs, regression targets of the critic
-    advantages: Tensor  # as the inputs, without an importance ratio in front: the surrogate multiplies by it
+    value_targets: Tensor  # shape of the inputs, regression targets of the critic
+    advantages: Tensor  # shape of the inputs, without an importance ratio: the surrogate multiplies by it
 
 
 @torch.no_grad()
@@ -97,9 +97,9 @@ def vtrace(  # noqa: PLR0913 - the quantities of the formula, by name
         d_t = ρ^c_t (r_t + γ boot_t V(s_{t+1}) − V(s_t)) + γ cont_t c_t d_{t+1}
         A_t = r_t + γ boot_t (V(s_{t+1}) + λ cont_t d_{t+1}) − V(s_t)
 
-    Two choices. A_t carries no ρ_t: IMPALA's policy gradient contains min(ρ̄, ρ_t), and a surrogate would apply the
-    ratio a second time. And the next target is mixed in with weight λ, not 1, so that A equals GAE(λ) when ρ ≡ 1; at
-    λ = 1 both forms agree.
+    Two choices. A_t has no factor ρ_t: IMPALA's policy gradient contains min(ρ̄, ρ_t), and a surrogate would apply the
+    ratio a second time. And the next target has weight λ, not 1, so that A equals GAE(λ) when ρ ≡ 1; at λ = 1 both
+    forms agree.
 
     Args:
         rewards: r_t, shape (T,) or (B, T), as all that follow.
@@ -129,7 +129,7 @@ def vtrace(  # noqa: PLR0913 - the quantities of the formula, by name
 
 
 def _has_ended(terminated: Tensor, truncated: Tensor, time_limit: TimeLimit) -> Tensor:
-    """1 − boot: whether the task is over after this element, so that it has no further value."""
+    """Return 1 − boot: whether the task is over after this element, so that it has no further value."""
     return terminated | truncated if time_limit == "end" else terminated
 
 
@@ -148,10 +148,10 @@ def _capped_ratio(log_ratio: Tensor, cap: float) -> Tensor:
 
 
 def _accumulate(terms: Tensor, decay: Tensor) -> Tensor:
-    """y_t = terms_t + decay_t y_{t+1}; where decay is 0 (so at the end) the future has no effect, whatever it holds.
+    """Return y_t = terms_t + decay_t y_{t+1}; where decay is 0 (as at the end) later values have no effect.
 
-    By doubling, in log2(T) rounds: with s_t the sum over k elements from t on and d_t the product of their decays,
-    s_t + d_t s_{t+k} is the sum over 2 k elements and d_t d_{t+k} the product.
+    Computed by doubling, in log2(T) rounds: with s_t the sum over k elements from t on and d_t the product of their
+    decays, s_t + d_t s_{t+k} is the sum over 2 k elements and d_t d_{t+k} the product.
     """
     span = 1
     while span < terms.shape[-1]:
@@ -163,7 +163,7 @@ def _accumulate(terms: Tensor, decay: Tensor) -> Tensor:
 
 
 def _later(elements: Tensor, span: int) -> Tensor:
-    """The elements `span` places later, zeros behind the last."""
+    """Return the elements `span` places later, with zeros after the last."""
     return torch.nn.functional.pad(elements[..., span:], (0, span))
 
 

@@ -1,12 +1,12 @@
-"""What can be computed of the paper's section 5 (arXiv 2603.03955): bias, variance and a lower bound for GIPO.
+"""Computable parts of the paper's section 5 (arXiv 2603.03955): bias, variance and a lower bound for GIPO.
 
 Symbols: ε_A = max |A^π| over states and actions; γ the discount; α = max_s D_TV(π′, π) between the candidate π′ and the
 reference π whose advantage is used; β = max_s D_TV(π′, μ) to the behaviour policy μ.
 
 *Certain*: `multiplier_bound` (Lemma 5.3) and every inequality as mathematics; each was checked on random distributions
 and small decision processes. *Reconstructed*: the constants of `trust_penalty`, `lower_bound_penalty` (Theorem 5.2) and
-`finite_sample_half_width` (Theorem 5.4). They are proved and fit the paper's sentences, but its printed constants may
-differ; do not quote them as the paper's.
+`finite_sample_half_width` (Theorem 5.4). They are proved and consistent with the paper's text, but its printed
+constants may differ; do not quote them as the paper's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import math
 
 
 def multiplier_bound(sigma: float) -> float:
-    """Largest weight of GIPO (Lemma 5.3, certain): ω(ρ; σ) ρ ≤ exp(σ² / 2), equality only at ρ = exp(σ²).
+    """Return the largest weight of GIPO (Lemma 5.3, certain): ω(ρ; σ) ρ ≤ exp(σ² / 2), equality only at ρ = exp(σ²).
 
     The program clamps log ρ to ±ln(1e9), so for σ above 4.55 the peak itself is never reached.
     """
@@ -23,10 +23,10 @@ def multiplier_bound(sigma: float) -> float:
 
 
 def lambert_w(z: float) -> float:
-    """The w ≥ 0 with w e^w = z, for z ≥ 0, by Newton's method; relative error below 1e-12."""
+    """Return the w ≥ 0 with w e^w = z, for z ≥ 0, by Newton's method; relative error below 1e-12."""
     if not 0.0 <= z < math.inf:
         raise ValueError(f"lambert_w: z must be finite and at least 0; found {z}")
-    w = math.log1p(z)  # above the root, from where Newton's method on a convex function descends monotonically
+    w = math.log1p(z)  # above the root, where Newton's method on a convex function descends monotonically
     for _ in range(64):
         step = (w - z * math.exp(-w)) / (1.0 + w)
         w -= step
@@ -36,15 +36,15 @@ def lambert_w(z: float) -> float:
 
 
 def optimal_tau(sigma: float) -> float:
-    """The τ that minimises `trust_penalty`: τ e^τ = 2σ², so τ = W(2σ²) (reconstructed)."""
+    """Return the τ that minimises `trust_penalty`: τ e^τ = 2σ², so τ = W(2σ²) (reconstructed)."""
     return lambert_w(2.0 * _positive("sigma", sigma) ** 2)
 
 
 def trust_penalty(sigma: float, *, tau: float | None = None) -> float:
-    """f(τ) = τ² / (2σ²) + 2 e^{−τ}: how much mass the trust weight may discard, up to β (Lemma 5.1, reconstructed).
+    """Return f(τ) = τ² / (2σ²) + 2 e^{−τ}, the mass the trust weight may discard, up to β (Lemma 5.1, reconstructed).
 
     E_μ[(1 − ω) ρ′] ≤ f(τ) + β for every τ > 0. The left side is at most 1, and the best f is at least 1 for σ below
-    about 1.34: there the bound says nothing.
+    about 1.34: there the bound is vacuous.
 
     Args:
         sigma: σ > 0.
@@ -55,7 +55,7 @@ def trust_penalty(sigma: float, *, tau: float | None = None) -> float:
 
 
 def lower_bound_penalty(*, sigma: float, max_advantage: float, discount: float, alpha: float, beta: float) -> float:
-    """P in J(π′) ≥ L^GIPO(π′) − P, at the optimal τ (Theorem 5.2, reconstructed).
+    """Return P in J(π′) ≥ L^GIPO(π′) − P, at the optimal τ (Theorem 5.2, reconstructed).
 
     P = 4 ε_A γ α β / (1 − γ)² + ε_A / (1 − γ) · (f* + β). The first part is the price of evaluating π′ on the states of
     μ, the second that of the trust weight; as σ → ∞, f* → 0.
@@ -75,7 +75,9 @@ def lower_bound_penalty(*, sigma: float, max_advantage: float, discount: float, 
 def finite_sample_half_width(
     *, sigma: float, max_advantage: float, discount: float, num_samples: int, delta: float
 ) -> float:
-    """Half-width h: |L̂ − L^GIPO| ≤ h in at least 1 − δ of all draws (Theorem 5.4, reconstructed; two-sided Hoeffding).
+    """Return the half-width h: |L̂ − L^GIPO| ≤ h in at least 1 − δ of all draws.
+
+    Theorem 5.4, reconstructed; two-sided Hoeffding.
 
     h = ε_A e^{σ²/2} / (1 − γ) · √(2 ln(2/δ) / N), for N *independent* samples. Tokens of one decision and decisions of
     one episode are not independent: put the number of episodes here, or read h as optimistic.

@@ -1,4 +1,4 @@
-"""What a time limit is to the task; free of torch, because a recipe names it."""
+"""Meaning of a time limit for the task; free of torch, because a recipe names it."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""The processes of one cell and who watches them.
+"""Processes of one cell, and their supervision.
 
     rank process (learner, parent of all) ── Cell ──► inference worker      a failure ends the run, with its traceback
                                                └────► env workers           a dead or hung one is restarted and counted,
                                                                             one that cannot start ends the run
 
-`watch()` runs in a thread of the rank process. The first failure is kept and raised where the learner looks for it
-(`raise_if_failed`); nothing is retried but env workers, and those `max_restarts` times in all.
+`watch()` runs in a thread of the rank process. The first failure is stored and raised where the learner asks for it
+(`raise_if_failed`); only env workers are restarted, `max_restarts` times in total.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from vla_rl.workers.process import start_child
 WATCH_PERIOD_S = 0.1
 COLLECT_POLL_S = 0.002
 STACK_DUMP_S = 0.5  # time for a hung child to write its stack
-CLOSE_S = 10.0  # time for children to stop by themselves
+CLOSE_S = 10.0  # time for children to stop on their own
 
 log = logging.getLogger(__name__)
 
@@ -61,12 +61,12 @@ class _EnvWorkerState:
     supervisor_child_end: Connection
     process: BaseProcess | None = None
     incarnation: int = 0
-    running_jobs: dict[int, EpisodeJob] = field(default_factory=dict)  # of an evaluation, by job_id
+    running_jobs: dict[int, EpisodeJob] = field(default_factory=dict)  # jobs of an evaluation, by job_id
     finished: bool = False
 
 
 class Cell:
-    """Starts, watches, restarts and ends the processes of one cell."""
+    """Supervisor that starts, watches, restarts and ends the processes of one cell."""
 
     def __init__(
         self,
@@ -90,11 +90,11 @@ class Cell:
             slots: exchange slots.
             counters: the cell's counters (heartbeats, stop flag).
             mailbox: published weights.
-            frozen: the learner's frozen tensors, or why they are not shared; None if nothing is frozen.
+            frozen: the learner's frozen tensors, or the reason they are not shared; None if nothing is frozen.
             ring: replay ring, None in an evaluation.
             limits: deadlines and restart budget.
             on_episode: called (in the watching thread) with every finished episode.
-            jobs: an evaluation's episodes; a job of a worker that died is handed out again.
+            jobs: an evaluation's episodes; a job of a worker that died is assigned again.
         """
         self._context = get_context("spawn")
         self._inference_settings = inference
@@ -121,7 +121,7 @@ class Cell:
 
     def start(self) -> None:
         """Spawn all processes and the watching thread."""
-        self._counters.beat("inference_heartbeat")  # its time to start begins now, not when the counters were made
+        self._counters.beat("inference_heartbeat")  # its time to start counts from now
         self._inference = self._spawn(
             "inference_worker", inference_worker_main, (self._inference_settings, self._inference_links)
         )
@@ -132,26 +132,26 @@ class Cell:
 
     @property
     def finished(self) -> bool:
-        """Whether every env worker has run out of jobs."""
+        """Return whether every env worker has run out of jobs."""
         return all(state.finished for state in self._workers)
 
     def collect(self) -> None:
-        """Give the processes a moment; they collect by themselves."""
+        """Wait briefly; the processes collect on their own."""
         time.sleep(COLLECT_POLL_S)
 
     def raise_if_failed(self) -> None:
         """Raise the first failure of the cell, if there was one.
 
         Raises:
-            CellFailureError: with the traceback of the child that failed.
+            CellFailureError: a child failed; holds its traceback.
         """
         if self._failure is not None:
             raise self._failure
 
     def close(self) -> None:
-        """Stop everything: flag, then a deadline, then SIGKILL. Safe to call twice."""
+        """Stop everything: stop flag, then a deadline, then SIGKILL. Safe to call twice."""
         self._counters.request_stop()
-        for process in self._starting():  # it looks at the flag when its imports are done, and holds nothing till then
+        for process in self._starting():  # it reads the flag after its imports, and holds nothing before that
             process.kill()
         deadline = time.monotonic() + CLOSE_S
         for process in self._processes():
@@ -160,7 +160,7 @@ class Cell:
                 log.warning("%s did not stop within %.0f s and is killed", process.name, CLOSE_S)
                 process.kill()
                 process.join(CLOSE_S)
-        # Last: the kernel ends a child with the thread that started it, and that of a restarted worker is the watcher.
+        # Last: the kernel ends a child with the thread that started it, which for a restarted worker is the watcher.
         self._closing.set()
         if self._thread is not None:
             self._thread.join(CLOSE_S)
@@ -183,7 +183,7 @@ class Cell:
         except CellFailureError as failure:
             self._failure = failure
         finally:
-            if self._failure is None and not self._closing.is_set():  # a fault of ours; its traceback is printed
+            if self._failure is None and not self._closing.is_set():  # a bug here; its traceback is printed
                 self._failure = CellFailureError("the thread that watches the cell's processes has died")
 
     def _watch_once(self) -> None:
@@ -255,7 +255,7 @@ class Cell:
         self._spawn_env_worker(state)
 
     def _hear(self, state: _EnvWorkerState) -> None:
-        """Read what an env worker said: finished episodes, that it cannot start, and in an evaluation job requests."""
+        """Read an env worker's messages: finished episodes, a refusal to start, and in an evaluation job requests."""
         while not state.finished and state.supervisor.poll():
             match hear_worker(state.supervisor):
                 case StartRefusal(reason):
@@ -289,7 +289,7 @@ class Cell:
         self._counters.set("env_worker_phase", EnvWorkerPhase.STARTING, worker)
         self._counters.set("env_worker_open_slots", 0, worker)
         self._counters.beat("env_worker_heartbeat", worker)
-        if state.incarnation:  # what the predecessor half said is worthless, and half a message would never end
+        if state.incarnation:  # the predecessor's unfinished message is worthless and would never end
             state.supervisor.close()
             state.supervisor_child_end.close()
             state.supervisor, state.supervisor_child_end = self._context.Pipe()
@@ -316,7 +316,7 @@ class Cell:
         return [process for process in processes if process is not None]
 
     def _starting(self) -> list[BaseProcess]:
-        """Processes that have not come to their work yet."""
+        """Return the processes that have not started working yet."""
         starting = [
             state.process
             for state in self._workers
@@ -334,7 +334,7 @@ class Cell:
 
 
 def last_words(log_path: Path, lines: int = 30) -> str:
-    """The end of a child's log, where its traceback or stack dump stands."""
+    """Return the end of a child's log, which has its traceback or stack dump."""
     if not log_path.exists():
         return f"(it left no log at {log_path})"
     tail = log_path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]

@@ -1,7 +1,7 @@
 """Requests and replies between an env worker and the inference worker: slot numbers over a pipe, arrays stay in place.
 
-A message is one small write: the sender's incarnation, then slot numbers, as int64. The incarnation counts how often
-the env worker was started; a reply to a predecessor that died is recognised by it and ignored.
+A message is one small write: the sender's incarnation, then slot numbers, as int64. The incarnation counts the starts
+of the env worker; it identifies replies to a dead predecessor, which are ignored.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ def receive_slots(connection: Connection) -> tuple[int, list[int]]:
     """Receive one message: incarnation and slot numbers. Blocks; poll first.
 
     Raises:
-        EOFError: if the other side has closed the pipe.
+        EOFError: the other side has closed the pipe.
     """
     message = np.frombuffer(connection.recv_bytes(), dtype=np.int64)
     return int(message[0]), [int(slot) for slot in message[1:]]
 
 
 def drain(connection: Connection) -> None:
-    """Throw away what a predecessor did not read."""
+    """Discard what a predecessor did not read."""
     while connection.poll():
         connection.recv_bytes()

@@ -1,4 +1,4 @@
-"""A policy's forward pass through torch.compile, at a few fixed batch sizes. On a GPU that includes CUDA graphs."""
+"""Forward pass of a policy through torch.compile, at a few fixed batch sizes; on a GPU with CUDA graphs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 
 from vla_rl.types import Policy, PolicyInputs, PolicyOutput
 
-# Where torch says that it leaves CUDA graphs out: under the former name up to 2.11, under the latter since.
+# Loggers on which torch reports skipped CUDA graphs: the former up to 2.11, the latter since.
 _SKIP_LOGS = ("torch._inductor.cudagraph_utils.__perf_hints", "torch._inductor.cudagraph_utils.__cudagraphs")
-MAX_SIZES = 4  # each is compiled by itself, which takes minutes with 7B parameters; torch gives up after 8
+MAX_SIZES = 4  # each is compiled separately, which takes minutes with 7B parameters; torch gives up after 8
 
 
 def batch_sizes(max_batch: int) -> tuple[int, ...]:
-    """The sizes to compile for, ascending: `max_batch`, its half (rounded up), and so on, at most `MAX_SIZES` of them.
+    """Return the sizes to compile for, ascending: `max_batch`, its half (rounded up), ..., at most `MAX_SIZES`.
 
-    A batch is filled up to the next size, so it is at most doubled.
+    A batch is padded to the next size, so it is at most doubled.
     """
     sizes = [max_batch]
     while sizes[-1] > 1 and len(sizes) < MAX_SIZES:
@@ -28,7 +28,7 @@ def batch_sizes(max_batch: int) -> tuple[int, ...]:
 
 
 class _Collector(logging.Handler):
-    """Keeps each text once."""
+    """Log handler that keeps each distinct text once."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -42,7 +42,7 @@ class _Collector(logging.Handler):
 
 @contextmanager
 def cuda_graph_skips() -> Iterator[list[str]]:
-    """Collect torch's reasons for computing without CUDA graphs, each once; its own logs of them are often off."""
+    """Collect torch's reasons for skipping CUDA graphs, each once, because its own logs of them are often disabled."""
     collector = _Collector()
     loggers = [logging.getLogger(name) for name in _SKIP_LOGS]
     before = [(logger.level, logger.disabled) for logger in loggers]
@@ -60,30 +60,30 @@ def cuda_graph_skips() -> Iterator[list[str]]:
 
 
 class CompiledForward:
-    """Runs without gradients. The first call at a size compiles it.
+    """Forward pass without gradients. The first call at a size compiles it.
 
     Args:
         policy: in evaluation mode, its parameters in place: later values must be copied into the same memory, because a
             CUDA graph reads from addresses.
-        max_batch: largest batch that will be asked for.
-        backend: of torch.compile; tests use those that generate no code.
+        max_batch: largest batch that will be requested.
+        backend: backend of torch.compile; tests use those that generate no code.
     """
 
     def __init__(self, policy: Policy, *, max_batch: int, backend: str = "inductor") -> None:
         self.sizes = batch_sizes(max_batch)
 
         def forward(frames: Tensor, state: Tensor, task_index: Tensor) -> tuple[Tensor, Tensor]:
-            # No buckets: any prompt may occur, so that one size is one shape.
+            # No buckets: any prompt may occur, so that each size has one shape.
             output = policy(PolicyInputs(frames, state, task_index))
             return output.logits, output.values
 
-        # "reduce-overhead" means CUDA graphs; they launch a forward pass at once instead of kernel by kernel.
+        # "reduce-overhead" means CUDA graphs, which launch a whole forward pass at once instead of kernel by kernel.
         mode = "reduce-overhead" if backend == "inductor" else None
         self._forward = torch.compile(forward, fullgraph=True, dynamic=False, backend=backend, mode=mode)
 
-    @torch.no_grad()  # not inference_mode: torch.compile is at home in this one
+    @torch.no_grad()  # torch.compile supports this better than inference_mode
     def __call__(self, inputs: PolicyInputs) -> PolicyOutput:
-        """As the policy's own call. Autocast, where it is on, is compiled in."""
+        """Compute the policy's output. Autocast, where it is on, is compiled in."""
         rows = len(inputs.task_index)
         missing = next(size for size in self.sizes if size >= rows) - rows
         filled = (
@@ -92,5 +92,5 @@ class CompiledForward:
         )
         torch.compiler.cudagraph_mark_step_begin()
         logits, values = self._forward(*filled)
-        # Copies: the next replay of the graph overwrites what it returned.
+        # Copies, because the next replay of the graph overwrites its outputs.
         return PolicyOutput(logits=logits[:rows].clone(), values=values[:rows].clone())

@@ -1,4 +1,4 @@
-"""Steps the environments of one worker and writes their episodes: the same object in a process or in serial mode."""
+"""Runner that steps one worker's environments and writes their episodes: the same object in a process or serially."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EnvBuilder = Callable[[], Environment]
 
 @dataclass(slots=True)
 class _Episode:
-    """The running episode of one slot."""
+    """Running episode of one slot."""
 
     job: EpisodeJob
     env: Environment
@@ -35,9 +35,9 @@ class _Episode:
 class EnvPool:
     """Simulators of one worker, built on first use; a slot's least recently used one is closed beyond its limit.
 
-    Building LIBERO takes seconds and a graphics context some hundred megabytes, hence both the keeping and the limit.
-    Environments are keyed by (slot, task): two slots never share a simulator, and none closes another's, which may be
-    in the middle of an episode.
+    Building LIBERO takes seconds, which is why simulators are kept, and a graphics context some hundred megabytes,
+    which is why there is a limit. Environments are keyed by (slot, task): slots never share a simulator, and none
+    closes another's, which may be in the middle of an episode.
     """
 
     builders: Sequence[EnvBuilder]  # per task
@@ -45,7 +45,7 @@ class EnvPool:
     _open: OrderedDict[tuple[int, int], Environment] = field(default_factory=OrderedDict)
 
     def get(self, slot: int, task_index: int) -> Environment:
-        """The simulator of a slot for a task. Only between two episodes of the slot."""
+        """Return the simulator of a slot for a task. Call it only between two episodes of the slot."""
         key = (slot, task_index)
         if key not in self._open:
             of_slot = [known for known in self._open if known[0] == slot]
@@ -62,10 +62,10 @@ class EnvPool:
 
 
 class EnvRunner:
-    """Plays the episodes of some env slots.
+    """Player of the episodes of some env slots.
 
-    A slot either waits for a decision, its observation standing in the slot arrays, or has run out of jobs. `start`
-    begins an episode; `advance` executes the decision that the inference worker wrote and shows the next observation.
+    A slot either waits for a decision, with its observation in the slot arrays, or has run out of jobs. `start` begins
+    an episode; `advance` executes the decision that the inference worker wrote and stores the next observation.
     """
 
     def __init__(
@@ -86,9 +86,9 @@ class EnvRunner:
             slots: exchange arrays of the cell.
             slot_ids: the slots that this runner owns.
             pool: simulators, made in this process.
-            transform: raw camera frames to stored frames; None where nothing is rendered.
+            transform: converts raw camera frames to stored frames; None if nothing is rendered.
             jobs: per slot, the episodes to play.
-            writers: per slot, where decisions go; empty in an evaluation.
+            writers: per slot, the writer of its decisions; empty in an evaluation.
             counters: the cell's counters.
             on_episode: called with every finished episode.
         """
@@ -125,7 +125,7 @@ class EnvRunner:
         return True
 
     def advance(self, slot: int) -> bool:
-        """Execute the decision that stands in the slot; when the episode ends, commit it and start the next one.
+        """Execute the decision in the slot; when the episode ends, commit it and start the next one.
 
         Returns:
             False if the slot has no more jobs, else True: the slot waits for a decision.
@@ -170,7 +170,7 @@ class EnvRunner:
         self._episodes.clear()
 
     def close(self) -> None:
-        """Abandon what is unfinished and close the simulators."""
+        """Abandon unfinished episodes and close the simulators."""
         self.abandon()
         self._pool.close()
 

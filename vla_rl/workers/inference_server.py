@@ -1,4 +1,4 @@
-"""Answers waiting slots with decisions: the same object in a process or in serial mode."""
+"""Server that answers waiting slots with decisions: the same object in a process or in serial mode."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ log = logging.getLogger(__name__)
 
 
 class Mailbox(Protocol):
-    """The reading side of the weight mailbox (`vla_rl.ipc.mailbox`)."""
+    """Reading side of the weight mailbox (`vla_rl.ipc.mailbox`)."""
 
     def latest_version(self) -> int:
-        """Newest published version, -1 before the first."""
+        """Return the newest published version, -1 before the first."""
         ...
 
     def read(self, into: Mapping[str, torch.Tensor]) -> int:
-        """Copy the newest snapshot into the given tensors; its version."""
+        """Copy the newest snapshot into the given tensors; return its version."""
         ...
 
 
 class InferenceServer:
-    """One policy that serves all env slots of a cell.
+    """Server of one policy for all env slots of a cell.
 
-    `adopt()` between two batches takes newer weights over if there are any; `serve(slots)` answers waiting slots. Every
-    decision is stamped with the version that made it.
+    `adopt()` loads newer weights, if any, between two batches; `serve(slots)` answers waiting slots. Every decision is
+    marked with the version that made it.
     """
 
     def __init__(  # noqa: PLR0913 - the parts of a server, by name
@@ -57,7 +57,7 @@ class InferenceServer:
         bf16: bool = False,
         compiled: CompiledForward | None = None,
     ) -> None:
-        """Create the server; it answers only after the first `adopt` that found weights.
+        """Create the server; it can answer only after an `adopt` that found weights.
 
         Args:
             policy: the module, in evaluation mode, its frozen tensors in place.
@@ -67,7 +67,7 @@ class InferenceServer:
             device: torch device of `policy`.
             temperature: divides the logits before sampling.
             greedy: take the most likely token; log-probabilities are still those of the policy at `temperature`.
-            seed: of the sampling.
+            seed: seed of the sampling.
             max_batch: decisions per forward pass at most; fewer once the device has run out of memory.
             bf16: run the forward pass under bfloat16 autocast, as the learner does.
             compiled: the policy's forward pass at fixed batch sizes, to use in place of the policy.
@@ -88,32 +88,32 @@ class InferenceServer:
         self.batches = 0
         self.decisions = 0
         self.busy_seconds = 0.0
-        self.adopt_seconds = 0.0  # the last time
+        self.adopt_seconds = 0.0  # duration of the last one
 
     def adopt(self) -> bool:
-        """Take the newest weights over if they are newer than those in use."""
+        """Load the newest weights if they are newer than those in use."""
         if self._mailbox.latest_version() <= self.version:
             return False
         began = time.monotonic()
-        self.version = self._mailbox.read(self._trainable)  # complete when it returns, on a GPU too
+        self.version = self._mailbox.read(self._trainable)  # complete when it returns, also on a GPU
         self.adopt_seconds = time.monotonic() - began
         return True
 
     @property
     def peak_memory(self) -> PeakMemory | None:
-        """What this process used of its GPU at most; None on a CPU."""
+        """Return this process's peak memory use on its GPU; None on a CPU."""
         return peak_memory(self._device)
 
     def serve(self, slot_ids: Sequence[int]) -> None:
-        """Decide for the given slots and write the outputs back: in one forward pass, or in several of `max_batch`.
+        """Decide for the given slots and write the outputs back, in one forward pass or several of `max_batch`.
 
-        Where the device runs out of memory, batches are half as large from then on. A batch takes whatever waits, with
-        prompts of all lengths: the longest pads the others by a few of about 300 tokens, and a pass per length would
+        If the device runs out of memory, batches are half as large from then on. A batch takes all waiting slots, with
+        prompts of any length: the longest pads the others by a few of about 300 tokens, whereas a pass per length would
         read all weights several times.
 
         Raises:
-            RuntimeError: if no weights were adopted yet, or the policy gives a non-finite logit.
-            torch.cuda.OutOfMemoryError: one decision is too much.
+            RuntimeError: no weights were adopted yet, or the policy gives a non-finite logit.
+            torch.cuda.OutOfMemoryError: memory does not suffice for a single decision.
         """
         if self.version < 0:
             raise RuntimeError("no weights were published before the first decision was asked for")
@@ -128,17 +128,17 @@ class InferenceServer:
         self.busy_seconds += time.monotonic() - began
 
     def warm_up(self) -> None:
-        """Compile every batch size, a minute or more each, before a decision is asked for; nothing is written."""
+        """Compile every batch size, a minute or more each, before a decision is requested. Writes no outputs."""
         with cuda_graph_skips() as reasons:
             for size in () if self._compiled is None else self._compiled.sizes:
-                for _ in range(2):  # the graph is recorded, or left out, after a first run
+                for _ in range(2):  # the graph is recorded, or skipped, after a first run
                     self._forward(np.zeros(size, dtype=np.int64))
                 log.info("compiled for batches of %d", size)
         for reason in reasons:
             log.warning("rollout.compile: computing without CUDA graphs, at least in part: %s", reason)
 
     def _has_memory_for(self, index: NDArray[np.int64]) -> bool:
-        """Decide, or make the batches smaller where memory does not suffice."""
+        """Decide, or halve the batches if memory does not suffice."""
         try:
             self._decide(index)
         except RuntimeError as error:
@@ -176,7 +176,7 @@ class InferenceServer:
             return (self._compiled or self._policy)(inputs)
 
     def _gather(self, index: NDArray[np.int64]) -> PolicyInputs:
-        """Copy the slots' observations to the device; fancy indexing makes the copy that decouples them."""
+        """Copy the slots' observations to the device; fancy indexing makes a copy that is independent of the slots."""
 
         def take(array: NDArray[Any]) -> torch.Tensor:
             return torch.from_numpy(array[index]).to(self._device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""The inference worker process: gathers waiting slots into batches, decides, replies.
+"""Process of the inference worker: gathers waiting slots into batches, decides, replies.
 
     loop:  wait for requests (bounded) ─► adopt newer weights, if any ─► one forward pass ─► reply
 
@@ -35,14 +35,14 @@ from vla_rl.workers.inference_server import InferenceServer
 from vla_rl.workers.process import enter_child, leave_child
 
 WARM_UP_S = 3600.0  # for compiling every batch size of a large network
-POLL_S = 0.25  # heartbeat period while nothing is asked
+POLL_S = 0.25  # heartbeat period while there are no requests
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class InferenceSettings:
-    """What the inference worker is told at start. Picklable."""
+    """Settings of the inference worker. Picklable."""
 
     build: PolicyBuilder
     device: str
@@ -56,13 +56,13 @@ class InferenceSettings:
     threads: int
     compile: bool = False  # the forward pass, with CUDA graphs on a GPU
     must_share: bool = (
-        False  # the learner's frozen tensors; else this process loads its own where they cannot be mapped
+        False  # require the learner's frozen tensors; otherwise this process loads its own if they cannot be mapped
     )
 
 
 @dataclass(frozen=True, slots=True)
 class InferenceLinks:
-    """What the inference worker shares with the rest of its cell. Picklable."""
+    """Objects that the inference worker shares with the rest of its cell. Picklable."""
 
     slots: SharedArraysHandle
     counters: SharedArraysHandle
@@ -97,7 +97,7 @@ def inference_worker_main(settings: InferenceSettings, links: InferenceLinks) ->
 
 
 def map_frozen(handle: SharedWeightsHandle | NotShared | None, *, must_share: bool) -> SharedWeights | NotShared | None:
-    """Map the learner's frozen tensors, or say why not: then this process loads its own, which is told in its log.
+    """Map the learner's frozen tensors, or return why not: then this process loads its own, and logs it.
 
     Raises:
         SharingError: they cannot be mapped here, and `must_share`.
@@ -128,8 +128,8 @@ def make_server(
     """Build the policy around mapped frozen tensors and empty trainable ones.
 
     No frozen weight is allocated here: the module is built on the meta device and its frozen parameters become the
-    given tensors, which are the learner's memory. The mailbox fills the trainable ones. With None for the tensors, the
-    policy is built in full, a copy of the learner's.
+    given tensors, which are the learner's memory. The mailbox fills the trainable ones. If `frozen` is None, the policy
+    is built in full, as a copy of the learner's.
     """
     policy = settings.build(device=settings.device, empty=frozen is not None)
     trainable: dict[str, torch.Tensor]
@@ -160,7 +160,7 @@ def make_server(
 
 @contextmanager
 def beating(counters: CellCounters, *, at_most_s: float) -> Iterator[None]:
-    """Give signs of life from a thread while the main one is inside a long call; it stops when the time is up."""
+    """Send heartbeats from a thread while the main one is inside a long call, for a limited time."""
     done = threading.Event()
 
     def beat() -> None:
@@ -178,7 +178,7 @@ def beating(counters: CellCounters, *, at_most_s: float) -> Iterator[None]:
 
 
 def report(server: InferenceServer, counters: CellCounters) -> None:
-    """Put the server's counts where the supervisor and the metrics read them."""
+    """Write the server's counts to the cell's counters, for supervisor and metrics."""
     counters.set("inference_policy_version", server.version)
     counters.set("inference_batches", server.batches)
     counters.set("inference_decisions", server.decisions)

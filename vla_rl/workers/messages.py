@@ -1,8 +1,8 @@
-"""What an env worker and the cell's supervisor say to each other over their pipe.
+"""Messages between an env worker and the cell's supervisor over their pipe.
 
     env worker ─► supervisor   EpisodeRecord   an episode is over
-                               StartRefusal    this worker cannot start, and no restart would mend why
-                               JobRequest      a slot has nothing to play (evaluation alone; a training has a schedule)
+                               StartRefusal    this worker cannot start, and no restart would help
+                               JobRequest      a slot has nothing to play (evaluation only; training has a schedule)
     supervisor ─► env worker   EpisodeJob      the answer to a JobRequest
                                NoMoreJobs      the answer when the queue is empty
 
@@ -19,19 +19,19 @@ from vla_rl.workers.episodes import EpisodeJob, EpisodeRecord
 
 @dataclass(frozen=True, slots=True)
 class StartRefusal:
-    """What an env worker says before it ends, if no restart would mend why."""
+    """Message of a worker that cannot start, if no restart would help."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class JobRequest:
-    """A slot asks for an episode to play, and waits for the answer."""
+    """Request of a slot for an episode to play; it waits for the answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class NoMoreJobs:
-    """The slot that asked is done."""
+    """Answer that the slot's work is done."""
 
 
 WorkerMessage = EpisodeRecord | StartRefusal | JobRequest

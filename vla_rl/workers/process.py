@@ -1,4 +1,4 @@
-"""Everything process-global that is done around the start of a child: by its parent, and by itself right afterwards."""
+"""Process-wide setup around the start of a child: by its parent, and by the child right afterwards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ORPHANED_EXIT_CODE = 113
 
 
 def start_child(process: BaseProcess) -> None:
-    """Start a spawned process so that nobody but this one can end it, save by SIGKILL, already while it imports.
+    """Start a spawned process that only this one can end (except by SIGKILL), even while it imports.
 
     A terminal signals its whole process group, and a batch system every process of a job.
     """
@@ -30,7 +30,7 @@ def start_child(process: BaseProcess) -> None:
 
 @atexit.register
 def _kill_children() -> None:
-    """At its own exit `multiprocessing` sends its children SIGTERM, which they ignore, and waits for them for ever."""
+    """Kill the children: at exit `multiprocessing` would send SIGTERM, which they ignore, and wait forever."""
     for child in active_children():
         child.kill()
 
@@ -39,10 +39,10 @@ def enter_child(name: str, log_path: Path, *, threads: int) -> logging.Logger:
     """Set a spawned child up: log file, stack dumps, signals, death with the parent, thread limits.
 
     Args:
-        name: of the process, e.g. "env_worker_0"; also the logger's.
+        name: name of the process and of its logger, e.g. "env_worker_0".
         log_path: the child's own log; stdout and stderr of the child go there too, so that nothing a simulator prints
             reaches the terminal.
-        threads: for numerical libraries that read their limit from the environment at import.
+        threads: thread limit for numerical libraries, which read it from the environment at import.
 
     Returns:
         The child's logger.
@@ -70,7 +70,7 @@ def enter_child(name: str, log_path: Path, *, threads: int) -> logging.Logger:
 def leave_child() -> NoReturn:
     """End a child whose work is done and whose resources are closed, without the interpreter's own clean-up.
 
-    Graphics and numerical libraries register exit handlers that take seconds, or hang where several contexts were open.
+    Graphics and numerical libraries register exit handlers that take seconds, or hang if several contexts were open.
     """
     logging.shutdown()
     sys.stdout.flush()
@@ -78,12 +78,12 @@ def leave_child() -> NoReturn:
 
 
 def _die_with_parent() -> None:
-    """Make the kernel kill this process when its parent dies, however that happens; elsewhere watch the parent."""
+    """Make the kernel kill this process when its parent dies, for any reason; without prctl, watch the parent."""
     end_with_parent(signal.SIGKILL)
     parent = parent_process()
     if parent is None:
         return
-    if not parent.is_alive():  # it died before prctl was in force
+    if not parent.is_alive():  # it died before prctl took effect
         os._exit(ORPHANED_EXIT_CODE)
 
     def watch() -> None:

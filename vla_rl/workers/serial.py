@@ -1,4 +1,4 @@
-"""A cell in one process: the same runner and server, in a fixed order, for debugging and bit-exact tests."""
+"""Cell in one process: the same runner and server, in a fixed order, for debugging and bit-exact tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vla_rl.workers.inference_server import InferenceServer
 
 
 class SerialCell:
-    """Plays all slots in turn: adopt weights, decide for every waiting slot, execute every decision."""
+    """Cell that plays all slots in turn: adopt weights, decide for every waiting slot, execute every decision."""
 
     restarts = 0
     dropped_episodes = 0
@@ -20,9 +20,9 @@ class SerialCell:
         """Create the cell.
 
         Args:
-            runner: owns all slots.
-            server: decides for them.
-            report: called after every batch, to put the server's counts where they are read.
+            runner: runner of all slots.
+            server: server of their decisions.
+            report: called after every batch, to publish the server's counts.
         """
         self._runner = runner
         self._server = server
@@ -31,7 +31,7 @@ class SerialCell:
 
     @property
     def finished(self) -> bool:
-        """Whether every slot has run out of jobs."""
+        """Return whether every slot has run out of jobs."""
         return not self._waiting
 
     def start(self) -> None:
@@ -39,15 +39,15 @@ class SerialCell:
         self._waiting = [slot for slot in self._runner.slot_ids if self._runner.start(slot)]
 
     def collect(self) -> None:
-        """One decision of every slot."""
+        """Make one decision in every slot."""
         self._server.adopt()
         self._server.serve(self._waiting)
         self._report(self._server)
         self._waiting = [slot for slot in self._waiting if self._runner.advance(slot)]
 
     def raise_if_failed(self) -> None:
-        """Nothing fails silently in one process."""
+        """Do nothing: in one process failures raise directly."""
 
     def close(self) -> None:
-        """Abandon what is unfinished and close the simulators."""
+        """Abandon unfinished episodes and close the simulators."""
         self._runner.close()

@@ -1,4 +1,4 @@
-"""The row of one env worker in the cell's counters, under the names its code uses."""
+"""Row of one env worker in the cell's counters, under the names its code uses."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ class WorkerCounters:
 
     @property
     def stop_requested(self) -> bool:
-        """Whether the cell is to end."""
+        """Return whether the cell should end."""
         return self._counters.stop_requested
 
     def beat(self) -> None:
-        """Show that the worker lives."""
+        """Record a heartbeat."""
         self._counters.beat("env_worker_heartbeat", self._index)
 
     def enter(self, phase: EnvWorkerPhase) -> None:
-        """Say what the worker does now."""
+        """Record the worker's current phase."""
         self._counters.set("env_worker_phase", phase, self._index)
         self.beat()
 
     @contextmanager
     def timed(self, phase: EnvWorkerPhase, counter: str) -> Iterator[None]:
-        """Be in a phase and add its seconds to a counter."""
+        """Enter a phase and add its duration in seconds to a counter."""
         self.enter(phase)
         began = time.monotonic()
         try:
@@ -41,18 +41,18 @@ class WorkerCounters:
             self._counters.add(counter, time.monotonic() - began, self._index)
 
     def set_open_slots(self, count: int) -> None:
-        """So many slots will ask for decisions again."""
+        """Record how many slots will ask for decisions again."""
         self._counters.set("env_worker_open_slots", count, self._index)
 
     def add_decision(self, env_steps: int) -> None:
-        """One decision was executed for so many control steps."""
+        """Count one decision, executed for so many control steps."""
         self._counters.add("env_worker_decisions", 1, self._index)
         self._counters.add("env_worker_env_steps", env_steps, self._index)
 
     def add_episode(self) -> None:
-        """One episode ended."""
+        """Count one episode that ended."""
         self._counters.add("env_worker_episodes", 1, self._index)
 
     def collection_allowed(self) -> bool:
-        """Whether the governor allows more decisions, over all env workers of the cell."""
+        """Return whether the governor allows more decisions, over all env workers of the cell."""
         return self._counters.total("env_worker_decisions") < self._counters.get("allowed_decisions")

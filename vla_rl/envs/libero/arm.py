@@ -86,7 +86,7 @@ class Arm:
         self._set_controls(self._opening_change)
 
     def _gather_arguments(self) -> None:
-        """Collect all arrays of an action; `drive` reads the simulation's state in them and changes the fingers' opening."""
+        """Collect all arrays of an action; `drive` reads the simulation's state and changes the fingers' opening."""
         controller = self._controller
         controller.new_update = True  # the next action's goal starts from the arm's pose then
         goal = (controller.goal_pos, controller.goal_ori, controller.kp, controller.kd, controller.initial_joint)

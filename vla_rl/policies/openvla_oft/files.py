@@ -1,8 +1,8 @@
 """Files of a checkpoint directory in the public layout: shards, component files, statistics. Reads no weights.
 
 Three kinds of folder are supported: shards with their components beside them; a LoRA adapter alone, which names its
-    base; and the run folder of an OpenVLA-OFT fine-tuning whose adapter was not merged. The latter holds
-    `lora_adapter/`, and beside it the files trained with it: statistics, `proprio_projector--*` and `action_head--*`.
+base; and the run folder of an OpenVLA-OFT fine-tuning whose adapter was not merged. The latter holds `lora_adapter/`,
+and beside it the files trained with it: statistics, `proprio_projector--*` and `action_head--*`.
 """
 
 from __future__ import annotations
