@@ -14,6 +14,7 @@ from vla_rl.rl.surrogates import KINDS, MAX_LOG_RATIO, SURROGATES
 SETTINGS = [
     *((name, {}) for name in KINDS),
     ("ppo", {"clip_low": 0.1, "clip_high": 0.3}),
+    ("ppo", {"dual_clip": 1.3}),
     ("sapo", {"tau_pos": 0.5, "tau_neg": 3.0}),
     ("gipo", {"sigma": 0.3, "negative_sigma_scale": 0.5}),
 ]

@@ -76,6 +76,12 @@ def weight(surrogate, log_ratio, advantage):
         (ppo, 0.5, -2.0, -1.6),  # clipped at 0.8
         (partial(ppo, clip_low=0.1, clip_high=0.3), 1.5, 1.0, 1.3),
         (partial(ppo, clip_low=0.1, clip_high=0.3), 0.5, -1.0, -0.9),
+        (partial(ppo, dual_clip=3.0), 4.0, -2.0, -6.0),  # 3 · −2 instead of 4 · −2
+        (partial(ppo, dual_clip=3.0), 2.5, -2.0, -5.0),
+        (partial(ppo, dual_clip=3.0), 4.0, 2.0, 2.4),  # good actions as before
+        (partial(ppo, dual_clip=3.0), 0.5, -2.0, -1.6),
+        (partial(ppo, dual_clip=1.1), 1.15, 2.0, 2.3),
+        (partial(ppo, dual_clip=1.1), 1.15, -2.0, -2.2),  # inside the other clip's range
         (sapo, 1.0, 3.0, 6.0),  # 4/1 · 1/2 · 3
         (sapo, 1.0, -3.0, -3.0),  # 4/2 · 1/2 · −3
         (sapo, 2.0, 1.0, 2.9242343145200195),  # 4 sigmoid(1)
@@ -97,6 +103,8 @@ def test_objective_at_hand_computed_points(surrogate, ratio, advantage, objectiv
         (ppo, 0.7, 1.0, 0.7),
         (ppo, 1.3, -1.0, 1.3),
         (ppo, 0.7, -1.0, 0.0),
+        (partial(ppo, dual_clip=3.0), 2.9, -1.0, 2.9),
+        (partial(ppo, dual_clip=3.0), 3.1, -1.0, 0.0),
         (sapo, 2.06009, 1.0, 1.57467),  # its largest weights
         (sapo, 1.37965, -1.0, 1.19845),
     ],

@@ -15,26 +15,39 @@ if TYPE_CHECKING:
 
 
 class Ppo(Surrogate):
-    """Clipped surrogate (arXiv 1707.06347, equation 7): J = min(ρ A, clip(ρ, 1 − clip_low, 1 + clip_high) A)."""
+    """Clipped surrogate (arXiv 1707.06347, equation 7): J = min(ρ A, clip(ρ, 1 − clip_low, 1 + clip_high) A).
+
+    With `dual_clip` = c (arXiv 1912.09729), J is no less than c A where A < 0.
+    """
 
     name: Literal["ppo"]
     clip_low: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         0.2, description="ratios below 1 - clip_low are clipped for bad actions"
     )
     clip_high: Scale = Field(0.2, description="ratios above 1 + clip_high are clipped for good actions")
+    dual_clip: Annotated[float, Field(gt=1.0, le=1e6)] | None = Field(
+        None, description="ratios above this are clipped for bad actions; null: never"
+    )
 
     def objective(self, log_ratio: Tensor, advantages: Tensor) -> Tensor:
         """Return the smaller of ρ A and its clipped form; exactly on an edge the gradient is alive."""
         ratio, advantages = bounded_log_ratio(log_ratio).exp(), lift(advantages)
+        if self.dual_clip is not None:  # max(min(ρ A, ...), c A), on the ratio: so its edge is alive as the others are
+            ratio = ratio.where(advantages >= 0, ratio.clamp(max=self.dual_clip))
         clipped_ratio = ratio.clamp(1.0 - self.clip_low, 1.0 + self.clip_high)
         return (ratio * advantages).minimum(clipped_ratio * advantages)
 
     def log_weight(self, log_ratio: Tensor, advantages: Tensor) -> Tensor:
-        """Return log m: m = ρ, and 0 where (A > 0 and ρ > 1 + clip_high) or (A < 0 and ρ < 1 − clip_low)."""
+        """Return log m: m = ρ, and 0 where an action is clipped.
+
+        A good one is above 1 + clip_high, a bad one below 1 − clip_low or above dual_clip.
+        """
         ratio = bounded_log_ratio(log_ratio).exp()
-        clipped_above = (advantages > 0) & (ratio > 1.0 + self.clip_high)
-        clipped_below = (advantages < 0) & (ratio < 1.0 - self.clip_low)
-        return dead_where(clipped_above | clipped_below, log_ratio_weight(log_ratio, advantages))
+        clipped_good = (advantages > 0) & (ratio > 1.0 + self.clip_high)
+        clipped_bad = (advantages < 0) & (ratio < 1.0 - self.clip_low)
+        if self.dual_clip is not None:
+            clipped_bad = clipped_bad | ((advantages < 0) & (ratio > self.dual_clip))
+        return dead_where(clipped_good | clipped_bad, log_ratio_weight(log_ratio, advantages))
 
     @property
     def clip_range(self) -> tuple[float, float]:
