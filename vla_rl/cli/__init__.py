@@ -1,1 +1,1 @@
-"""The command line: one file per verb; parses, calls, prints."""
+"""Command line: one file per verb, which parses, calls and prints."""

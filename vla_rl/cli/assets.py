@@ -1,4 +1,4 @@
-"""`vla-rl assets`: LIBERO's meshes and textures: which are used, whether they are complete, and where to get them."""
+"""`vla-rl assets`: LIBERO's meshes and textures: assets in use, their completeness, and their download."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vla-rl doctor`: whether this machine can run what the recipes ask for."""
+"""`vla-rl doctor`: checks that this machine can run what the recipes ask for."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
 
 
 def format_check(check: Check) -> str:
-    """One line, and two more where something is to be done."""
+    """Format a check as one line, and two more if something needs to be done."""
     lines = [f"{check.status:8} {check.name:22} {check.found}"]
     if check.fix:
         lines += [f"{'':8} {'':22} allowed: {check.allowed}"] if check.allowed else []
@@ -34,7 +34,7 @@ def format_check(check: Check) -> str:
 
 
 def summary(checks: list[Check]) -> str:
-    """How many checks there were of each kind."""
+    """Count the checks of each status."""
     counts = {status: sum(check.status == status for check in checks) for status in ("failed", "warning", "skipped")}
     return f"{len(checks)} checks: " + ", ".join(f"{number} {status}" for status, number in counts.items())
 

@@ -1,4 +1,4 @@
-"""How an evaluation shows itself: its progress while it goes on, its table at the end."""
+"""Display of an evaluation: its progress while it runs, its table at the end."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from vla_rl.evaluation.results import SuiteSummary, TaskSummary
 from vla_rl.evaluation.statistics import Interval
 from vla_rl.reporting.text import duration, percent
 
-LINES = 10  # of progress, where the output is no terminal
+LINES = 10  # progress lines, if the output is not a terminal
 
 
 class EvaluationProgress:
-    """A bar on a terminal, eleven lines in a log file; on stderr, so that stdout holds the result alone."""
+    """Progress bar on a terminal, eleven lines in a log file; on stderr, so that stdout holds only the result."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
         self._bar: Progress | None = None
         self._row = TaskID(0)
         self._began = 0.0
-        self._before: int | None = None  # episodes that an earlier, interrupted evaluation has played
-        self._first: int | None = None  # episodes after the first one that ended here: until then processes started
+        self._before: int | None = None  # episodes played by an earlier, interrupted evaluation
+        self._first: int | None = None  # episodes since the first that ended here; before it, processes started
         self._printed = -1  # tenths
 
     def __enter__(self) -> Self:
@@ -43,7 +43,7 @@ class EvaluationProgress:
             self._bar.stop()
 
     def __call__(self, done: int, total: int, successes: int) -> None:
-        """So many episodes of so many are done."""
+        """Report that so many episodes of so many are done."""
         if self._before is None:
             self._before, self._printed = done, -1
         elif self._first is None:
@@ -81,18 +81,18 @@ class EvaluationProgress:
 
 
 def print_report(report: EvaluationReport) -> None:
-    """A table on a terminal, plain lines elsewhere."""
+    """Print a table on a terminal, plain lines elsewhere."""
     console = Console()
     if not console.is_terminal:
         print(report)
         return
     console.print(results_table(report))
-    for sentence in report.sentences()[1:]:  # the first stands below the table
+    for sentence in report.sentences()[1:]:  # the first one is shown below the table
         console.print(Text(sentence))
 
 
 def results_table(report: EvaluationReport) -> Table:
-    """One row per task, one per suite; it fits into 80 columns."""
+    """Return one row per task and one per suite, within 80 columns."""
     level = percent(report.summary.confidence)
     caption = f"{report.checkpoint}, {report.sentences()[0]}"
     table = Table(caption=caption, caption_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)

@@ -1,5 +1,5 @@
-"""How the program ends, for scripts that call it."""
+"""Exit codes of the program, for scripts that call it."""
 
-FAILURE = 1  # a fault of the program's, or a process of a run that failed for good
+FAILURE = 1  # a bug, or a process of a run that failed for good
 USER_ERROR = 2  # one message, no traceback
 INTERRUPTED = 130  # Ctrl-C, or another signal that asks to end: see `stop_signals`

@@ -1,9 +1,9 @@
-"""The program `vla-rl`: its verbs, its exit codes.
+"""Program `vla-rl`: its verbs and exit codes.
 
-0 success, 1 a fault of the program's (with its traceback), 2 a fault of the user's (one message, no traceback), 130
-Ctrl-C or another signal that asks to end. What comes before all this stands in `vla_rl.cli.start`.
+0 success, 1 a bug (with its traceback), 2 a user error (one message, no traceback), 130 Ctrl-C or another signal that
+asks to end. `vla_rl.cli.start` contains everything that happens before.
 
-Every verb imports what it needs when it is called, so that `vla-rl --help` answers at once.
+Every verb imports what it needs when it is called, so that `vla-rl --help` responds at once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from vla_rl.errors import RunFailureError, UserError
 
 
 class Program(TyperGroup):
-    """A command group that turns the user's faults and Ctrl-C into exit codes."""
+    """Command group that turns user errors and Ctrl-C into exit codes."""
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - Typer bundles Click's types or not, by version
         """Run the verb."""

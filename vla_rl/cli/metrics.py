@@ -1,4 +1,4 @@
-"""`vla-rl metrics`: what a run measures, with units and meaning."""
+"""`vla-rl metrics`: the metrics of a run, with units and meaning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vla-rl recipes`: what comes with the program, what a recipe says in full, and whether it is right."""
+"""`vla-rl recipes`: lists recipes, shows them in full, and checks them."""
 
 from __future__ import annotations
 
@@ -85,6 +85,6 @@ def validate(
 
 
 def _is_override(text: str) -> bool:
-    """Whether a text is `key.sub=value`; a file whose path holds a '=' is given with a slash."""
+    """Return whether a text is `key.sub=value`; a file whose path contains '=' is given with a slash."""
     key, separator, _ = text.partition("=")
     return bool(separator) and "/" not in key

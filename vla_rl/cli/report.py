@@ -1,4 +1,4 @@
-"""`vla-rl report`: what came of a run, as one page."""
+"""`vla-rl report`: the results of runs, as one page."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def report(
     with preflight():
         studies = [(path.resolve().name, _write_study(path)) for path in paths if _is_study(path)]
         page = out or (paths[0] / "report.html" if len(paths) == 1 else Path("report.html"))
-        if out or len(paths) > 1 or not studies:  # the page of a study alone is written with it
+        if out or len(paths) > 1 or not studies:  # the page of a single study was written with it
             write_report(runs, page, comparisons=compare_runs(runs), studies=studies)
         pictures = [picture for run in runs for picture in write_figures(run)]
     for picture in pictures:
@@ -53,7 +53,7 @@ def _is_study(path: Path) -> bool:
 
 
 def _write_study(path: Path) -> tuple[str, ...]:
-    """Aggregate a study anew; the sections of its page."""
+    """Aggregate a study again; return the sections of its page."""
     from vla_rl.studies.metaworld.files import write_study
 
     written = write_study(path)
@@ -62,7 +62,7 @@ def _write_study(path: Path) -> tuple[str, ...]:
 
 
 def compare_runs(runs: list[Path]) -> list[str]:
-    """One sentence for each two runs whose newest evaluations share episodes: the same tasks, states and seeds.
+    """Return a sentence for each two runs whose newest evaluations share episodes: equal tasks, states and seeds.
 
     Raises:
         ValueError: a file of episodes is broken.

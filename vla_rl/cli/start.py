@@ -1,4 +1,4 @@
-"""What the program does before anything else: signals and streams first, imports afterwards."""
+"""Start of the program: signals and streams first, imports afterwards."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from vla_rl.run.signals import heed_signals, interrupted_by_signals
 if TYPE_CHECKING:
     from vla_rl.reporting.streams import EnduringFile
 
-_is_commentary = False  # what the verb prints
+_is_commentary = False  # whether the verb's output is its result
 
 
 def only_comments() -> None:
-    """Say that what the verb prints from now on is no result: those are in files, and a lost line costs nothing."""
+    """Declare that further output is not a result: results are in files, and a lost line does not matter."""
     global _is_commentary
     _is_commentary = True
 
@@ -44,7 +44,7 @@ def run() -> NoReturn:
 
 
 def _run() -> str | int | None:
-    """Run a verb; returns how the program ends."""
+    """Run a verb; return the exit code."""
     from vla_rl.reporting.streams import guard_streams
 
     stdout, _ = guard_streams()
@@ -64,11 +64,11 @@ def _run() -> str | int | None:
 
 
 def _settle() -> None:
-    """How the program ends is settled while its modules are taken down; a signal that is repeated changes nothing."""
+    """Fix the exit code before modules are torn down; repeated signals change nothing."""
     for number in set(stop_signals()) - {signal.SIGINT}:
         signal.signal(number, signal.SIG_IGN)
 
 
 def _lacks_output(stdout: EnduringFile) -> bool:
-    """Whether somebody misses what could not be written; a reader that has seen enough (`head`) does not."""
+    """Return whether lost output matters; it does not to a reader that has seen enough (`head`)."""
     return stdout.error is not None and stdout.error.errno != errno.EPIPE and not _is_commentary

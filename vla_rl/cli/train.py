@@ -1,4 +1,4 @@
-"""`vla-rl train`: a recipe, overrides, go."""
+"""`vla-rl train`: train with a recipe and overrides."""
 
 from __future__ import annotations
 
@@ -63,15 +63,15 @@ def train(
         return
     only_comments()
     outcome = training.train(loaded, run_dir=run_dir, resume=resume, console=Console())
-    if outcome is None:  # rank 0 says it
+    if outcome is None:  # rank 0 reports it
         return
     print(_summary(outcome))
-    if outcome.interrupted and launched_rank() is None:  # a launched rank's failure would have the others killed
+    if outcome.interrupted and launched_rank() is None:  # a failure code would make the launcher kill the other ranks
         raise typer.Exit(exit_codes.INTERRUPTED)
 
 
 def _run_folder(recipe: str, *, resume: bool) -> Path | None:
-    """The folder of the run that is to go on; None where a recipe was given.
+    """Return the folder of the run to resume; None if a recipe was given.
 
     Raises:
         UserError: a folder without --resume, or one without a run, or --resume with neither a run nor a recipe.
@@ -98,10 +98,10 @@ def _run_folder(recipe: str, *, resume: bool) -> Path | None:
 
 
 def _refuse_another_run(recipe: str, run_dir: Path) -> None:
-    """A recipe's name stands for the recipe, not for a run in a folder of that name here.
+    """Refuse a recipe's name that matches the folder of a run here: a name means the recipe.
 
     Raises:
-        UserError: there is such a run here, and none where the recipe's would be.
+        UserError: there is such a run here, and none in the recipe's default folder.
     """
     here = Path(recipe)
     if (here / "recipe.yaml").is_file() and not (run_dir / "recipe.yaml").is_file():
@@ -112,10 +112,10 @@ def _refuse_another_run(recipe: str, run_dir: Path) -> None:
 
 
 def _with_the_run_s_time_limit(loaded: Recipe, run_dir: Path, overrides: list[str]) -> Recipe:
-    """The recipe with what the horizon was to the task when the run began, unless an override says otherwise.
+    """Return the recipe with the meaning of the horizon that the run began with, unless an override changes it.
 
-    Targets that changed their meaning under way would pull the critic elsewhere, so that no other recipe and no default
-    does it.
+    Targets that changed their meaning during a run would mislead the critic, so another recipe or a default never
+    changes them.
     """
     from vla_rl.learner.launch import launched_rank
     from vla_rl.recipe import EARLIER_TIME_LIMIT, recorded_time_limit
@@ -125,7 +125,7 @@ def _with_the_run_s_time_limit(loaded: Recipe, run_dir: Path, overrides: list[st
     recorded = recorded_time_limit(run_dir / "recipe.yaml")
     kept = recorded or EARLIER_TIME_LIMIT
     is_told = recorded is None or loaded.targets.time_limit != kept
-    if is_told and launched_rank() is None:  # ranks need not repeat it
+    if is_told and launched_rank() is None:  # other ranks need not repeat it
         age = ": it is older than this field" if recorded is None else ""
         print(f"{run_dir} goes on with targets.time_limit={kept}, as it began{age}")
     return loaded.model_copy(update={"targets": loaded.targets.model_copy(update={"time_limit": kept})})

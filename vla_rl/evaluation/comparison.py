@@ -1,4 +1,4 @@
-"""Two evaluations side by side, in words: is the difference more than noise?"""
+"""Comparison of two evaluations in words: is the difference more than noise?."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from vla_rl.reporting.text import percent
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonReport:
-    """Which of two policies is better on the episodes that both played."""
+    """Comparison of two policies on the episodes that both played."""
 
     first: Path
     second: Path
     comparison: Comparison
-    caveats: tuple[str, ...]  # conditions in which they differ, besides the policy
+    caveats: tuple[str, ...]  # conditions that differ, apart from the policy
 
     def to_json(self) -> str:
-        """The report as one JSON object."""
+        """Return the report as one JSON object."""
         values = {
             "first": str(self.first),
             "second": str(self.second),
@@ -52,7 +52,7 @@ class ComparisonReport:
 
 
 def interval_in_words(result: Comparison) -> str:
-    """The interval of the difference, in points."""
+    """Describe the interval of the difference, in points."""
     if result.interval is None:
         return "no interval: the differences vary in no task"
     low, high = 100 * result.interval.low, 100 * result.interval.high
@@ -60,13 +60,13 @@ def interval_in_words(result: Comparison) -> str:
 
 
 def mcnemar_in_words(result: Comparison) -> str:
-    """The test of the difference and its p; the pairs of one initial state, one for each seed, count as one."""
+    """Describe the test of the difference and its p; pairs of one initial state, one per seed, count as one."""
     clusters = "" if result.initial_states == result.pairs else f" over {result.initial_states} initial states"
     return f"McNemar{clusters} mid-p {result.test.p_mid:.2g}"
 
 
 def verdict(result: Comparison) -> str:
-    """Whether the difference is distinguishable from noise, in one sentence."""
+    """State whether the difference is distinguishable from noise, in one sentence."""
     if result.surprising and result.contradictory:
         return (
             "Nothing can be said: the mean over tasks and the number of episodes won do not favour the same policy. "
@@ -87,7 +87,7 @@ def verdict(result: Comparison) -> str:
 
 
 def weights_in_words(result: Comparison) -> list[str]:
-    """A sentence where tasks have unequally many pairs, so that rates and test weigh them differently."""
+    """Return a caveat if tasks have different numbers of pairs, because rates and test then weigh tasks differently."""
     fewest, most = result.pairs_per_task
     if fewest == most:
         return []
@@ -102,7 +102,7 @@ def compare_evaluations(first: Path, second: Path) -> ComparisonReport:
 
     Args:
         first: the folder of an evaluation, its `results.json` or `episodes.jsonl`, or a run: its newest evaluation.
-        second: the same.
+        second: likewise.
 
     Raises:
         ValueError: one is none of these, or they share no episode.
@@ -119,12 +119,12 @@ def compare_evaluations(first: Path, second: Path) -> ComparisonReport:
 
 
 def newest_episodes(run: Path) -> Path | None:
-    """The episodes of the newest evaluation below a run's folder; None if there is none."""
+    """Return the newest evaluation's episodes below a run's folder; None if there is none."""
     return max((run / EVALUATIONS).rglob(EPISODES_FILE), key=lambda file: file.stat().st_mtime, default=None)
 
 
 def find_evaluation(path: Path) -> Path:
-    """The folder with the episodes that a path means.
+    """Find the folder with the episodes that a path means.
 
     Raises:
         ValueError: there is none.

@@ -1,4 +1,4 @@
-"""Under which conditions an evaluation is made: they decide whether a folder's episodes may be gone on with."""
+"""Conditions of an evaluation, which determine whether a folder's episodes may be continued."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ from vla_rl.run.claim import claim_folder
 
 CONDITIONS_FILE = "evaluation.json"
 
-_USUAL = {"horizon": "the protocol's", "temperature": "greedy"}  # what None stands for
+_USUAL = {"horizon": "the protocol's", "temperature": "greedy"}  # meaning of None
 _OF_THE_POLICY = frozenset({"checkpoint", "fingerprint", "trained_on"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conditions:
-    """What two evaluations must have in common to be one evaluation, interrupted.
+    """Conditions that an interrupted evaluation and its continuation must share.
 
-    Suites, tasks and the number of episodes are not part of it: they say how far an evaluation goes, next time perhaps
-    further, and every episode knows its own.
+    Suites, tasks and the number of episodes are excluded: they say how far an evaluation goes, perhaps further next
+    time, and every episode records its own.
     """
 
-    checkpoint: str  # where it lies
-    fingerprint: str  # of its contents: a checkpoint may move, and another one may take its place
+    checkpoint: str  # location, for people
+    fingerprint: str  # digest of its contents: a checkpoint may move, and another one may take its place
     trained_on: str  # suite and initial states of the training, in words
     protocol: str
-    horizon: int | None  # control steps, where the protocol's were overruled
+    horizon: int | None  # control steps, if they replace the protocol's
     temperature: float | None  # None: greedy
     seeds: tuple[int, ...]
     init_states: str  # standard, spare or sampled
-    assets: str  # of the simulator: which kind, and a digest of their files
-    versions: str  # of what decides the physics and the pictures
+    assets: str  # kind of the simulator's assets, and a digest of their files
+    versions: str  # versions of the packages that determine physics and images
 
 
 def differences(first: Conditions, second: Conditions, *, of_policy: bool) -> list[str]:
-    """What differs, as "name: value and value".
+    """Return the differences, as "name: value and value".
 
     Args:
-        first: of one evaluation.
-        second: of another.
-        of_policy: whether another policy is a difference; where a checkpoint lies never is.
+        first: conditions of one evaluation.
+        second: conditions of another.
+        of_policy: count another policy as a difference; a checkpoint's location never counts.
     """
     ours, theirs = asdict(first), asdict(second)
     ignored = {"checkpoint", "trained_on"} if of_policy else _OF_THE_POLICY
@@ -61,11 +61,11 @@ def differences(first: Conditions, second: Conditions, *, of_policy: bool) -> li
 
 
 def digest_of_files(folder: Path, parts: Sequence[str]) -> str:
-    """Twelve hexadecimal digits that tell the contents of two folders apart, wherever the folders lie.
+    """Return twelve hexadecimal digits that identify a folder's contents, independent of its location.
 
     Args:
-        folder: of files.
-        parts: its sub-folders that count; what else lies there, like a downloader's notes, does not.
+        folder: folder with files.
+        parts: sub-folders that count; anything else, like a downloader's state, is ignored.
     """
     digest = hashlib.sha256()
     for part in parts:
@@ -76,7 +76,7 @@ def digest_of_files(folder: Path, parts: Sequence[str]) -> str:
 
 
 def read_conditions(folder: Path) -> Conditions | None:
-    """The conditions of the evaluation in a folder; None if there is none.
+    """Return the conditions of the evaluation in a folder; None if there is none.
 
     Raises:
         ValueError: the file is broken.
@@ -96,23 +96,24 @@ def read_conditions(folder: Path) -> Conditions | None:
 def evaluation_folder(
     conditions: Conditions, wanted: Set[EpisodeKey], *, out: Path | None, default: Path
 ) -> Iterator[Path]:
-    """The folder of an evaluation, new or to be gone on with: held against other writers, its conditions in it.
+    """Find the folder of an evaluation, new or continued; lock it against other writers and write its conditions.
 
-    Results sum up all episodes of a folder, so one that holds episodes besides the wanted ones is another evaluation's.
+    Results summarise all episodes of a folder, so one with episodes other than the wanted ones belongs to another
+    evaluation.
 
     Args:
-        conditions: of this evaluation.
-        wanted: its episodes.
-        out: the folder that was asked for.
-        default: where to write if none was; numbered on while another evaluation stands there.
+        conditions: conditions of this evaluation.
+        wanted: keys of its episodes.
+        out: folder that the user chose.
+        default: folder if the user chose none; numbered if it holds another evaluation.
 
     Raises:
-        UserError: the folder cannot be made, somebody writes there now, or it holds something else.
+        UserError: the folder cannot be created, another process is writing there, or it holds something else.
     """
     with preflight():
         free = (folder for folder in _numbered(default) if _obstacle(folder, conditions, wanted) is None)
         folder = next(free) if out is None else out
-    with claim_folder(folder, option="--out"):  # before the first file is written: else it might be another's
+    with claim_folder(folder, option="--out"):  # before the first file is written, which might otherwise be another's
         with preflight():
             obstacle = _obstacle(folder, conditions, wanted)
         if obstacle is not None:
@@ -122,13 +123,13 @@ def evaluation_folder(
 
 
 def _numbered(folder: Path) -> Iterator[Path]:
-    """`name`, `name_2`, `name_3`, ..."""
+    """Yield `name`, `name_2`, `name_3`, ..."""
     yield folder
     yield from (folder.with_name(f"{folder.name}_{number}") for number in count(2))
 
 
 def _obstacle(folder: Path, conditions: Conditions, wanted: Set[EpisodeKey]) -> str | None:
-    """Why an evaluation may not write here; None if it may."""
+    """Return why an evaluation may not write here; None if it may."""
     if (folder / RECIPE_FILE).exists():
         return f"is the folder of a run ({RECIPE_FILE}), whose manifest would be lost"
     there = read_conditions(folder)

@@ -1,4 +1,4 @@
-"""The blind control: the same policy on the same episodes, with nothing to see."""
+"""Blind control: the same policy on the same episodes, without images."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ BLIND_EPISODES_FILE = "episodes_blind.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class BlankFrames:
-    """Black frames in place of whatever the cameras saw. Satisfies `vla_rl.types.FrameTransform`."""
+    """Frame transform that returns black frames. Satisfies `vla_rl.types.FrameTransform`."""
 
-    transform: FrameTransform  # in place of which it stands
+    transform: FrameTransform  # the transform it replaces
 
     @property
     def input_size(self) -> int:
-        """Pixels a side that the camera must render."""
+        """Return the pixels per side that the camera must render."""
         return self.transform.input_size
 
     @property
     def output_size(self) -> int:
-        """Pixels a side after the transform."""
+        """Return the pixels per side after the transform."""
         return self.transform.output_size
 
     def __call__(self, frames: UInt8Array) -> UInt8Array:
-        """(N, input_size, input_size, 3) to (N, output_size, output_size, 3) of zeros."""
+        """Map (N, input_size, input_size, 3) to (N, output_size, output_size, 3) of zeros."""
         return np.zeros((len(frames), self.output_size, self.output_size, 3), dtype=np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """Seeing against blind."""
+    """Comparison of seeing with blind play."""
 
     name: str
     success_rate: float  # blind, mean over tasks
@@ -47,7 +47,7 @@ class Control:
 
 
 def stored_control(folder: Path, seeing: Sequence[EpisodeResult]) -> tuple[Control | None, list[str]]:
-    """The control that was ever played in an evaluation's folder, if it is whole, and a sentence where it is not.
+    """Return the control recorded in an evaluation's folder, if it is complete, and otherwise a sentence about it.
 
     Raises:
         ValueError: its log is broken.
@@ -64,7 +64,7 @@ def stored_control(folder: Path, seeing: Sequence[EpisodeResult]) -> tuple[Contr
 
 
 def blind_control(seeing: Iterable[EpisodeResult], blind: Iterable[EpisodeResult]) -> Control:
-    """Compare a policy with itself without sight, pair by pair.
+    """Compare a policy with its blind self, pair by pair.
 
     Raises:
         ValueError: the two share no episode.

@@ -1,4 +1,4 @@
-"""The episodes of an evaluation, kept line by line, so that an interrupted evaluation goes on where it stopped."""
+"""Episodes of an evaluation, logged line by line, so that an interrupted evaluation can be continued."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ class EpisodeResult:
 
     @property
     def key(self) -> EpisodeKey:
-        """What makes it the same episode under another policy: suite, task, set and number of the state, seed."""
+        """Return what identifies the episode under any policy: suite, task, set and number of the state, seed."""
         return (self.suite, self.task_id, self.init_states, self.init_state, self.seed)
 
 
 class EpisodeLog:
-    """`episodes.jsonl`: opened again, it knows what was done before.
+    """Log `episodes.jsonl`: when opened again, it knows the episodes played before.
 
         with EpisodeLog(folder / EPISODES_FILE) as log:
             todo = [key for key in wanted if key not in log.done]
             log.append(result)
 
     Args:
-        path: the file, which nobody else writes to; its folder is made if it is missing. A last line torn by the end of
-            a process is removed.
+        path: the file, which no other process writes to; its folder is created if it is missing. A last line truncated
+            by the end of a process is removed.
 
     Raises:
         ValueError: a line is no episode, or an episode stands twice in the file.
@@ -59,24 +59,24 @@ class EpisodeLog:
 
     @property
     def episodes(self) -> tuple[EpisodeResult, ...]:
-        """All episodes so far, in the order in which they ended."""
+        """Return all episodes so far, in the order in which they ended."""
         return tuple(self._episodes)
 
     @property
     def done(self) -> frozenset[EpisodeKey]:
-        """The keys of all episodes so far."""
+        """Return the keys of all episodes so far."""
         return frozenset(self._done)
 
     def append(self, episode: EpisodeResult) -> None:
-        """Keep one episode.
+        """Append one episode.
 
         Raises:
-            ValueError: this episode was kept before; counting it twice would bias the rate.
+            ValueError: this episode was recorded before; counting it twice would bias the rate.
         """
         if episode.key in self._done:
             raise ValueError(f"{self._path}: episode {in_words(episode.key)} was recorded before")
         self._stream.write(json.dumps(asdict(episode), ensure_ascii=False, allow_nan=False).encode() + b"\n")
-        self._stream.flush()  # a killed process tears the last line at worst
+        self._stream.flush()  # a killed process truncates the last line at worst
         self._done.add(episode.key)
         self._episodes.append(episode)
 
@@ -94,7 +94,7 @@ class EpisodeLog:
 
 
 def read_episodes(path: Path) -> list[EpisodeResult]:
-    """The episodes of an `episodes.jsonl`, without a torn last line.
+    """Read the episodes of an `episodes.jsonl`, without a truncated last line.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -104,7 +104,7 @@ def read_episodes(path: Path) -> list[EpisodeResult]:
 
 
 def _read(path: Path) -> tuple[list[EpisodeResult], int]:
-    """The episodes, and how many bytes of the file they take: what follows is torn."""
+    """Return the episodes, and the bytes of the file they take: the rest is truncated."""
     *lines, torn = path.read_bytes().split(b"\n")
     episodes: dict[EpisodeKey, EpisodeResult] = {}
     for number, line in enumerate(lines, start=1):
@@ -127,5 +127,5 @@ def _parse(line: bytes, *, where: str) -> EpisodeResult:
 
 
 def in_words(key: EpisodeKey) -> str:
-    """`libero_goal task 2 standard init state 4 seed 7`."""
+    """Return text like `libero_goal task 2 standard init state 4 seed 7`."""
     return "{} task {} {} init state {} seed {}".format(*key)

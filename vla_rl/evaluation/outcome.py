@@ -1,4 +1,4 @@
-"""What an evaluation found, for people and for programs."""
+"""Results of an evaluation, for people and for programs."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from vla_rl.evaluation.video import VIDEOS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationReport:
-    """The rates, and what must be read with them."""
+    """Rates of an evaluation, with the facts that must be read with them."""
 
     checkpoint: str
-    folder: Path  # of results.json, results.csv, episodes.jsonl, manifest.json, videos/, logs/
+    folder: Path  # folder of results.json, results.csv, episodes.jsonl, manifest.json, videos/, logs/
     summary: EvaluationSummary
     deviations: tuple[str, ...]
     trained_on: str
     init_states: str  # of the evaluation
     control: Control | None
-    videos: tuple[int, int] | None  # episodes with one, and without one that should have it; None: not asked for
+    videos: tuple[int, int] | None  # episodes with a video, and without one that should have it; None: not requested
 
     def to_json(self) -> str:
-        """The report as one JSON object."""
+        """Return the report as one JSON object."""
         values: dict[str, Any] = {
             "checkpoint": self.checkpoint,
             "folder": str(self.folder),
@@ -41,7 +41,7 @@ class EvaluationReport:
         return json.dumps(values, indent=2)
 
     def sentences(self) -> list[str]:
-        """What must be read with the rates, a line each."""
+        """Return what must be read with the rates, a line each."""
         lines = [f"evaluated on {self.init_states} initial states; trained on {self.trained_on}"]
         for suite in self.summary.suites:
             if suite.iqm is not None and suite.seeds > 1:
@@ -82,5 +82,5 @@ def _control_in_words(control: Control) -> str:
 
 
 def _points(share: float) -> str:
-    """One word, for those who cut columns."""
+    """Format as a single word, for readers that split columns."""
     return f"{100 * share:.1f}%"

@@ -1,4 +1,4 @@
-"""Two evaluations compared pair by pair: the same task, initial state and seed."""
+"""Comparison of two evaluations pair by pair: the same task, initial state and seed."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from vla_rl.evaluation.statistics import (
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two policies on the same episodes."""
+    """Comparison of two policies on the same episodes."""
 
     pairs: int
     unpaired: int  # episodes that only one of the two has; left out
-    initial_states: int  # of the pairs; fewer than pairs where several seeds play them
+    initial_states: int  # initial states of the pairs; fewer than pairs if several seeds play them
     first_rate: float  # success rate of the first on the pairs, mean over tasks and their initial states
     second_rate: float
     difference: float  # `first_rate` - `second_rate`
@@ -34,18 +34,21 @@ class Comparison:
 
     @property
     def surprising(self) -> bool:
-        """Whether chance alone would rarely make two equally good policies differ in so many pairs."""
+        """Return whether chance alone would rarely make two equally good policies differ in so many pairs."""
         return self.test.p_mid < 1 - CONFIDENCE
 
     @property
     def contradictory(self) -> bool:
-        """Whether the mean over tasks and the count of pairs favour different policies; unequal tasks allow it."""
+        """Return whether the mean over tasks and the count of pairs favour different policies.
+
+        Unequal tasks allow it.
+        """
         counted = self.test.only_first - self.test.only_second
         return counted != 0 and round(self.difference, 9) * counted <= 0
 
     @property
     def distinguishable(self) -> bool:
-        """Whether one policy is better: by more than chance, and by either way of counting."""
+        """Return whether one policy is better: by more than chance, and by either way of counting."""
         return self.surprising and not self.contradictory
 
 
@@ -54,7 +57,7 @@ def compare(first: Iterable[EpisodeResult], second: Iterable[EpisodeResult]) -> 
 
     Args:
         first: episodes of one evaluation.
-        second: of another.
+        second: episodes of another.
 
     Raises:
         ValueError: they have no episode in common.

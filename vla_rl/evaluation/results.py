@@ -1,4 +1,4 @@
-"""What an evaluation found: rates with intervals per task and suite."""
+"""Results of an evaluation: rates with intervals per task and suite."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from vla_rl.reporting.run_folder import RESULTS_FILE
 
 TABLE_FILE = "results.csv"
 SCHEMA = 1
-MIN_SEEDS = 5  # a bootstrap over fewer redraws all of them from one seed too often to say anything
-WIDE_INTERVAL = 0.10  # a suite's interval wider than this cannot tell policies apart that differ by a few points
+MIN_SEEDS = 5  # with fewer seeds, too many resamples consist of a single seed
+WIDE_INTERVAL = 0.10  # a wider interval cannot distinguish policies that differ by a few points
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,37 +38,37 @@ class TaskSummary:
 
     suite: str
     task_id: int
-    language: str  # what the policy was told to do; empty where nobody said
+    language: str  # the policy's instruction; empty if unknown
     episodes: int
     successes: int
     success_rate: float
-    wilson: Interval  # of the task's rate
+    wilson: Interval  # interval of the task's rate
     mean_return: float
     mean_env_steps: float
 
 
 @dataclass(frozen=True, slots=True)
 class SuiteSummary:
-    """One suite. Tasks weigh the same, however many episodes each has."""
+    """Summary of one suite. Tasks have equal weight, however many episodes each has."""
 
     suite: str
     tasks: int
     episodes: int
     successes: int
     success_rate: float  # mean of the tasks' rates
-    wilson: Interval  # of all episodes taken as one sample
+    wilson: Interval  # interval of all episodes as one sample
     bootstrap: Interval | None  # of `success_rate`, initial states redrawn within tasks; None: no task's outcomes vary
     mean_return: float  # mean of the tasks' means
     mean_env_steps: float  # mean of the tasks' means
     seconds: float  # summed over episodes, wall clock
     seeds: int
-    iqm: float | None  # interquartile mean over seeds and tasks; None where not every seed has every task
-    iqm_interval: Interval | None  # of `iqm`, seeds redrawn within tasks; None: too few seeds, or all the same
+    iqm: float | None  # interquartile mean over seeds and tasks; None unless every seed has every task
+    iqm_interval: Interval | None  # interval of `iqm`, seeds redrawn within tasks; None: too few seeds, or all the same
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationSummary:
-    """What an evaluation found, and what to keep in mind."""
+    """Summary of an evaluation, with caveats."""
 
     confidence: float
     suites: tuple[SuiteSummary, ...]
@@ -76,7 +76,7 @@ class EvaluationSummary:
     notes: tuple[str, ...]  # sentences
 
     def rows(self) -> list[dict[str, str | int | float]]:
-        """One flat row per task, then one per suite (`task_id` "all"), for tables and CSV."""
+        """Return one flat row per task, then one per suite (`task_id` "all"), for tables and CSV."""
         return [_row(task, task_id=task.task_id) for task in self.tasks] + [
             _row(suite, task_id="all") for suite in self.suites
         ]
@@ -106,7 +106,7 @@ def summarise(
     languages: Mapping[tuple[str, int], str] = MappingProxyType({}),
     confidence: float = CONFIDENCE,
 ) -> EvaluationSummary:
-    """Rates and intervals per task and per suite, in the order of names and task ids.
+    """Compute rates and intervals per task and per suite, in the order of names and task ids.
 
     Args:
         results: the episodes, in any order: the summary does not depend on it.
@@ -177,13 +177,13 @@ def _summarise_suite(
 
 
 def rates_by_state(episodes: Sequence[EpisodeResult]) -> list[float]:
-    """Success rate over seeds, one for each initial state: seeds that play the same state are not independent."""
+    """Return success rates over seeds, one per initial state: seeds that play the same state are not independent."""
     by_state = group_by(episodes, lambda episode: episode.key[:4])
     return [sum(it.success for it in own) / len(own) for own in by_state.values()]
 
 
 def _scores(episodes_by_task: Sequence[Sequence[EpisodeResult]]) -> Float64Array | None:
-    """Success rate per seed and task, (S, T); None where a seed lacks a task."""
+    """Return the success rate per seed and task, (S, T); None if a seed lacks a task."""
     columns = []
     for episodes in episodes_by_task:
         by_seed = group_by(sorted(episodes, key=lambda episode: episode.seed), lambda episode: episode.seed)
@@ -239,11 +239,11 @@ def write_results(
     """Write `results.json` and `results.csv` beside the episodes.
 
     Args:
-        folder: where to write; made if it is missing.
+        folder: folder to write to; created if it is missing.
         results: the episodes.
         languages: the tasks' texts, by suite and task id.
-        notes: sentences that a reader must know, besides those that the numbers give.
-        columns: put into every row of the table: what must stand beside every score.
+        notes: sentences that a reader must know, in addition to those derived from the numbers.
+        columns: values added to every row of the table.
         details: more keys of `results.json`.
 
     Returns:
@@ -268,7 +268,7 @@ Item = TypeVar("Item")
 
 
 def group_by(items: Iterable[Item], key: Callable[[Item], Any]) -> dict[Any, list[Item]]:
-    """Items by key, both in the order in which they come."""
+    """Group items by key, both in order of appearance."""
     groups: dict[Any, list[Item]] = {}
     for item in items:
         groups.setdefault(key(item), []).append(item)

@@ -1,4 +1,4 @@
-"""Intervals and tests for success rates and scores. Pure numpy; every random one takes a seed and repeats itself.
+"""Intervals and tests for success rates and scores. Pure NumPy; every random one takes a seed and is reproducible.
 
 Shape letters: S seeds (runs), T tasks, R bootstrap resamples.
 """
@@ -22,31 +22,31 @@ RESAMPLES = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A two-sided interval, ends included."""
+    """Two-sided interval, ends included."""
 
     low: float
     high: float
 
     @property
     def is_point(self) -> bool:
-        """Whether it has no width: of a bootstrap, that redrawing changed nothing, not that nothing is uncertain."""
+        """Return whether it has no width: for a bootstrap this means no variation when resampling, not certainty."""
         return self.low == self.high
 
 
 def unless_point(interval: Interval) -> Interval | None:
-    """A bootstrap's interval; None where it found no spread, which is not the same as certainty."""
+    """Return a bootstrap's interval; None if it found no spread, which is not the same as certainty."""
     return None if interval.is_point else interval
 
 
 def wilson_interval(successes: int, trials: int, *, confidence: float = CONFIDENCE) -> Interval:
-    """Wilson's score interval of a proportion: sensible at 0 %, at 100 % and for few trials.
+    """Return Wilson's score interval of a proportion: sensible at 0 %, at 100 % and for few trials.
 
         (p + z²/2n ± z √(p (1 − p)/n + z²/4n²)) / (1 + z²/n)   with p = successes / n, z the normal quantile
 
     Source: Wilson (1927), JASA 22, 209-212, without continuity correction.
 
     Args:
-        successes: how many trials succeeded.
+        successes: number of trials that succeeded.
         trials: n; all of them independent.
         confidence: coverage, between 0 and 1.
 
@@ -54,7 +54,7 @@ def wilson_interval(successes: int, trials: int, *, confidence: float = CONFIDEN
         The interval, inside 0..1; all of 0..1 for no trials.
 
     Raises:
-        ValueError: the counts contradict each other or `confidence` is no probability.
+        ValueError: the counts contradict each other, or `confidence` is not a probability.
     """
     if not 0 <= successes <= trials:
         raise ValueError(f"successes must be in 0..trials, got {successes} of {trials}")
@@ -75,12 +75,12 @@ def wilson_interval(successes: int, trials: int, *, confidence: float = CONFIDEN
 def stratified_mean_interval(
     outcomes: Sequence[Sequence[float]], *, confidence: float = CONFIDENCE, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
-    """Percentile bootstrap of the mean over tasks of the tasks' means; episodes are redrawn within their task.
+    """Bootstrap percentiles of the mean over tasks of the tasks' means; episodes are redrawn within their task.
 
         θ* = 1/T Σ_t mean(x*_t),   x*_t drawn with replacement from x_t,   interval = quantiles of θ*
 
-    The tasks of a suite are fixed, not a sample, so they are strata and never redrawn. Where every episode of every
-    task had the same outcome the interval is a point: read Wilson's beside it.
+    The tasks of a suite are fixed, not a sample, so they are strata and never redrawn. If every episode of every task
+    had the same outcome, the interval is a point: read Wilson's beside it.
     Source: Efron and Tibshirani (1993), An Introduction to the Bootstrap, chapters 8 and 13.
 
     Args:
@@ -104,7 +104,7 @@ def stratified_mean_interval(
 
 @dataclass(frozen=True, slots=True)
 class McNemar:
-    """Two policies on the same episodes: where they differ, and how surprising that is if they are equally good."""
+    """McNemar test of two policies on the same episodes: where they differ, and how surprising that is for equals."""
 
     only_first: int  # pairs in which only the first succeeded
     only_second: int
@@ -113,14 +113,14 @@ class McNemar:
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool], *, clusters: Sequence[Hashable] | None = None) -> McNemar:
-    """McNemar's exact test and its mid-p variant on paired successes, for pairs that may come in clusters.
+    """Compute McNemar's exact test and its mid-p variant on paired successes, for pairs that may come in clusters.
 
     With d_c the difference of a cluster, successes of the first minus successes of the second, and independent fair
-    signs s_c, which is all that two equally good policies leave to chance:
+    signs s_c, the only randomness if both policies are equally good:
 
         S = Σ_c s_c |d_c|        p_exact = P(|S| ≥ |Σ_c d_c|)        p_mid = P(|S| > |Σ_c d_c|) + ½ P(|S| = |Σ_c d_c|)
 
-    Where every pair is a cluster this is McNemar's test, with b, c the pairs in which only the first, only the second
+    If every pair is a cluster, this is McNemar's test, with b, c the pairs in which only the first, only the second
     succeeded and X ~ Binomial(b + c, 1/2): p_exact = min(1, 2 P(X ≤ min(b, c))). Without a difference both are 1.
     Clusters that agree carry no information.
     Sources: McNemar (1947), Psychometrika 12, 153-157; mid-p: Fagerland, Lydersen and Laake (2013), BMC Medical
@@ -129,7 +129,7 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool], *, clusters: Sequence
     Args:
         first: success per pair of the first policy.
         second: the same pairs, in the same order, of the second.
-        clusters: per pair, what it shares with pairs that are not independent of it; None: all pairs are independent.
+        clusters: per pair, a key shared by pairs that are not independent; None: all pairs are independent.
 
     Raises:
         ValueError: the lengths differ.
@@ -144,7 +144,7 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool], *, clusters: Sequence
     beyond = sum(count for total, count in ways.items() if abs(total) > found)
     equal = sum(count for total, count in ways.items() if abs(total) == found)
     everything = sum(ways.values())
-    # Whole numbers up to the division: no rounding however many pairs there are.
+    # Integers up to the division: no rounding for any number of pairs.
     return McNemar(
         only_first=sum(a and not b for a, b in zip(first, second, strict=True)),
         only_second=sum(b and not a for a, b in zip(first, second, strict=True)),
@@ -154,7 +154,7 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool], *, clusters: Sequence
 
 
 def _signed_sums(sizes: Mapping[int, int]) -> dict[int, int]:
-    """In how many ways signs give each sum of `count` numbers of each size."""
+    """Count the ways in which signs give each sum of `count` numbers of each size."""
     ways = {0: 1}
     for size, count in sizes.items():
         longer: Counter[int] = Counter()
@@ -167,9 +167,9 @@ def _signed_sums(sizes: Mapping[int, int]) -> dict[int, int]:
 
 
 def interquartile_mean(scores: Float64Array) -> float:
-    """IQM: the mean of the middle half of all S · T scores.
+    """Return the IQM: the mean of the middle half of all S · T scores.
 
-    ⌊S T / 4⌋ scores are left out at either end. Less noisy than the median, less swayed by outliers than the mean.
+    ⌊S T / 4⌋ scores are dropped at either end. Less noisy than the median, less sensitive to outliers than the mean.
     Source: Agarwal et al. (2021), Deep RL at the Edge of the Statistical Precipice, arXiv 2108.13264, section 4.3.
 
     Args:
@@ -185,7 +185,7 @@ def interquartile_mean(scores: Float64Array) -> float:
 def iqm_interval(
     scores: Float64Array, *, confidence: float = CONFIDENCE, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
-    """Percentile bootstrap of the IQM; seeds are redrawn within each task, tasks are kept.
+    """Return a percentile bootstrap of the IQM; seeds are redrawn within each task, tasks are kept.
 
     Source: Agarwal et al. (2021), arXiv 2108.13264, section 4.1 (stratified bootstrap).
 
@@ -204,7 +204,7 @@ def iqm_interval(
 
 
 def probability_of_improvement(first: Float64Array, second: Float64Array) -> float:
-    """How probable it is that a run of the first scores higher than a run of the second, on a random task.
+    """Return the probability that a run of the first scores higher than one of the second, on a random task.
 
         P = 1/T Σ_t 1/(S₁ S₂) Σ_ij ([x_it > y_jt] + ½ [x_it = y_jt])
 
@@ -229,7 +229,7 @@ def improvement_interval(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Percentile bootstrap of `probability_of_improvement`; seeds of both are redrawn within each task.
+    """Return a percentile bootstrap of `probability_of_improvement`; seeds of both are redrawn within each task.
 
     Source: Agarwal et al. (2021), arXiv 2108.13264, section 4.1 (stratified bootstrap).
 
@@ -250,7 +250,7 @@ def improvement_interval(
 
 
 def _redraw_seeds(scores: Float64Array, rng: np.random.Generator, resamples: int) -> Float64Array:
-    """(S, T) to (R, S, T): every task's column redrawn with replacement, each task on its own."""
+    """Map (S, T) to (R, S, T): every task's column redrawn with replacement, each task on its own."""
     seeds, tasks = scores.shape
     rows = rng.integers(seeds, size=(resamples, seeds, tasks))
     drawn: Float64Array = scores[rows, np.arange(tasks)]
@@ -258,7 +258,7 @@ def _redraw_seeds(scores: Float64Array, rng: np.random.Generator, resamples: int
 
 
 def _iqm_rows(rows: Float64Array) -> Float64Array:
-    """(R, n) to (R,)."""
+    """Map (R, n) to (R,)."""
     count = rows.shape[1]
     cut = count // 4
     middle: Float64Array = np.sort(rows, axis=1)[:, cut : count - cut].mean(axis=1)
@@ -266,7 +266,7 @@ def _iqm_rows(rows: Float64Array) -> Float64Array:
 
 
 def _improvement(first: Float64Array, second: Float64Array) -> Float64Array:
-    """(R, S₁, T), (R, S₂, T) to (R,). Task by task, to keep the table of pairs small."""
+    """Map (R, S₁, T), (R, S₂, T) to (R,), task by task, to keep the table of pairs small."""
     total: Float64Array = np.zeros(len(first))
     for task in range(first.shape[2]):
         difference = first[:, :, None, task] - second[:, None, :, task]

@@ -1,1 +1,1 @@
-"""Sample, targets, loss, step, publish; the only importer of accelerate and deepspeed."""
+"""Learning: sample, targets, loss, step, publish; the only importer of accelerate and deepspeed."""

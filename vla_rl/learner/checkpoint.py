@@ -1,18 +1,18 @@
-"""Checkpoints: `checkpoints/optimizer_step_<n>/`, whole or absent.
+"""Checkpoints: `checkpoints/optimizer_step_<n>/`, complete or absent.
 
     policy.safetensors       the trainable tensors, float32
     optimizer.safetensors    AdamW's state, `<parameter>/<step | exp_avg | exp_avg_sq>`, whole tensors
-    state.json               clocks, architecture, what the caller adds
+    state.json               clocks, architecture, values that the caller adds
     rank_<r>/rng.json        random number generators of one rank
-    rank_<r>/<name>/         what a caller's writer puts there (the replay ring, for instance)
+    rank_<r>/<name>/         files of a caller's writer (the replay ring, for instance)
     manifest.json            size and CRC-32 of every other file
 
 The format is the same for every strategy: under DeepSpeed the sharded state is gathered into whole tensors instead of
 being left to DeepSpeed's own pickled files. So nothing here is ever unpickled, and a run may be resumed under another
 strategy or with another number of ranks.
 
-A checkpoint is written beside its place, flushed to the disk and renamed; a crash at any moment leaves the earlier ones
-as they were. `checkpoints/latest` names the newest one, for people; `find_latest` looks at the folders themselves.
+A checkpoint is written to a temporary folder, flushed to disk and renamed; a crash at any moment leaves the earlier
+ones unchanged. `checkpoints/latest` names the newest one, for people; `find_latest` examines the folders themselves.
 Several ranks write into one folder, so several machines need a shared file system.
 """
 
@@ -48,55 +48,55 @@ Writer = Callable[[Path], None]
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used."""
+    """Error of a checkpoint that cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The clocks of a run."""
+    """Clocks of a run."""
 
     optimizer_steps: int
     env_steps: int
     decisions: int
     episodes: int
     policy_version: int
-    consumed: int  # decisions that updates have consumed
+    consumed: int  # decisions consumed by updates
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointInfo:
-    """A whole checkpoint."""
+    """Complete checkpoint."""
 
     path: Path
     optimizer_steps: int
 
     @property
     def is_in_place(self) -> bool:
-        """Whether it lies where a save leaves it, and not where it made way for a successor that never came."""
+        """Return whether it is in its final place, not moved aside for a successor that never appeared."""
         return not self.path.name.startswith(files.REPLACED_PREFIX)
 
     def rank_folder(self, rank: int, name: str) -> Path:
-        """Where the writer `name` of a rank has written; absent if it was not there when the checkpoint was made."""
+        """Return the folder that writer `name` of a rank wrote; absent if there was no such writer."""
         return self.path / f"rank_{rank}" / name
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What `find_latest` found."""
+    """Result of `find_latest`."""
 
     newest: CheckpointInfo | None = None
-    leftovers: list[str] = field(default_factory=list)  # one line per save that did not end
-    damaged: list[str] = field(default_factory=list)  # one line per checkpoint that was passed over, with the reason
+    leftovers: list[str] = field(default_factory=list)  # one line per unfinished save
+    damaged: list[str] = field(default_factory=list)  # one line per skipped checkpoint, with the reason
 
     @property
     def warnings(self) -> list[str]:
-        """What a user should hear of, one line each."""
+        """Return warnings for the user, one line each."""
         return self.leftovers + self.damaged
 
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What `load` read besides the tensors."""
+    """Values that `load` read besides the tensors."""
 
     progress: Progress
     extra: dict[str, Any]
@@ -115,20 +115,23 @@ def save(
 
     Args:
         run_dir: the run's folder, the same for all ranks.
-        engine: holds tensors and optimizer.
+        engine: engine with tensors and optimizer.
         progress: clocks; `optimizer_steps` names the folder.
-        extra: anything JSON carries, kept for the caller; rank 0's is written.
+        extra: JSON values stored for the caller; rank 0's are written.
         writers: by name, called on every rank with an empty folder of that rank to write into.
         keep: at least 1.
 
     Raises:
-        OSError: a rank could not write (a full disk); earlier checkpoints are untouched and nothing is left behind.
+        OSError: a rank could not write (a full disk); earlier checkpoints are unchanged and nothing is left behind.
     """
     checkpoints = run_dir / FOLDER
     final = checkpoints / f"optimizer_step_{progress.optimizer_steps}"
     partial = checkpoints / f".tmp-{final.name}"
     ranks = engine.collectives
-    policy, optimizer = engine.trainable_state(), engine.optimizer_state()  # collective under DeepSpeed: before any I/O
+    policy, optimizer = (
+        engine.trainable_state(),
+        engine.optimizer_state(),
+    )  # collective under DeepSpeed: precedes I/O
     state = {
         "format_version": FORMAT_VERSION,
         "progress": asdict(progress),
@@ -168,7 +171,7 @@ def save(
 
 
 def find_latest(run_dir: Path) -> Search:
-    """The newest whole checkpoint of a run. Damaged and incomplete folders are named and passed over.
+    """Find the newest complete checkpoint of a run. Damaged and incomplete folders are reported and skipped.
 
     Every file is read once to compare its checksum. Writes nothing: another process may be saving into the folder.
     """
@@ -190,14 +193,14 @@ def find_latest(run_dir: Path) -> Search:
 
 
 def _missing_latest(checkpoints: Path, present: Collection[str]) -> list[str]:
-    """One line if `latest` names a checkpoint that is not there."""
+    """Return one line if `latest` names a checkpoint that does not exist."""
     path = checkpoints / LATEST
     named = path.read_text(errors="replace").strip() if path.is_file() else None
     return [] if named is None or named in present else [f"{path}: it names {named}, which is not there"]
 
 
 def load(info: CheckpointInfo, engine: Engine) -> Restored:
-    """Take up weights, optimizer, schedule and random number generators. All ranks call it together.
+    """Restore weights, optimizer, schedule and random number generators. All ranks call it together.
 
     Raises:
         CheckpointError: another format version, or another architecture than the engine's policy.
@@ -209,13 +212,13 @@ def load(info: CheckpointInfo, engine: Engine) -> Restored:
     moments = _unflatten(load_file(info.path / "optimizer.safetensors"))
     engine.load_optimizer_state(moments, optimizer_steps=progress.optimizer_steps)
     rng = info.path / f"rank_{engine.collectives.rank}" / "rng.json"
-    if rng.exists():  # else the checkpoint was written by fewer ranks, and this one keeps its own
+    if rng.exists():  # otherwise the checkpoint was written by fewer ranks, and this one keeps its own state
         restore_rng(json.loads(rng.read_text()))
     return Restored(progress, state["extra"])
 
 
 def kept_for_the_run(path: Path) -> dict[str, Any]:
-    """What the caller of `save` added to a checkpoint, its `extra`.
+    """Return what the caller of `save` stored in a checkpoint, its `extra`.
 
     Raises:
         CheckpointError: another format version.
@@ -227,7 +230,7 @@ def load_policy(path: Path, policy: nn.Module) -> None:
     """Overwrite a policy's trainable tensors with those of a checkpoint folder, for evaluation and export.
 
     Raises:
-        CheckpointError: no whole checkpoint stands there, or its architecture is another one.
+        CheckpointError: there is no complete checkpoint, or its architecture differs.
     """
     problem = files.problem_of(path)
     if problem is not None:
@@ -240,22 +243,22 @@ def load_policy(path: Path, policy: nn.Module) -> None:
 
 
 def architecture(policy: nn.Module) -> dict[str, list[int]]:
-    """Names and shapes of the trainable tensors: what a checkpoint must fit."""
+    """Return names and shapes of the trainable tensors, which a checkpoint must match."""
     return {
-        # ZeRO-3 leaves an empty tensor behind and keeps the shape beside it.
+        # ZeRO-3 leaves an empty tensor and stores the shape beside it.
         name: list(getattr(parameter, "ds_shape", parameter.shape))
         for name, parameter in trainable_parameters(policy).items()
     }
 
 
 def _together(engine: Engine, phase: Callable[[], None], partial: Path) -> None:
-    """Run a phase on all ranks; if it fails on one, clean up and raise on all."""
+    """Run a phase on all ranks. If it fails on one, clean up and raise on all."""
     failure: OSError | None = None
     try:
         phase()
     except OSError as error:
         failure = error
-    except SafetensorError as error:  # how safetensors reports a full disk
+    except SafetensorError as error:  # safetensors' error for a full disk
         failure = OSError(f"{partial}: {error}")
     if not engine.collectives.any_over_ranks(failure is not None):
         return
@@ -268,7 +271,8 @@ def _together(engine: Engine, phase: Callable[[], None], partial: Path) -> None:
 def _prune(checkpoints: Path, keep: int, *, newest: int) -> None:
     """Remove all but the newest `keep`, counted from the one just written.
 
-    Later ones are damaged, or the run would have gone on from them: counted, they would push whole ones out.
+    Later ones are damaged, because otherwise the run would have resumed from them; counting them would remove complete
+    ones.
     """
     written = [path for steps, path in _by_age(checkpoints.glob("optimizer_step_*")) if steps <= newest]
     for path in written[keep:]:
@@ -276,7 +280,7 @@ def _prune(checkpoints: Path, keep: int, *, newest: int) -> None:
 
 
 def _by_age(folders: Iterable[Path]) -> list[tuple[int, Path]]:
-    """(optimizer steps, folder), newest first; what has another name is left out."""
+    """Return (optimizer steps, folder), newest first; folders with other names are left out."""
     found = [(_NAME.fullmatch(path.name), path) for path in folders]
     return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
 
@@ -307,7 +311,7 @@ def _check_architecture(path: Path, saved: Mapping[str, list[int]], present: Map
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file with the mode that any other new file gets here: safetensors itself makes it 0600."""
+    """Write a safetensors file with the default mode of new files; safetensors itself uses 0600."""
     path.touch()
     usual = path.stat().st_mode & 0o777
     save_file(_on_cpu(tensors), path)
@@ -315,7 +319,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    # Copies: DeepSpeed lays parameters side by side in one buffer, and safetensors refuses tensors that share memory.
+    # Copies, because DeepSpeed places parameters in one buffer, and safetensors refuses tensors that share memory.
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 

@@ -1,4 +1,4 @@
-"""Files of a checkpoint folder: written durably, listed in a manifest, compared with it."""
+"""Files of a checkpoint folder: written durably, listed in a manifest, verified against it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 
 MANIFEST = "manifest.json"
 PARTIAL_PREFIX = ".tmp-"
-REPLACED_PREFIX = f"{PARTIAL_PREFIX}old-"  # what a save of the same clock has moved out of its way
+REPLACED_PREFIX = f"{PARTIAL_PREFIX}old-"  # a checkpoint that a save of the same clock moved aside
 REMOVED_PREFIX = f"{PARTIAL_PREFIX}gone-"
 
 _BLOCK = 1 << 20
 
 
 def write_json(path: Path, content: Any) -> None:  # noqa: ANN401 - whatever JSON carries
-    """Readable JSON without numbers that JSON does not know."""
+    """Write readable JSON without non-finite numbers."""
     path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Replace a small file: a reader sees the old or the new text, never a part."""
+    """Replace a small file atomically: a reader sees the old or the new text, never a part."""
     partial = path.with_name(PARTIAL_PREFIX + path.name)
     partial.write_text(text)
     _flush(partial)
@@ -32,7 +32,7 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 
 def flush_tree(folder: Path) -> None:
-    """Make the disk hold every file and folder below."""
+    """Fsync every file and folder below."""
     for path in [*folder.rglob("*"), folder]:
         _flush(path)
 
@@ -50,7 +50,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def problem_of(folder: Path) -> str | None:
-    """Why a folder is not a whole checkpoint; None if it is one."""
+    """Return why a folder is not a complete checkpoint; None if it is one."""
     try:
         entries = json.loads((folder / MANIFEST).read_text())["files"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -67,9 +67,9 @@ def problem_of(folder: Path) -> str | None:
 
 
 def replace_folder(partial: Path, final: Path) -> None:
-    """Put a finished folder into its place; one that is there already (the same clock, saved twice) makes way first.
+    """Rename a finished folder to its final name, after moving aside an existing one (same clock, saved twice).
 
-    After a crash between the two renames the former one is found by `replaced_folders`.
+    After a crash between the two renames `replaced_folders` finds the existing one.
     """
     old = final.with_name(f"{REPLACED_PREFIX}{final.name}")
     if final.exists():
@@ -81,21 +81,21 @@ def replace_folder(partial: Path, final: Path) -> None:
 
 
 def replaced_folders(checkpoints: Path) -> dict[Path, Path]:
-    """Checkpoints whose successor never came, because the save was killed: where each lies, and where it belongs."""
+    """Return checkpoints whose successor is missing because the save was killed: current and final place."""
     moved = checkpoints.glob(f"{REPLACED_PREFIX}*")
     homes = {path: path.with_name(path.name.removeprefix(REPLACED_PREFIX)) for path in moved}
     return {path: home for path, home in homes.items() if not home.exists()}
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a checkpoint; a crash on the way leaves something that no search takes for one."""
+    """Remove a checkpoint; a crash meanwhile leaves nothing that a search takes for a checkpoint."""
     doomed = folder.with_name(f"{REMOVED_PREFIX}{folder.name}")
     folder.rename(doomed)
     shutil.rmtree(doomed)
 
 
 def clear_up(checkpoints: Path) -> None:
-    """Remove what earlier saves left behind when they were killed; a checkpoint that was to be replaced comes back."""
+    """Remove leftovers of killed saves and restore a checkpoint that was being replaced."""
     for path, home in replaced_folders(checkpoints).items():
         path.rename(home)
     for path in checkpoints.glob(f"{PARTIAL_PREFIX}*"):

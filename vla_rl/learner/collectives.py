@@ -1,7 +1,7 @@
-"""The small collectives of the control plane: numbers and flags, on the CPU, each with a deadline.
+"""Small collectives of the control plane: numbers and flags, on the CPU, each with a deadline.
 
-They run in a Gloo group of their own, beside whatever carries the gradients: on a GPU that keeps NCCL's stream free of
-them, and a rank that has died ends the others with an error instead of a wait without end.
+They run in a separate Gloo group beside the one for gradients: on a GPU this keeps NCCL's stream free of them, and if a
+rank dies the others fail with an error instead of waiting forever.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Collectives:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, the one that writes files."""
+        """Return whether this is rank 0, which writes the files."""
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
+        """Wait until every rank has reached this call."""
         if self._group is not None:
             dist.monitored_barrier(self._group, timeout=self._timeout)
 
@@ -52,7 +52,7 @@ class Collectives:
         return dict(zip(values, packed.tolist(), strict=True))
 
     def any_over_ranks(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank: the same answer everywhere."""
+        """Return whether the flag is set on any rank: the same result everywhere."""
         return self.sum_over_ranks({"flag": float(flag)})["flag"] > 0
 
     def gather_over_ranks(self, values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Compiles the layers of a policy before the first update, so that what it costs and whether it works is known then."""
+"""Compilation of a policy's layers before the first update, so that its duration and failures show early."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch._dynamo.exc import TorchDynamoException
 from vla_rl.policies.memory_errors import is_out_of_memory
 from vla_rl.types import Policy
 
-_ROWS = 2  # of one row a graph of its own is made, when one occurs
+_ROWS = 2  # a batch of one row gets its own graph when it occurs
 
 TensorForwardCall = Callable[[Tensor, Tensor, Tensor, tuple[int, ...] | None], tuple[Tensor, Tensor]]
 
 
 class LayeredPolicy(Policy, Protocol):
-    """A policy whose layers can be compiled."""
+    """Policy whose layers can be compiled."""
 
     def compile_layers(self) -> None:
         """Compile the layers, in place; the work is done in the first passes."""
@@ -28,15 +28,15 @@ class LayeredPolicy(Policy, Protocol):
 
 
 def compile_layers(policy: nn.Module, forward: TensorForwardCall, *, device: torch.device) -> float:
-    """Compile the layers of a policy with the passes that an update makes; gradients stay untouched.
+    """Compile a policy's layers with the passes that an update makes; gradients are unchanged.
 
     Args:
         policy: a `LayeredPolicy`, on its device.
-        forward: calls it, as the learner does: frames, state, task index and buckets to logits and values.
-        device: of the policy.
+        forward: calls the policy as the learner does: frames, state, task index and buckets to logits and values.
+        device: device of the policy.
 
     Returns:
-        Seconds that it took; with a filled cache of torch's (`TORCHINDUCTOR_CACHE_DIR`) few.
+        Duration in seconds; short if torch's cache (`TORCHINDUCTOR_CACHE_DIR`) is filled.
 
     Raises:
         ValueError: the policy has no layers to compile, or torch cannot compile here.
@@ -66,7 +66,7 @@ def compile_layers(policy: nn.Module, forward: TensorForwardCall, *, device: tor
 
 
 def _kinds_of_prompts(policy: Policy) -> list[tuple[int, ...] | None]:
-    """Prompts of one length, which need no mask; then those of any, which do unless all have the same."""
+    """Return buckets: prompts of one length, which need no mask; then of any length, unless all have the same."""
     return [(int(policy.bucket_of(np.zeros(1, dtype=np.int64))[0]),), None]
 
 
@@ -80,7 +80,7 @@ def _zeros(policy: Policy, device: torch.device) -> tuple[Tensor, Tensor, Tensor
 
 
 def _advice(error: TorchDynamoException) -> str:
-    """One sentence of torch's pages."""
+    """Return one sentence of torch's message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     cause = error.__cause__ or getattr(error, "inner_exception", None)
     reason = str(cause).strip().splitlines()[0] if cause is not None and str(cause).strip() else (lines or ["?"])[0]

@@ -1,4 +1,4 @@
-"""One parameter update from the micro-batches of all ranks, the same for every strategy."""
+"""Engine of parameter updates: one update from the micro-batches of all ranks, the same for every strategy."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ Precision = Literal["fp32", "bf16"]
 
 
 class NonFiniteUpdateError(RuntimeError):
-    """Too many updates in a row had a loss or gradient that was not finite."""
+    """Too many updates in a row with a non-finite loss or gradient."""
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateResult:
-    """What one call of `Engine.step` came to; the same on every rank but for `loss`."""
+    """Result of one call of `Engine.step`; the same on every rank except for `loss`."""
 
-    applied: bool  # whether the parameters changed
+    applied: bool  # True if the parameters changed
     loss: float  # this rank's share of the loss: the sum over its micro-batches
     grad_norm: float  # global norm before clipping
     learning_rates: dict[str, float]  # by parameter group
 
 
 class TensorForward(nn.Module):
-    """The policy as DeepSpeed wants it: tensors in, a tuple of tensors out.
+    """Policy in the form that DeepSpeed needs: tensors in, a tuple of tensors out.
 
-    Autocast stands here, inside what is wrapped, because each engine would otherwise bring its own: parameters stay
-    fp32 (frozen ones in whatever they were loaded), arithmetic runs in bf16, logits and values leave as fp32.
+    Autocast is applied here, inside the wrapped module, because otherwise each engine would add its own: parameters
+    stay fp32 (frozen ones keep their dtype), arithmetic runs in bf16, logits and values are returned as fp32.
     """
 
     def __init__(self, policy: nn.Module, *, precision: Precision) -> None:
@@ -52,35 +52,35 @@ class TensorForward(nn.Module):
     def forward(
         self, frames: Tensor, state: Tensor, task_index: Tensor, buckets: tuple[int, ...] | None
     ) -> tuple[Tensor, Tensor]:
-        """(B, N, H, W, 3), (B, S), (B,) and their buckets to logits (B, A, V) and values (B,), float32."""
+        """Map (B, N, H, W, 3), (B, S), (B,) and buckets to logits (B, A, V) and values (B,), float32."""
         with torch.autocast(state.device.type, dtype=torch.bfloat16, enabled=self._bf16):
-            # Not `self.policy(...)`: ZeRO-3 hangs hooks on the call of every module and cannot look into records. See
+            # Not `self.policy(...)`: ZeRO-3 hooks the call of every module and cannot look into records. See
             # `strategies.gather_with_wrapper` for the parameters that the policy itself holds.
             output = self.policy.forward(PolicyInputs(frames, state, task_index, buckets=buckets))
         return output.logits.float(), output.values.float()
 
 
 class Engine:
-    """Owns optimizer, precision and ranks; knows nothing of reinforcement learning.
+    """Owner of optimizer, precision and ranks; independent of reinforcement learning.
 
-    The policy is wrapped and moved in place: its trainable parameters are the ones that are trained. Frozen parameters
-    are neither copied nor converted, so memory that is shared with an inference worker stays shared (but for ZeRO-3,
-    which shards frozen parameters too).
+    The policy is wrapped and moved in place: its own trainable parameters are trained. Frozen parameters are neither
+    copied nor converted, so memory shared with an inference worker stays shared (except under ZeRO-3, which also shards
+    frozen parameters).
 
     Args:
         policy: a `torch.nn.Module` that satisfies `vla_rl.types.Policy`.
-        strategy: "single", "ddp" or "deepspeed"; the last two expect to be launched (see `vla_rl.learner.launch`).
+        strategy: "single", "ddp" or "deepspeed"; the last two must be launched (see `vla_rl.learner.launch`).
         zero_stage: 1, 2 or 3, for "deepspeed".
         precision: arithmetic of the forward pass; trainable parameters and optimizer state are float32 in both.
-        device: where the policy lives.
+        device: device of the policy.
         optimizer: learning rates and the rest.
-        max_skipped_updates: so many updates in a row without a finite loss and gradient raise.
+        max_skipped_updates: number of consecutive updates without a finite loss and gradient that raises.
         collective_timeout_s: seconds after which a collective that another rank does not join raises.
         compile: "layers": compile the policy's layers, see `vla_rl.learner.compiling`; not under ZeRO-3, whose hooks on
             every module cannot be compiled.
 
     Raises:
-        ValueError: the strategy or `compile` cannot be had here.
+        ValueError: the strategy or `compile` is not available here.
     """
 
     def __init__(
@@ -117,24 +117,26 @@ class Engine:
         )
         self.compile_seconds = compile_layers(policy, module, device=self.device) if compile == "layers" else 0.0
         self.collectives = Collectives(timeout_s=collective_timeout_s)
-        self.can_retry = strategy != "deepspeed"  # whether `accumulate` waits for no other rank, so may be begun again
+        self.can_retry = strategy != "deepspeed"  # `accumulate` waits for no other rank
 
     def forward(self, inputs: PolicyInputs) -> PolicyOutput:
-        """Logits and values through whatever wraps the policy."""
+        """Compute logits and values through the strategy's wrapper."""
         logits, values = self._strategy.module(inputs.frames, inputs.state, inputs.task_index, inputs.buckets)
         return PolicyOutput(logits=logits, values=values)
 
     def accumulate(self, micro_losses: Sequence[Callable[[], Tensor]]) -> float:
-        """The gradients of one update; returns this rank's share of the loss. This function alone decides who scales.
+        """Accumulate the gradients of one update; return this rank's share of the loss.
+
+        Only this function scales losses.
 
         Every callable runs the forward pass of one micro-batch and returns its *local sum over a global count*: terms
         summed over the micro-batch's own elements, divided by the number of elements of all micro-batches of all ranks.
         The gradient is then the sum over micro-batches and ranks, that is, the gradient of the mean over the union.
-        Engines average over ranks, so each loss is multiplied by their number; nothing else is divided (see
-        `vla_rl.learner.strategies`). All ranks pass equally many callables.
+        Engines average over ranks, so each loss is multiplied by the number of ranks; nothing else is divided (see
+        `vla_rl.learner.strategies`). All ranks pass the same number of callables.
 
-        A loss that is not finite is multiplied by nan before its backward pass. Its gradients, reduced over the ranks,
-        then tell every rank the same in every strategy: the norm is not finite, nobody steps.
+        A non-finite loss is multiplied by NaN before its backward pass. Its gradients, reduced over the ranks, then
+        give every rank the same result in every strategy: the norm is not finite, and no rank steps.
         """
         total = 0.0
         for index, micro_loss in enumerate(micro_losses):
@@ -147,10 +149,10 @@ class Engine:
         return total
 
     def step(self, loss: float) -> UpdateResult:
-        """Exactly one parameter update from what all ranks have accumulated.
+        """Apply exactly one parameter update from what all ranks have accumulated.
 
         Args:
-            loss: what `accumulate` returned.
+            loss: result of `accumulate`.
 
         Raises:
             NonFiniteUpdateError: `max_skipped_updates` updates in a row were skipped.
@@ -161,11 +163,11 @@ class Engine:
         return UpdateResult(outcome.applied, loss, outcome.grad_norm, rates)
 
     def discard_gradients(self) -> None:
-        """Forget what was accumulated since the last step, to begin again."""
+        """Discard the gradients accumulated since the last step."""
         self._strategy.discard_gradients()
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """The trainable tensors by name, detached, float32, without copying (gathered to the CPU under ZeRO-3).
+        """Return the trainable tensors by name, detached, float32, without copying (gathered to the CPU under ZeRO-3).
 
         Under ZeRO-3 all ranks must call it.
         """
@@ -176,11 +178,14 @@ class Engine:
         self._strategy.assign_parameters(trainable_parameters(self.policy), values)
 
     def optimizer_state(self) -> OptimizerState:
-        """AdamW's state by parameter name, whole tensors on every rank in every strategy. All ranks must call it."""
+        """Return AdamW's state by parameter name, whole tensors on every rank in every strategy.
+
+        All ranks must call it.
+        """
         return self._strategy.optimizer_state(trainable_parameters(self.policy))
 
     def load_optimizer_state(self, state: OptimizerState, *, optimizer_steps: int) -> None:
-        """Take up AdamW's state and the clock of the schedule. All ranks call it with the same values."""
+        """Restore AdamW's state and the clock of the schedule. All ranks call it with the same values."""
         self._strategy.assign_optimizer_state(trainable_parameters(self.policy), state)
         self.optimizer_steps = optimizer_steps
 

@@ -1,7 +1,7 @@
-"""Starts the ranks of a run on this machine through Accelerate's launcher, and knows a launched rank when it sees one.
+"""Start of a run's ranks on this machine through Accelerate's launcher, and detection of a launched rank.
 
-Several machines are started by the user's own `accelerate launch` or torchrun on each of them; the ranks find out from
-their environment. This module imports neither torch nor accelerate.
+For several machines the user runs `accelerate launch` or torchrun on each of them; the ranks detect it from their
+environment. This module imports neither torch nor accelerate.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import psutil
 
 from vla_rl.ipc.lifeline import end_with_parent, stop_signals
 
-INTERRUPTED = 130  # exit code after a signal, as a shell has it
+INTERRUPTED = 130  # exit code after a signal, as in a shell
 
 
 def launched_rank() -> tuple[int, int] | None:
-    """(rank, number of ranks) of this process, if torchrun or `accelerate launch` started it as one of several."""
+    """Return (rank, number of ranks) if torchrun or `accelerate launch` started this process as one of several."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return None
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -41,32 +41,32 @@ def launch_ranks(
 ) -> int:
     """Run `python -m vla_rl <argv>` as `num_ranks` processes of one group, and wait for them.
 
-    Signals that ask to end (`stop_signals`) are handed on to the ranks and to nobody else: the launcher would kill them
-    30 seconds later, and a rank may need longer to save its checkpoint. The first becomes SIGUSR1, which waits for a
-    rank that still starts; after it only Ctrl-C says more, which interrupts at once. No configuration file of the
-    user's is looked at, so the same command does the same on every machine. To be called from the main thread.
+    Signals that ask to end (`stop_signals`) are forwarded only to the ranks: the launcher would kill them 30 seconds
+    later, and a rank may need longer to save its checkpoint. The first becomes SIGUSR1, which stays pending in a rank
+    that is still starting; after it only Ctrl-C has an effect, which interrupts at once. The user's configuration files
+    are not read, so the same command does the same on every machine. Call it from the main thread.
 
     Args:
         argv: arguments of the program, without its name.
         num_ranks: processes; on "cuda" one per GPU.
-        strategy: what the ranks will ask `Engine` for; decides the environment they need.
+        strategy: strategy of the ranks' `Engine`; determines the environment they need.
         device: "cpu" hides the GPUs from the ranks.
-        module: the module that is run; tests put their own.
+        module: module to run; tests pass their own.
 
     Returns:
-        The exit code: 0 if every rank returned 0, but 130 if they did so after a signal that was handed on. A rank
-        itself must return 0 then: anything else is a failure to the launcher, which kills the other ranks.
+        The exit code: 0 if every rank returned 0, but 130 if they did so after a forwarded signal. A rank itself must
+        return 0 then: the launcher treats anything else as a failure and kills the other ranks.
     """
     with resources.as_file(resources.files("vla_rl.learner") / "accelerate.yaml") as config:
         command = [
             *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)),
-            # The multi-GPU launcher is plain torchrun underneath and serves CPUs and DeepSpeed too.
+            # The multi-GPU launcher is plain torchrun underneath and works for CPUs and DeepSpeed too.
             *("--multi_gpu", "--num_processes", str(num_ranks), "--num_machines", "1", "--machine_rank", "0"),
             *("--main_process_ip", "127.0.0.1", "--main_process_port", "0", "--mixed_precision", "no"),
             *("--dynamo_backend", "no", "--num_cpu_threads_per_process", _threads_per_rank(num_ranks)),
             *("--module", module, *argv),
         ]
-        # A session of its own: the terminal sends Ctrl-C to a whole group, and the launcher must not get it.
+        # Its own session: the terminal sends Ctrl-C to a whole group, and the launcher must not receive it.
         process = subprocess.Popen(
             command,
             env=_environment(strategy, device, num_ranks),
@@ -79,20 +79,20 @@ def launch_ranks(
 
 
 def _prepare_launcher() -> None:
-    """Runs in the new process: it ends with us; it and its ranks hold back what would end them before they listen."""
+    """Prepare the new process: it ends with its parent; it and its ranks block early signals until they handle them."""
     end_with_parent(signal.SIGTERM)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
 
 
 @dataclass(slots=True)
 class _HandedOn:
-    number: int = 0  # signals that came
-    ended_launcher: bool = False  # before it had ranks
+    number: int = 0  # signals received
+    ended_launcher: bool = False  # those received before it had ranks
 
 
 @contextlib.contextmanager
 def _signals_handed_on(launcher: subprocess.Popen[bytes]) -> Iterator[_HandedOn]:
-    """Yields the account of what came."""
+    """Forward signals to the ranks and yield a record of them."""
     handed_on = _HandedOn()
 
     def hand_on(number: int, _frame: FrameType | None) -> None:
@@ -102,7 +102,7 @@ def _signals_handed_on(launcher: subprocess.Popen[bytes]) -> Iterator[_HandedOn]
             return
         ranks = _ranks(launcher.pid)
         for process in ranks:
-            with contextlib.suppress(psutil.NoSuchProcess):  # ended in between
+            with contextlib.suppress(psutil.NoSuchProcess):  # ended meanwhile
                 process.send_signal(signal.SIGUSR1 if is_first else number)
         if not ranks:
             handed_on.ended_launcher = True
@@ -117,7 +117,7 @@ def _signals_handed_on(launcher: subprocess.Popen[bytes]) -> Iterator[_HandedOn]
 
 
 def _ranks(launcher: int) -> list[psutil.Process]:
-    """The launcher's children; none before they are there."""
+    """Return the launcher's children; none before they exist."""
     try:
         return psutil.Process(launcher).children()
     except psutil.NoSuchProcess:

@@ -40,7 +40,7 @@ class OptimizerSettings:
 def learning_rate(
     step: int, *, peak: float, warmup: int, total_steps: int, schedule: Literal["cosine", "constant"]
 ) -> float:
-    """Learning rate of the update with index `step` (0 is the first).
+    """Return the learning rate of the update with index `step` (0 is the first).
 
     Warm-up rises linearly and reaches `peak` with update `warmup` (the first of `warmup` updates is already at
     peak / warmup, never at 0); then cosine to 0 at `total_steps`, or constant.
@@ -54,12 +54,12 @@ def learning_rate(
 
 
 def trainable_parameters(policy: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that are optimised, published and saved, by name."""
+    """Return the parameters that are optimised, published and saved, by name."""
     return {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
 
 
 def build_adamw(policy: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters: one group for the policy, one for the value head; empty groups are left out.
+    """Build AdamW over the trainable parameters: one group for the policy, one for the value head, if not empty.
 
     Raises:
         ValueError: no parameter is trainable.

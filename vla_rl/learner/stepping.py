@@ -1,4 +1,4 @@
-"""How a backward pass and an optimizer step are carried out: the protocol, and plain torch on one or more ranks."""
+"""Backward pass and optimizer step: the protocol, and plain torch on one or more ranks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-BUCKET_BYTES = 128 << 20  # large enough for a link's full rate, small enough to be copied beside the gradients
+BUCKET_BYTES = 128 << 20  # large enough for a link's full rate, small enough to fit beside the gradients
 
 OptimizerState = dict[str, dict[str, Tensor]]  # parameter name -> {"step", "exp_avg", "exp_avg_sq"}, full tensors
 
@@ -22,20 +22,20 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True, slots=True)
 class StepOutcome:
-    """What one optimizer step came to; the same on every rank."""
+    """Result of one optimizer step; the same on every rank."""
 
-    applied: bool  # False: the gradient was not finite and nothing changed
-    grad_norm: float  # global norm before clipping; inf or nan where not finite
+    applied: bool  # False: the gradient was not finite, and nothing changed
+    grad_norm: float  # global norm before clipping; inf or NaN if not finite
 
 
 class Strategy(Protocol):
-    """Carries out what `Engine` decides."""
+    """Implementation of the operations of `Engine`."""
 
     module: nn.Module  # the wrapped module: call it to run the forward pass
     optimizer: torch.optim.Optimizer  # its `param_groups` hold the learning rates
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
-        """Entered around forward and backward of one micro-batch of an update."""
+        """Return a context for forward and backward of one micro-batch of an update."""
         ...
 
     def backward(self, loss: Tensor) -> None:
@@ -47,11 +47,11 @@ class Strategy(Protocol):
         ...
 
     def discard_gradients(self) -> None:
-        """Forget what was accumulated since the last step."""
+        """Discard the gradients accumulated since the last step."""
         ...
 
     def full_parameters(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-        """The whole tensors behind the parameters, detached; views where nothing is sharded."""
+        """Return the whole tensors behind the parameters, detached; views unless they are sharded."""
         ...
 
     def assign_parameters(self, parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
@@ -59,7 +59,7 @@ class Strategy(Protocol):
         ...
 
     def optimizer_state(self, parameters: Mapping[str, nn.Parameter]) -> OptimizerState:
-        """AdamW's moments of every parameter, whole; empty before the first step."""
+        """Return AdamW's moments of every parameter, whole; empty before the first step."""
         ...
 
     def assign_optimizer_state(self, parameters: Mapping[str, nn.Parameter], state: OptimizerState) -> None:
@@ -68,15 +68,15 @@ class Strategy(Protocol):
 
 
 class TorchStrategy:
-    """One process, or data parallelism: every rank holds the whole module and gradients meet in `step` alone.
+    """Strategy for one process or data parallelism: every rank holds the whole module; gradients meet only in `step`.
 
-    DistributedDataParallel would have them meet inside the last backward pass. That saves the few milliseconds that
-    adapters take on their way, and leaves those waiting for a rank that runs out of memory there.
+    DistributedDataParallel would reduce them inside the last backward pass. That saves the few milliseconds of
+    transferring adapters, but leaves the other ranks waiting if one runs out of memory there.
 
     Args:
-        module: on its device; the trainable parameters of all ranks begin as rank 0's.
-        optimizer: of its trainable parameters.
-        num_ranks: in the process group; 1 needs none.
+        module: on its device; the trainable parameters of all ranks start as rank 0's.
+        optimizer: optimizer of its trainable parameters.
+        num_ranks: ranks in the process group; 1 needs no group.
     """
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, *, num_ranks: int = 1) -> None:
@@ -90,12 +90,12 @@ class TorchStrategy:
                 copy_from_flat(bucket, flat)
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
-        """Nothing to do."""
+        """Do nothing."""
         del last
         return contextlib.nullcontext()
 
     def backward(self, loss: Tensor) -> None:
-        """Plain backward."""
+        """Run the plain backward pass."""
         loss.backward()
 
     def step(self, max_grad_norm: float) -> StepOutcome:
@@ -114,13 +114,13 @@ class TorchStrategy:
         self.optimizer.zero_grad(set_to_none=True)
 
     def _parameters(self) -> list[nn.Parameter]:
-        """What is trained, in the same order on every rank."""
+        """Return the trained parameters, in the same order on every rank."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def _average_gradients(self) -> None:
-        """In place, a few large buffers at a time: an adapter's gradients are hundreds of small tensors.
+        """Average in place, a few large buffers at a time: an adapter's gradients are hundreds of small tensors.
 
-        All transfers are on their way before the first is waited for.
+        All transfers are started before waiting for the first.
         """
         for parameter in self._parameters():
             if parameter.grad is None:
@@ -135,7 +135,7 @@ class TorchStrategy:
             copy_from_flat(bucket, flat.div_(self._num_ranks))
 
     def full_parameters(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-        """Views of the parameters."""
+        """Return views of the parameters."""
         return {name: parameter.detach() for name, parameter in parameters.items()}
 
     def assign_parameters(self, parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
@@ -145,12 +145,12 @@ class TorchStrategy:
                 parameter.copy_(values[name])
 
     def optimizer_state(self, parameters: Mapping[str, nn.Parameter]) -> OptimizerState:
-        """Views of the moments."""
+        """Return views of the moments."""
         state = self.optimizer.state
         return {name: dict(state[parameter]) for name, parameter in parameters.items() if parameter in state}
 
     def assign_optimizer_state(self, parameters: Mapping[str, nn.Parameter], state: OptimizerState) -> None:
-        """Everything goes to the parameter's device, the step count too: fused AdamW reads it there."""
+        """Copy everything to the parameter's device, including the step count: fused AdamW reads it there."""
         self.optimizer.state.clear()
         for name, entry in state.items():
             parameter = parameters[name]
@@ -160,7 +160,7 @@ class TorchStrategy:
 
 
 def in_buckets(tensors: Sequence[Tensor], *, max_bytes: int = BUCKET_BYTES) -> list[list[Tensor]]:
-    """Cut a list into runs of one dtype and at most `max_bytes`, in order; a larger tensor is a run of its own."""
+    """Split a list into runs of one dtype and at most `max_bytes`, in order; a larger tensor is a run of its own."""
     buckets: list[list[Tensor]] = []
     size = 0
     for tensor in tensors:

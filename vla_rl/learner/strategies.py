@@ -1,16 +1,15 @@
-"""Sets a module up for one process, for data parallelism or for DeepSpeed ZeRO. The only importer of accelerate.
+"""Setup of a module for one process, data parallelism or DeepSpeed ZeRO. The only importer of accelerate.
 
-Who divides, pinned down once (accelerate 1.15, deepspeed 0.19; the tests of `tests/learner/test_ranks.py` hold it):
+Divisions, as determined for accelerate 1.15 and deepspeed 0.19 and checked by `tests/learner/test_ranks.py`:
 
 * `Accelerator.backward` divides the loss by its `gradient_accumulation_steps`, except under DeepSpeed.
 * `DeepSpeedEngine.backward` divides it by its own `gradient_accumulation_steps`.
 * `TorchStrategy` and every ZeRO stage average gradients over the ranks.
 
 Both accumulation counts are left at 1 here and the boundary is set by hand, so nothing is divided by the number of
-micro-batches (which may also change during a run). What is left is the average over ranks; `Engine.accumulate` undoes
-it.
-`DeepSpeedEngine.step` clips, steps, clears and refuses a norm that is not finite by itself; `TorchStrategy.step` does
-the same in the same order.
+micro-batches (which may also change during a run). Only the average over ranks remains; `Engine.accumulate` undoes it.
+`DeepSpeedEngine.step` clips, steps, clears and refuses a non-finite norm on its own; `TorchStrategy.step` does the same
+in the same order.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ def build_strategy(
     """Wrap the module for a strategy and put it on its device.
 
     Raises:
-        ValueError: strategy "single" in a process that was launched as one of several ranks; DeepSpeed is not there.
+        ValueError: strategy "single" in a process launched as one of several ranks, or DeepSpeed is not installed.
     """
     if strategy == "single":
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -73,10 +72,10 @@ def _process_group(device: str, timeout_s: float) -> InitProcessGroupKwargs:
 def _build_ddp(
     module: nn.Module, optimizer: torch.optim.Optimizer, *, device: str, timeout_s: float
 ) -> tuple[Strategy, torch.device]:
-    # Frozen tensors are the same on all ranks (same checkpoint): they are not sent.
+    # Frozen tensors are the same on all ranks (same checkpoint), so they are not sent.
     accelerator = Accelerator(
         cpu=device == "cpu",
-        mixed_precision="no",  # autocast lives in the module, the same for every strategy
+        mixed_precision="no",  # the module applies autocast, the same for every strategy
         kwargs_handlers=[_process_group(device, timeout_s)],
     )
     place = accelerator.device
@@ -97,7 +96,7 @@ def _build_deepspeed(
             "strategy 'deepspeed' needs the package deepspeed, which is not installed: install vla-rl[deepspeed] "
             "(see scripts/setup), or use 'ddp'"
         )
-    # Of torch, about calls that DeepSpeed makes: once per call site and rank, and nothing for the user to do.
+    # Warnings of torch about DeepSpeed's calls: once per call site and rank, and the user can do nothing.
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     _pretend_launched()
     if device == "cpu":
@@ -105,7 +104,7 @@ def _build_deepspeed(
         without_compiled_collectives()
     bucket = min(_DEEPSPEED_BUCKET, sum(p.numel() for p in module.parameters() if p.requires_grad))
     config = {
-        "train_micro_batch_size_per_gpu": 1,  # required by DeepSpeed, used for its throughput log alone
+        "train_micro_batch_size_per_gpu": 1,  # required by DeepSpeed, used only for its throughput log
         "gradient_accumulation_steps": 1,  # see the head of this module
         "gradient_clipping": max_grad_norm,
         "steps_per_print": 10**9,
@@ -113,7 +112,7 @@ def _build_deepspeed(
             "stage": zero_stage,
             "overlap_comm": device == "cuda",
             "contiguous_gradients": True,
-            # Allocated whole, twice with overlap: no larger than all that is ever sent.
+            # Allocated whole, twice with overlap, so no larger than everything that is ever sent.
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
         },
@@ -130,7 +129,7 @@ def _build_deepspeed(
 
 
 def _pretend_launched() -> None:
-    """DeepSpeed insists on a process group; one process that nobody launched is a group of one."""
+    """Create a process group of one for DeepSpeed, which requires a group, in a process that was not launched."""
     if "RANK" in os.environ:
         return
     with socket.socket() as probe:
@@ -140,6 +139,6 @@ def _pretend_launched() -> None:
 
 
 def close_process_group() -> None:
-    """Leave the process group, if there is one; every rank calls it at its orderly end."""
+    """Leave the process group, if there is one; every rank calls it at an orderly end."""
     if dist.is_initialized():
         dist.destroy_process_group()

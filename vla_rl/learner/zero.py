@@ -24,34 +24,34 @@ class DeepSpeedStrategy:
 
     @contextlib.contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:
-        """Tells the engine where the accumulation ends."""
+        """Tell the engine where the accumulation ends."""
         self._engine.set_gradient_accumulation_boundary(is_boundary=last)
         yield
 
     def backward(self, loss: Tensor) -> None:
-        """The engine's backward; `step` follows by hand, so its internal step runs at the boundary only."""
+        """Run the engine's backward; `step` is called separately, so its internal step runs at the boundary only."""
         self._engine.backward(loss)
 
     def step(self, max_grad_norm: float) -> StepOutcome:
-        """The engine clips, steps, gathers and clears; it skips the step where the norm is not finite."""
-        del max_grad_norm  # DeepSpeed took it with its configuration
+        """Clip, step, gather and clear by the engine, which skips the step if the norm is not finite."""
+        del max_grad_norm  # part of DeepSpeed's configuration
         self._engine.step()
         applied = bool(self._engine.was_step_applied())
         norm = self._engine.get_global_grad_norm()
         return StepOutcome(applied=applied, grad_norm=float(norm) if applied else math.inf)
 
     def discard_gradients(self) -> None:
-        """Not offered by DeepSpeed once gradients were reduced into its partitions."""
+        """Raise: DeepSpeed cannot discard gradients after reducing them into its partitions."""
         raise RuntimeError("gradients accumulated under DeepSpeed cannot be discarded")
 
     def full_parameters(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-        """Views under stages 1 and 2; under stage 3 gathered from all ranks and copied to the CPU."""
+        """Return views under stages 1 and 2; under stage 3 tensors gathered from all ranks and copied to the CPU."""
         if self._engine.zero_optimization_stage() < 3:
             return {name: parameter.detach() for name, parameter in parameters.items()}
         return {name: tensor.cpu() for name, tensor in self._gather(parameters, None).items()}
 
     def assign_parameters(self, parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
-        """The working copy and the fp32 partition that the optimizer owns."""
+        """Overwrite the working copy and the fp32 partition that the optimizer owns."""
         import deepspeed
 
         for name, parameter in parameters.items():
@@ -60,7 +60,7 @@ class DeepSpeedStrategy:
             self._scatter(parameter, values[name], None)
 
     def optimizer_state(self, parameters: Mapping[str, nn.Parameter]) -> OptimizerState:
-        """Whole moments, gathered from the partitions, on every rank."""
+        """Return whole moments, gathered from the partitions, on every rank."""
         steps = [entry["step"] for entry in self._base_optimizer().state.values() if "step" in entry]
         if not steps:
             return {}
@@ -81,7 +81,7 @@ class DeepSpeedStrategy:
         return cast(torch.optim.Optimizer, self._engine.optimizer.optimizer)
 
     def _create_moments(self, step: Tensor) -> None:
-        """AdamW creates its state in its first step; a resumed run needs the places before that."""
+        """Create AdamW's state, which otherwise appears in its first step, for a resumed run."""
         state = self._base_optimizer().state
         for partition in self._partitions():
             moments = {key: torch.zeros_like(partition) for key in MOMENTS}
@@ -89,9 +89,10 @@ class DeepSpeedStrategy:
         self._link_moments()
 
     def _link_moments(self) -> None:
-        """Tell every parameter where its slice of the moments lies (stages 1 and 2).
+        """Tell every parameter where its slice of the moments is stored (stages 1 and 2).
 
-        DeepSpeed does it once, after the step of the first parameter group: the second one's moments do not exist yet.
+        DeepSpeed does it once, after the step of the first parameter group, when the second one's moments do not exist
+        yet.
         """
         from deepspeed.utils.mixed_precision_linkage import lazy_init_hp_params_optimizer_state
 
@@ -102,13 +103,13 @@ class DeepSpeedStrategy:
                 lazy_init_hp_params_optimizer_state(group, partition, self._base_optimizer().state)
 
     def _partitions(self) -> list[Tensor]:
-        """This rank's flat fp32 tensors, which AdamW steps."""
+        """Return this rank's flat fp32 tensors, which AdamW steps."""
         optimizer, stage = self._engine.optimizer, self._engine.zero_optimization_stage()
         partitions = optimizer.fp32_partitioned_groups_flat if stage == 3 else optimizer.single_partition_of_fp32_groups
         return cast("list[Tensor]", partitions)
 
     def _scatter(self, parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
-        """Give this rank's partition its part of a whole tensor: of the fp32 parameter, or of the moment `key`."""
+        """Copy a whole tensor's part into this rank's partition of the fp32 parameter or of the moment `key`."""
         from deepspeed import utils
 
         value = value.to(parameter.device)
@@ -136,7 +137,7 @@ class DeepSpeedStrategy:
 
 
 def gather_with_wrapper(module: nn.Module) -> None:
-    """ZeRO-3 gathers a parameter around calls of the module that holds it; a policy's own are used by the wrapper."""
+    """Let the wrapper use a policy's own parameters: ZeRO-3 gathers only around calls of the module that holds them."""
     import deepspeed
 
     for child in module.children():
@@ -145,10 +146,10 @@ def gather_with_wrapper(module: nn.Module) -> None:
 
 
 def without_compiled_collectives() -> None:
-    """Have DeepSpeed leave its shared-memory collectives for CPUs aside, to be called before it is initialised.
+    """Make DeepSpeed skip its shared-memory collectives for CPUs; call it before DeepSpeed is initialised.
 
-    It would compile them on first use, which takes a compiler and half a minute; and a process that is killed meanwhile
-    leaves a lock behind on which every later run waits for ever. Gloo does the same work.
+    It would compile them on first use, which needs a compiler and half a minute; and a process killed meanwhile leaves
+    a lock on which every later run waits forever. Gloo does the same work.
     """
     import deepspeed
 

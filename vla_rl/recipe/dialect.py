@@ -1,8 +1,8 @@
-"""The YAML of recipes: YAML 1.2's plain scalars, no tags, no anchors, every key with its line.
+"""YAML of recipes: YAML 1.2's plain scalars, no tags, no anchors, every key with its line.
 
 PyYAML speaks YAML 1.1, where `1e-5` is text, `off` is a boolean and `1:30` is ninety. Recipes use the core schema of
-YAML 1.2 (https://yaml.org/spec/1.2.2/#103-core-schema), in which a number is what it looks like and nothing else is
-converted.
+YAML 1.2 (https://yaml.org/spec/1.2.2/#103-core-schema), in which only text that looks like a number is converted to
+one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CORE_SCHEMA = (
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with the scalars of YAML 1.2."""
+    """Loader like SafeLoader, with the scalars of YAML 1.2."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own shape
 
@@ -46,12 +46,12 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_yaml_int(self, node: ScalarNode) -> int:
-        """Decimal only: `010` is ten, not eight."""
+        """Read decimal only: `010` is ten, not eight."""
         return int(self.construct_scalar(node))
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper that also quotes text which YAML 1.2 alone would read as a number."""
+    """Dumper like SafeDumper that also quotes text which only YAML 1.2 would read as a number."""
 
 
 for _tag, _pattern, _first in _CORE_SCHEMA:
@@ -62,12 +62,12 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 class YamlError(ValueError):
-    """A text is not YAML, or not the YAML of recipes."""
+    """Text that is not YAML, or not the YAML of recipes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A parsed text with the places of its keys."""
+    """Parsed text with the places of its keys."""
 
     data: Any
     lines: dict[Path, int]  # key path to line, counted from 1
@@ -100,7 +100,7 @@ def parse(text: str) -> Document:
 
 
 def _index(node: Node, path: Path, document: Document) -> None:
-    """Note the line of every key below `node`, the keys that stand twice, and the keys that are not text."""
+    """Record the line of every key below `node`, duplicate keys, and keys that are not text."""
     if isinstance(node, SequenceNode):
         for index, item in enumerate(node.value):
             document.lines[(*path, index)] = item.start_mark.line + 1
@@ -120,6 +120,6 @@ def _index(node: Node, path: Path, document: Document) -> None:
 
 
 def dump(data: dict[str, Any]) -> str:
-    """ASCII YAML text that `parse` reads back to equal data, keys in their own order."""
-    # Not allow_unicode: PyYAML then writes U+0085 and U+2028 as they are, and reads them back as line breaks.
+    """Return ASCII YAML text that `parse` reads back to equal data, keys in their own order."""
+    # Not allow_unicode: PyYAML would write U+0085 and U+2028 unescaped and read them back as line breaks.
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=120)

@@ -1,9 +1,9 @@
-"""Where recipes are found: those that come with the program by their name, those of the user by a path.
+"""Search for recipes: those that come with the program by name, those of the user by path.
 
-A text with a slash, or one that ends in .yaml, is a path; any other is a name. What lies in the current directory never
-changes what a name means.
+A text with a slash, or one that ends in .yaml, is a path; any other is a name. The content of the current directory
+never changes the meaning of a name.
 
-Beside the recipes lie bases: files that are no recipe by themselves, and which a recipe names with `base: NAME`.
+Beside the recipes are bases: files that are not recipes on their own and that a recipe names with `base: NAME`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from vla_rl.errors import UserError
 
 _SUFFIX = ".yaml"
 _BASES = "bases"
-_LARGEST_BYTES = 200_000  # a recipe with every field has 4,000; what is far larger would be parsed for minutes
+_LARGEST_BYTES = 200_000  # a recipe with every field has 4,000; parsing a far larger file would take minutes
 
 
 def list_recipes() -> dict[str, Traversable]:
-    """The recipes that come with the program, sorted by name."""
+    """Return the recipes that come with the program, sorted by name."""
     return _by_name(_shipped_folder())
 
 
@@ -38,18 +38,18 @@ def _by_name(folder: Traversable) -> dict[str, Traversable]:
 
 
 def _shipped_folder() -> Traversable:
-    """Inside the package of an installation, which may be a zip file; beside the package in a clone."""
+    """Return the folder of recipes: inside an installed package, which may be a zip file, or beside it in a clone."""
     packaged = resources.files("vla_rl") / "recipes"
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "recipes"
 
 
 def is_path(text: str) -> bool:
-    """Whether a text names a file or a folder, and not something that comes with the program."""
+    """Return whether a text names a file or a folder, rather than something that comes with the program."""
     return "/" in text or text in (".", "..") or text.endswith((_SUFFIX, ".yml"))
 
 
 def find_recipe(name_or_path: str) -> Traversable:
-    """The file of a recipe.
+    """Find the file of a recipe.
 
     Raises:
         UserError: no recipe has that name, or the path is that of a folder or of nothing.

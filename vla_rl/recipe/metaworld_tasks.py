@@ -1,4 +1,4 @@
-"""The tasks of Meta-World version 3 by name, known without the simulator. A task's id is its position."""
+"""Tasks of Meta-World version 3 by name, known without the simulator. A task's id is its position."""
 
 METAWORLD_TASKS = (
     "assembly-v3",

@@ -1,4 +1,4 @@
-"""The error that tells every fault of a recipe at once."""
+"""Error that reports every fault of a recipe at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vla_rl.section import Problem
 
 
 class RecipeError(UserError):
-    """All the faults of one recipe."""
+    """All faults of one recipe."""
 
     def __init__(self, source: str, problems: Sequence[Problem]) -> None:
         count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"

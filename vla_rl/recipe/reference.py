@@ -1,4 +1,4 @@
-"""What may stand in a recipe, told from the models: for people who write one."""
+"""Keys of a recipe, read from the models, for people who write recipes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vla_rl.recipe.translate import number
 from vla_rl.section import LARGEST_COUNT
 
 _TYPES = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false", "null": "null"}
-_LARGEST = float(LARGEST_COUNT)  # this and larger limits only keep counters from overflowing: nobody needs to be told
+_LARGEST = float(LARGEST_COUNT)  # this and larger limits only keep counters from overflowing and are not shown
 _LIMITS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 
 
@@ -21,14 +21,14 @@ class FieldReference:
     """One key of a recipe."""
 
     path: str  # dotted
-    kind: str  # of the section, where there is a choice ("gipo"); else empty
+    kind: str  # of the section, if there is a choice ("gipo"); otherwise empty
     allowed: str
-    default: str  # as YAML would have it; "required" where there is none
+    default: str  # in YAML; "required" if there is none
     description: str
 
 
 def field_references() -> list[FieldReference]:
-    """Every key that holds a value, in the order of the models."""
+    """Return every key that holds a value, in the order of the models."""
     return list(_of_section(Recipe, ""))
 
 

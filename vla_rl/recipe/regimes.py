@@ -1,8 +1,8 @@
-"""Fresh and stale on purpose: the regimes of arXiv 2603.03955 (Table 1) on the scale of any run.
+"""Fresh and stale regimes of arXiv 2603.03955 (Table 1), controlled and scaled to any run.
 
-The paper made them with 16 actors (fresh) and 2 actors (stale) for one learner, so they depend on the machine. Here the
-governor makes them: `replay.replay_ratio` says how often every decision is used, and with it how many versions pass
-while a decision stays in the ring, whatever the number of env workers and their speed.
+The paper produced them with 16 actors (fresh) and 2 actors (stale) for one learner, so they depend on the machine. Here
+the governor controls data age: `replay.replay_ratio` sets how often every decision is used, and thereby how many
+versions pass while a decision stays in the ring, for any number and speed of env workers.
 
 A full ring that is sampled uniformly has lags spread evenly over 0 .. span, its age in versions. The paper's runs made
 100,000 versions; a sample was old from 10,000 on; the mean lag was 4,273 (fresh), and 88.4 % of the samples were old
@@ -10,8 +10,8 @@ A full ring that is sampled uniformly has lags spread evenly over 0 .. span, its
 
     old threshold  0.1        fresh span  2 · 4,273 / 100,000 = 0.0855        stale span  0.1 / (1 − 0.884) = 0.862
 
-so a fresh run never has an old sample, and a stale run's ring holds most of its history. The drift |log ρ| that comes
-of it depends on the surrogate and the learning rate too: it is reported, and defines nothing.
+so a fresh run never has an old sample, and a stale run's ring holds most of its history. The resulting drift |log ρ|
+also depends on the surrogate and the learning rate: it is reported but not part of the definition.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ RegimeName = Literal["fresh", "stale"]
 
 OLD_SHARE = 0.1  # of a run's versions
 SPANS: Mapping[str, float] = {"fresh": 0.0855, "stale": OLD_SHARE / (1 - 0.884)}  # shares of a run's versions
-STALE_REUSE = 20.0  # "tens of times": a stale run below this is only short
+STALE_REUSE = 20.0  # "tens of times": a stale run below this would only be short
 
 
 @dataclass(frozen=True, slots=True)
 class Regime:
-    """What a regime's name stands for in one run."""
+    """Values that a regime's name stands for in one run."""
 
     replay_ratio: float  # decisions consumed per decision collected
     old_threshold: int  # versions
@@ -38,16 +38,16 @@ class Regime:
 def regime_of_run(
     name: str, *, capacity: int, decisions_per_update: int, optimizer_steps: int, publish_every: int
 ) -> Regime:
-    """The settings of a regime for a run.
+    """Return the settings of a regime for a run.
 
     Each update consumes b decisions, so a ring of `capacity` decisions, each used r times, spans capacity · r / b
-    updates; r follows from the span that the regime asks for.
+    updates; r follows from the span that the regime requires.
 
     Args:
-        name: of the regime.
-        capacity: of the ring, decisions.
+        name: name of the regime.
+        capacity: capacity of the ring, decisions.
         decisions_per_update: b, over the micro-batches of one rank.
-        optimizer_steps: of the whole run.
+        optimizer_steps: length of the whole run.
         publish_every: optimizer steps per version.
     """
     ratio = SPANS[name] * optimizer_steps * decisions_per_update / capacity

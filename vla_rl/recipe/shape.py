@@ -1,4 +1,4 @@
-"""What the models look like, read from the models: kinds of a section, fields, and where a name belongs."""
+"""Structure of the models, read from the models: kinds of a section, fields, and the places of a name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SectionType = type[Section]
 
 
 def sections_of(annotation: Any) -> list[SectionType]:  # noqa: ANN401 - a type annotation has no narrower type
-    """The section models inside an annotation, through `Annotated` and unions."""
+    """Return the section models inside an annotation, through `Annotated` and unions."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
     origin = get_origin(annotation)
@@ -26,19 +26,19 @@ def sections_of(annotation: Any) -> list[SectionType]:  # noqa: ANN401 - a type 
 
 
 def kind_name(section: SectionType) -> str | None:
-    """The literal `name` that marks a kind in a union, None for a section with one kind."""
+    """Return the literal `name` that marks a kind in a union, None for a section with one kind."""
     field = section.model_fields.get("name")
     names = get_args(field.annotation) if field else ()
     return str(names[0]) if names else None
 
 
 def field_names(section: SectionType) -> list[str]:
-    """The keys of a section as they are written."""
+    """Return the keys of a section as they are written."""
     return [field.alias or name for name, field in section.model_fields.items()]
 
 
 def field_sections(section: SectionType, key: str) -> list[SectionType]:
-    """The section models that may stand at `key`; empty for a plain field and for an unknown key."""
+    """Return the section models that may be at `key`; empty for a plain field and for an unknown key."""
     for name, field in section.model_fields.items():
         if key == (field.alias or name):
             return sections_of(field.annotation)
@@ -46,7 +46,7 @@ def field_sections(section: SectionType, key: str) -> list[SectionType]:
 
 
 def kinds(path: tuple[str, ...]) -> dict[str, SectionType]:
-    """The kinds to choose from at a path, by name; empty where there is no choice."""
+    """Return the kinds to choose from at a path, by name; empty if there is no choice."""
     sections: list[SectionType] = [Recipe]
     for key in path:
         sections = [inner for section in sections for inner in field_sections(section, key)]
@@ -55,7 +55,7 @@ def kinds(path: tuple[str, ...]) -> dict[str, SectionType]:
 
 @cache
 def homes() -> dict[str, list[str]]:
-    """Every key of every section, with the dotted paths at which it exists."""
+    """Return every key of every section, with the dotted paths at which it exists."""
     found: dict[str, list[str]] = {}
     for path, key in _walk(Recipe, ""):
         paths = found.setdefault(key, [])

@@ -1,4 +1,4 @@
-"""Pydantic's complaints as problems: the dotted path, the rule, what was found, what is allowed, what was meant."""
+"""Translation of pydantic's errors to problems: the dotted path, the rule, the found and allowed values, a hint."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vla_rl.recipe.model import Recipe
 from vla_rl.recipe.shape import SectionType, field_names, field_sections, homes, kind_name, kinds
 from vla_rl.section import Problem, RulesError
 
-BASE = "base"  # the key of a file that holds only what differs from another; no field of a recipe
+BASE = "base"  # key of a file that holds only differences from another file; not a field of a recipe
 _TYPES = {
     "int_type": "a whole number",
     "float_type": "a number",
@@ -35,7 +35,7 @@ _LIMITS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less tha
 
 
 def problems_of(error: ValidationError) -> list[tuple[Path, Problem]]:
-    """Every fault with its key path; the branches of one union (`all` or a list) are told as one fault."""
+    """Return every fault with its key path; the branches of one union (`all` or a list) are one fault."""
     found: dict[tuple[Path, str], Problem] = {}
     for details in error.errors():
         path, section = _locate(details["loc"])
@@ -52,7 +52,7 @@ def _merged(first: Problem, second: Problem) -> Problem:
 
 
 def _locate(loc: tuple[int | str, ...]) -> tuple[Path, SectionType | None]:
-    """Key path of a pydantic location, without its union tags, and the section that the last key stands in."""
+    """Return the key path of a pydantic location, without its union tags, and the section that holds the last key."""
     here: list[SectionType] = [Recipe]
     holder: SectionType | None = None
     path: list[str | int] = []
@@ -76,7 +76,7 @@ def _translate(details: ErrorDetails, path: Path, section: SectionType | None) -
         return [replace(problem, path=f"{prefix}{problem.path}") for problem in context["error"].problems]
     if kind == "extra_forbidden" and section is not None:
         return [_unknown_key(path, section)]
-    if kind == "invalid_key":  # told by the reader of the text, which knows the line
+    if kind == "invalid_key":  # reported by the reader of the text, which knows the line
         return []
     if kind == "missing":
         return [Problem(dotted, "this key is required")]
@@ -88,7 +88,7 @@ def _translate(details: ErrorDetails, path: Path, section: SectionType | None) -
 
 
 def dotted_path(path: Path) -> str:
-    """`env.tasks[1]` for ("env", "tasks", 1)."""
+    """Return `env.tasks[1]` for ("env", "tasks", 1)."""
     parts = [f"[{key}]" if isinstance(key, int) else f".{key}" for key in path]
     return "".join(parts).removeprefix(".")
 
@@ -108,7 +108,7 @@ def _unknown_key(path: Path, section: SectionType) -> Problem:
 
 
 def _meant(path: Path, known: list[str]) -> str:
-    """The key that was probably meant: of another kind, elsewhere under the same name, or here under a similar one."""
+    """Guess the intended key: of another kind, elsewhere under the same name, or here under a similar one."""
     key = str(path[-1])
     others = [name for name, section in kinds(tuple(map(str, path[:-1]))).items() if key in field_names(section)]
     if others:
@@ -134,13 +134,13 @@ def _unknown_kind(path: Path, found: Any) -> Problem:  # noqa: ANN401 - whatever
 
 
 def _closest(found: str, allowed: Sequence[str]) -> str:
-    """What was probably meant, if it is close to what was written."""
+    """Guess the intended value, if one is close to what was written."""
     close = difflib.get_close_matches(found, allowed, n=1)
     return f"did you mean '{close[0]}'?" if close else ""
 
 
 def _rule(kind: str, message: str, context: Mapping[str, Any]) -> tuple[str, str]:
-    """What is required and what is allowed."""
+    """Return the rule and the allowed values."""
     if kind in _TYPES:
         return "wrong type", _TYPES[kind]
     if kind == "literal_error":
@@ -160,9 +160,9 @@ def _rule(kind: str, message: str, context: Mapping[str, Any]) -> tuple[str, str
 
 
 def _number_meant(text: str) -> str:
-    """The decimal number that a text is elsewhere: in YAML 1.1, in a programming language, or with separators."""
+    """Return the decimal number that a text means in YAML 1.1, in a programming language, or with separators."""
     plain = text.replace("_", "")
-    if re.fullmatch(r"[-+]?[0-9]{1,3}(,[0-9]{3})+", plain):  # thousands
+    if re.fullmatch(r"[-+]?[0-9]{1,3}(,[0-9]{3})+", plain):  # thousands separators
         plain = plain.replace(",", "")
     elif plain.count(",") == 1:
         plain = plain.replace(",", ".")
@@ -180,7 +180,7 @@ def _number_meant(text: str) -> str:
 
 
 def number(limit: float) -> str:
-    """A limit for people: a whole number in full."""
+    """Format a limit for people: an integer in full."""
     return str(int(limit)) if limit == int(limit) and (isinstance(limit, int) or limit < 1e9) else f"{limit:g}"
 
 

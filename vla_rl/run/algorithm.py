@@ -1,4 +1,4 @@
-"""From a recipe's algorithm sections to the plain settings that the learner takes."""
+"""Conversion of a recipe's algorithm sections to the settings that the learner takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One writer per folder."""
+"""Folder lock: one writer per folder."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from vla_rl.errors import UserError
 
 @contextmanager
 def claim_folder(path: Path, *, option: str) -> Iterator[None]:
-    """Make a folder and hold it against other writers; the kernel lets go of it when this process dies.
+    """Create a folder and lock it against other writers; the kernel releases it when this process dies.
 
-    The lock is on the folder itself, so nothing appears in it, and it stays where files inside come and go.
+    The lock is on the folder itself, so it adds no file and is independent of the files inside.
 
     Args:
         path: the folder.
-        option: of the command line that named it, for messages.
+        option: command-line option that named it, for messages.
 
     Raises:
-        UserError: it cannot be made or written to, or a process that lives is writing there.
+        UserError: it cannot be created or written to, or another process is writing there.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def claim_folder(path: Path, *, option: str) -> Iterator[None]:
         raise UserError(
             f"{option}: another process is writing to {path} now. Wait for its end, or choose another folder"
         ) from None
-    except OSError:  # a network file system without locks
+    except OSError:  # network file system without locks
         pass
     try:
         yield

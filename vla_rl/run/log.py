@@ -1,4 +1,4 @@
-"""What a run shows and writes while it goes on: metrics over all ranks, the live view, the log file."""
+"""Output of a run while it is in progress: metrics over all ranks, the live view, the log file."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ GIB = 2**30
 
 
 class _LogFile(logging.FileHandler):
-    """A log that the run outlives: on a full disk its lines are lost, and nothing else is."""
+    """Log file that tolerates a full disk: only its own lines are lost."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Say nothing of a full disk; whatever else is wrong is a fault of ours, and told."""
+        """Ignore a full disk; report any other error, which is a bug."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
 
     def close(self) -> None:
-        """Close; what cannot be written any more is lost."""
+        """Close the file; data that cannot be written any more is lost."""
         with suppress(OSError):
             super().close()
 
@@ -52,7 +52,7 @@ def log_to(path: Path) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
     logger = logging.getLogger("vla_rl")
     logger.addHandler(handler)
-    for loss in losses():  # a terminal that was gone before there was a log
+    for loss in losses():  # terminal losses from before the log existed
         logger.warning("%s", loss)
     try:
         yield
@@ -78,7 +78,7 @@ class Moment:
 
     @classmethod
     def of(cls, run: TrainingRun) -> Moment:
-        """This rank's counters now."""
+        """Return this rank's counters now."""
         counters, clocks = run.memory.counters, run.clocks
         return cls(
             seconds=clocks.seconds,
@@ -95,7 +95,7 @@ class Moment:
 
 
 def rates(before: Moment, now: Moment, *, num_env_workers: int) -> dict[str, float]:
-    """Rates and shares of time between two moments of one rank."""
+    """Return rates and shares of time between two moments of one rank."""
     seconds = max(now.seconds - before.seconds, 1e-9)
     return {
         "perf/env_steps_per_s": (now.env_steps - before.env_steps) / seconds,
@@ -111,7 +111,7 @@ def rates(before: Moment, now: Moment, *, num_env_workers: int) -> dict[str, flo
 def utilisation_metrics(
     before: Moment, now: Moment, *, update_flops: float, inference_flops: float, peak: float | None
 ) -> dict[str, float]:
-    """Model FLOPs utilisation of learner and inference worker while they did not wait; none without a known peak."""
+    """Return model FLOPs utilisation of learner and inference worker while not waiting; none without a known peak."""
     if peak is None:
         return {}
     learner = utilisation(
@@ -130,7 +130,7 @@ def utilisation_metrics(
 
 
 def memory_metrics(learner: PeakMemory | None, counters: CellCounters, *, estimated: int) -> dict[str, float]:
-    """What learner and inference worker used of their GPU at most, beside the estimate (bytes); none on a CPU."""
+    """Return peak GPU memory of learner and inference worker, beside the estimate (bytes); none on a CPU."""
     if learner is None:
         return {}
     in_bytes = {
@@ -155,10 +155,10 @@ class RunLog:
         """Create the log.
 
         Args:
-            run: of this rank.
-            collectives: of the engine.
-            writer: on rank 0.
-            display: on rank 0.
+            run: this rank's run.
+            collectives: the engine's collectives.
+            writer: metrics writer, on rank 0.
+            display: live view, on rank 0.
         """
         self._run, self._collectives = run, collectives
         self._writer, self._display = writer, display
@@ -176,7 +176,7 @@ class RunLog:
 
     @property
     def latest(self) -> dict[str, float]:
-        """The newest log point."""
+        """Return the newest log point."""
         return self._latest
 
     def point(self, update_metrics: dict[str, float]) -> None:
@@ -213,7 +213,7 @@ class RunLog:
         self.show(force=True)
 
     def _write(self, writer: MetricsWriter, clocks: Clocks) -> None:
-        """A full disk costs a log point, not the run; it is said once."""
+        """Write a log point; a full disk costs this point, not the run, and is reported once."""
         try:
             writer.write(clocks, self._latest)
         except OSError as error:
@@ -222,12 +222,12 @@ class RunLog:
                 self.say(f"warning: log points are lost from optimizer step {clocks.optimizer_steps} on: {error}")
 
     def _gather(self, own: dict[str, float]) -> list[dict[str, float]]:
-        """The same metrics of every rank."""
+        """Return the same metrics of every rank."""
         rows = self._collectives.gather_over_ranks(torch.tensor([list(own.values())], dtype=torch.float64))
         return [dict(zip(own, row, strict=True)) for row in rows.tolist()]
 
     def global_clocks(self) -> Clocks:
-        """Clocks summed over the ranks. Collective."""
+        """Return the clocks summed over the ranks. Collective."""
         own = self._run.clocks
         summed = self._collectives.sum_over_ranks(
             {"env_steps": own.env_steps, "decisions": own.decisions, "episodes": own.episodes}
@@ -287,12 +287,12 @@ class RunLog:
         )
 
     def measure_disk(self) -> None:
-        """Look how large the run's folder has become; after a checkpoint, because it walks through all files."""
+        """Measure the run's folder; called after a checkpoint, because it walks through all files."""
         if self._display is not None:
             self._run_bytes = directory_bytes(self._run.run_dir)
 
     def say(self, text: str) -> None:
-        """One line that stays."""
+        """Show one line that stays."""
         if self._display is not None:
             self._display.message(text)
 
@@ -302,7 +302,7 @@ class RunLog:
 
 
 def _peak_of(run: TrainingRun) -> float | None:
-    """FLOP/s of the run's GPU where they are known and bfloat16 is what the policy computes in."""
+    """Return the peak FLOP/s of the run's GPU if they are known and the policy computes in bfloat16."""
     plan = run.plan
     if plan.device_kind != "cuda" or plan.recipe.learner.precision != "bf16" or not plan.policy.update_flops:
         return None

@@ -1,4 +1,4 @@
-"""What recent training episodes came to. Filled in one thread, read in another."""
+"""Statistics of recent training episodes. Filled in one thread, read in another."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from vla_rl.workers.episodes import EpisodeRecord
 
 
 class RolloutStats:
-    """The last episodes of one cell, and how many there were."""
+    """Last episodes of one cell, and their total number."""
 
     def __init__(self, *, recent_episodes: int) -> None:
         self._recent: deque[EpisodeRecord] = deque(maxlen=recent_episodes)
         self._lock = threading.Lock()
 
     def add(self, record: EpisodeRecord) -> None:
-        """One episode ended."""
+        """Add one ended episode."""
         with self._lock:
             self._recent.append(record)
 
     def sums(self) -> dict[str, float]:
-        """Sums over the recent episodes, to be added over ranks: episodes, successes, returns, env steps."""
+        """Return sums over the recent episodes, to be added over ranks: episodes, successes, returns, env steps."""
         with self._lock:
             recent = list(self._recent)
         return {
@@ -33,7 +33,7 @@ class RolloutStats:
 
 
 def rollout_metrics(sums: dict[str, float]) -> dict[str, float]:
-    """Means of the recent episodes from sums over all ranks; empty before the first episode."""
+    """Return means of the recent episodes from sums over all ranks; empty before the first episode."""
     episodes = sums["episodes"]
     if not episodes:
         return {}

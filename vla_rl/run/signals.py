@@ -12,29 +12,29 @@ from typing import Self
 
 from vla_rl.ipc.lifeline import FOR_THE_PARENT, stop_signals
 
-_pending: list[int] = []  # signals that came before anybody could heed them; no lock, because a handler adds to it
+_pending: list[int] = []  # signals received before anything could handle them; no lock, because a handler adds to it
 
 
 def heed_signals() -> None:
-    """Raise `KeyboardInterrupt` if a signal came within `interrupted_by_signals` and was swallowed by somebody."""
+    """Raise `KeyboardInterrupt` if a signal came within `interrupted_by_signals` and its exception was swallowed."""
     if _pending:
         raise KeyboardInterrupt
 
 
 class StopRequest:
-    """Catches the signals that ask to end (`stop_signals`) while it is entered; Ctrl-C after one interrupts at once.
+    """Catcher of signals that ask to end (`stop_signals`) while it is entered; Ctrl-C after one interrupts at once.
 
-    The others come several times for one reason: a hangup from the kernel and from the shell, the rest from a batch
-    system to every process and once more from a launcher. Their second says nothing. With a hangup the terminal is gone
-    and writing to it fails: what would go there goes nowhere from then on. Under `nohup` there is no hangup.
+    The other signals may arrive several times for one reason: a hangup from the kernel and from the shell, the rest
+    from a batch system to every process and again from a launcher. Repetitions are ignored. After a hangup the terminal
+    is gone and writing to it fails, so its output is dropped from then on. Under `nohup` there is no hangup.
 
-    Signals can be caught in the main thread alone; elsewhere nothing is caught.
+    Signals can only be caught in the main thread; elsewhere nothing is caught.
     """
 
     def __init__(self) -> None:
         self.requested = False
         self._previous: dict[signal.Signals, object] = {}
-        self._terminals: list[int] = []  # descriptors
+        self._terminals: list[int] = []  # file descriptors
 
     def __enter__(self) -> Self:
         self.requested = bool(_pending)
@@ -66,19 +66,18 @@ class StopRequest:
 
 @contextmanager
 def interrupted_by_signals(*, only_noted: bool = False) -> Iterator[None]:
-    """Make SIGTERM (of a batch system, of `docker stop`), SIGHUP, SIGUSR1 and SIGUSR2 what Ctrl-C is.
+    """Make SIGTERM (of a batch system, of `docker stop`), SIGHUP, SIGUSR1 and SIGUSR2 act like Ctrl-C.
 
-    Without it they end the process at once, and whatever it had half-written stays. The first one raises
-    `KeyboardInterrupt`; those that follow are ignored, so that they do not interrupt the tidying up; Ctrl-C always
-    raises. A signal that is
-    ignored (`nohup`) stays ignored. Elsewhere than in the main thread nothing changes.
+    Without it they end the process at once and leave half-written files. The first one raises `KeyboardInterrupt`;
+    later ones are ignored, so that they do not interrupt the clean-up; Ctrl-C always raises. A signal that is ignored
+    (`nohup`) stays ignored. Outside the main thread nothing changes.
 
-    Libraries may swallow what is raised while they are imported: a `StopRequest` that is entered afterwards is
-    requested already, and `heed_signals` raises once more.
+    Libraries may swallow exceptions raised while they are imported: a `StopRequest` entered afterwards is then already
+    requested, and `heed_signals` raises again.
 
     Args:
-        only_noted: nothing is raised, here or by Ctrl-C; only a `StopRequest` heeds the signal. For the ranks of a run,
-            which end together or not at all.
+        only_noted: raise nothing, not even for Ctrl-C; only a `StopRequest` handles the signal. Meant for the ranks of
+            a run, which end together or not at all.
     """
 
     def interrupt(number: int, _frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""The data set whose statistics scale a run's actions: recorded with every checkpoint, and the same after a resume."""
+"""Check that a resumed run scales actions by the data set's statistics recorded with the checkpoint."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from pathlib import Path
 
 from vla_rl.run.plan import PolicyPlan
 
-STATISTICS = "statistics"  # in what a checkpoint keeps for its run
+STATISTICS = "statistics"  # key in a checkpoint's `extra`
 
 
 def check_statistics(policy: PolicyPlan, checkpoint: Path, recorded: object) -> None:
-    """Refuse to go on with other statistics: the same tokens would be other actions.
+    """Refuse to resume with other statistics: the same tokens would be other actions.
 
     Args:
-        policy: of the resumed run.
-        checkpoint: that it goes on from, for the message.
-        recorded: key that the checkpoint was written with; None in those of older versions.
+        policy: policy of the resumed run.
+        checkpoint: checkpoint it resumes from, for the message.
+        recorded: key that the checkpoint was written with; None for older versions.
 
     Raises:
         ValueError: the policy has another key.
