@@ -19,7 +19,6 @@ from vla_rl.evaluation.choices import Choices
 from vla_rl.evaluation.evaluate import evaluate
 from vla_rl.evaluation.outcome import EvaluationReport
 from vla_rl.ipc.room import check_room
-from vla_rl.ipc.shared_arrays import sweep_stale
 from vla_rl.learner.checkpoint import CheckpointInfo, Search
 from vla_rl.learner.engine import NonFiniteUpdateError
 from vla_rl.learner.launch import launch_ranks, launched_rank
@@ -87,7 +86,6 @@ def train(recipe: Recipe, *, run_dir: Path, resume: bool, console: Console) -> T
         folder = RunFolder.open(run_dir, resume=resume or not is_first)
         search = folder.find_start() if resume else Search()
         if is_first:
-            sweep_stale()
             check_room(estimate(plan, num_ranks=num_ranks).shared_memory_bytes)
     if num_ranks > 1 and launched is None:
         _launch(plan, num_ranks)

@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-from types import SimpleNamespace
 
 import pytest
 
@@ -175,8 +174,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(trained, tmp_pa
 
 
 def test_too_little_shared_memory_is_told_in_the_options_of_an_evaluation(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(room.os, "statvfs", lambda _path: SimpleNamespace(f_bavail=1, f_blocks=16, f_frsize=4096))
-    with pytest.raises(UserError, match=r"has 4 KiB free of 64 KiB.*--shm-size.*or lower --workers\.$"):
+    monkeypatch.setattr(room, "available_memory", lambda: 16)
+    with pytest.raises(UserError, match=r"only 16 B of memory.*Free memory.*or lower --workers\.$"):
         evaluated(trained, episodes_per_task=1, workers=3, out=tmp_path)
 
 

@@ -1,19 +1,29 @@
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import pickle
+import re
+import resource
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 
-from vla_rl.ipc import room, shared_arrays
-from vla_rl.ipc.room import SHM_DIRECTORY, check_room
-from vla_rl.ipc.shared_arrays import Field, SharedArrays, SharedArraysHandle, bytes_needed, sweep_stale
+from vla_rl.ipc import room
+from vla_rl.ipc.lifeline import end_with_parent
+from vla_rl.ipc.room import check_room
+from vla_rl.ipc.shared_arrays import Field, SharedArrays, SharedArraysHandle, bytes_needed
 
 FIELDS = [
     Field("frames", (3, 2, 5), np.uint8),
@@ -24,12 +34,28 @@ FIELDS = [
 ]
 
 
-def own_blocks() -> set[str]:
-    return {path.name for path in SHM_DIRECTORY.glob(f"vla_rl-{os.getpid()}-*")}
+def descriptors() -> list[str]:
+    """What this process has open."""
+    found = []
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the folder itself, while it was listed
+            found.append(str(link.readlink()))
+    return found
 
 
-def run_python(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+def traces(label: str) -> list[str]:
+    """Where this process still has memory of that label: mappings and descriptors."""
+    return [
+        line
+        for line in [*Path("/proc/self/maps").read_text().splitlines(), *descriptors()]
+        if f"memfd:vla_rl-{label}" in line
+    ]
+
+
+def start(target: Callable[..., None], *args: object) -> SpawnProcess:
+    child = multiprocessing.get_context("spawn").Process(target=target, args=args)
+    child.start()
+    return child
 
 
 def write_from_child(handle: SharedArraysHandle) -> None:
@@ -37,6 +63,13 @@ def write_from_child(handle: SharedArraysHandle) -> None:
     arrays["reward"][1] = 2.5
     arrays["frames"][2] = 7
     arrays.close()
+
+
+def add_one(handle: SharedArraysHandle, again: SharedArraysHandle) -> None:
+    """A worker that knows the block by two handles, as one that has two records of it does."""
+    for each in (handle, again):
+        SharedArrays.attach(each)["version"][0] += 1
+    os._exit(9)
 
 
 def test_fresh_memory_holds_impossible_values():
@@ -58,119 +91,103 @@ def test_fields_are_aligned_to_cache_lines_and_do_not_overlap():
 
 def test_a_spawned_child_writes_into_the_same_memory():
     with SharedArrays.create("test", FIELDS) as arrays:
-        child = multiprocessing.get_context("spawn").Process(target=write_from_child, args=(arrays.handle,))
-        child.start()
+        child = start(write_from_child, arrays.handle)
         child.join(30)
         assert child.exitcode == 0
         np.testing.assert_array_equal(arrays["reward"], [np.nan, 2.5, np.nan])
         assert (arrays["frames"][2] == 7).all()
-        assert arrays.handle.block_name in own_blocks()
-    assert not own_blocks()
 
 
-def test_closing_with_a_view_alive_is_silent_and_the_view_stays_readable():
-    arrays = SharedArrays.create("test", FIELDS)
+def test_workers_that_are_started_again_after_a_death_find_the_same_memory():
+    with SharedArrays.create("test", FIELDS) as arrays:
+        arrays["version"][0] = 0
+        for _ in range(3):
+            child = start(add_one, arrays.handle, arrays.handle)
+            child.join(30)
+            assert child.exitcode == 9
+        assert arrays["version"][0] == 6
+
+
+def test_closing_with_a_view_alive_is_silent_and_the_memory_goes_with_the_view():
+    arrays = SharedArrays.create("closing", FIELDS)
     view = arrays["reward"]
     view[:] = 3.0
-    arrays.close()
-    arrays.unlink()
-    arrays.close()
-    arrays.unlink()
-    assert not own_blocks()
+    for _ in range(2):
+        arrays.close()
     np.testing.assert_array_equal(view, [3.0, 3.0, 3.0])
+    assert traces("closing")
+    del view, arrays
+    assert traces("closing") == []
 
 
-def test_only_the_owner_unlinks():
+def test_what_attaches_leaves_the_owners_block_open_and_the_owner_closes_it():
     with SharedArrays.create("test", FIELDS) as owner:
-        with SharedArrays.attach(owner.handle):
-            pass
-        assert own_blocks() == {owner.handle.block_name}
-    with pytest.raises(FileNotFoundError):
+        with SharedArrays.attach(owner.handle) as other:
+            other["version"][0] = 4
+        assert SharedArrays.attach(owner.handle)["version"][0] == 4
+    with pytest.raises(ValueError, match="closed"):
         SharedArrays.attach(owner.handle)
+    with pytest.raises(ValueError, match="closed"):
+        start(write_from_child, owner.handle)
 
 
-def test_a_whole_life_with_a_child_leaves_no_warning_and_no_block():
+def test_a_handle_is_given_to_spawned_processes_alone():
+    with SharedArrays.create("test", FIELDS) as arrays, pytest.raises(RuntimeError, match="inheritance"):
+        pickle.dumps(arrays.handle)
+
+
+def test_the_memory_has_no_name_and_stays_out_of_core_dumps():
+    with SharedArrays.create("nameless", FIELDS):
+        maps = re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text())
+        (found,) = [each for each in maps if "memfd:vla_rl-nameless" in each]
+        assert found.splitlines()[0].endswith("/memfd:vla_rl-nameless (deleted)")
+        assert "dd" in found.splitlines()[-1].split()  # VmFlags: do not dump
+
+
+def test_a_child_hands_the_memory_to_none_of_its_own_programs():
+    """A simulator may start programs, and what it starts may outlive it."""
+    with SharedArrays.create("inherited", FIELDS) as arrays:
+        ours, theirs = multiprocessing.get_context("spawn").Pipe()
+        child = start(list_descriptors_of_a_program, arrays.handle, theirs)
+        assert ours.poll(30)
+        mine, of_the_program = ours.recv()
+        child.join(30)
+        assert any("memfd:vla_rl-inherited" in link for link in mine)
+        assert not any("memfd:vla_rl-inherited" in link for link in of_the_program)
+
+
+def list_descriptors_of_a_program(handle: SharedArraysHandle, tell: Connection) -> None:
+    with SharedArrays.attach(handle):
+        mine = descriptors()
+        program = subprocess.run(["ls", "-l", "/proc/self/fd"], capture_output=True, text=True, close_fds=False)
+        tell.send((mine, program.stdout.splitlines()))
+
+
+def test_a_whole_life_with_children_leaves_no_warning():
     code = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
-import multiprocessing
-from test_shared_arrays import FIELDS, SharedArrays, write_from_child
+from test_shared_arrays import FIELDS, SharedArrays, start, write_from_child
 if __name__ == "__main__":
     with SharedArrays.create("life", FIELDS) as arrays:
         for _ in range(2):
-            child = multiprocessing.get_context("spawn").Process(target=write_from_child, args=(arrays.handle,))
-            child.start(); child.join()
+            child = start(write_from_child, arrays.handle)
+            child.join()
             assert child.exitcode == 0
-        print(arrays.handle.block_name)
 """
-    result = run_python(code)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (result.returncode, result.stderr) == (0, "")
-    assert not (SHM_DIRECTORY / result.stdout.strip()).exists()
 
 
-KILLED_OWNER = """
-import os, signal
-import numpy as np
-from multiprocessing import resource_tracker
-from vla_rl.ipc.shared_arrays import Field, SharedArrays
-arrays = SharedArrays.create("killed", [Field("x", (8,), np.float32)])
-print(arrays.handle.block_name, flush=True)
-{before}
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def test_the_block_of_a_killed_owner_is_swept_at_the_next_start():
-    # Without its tracker the block is really left behind, as after a kill of the whole process group.
-    result = run_python(KILLED_OWNER.format(before="os.kill(resource_tracker._resource_tracker._pid, signal.SIGKILL)"))
-    name = result.stdout.strip()
-    assert result.returncode == -signal.SIGKILL
-    assert (SHM_DIRECTORY / name).exists()
-    assert name in sweep_stale()
-    assert not (SHM_DIRECTORY / name).exists()
-
-
-def test_the_tracker_and_the_sweep_together_always_remove_the_block_of_a_killed_owner():
-    result = run_python(KILLED_OWNER.format(before=""))
-    sweep_stale()
-    assert not (SHM_DIRECTORY / result.stdout.strip()).exists()
-
-
-def test_the_sweep_spares_the_living():
-    with SharedArrays.create("test", FIELDS) as arrays:
-        assert arrays.handle.block_name not in sweep_stale()
-        assert (SHM_DIRECTORY / arrays.handle.block_name).exists()
-
-
-def test_a_block_that_its_living_owner_has_not_locked_yet_is_spared():
-    path = SHM_DIRECTORY / shared_arrays._new_block_name("test")
-    path.write_bytes(b"x")
-    assert path.name not in sweep_stale()
-    path.unlink()
-
-
-def test_a_reused_process_id_does_not_protect_a_block():
-    path = SHM_DIRECTORY / f"vla_rl-{os.getpid()}-1-test-00000000"  # our id, but started right after boot
-    path.write_bytes(b"x")
-    assert path.name in sweep_stale()
-    assert not path.exists()
-
-
-def test_a_locked_block_is_spared_although_its_owner_is_unknown_here(monkeypatch):
-    with SharedArrays.create("test", FIELDS) as arrays:
-        monkeypatch.setattr(shared_arrays, "_process_lives", lambda _pid, _started: False)
-        assert arrays.handle.block_name not in sweep_stale()
-
-
-def test_a_size_beyond_shared_memory_is_refused_with_numbers_and_the_fix():
-    with pytest.raises(ValueError, match=r"1048576\.0 GiB are needed.*free.*--shm-size.*replay\.capacity"):
+def test_a_size_beyond_memory_is_refused_with_numbers_and_the_fix():
+    with pytest.raises(ValueError, match=r"1048576\.0 GiB are needed.*available.*--memory.*replay\.capacity"):
         check_room(2**50)
 
 
 def test_a_size_beyond_memory_is_refused_before_creation(monkeypatch):
     monkeypatch.setattr(room, "available_memory", lambda: 100)
     with pytest.raises(ValueError, match=r"256 B are needed, but only 100 B of memory"):
-        SharedArrays.create("test", FIELDS)
-    assert not own_blocks()
+        SharedArrays.create("refused", FIELDS)
+    assert traces("refused") == []
 
 
 @pytest.mark.parametrize(("limit", "available"), [(500, 500), (2000, 1000), (None, 1000)])
@@ -180,21 +197,88 @@ def test_a_container_limit_bounds_the_memory(monkeypatch, limit, available):
     assert room.available_memory() == available
 
 
-def test_failing_allocation_leaves_no_block(monkeypatch):
+def test_failing_allocation_leaves_nothing_open(monkeypatch):
     def no_space(*_args):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", no_space)
     with pytest.raises(ValueError, match="No space left"):
-        SharedArrays.create("test", FIELDS)
-    assert not own_blocks()
+        SharedArrays.create("failing", FIELDS)
+    assert traces("failing") == []
 
 
-def test_bad_names_are_refused():
+@pytest.mark.parametrize("free", [0, 1])
+def test_memory_that_the_system_refuses_is_told(monkeypatch, free):
+    """As in a container whose rules forbid the call; here because no descriptor is left for it, or for the mapping."""
+    monkeypatch.setattr(room, "available_memory", lambda: 2**20)  # it opens files
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + free, hard))
+    try:
+        with pytest.raises(ValueError, match=r"refused of 256 bytes cannot be allocated.*Too many open files"):
+            SharedArrays.create("refused", FIELDS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert traces("refused") == []
+
+
+def test_bad_fields_are_refused():
     with pytest.raises(ValueError, match="distinct"):
         SharedArrays.create("test", [FIELDS[0], FIELDS[0]])
-    with pytest.raises(ValueError, match="purpose"):
-        SharedArrays.create("Re/play", FIELDS)
     with pytest.raises(ValueError, match="dtype"):
         SharedArrays.create("test", [Field("x", (1,), np.complex64)])
-    assert not own_blocks()
+
+
+OWNER = f"""
+import sys, time; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_shared_arrays import FIELDS, SharedArrays, end_with_parent_and_write, start
+if __name__ == "__main__":
+    blocks = [SharedArrays.create("killed", FIELDS) for _ in range(5)]
+    children = [start(end_with_parent_and_write, [block.handle for block in blocks]) for _ in range(2)]
+    print("started", flush=True)
+    while True:
+        blocks[0]["version"][:] += 1
+"""
+
+
+def end_with_parent_and_write(handles: list[SharedArraysHandle]) -> None:
+    end_with_parent(signal.SIGKILL)
+    arrays = [SharedArrays.attach(handle) for handle in handles]
+    while multiprocessing.parent_process().is_alive():
+        arrays[1]["version"][:] += 1
+
+
+def of_run(mark: str) -> list[psutil.Process]:
+    """Living processes with that mark in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get("TEST_MARK") == mark:
+                found.append(process)
+    return found
+
+
+@pytest.mark.slow
+def test_47_kills_of_owner_and_tracker_at_all_moments_leave_no_process_and_no_file():
+    """From the interpreter's start to a second of work; the children, which share the memory, are not killed."""
+    counts = []
+    for kill in range(47):
+        mark = f"{os.getpid()}-{kill}"
+        owner = subprocess.Popen([sys.executable, "-c", OWNER], env=os.environ | {"TEST_MARK": mark})
+        time.sleep(0.05 * kill)
+        owner.send_signal(signal.SIGSTOP)  # so that it starts no process while we look
+        members = of_run(mark)
+        counts.append(len(members))
+        for process in members:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.pid == owner.pid or "resource_tracker" in " ".join(process.cmdline()):
+                    process.kill()
+        owner.wait(10)
+        deadline = time.monotonic() + 60
+        while left := of_run(mark):
+            assert time.monotonic() < deadline, left
+            time.sleep(0.02)
+        numbers = {str(process.pid) for process in members}
+        assert [each for each in Path("/dev/shm").iterdir() if numbers & set(re.findall(r"\d+", each.name))] == []
+    assert {1, 4} <= set(counts)  # killed alone, and with tracker and children

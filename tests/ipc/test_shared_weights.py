@@ -1,12 +1,10 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 
 import pytest
 import torch
 
-from vla_rl.ipc.room import SHM_DIRECTORY
 from vla_rl.ipc.shared_weights import SharedWeights, SharedWeightsHandle, share_tensors
 
 DEVICES = [
@@ -64,7 +62,6 @@ def test_parent_and_spawned_child_write_into_each_others_view(device):
         child.join(60)
         assert child.exitcode == 0
         assert tensors["a.weight"].tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, -9.0]]
-    assert not list(SHM_DIRECTORY.glob(f"vla_rl-{os.getpid()}-*"))
 
 
 def test_a_module_computes_with_weights_that_change_under_it():

@@ -1,23 +1,14 @@
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 from replay_helpers import assert_consistent, make_ring, signatures, write_episode
 from safetensors.numpy import load_file, save_file
 
-from vla_rl.ipc.room import SHM_DIRECTORY
 from vla_rl.replay.ring import ReplayRing
 from vla_rl.replay.sampler import SegmentSampler
 from vla_rl.replay.store import load_ring, save_ring
 from vla_rl.types import ObservationSpec, SegmentBatch
-
-
-@pytest.fixture(autouse=True)
-def no_leftovers():
-    yield
-    assert not list(SHM_DIRECTORY.glob(f"vla_rl-{os.getpid()}-*"))
 
 
 def everything(ring: ReplayRing) -> dict[int, SegmentBatch]:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import termios
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from toy_runs import toy_recipe
 pytestmark = pytest.mark.slow
 
 DEADLINE_S = 120
-BLOCKS = Path("/dev/shm")
+MARK = "TEST_RUN"  # in the environment of a run's processes
 
 
 @pytest.fixture
@@ -33,12 +34,15 @@ def start(tmp_path):
         path.write_text(recipe.dump_yaml(), encoding="utf-8")
         command = [sys.executable, "-m", "vla_rl", "train", str(path), "--run-dir", str(tmp_path / "run"), *options]
         output = (tmp_path / "output.txt").open("wb")
+        marked = os.environ | {MARK: str(tmp_path)}
         if terminal is None:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=marked
+            )
         else:
             own = partial(fcntl.ioctl, terminal, termios.TIOCSCTTY, 0)  # as that of a shell's session
             ends = {"stdin": terminal, "stdout": terminal, "stderr": terminal}
-            process = subprocess.Popen(command, **ends, start_new_session=True, preexec_fn=own)
+            process = subprocess.Popen(command, **ends, start_new_session=True, preexec_fn=own, env=marked)
         started.append(process)
         return process
 
@@ -96,9 +100,23 @@ def finished(process) -> int:
     return process.wait(DEADLINE_S)
 
 
-def leftovers(pid: int):
-    """Shared-memory blocks of a process."""
-    return [path.name for path in BLOCKS.glob(f"vla_rl-{pid}-*")]
+def processes_of(tmp_path) -> list[psutil.Process]:
+    """All living processes of the test's runs; their shared memory, which has no name, ends with the last of them."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == str(tmp_path):
+                found.append(process)
+    return found
+
+
+def all_gone(tmp_path):
+    wait_until(lambda: not processes_of(tmp_path), "the end of all processes")
+
+
+def shared_maps(pid: int) -> list[str]:
+    """What of a process's memory others may map and write."""
+    return [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if line.split()[1] == "rw-s"]
 
 
 def gone(pids):
@@ -121,7 +139,7 @@ def test_a_killed_env_worker_is_restarted_and_counted_and_the_run_goes_on(start,
     last = points(tmp_path / "run")[-1]
     assert last["system/env_worker_restarts"] == 1
     assert last["system/dropped_episodes"] == 1
-    assert leftovers(run.pid) == []
+    all_gone(tmp_path)
 
 
 def test_a_hung_env_worker_is_restarted(start, tmp_path):
@@ -140,7 +158,7 @@ def test_env_workers_that_keep_dying_end_the_run_with_the_cause(start, tmp_path)
     os.kill(pid_of(tmp_path / "run", "env_worker_0"), signal.SIGKILL)
     assert finished(run) == 1
     assert "max_restarts" in (tmp_path / "output.txt").read_text()
-    assert leftovers(run.pid) == []
+    all_gone(tmp_path)
 
 
 def test_a_dead_inference_worker_ends_the_run_once_and_leaves_nothing(start, tmp_path):
@@ -151,7 +169,7 @@ def test_a_dead_inference_worker_ends_the_run_once_and_leaves_nothing(start, tmp
     assert finished(run) == 1
     assert (tmp_path / "output.txt").read_text().count("the inference worker ended with exit code -9") == 1
     wait_until(gone(pids), "the end of all children")
-    assert leftovers(run.pid) == []
+    all_gone(tmp_path)
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_nothing_else(start, tmp_path):
@@ -163,7 +181,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_nothing_else(start, tmp_path):
     steps = points(tmp_path / "run")[-1]["optimizer_steps"]
     assert (tmp_path / "run" / "checkpoints" / f"optimizer_step_{steps}" / "policy.safetensors").is_file()
     wait_until(gone(pids), "the end of all children")
-    assert leftovers(run.pid) == []
+    all_gone(tmp_path)
 
 
 def test_a_closed_terminal_leaves_a_checkpoint_and_nothing_else(start, tmp_path):
@@ -184,7 +202,7 @@ def test_a_closed_terminal_leaves_a_checkpoint_and_nothing_else(start, tmp_path)
     assert (tmp_path / "run" / "checkpoints" / f"optimizer_step_{steps}" / "policy.safetensors").is_file()
     assert points(tmp_path / "run")[-1]["system/env_worker_restarts"] == 0
     wait_until(gone(pids), "the end of all children")
-    assert leftovers(run.pid) == []
+    all_gone(tmp_path)
 
 
 def test_a_killed_run_takes_its_children_along_and_resumes(start, tmp_path):
@@ -202,8 +220,55 @@ def test_a_killed_run_takes_its_children_along_and_resumes(start, tmp_path):
     assert steps == list(range(1, budget + 1))
     decisions = [point["decisions"] for point in points(tmp_path / "run")]
     assert decisions == sorted(decisions)
-    assert leftovers(first.pid) == []
-    assert leftovers(second.pid) == []
+    all_gone(tmp_path)
+
+
+def test_no_memory_that_a_run_shares_has_a_name(start, tmp_path):
+    run = start(async_recipe())
+    wait_until(learning(tmp_path / "run"), "the first update")
+    workers = [pid_of(tmp_path / "run", name) for name in ("inference_worker", "env_worker_0", "env_worker_1")]
+    maps = {pid: shared_maps(pid) for pid in (run.pid, *workers)}
+    names = {pid: {line.split("/", 1)[1] for line in lines} for pid, lines in maps.items()}
+    blocks = {f"memfd:vla_rl-{what} (deleted)" for what in ("slots", "counters", "replay")}
+    assert names[run.pid] == blocks | {"memfd:vla_rl-mailbox (deleted)"}  # the toy's policy has nothing frozen
+    assert [names[pid] for pid in workers] == [names[run.pid] - {"memfd:vla_rl-replay (deleted)"}, blocks, blocks]
+    inodes = [{line.split()[4] for line in lines if "vla_rl-slots" in line} for lines in maps.values()]
+    assert inodes == [inodes[0]] * 4  # one block, not four
+
+
+def has_children(run):
+    return lambda: bool(psutil.Process(run.pid).children())
+
+
+def has_memory(run):
+    return lambda: bool(shared_maps(run.pid))
+
+
+@pytest.mark.parametrize("victims", ["learner and tracker", "all at once"])
+@pytest.mark.parametrize("moment", ["its memory is made", "its children start", "it collects", "it publishes"])
+def test_a_run_that_is_killed_with_its_tracker_leaves_no_process_and_nothing_in_dev_shm(
+    start, tmp_path, moment, victims
+):
+    """Then nothing holds its memory, and nothing that has a name is left of it."""
+    run = start(async_recipe(env={"step_seconds": 0.0} if moment == "it publishes" else {}))
+    conditions = {
+        "its memory is made": has_memory(run),
+        "its children start": has_children(run),
+        "it collects": learning(tmp_path / "run"),
+        "it publishes": learning(tmp_path / "run", 50),  # after every update: several hundred times a second
+    }
+    wait_until(conditions[moment], moment)
+    run.send_signal(signal.SIGSTOP)  # so that it starts no process while we look
+    members = processes_of(tmp_path)
+    for process in members:
+        with suppress(psutil.NoSuchProcess):
+            is_tracker = "resource_tracker" in " ".join(process.cmdline())
+            if victims == "all at once" or is_tracker or process.pid == run.pid:
+                process.kill()
+    run.wait(10)
+    all_gone(tmp_path)
+    numbers = {str(process.pid) for process in members}
+    assert [each for each in Path("/dev/shm").iterdir() if numbers & set(re.findall(r"\d+", each.name))] == []
 
 
 def test_the_governor_holds_collection_back_and_the_log_tells_for_how_long(start, tmp_path):

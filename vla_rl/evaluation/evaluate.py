@@ -22,7 +22,6 @@ from vla_rl.evaluation.play import play, result_keys
 from vla_rl.evaluation.results import EvaluationSummary, write_results
 from vla_rl.evaluation.subject import Subject, find_subject
 from vla_rl.evaluation.video import VIDEOS, check_video, count_videos, recorded_builders
-from vla_rl.ipc.shared_arrays import sweep_stale
 from vla_rl.reporting.files import atomic_write_bytes
 from vla_rl.reporting.manifest import MANIFEST_FILE, write_manifest
 
@@ -81,7 +80,6 @@ def _plan(checkpoint: Path | str, choices: Choices) -> Planned:
 
 def _evaluate(folder: Path, planned: Planned, progress: Progress | None) -> EvaluationReport:
     choices, parts = planned.choices, planned.parts
-    sweep_stale()
     _write_manifest(folder, planned)
     total = sum(len(part.jobs) for part in parts) * (1 if choices.control is None else 2)
     passes = Passes(folder, planned.subject.checkpoint, choices, Tally(total, progress))

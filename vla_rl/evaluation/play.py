@@ -89,7 +89,7 @@ def play(
         try:
             memory = make_memory(plan, policy, with_ring=False)
         except NoRoomError as error:
-            raise NoRoomError(error.found, error.remedy, settings="--workers") from error
+            raise NoRoomError(error.found, settings="--workers") from error
     finished: list[EpisodeRecord] = []
     try:
         with preflight():

@@ -52,7 +52,7 @@ class WeightMailbox(InSharedBlock):
 
     @classmethod
     def create(cls, layout: TensorLayout) -> Self:
-        """Allocate a mailbox for tensors of these shapes and dtypes; the caller owns it and unlinks it.
+        """Allocate a mailbox for tensors of these shapes and dtypes; the caller owns it.
 
         Raises:
             ValueError: not enough room.

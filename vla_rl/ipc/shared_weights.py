@@ -5,8 +5,8 @@
     ...
     for name, tensor in SharedWeights.attach(handle).tensors().items(): ...        # inference worker: the same memory
 
-On a CPU the memory is a block of POSIX shared memory (see `shared_arrays` for its life). On a GPU it is one allocation
-that is exported through CUDA IPC (see `cuda_memory`). The owner must outlive its users, and calls `unlink` after them.
+On a CPU the memory is a block of shared memory (see `shared_arrays` for its life). On a GPU it is one allocation that
+is exported through CUDA IPC (see `cuda_memory`). The owner must outlive its users, and calls `close` after them.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class SharedWeights:
         """Map the weights of another process.
 
         Raises:
-            FileNotFoundError: the owner is gone.
+            ValueError: the owner, in this process, closed them.
             SharingError: GPU memory cannot be mapped here.
         """
         if isinstance(handle.memory, CudaMemoryHandle):
@@ -95,18 +95,14 @@ class SharedWeights:
         }
 
     def close(self) -> None:
-        """Let go of the memory; tensors that are still held stay valid, `tensors` must not be called. Idempotent."""
+        """Let go of the memory; in the owner, after the other processes have ended. Idempotent.
+
+        Tensors that are still held stay valid, `tensors` must not be called. GPU memory is freed as soon as the owner's
+        own tensors are gone.
+        """
         self._flat = torch.empty(0, dtype=torch.uint8)
         if self._block is not None:
             self._block.close()
-
-    def unlink(self) -> None:
-        """End the sharing, in the owner, after the other processes have ended: remove the block's name. Idempotent.
-
-        GPU memory is freed then, as soon as the owner's own tensors are gone.
-        """
-        if self._block is not None:
-            self._block.unlink()
         if self._exported is not None:
             self._exported.release()
             self._exported = None
@@ -116,7 +112,6 @@ class SharedWeights:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
-        self.unlink()
 
 
 def share_tensors(named: Mapping[str, torch.Tensor], *, device: torch.device | None = None) -> SharedWeights:

@@ -59,7 +59,7 @@ class ReplayRing(InSharedBlock):
         max_episode_decisions: int,
         store_logits: bool = False,
     ) -> Self:
-        """Allocate a ring; the caller owns it and unlinks it.
+        """Allocate a ring; the caller owns it.
 
         Args:
             observation_spec: shapes of an observation.

@@ -62,7 +62,7 @@ class AnyCell(Protocol):
 
 @dataclass(slots=True)
 class CellMemory:
-    """The shared memory of one cell. Owned by the rank process, which unlinks it."""
+    """The shared memory of one cell. Owned by the rank process."""
 
     slots: SharedArrays
     counters: CellCounters
@@ -72,7 +72,7 @@ class CellMemory:
     _stack: ExitStack
 
     def close(self) -> None:
-        """Unlink everything; safe to call twice."""
+        """Let go of everything, after the cell's processes have ended; safe to call twice."""
         self._stack.close()
 
 
@@ -121,24 +121,24 @@ def make_memory(plan: Plan, policy: nn.Module, *, with_ring: bool) -> CellMemory
                 max_episode_decisions=plan.max_episode_decisions,
                 store_logits=plan.store_logits,
             )
-            _own(stack, ring.close, ring.unlink)
+            stack.callback(ring.close)
         fields = slot_fields(
             plan.observation_spec, plan.action_spec, num_slots=plan.num_slots, store_logits=plan.store_logits
         )
         slots = SharedArrays.create("slots", fields)
-        _own(stack, slots.close, slots.unlink)
+        stack.callback(slots.close)
         counters = CellCounters.create(num_env_workers=recipe.rollout.num_workers)
-        _own(stack, counters.close, counters.unlink)
+        stack.callback(counters.close)
         frozen = None
         if recipe.runtime.share_frozen is False:
             policy.to(plan.device)
         else:
             frozen = share_frozen(policy, map_policy=not plan.shards_frozen, device=plan.device)
         if frozen is not None:
-            _own(stack, frozen.close, frozen.unlink)
+            stack.callback(frozen.close)
         layout = {name: (tuple(t.shape), t.dtype) for name, t in trainable_tensors(policy).items()}
         mailbox = WeightMailbox.create(layout)
-        _own(stack, mailbox.close, mailbox.unlink)
+        stack.callback(mailbox.close)
         return CellMemory(slots, counters, mailbox, frozen, ring, stack.pop_all())
 
 
@@ -255,11 +255,6 @@ def _frozen_handle(plan: Plan, memory: CellMemory) -> SharedWeightsHandle | NotS
 def _not_shared(plan: Plan) -> NotShared | None:
     """Why no memory is shared: by request, or because nothing is frozen."""
     return NotShared("runtime.share_frozen is false", asked_for=True) if plan.policy.frozen_parameters else None
-
-
-def _own(stack: ExitStack, close: Callable[[], None], unlink: Callable[[], None]) -> None:
-    stack.callback(unlink)
-    stack.callback(close)
 
 
 def _inference_settings(plan: Plan, log_dir: Path, *, greedy: bool, seed: int) -> InferenceSettings:

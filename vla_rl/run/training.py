@@ -135,7 +135,7 @@ class TrainingRun:
         self.close()
 
     def close(self) -> None:
-        """End every process of the cell and unlink its memory; safe to call twice."""
+        """End every process of the cell and let go of its memory; safe to call twice."""
         self._stack.close()
 
     def start(self) -> None:
