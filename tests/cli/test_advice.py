@@ -30,6 +30,7 @@ SPEAKERS = {
     "vla_rl/cli/main.py": [""],
     "vla_rl/cli/assets.py": ["assets download", "assets check", "assets status"],
     "vla_rl/cli/doctor.py": ["doctor"],
+    "vla_rl/cli/metrics.py": ["metrics"],
     "vla_rl/cli/report.py": ["report"],
     "vla_rl/cli/recipes.py": ["recipes list", "recipes show", "recipes validate", "recipes fields"],
 }
