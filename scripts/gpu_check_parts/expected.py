@@ -21,7 +21,7 @@ EXPECTED = {
     "cell.update": "11.4 s for 252 decisions; goal 5.7 s",
     "cell.consumed": "22 decisions/s",
     "cell.collected": "5.5 decisions/s, at a replay ratio of 4",
-    "cell.publish": "100 ms",
+    "cell.publish": "10 to 20 ms",
     "cell.lag0": "as the noise of the network alone",
     "cell.lost": "0",
     "toy.success": "0.9 and more",

@@ -20,6 +20,7 @@ import torch
 from vla_rl.credit import Gae
 from vla_rl.ipc.mailbox import MailboxHandle, WeightMailbox
 from vla_rl.ipc.shared_weights import SharedWeights, SharedWeightsHandle, share_tensors
+from vla_rl.ipc.transfers import PlainTransfers, transfers_for
 from vla_rl.learner.engine import Engine
 from vla_rl.learner.learner import Learner
 from vla_rl.learner.optimizer import OptimizerSettings
@@ -320,6 +321,39 @@ def test_two_processes_publish_and_adopt_while_both_compute(device):
                 child.join(CHILD_S)
     assert adopted == last and child.exitcode == 0
     np.testing.assert_allclose(theirs_logits, logits.cpu().numpy(), atol=1e-3 * np.abs(theirs_logits).max())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_snapshot_is_what_was_queued_before_it_and_nothing_that_is_queued_after(device):
+    """Copies run beside the stream that computes: after what it was given before, and complete when publish returns."""
+    shape = (2**20,)
+    weights, into = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
+    slow = torch.randn(2048 if device != "cpu" else 64, 2048 if device != "cpu" else 64, device=device)
+    with WeightMailbox.create({"w": (shape, torch.float32)}) as mailbox:
+        for version in range(10):
+            for _ in range(20):  # a GPU still computes when the copies are asked for
+                slow = (slow @ slow).tanh()
+            weights.fill_(float(version))
+            mailbox.publish(version, {"w": weights})
+            weights.fill_(-1.0)
+            for _ in range(20):
+                slow = (slow @ slow).tanh()
+            into.fill_(-2.0)
+            assert mailbox.read({"w": into}) == version
+            assert into.unique().tolist() == [float(version)]
+        buffers = [buffer["w"] for buffer in mailbox._buffers]
+        assert all(buffer.is_pinned() for buffer in buffers) == (device != "cpu")
+    assert not any(buffer.is_pinned() for buffer in buffers)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_memory_that_cannot_be_pinned_leaves_no_error_behind(caplog):
+    found = transfers_for(torch.device("cuda:0"), 0, 4096)  # nothing is mapped there
+    assert isinstance(found, PlainTransfers)
+    assert len(caplog.records) == 1
+    assert torch.ones(3, device="cuda:0").sum() == 3.0
+    torch.cuda.synchronize()
 
 
 @pytest.mark.gpu

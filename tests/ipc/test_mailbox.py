@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import mmap
 import multiprocessing
 import time
+from collections.abc import Callable
 from multiprocessing.synchronize import Event
 
 import pytest
 import torch
 
+from vla_rl.ipc import transfers
 from vla_rl.ipc.mailbox import MailboxHandle, WeightMailbox
 
 LAYOUT = {"lora": ((4, 3), torch.float32), "rows": ((5,), torch.bfloat16)}
@@ -85,7 +88,7 @@ def test_a_different_layout_is_refused_by_name():
 class PublishesWhileCopied:
     """Stands for a destination tensor whose copy is so slow that the writer publishes `times` snapshots meanwhile."""
 
-    shape, dtype = (2,), torch.float32
+    shape, dtype, device = (2,), torch.float32, torch.device("cpu")
 
     def __init__(self, mailbox: WeightMailbox, times: int, *, always: bool = False) -> None:
         self.mailbox, self.times, self.always = mailbox, times, always
@@ -121,7 +124,7 @@ def test_a_reader_that_is_always_overtaken_gives_up_with_the_cause():
 class DiesWhileCopied:
     """Stands for a writer killed in the middle of a publish: its buffer is half written and stays announced."""
 
-    shape, dtype = (2,), torch.float32
+    shape, dtype, device = (2,), torch.float32, torch.device("cpu")
 
     def detach(self) -> torch.Tensor:
         raise InterruptedError
@@ -135,6 +138,18 @@ def test_a_writer_that_died_while_publishing_leaves_the_last_snapshot():
         into = {"p": torch.ones(2)}
         assert mailbox.read(into) == 0
         assert into["p"].tolist() == [0.0, 0.0]
+
+
+def test_an_attempt_that_failed_half_way_does_not_harm_the_next():
+    """Sequence numbers are odd while a buffer is written: counted on from an odd one they would say the contrary."""
+    with WeightMailbox.create({"p": ((2,), torch.float32)}) as mailbox:
+        mailbox.publish(0, {"p": torch.zeros(2)})
+        with pytest.raises(InterruptedError):
+            mailbox.publish(1, {"p": DiesWhileCopied()})
+        mailbox.publish(1, {"p": torch.ones(2)})
+        into = {"p": torch.full((2,), -1.0)}
+        assert mailbox.read(into) == 1
+        assert into["p"].tolist() == [1.0, 1.0]
 
 
 class StaleOnce:
@@ -158,6 +173,98 @@ def test_a_buffer_that_is_being_written_is_not_read(monkeypatch):
         into = {"a": torch.zeros(1), "b": torch.zeros(2)}
         assert mailbox.read(into) == 1
         assert (into["a"].tolist(), into["b"].tolist()) == ([1.0], [1.0, 1.0])
+
+
+class Delayed:
+    """Stands for copies by a GPU: a copy is made when it is waited for, or never. `at_wait` is called before."""
+
+    def __init__(self, at_wait: Callable[[], None]) -> None:
+        self.pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.at_wait = at_wait
+
+    def start(self, pairs) -> None:
+        self.pairs += pairs
+
+    def wait(self) -> None:
+        self.at_wait()
+        for target, source in self.pairs:
+            target.copy_(source)
+        self.pairs = []
+
+    def close(self) -> None:
+        self.pairs = []
+
+
+def test_a_version_is_announced_after_its_copies_are_complete():
+    """A wait that is left out shows the reader old content under the new version; one that comes late is seen here."""
+    seen = []
+    with WeightMailbox.create(LAYOUT) as writer, WeightMailbox.attach(writer.handle) as reader:
+        writer.publish(0, constant(LAYOUT, 0.0))
+        filled = 1 - int(reader._latest[0])
+        writer._transfers = Delayed(lambda: seen.append((reader.latest_version(), int(reader._sequence[filled]) % 2)))
+        writer.publish(1, constant(LAYOUT, 1.0))
+        into = constant(LAYOUT, -1.0)
+        assert reader.read(into) == 1
+        assert all((tensor == 1.0).all() for tensor in into.values())
+        assert seen == [(0, 1)]
+
+
+def test_a_reader_looks_at_the_sequence_number_after_its_copies_are_complete():
+    """Its buffer is written again between the start of its copies and their end: what they give is thrown away."""
+    with WeightMailbox.create(LAYOUT) as writer, WeightMailbox.attach(writer.handle) as reader:
+        writer.publish(0, constant(LAYOUT, 0.0))
+        to_come = [1, 2]
+
+        def publish_twice_once() -> None:
+            while to_come:
+                version = to_come.pop(0)
+                writer.publish(version, constant(LAYOUT, float(version)))
+
+        reader._transfers = Delayed(publish_twice_once)
+        into = constant(LAYOUT, -1.0)
+        assert reader.read(into) == 2
+        assert all((tensor == 2.0).all() for tensor in into.values())
+
+
+@pytest.mark.parametrize("kind", ["plain", "delayed"])
+def test_whatever_copies_the_bits_stay(kind):
+    torch.manual_seed(0)
+    source = {"p": torch.randn(33), "q": torch.randn(5, 7).bfloat16(), "n": torch.tensor([float("nan"), -0.0])}
+    layout = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in source.items()}
+    with WeightMailbox.create(layout) as mailbox:
+        if kind == "delayed":
+            mailbox._transfers = Delayed(lambda: None)
+        mailbox.publish(0, source)
+        into = {name: torch.zeros_like(tensor) for name, tensor in source.items()}
+        mailbox.read(into)
+        for name, tensor in source.items():
+            assert torch.equal(into[name].view(torch.uint8), tensor.view(torch.uint8)), name
+
+
+def test_what_is_pinned_is_whole_pages_around_both_buffers():
+    with WeightMailbox.create(LARGE) as mailbox:
+        address, num_bytes = mailbox._pages()
+        assert address % mmap.PAGESIZE == 0 == num_bytes % mmap.PAGESIZE
+        views = [view for buffer in mailbox._buffers for view in buffer.values()]
+        assert len(views) == 8
+        assert all(
+            address <= view.data_ptr() and view.data_ptr() + view.nbytes <= address + num_bytes for view in views
+        )
+        assert num_bytes < sum(view.nbytes for view in views) + 3 * mmap.PAGESIZE
+
+
+def test_memory_that_cannot_be_pinned_is_copied_plainly_and_that_is_said_once(caplog, monkeypatch):
+    def refuse(*_arguments: object) -> None:
+        raise RuntimeError("CUDA error: operation not supported.\nCUDA kernel errors might be asynchronously reported")
+
+    monkeypatch.setattr(transfers, "PinnedTransfers", refuse)
+    found = transfers.transfers_for(torch.device("cuda:0"), 0, 4096)
+    assert isinstance(found, transfers.PlainTransfers)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "publishing weights takes longer than it needs: their shared memory cannot be pinned for cuda:0: "
+        "CUDA error: operation not supported"
+    )
 
 
 def test_a_reader_racing_a_fast_writer_never_sees_a_torn_snapshot():

@@ -8,6 +8,10 @@ Two buffers: the writer fills the one that is not the latest, then names it the 
 still copying when the writer comes round to its buffer again (two publishes later) sees that the buffer's sequence
 number moved, throws its copy away and takes the newer snapshot. A sequence number is odd while its buffer is written.
 One writer; any number of readers.
+
+Both buffers are pinned in a process that copies to or from a GPU (`transfers`). Such copies go on after they were
+started, so both sides wait for them in one place each: the writer before it says that the buffer is whole, the reader
+before it looks whether the buffer was written meanwhile.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from mmap import PAGESIZE
 from typing import Self
 
 import numpy as np
@@ -22,6 +27,7 @@ import torch
 
 from vla_rl.ipc.fence import Fence
 from vla_rl.ipc.shared_arrays import Field, InSharedBlock, SharedArrays, SharedArraysHandle
+from vla_rl.ipc.transfers import PlainTransfers, Transfers, transfers_for
 
 NOTHING_PUBLISHED = -1
 MAX_READ_ATTEMPTS = 100
@@ -49,6 +55,7 @@ class WeightMailbox(InSharedBlock):
         self._version = block["version"]
         self._buffers = [self._map_buffer(index) for index in range(_NUM_BUFFERS)]
         self._fence = Fence()
+        self._transfers: Transfers | None = None  # pinning takes its time: by the process that copies, when it does
 
     @classmethod
     def create(cls, layout: TensorLayout) -> Self:
@@ -98,10 +105,11 @@ class WeightMailbox(InSharedBlock):
         if version <= self._version[latest]:
             raise ValueError(f"published version must be above {self._version[latest]}, got {version}")
         target = (latest + 1) % _NUM_BUFFERS
-        self._sequence[target] += 1
+        self._sequence[target] |= 1  # it may be odd already, of an attempt that failed half-way
         self._fence()
-        for name, view in self._buffers[target].items():
-            view.copy_(named[name].detach())
+        transfers = self._transfers_of(named)
+        transfers.start((view, named[name].detach()) for name, view in self._buffers[target].items())
+        transfers.wait()
         self._version[target] = version
         self._fence()
         self._sequence[target] += 1
@@ -126,6 +134,7 @@ class WeightMailbox(InSharedBlock):
             RuntimeError: the writer came round twice during every attempt.
         """
         self._check_layout(into, "read into")
+        transfers = self._transfers_of(into)
         for _ in range(MAX_READ_ATTEMPTS):
             source = int(self._latest[0])
             before = int(self._sequence[source])
@@ -136,8 +145,8 @@ class WeightMailbox(InSharedBlock):
             if version == NOTHING_PUBLISHED:
                 raise ValueError("read from a weight mailbox before anything was published: ask latest_version() first")
             with torch.no_grad():
-                for name, view in self._buffers[source].items():
-                    into[name].copy_(view)
+                transfers.start((into[name], view) for name, view in self._buffers[source].items())
+                transfers.wait()
             self._fence()
             if int(self._sequence[source]) == before:
                 return version
@@ -145,6 +154,27 @@ class WeightMailbox(InSharedBlock):
             f"weight mailbox: {MAX_READ_ATTEMPTS} reads in a row were overtaken by two publishes each (latest version "
             f"{self.latest_version()}); publish less often (learner.publish_every)"
         )
+
+    def close(self) -> None:
+        """Let go of the memory. Idempotent."""
+        if self._transfers is not None:
+            self._transfers.close()
+            self._transfers = None
+        super().close()
+
+    def _transfers_of(self, named: Mapping[str, torch.Tensor]) -> Transfers:
+        if self._transfers is None:
+            devices = (tensor.device for tensor in named.values())
+            gpu = next((device for device in devices if device.type == "cuda"), None)
+            self._transfers = PlainTransfers() if gpu is None else transfers_for(gpu, *self._pages())
+        return self._transfers
+
+    def _pages(self) -> tuple[int, int]:
+        """Address and length of the whole pages that hold both buffers."""
+        views = [view for buffer in self._buffers for view in buffer.values()]
+        first = min(view.data_ptr() for view in views) // PAGESIZE
+        behind = -(-max(view.data_ptr() + view.nbytes for view in views) // PAGESIZE)
+        return first * PAGESIZE, (behind - first) * PAGESIZE
 
     def _map_buffer(self, index: int) -> dict[str, torch.Tensor]:
         return {
