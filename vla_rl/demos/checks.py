@@ -1,4 +1,4 @@
-"""Rules that every episode of every format keeps."""
+"""Checks of every episode of every format."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from vla_rl.demos.problems import DemosError
 
 
 def check_numbers(name: str, values: NDArray[Any], shape: tuple[int, ...], place: tuple[str, str]) -> None:
-    """Hold an array against its shape, and every number against NaN and infinity.
+    """Check an array's shape, and that all its numbers are finite.
 
     Raises:
-        DemosError: the shape is another, or a number is none.
+        DemosError: the shape differs, or a number is not finite.
     """
     file, part = place
     key = f"{part}/{name}" if part else name
@@ -36,10 +36,10 @@ def check_numbers(name: str, values: NDArray[Any], shape: tuple[int, ...], place
 
 
 def check_episode(actions: NDArray[Any], state: NDArray[Any], pictures: int, place: tuple[str, str]) -> None:
-    """Hold the parts of an episode against each other: one row of each for every picture, and at least one.
+    """Check that the parts of an episode have one row for each picture, and at least one.
 
     Raises:
-        DemosError: they do not fit.
+        DemosError: they do not match.
     """
     if not pictures:
         raise DemosError(*place, "an episode has at least one row", found="none", fix="take this episode out")
@@ -48,7 +48,7 @@ def check_episode(actions: NDArray[Any], state: NDArray[Any], pictures: int, pla
 
 
 def missing_key(place: tuple[str, str], key: str, present: list[str]) -> DemosError:
-    """The error of a key that is not there."""
+    """Return the error of a missing key."""
     file, part = place
     return DemosError(
         file,

@@ -1,4 +1,4 @@
-"""What datasets of one robot disagree about: gripper, no-ops, time, and where the prompt comes from."""
+"""Conventions in which data sets of one robot differ: gripper, no-ops, time, and the source of the prompt."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ Gripper = Literal["signed", "binary"]
 GRIPPERS: dict[str, str] = {"signed": "-1 open, +1 close", "binary": "0 close, 1 open"}
 NO_OP_NORM = 1e-4  # regenerate_libero_dataset.py of moojink/openvla-oft
 BINARY_TOLERANCE = 1e-3
-MIN_MOTION = 1e-4  # rad; joints that move less within an episode say nothing about time
+MIN_MOTION = 1e-4  # rad; joints that move less within an episode do not determine the time
 CLEARLY_NEARER = 0.2  # observations are 2 ms older than the state at the end of a control step of 50 ms
 
 
 def task_of_file(path: Path) -> str:
-    """The name of a task, from the name of its file: `KITCHEN_SCENE3_turn_on_the_stove_demo.hdf5` without `_demo`."""
+    """Return the name of a task from its file name: `KITCHEN_SCENE3_turn_on_the_stove_demo.hdf5` without `_demo`."""
     return path.name.split(".")[0].removesuffix("_demo")
 
 
 def instruction_of_task(task: str) -> str:
-    """The prompt: the words of the name after a token like SCENE3, lower case.
+    """Return the prompt: the words of the name after a token like SCENE3, lower case.
 
-    Published policies were trained on it, and not on the sentence in the file, which can differ.
+    Published policies were trained on it, not on the sentence in the file, which can differ.
     """
     words = task.split("_")
     scenes = [place for place, word in enumerate(words) if re.fullmatch(r"SCENE\d+", word)]
@@ -35,9 +35,9 @@ def instruction_of_task(task: str) -> str:
 
 
 def gripper_of(commands: NDArray[np.float64]) -> Gripper | None:
-    """The convention of some gripper commands; None where they fit both (always 1).
+    """Return the convention of some gripper commands; None if they fit both (always 1).
 
-    Below 0 only the environment's -1 ... +1 goes; where nothing is negative, a 0 tells of 0 and 1.
+    Negative values occur only in the environment's -1 ... +1; without any, a 0 indicates 0 and 1.
     """
     if commands.min() < -BINARY_TOLERANCE:
         return "signed"
@@ -45,10 +45,10 @@ def gripper_of(commands: NDArray[np.float64]) -> Gripper | None:
 
 
 def to_environment(actions: NDArray[np.float64], gripper: Gripper, place: tuple[str, str]) -> NDArray[np.float32]:
-    """Actions (T, 7) with the gripper as the environment takes it: -1 open, +1 close.
+    """Convert actions (T, 7) to the environment's gripper commands: -1 open, +1 close.
 
     Raises:
-        DemosError: the commands are of another convention.
+        DemosError: the commands have another convention.
     """
     commands = actions[:, -1]
     converted = actions.astype(np.float32)
@@ -74,10 +74,10 @@ def _mixed(commands: NDArray[np.float64], gripper: Gripper, place: tuple[str, st
 
 
 def kept_rows(actions: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which actions (T, 7) are no no-ops, by the rule of OpenVLA-OFT's data.
+    """Return which actions (T, 7) are not no-ops, by the rule of OpenVLA-OFT's data.
 
-    A no-op moves less than 1e-4 (norm of the first six) and leaves the gripper as the last kept action had it; before
-    the first kept action the gripper does not count. Source: regenerate_libero_dataset.py of moojink/openvla-oft.
+    A no-op moves less than 1e-4 (norm of the first six) and keeps the gripper command of the last kept action; before
+    the first kept action the gripper is ignored. Source: regenerate_libero_dataset.py of moojink/openvla-oft.
     """
     still = np.linalg.norm(actions[:, :-1], axis=1) < NO_OP_NORM
     kept = np.zeros(len(actions), bool)
@@ -90,7 +90,7 @@ def kept_rows(actions: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def measured_lag(states: NDArray[Any], joints: NDArray[Any]) -> int | None:
-    """Whether pictures were taken before (0) or after (1) the action of their row; None if the numbers do not tell.
+    """Return whether pictures were taken before (0) or after (1) the action of their row; None if undetermined.
 
     `states` (T, 1 + positions + velocities) is the simulator's state before the action of its row, and begins with the
     time and the 7 joints; `joints` (T, 7) were observed together with the pictures.

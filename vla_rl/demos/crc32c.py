@@ -15,22 +15,22 @@ POLYNOMIAL = 0x82F63B78  # reflected
 ONES = 0xFFFFFFFF
 MASK_DELTA = 0xA282EAD8  # TFRecord: crc32c.h of tensorflow
 MAX_LANES = 8192
-MIN_LANE = 32  # bytes; below that the joining costs more than the lanes save
+MIN_LANE = 32  # bytes; below this, joining costs more than the lanes save
 
 Words = NDArray[np.uint32]
 
 
 def crc32c(data: bytes | memoryview) -> int:
-    """The CRC-32C of `data`; of b"123456789" it is 0xE3069283."""
+    """Return the CRC-32C of `data`; of b"123456789" it is 0xE3069283."""
     size = len(data)
     lanes = 1 << max(0, (size // MIN_LANE).bit_length() - 1)
     if lanes < 2:
         return _of_few(data)
     lanes = min(lanes, MAX_LANES)
-    length = -(-size // (2 * lanes)) * 2  # of a lane in bytes, even
-    padded = np.zeros(lanes * length, np.uint8)  # zeros in front change nothing while the remainder is zero
+    length = -(-size // (2 * lanes)) * 2  # length of a lane in bytes, even
+    padded = np.zeros(lanes * length, np.uint8)  # leading zeros change nothing while the remainder is zero
     padded[-size:] = np.frombuffer(data, np.uint8)
-    padded[-size : padded.size - size + 4] ^= 0xFF  # the same as beginning with a remainder of ones
+    padded[-size : padded.size - size + 4] ^= 0xFF  # equivalent to starting with a remainder of ones
     words = np.ascontiguousarray(padded.view("<u2").reshape(lanes, -1).T)
     table = _two_bytes()
     remainders = np.zeros(lanes, np.uint32)
@@ -44,7 +44,7 @@ def crc32c(data: bytes | memoryview) -> int:
 
 
 def masked_crc32c(data: bytes | memoryview) -> int:
-    """The CRC as TFRecord stores it: rotated right by 15 bits, plus a constant."""
+    """Return the CRC as TFRecord stores it: rotated right by 15 bits, plus a constant."""
     crc = crc32c(data)
     return (((crc >> 15) | (crc << 17)) + MASK_DELTA) & ONES
 
@@ -75,9 +75,9 @@ def _two_bytes() -> Words:
 
 @lru_cache(64)
 def _shift(length: int) -> Words:
-    """What `length` zero bytes make of a remainder, as the images of its 32 bits."""
+    """Return the effect of `length` zero bytes on a remainder, as the images of its 32 bits."""
     bits = np.uint32(1) << np.arange(32, dtype=np.uint32)
-    power = (bits >> 8) ^ _one_byte()[bits & 0xFF]  # of one zero byte
+    power = (bits >> 8) ^ _one_byte()[bits & 0xFF]  # effect of one zero byte
     result = bits
     while length:
         if length & 1:

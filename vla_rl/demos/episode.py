@@ -1,4 +1,4 @@
-"""Episodes of demonstrations: as a file stores them, and as a policy is trained on them.
+"""Episodes of demonstrations: as stored in a file, and as used to train a policy.
 
 Shapes: T rows of an episode, H and W pixels of a picture.
 """
@@ -25,11 +25,11 @@ ReadPictures = Callable[[str, Rows], UInt8Array]  # camera and rows in ascending
 
 @dataclass(frozen=True, slots=True)
 class StoredEpisode:
-    """One episode in the conventions of its file: nothing is turned, shifted or converted."""
+    """Episode in the conventions of its file: nothing is rotated, shifted or converted."""
 
     place: tuple[str, str]  # the file and the part of it, for messages
     task: str  # LIBERO's name of the task: the stem of its file, with underscores
-    number: int  # the demonstration's own number where the format has one
+    number: int  # the demonstration's own number, if the format has one
     instruction: str  # lower case
     actions: NDArray[np.float64]  # (T, 7)
     state: FloatArray  # (T, 8)
@@ -42,10 +42,10 @@ class StoredEpisode:
 
 
 class Reader(Protocol):
-    """A dataset on disk. Only what is asked for is read."""
+    """Data set on disk. Only requested parts are read."""
 
     format: str
-    rotated: bool  # whether the stored pictures are turned already, by the format's own rules
+    rotated: bool  # True: by the format's own rules the stored pictures are already rotated
     documented_gripper: str | None  # the convention that the format prescribes, if it does
 
     def __len__(self) -> int: ...
@@ -54,7 +54,7 @@ class Reader(Protocol):
         """Read the numbers of an episode; its pictures are read when they are asked for.
 
         Raises:
-            DemosError: the data are broken or not what the format prescribes.
+            DemosError: the data are broken or violate the format.
         """
         ...
 
@@ -63,7 +63,7 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Episode:
-    """A demonstration as a policy is trained on it. Row t of frames, state and actions belong together.
+    """Demonstration as a policy is trained on it. Row t of frames, state and actions belong together.
 
     Pictures are read when `frames` or `frame` is used; `frames` keeps them as long as the episode is kept.
     """
@@ -75,14 +75,14 @@ class Episode:
     number: int
     rows: Rows = field(repr=False)  # (T,) rows of the stored pictures
     stored: StoredEpisode = field(repr=False)
-    turned: bool = field(repr=False)  # whether the stored pictures have to be turned by 180 degrees
+    turned: bool = field(repr=False)  # True: the stored pictures must be rotated by 180 degrees
 
     def __len__(self) -> int:
         return len(self.actions)
 
     @cached_property
     def frames(self) -> dict[str, UInt8Array]:
-        """(T, H, W, 3) uint8 for each of `CAMERAS`, turned as the policy sees them.
+        """Return (T, H, W, 3) uint8 for each of `CAMERAS`, rotated as the policy sees them.
 
         Raises:
             DemosError: a picture cannot be read.
@@ -90,7 +90,7 @@ class Episode:
         return {camera: self._pictures(camera, self.rows) for camera in CAMERAS}
 
     def frame(self, camera: str, row: int) -> UInt8Array:
-        """One picture, (H, W, 3) uint8; a negative `row` counts from the end.
+        """Return one picture, (H, W, 3) uint8; a negative `row` counts from the end.
 
         Raises:
             DemosError: the picture cannot be read.
@@ -99,7 +99,7 @@ class Episode:
         return picture
 
     def pictures(self, camera: str, rows: Sequence[int]) -> UInt8Array:
-        """Some pictures, (len(rows), H, W, 3) uint8; `rows` ascend.
+        """Return some pictures, (len(rows), H, W, 3) uint8; `rows` ascend.
 
         Raises:
             DemosError: a picture cannot be read.

@@ -1,4 +1,4 @@
-"""HDF5 files: opened, read and written here alone; what h5py says is turned into errors that name file and key."""
+"""HDF5 files: the only module that opens, reads and writes them. Errors of h5py become errors with file and key."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def open_h5(file: Path) -> Iterator[File]:
     """Open an HDF5 file for reading.
 
     Raises:
-        DemosError: it is none, or it is cut off.
+        DemosError: it is not an HDF5 file, or it is truncated.
         UserError: h5py is not installed.
     """
     with extra_needed("reading HDF5 files"):
@@ -50,10 +50,10 @@ def open_h5(file: Path) -> Iterator[File]:
 
 
 def read_array(group: Group, key: str, rows: NDArray[np.int64] | None = None) -> NDArray[Any]:
-    """A data set of `group`, or some of its rows; `rows` ascend.
+    """Read a data set of `group`, or some of its rows; `rows` ascend.
 
     Raises:
-        DemosError: it is missing, no data set, or cannot be read.
+        DemosError: it is missing, not a data set, or not readable.
     """
     dataset = find(group, key)
     try:
@@ -73,7 +73,7 @@ def read_array(group: Group, key: str, rows: NDArray[np.int64] | None = None) ->
 
 
 def find(group: Group, key: str) -> Dataset:
-    """The data set of that name.
+    """Return the data set of that name.
 
     Raises:
         DemosError: there is none.
@@ -99,7 +99,7 @@ def find(group: Group, key: str) -> Dataset:
 
 @contextmanager
 def new_h5(file: Path) -> Iterator[File]:
-    """Write an HDF5 file; it gets its name when it is whole, and is not there otherwise."""
+    """Write an HDF5 file atomically: it appears under its name when complete, or not at all."""
     with extra_needed("writing HDF5 files"):
         import h5py
     partial = file.with_name(f".{file.name}.partial")

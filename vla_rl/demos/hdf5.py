@@ -1,7 +1,7 @@
-"""LIBERO's HDF5 files, raw and regenerated ("no_noops"): one file per task, `data/demo_0`, `data/demo_1`, ...
+"""HDF5 files of LIBERO, raw and regenerated ("no_noops"): one file per task, `data/demo_0`, `data/demo_1`, ...
 
-In raw files (scripts/create_dataset.py of LIBERO) a picture shows what the action of its row did. In regenerated ones
-(regenerate_libero_dataset.py of moojink/openvla-oft) it was taken before that action. Both hold it upside down.
+In raw files (scripts/create_dataset.py of LIBERO) a picture was taken after the action of its row, in regenerated ones
+(regenerate_libero_dataset.py of moojink/openvla-oft) before it. Both store it upside down.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ RAW, REGENERATED = "libero_hdf5_raw", "libero_hdf5_regenerated"
 
 @dataclass(frozen=True, slots=True)
 class TaskFile:
-    """One file, and what was found out about it."""
+    """File of a task, and what was found out about it."""
 
     path: Path
     numbers: tuple[int, ...]  # of the demonstrations, ascending
@@ -46,13 +46,13 @@ class TaskFile:
 
 
 class Hdf5Reader:
-    """A file or a folder of files, by name; demonstrations by number."""
+    """Reader of a file, or of a folder of files by name; demonstrations by number."""
 
     rotated = False
     documented_gripper: str | None = "signed"
 
     def __init__(self, files: list[Path]) -> None:
-        """Read what the files hold, but no episode.
+        """Read the description of the files, but no episode.
 
         Raises:
             DemosError: a file is broken or of another layout, or raw and regenerated files are mixed.
@@ -144,7 +144,7 @@ def _sentence(data: Group) -> str:
 
 
 def _state(demo: Group) -> NDArray[Any]:
-    """Position and axis-angle, then both fingers."""
+    """Return position and axis-angle, then both fingers."""
     whole = demo.get("obs/ee_states") is not None or demo.get("obs/ee_pos") is None
     poses = ["obs/ee_states"] if whole else ["obs/ee_pos", "obs/ee_ori"]
     parts = [read_array(demo, key) for key in (*poses, "obs/gripper_states")]
@@ -180,13 +180,13 @@ def _read_pictures(file: Path, demo: str, camera: str, rows: Rows) -> UInt8Array
 
 
 def _read_extras(file: Path, demo: str, lag: int) -> Mapping[str, NDArray[Any]]:
-    """What other readers of the layout look for, each row at the time of a picture."""
+    """Return the values that other readers of the layout expect, each row at the time of a picture."""
     extras = {}
     with open_h5(file) as handle:
         group = handle[demo]
         for key in ("obs/joint_states", "states", "robot_states"):
             if key in group:
                 values = read_array(group, key)
-                # A state belongs to the time before its action, everything else to that of its picture.
+                # A state is from the time before its action, everything else from that of its picture.
                 extras[key] = np.concatenate([values[lag:], values[len(values) - lag :]]) if key == "states" else values
     return extras

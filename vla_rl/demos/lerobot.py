@@ -1,6 +1,6 @@
 """LeRobot data sets, v2.0, v2.1 and v3.0: numbers in parquet, pictures in parquet or videos.
 
-Pictures are turned by 180 degrees already. `fps` is a label (10 or 20, while LIBERO is controlled at 20 Hz): the order
+Pictures are already rotated by 180 degrees. `fps` is a label (10 or 20, while LIBERO is controlled at 20 Hz): the order
 of rows counts, and seconds only find frames in videos. Source: huggingface/lerobot, src/lerobot/datasets.
 """
 
@@ -39,7 +39,7 @@ JOINT_KEYS = ("observation.states.joint_state",)
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where an episode lies: rows of a parquet file, and seconds in a video per camera."""
+    """Place of an episode: rows of a parquet file, and seconds in a video per camera."""
 
     episode: int
     file: Path
@@ -50,7 +50,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """Which columns hold what, found by their names."""
+    """Columns of each quantity, found by their names."""
 
     cameras: Mapping[str, str]
     is_video: Mapping[str, bool]
@@ -60,16 +60,16 @@ class Features:
 
 
 class LeRobotReader:
-    """The episodes of a data set in the order of their numbers."""
+    """Reader of a data set's episodes in the order of their numbers."""
 
     rotated = True
     documented_gripper: str | None = None  # both are in use
 
     def __init__(self, root: Path) -> None:
-        """Read the meta data.
+        """Read the metadata.
 
         Raises:
-            DemosError: they are missing, broken, of an unknown version, or name other features.
+            DemosError: the metadata is missing, broken, of an unknown version, or names other features.
         """
         self._root = root
         self._info_file = root / INFO

@@ -1,4 +1,4 @@
-"""Which format a path holds, and its episodes in one convention."""
+"""Detection of a path's format, and its episodes in one convention."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ FORMATS = (
 
 
 class Demos:
-    """The episodes of a data set, one at a time and in numerical order; memory holds the one in use.
+    """Episodes of a data set, one at a time and in numerical order; memory holds only the current one.
 
-    It can be iterated again and again, and asked for any episode by its place: `len(demos)`, `demos[3]`.
+    It can be iterated repeatedly and indexed: `len(demos)`, `demos[3]`.
     """
 
     def __init__(
@@ -47,10 +47,10 @@ class Demos:
 
     @property
     def gripper(self) -> Gripper:
-        """The convention of the file: as declared, or found in the first episodes that tell it.
+        """Return the gripper convention of the file: as declared, or found in the first episodes that determine it.
 
         Raises:
-            DemosError: nothing in the data set tells it, and neither does the format.
+            DemosError: neither the data nor the format determines it.
         """
         if self._gripper == "auto":
             found = (gripper_of(stored.actions[:, -1]) for stored in self.reader)
@@ -79,10 +79,10 @@ class Demos:
         return (self[index] for index in range(len(self)))
 
     def convert(self, stored: StoredEpisode) -> Episode:
-        """The episode with rows that belong together, in the environment's units.
+        """Convert an episode to rows that belong together, in the environment's units.
 
         Raises:
-            DemosError: the gripper is of another convention, or no row is left.
+            DemosError: the gripper has another convention, or no row is left.
         """
         lag = stored.lag
         actions = to_environment(stored.actions, self.gripper, stored.place)
@@ -116,18 +116,18 @@ def open_demos(
 
     Args:
         path: A file or a folder.
-        gripper: What the file means by its gripper commands: `signed` (-1 open, +1 close), `binary` (0 close, 1 open),
+        gripper: Meaning of the file's gripper commands: `signed` (-1 open, +1 close), `binary` (0 close, 1 open),
             or `auto`, from the values.
-        rotated: Whether the pictures in the file are turned by 180 degrees already; `auto` is what the format
-            prescribes. Numbers cannot tell it: look at `vla-rl demos inspect PATH --out sheet.png`.
-        drop_no_ops: Leave out the rows whose action does nothing, by the rule of `kept_rows`.
+        rotated: The pictures in the file are already rotated by 180 degrees; `auto` is what the format prescribes.
+            Numbers cannot tell: look at `vla-rl demos inspect PATH --out sheet.png`.
+        drop_no_ops: Drop rows whose action does nothing, by the rule of `kept_rows`.
 
     Returns:
         Its episodes.
 
     Raises:
-        UserError: the path holds no such data set, or a broken one, or an option does not exist; data that are broken
-            further on raise it when the iteration gets there.
+        UserError: the path holds no such data set, or a broken one, or an option does not exist; later broken data
+            raise it when the iteration reaches them.
     """
     if gripper not in ("auto", *GRIPPERS):
         raise UserError(f"gripper: {gripper!r} does not exist; choose from auto, {', '.join(GRIPPERS)}")
@@ -141,10 +141,10 @@ def open_demos(
 
 
 def find_reader(path: Path) -> Reader:
-    """The reader of the format that the path holds.
+    """Return the reader of the format that the path holds.
 
     Raises:
-        DemosError: there is nothing, or nothing that can be read.
+        DemosError: there is nothing, or nothing readable.
     """
     if not path.exists():
         raise DemosError(path, "", "does not exist", allowed=FORMATS)
@@ -190,6 +190,6 @@ def _is_dataset(folder: Path) -> bool:
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
-    """Numbers in names by their value."""
+    """Return a sort key in which numbers in names are ordered by value."""
     parts = re.split(r"(\d+)", path.name)
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]

@@ -18,19 +18,19 @@ Columns = dict[str, list[Any]]
 
 
 def column_names(file: Path) -> list[str]:
-    """The names of the columns."""
+    """Return the names of the columns."""
     with _opened(file) as parquet:
         return list(parquet.schema_arrow.names)
 
 
 def num_rows(file: Path) -> int:
-    """How many rows a file has."""
+    """Return the number of rows of a file."""
     with _opened(file) as parquet:
         return int(parquet.metadata.num_rows)
 
 
 def read_columns(file: Path, columns: Sequence[str], start: int = 0, stop: int | None = None) -> Columns:
-    """Columns by name, rows `start` to `stop` of the file, as Python values."""
+    """Return columns by name, rows `start` to `stop` of the file, as Python values."""
     values: Columns = {name: [] for name in columns}
     for batch in _batches(file, columns, start, stop, batch_rows=4096):
         for name in columns:
@@ -39,7 +39,7 @@ def read_columns(file: Path, columns: Sequence[str], start: int = 0, stop: int |
 
 
 def read_table(file: Path, columns: Sequence[str], start: int, stop: int) -> dict[str, NDArray[Any]]:
-    """Columns of numbers or of lists of numbers: (rows,) or (rows, width) each.
+    """Return columns of numbers or of lists of numbers: (rows,) or (rows, width) each.
 
     Raises:
         DemosError: a column is missing, or its lists differ in length.
@@ -52,7 +52,7 @@ def read_table(file: Path, columns: Sequence[str], start: int, stop: int) -> dic
 
 
 def read_cells(file: Path, column: str, start: int, stop: int) -> Iterator[Any]:
-    """The cells of one column as Python values, a few rows at a time."""
+    """Yield the cells of one column as Python values, a few rows at a time."""
     for batch in _batches(file, [column], start, stop, batch_rows=BATCH_ROWS):
         yield from batch.column(column).to_pylist()
 
@@ -68,7 +68,7 @@ def _to_numpy(file: Path, name: str, column: Any) -> NDArray[Any]:  # noqa: ANN4
 
 
 def _batches(file: Path, columns: Sequence[str], start: int, stop: int | None, *, batch_rows: int) -> Iterator[Any]:
-    """Record batches that cover exactly the rows from `start` to `stop`; other row groups are not read."""
+    """Yield record batches that cover exactly the rows from `start` to `stop`; other row groups are not read."""
     with _opened(file) as parquet:
         names = parquet.schema_arrow.names
         for name in columns:
@@ -95,7 +95,7 @@ def _batches(file: Path, columns: Sequence[str], start: int, stop: int | None, *
 
 @contextmanager
 def _opened(file: Path) -> Iterator[Any]:
-    """A parquet file; what pyarrow says of it becomes an error that names the file."""
+    """Open a Parquet file; pyarrow's errors become errors that name the file."""
     with extra_needed("reading LeRobot datasets"):
         import pyarrow as arrow
         from pyarrow import parquet

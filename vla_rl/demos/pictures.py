@@ -1,4 +1,4 @@
-"""Encoded pictures to pixels."""
+"""Decoding of pictures to pixels."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ JPEG = b"\xff\xd8\xff"
 
 
 class PictureError(ValueError):
-    """The bytes are no picture that can be read."""
+    """Bytes that are not a readable picture."""
 
 
 def decode_picture(data: bytes | memoryview) -> UInt8Array:
-    """JPEG or PNG to (H, W, 3) uint8; JPEG exactly as TensorFlow decodes it by default, with the fast transform.
+    """Decode JPEG or PNG to (H, W, 3) uint8; JPEG exactly as TensorFlow does by default, with the fast transform.
 
     Raises:
         PictureError: it is neither, or damaged.
@@ -34,7 +34,7 @@ def decode_picture(data: bytes | memoryview) -> UInt8Array:
 
 
 def size_of_picture(data: bytes | memoryview) -> tuple[int, int]:
-    """Height and width in pixels, from the header.
+    """Return height and width in pixels, from the header.
 
     Raises:
         PictureError: there is no header of a JPEG or PNG.

@@ -1,4 +1,4 @@
-"""The one form in which a fault of a dataset is told."""
+"""Form of all errors of data sets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EXTRA = ("h5py", "pyarrow", "av")  # the packages of the extra `demos`
 
 
 class DemosError(UserError):
-    """Demonstrations cannot be used. The message holds file, key, rule, what was found, what is allowed, and a fix."""
+    """Unusable demonstrations. The message holds file, key, rule, found and allowed values, and a fix."""
 
     def __init__(
         self, file: Path | str, key: str, rule: str, *, found: object = "", allowed: str = "", fix: str = ""
@@ -26,7 +26,7 @@ class DemosError(UserError):
 
 @contextmanager
 def extra_needed(purpose: str) -> Iterator[None]:
-    """Surround the import of a package of the extra `demos`.
+    """Wrap the import of a package of the extra `demos`.
 
     Raises:
         UserError: it is not installed; the message holds the command that installs it.

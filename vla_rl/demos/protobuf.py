@@ -16,11 +16,11 @@ Feature = list[memoryview] | NDArray[np.float32] | NDArray[np.int64]
 
 
 class ProtobufError(ValueError):
-    """The bytes are no such message."""
+    """Bytes that are not such a message."""
 
 
 def parse_example(data: bytes) -> dict[str, Feature]:
-    """The features of an Example by name; byte strings are views of `data`.
+    """Return the features of an Example by name; byte strings are views of `data`.
 
     Raises:
         ProtobufError: `data` is no Example.
@@ -72,11 +72,11 @@ def _integers(values: memoryview) -> NDArray[np.int64]:
         while at < len(body):
             number, at = _varint(body, at)
             numbers.append(number)
-    return np.array(numbers, np.uint64).astype(np.int64)  # a negative one is its 64 bits
+    return np.array(numbers, np.uint64).astype(np.int64)  # a negative number is stored as its 64 bits
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int, memoryview | int]]:
-    """Number, wire type and body of each field."""
+    """Yield number, wire type and body of each field."""
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)
@@ -98,7 +98,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int, memoryview | int]]:
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """The number at `at`, and where the next thing begins."""
+    """Return the number at `at`, and the offset after it."""
     number = 0
     for place in range(10):
         if at + place >= len(message):

@@ -1,6 +1,6 @@
 """RLDS data sets as TFDS writes them (`modified_libero_rlds`): one tf.train.Example per episode in TFRecord shards.
 
-Step features are flattened over time. Pictures are JPEG and turned by 180 degrees already. Source of the layout:
+Step features are flattened over time. Pictures are JPEG and already rotated by 180 degrees. Source of the layout:
 moojink/rlds_dataset_builder. TensorFlow is not needed.
 """
 
@@ -33,7 +33,7 @@ SHARD = re.compile(r"-(?P<index>\d{5})-of-(?P<count>\d{5})$")
 
 
 class RldsReader:
-    """The shards of a data set in their order."""
+    """Reader of the shards of a data set in their order."""
 
     format = "rlds"
     rotated = True
@@ -43,7 +43,7 @@ class RldsReader:
         """Find every record by its header.
 
         Raises:
-            DemosError: shards are missing, damaged or cut off, or hold another number of records than they should.
+            DemosError: shards are missing, damaged or truncated, or their number of records is wrong.
         """
         _check_complete(files)
         shards = [list(scan_records(file)) for file in files]
@@ -59,7 +59,7 @@ class RldsReader:
         return (self.read(index) for index in range(len(self)))
 
     def read(self, index: int) -> StoredEpisode:
-        """Read the numbers of an episode; its checksum is checked."""
+        """Read the numbers of an episode; its checksum is verified."""
         record = self._records[index]
         features = _features(record)
         place = _place(record)
@@ -111,7 +111,7 @@ def _check_complete(files: list[Path]) -> None:
 
 
 def _check_counts(files: list[Path], counts: list[int]) -> None:
-    """Hold the number of records of each shard against dataset_info.json, where there is one."""
+    """Compare the number of records of each shard with dataset_info.json, if it exists."""
     path = files[0].parent / "dataset_info.json"
     if not path.exists():
         return
@@ -119,7 +119,7 @@ def _check_counts(files: list[Path], counts: list[int]) -> None:
         splits = json.loads(path.read_text(encoding="utf-8"))["splits"]
         expected = next(list(map(int, it["shardLengths"])) for it in splits if it.get("name", "train") == "train")
     except (ValueError, KeyError, TypeError, AttributeError, StopIteration):
-        return  # it is only a help; other versions of TFDS write it otherwise
+        return  # it is optional, and other versions of TFDS write it differently
     if expected != counts and len(expected) == len(counts):
         shard = next(place for place, both in enumerate(zip(expected, counts, strict=True)) if both[0] != both[1])
         raise DemosError(
@@ -173,7 +173,7 @@ def _instruction(features: Mapping[str, Feature], place: tuple[str, str]) -> str
 
 
 def _task(features: Mapping[str, Feature], instruction: str) -> str:
-    """The name of the file that the episode came from, which also tells the scene."""
+    """Return the name of the episode's original file, which also identifies the scene."""
     origin = features.get(ORIGIN)
     if isinstance(origin, list) and origin:
         name = bytes(origin[0]).decode(errors="replace").replace("\\", "/").rsplit("/", 1)[-1]

@@ -1,4 +1,4 @@
-"""The statistics that scale actions and proprioception, as OpenVLA-OFT computes and stores them."""
+"""Statistics that scale actions and proprioception, as OpenVLA-OFT computes and stores them."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ ACTION_MASK = [True] * 6 + [False]  # the gripper is not scaled
 
 
 class HasRows(Protocol):
-    """An episode, as far as statistics are concerned."""
+    """Rows of an episode that statistics are computed from."""
 
     @property
     def state(self) -> FloatArray:
-        """(T, 8)."""
+        """Return (T, 8)."""
         ...
 
     @property
     def actions(self) -> FloatArray:
-        """(T, 7), gripper -1 open, +1 close."""
+        """Return (T, 7), gripper -1 open, +1 close."""
         ...
 
 
 def action_statistics(episodes: Iterable[HasRows]) -> dict[str, Any]:
-    """The entry of `dataset_statistics.json` for a whole data set.
+    """Return the entry of `dataset_statistics.json` for a whole data set.
 
-    Taken after the gripper's transform 1 - clip(command, 0, 1), so that 1 is open and 0 is closed; over all rows of all
-    episodes together; population standard deviation; quantiles interpolated linearly in double precision, everything
-    else in single precision, as upstream has it (prismatic/vla/datasets/rlds/utils/data_utils.py of
+    Computed after the gripper's transform 1 - clip(command, 0, 1), so that 1 is open and 0 is closed; over all rows of
+    all episodes together; population standard deviation; quantiles interpolated linearly in double precision,
+    everything else in single precision, as upstream does (prismatic/vla/datasets/rlds/utils/data_utils.py of
     moojink/openvla-oft). It keeps the numbers of all rows, 60 bytes each, and no pictures.
 
     Args:
@@ -62,7 +62,7 @@ def action_statistics(episodes: Iterable[HasRows]) -> dict[str, Any]:
 
 
 def to_training_actions(actions: FloatArray) -> FloatArray:
-    """Actions (T, 7) in the environment's units with the gripper as policies are trained on it: 1 open, 0 closed."""
+    """Convert actions (T, 7) in the environment's units to the gripper convention of training: 1 open, 0 closed."""
     trained = np.array(actions, np.float32)
     trained[:, -1] = 1.0 - np.clip(trained[:, -1], 0.0, 1.0)
     return trained

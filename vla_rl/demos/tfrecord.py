@@ -1,4 +1,4 @@
-"""TFRecord files: u64 length, its masked CRC-32C, the data, theirs; little-endian, one after the other."""
+"""TFRecord files: u64 length, its masked CRC-32C, the data, their CRC-32C; little-endian, one after the other."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ AGAIN = "the file is damaged or was not downloaded to its end: fetch it again"
 
 @dataclass(frozen=True, slots=True)
 class RecordRef:
-    """Where a record lies."""
+    """Place of a record."""
 
     file: Path
-    offset: int  # of the header, in bytes
-    length: int  # of the data, in bytes
+    offset: int  # offset of the header, in bytes
+    length: int  # length of the data, in bytes
 
 
 def scan_records(file: Path) -> Iterator[RecordRef]:
-    """The records of a file, found by their headers alone.
+    """Yield the records of a file, found by their headers alone.
 
     Raises:
         DemosError: a header is broken, or the file ends within a record.
@@ -56,10 +56,10 @@ def scan_records(file: Path) -> Iterator[RecordRef]:
 
 
 def read_record(ref: RecordRef) -> bytes:
-    """The data of a record.
+    """Return the data of a record.
 
     Raises:
-        DemosError: the checksum does not fit, or the file has become shorter.
+        DemosError: the checksum does not match, or the file has become shorter.
     """
     with ref.file.open("rb") as stream:
         stream.seek(ref.offset + HEADER_BYTES)

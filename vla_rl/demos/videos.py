@@ -11,17 +11,17 @@ import numpy as np
 from vla_rl.demos.problems import DemosError, extra_needed
 from vla_rl.types import UInt8Array
 
-# A frame has to be nearer to its time than this share of the distance between two frames. Containers round times, and
-# those of the rows are single precision.
+# Largest difference between a frame's time and a row's, as a share of the time between frames. Containers round times,
+# and those of the rows are single precision.
 TOLERANCE = 0.25
 
 
 def read_video(file: Path, *, begin: float, fps: float, rows: Sequence[int]) -> UInt8Array:
-    """Frames of an episode, (len(rows), H, W, 3) uint8.
+    """Read frames of an episode, (len(rows), H, W, 3) uint8.
 
     Args:
         file: The video.
-        begin: When the episode begins in it, in seconds.
+        begin: Start of the episode in it, in seconds.
         fps: Frames per second: row t lies at `begin` + t / `fps`.
         rows: Ascending.
 
@@ -61,7 +61,7 @@ def read_video(file: Path, *, begin: float, fps: float, rows: Sequence[int]) -> 
 
 
 def _decoded(file: Path, start: float) -> Iterator[tuple[float, Any]]:
-    """Time in seconds and frame, from the last key frame before `start` on."""
+    """Yield time in seconds and frame, from the last key frame before `start` on."""
     with extra_needed("reading the videos of LeRobot datasets"):
         import av
     if not file.is_file():

@@ -1,4 +1,4 @@
-"""From replayed segments to one parameter update."""
+"""Learner: one parameter update from replayed segments."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ from vla_rl.types import Policy, PolicyOutput, SegmentBatch
 
 logger = logging.getLogger(__name__)
 
-_NO_MOMENTS = torch.full((3,), math.nan, dtype=torch.float64)  # of advantages that are not finite
+_NO_MOMENTS = torch.full((3,), math.nan, dtype=torch.float64)  # moments if an advantage is not finite
 
 Result = TypeVar("Result")
 
 
 @dataclass(slots=True)
 class _View:
-    """What the targets of a batch are made of; no meaning in padding."""
+    """Inputs of a batch's targets. Padding has no meaning."""
 
     values: Tensor  # (B, T + 1)
     joint_log_ratio: Tensor  # (B, T) of whole decisions for V-trace
-    output: PolicyOutput | None = None  # with its graph, of all decisions, where one pass was made of them
+    output: PolicyOutput | None = None  # with its graph, of all decisions, if one pass computed them
 
 
 class Learner:
-    """Updates a policy from batches of segments.
+    """Policy updates from batches of segments.
 
     Args:
         engine: holds the policy and carries out the update over micro-batches and ranks.
@@ -98,20 +98,20 @@ class Learner:
         self._old_threshold = old_threshold
         self._evaluates_decisions = credit.needs_current_values or credit.needs_log_ratios
         self.moments = RunningMoments()
-        self.seconds = {"values": 0.0, "loss": 0.0, "optimizer": 0.0}  # of the last update, by part
+        self.seconds = {"values": 0.0, "loss": 0.0, "optimizer": 0.0}  # durations of the last update, by part
 
     @property
     def batch_size(self) -> int:
-        """Segments that every update takes, on each rank."""
+        """Return the segments that every update takes, on each rank."""
         return self._batch_size
 
     @property
     def num_micro_batches(self) -> int:
-        """Parts that an update is cut into on each rank: `accumulation`, and more after running out of memory."""
+        """Return the parts of an update on each rank: `accumulation`, and more after running out of memory."""
         return self._num_micro_batches
 
     def update(self, batch: SegmentBatch, *, policy_version: int, measure: bool = True) -> dict[str, float]:
-        """One update from this rank's batch and those of all other ranks, which call it at the same time.
+        """Make one update from this rank's batch and those of all other ranks, which call it at the same time.
 
         Args:
             batch: `batch_size` segments with at least one decision each.
@@ -128,13 +128,13 @@ class Learner:
             NonFiniteUpdateError: too many updates in a row were skipped.
         """
         self._check(batch)
-        # 1. Global counts, and whether an observation has no value yet that its targets need.
+        # 1. Global counts, and whether targets need a value of an observation that has none yet.
         counts, lacks_values = self._survey(batch)
         self.seconds = dict.fromkeys(self.seconds, 0.0)
         moments = self.moments.sums if self._loss.running_moments else None
         is_known = moments is not None or not self._loss.normalize_advantages
         if is_known and self._evaluates_decisions and not self._has_dropout:
-            # 2. Nothing of the whole batch is waited for: one pass over whole segments makes their targets and losses.
+            # 2. Nothing depends on the whole batch: one pass over whole segments computes their targets and losses.
             with self._clock("loss"):
                 prepared, sums, loss = self._with_memory(
                     lambda parts: self._pass_once(batch, counts, moments, parts, measure), batch
@@ -162,12 +162,12 @@ class Learner:
             result = self._engine.step(loss)
         if result.applied:
             self.moments.add(union)
-        # 6. Diagnostics of the whole batch, under the weights that the gradient was taken at.
+        # 6. Diagnostics of the whole batch, under the weights at which the gradient was taken.
         return self._metrics(batch, prepared, sums, result, policy_version) if measure else {}
 
     @contextlib.contextmanager
     def _clock(self, part: str) -> Iterator[None]:
-        """Note how long a part of an update took, with all that it gave a GPU to do."""
+        """Record the duration of a part of an update, including the work it queued on a GPU."""
         began = time.perf_counter()
         yield
         if self._engine.device.type == "cuda":
@@ -187,7 +187,7 @@ class Learner:
             )
 
     def _survey(self, batch: SegmentBatch) -> tuple[Counts, bool]:
-        """Denominators over the ranks, and whether a rank has an observation that nobody valued when acting."""
+        """Return denominators over the ranks, and whether a rank has an observation that was not valued when acting."""
         lacking = 0 if self._credit.needs_current_values else len(self._rows_after(batch))
         tokens = token_mask(batch, decision_rows(batch), action_dim=self._action_dim).sum()
         union = self._engine.collectives.sum_over_ranks(
@@ -197,10 +197,10 @@ class Learner:
         return Counts(decisions=union["decisions"], tokens=union["tokens"], ratios=ratios), union["lacking"] > 0
 
     def _rows_after(self, batch: SegmentBatch) -> Rows:
-        """The observations after a segment's last decision whose value is still to be computed for its targets.
+        """Return the observations after a segment's last decision whose values are still to be computed for its targets.
 
-        With values from acting time, these are last observations of episodes whose task goes on: no decision was made
-        there, so nobody valued them, and the learner does.
+        With values from acting time, these are last observations of episodes whose task continues: no decision was made
+        there, so only the learner can value them.
         """
         rows = bootstrap_rows(batch, time_limit=self._credit.horizon)
         if self._credit.needs_current_values:
@@ -209,14 +209,14 @@ class Learner:
         return rows.where(lacking & self._credit.needs_values)
 
     def _view(self, batch: SegmentBatch) -> _View:
-        """What is known before any pass."""
+        """Return what is known before any pass."""
         shape = (len(batch.mask), batch.mask.shape[1] + 1)
         current = self._credit.needs_current_values
         values = torch.zeros(shape) if current else torch.from_numpy(batch.behavior_values).clone()
         return _View(values, torch.zeros(batch.mask.shape))
 
     def _complete(self, view: _View, batch: SegmentBatch, rows: Rows, output: PolicyOutput) -> None:
-        """Add what a pass over the rows found."""
+        """Add the results of a pass over the rows."""
         is_decision = rows.time < batch.mask.sum(axis=1)[rows.segment]
         valued = np.ones_like(is_decision) if self._credit.needs_current_values else ~is_decision
         place = rows.where(valued)
@@ -226,10 +226,10 @@ class Learner:
             self._add_joint_log_ratio(batch, rows, output.logits.detach(), view.joint_log_ratio)
 
     def _evaluate(self, batch: SegmentBatch, parts: int) -> _View:
-        """The batch under the current weights.
+        """Evaluate the batch under the current weights.
 
-        Where all of it is one micro-batch, its values come from the forward pass that the loss is taken from, one pass
-        instead of two; unless the policy answers differently in training.
+        If all of it is one micro-batch, its values come from the forward pass of the loss, one pass instead of two,
+        unless the policy's outputs differ in training mode.
         """
         every = self._in_buckets(batch, decision_rows(batch))
         decisions = every if self._evaluates_decisions else every.where(np.zeros(len(every), dtype=np.bool_))
@@ -248,7 +248,7 @@ class Learner:
         return view
 
     def _add_joint_log_ratio(self, batch: SegmentBatch, rows: Rows, logits: Tensor, grid: Tensor) -> None:
-        """Sum of each decision's executed token log-ratios; the joint ratio is that of the whole chunk."""
+        """Add the sum of each decision's executed token log-ratios; the joint ratio is that of the whole chunk."""
         decided = rows.time < batch.mask.sum(axis=1)[rows.segment]  # the others are bootstrap observations
         decisions = Rows(rows.segment[decided], rows.time[decided])
         logits = logits[torch.from_numpy(decided).to(logits.device)]
@@ -259,7 +259,7 @@ class Learner:
         grid[torch.from_numpy(decisions.segment), torch.from_numpy(decisions.time)] = log_ratio.sum(dim=1)
 
     def _prepare(self, batch: SegmentBatch, rows: Rows, view: _View, counts: Counts) -> Prepared:
-        """The constants of these decisions, their advantages not yet normalised."""
+        """Return the constants of these decisions, with advantages not yet normalised."""
         value_targets, advantages = (
             grid[torch.from_numpy(rows.segment), torch.from_numpy(rows.time)]
             for grid in segment_targets(batch, view.values, view.joint_log_ratio, self._credit)
@@ -271,15 +271,15 @@ class Learner:
         return Prepared(rows, run, ratios_valid, value_targets, advantages, own, counts)
 
     def _union(self, moments: Tensor) -> Tensor:
-        """Advantage moments over all ranks; nan on all where one has an advantage that is not finite."""
+        """Return advantage moments over all ranks; NaN on all if one has a non-finite advantage."""
         total, square, count = moments.tolist()
         union = self._engine.collectives.sum_over_ranks({"total": total, "square": square, "count": count})
         return torch.tensor([union["total"], union["square"], union["count"]], dtype=torch.float64)
 
     def _normalized(self, prepared: Prepared, moments: Tensor | None) -> Prepared:
-        """With advantages as the loss takes them.
+        """Return the constants with advantages as the loss takes them.
 
-        Where an advantage is not finite all become nan: so does the loss, and the engine skips the update everywhere.
+        If an advantage is not finite, all become NaN: so does the loss, and the engine skips the update on every rank.
         """
         advantages = prepared.advantages
         if not prepared.moments.isfinite().all() or (moments is not None and not moments.isfinite().all()):
@@ -292,9 +292,10 @@ class Learner:
     def _pass_once(
         self, batch: SegmentBatch, counts: Counts, moments: Tensor | None, parts: int, measure: bool
     ) -> tuple[Prepared, list[Sums], float]:
-        """Gradients from one pass per micro-batch, which therefore holds whole segments.
+        """Compute gradients with one pass per micro-batch, which therefore holds whole segments.
 
-        Where memory has no room for one, the same comes of a pass for values and one for the loss, in smaller parts.
+        If memory does not suffice for one segment, a pass for values and one for the loss give the same in smaller
+        parts.
         """
         if parts > len(batch.mask):
             view = self._evaluate(batch, parts)
@@ -322,7 +323,7 @@ class Learner:
         sums: list[Sums],
         measure: bool,
     ) -> Tensor:
-        """The share of the loss of whole segments, whose targets come from the same pass."""
+        """Return the share of the loss of whole segments, whose targets come from the same pass."""
         chosen = np.isin(np.arange(len(batch.mask)), segments)
         decisions, after = decision_rows(batch), self._rows_after(batch)
         decisions, after = decisions.where(chosen[decisions.segment]), after.where(chosen[after.segment])
@@ -339,7 +340,7 @@ class Learner:
     ) -> tuple[list[Sums], float]:
         sums: list[Sums] = []
         self._set_training(True)
-        output, view.output = view.output, None  # a second attempt is one with smaller micro-batches
+        output, view.output = view.output, None  # a second attempt has smaller micro-batches
         losses = [
             functools.partial(self._micro_loss, batch, prepared, micro_batch, output, sums, measure)
             for micro_batch in _cut(prepared.rows, parts)
@@ -355,9 +356,9 @@ class Learner:
         sums: list[Sums],
         measure: bool,
     ) -> Tensor:
-        """This micro-batch's share of the loss; nan, which skips the update on all ranks, if it cannot be computed.
+        """Return this micro-batch's share of the loss; NaN (skips the update on all ranks) if it cannot be computed.
 
-        `output` is that of its rows, where the pass was made already.
+        `output` is that of its rows, if the pass was made already.
         """
         output = output or self._forward(batch, micro_batch.rows)
         try:
@@ -379,16 +380,19 @@ class Learner:
         return share_of_loss(part, prepared.counts, self._loss)
 
     def _set_training(self, training: bool) -> None:
-        """Of all modules, where it is not so: walking over them takes a small policy as long as a layer."""
+        """Set the mode of all modules unless it is set: visiting them takes a small policy as long as a layer."""
         if self._policy.training != training:
             self._policy.train(training)
 
     def _in_buckets(self, batch: SegmentBatch, rows: Rows) -> Rows:
-        """In the order of their buckets, so that few micro-batches hold more than one and are padded."""
+        """Sort rows by their buckets, so that few micro-batches hold more than one and are padded."""
         return rows.sorted_by(self._bucket_of(batch.task_index[rows.segment]))
 
     def _forward(self, batch: SegmentBatch, rows: Rows) -> PolicyOutput:
-        """Output of the rows. Without a row one is run for nothing: other ranks may wait inside the forward pass."""
+        """Compute the output of the rows.
+
+        Without rows a pass is run on a dummy, because other ranks may wait inside it.
+        """
         some = rows if len(rows) else Rows(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))
         buckets = self._bucket_of(batch.task_index[some.segment])
         output = self._engine.forward(policy_inputs(batch, some, self._engine.device, buckets=buckets))
@@ -420,7 +424,7 @@ class Learner:
         return metrics | {"learner/grad_norm": result.grad_norm}
 
     def _with_memory(self, work: Callable[[int], Result], batch: SegmentBatch) -> Result:
-        """`work(micro-batches)`; where a rank runs out of memory, all begin again with twice as many from then on.
+        """Run `work(micro-batches)`; if a rank runs out of memory, all restart with twice as many from then on.
 
         Raises:
             torch.cuda.OutOfMemoryError: one decision at a time is still too much, or the ranks meet inside `work`.
@@ -438,11 +442,11 @@ class Learner:
                     "the device, or set policy.gradient_checkpointing=true, policy.dtype=bfloat16 and "
                     "learner.precision=bf16"
                 )
-            result = None  # it may hold the activations of a rank that had room
+            result = None  # it may hold the activations of a rank with sufficient memory
             self._halve_micro_batches()
 
     def _attempt(self, work: Callable[[int], Result]) -> tuple[Result | None, str | None]:
-        """The result, or what the error said. The error itself would keep all activations in its traceback."""
+        """Return the result, or the error's message. The error itself would keep all activations in its traceback."""
         try:
             return work(self._num_micro_batches), None
         except RuntimeError as error:

@@ -1,8 +1,8 @@
 """Metrics of one update, over the union of all ranks' batches.
 
-Sums are added over ranks and divided by global counts. Whatever is not a sum (quantiles, maxima, variances, effective
-sample sizes) is computed from the gathered elements themselves, a few hundred numbers per decision, so every metric is
-exactly what one rank with the whole batch would report. No quantile is averaged.
+Sums are added over ranks and divided by global counts. Anything else (quantiles, maxima, variances, effective sample
+sizes) is computed from the gathered elements, a few hundred numbers per decision, so every metric equals what one rank
+with the whole batch would report. Quantiles are never averaged.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vla_rl.types import SegmentBatch
 def loss_metrics(
     sums: Sequence[Sums], prepared: Prepared, collectives: Collectives, *, with_kl: bool
 ) -> dict[str, float]:
-    """Means of the loss terms, before their coefficients."""
+    """Return the means of the loss terms, before their coefficients."""
     local = {
         name: float(sum(float(getattr(part, name).detach()) for part in sums))
         for name in ("policy", "value", "entropy", "kl")
@@ -41,7 +41,7 @@ def loss_metrics(
 def lag_metrics(
     batch: SegmentBatch, prepared: Prepared, collectives: Collectives, *, policy_version: int, old_threshold: int
 ) -> dict[str, float]:
-    """Staleness, per decision."""
+    """Return the staleness, per decision."""
     rows = prepared.rows
     columns = torch.stack([policy_version - at(batch.policy_version, rows), at(batch.age, rows)], dim=1)
     lag, age = collectives.gather_over_ranks(columns).unbind(dim=1)
@@ -67,15 +67,15 @@ def ratio_metrics(
     policy_version: int,
     old_threshold: int,
 ) -> dict[str, float]:
-    """Drift and use of the samples, per valid ratio (executed token, or decision), and the critic's fit, per decision.
+    """Return drift and use of the samples per valid ratio (token or decision), and the critic's fit per decision.
 
     Args:
         batch: this rank's segments.
         prepared: constants of the update.
-        sums: of the micro-batches, in the order of the prepared rows.
+        sums: sums of the micro-batches, in the order of the prepared rows.
         collectives: the ranks.
-        surrogate: its weights say what the samples were used for, its range which ratios count as clipped.
-        policy_version: of the learner, before the step.
+        surrogate: its weights measure the use of the samples, its range defines which ratios count as clipped.
+        policy_version: the learner's version before the step.
         old_threshold: versions.
     """
     log_ratio, values = torch.cat([part.log_ratio for part in sums]), torch.cat([part.values for part in sums])
@@ -104,9 +104,9 @@ def ratio_metrics(
 
 
 def _lag_zero(log_ratio: Tensor, run: Tensor, fresh: Tensor) -> dict[str, float]:
-    """|log ρ| of the decisions that the very weights of the learner made; nothing where the batch has none.
+    """Return |log ρ| of the decisions that the learner's current weights made; nothing if the batch has none.
 
-    ρ is 1 there but for rounding, and for what the two sides compute differently.
+    ρ is 1 there except for rounding and for differences between the two sides' computations.
 
     Args:
         log_ratio: (R, P) over all ranks.

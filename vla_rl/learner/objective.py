@@ -1,4 +1,4 @@
-"""The stateless parts of an update: targets of a batch, and the sums of one micro-batch.
+"""Stateless parts of an update: targets of a batch, and the sums of one micro-batch.
 
 Shape letters: those of `vla_rl.types`; R decisions of this rank's batch, r of one micro-batch.
 """
@@ -28,19 +28,19 @@ class Counts:
 
     decisions: float
     tokens: float  # of executed control steps
-    ratios: float  # tokens, or decisions where a decision has one ratio
+    ratios: float  # tokens, or decisions if a decision has one ratio
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The constants of one update, or of one micro-batch where it is the only pass; on the CPU."""
+    """Constants of one update, or of one micro-batch if it is the only pass; on the CPU."""
 
     rows: Rows  # R
     tokens_run: Tensor  # (R, A) bool, the token's control step was executed
-    ratios_valid: Tensor  # (R, P) bool, P ratios per decision: those tokens, or P = 1 where a decision has one ratio
+    ratios_valid: Tensor  # (R, P) bool, P ratios per decision: those tokens, or P = 1 if a decision has one ratio
     value_targets: Tensor  # (R,)
     advantages: Tensor  # (R,), normalised if that is on
-    moments: Tensor  # (3,) `advantage_moments` of these rows before that; nan if an advantage is not finite
+    moments: Tensor  # (3,) `advantage_moments` of these rows before that; NaN if an advantage is not finite
     counts: Counts  # of the whole update
 
 
@@ -54,7 +54,7 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """Terms of the loss summed over one micro-batch: scalars with a graph, and what is kept for diagnostics."""
+    """Terms of the loss summed over one micro-batch: scalars with a graph, and values kept for diagnostics."""
 
     policy: Tensor  # Σ J over valid ratios, to be maximised
     value: Tensor  # Σ squared error over decisions
@@ -65,7 +65,7 @@ class Sums:
 
 
 def joined(parts: Sequence[Prepared]) -> Prepared:
-    """The constants of several parts of an update, in their order."""
+    """Join the constants of several parts of an update, in their order."""
     rows = Rows(*(np.concatenate([getattr(part.rows, name) for part in parts]) for name in ("segment", "time")))
     return Prepared(
         rows=rows,
@@ -81,13 +81,13 @@ def joined(parts: Sequence[Prepared]) -> Prepared:
 def segment_targets(
     batch: SegmentBatch, values: Tensor, joint_log_ratio: Tensor, credit: Credit
 ) -> tuple[Tensor, Tensor]:
-    """Value targets and advantages, (B, T) each, before normalisation; padding holds nothing of meaning.
+    """Return value targets and advantages, (B, T) each, before normalisation; padding has no meaning.
 
     Args:
         batch: rewards and flags.
         values: (B, T + 1) V of every observation.
         joint_log_ratio: (B, T) log ρ of whole decisions.
-        credit: makes them.
+        credit: assigns them.
     """
     targets = credit.assign(
         Experience(
@@ -113,12 +113,12 @@ def micro_batch_sums(
     temperature: float,
     measure: bool = True,
 ) -> Sums:
-    """All terms of one micro-batch. `output` has r rows; a term whose coefficient is 0 is measured without a graph.
+    """Compute all terms of one micro-batch. A term whose coefficient is 0 is measured without a graph.
 
-    Without `measure` an entropy of coefficient 0 is left out, that is 0.
+    `output` has r rows. Without `measure` an entropy of coefficient 0 is not computed and given as 0.
 
     Raises:
-        NonFiniteError: a valid place holds a number that no loss can be computed from.
+        NonFiniteError: a valid place holds a non-finite number.
     """
     rows, place, device = micro_batch.rows, micro_batch.place, output.logits.device
     behavior = batch.behavior_logits if loss.kl_coefficient > 0 else None
@@ -157,12 +157,12 @@ def micro_batch_sums(
 
 
 def _sum_run(logprobs: Tensor, run: Tensor) -> Tensor:
-    """(r, A) to (r, 1): log-probability of what was executed."""
+    """Map (r, A) to (r, 1): log-probability of the executed part."""
     return torch.where(run, logprobs, 0.0).sum(dim=1, keepdim=True)
 
 
 def share_of_loss(sums: Sums, counts: Counts, loss: LossSettings) -> Tensor:
-    """A micro-batch's sums over the global counts, weighted: adds up to the loss of the union."""
+    """Return a micro-batch's sums over the global counts, weighted: they add up to the loss of the union."""
     terms = LossTerms(
         policy=-sums.policy / counts.ratios,
         value=sums.value / counts.decisions,

@@ -1,4 +1,4 @@
-"""Plain numbers of the algorithm, as the learner takes them."""
+"""Settings of the algorithm, as the learner takes them."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ class LossSettings:
     entropy_coefficient: float = 0.0
     kl_coefficient: float = 0.0
     normalize_advantages: bool = True
-    running_moments: bool = False  # normalise by the moments of the updates before, not of the batch itself
+    running_moments: bool = False  # normalise by the moments of earlier updates, not of the batch itself
     joint_ratio: bool = False  # one importance ratio per decision instead of one per action token

@@ -1,4 +1,4 @@
-"""What a policy would be, and whether it can be trained at all: without its weights, before any process starts."""
+"""Description of a policy, and whether it can be trained at all, without its weights, before any process starts."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class PolicySummary:
     action_spec: ActionSpec
     profile: str
     image_transform: str  # name for `image_transforms.frame_transform`
-    statistics_key: str  # as it stands in the checkpoint
-    proprio: bool  # whether the state is fed
-    is_regression: bool  # actions come from an L1 head: nothing is drawn, nothing can be trained
-    training_temperature: float | None  # of the checkpoint's authors, for information
+    statistics_key: str  # key in the checkpoint
+    proprio: bool  # True: the state is an input
+    is_regression: bool  # actions come from an L1 head: nothing is sampled, nothing can be trained
+    training_temperature: float | None  # temperature of the checkpoint's authors, for information
     trainable_parameters: int
     frozen_parameters: int
     trainable_bytes: int
@@ -55,7 +55,7 @@ def describe_openvla_oft(builder: PolicyBuilder, *, bf16: bool = False) -> Polic
 
     Args:
         builder: a partial of `build.build_openvla_oft`; it is called with `empty=True`, which reads no weights.
-        bf16: whether the forward pass computes in bfloat16 although the weights may be float32.
+        bf16: compute the forward pass in bfloat16 although the weights may be float32.
 
     Raises:
         ValueError: not a directory, files missing, another architecture, an L1 head that is not accepted, unknown
@@ -91,7 +91,7 @@ def _summary(policy: OpenVLAOFTPolicy, *, bf16: bool) -> PolicySummary:
 
 
 def _num_tokens(policy: OpenVLAOFTPolicy, prompt: int) -> int:
-    """Tokens of the sequence around a prompt of so many."""
+    """Return the tokens of the sequence around a prompt of so many."""
     config = policy.model.config
     context = 1 + policy.observation_spec.num_images * config.num_patches + int(policy.source.proprio)  # BOS first
     return context + prompt - 1 + config.num_action_tokens + int(policy.source.profile.keep_stop)
@@ -112,7 +112,7 @@ def _activations(policy: OpenVLAOFTPolicy, *, bf16: bool) -> ActivationMemory:
 
 
 def _size(policy: nn.Module, *, trainable: bool) -> tuple[int, int]:
-    """Number and bytes of the trained (or the frozen) parameters."""
+    """Return number and bytes of the trained (or the frozen) parameters."""
     chosen = [parameter for parameter in policy.parameters() if parameter.requires_grad is trainable]
     count = sum(parameter.numel() for parameter in chosen)
     return count, sum(parameter.numel() * parameter.element_size() for parameter in chosen)

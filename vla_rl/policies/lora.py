@@ -5,8 +5,8 @@ A targeted layer `q_proj` holds `q_proj.base_layer.weight` (the checkpoint's ten
 
 The arithmetic is peft's too, in fewer passes over memory. Per number of an adapted layer's input peft writes a float32
 copy and rounds it to bfloat16 again; per number of its output it writes B A x, the scaled B A x, and the sum. Here the
-input is read as it is, and `addmm_` scales and adds while it multiplies, in the memory of W x. Layers that read the
-same input (query, key and value; gate and up) multiply it by all their A at once: see `SharedInput`.
+input is read without conversion, and `addmm_` scales and adds while it multiplies, in the memory of W x. Layers that
+read the same input (query, key and value; gate and up) multiply it by all their A at once: see `SharedInput`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class LowRank(nn.Linear):
         super().__init__(in_dim, rank, bias=False, dtype=torch.float32)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., rank)."""
+        """Map (..., in) to (..., rank)."""
         return F.linear(x, self.weight.to(x.dtype))
 
 
@@ -73,10 +73,10 @@ class ScaledSum(nn.Linear):
         self.scaling = scaling
 
     def forward(self, low: Tensor, result: Tensor) -> Tensor:  # type: ignore[override]
-        """(R, rank) and (R, out) to (R, out), in the dtype of `result` and, where autograd allows it, in its memory."""
+        """Map (R, rank) and (R, out) to (R, out), in the dtype of `result` and, if autograd allows, its memory."""
         weight = self.weight.t().to(result.dtype)
-        # Out of place, `addmm` first copies `result`: two passes more over the largest tensors of a layer. No gradient
-        # needs W x itself, so it may be overwritten; but not through the views that ZeRO-3 puts between the layers.
+        # Out of place, `addmm` first copies `result`: two more passes over the largest tensors of a layer. No gradient
+        # needs W x itself, so it may be overwritten, but not through the views that ZeRO-3 inserts between the layers.
         add = torch.Tensor.addmm_ if _may_be_overwritten(result) else torch.addmm
         return add(result, low, weight, alpha=self.scaling)
 
@@ -84,9 +84,9 @@ class ScaledSum(nn.Linear):
 class SharedInput:
     """Adapted layers that read the same tensor: the first that is called multiplies it by the A of all.
 
-    The weights stay separate parameters, with peft's names, and are put side by side at each pass, so values that are
-    copied into them (`ipc.mailbox`) count at once. Each product is handed out once, and the input is forgotten when its
-    last one is: nothing outlives a pass.
+    The weights stay separate parameters, with peft's names, and are concatenated at each pass, so values that are
+    copied into them (`ipc.mailbox`) take effect at once. Each product is returned once, and the input is released with
+    the last one: nothing outlives a pass.
     """
 
     def __init__(self, layers: Sequence[AdaptedLinear]) -> None:
@@ -98,7 +98,7 @@ class SharedInput:
             layer.shared = (self, index)
 
     def low(self, index: int, x: Tensor) -> Tensor:
-        """A x (R, rank) of the layer with this index, from x (..., in) of R rows."""
+        """Return A x (R, rank) of the layer with this index, from x (..., in) of R rows."""
         ready = self._input is x and self._with_gradient == torch.is_grad_enabled()
         low = self._low[index] if ready else None
         if low is None:
@@ -115,7 +115,7 @@ class SharedInput:
 
 
 class AdaptedLinear(nn.Module):
-    """W x + b + scaling · B A x.
+    """Adapted linear layer: W x + b + scaling · B A x.
 
     The parts are called as modules, because ZeRO-3 gathers their weights at the call. Float32 adapters on bfloat16
     weights compute in bfloat16, as the layer does.
@@ -131,14 +131,14 @@ class AdaptedLinear(nn.Module):
         self.shared: tuple[SharedInput, int] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out)."""
+        """Map (..., in) to (..., out)."""
         rows = x.flatten(0, -2)
         result = self.lora_B[ADAPTER](self._low(x, rows), self.base_layer(rows))
         return result.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
 
     @property
     def first_weight(self) -> Tensor:
-        """A, (rank, in)."""
+        """Return A, (rank, in)."""
         return self.lora_A[ADAPTER].weight  # type: ignore[return-value]
 
     def _low(self, x: Tensor, rows: Tensor) -> Tensor:
@@ -155,7 +155,7 @@ def add_adapters(module: nn.Module, settings: LoraSettings) -> None:
             if name in settings.targets and isinstance(child, nn.Linear):
                 with META:
                     setattr(owner, name, AdaptedLinear(child, settings))
-        if settings.dropout == 0:  # each layer has its own dropout, as in peft, and so an input of its own
+        if settings.dropout == 0:  # each layer has its own dropout, as in peft, and so its own input
             for names in SAME_INPUT:
                 layers = [layer for name in names if isinstance(layer := getattr(owner, name, None), AdaptedLinear)]
                 if len(layers) > 1:
@@ -163,17 +163,17 @@ def add_adapters(module: nn.Module, settings: LoraSettings) -> None:
 
 
 def is_partitioned(parameter: Tensor) -> bool:
-    """Whether ZeRO-3 keeps a parameter in pieces, which are whole only while the module that holds it is called."""
+    """Return whether ZeRO-3 shards a parameter, which is then whole only while its module is called."""
     return hasattr(parameter, "ds_id")
 
 
 def _may_be_overwritten(tensor: Tensor) -> bool:
-    """Whether autograd allows it. A compiled graph has no views to ask about, and decides by itself what it reuses."""
+    """Return whether autograd allows it. Compiled graphs have no views to ask about, and manage memory themselves."""
     return not torch.compiler.is_compiling() and not (torch.is_grad_enabled() and tensor._is_view())
 
 
 def fill_adapters(module: nn.Module, *, seed: int, device: torch.device) -> None:
-    """Start the adapters: A Gaussian with deviation 1 / rank, B zero, so that they change nothing yet."""
+    """Initialise the adapters: A Gaussian with standard deviation 1 / rank, B zero, so that they have no effect yet."""
     for name, parameter in list(module.named_parameters()):
         if ".lora_A." in name:
             drawn = torch.empty(parameter.shape).normal_(generator=named_generator(seed, name))
@@ -183,15 +183,15 @@ def fill_adapters(module: nn.Module, *, seed: int, device: torch.device) -> None
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter belongs to an adapter."""
+    """Return whether a parameter belongs to an adapter."""
     return ".lora_A." in name or ".lora_B." in name
 
 
 def checkpoint_name(name: str) -> str:
-    """The name of an adapted layer's own parameter in the checkpoint."""
+    """Return the name of an adapted layer's own parameter in the checkpoint."""
     return name.replace(".base_layer.", ".")
 
 
 def merged_weight(weight: Tensor, lora_a: Tensor, lora_b: Tensor, *, scaling: float) -> Tensor:
-    """W + scaling · B A, added in float32, in the dtype of W."""
+    """Return W + scaling · B A, added in float32, in the dtype of W."""
     return (weight.float() + scaling * (lora_b.float() @ lora_a.float())).to(weight.dtype)

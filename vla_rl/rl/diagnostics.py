@@ -1,6 +1,6 @@
-"""What a batch says about lag, drift and the use that is made of its samples.
+"""Diagnostics of a batch: lag, drift and use of its samples.
 
-Every function takes plain tensors and a bool mask (True = valid, broadcastable), looks at valid elements alone and
+Every function takes plain tensors and a bool mask (True = valid, broadcastable), considers only valid elements and
 returns Python floats. Means and shares divide by the number of valid elements unless stated; a quantity of no elements
 is 0. Quantiles interpolate linearly.
 
@@ -32,7 +32,7 @@ class PolicyLag:
 
 @dataclass(frozen=True, slots=True)
 class Utilization:
-    """How much of a batch reaches the gradient."""
+    """Shares of a batch that reach the gradient."""
 
     dead: float  # share with w = 0 by construction; a weight that merely underflows is suppressed, not dead
     suppressed: float  # share with 0 < w < suppressed_below
@@ -42,7 +42,7 @@ class Utilization:
 
 
 def policy_lag(lag: Tensor, mask: Tensor, *, old_threshold: int) -> PolicyLag:
-    """Staleness of a batch.
+    """Compute the staleness of a batch.
 
     Args:
         lag: learner version − version that acted, integers of any shape.
@@ -55,31 +55,37 @@ def policy_lag(lag: Tensor, mask: Tensor, *, old_threshold: int) -> PolicyLag:
 
 
 def mean_age(age: Tensor, mask: Tensor) -> float:
-    """Mean age of a batch, in the unit of the argument."""
+    """Return the mean age of a batch, in the unit of the argument."""
     return _mean(_valid(age, mask))
 
 
 def abs_log_ratio_p95(log_ratio: Tensor, mask: Tensor) -> float:
-    """Drift: the 95 % quantile of |log ρ| over valid tokens (equation 40), bounded like the surrogates' log-ratio."""
+    """Return the drift: the 95 % quantile of |log ρ| over valid tokens (equation 40), bounded as in the surrogates."""
     return _p95(_valid(bounded_log_ratio(log_ratio), mask).abs())
 
 
 def approx_kl(log_ratio: Tensor, mask: Tensor) -> float:
-    """KL(μ ‖ π) estimated from samples of μ: mean of ρ − 1 − log ρ, never negative (http://joschu.net/blog/kl-approx.html)."""
+    """Estimate KL(μ ‖ π) from samples of μ: mean of ρ − 1 − log ρ, never negative.
+
+    Source: http://joschu.net/blog/kl-approx.html.
+    """
     x = _valid(bounded_log_ratio(log_ratio), mask)
     return _mean(torch.expm1(x) - x)
 
 
 def clip_fraction(log_ratio: Tensor, mask: Tensor, *, clip_low: float, clip_high: float) -> float:
-    """Share of ratios outside [1 − clip_low, 1 + clip_high], on either side and whatever the sign of the advantage."""
+    """Return the share of ratios outside [1 − clip_low, 1 + clip_high], regardless of the sign of the advantage."""
     ratio = _valid(bounded_log_ratio(log_ratio), mask).exp()
     return _share((ratio < 1.0 - clip_low) | (ratio > 1.0 + clip_high))
 
 
 def explained_variance(values: Tensor, value_targets: Tensor, mask: Tensor) -> float:
-    """1 − Var(target − value) / Var(target); 1 is perfect, 0 no better than a constant. 0 if the targets are equal."""
+    """Return 1 − Var(target − value) / Var(target); 1 is perfect, 0 no better than a constant.
+
+    0 if the targets are equal.
+    """
     targets = _valid(value_targets, mask)
-    if targets.numel() == 0 or targets.min() == targets.max():  # not by the variance, which rounding keeps above 0
+    if targets.numel() == 0 or targets.min() == targets.max():  # not the variance, which rounding keeps above 0
         return 0.0
     return 1.0 - float((targets - _valid(values, mask)).var(correction=0) / targets.var(correction=0))
 
@@ -93,7 +99,7 @@ def utilization(
     suppressed_below: float = 1e-3,
     near_zero_below: float = 1e-3,
 ) -> Utilization:
-    """Equations 41 to 47. No ordering of surrogates by `old_share` or `ess_old` may be presumed.
+    """Compute equations 41 to 47. They imply no ordering of surrogates by `old_share` or `ess_old`.
 
     Args:
         log_multiplier: log w, a surrogate's `log_weight`, per token; −inf where w is 0 by construction.

@@ -1,4 +1,4 @@
-"""Advantages from groups of episodes that began alike: GRPO, Dr.GRPO and RLOO, without a critic.
+"""Advantages from groups of episodes with the same start: GRPO, Dr.GRPO and RLOO, without a critic.
 
 A group has n members: episodes of one task from one initial state and one reset seed. R_i is an episode's score (its
 return), μ the mean of its group, σ the group's standard deviation with n − 1 in the denominator. Every executed token
@@ -8,7 +8,7 @@ of episode i gets the advantage A_i:
     "mean"            A_i = R_i − μ                   Dr.GRPO (arXiv 2503.20783)
     "leave_one_out"   A_i = R_i − mean of the others  RLOO (arXiv 2402.14740), n / (n − 1) times Dr.GRPO
 
-Advantages add up to 0 in each group, and a group of equal scores teaches nothing: its advantages are 0. A group of one
+Advantages add up to 0 in each group, and a group of equal scores gives no signal: its advantages are 0. A group of one
 member has no baseline and is refused, because its advantage would be its bare score.
 """
 
@@ -30,9 +30,9 @@ def group_advantages(
 
     Args:
         scores: (N,) float64, R_i.
-        group_ids: (N,) integers; members of a group need not stand side by side.
+        group_ids: (N,) integers; members of a group need not be adjacent.
         baseline: what a score is compared with; see the module.
-        eps: ε, added to the deviation of `mean_std`; of no effect otherwise.
+        eps: ε, added to the standard deviation of `mean_std`; no effect otherwise.
 
     Returns:
         (N,) float64.
@@ -45,7 +45,7 @@ def group_advantages(
     low, high = np.full(len(sizes), np.inf), np.full(len(sizes), -np.inf)
     np.minimum.at(low, members, values)
     np.maximum.at(high, members, values)
-    mixed = (low < high)[members]  # elsewhere a mean that is rounded must not become an advantage
+    mixed = (low < high)[members]  # rounding of a mean must not become an advantage
     centred = np.where(mixed, values - means[members], 0.0)
     match baseline:
         case "mean":
@@ -59,9 +59,9 @@ def group_advantages(
 
 
 def keep_groups(scores: ArrayLike, group_ids: ArrayLike, *, low: float, high: float) -> NDArray[np.bool_]:
-    """Tell which episodes belong to a group whose mean score lies in [low, high], both ends included.
+    """Return which episodes belong to a group whose mean score lies in [low, high], both ends included.
 
-    With scores of 0 and 1 and bounds of 0.1 and 0.9, groups of eight are dropped where all fail or all succeed.
+    With scores of 0 and 1 and bounds of 0.1 and 0.9, groups of eight are dropped if all fail or all succeed.
 
     Args:
         scores: (N,) float64.

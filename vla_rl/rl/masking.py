@@ -1,13 +1,13 @@
-"""The one rule for masked places, shared by every loss.
+"""Rule for masked places, shared by every loss.
 
 A masked place is replaced by 0 *before* any arithmetic: multiplying by the mask, or selecting after an exponential,
 lets 0 · NaN and 0 · inf return in the backward pass. A mean is a pair (sum, count), so that a batch may be cut into
 micro-batches and ranks: add the sums, add the counts, divide once.
 
-A number that is not finite in a *valid* place raises `NonFiniteError`; it is never dropped and never propagated,
-because the counts that ranks have already agreed upon would no longer hold. The check costs one device synchronisation.
+A non-finite number in a *valid* place raises `NonFiniteError`; it is never dropped and never propagated, because the
+counts that ranks have already agreed on would no longer be correct. The check costs one device synchronisation.
 
-Surrogates build on this, and a recipe knows them: so it names torch for type checkers only.
+Surrogates build on this module, and recipes import them, so it imports torch for type checkers only.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 
 class NonFiniteError(ValueError):
-    """A valid place holds a number that no loss can be computed from."""
+    """Valid place with a number that no loss can be computed from."""
 
 
 def lift(tensor: Tensor) -> Tensor:
-    """Half precision and integers to float32; float32 and float64 as they are."""
+    """Convert half precision and integers to float32; keep float32 and float64."""
     return tensor if tensor.is_floating_point() and tensor.element_size() == 8 else tensor.float()
 
 
 def select_valid(name: str, tensor: Tensor, mask: Tensor, *, allow_infinite: bool = False) -> Tensor:
-    """`tensor` with 0 in masked places, in at least float32; their gradient is exactly 0.
+    """Return `tensor` with 0 in masked places, in at least float32; their gradient is exactly 0.
 
     Args:
-        name: what the tensor is called in the error.
+        name: the tensor's name in the error.
         tensor: any shape.
         mask: bool, True = valid, broadcastable with `tensor`.
         allow_infinite: accept ±inf in valid places (log-ratios, which the surrogates bound).
@@ -43,7 +43,7 @@ def select_valid(name: str, tensor: Tensor, mask: Tensor, *, allow_infinite: boo
         NonFiniteError: a valid place holds NaN, or ±inf where that is not allowed.
     """
     selected = lift(tensor).where(mask, 0.0)
-    # A sum is finite only if every term is; looking at each costs many times as much and is left for the exception.
+    # A sum is finite only if every term is; checking each term costs many times as much and is left for the error.
     if bool(selected.detach().sum().isfinite()):
         return selected
     bad = selected.isnan() if allow_infinite else ~selected.isfinite()
@@ -62,7 +62,7 @@ def _first_bad(selected: Tensor, bad: Tensor) -> float:
 
 
 def masked_sum(elements: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum over valid elements, and their number.
+    """Return the sum over valid elements, and their number.
 
     Args:
         elements: any shape, finite everywhere.
@@ -75,5 +75,5 @@ def masked_sum(elements: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def masked_mean(total: Tensor, count: Tensor) -> Tensor:
-    """`total / count`, and 0 (still connected to the graph) where nothing is valid."""
+    """Return `total / count`, and 0 (still connected to the graph) if nothing is valid."""
     return total / count.clamp(min=1)

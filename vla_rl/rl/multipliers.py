@@ -1,4 +1,4 @@
-"""The surrogates' log-weights as plain functions: log m, where m is the factor in front of A ∇log π_θ."""
+"""Log-weights of the surrogates as plain functions: log m, where m is the factor in front of A ∇log π_θ."""
 
 from __future__ import annotations
 

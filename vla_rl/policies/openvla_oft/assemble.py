@@ -1,4 +1,4 @@
-"""Put a policy together: empty network, stored or random weights, then what is new (adapters, critic, action rows)."""
+"""Assembly of a policy: empty network, stored or random weights, then new parts (adapters, critic, action rows)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def assemble(  # noqa: PLR0913 - the arguments of the builder, resolved
     empty: bool,
     draw_on: torch.device | None = None,
 ) -> OpenVLAOFTPolicy:
-    """See `vla_rl.policies.build.build_openvla_oft`."""
+    """Assemble a policy; see `vla_rl.policies.build.build_openvla_oft`."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is unknown; choose one of {sorted(DTYPES)}")
     _check_cameras(source, num_images)
@@ -67,7 +67,7 @@ def _check_cameras(source: Source, num_images: int) -> None:
 
 
 def _widen_what_is_trained(model: OpenVLAOFT, training: TrainingChoices) -> None:
-    """Make float32 of the network's own weights that are trained: an update of 1e-5 is lost in bfloat16."""
+    """Convert the network's own trained weights to float32: an update of 1e-5 is lost in bfloat16."""
     if training.train_backbone:
         for part in (model.vision_backbone, model.projector, model.language_model.model):
             cast_parameters(part, torch.float32)

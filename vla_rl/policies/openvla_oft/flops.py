@@ -1,4 +1,4 @@
-"""How many FLOPs one decision takes, from the shapes alone; a multiply-add is two.
+"""FLOPs of one decision, computed from the shapes alone; a multiply-add is two.
 
 Letters: T tokens of the sequence, d width, m MLP of Llama; P tokens, w width, n MLP of a vision transformer; v both
 widths together.
@@ -7,8 +7,8 @@ widths together.
     vision, per image         (depth - 1) (P 2 (4 w^2 + 2 w n) + 4 P^2 w), of both transformers, and the patches
     projector, per image      256 * 2 (4 v^2 + 4 v d + d^2)
 
-Not counted: adapters (1 % at rank 32), heads, elementwise work, and what is computed again, so that utilisation tells
-how far a run is from the least it needs.
+Not counted: adapters (1 % at rank 32), heads, elementwise work, and recomputation, so that utilisation compares a run
+with its minimum work.
 """
 
 from __future__ import annotations
@@ -27,11 +27,14 @@ class DecisionFlops:
 
     @property
     def forward(self) -> float:
-        """Of one decision of the inference worker."""
+        """Return the FLOPs of one decision of the inference worker."""
         return self.llama + self.vision
 
     def update(self, *, train_backbone: bool) -> float:
-        """Of one consumed decision: forward, and backward to activations; to all weights where these are trained."""
+        """Return the FLOPs of one consumed decision: forward, and backward to activations.
+
+        Trained weights add theirs.
+        """
         return 3 * self.forward if train_backbone else 2 * self.llama + self.vision
 
 
@@ -39,8 +42,8 @@ def decision_flops(config: OFTConfig, *, num_tokens: int, num_images: int) -> De
     """Count the FLOPs of one decision.
 
     Args:
-        config: of the network.
-        num_tokens: of the sequence, T.
+        config: dimensions of the network.
+        num_tokens: tokens of the sequence, T.
         num_images: per observation.
     """
     d, m, t = config.llama.hidden_size, config.llama.intermediate_size, num_tokens

@@ -30,7 +30,7 @@ class LanguageModel(nn.Module):
         self.recompute_layers = False  # in the backward pass, in training mode
 
     def forward(self, embeddings: Tensor, attend: Tensor | None) -> Tensor:
-        """Final hiddens (B, L, d) of embeddings (B, L, d).
+        """Return final hiddens (B, L, d) of embeddings (B, L, d).
 
         Args:
             embeddings: the whole sequence; positions count from 0.
@@ -40,15 +40,15 @@ class LanguageModel(nn.Module):
         mask = None
         if attend is not None:
             mask = attend[:, None, None, :].expand(-1, 1, embeddings.shape[1], -1)
-        # Layer by layer instead of through LlamaModel, which makes a mask of its own: it looks at the given one, which
-        # stalls the device, and under torch.compile some of its releases build a full one where none was given.
+        # Layer by layer instead of through LlamaModel, which makes its own mask: it inspects the given one, which
+        # stalls the device, and under torch.compile some releases build a full one if none was given.
         positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
         rotary = self.model.rotary_emb(embeddings, position_ids=positions)
         hidden = embeddings
         recompute = self.recompute_layers and self.training and torch.is_grad_enabled()
         for layer in self.model.layers:
             # Around the layer, so that a compiled one is recomputed compiled. Re-entrant checkpoints would lose the
-            # gradient where the input has none.
+            # gradient if the input has none.
             call = partial(checkpoint, layer, use_reentrant=False) if recompute else layer
             hidden = call(
                 hidden,
@@ -61,16 +61,16 @@ class LanguageModel(nn.Module):
         return self.model.norm(hidden)  # type: ignore[no-any-return]
 
     def compile_layers(self, *, backend: str = "inductor") -> None:
-        """Compile every layer, in place: names of parameters stay, and the layers share what is compiled.
+        """Compile every layer, in place: names of parameters stay, and the layers share compiled graphs.
 
         Number of rows and length of the sequence may vary without a new compilation. There is one for each combination
-        that occurs of: with a mask or without, one row or several, without gradients, with gradients, with gradients
-        but not of the input (the first layer's). More than `MAX_GRAPHS` would be a fault, and raise.
+        that occurs of: with a mask or without; one row or several; without gradients, with gradients, or with gradients
+        except of the input (the first layer). More than `MAX_GRAPHS` would be a bug and raise.
 
         Args:
-            backend: of torch.compile; tests use those that generate no code.
+            backend: backend of torch.compile; tests use those that generate no code.
         """
-        # Llama's numbers (the epsilon of a norm) are constants; as variables they have each graph compiled twice.
+        # Llama's numbers (the epsilon of a norm) are constants; as variables they would make each graph compile twice.
         torch._dynamo.config.specialize_float = True
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
         for layer in self.model.layers:
@@ -78,7 +78,7 @@ class LanguageModel(nn.Module):
 
 
 def llama_config(dims: LlamaDims) -> Any:  # noqa: ANN401 - transformers is not typed
-    """The library's configuration with nothing left to its defaults that changes the arithmetic."""
+    """Return the library's configuration, with nothing that changes the arithmetic left at its default."""
     return LlamaConfig(
         hidden_size=dims.hidden_size,
         intermediate_size=dims.intermediate_size,

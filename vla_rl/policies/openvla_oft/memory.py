@@ -49,8 +49,8 @@ def activation_memory(
     """Estimate the activations of one decision.
 
     Args:
-        config: of the network.
-        num_tokens: of the sequence, T.
+        config: dimensions of the network.
+        num_tokens: tokens of the sequence, T.
         num_images: per observation.
         bytes_per_value: b.
         adapted: names of the linear layers that have adapters.
@@ -76,7 +76,7 @@ def llama_layer_bytes(dims: LlamaDims, *, bytes_per_value: int, kept: Collection
     """Return the bytes that one layer keeps per token.
 
     Args:
-        dims: of the language model.
+        dims: dimensions of the language model.
         bytes_per_value: b.
         kept: linear layers whose input is kept.
     """

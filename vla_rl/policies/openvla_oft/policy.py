@@ -1,6 +1,6 @@
 """OpenVLA-OFT as an actor-critic over action tokens: the network, a critic, prompts and statistics.
 
-With an L1 head, which a policy has that is only to act, a token is the number that the head gives.
+With an L1 head, possible for a policy that only acts, a token is the number that the head gives.
 
 Every trainable parameter is float32, whatever the dtype of the frozen weights: adapters, the 256 action rows, the
 proprioception projector and the critic.
@@ -32,7 +32,7 @@ LM_HEAD = "language_model.lm_head.weight"
 
 @dataclass(frozen=True, slots=True)
 class TrainingChoices:
-    """What of the policy is trained, and how the critic is attached."""
+    """Choices of what is trained in the policy, and how the critic is attached."""
 
     lora: LoraSettings | None
     train_action_rows: bool
@@ -43,7 +43,7 @@ class TrainingChoices:
 
 
 class OpenVLAOFTPolicy(nn.Module):
-    """Satisfies `vla_rl.types.Policy`.
+    """OpenVLA-OFT policy that satisfies `vla_rl.types.Policy`.
 
     Built around a network that may still be empty (meta device); `fill_trainable` then initialises what is new. The
     trained action rows are a parameter of their own, `action_rows` (256, d), used in place of rows 31744..31999 of
@@ -96,7 +96,7 @@ class OpenVLAOFTPolicy(nn.Module):
         self._choose_trainable(training)
 
     def forward(self, inputs: PolicyInputs) -> PolicyOutput:
-        """Logits (B, A, 256) and values (B,), both float32; with an L1 head means and widths (B, A, 2) for logits."""
+        """Return logits (B, A, 256) and values (B,), float32; with an L1 head means and widths (B, A, 2) as logits."""
         self._check_frames(inputs.frames)
         prompts, lengths = self._prompts(inputs)
         hidden = self.model.read_out(
@@ -112,11 +112,11 @@ class OpenVLAOFTPolicy(nn.Module):
 
     @property
     def is_regression(self) -> bool:
-        """Whether an L1 head gives the actions: nothing is drawn then, and nothing can be trained."""
+        """Return whether an L1 head gives the actions: nothing is sampled then, and nothing can be trained."""
         return self.model.action_head is not None
 
     def bucket_of(self, task_index: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(B,) tokens of the tasks' prompts."""
+        """Return (B,) tokens of the tasks' prompts."""
         return self._task_buckets[task_index]
 
     def compile_layers(self) -> None:
@@ -124,7 +124,7 @@ class OpenVLAOFTPolicy(nn.Module):
         self.model.language_model.compile_layers()
 
     def decode_tokens(self, tokens: TokenArray, task_index: NDArray[np.int64]) -> FloatArray:  # noqa: ARG002
-        """(B, A) tokens to (B, K, D) LIBERO commands; all tasks of a run share their suite's statistics."""
+        """Decode (B, A) tokens to (B, K, D) LIBERO commands; all tasks of a run share their suite's statistics."""
         spec = self.action_spec
         values = tokens if self.is_regression else action_tokens.decode_tokens(tokens)
         normalized = values.reshape(-1, spec.chunk_size, spec.action_dim)
@@ -132,13 +132,13 @@ class OpenVLAOFTPolicy(nn.Module):
         return action_tokens.to_libero_gripper(actions).astype(np.float32)
 
     def is_value_parameter(self, name: str) -> bool:
-        """Whether a parameter belongs to the critic's head."""
+        """Return whether a parameter belongs to the critic's head."""
         return name.startswith("value_head.")
 
     def fill_trainable(self, *, seed: int, device: torch.device) -> None:
         """Initialise what is not in the shards: adapters (without effect yet), action rows (a copy), critic.
 
-        The critic is read where an export of the same kind of critic lies beside the shards.
+        The critic is loaded if an export of the same kind of critic lies beside the shards.
         """
         fill_adapters(self.model.language_model, seed=seed, device=device)
         fill_linear_and_norms(self.value_head, seed=seed, device=device, prefix="value_head.")
@@ -150,7 +150,10 @@ class OpenVLAOFTPolicy(nn.Module):
             self.action_rows = nn.Parameter(rows.detach().to(device, torch.float32, copy=True))
 
     def _regression(self, hidden: Tensor) -> Tensor:
-        """The head's actions as Gaussians, (B, A, 2). Their mode is the action; their width was never trained."""
+        """Return the head's actions as Gaussians, (B, A, 2).
+
+        Their mode is the action; their width was never trained.
+        """
         mean = self.model.l1_actions(hidden).float().flatten(1)
         return torch.stack([mean, torch.zeros_like(mean)], dim=-1)
 
@@ -181,16 +184,16 @@ class OpenVLAOFTPolicy(nn.Module):
             projector.requires_grad_(True)
 
     def _prompts(self, inputs: PolicyInputs) -> tuple[Tensor, Tensor | None]:
-        """Prompts (B, L), L the longest that may occur, and their lengths (B,); None where all have that length.
+        """Return prompts (B, L), L the longest possible, and their lengths (B,); None if all have that length.
 
-        What the device holds is not asked for: that would wait for it.
+        It never reads from the device, which would synchronise.
         """
         buckets = inputs.buckets or self._buckets
         lengths = None if len(buckets) == 1 else self.prompt_lengths[inputs.task_index]
         return self.prompt_ids[inputs.task_index, : max(buckets)], lengths
 
     def _normalized_proprio(self, state: Tensor) -> Tensor:
-        """(B, S) to [-1, 1] by the quantiles, clipped; what the mask leaves out is only clipped, as in the original."""
+        """Map (B, S) to [-1, 1] by the quantiles, clipped; masked components are only clipped, as in the original."""
         scaled = 2.0 * (state.float() - self.proprio_low) / self.proprio_range - 1.0
         return torch.where(self.proprio_mask, scaled, state.float()).clamp(-1.0, 1.0)
 

@@ -1,11 +1,11 @@
-"""Random weights for a network of the real size: well conditioned, so that rounding does as much as in a trained one.
+"""Random weights for a network of the real size, conditioned so that rounding has the effect it has after training.
 
-Every matrix keeps the scale of what passes through it, and the two that end a residual branch are divided by the root
+Every matrix preserves the scale of its input, and the two that end a residual branch are divided by the root
 of the number of branches, so that a stream of any depth is of order 1 and every branch adds a little. Attention is
-spread out, logits have a deviation of about 1 (an entropy of about 5.0 of at most 5.5 nat). Two bfloat16 passes over
-the same weights then differ as little as those of a well-behaved network (measured on a small one in
-`tests/policies/test_random_weights.py`), and what a learner sees at lag 0 is the noise of its arithmetic, not of a
-network that amplifies it.
+spread out, logits have a standard deviation of about 1 (an entropy of about 5.0 of at most 5.5 nat). Two bfloat16
+passes over the same weights then differ as little as those of a well-behaved network (measured on a small one in
+`tests/policies/test_random_weights.py`), and differences at lag 0 are the noise of the arithmetic, not amplified by the
+network.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def fill_well_conditioned(
     """Give every parameter of `model` a value that depends on `seed`, its name and the model of `draw_on` alone.
 
     Args:
-        model: of any size; its parameters may be on the meta device.
-        seed: of the weights.
-        device: where the parameters go.
-        draw_on: device that draws them; default: `device`. On a CPU every core draws a parameter at a time. From one
-            seed a CPU and every model of GPU draw numbers of their own.
+        model: network of any size; its parameters may be on the meta device.
+        seed: seed of the weights.
+        device: device of the parameters.
+        draw_on: device that draws them; default: `device`. On a CPU every core draws a parameter at a time. The same
+            seed gives different numbers on a CPU and on each GPU model.
     """
     gains = dict(_gains(model))
 
@@ -45,7 +45,7 @@ def fill_well_conditioned(
 
     named = list(model.named_parameters())
     on_cpu = (draw_on or device).type == "cpu"
-    # torch's own generator works on one core and lets other threads run meanwhile.
+    # torch's generator works on one core and lets other threads run meanwhile.
     threads = min(_MAX_THREADS, len(os.sched_getaffinity(0))) if on_cpu else 1
     with ThreadPoolExecutor(threads) as pool:
         for (name, _), drawn in zip(named, pool.map(lambda each: value(*each), named), strict=True):
@@ -54,7 +54,7 @@ def fill_well_conditioned(
 
 
 def _gains(model: OpenVLAOFT) -> Iterator[tuple[str, float | None]]:
-    """Per parameter the deviation times the root of its inputs; None for vectors and tables, which have no inputs."""
+    """Yield per parameter the standard deviation times the root of its inputs; None for vectors and tables."""
     vision, language = model.vision_backbone, model.language_model.model
     depths = {
         "vision_backbone.featurizer.": len(vision.featurizer.blocks),
@@ -72,7 +72,10 @@ def _gains(model: OpenVLAOFT) -> Iterator[tuple[str, float | None]]:
 
 
 def _draw(name: str, parameter: nn.Parameter, gain: float | None, generator: torch.Generator) -> Tensor:
-    """A matrix with its gain; scales of norms and layers are 1 and shifts 0; tables have a deviation of 1."""
+    """Draw a matrix with its gain.
+
+    Scales of norms and layers are 1 and shifts 0; tables have a standard deviation of 1.
+    """
     if parameter.dim() == 1:
         is_scale = name.endswith((".weight", "scale_factor"))
         return torch.full(parameter.shape, 1.0 if is_scale else 0.0, device=generator.device)

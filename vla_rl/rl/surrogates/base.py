@@ -1,4 +1,4 @@
-"""What every surrogate has, and the arithmetic that they share.
+"""Interface of every surrogate, and the arithmetic that they share.
 
 A surrogate is one class in one file: its fields are its section of a recipe, its methods are what the learner calls.
 Loading a recipe must not load torch, so these modules name torch only for type checkers and inside functions.
@@ -26,10 +26,10 @@ x = σ² lies inside for σ < √B = 4.55.
 
 
 class Surrogate(Section, ABC):
-    """A policy objective with its settings: a section of a recipe, and what the learner maximises.
+    """Policy objective with its settings: a section of a recipe, and what the learner maximises.
 
     Both methods take tensors of one broadcastable shape. They compute in float64 for float64 inputs and in float32
-    otherwise, and their results are no NaN for any log-ratio, ±inf included.
+    otherwise, and their results are never NaN for any log-ratio, ±inf included.
     """
 
     name: str  # each kind narrows it to its own literal
@@ -53,12 +53,15 @@ class Surrogate(Section, ABC):
 
     @property
     def clip_range(self) -> tuple[float, float]:
-        """(low, high): ratios below 1 − low and above 1 + high count in the clip fraction. 0.2 where nothing clips."""
+        """Return (low, high): ratios below 1 − low and above 1 + high count in the clip fraction.
+
+        0.2 if nothing clips.
+        """
         return (0.2, 0.2)
 
     @property
     def label(self) -> str:
-        """Name for tables and legends: the kind, and the settings that are not at their defaults."""
+        """Return the name for tables and legends: the kind, and the settings that are not at their defaults."""
         fields = type(self).model_fields
         changed = {key: value for key, value in self if key != "name" and value != fields[key].default}
         return " ".join([self.name, *(f"{key}={value}" for key, value in changed.items())])
@@ -75,7 +78,7 @@ def bounded_log_ratio(log_ratio: Tensor) -> Tensor:
 
 
 def by_sign(advantages: Tensor, positive: float, otherwise: float) -> Tensor:
-    """`positive` where A > 0, `otherwise` elsewhere (A = 0 is the negative branch), in the dtype of `advantages`."""
+    """Return `positive` where A > 0, `otherwise` elsewhere (also at A = 0), in the dtype of `advantages`."""
     return advantages.new_tensor(positive).where(advantages > 0, advantages.new_tensor(otherwise))
 
 

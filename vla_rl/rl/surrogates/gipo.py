@@ -43,7 +43,7 @@ class Gipo(Surrogate):
 
     @property
     def label(self) -> str:
-        """`gipo σ=0.5`; a factor on σ for bad actions is named too."""
+        """Return a label like `gipo σ=0.5`. It includes a factor on σ for bad actions."""
         factor = f", {self.negative_sigma_scale:g} σ for bad actions" if self.negative_sigma_scale != 1.0 else ""
         return f"gipo σ={self.sigma:g}{factor}"
 

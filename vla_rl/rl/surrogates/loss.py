@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def policy_objective_sum(
     surrogate: Objective, *, logprobs: Tensor, behavior_logprobs: Tensor, advantages: Tensor, mask: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the sum of J over valid elements, and their number: what adds over micro-batches.
+    """Return the sum of J over valid elements, and their number: the quantities that add over micro-batches.
 
     Args:
         surrogate: (log_ratio, advantages) to J: `surrogate.objective`, or `functools.partial(gipo, sigma=1.0)`.
@@ -44,7 +44,7 @@ def policy_objective_sum(
 def policy_loss(
     surrogate: Objective, *, logprobs: Tensor, behavior_logprobs: Tensor, advantages: Tensor, mask: Tensor
 ) -> Tensor:
-    """Return minus the mean of J over valid elements; 0, still connected to the graph, where none is valid.
+    """Return minus the mean of J over valid elements; 0, still connected to the graph, if none is valid.
 
     Arguments and errors are those of `policy_objective_sum`. The denominator is the number of valid elements, not of
     rows: an advantage that is broadcast over the tokens of a decision counts once per token.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def as_function(kind: type[Surrogate], method: Callable[[Surrogate, Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
     """Return a method as a function `(log_ratio, advantages, *, <the fields>)`, e.g. `gipo(x, advantages, sigma=0.5)`.
 
-    The limits of a recipe are not checked. A keyword that is no field of the kind raises TypeError.
+    The limits of a recipe are not checked. A keyword that is not a field of the kind raises TypeError.
     """
     fields = {key: field.default for key, field in kind.model_fields.items() if key != "name"}
     positional = [Parameter(key, Parameter.POSITIONAL_OR_KEYWORD) for key in ("log_ratio", "advantages")]

@@ -30,9 +30,9 @@ class Ppo(Surrogate):
     )
 
     def objective(self, log_ratio: Tensor, advantages: Tensor) -> Tensor:
-        """Return the smaller of ρ A and its clipped form; exactly on an edge the gradient is alive."""
+        """Return the smaller of ρ A and its clipped form; exactly on an edge the gradient is not 0."""
         ratio, advantages = bounded_log_ratio(log_ratio).exp(), lift(advantages)
-        if self.dual_clip is not None:  # max(min(ρ A, ...), c A), on the ratio: so its edge is alive as the others are
+        if self.dual_clip is not None:  # max(min(ρ A, ...), c A), on the ratio: gradient not 0 on this edge
             ratio = ratio.where(advantages >= 0, ratio.clamp(max=self.dual_clip))
         clipped_ratio = ratio.clamp(1.0 - self.clip_low, 1.0 + self.clip_high)
         return (ratio * advantages).minimum(clipped_ratio * advantages)
@@ -40,7 +40,7 @@ class Ppo(Surrogate):
     def log_weight(self, log_ratio: Tensor, advantages: Tensor) -> Tensor:
         """Return log m: m = ρ, and 0 where an action is clipped.
 
-        A good one is above 1 + clip_high, a bad one below 1 − clip_low or above dual_clip.
+        Good actions are clipped above 1 + clip_high, bad ones below 1 − clip_low or above dual_clip.
         """
         ratio = bounded_log_ratio(log_ratio).exp()
         clipped_good = (advantages > 0) & (ratio > 1.0 + self.clip_high)
@@ -51,5 +51,5 @@ class Ppo(Surrogate):
 
     @property
     def clip_range(self) -> tuple[float, float]:
-        """(clip_low, clip_high)."""
+        """Return (clip_low, clip_high)."""
         return (self.clip_low, self.clip_high)

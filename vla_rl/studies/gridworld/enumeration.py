@@ -6,8 +6,8 @@ Four states on a 2 × 2 grid, start S0, absorbing goal SG; every action outside 
     row 0    S0         S1           a move off the grid stays in place
     row 1    S2         SG
 
-A tabular softmax policy π is improved from data of an older policy μ. What is estimated is the derivative of the
-objective in one number, the logit of "right" in S0, from one sampled action a ~ μ(·|S0):
+A tabular softmax policy π is improved from data of an older policy μ. The estimated quantity is the derivative of the
+objective with respect to the logit of "right" in S0, from one sampled action a ~ μ(·|S0):
 
     g(a) = m(ρ(a), A(a)) A(a) ∂log π(a)/∂θ,   ρ = π/μ,   A exact from the Bellman equation
     E[g] = Σ_a μ(a) g(a),   Var[g] = Σ_a μ(a) (g(a) − E[g])²,   bias = |E[g] − Σ_a π(a) A(a) ∂log π(a)/∂θ|
@@ -50,7 +50,7 @@ class Method:
 
     @property
     def name(self) -> str:
-        """Kind of the surrogate."""
+        """Return the kind of the surrogate."""
         return self.surrogate.name
 
 
@@ -66,18 +66,18 @@ class Record:
 
 
 def methods() -> tuple[Method, ...]:
-    """The estimators that are compared: GIPO by σ, every other surrogate at its default settings."""
+    """Return the compared estimators: GIPO by σ, every other surrogate at its default settings."""
     plain = [Method(kind(name=name), None) for name, kind in KINDS.items() if kind is not Gipo]
     return (*plain, *(Method(Gipo(name="gipo", sigma=sigma), sigma) for sigma in SIGMAS))
 
 
 def labels() -> dict[tuple[str, float | None], str]:
-    """Names for tables and legends, by method and σ."""
+    """Return names for tables and legends, by method and σ."""
     return {(method.name, method.sigma): method.surrogate.label for method in methods()}
 
 
 def study() -> list[Record]:
-    """Every method in every case."""
+    """Evaluate every method in every case."""
     advantages = start_advantages()
     return [
         Record(case, method.name, method.sigma, *bias_and_variance(method.surrogate, behavior_probs(case), advantages))
@@ -87,18 +87,18 @@ def study() -> list[Record]:
 
 
 def target_probs() -> Tensor:
-    """π(·|s), the same in every state, shape (4,), float64."""
+    """Return π(·|s), the same in every state, shape (4,), float64."""
     return torch.tensor(TARGET_LOGITS, dtype=torch.float64).softmax(dim=-1)
 
 
 def behavior_probs(case: str) -> Tensor:
-    """μ(·|S0) of a case, a mixture of probabilities, shape (4,), float64."""
+    """Return μ(·|S0) of a case, a mixture of probabilities, shape (4,), float64."""
     weights = torch.tensor(CASES[case], dtype=torch.float64)
     return weights @ torch.tensor(BASE_LOGITS, dtype=torch.float64).softmax(dim=-1)
 
 
 def start_advantages() -> Tensor:
-    """A^π(S0, ·) from the exact solution of the Bellman equation, shape (4,), float64."""
+    """Return A^π(S0, ·) from the exact solution of the Bellman equation, shape (4,), float64."""
     probs = target_probs()
     transitions = torch.zeros(len(STATES), len(MOVES), len(STATES), dtype=torch.float64)  # the goal has no column
     for state, action, successor in _transitions():
@@ -118,7 +118,7 @@ def _transitions() -> Iterator[tuple[int, int, int]]:
 
 
 def bias_and_variance(surrogate: Surrogate, behavior: Tensor, advantages: Tensor) -> tuple[float, float]:
-    """Exact |bias| and variance of the estimator g(a) with a drawn from `behavior`, both arguments of shape (4,)."""
+    """Return exact |bias| and variance of the estimator g(a) with a drawn from `behavior`; arguments of shape (4,)."""
     estimates = torch.stack([_estimate(surrogate, behavior, advantages, action) for action in range(len(MOVES))])
     mean = behavior @ estimates
     variance = behavior @ (estimates - mean).square()
@@ -126,7 +126,7 @@ def bias_and_variance(surrogate: Surrogate, behavior: Tensor, advantages: Tensor
 
 
 def _estimate(surrogate: Surrogate, behavior: Tensor, advantages: Tensor, action: int) -> Tensor:
-    """g(a): the derivative of minus the policy loss of one sample in the logit of "right"."""
+    """Return g(a): the derivative of minus the policy loss of one sample with respect to the logit of "right"."""
     logits = torch.tensor(TARGET_LOGITS, dtype=torch.float64, requires_grad=True)
     loss = policy_loss(
         surrogate.objective,
@@ -140,14 +140,14 @@ def _estimate(surrogate: Surrogate, behavior: Tensor, advantages: Tensor, action
 
 
 def true_gradient(advantages: Tensor) -> Tensor:
-    """Σ_a π(a) A(a) (1[a = right] − π(right)), scalar. Written out, so that the surrogates are not their own judge."""
+    """Return Σ_a π(a) A(a) (1[a = right] − π(right)), scalar. Written out, to be independent of the surrogates."""
     probs = target_probs()
     scores = torch.eye(len(MOVES), dtype=torch.float64)[RIGHT] - probs[RIGHT]
     return (probs * advantages * scores).sum()
 
 
 def pareto_front(records: list[Record]) -> list[Record]:
-    """The records of one case that no other record beats in both bias and variance, by rising bias."""
+    """Return the records of one case that no other record beats in both bias and variance, by rising bias."""
     return sorted((r for r in records if not any(_dominates(other, r) for other in records)), key=lambda r: r.bias)
 
 

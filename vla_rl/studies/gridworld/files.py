@@ -1,4 +1,4 @@
-"""The GridWorld study as files: JSON, CSV and a table to read."""
+"""Files of the GridWorld study: JSON, CSV and a readable table."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write_records(out: Path, records: Sequence[Record]) -> list[Path]:
 
 
 def markdown_table(records: Sequence[Record]) -> str:
-    """A row per method, a bias and a variance column per case; an asterisk marks the Pareto front of the case."""
+    """Return a row per method, a bias and a variance column per case; an asterisk marks the case's Pareto front."""
     names, cells = labels(), dict[str, list[str]]()
     for case in CASES:
         of_case = [record for record in records if record.case == case]

@@ -19,7 +19,7 @@ from vla_rl.studies.gridworld.enumeration import CASES, SIGMAS, Record, labels, 
 
 
 class Style(NamedTuple):
-    """Of one method."""
+    """Style of one method."""
 
     color: str
     line: str
@@ -31,7 +31,7 @@ STYLES = {
     "ppo": Style("#c44e52", "-.", "x"),
     "sapo": Style("#dd8452", ":", "D"),
 }
-OTHERS = (Style("#55a868", "--", "^"), Style("#8172b3", "-.", "v"), Style("#937860", ":", "P"))  # in their order
+OTHERS = (Style("#55a868", "--", "^"), Style("#8172b3", "-.", "v"), Style("#937860", ":", "P"))  # by position
 
 
 def plot_pareto(out: Path, records: Sequence[Record]) -> list[Path]:
