@@ -1,4 +1,4 @@
-"""Memory, disks and folders."""
+"""Checks of memory, disks and folders."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MEMORY_WARNING = 8 * GIB
 
 
 def check_shared_memory() -> Check:
-    """One megabyte that processes could share, put to use."""
+    """Check one megabyte of memory that processes share."""
     fault = _try_shared_memory()
     if not fault:
         return Check("shared memory", "ok", "a test block of 1 MiB holds what was written")
@@ -40,7 +40,7 @@ def _try_shared_memory() -> str:
 
 
 def check_memory() -> Check:
-    """Memory that this process could take, a container's limit included."""
+    """Check the memory that this process could take, a container's limit included."""
     free = available_memory()
     short = free < MEMORY_WARNING
     fix = "lower rollout.num_workers and replay.capacity; a 7B policy needs 16 GiB for its weights alone"
@@ -50,16 +50,16 @@ def check_memory() -> Check:
 
 @dataclass(frozen=True, slots=True)
 class DiskUse:
-    """What a folder must have room for."""
+    """Use of a folder that needs space."""
 
-    folder: Path  # need not exist yet
+    folder: Path  # may not exist yet
     wanted: int  # bytes; less is a warning
     needed: int  # bytes; less is a failure
     fix: str
 
 
 def disk_uses(variables: Mapping[str, str] = os.environ) -> dict[str, DiskUse]:
-    """Where the program writes much, by what for: runs, its own cache, and checkpoints from a model hub."""
+    """Return the folders that take much space, by use: runs, the program's cache, and checkpoints of a model hub."""
     home = Path(variables.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     hub = variables.get("HF_HUB_CACHE") or Path(variables.get("HF_HOME") or home / "huggingface") / "hub"
     return {
@@ -71,7 +71,7 @@ def disk_uses(variables: Mapping[str, str] = os.environ) -> dict[str, DiskUse]:
 
 
 def check_disk(name: str, use: DiskUse) -> Check:
-    """Room where a use's folder is, or will be."""
+    """Check the space in a use's folder, or where it will be created."""
     free = shutil.disk_usage(_nearest(use.folder)).free
     status: Status = "failed" if free < use.needed else "warning" if free < use.wanted else "ok"
     fix = "" if status == "ok" else f"free some, or {use.fix}"
@@ -79,10 +79,10 @@ def check_disk(name: str, use: DiskUse) -> Check:
 
 
 def check_folders(folders: Mapping[str, tuple[Path, str]]) -> Check:
-    """Whether files can be made in every folder that the program writes to.
+    """Check that files can be created in every folder that the program writes to.
 
     Args:
-        folders: folder and fix, by what it is for.
+        folders: folder and fix, by use.
     """
     faults = {what: fault for what, (folder, _) in folders.items() if (fault := _write_fault(folder))}
     if not faults:
@@ -93,7 +93,7 @@ def check_folders(folders: Mapping[str, tuple[Path, str]]) -> Check:
 
 
 def _write_fault(folder: Path) -> str:
-    """Why no file can be made there; makes nothing but a file that is gone at once."""
+    """Return why no file can be created there; leaves nothing behind."""
     existing = _nearest(folder)
     if existing != folder:
         return "" if os.access(existing, os.W_OK | os.X_OK) else f"{folder} cannot be made in {existing}"
@@ -105,7 +105,7 @@ def _write_fault(folder: Path) -> str:
 
 
 def _nearest(folder: Path) -> Path:
-    """The folder itself, or the nearest above it that is there, as far as this user may see."""
+    """Return the folder itself, or the nearest existing one above it, as far as this user can see."""
     return next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))  # noqa: PTH110 - raises never
 
 

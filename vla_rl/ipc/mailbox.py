@@ -1,17 +1,17 @@
-"""The weight mailbox: the newest whole snapshot of the trainable tensors, in shared memory.
+"""Weight mailbox: the newest complete snapshot of the trainable tensors, in shared memory.
 
     learner                                      inference worker, between two batches
     mailbox.publish(version, trainable)          if mailbox.latest_version() > version_in_use:
                                                      version_in_use = mailbox.read(into=trainable)
 
-Two buffers: the writer fills the one that is not the latest, then names it the latest. Nobody waits: a reader that is
-still copying when the writer comes round to its buffer again (two publishes later) sees that the buffer's sequence
-number moved, throws its copy away and takes the newer snapshot. A sequence number is odd while its buffer is written.
-One writer; any number of readers.
+Two buffers: the writer fills the one that is not the latest, then names it the latest. Neither side waits: a reader
+that is still copying when the writer returns to its buffer (two publishes later) sees that the buffer's sequence number
+changed, discards its copy and takes the newer snapshot. A sequence number is odd while its buffer is written. One
+writer; any number of readers.
 
-Both buffers are pinned in a process that copies to or from a GPU (`transfers`). Such copies go on after they were
-started, so both sides wait for them in one place each: the writer before it says that the buffer is whole, the reader
-before it looks whether the buffer was written meanwhile.
+Both buffers are pinned in a process that copies to or from a GPU (`transfers`). Such copies are asynchronous, so each
+side waits for them in one place: the writer before it marks the buffer as complete, the reader before it checks whether
+the buffer was written meanwhile.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TensorLayout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 
 @dataclass(frozen=True, slots=True)
 class MailboxHandle:
-    """What another process needs to attach."""
+    """Handle with which another process attaches."""
 
     layout: dict[str, tuple[tuple[int, ...], torch.dtype]]
     block: SharedArraysHandle
@@ -55,7 +55,7 @@ class WeightMailbox(InSharedBlock):
         self._version = block["version"]
         self._buffers = [self._map_buffer(index) for index in range(_NUM_BUFFERS)]
         self._fence = Fence()
-        self._transfers: Transfers | None = None  # pinning takes its time: by the process that copies, when it does
+        self._transfers: Transfers | None = None  # pinned at the first copy, because it takes time
 
     @classmethod
     def create(cls, layout: TensorLayout) -> Self:
@@ -87,7 +87,7 @@ class WeightMailbox(InSharedBlock):
 
     @property
     def handle(self) -> MailboxHandle:
-        """For a spawned process."""
+        """Return a handle for a spawned process."""
         return MailboxHandle(self._layout, self._block.handle)
 
     def publish(self, version: int, named: Mapping[str, torch.Tensor]) -> None:
@@ -105,7 +105,7 @@ class WeightMailbox(InSharedBlock):
         if version <= self._version[latest]:
             raise ValueError(f"published version must be above {self._version[latest]}, got {version}")
         target = (latest + 1) % _NUM_BUFFERS
-        self._sequence[target] |= 1  # it may be odd already, of an attempt that failed half-way
+        self._sequence[target] |= 1  # it may already be odd, from an attempt that failed midway
         self._fence()
         transfers = self._transfers_of(named)
         transfers.start((view, named[name].detach()) for name, view in self._buffers[target].items())
@@ -117,7 +117,7 @@ class WeightMailbox(InSharedBlock):
         self._latest[0] = target
 
     def latest_version(self) -> int:
-        """Version of the newest snapshot, -1 before the first; two reads of shared memory."""
+        """Return the version of the newest snapshot, -1 before the first; two reads of shared memory."""
         return int(self._version[self._latest[0]])
 
     def read(self, into: Mapping[str, torch.Tensor]) -> int:
@@ -131,7 +131,7 @@ class WeightMailbox(InSharedBlock):
 
         Raises:
             ValueError: names, shapes or dtypes differ from the layout, or nothing was published yet.
-            RuntimeError: the writer came round twice during every attempt.
+            RuntimeError: the writer overtook every attempt with two publishes.
         """
         self._check_layout(into, "read into")
         transfers = self._transfers_of(into)
@@ -156,7 +156,7 @@ class WeightMailbox(InSharedBlock):
         )
 
     def close(self) -> None:
-        """Let go of the memory. Idempotent."""
+        """Release the memory. Idempotent."""
         if self._transfers is not None:
             self._transfers.close()
             self._transfers = None
@@ -170,7 +170,7 @@ class WeightMailbox(InSharedBlock):
         return self._transfers
 
     def _pages(self) -> tuple[int, int]:
-        """Address and length of the whole pages that hold both buffers."""
+        """Return address and length of the whole pages that hold both buffers."""
         views = [view for buffer in self._buffers for view in buffer.values()]
         first = min(view.data_ptr() for view in views) // PAGESIZE
         behind = -(-max(view.data_ptr() + view.nbytes for view in views) // PAGESIZE)

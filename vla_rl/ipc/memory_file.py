@@ -1,8 +1,8 @@
 """Shared memory without a name. It cannot be left behind: the kernel frees it with the last process that has it.
 
-The memory is a file of Linux's `memfd_create`, which lies in no folder. A spawned process inherits the open
-descriptor, so a `MemoryFile` can be pickled while such a process starts, and at no other time. The size of /dev/shm
-plays no part; a container's limit of memory counts this as any other memory.
+The memory is a file of Linux's `memfd_create`, which is in no folder. A spawned process inherits the open descriptor,
+so a `MemoryFile` can be pickled only while such a process starts. The size of /dev/shm does not matter; a container's
+memory limit counts it like any other memory.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _MFD_CLOEXEC = 1  # linux/memfd.h
 
 
 class _Sent(Protocol):
-    """What `DupFd` makes of a descriptor; in the process that receives it, it gives the descriptor back."""
+    """Result of `DupFd` for a descriptor; in the receiving process it returns the descriptor."""
 
     def detach(self) -> int: ...
 
 
 class MemoryFile:
-    """An open descriptor of shared memory; closed by `close`, or when nobody refers to the object any more."""
+    """Open descriptor of shared memory; closed by `close`, or with the last reference to the object."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -37,11 +37,11 @@ class MemoryFile:
         """Reserve zeroed memory.
 
         Args:
-            label: stands beside the memory in /proc/PID/maps.
-            num_bytes: all of it is reserved at once, so that no page can be missing later.
+            label: name of the memory in /proc/PID/maps.
+            num_bytes: size, reserved at once, so that no page can be missing later.
 
         Raises:
-            OSError: the memory or the descriptor cannot be had.
+            OSError: the memory or the descriptor is not available.
         """
         file = cls(_memfd_create(label))
         os.posix_fallocate(file._descriptor, 0, num_bytes)
@@ -56,11 +56,11 @@ class MemoryFile:
         if not self._close.alive:
             raise ValueError("this shared memory was closed")
         mapping = mmap.mmap(self._descriptor, num_bytes)
-        mapping.madvise(mmap.MADV_DONTDUMP)  # else a crashing simulator's core dump holds the whole replay ring
+        mapping.madvise(mmap.MADV_DONTDUMP)  # otherwise a crashing simulator's core dump contains the whole replay ring
         return mapping
 
     def close(self) -> None:
-        """Close the descriptor: no further process can be given the memory. Idempotent."""
+        """Close the descriptor: no further process can receive the memory. Idempotent."""
         self._close()
 
     def __reduce__(self) -> tuple[Callable[[_Sent], MemoryFile], tuple[_Sent]]:
@@ -72,12 +72,12 @@ class MemoryFile:
 
 def _receive(sent: _Sent) -> MemoryFile:
     descriptor = sent.detach()
-    os.set_inheritable(descriptor, False)  # it came open through an exec, and is to go through no other
+    os.set_inheritable(descriptor, False)  # it was inherited through one exec and must not be through another
     return MemoryFile(descriptor)
 
 
 def _memfd_create(label: str) -> int:
-    """Call `memfd_create` of the C library; `os` has it only where Python was built against a library that had it."""
+    """Call `memfd_create` of the C library, which `os` has only if Python was built against a library with it."""
     descriptor: int = ctypes.CDLL(None, use_errno=True).memfd_create(label.encode(), _MFD_CLOEXEC)
     if descriptor < 0:
         number = ctypes.get_errno()

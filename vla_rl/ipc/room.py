@@ -1,7 +1,7 @@
-"""Whether shared memory of a given size fits, asked before it is allocated.
+"""Check that shared memory of a given size fits, made before it is allocated.
 
-The kernel answers a size that does not fit by ending some process: in a container it may be any of the container's. A
-process that was ended so explains nothing, so the question is asked first.
+If a size does not fit, the kernel kills some process, in a container any of the container's. A killed process explains
+nothing, so the size is checked first.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ _IN_A_RECIPE = "replay.capacity, rollout.num_workers or rollout.envs_per_worker"
 
 
 class NoRoomError(ValueError):
-    """A size that memory cannot hold.
+    """Size that does not fit in memory.
 
     Args:
-        found: what is needed and what there is.
-        settings: that ask for less where they are lowered; who asked under other names raises it anew.
+        found: the needed and the available memory.
+        settings: settings that need less memory when lowered; a caller with other names for them raises a new error.
     """
 
     def __init__(self, found: str, *, settings: str = _IN_A_RECIPE) -> None:
@@ -33,7 +33,7 @@ def check_room(bytes_needed: int) -> None:
     """Refuse a size that the memory of the machine or of its container cannot hold.
 
     Raises:
-        NoRoomError: with what is needed, what is free, and what to change.
+        NoRoomError: it does not fit; names what is needed, what is free, and what to change.
     """
     available = available_memory()
     if bytes_needed > available:
@@ -44,14 +44,14 @@ def check_room(bytes_needed: int) -> None:
 
 
 def available_memory() -> int:
-    """Bytes of memory this process can still take: the machine's, or what its container's limit leaves."""
+    """Return the bytes that this process can still take: the machine's, or those below its container's limit."""
     available = int(psutil.virtual_memory().available)
     below_limit = memory_below_limit()
     return available if below_limit is None else min(available, below_limit)
 
 
 def readable(num_bytes: int) -> str:
-    """1_500_000_000 to '1.4 GiB'."""
+    """Format 1_500_000_000 as '1.4 GiB'."""
     size = float(num_bytes)
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:

@@ -1,13 +1,13 @@
-"""Named numpy arrays in one block of shared memory.
+"""Named NumPy arrays in one block of shared memory.
 
     arrays = SharedArrays.create("ring", [Field("reward", (64,), np.float32)])   # the owner
     Process(target=work, args=(arrays.handle,)).start()                          # spawned, never forked
     ...
     arrays = SharedArrays.attach(handle)                                         # in `work`
-    arrays["reward"][3] = 1.0                                                    # seen by everyone at once
+    arrays["reward"][3] = 1.0                                                    # visible to all processes at once
 
-A block has no name (see `memory_file`), so nobody has to remove it: whatever happens to the processes that map it, the
-kernel frees it with the last of them. The owner keeps it open, so that a child that is started again finds it.
+A block has no name (see `memory_file`), so it need not be removed: however the processes that map it end, the kernel
+frees it with the last of them. The owner keeps it open, so that a restarted child can attach.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ class Field:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the array, without alignment."""
+        """Return the bytes of the array, without alignment."""
         return prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True, slots=True)
 class SharedArraysHandle:
-    """What a spawned process needs to attach. To be given to it as it starts; it cannot be pickled otherwise."""
+    """Handle with which a spawned process attaches. It can be pickled only while such a process starts."""
 
     fields: tuple[Field, ...]
     file: MemoryFile
 
 
 class SharedArrays:
-    """Numpy views of one block; `arrays[name]` is a view, never a copy.
+    """NumPy views of one block; `arrays[name]` is a view, never a copy.
 
-    A view stays valid for as long as somebody holds it, even after `close`: the memory itself goes with the last view
-    of the last process.
+    A view stays valid as long as it is referenced, even after `close`: the memory is freed with the last view of the
+    last process.
     """
 
     def __init__(self, handle: SharedArraysHandle, *, is_owner: bool) -> None:
@@ -66,10 +66,10 @@ class SharedArrays:
         """Allocate a block and map its arrays.
 
         Args:
-            purpose: a word that tells the block from others in /proc/PID/maps.
+            purpose: word that identifies the block in /proc/PID/maps.
             fields: the arrays; names are distinct.
             poison: fill with impossible values (NaN, the smallest integer, 255, False), so that a read before the first
-                write shows. Without it the memory is zero.
+                write is noticed. Without it the memory is zero.
 
         Raises:
             ValueError: bad names, or not enough room (see `check_room`).
@@ -94,7 +94,7 @@ class SharedArrays:
         """Map a block that another process owns.
 
         Raises:
-            ValueError: its owner, in this process, closed it.
+            ValueError: the owner, in this process, closed it.
         """
         return cls(handle, is_owner=False)
 
@@ -102,16 +102,16 @@ class SharedArrays:
         return self._arrays[name]
 
     def get(self, name: str) -> NDArray[Any] | None:
-        """The array of that name, None if the block has no such field."""
+        """Return the array of that name, None if the block has no such field."""
         return self._arrays.get(name)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the arrays, in order."""
+        """Return the names of the arrays, in order."""
         return tuple(field.name for field in self.handle.fields)
 
     def close(self) -> None:
-        """Let go of the views; in the owner, no process can attach any more. Idempotent.
+        """Release the views; in the owner, prevent further processes from attaching. Idempotent.
 
         It never fails, because the mapping ends with its last view.
         """
@@ -127,13 +127,13 @@ class SharedArrays:
 
 
 class InSharedBlock:
-    """Base of what lies in one block."""
+    """Base of objects that are stored in one block."""
 
     def __init__(self, block: SharedArrays) -> None:
         self._block = block
 
     def close(self) -> None:
-        """Let go of the views; in the owner, no process can attach any more. Idempotent."""
+        """Release the views; in the owner, prevent further processes from attaching. Idempotent."""
         self._block.close()
 
     def __enter__(self) -> Self:
@@ -144,12 +144,12 @@ class InSharedBlock:
 
 
 def bytes_needed(fields: Sequence[Field]) -> int:
-    """Bytes of a block that holds `fields`, alignment included; at least one alignment unit."""
+    """Return the bytes of a block that holds `fields`, alignment included; at least one alignment unit."""
     return max(ALIGNMENT, sum(_aligned(field.nbytes) for field in fields))
 
 
 def impossible_value(dtype: DTypeLike) -> float | int | bool:
-    """What fresh memory is filled with: NaN, the smallest signed or the largest unsigned integer, False."""
+    """Return the value that fills fresh memory: NaN, the smallest signed or the largest unsigned integer, False."""
     kind = np.dtype(dtype)
     if kind.kind == "f":
         return float("nan")

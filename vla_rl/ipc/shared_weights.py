@@ -1,4 +1,4 @@
-"""One copy of the frozen weights for all processes of a cell.
+"""Single copy of the frozen weights for all processes of a cell.
 
     shared = share_tensors({name: parameter.data for name, parameter in frozen})   # learner, which owns the memory
     Process(target=serve, args=(shared.handle,)).start()
@@ -25,7 +25,7 @@ from vla_rl.ipc.shared_arrays import ALIGNMENT, Field, SharedArrays, SharedArray
 
 @dataclass(frozen=True, slots=True)
 class TensorPlace:
-    """Where one tensor lies in the flat bytes."""
+    """Place of one tensor in the flat bytes."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -33,13 +33,13 @@ class TensorPlace:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensor."""
+        """Return the bytes of the tensor."""
         return prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)
 class SharedWeightsHandle:
-    """What a spawned process needs to map the weights."""
+    """Handle with which a spawned process maps the weights."""
 
     places: Mapping[str, TensorPlace]
     memory: SharedArraysHandle | CudaMemoryHandle  # a block (CPU), or flat uint8 bytes on a GPU
@@ -47,10 +47,10 @@ class SharedWeightsHandle:
 
 @dataclass(frozen=True, slots=True)
 class NotShared:
-    """Stands for a handle where a process is to load its own copy of the weights."""
+    """Stand-in for a handle if a process is to load its own copy of the weights."""
 
     reason: str
-    asked_for: bool  # else sharing was tried and failed
+    asked_for: bool  # otherwise sharing was tried and failed
 
 
 class SharedWeights:
@@ -76,7 +76,7 @@ class SharedWeights:
 
     @property
     def handle(self) -> SharedWeightsHandle:
-        """For spawned processes, any number of them.
+        """Return a handle for any number of spawned processes.
 
         Raises:
             SharingError: GPU memory cannot be shared here.
@@ -88,17 +88,17 @@ class SharedWeights:
         return SharedWeightsHandle(self._places, self._exported.handle)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The weights by name, without a copy: writing to one is seen by every process."""
+        """Return the weights by name, without a copy: every process sees writes to them."""
         return {
             name: self._flat[place.start : place.start + place.nbytes].view(place.dtype).view(place.shape)
             for name, place in self._places.items()
         }
 
     def close(self) -> None:
-        """Let go of the memory; in the owner, after the other processes have ended. Idempotent.
+        """Release the memory; in the owner, after the other processes have ended. Idempotent.
 
-        Tensors that are still held stay valid, `tensors` must not be called. GPU memory is freed as soon as the owner's
-        own tensors are gone.
+        Tensors that are still referenced stay valid; `tensors` must not be called. GPU memory is freed as soon as the
+        owner's own tensors are gone.
         """
         self._flat = torch.empty(0, dtype=torch.uint8)
         if self._block is not None:
@@ -119,11 +119,11 @@ def share_tensors(named: Mapping[str, torch.Tensor], *, device: torch.device | N
 
     Args:
         named: tensors of any shape and dtype, all on one device.
-        device: where the shared memory is; default: where the tensors are. From the CPU straight to a GPU, that GPU
-            never holds them twice.
+        device: device of the shared memory; default: that of the tensors. If they are copied from the CPU to a GPU, the
+            GPU never holds them twice.
 
     Raises:
-        ValueError: tensors on several devices or on none that can be shared, or not enough room.
+        ValueError: tensors on several devices or on one that cannot be shared, or not enough room.
     """
     devices = {tensor.device for tensor in named.values()} or {torch.device("cpu")}
     if len(devices) > 1:

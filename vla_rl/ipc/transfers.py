@@ -1,10 +1,10 @@
 """Copies of many tensors between a device and shared memory of the host: started together, waited for together.
 
-    transfers.start(pairs)     # (target, source) each; a copy may still be under way when this returns
-    transfers.wait()           # now all are complete: what is told to other processes is told after this
+    transfers.start(pairs)     # (target, source) each; copies may still be in progress when this returns
+    transfers.wait()           # now all are complete; notify other processes only after this
 
 Copies from and to ordinary memory are complete when they return (`PlainTransfers`). A GPU copies two to five times as
-fast from and to memory that the system may not move ("pinned"), but then goes on by itself (`PinnedTransfers`).
+fast from and to memory that the system may not move ("pinned"), but then asynchronously (`PinnedTransfers`).
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ Pair = tuple[Tensor, Tensor]  # target, source
 
 
 class Transfers(Protocol):
-    """How tensors are copied."""
+    """Method of copying tensors."""
 
     def start(self, pairs: Iterable[Pair]) -> None:
-        """Begin to copy each source into its target, after all that the caller gave the device to do before."""
+        """Start copying each source to its target, after everything already queued on the device."""
         ...
 
     def wait(self) -> None:
-        """Return when all copies that were started are complete, for this process and for others."""
+        """Return when all started copies are complete, for this process and for others."""
         ...
 
     def close(self) -> None:
-        """Finish, and give back what was taken. Idempotent."""
+        """Finish, and release resources. Idempotent."""
         ...
 
 
@@ -47,17 +47,17 @@ class PlainTransfers:
             target.copy_(source)
 
     def wait(self) -> None:
-        """Nothing is under way."""
+        """Do nothing: no copy is in progress."""
 
     def close(self) -> None:
-        """Nothing was taken."""
+        """Do nothing: there are no resources."""
 
 
 class PinnedTransfers:
-    """Copies between a GPU and a range of host memory that is pinned as long as this object is open.
+    """Copies between a GPU and a range of host memory that is pinned while this object is open.
 
-    They run on a stream of their own, which first waits for the current one: for the optimizer when weights are
-    published, for the pass before when they are adopted.
+    They run on a separate stream, which first waits for the current one: for the optimizer when weights are published,
+    for the preceding pass when they are adopted.
     """
 
     def __init__(self, device: torch.device, address: int, num_bytes: int) -> None:
@@ -78,14 +78,14 @@ class PinnedTransfers:
         try:
             torch.cuda.check_error(code)
         except RuntimeError:
-            # CUDA keeps the last error, and torch would report it as that of the next kernel: have it reported here.
+            # CUDA keeps the last error, and torch would attribute it to the next kernel, so report it here.
             with contextlib.suppress(RuntimeError):
                 torch.ones(1, device=device)
             raise
         self._is_open = True
 
     def start(self, pairs: Iterable[Pair]) -> None:
-        """Give the copies to the stream."""
+        """Queue the copies on the stream."""
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             for target, source in pairs:
@@ -93,13 +93,13 @@ class PinnedTransfers:
         self._done.record(self._stream)
 
     def wait(self) -> None:
-        """Let the processor wait for the stream's last copy."""
+        """Block until the stream's last copy is complete."""
         self._done.synchronize()
 
     def close(self) -> None:
-        """Let copies that an exception left behind end, and unpin the memory. Does not raise, so as not to hide why.
+        """Wait for copies left by an exception, and unpin the memory. Never raises, so as not to hide the cause.
 
-        A process that ends without it gives the memory back as well.
+        A process that ends without it also releases the memory.
         """
         if not self._is_open:
             return
@@ -112,7 +112,7 @@ class PinnedTransfers:
 
 
 def transfers_for(device: torch.device, address: int, num_bytes: int) -> Transfers:
-    """Transfers between a GPU and host memory: pinned, or plain ones where that fails, which is logged.
+    """Return transfers between a GPU and host memory: pinned, or plain ones if that fails, which is logged.
 
     Args:
         device: the GPU.

@@ -197,7 +197,7 @@ class Learner:
         return Counts(decisions=union["decisions"], tokens=union["tokens"], ratios=ratios), union["lacking"] > 0
 
     def _rows_after(self, batch: SegmentBatch) -> Rows:
-        """Return the observations after a segment's last decision whose values are still to be computed for its targets.
+        """Return the observations after a segment's last decision whose values its targets still lack.
 
         With values from acting time, these are last observations of episodes whose task continues: no decision was made
         there, so only the learner can value them.

@@ -1,4 +1,4 @@
-"""The replay ring: decisions of many envs in shared memory, one writer per env, one reader.
+"""Replay ring: decisions of many envs in shared memory, one writer per env, one reader.
 
     env worker                                            learner
     writer = ReplayRing.attach(handle).writer(env_index)  sampler = SegmentSampler(ring, segment_length=8, seed=0)
@@ -6,11 +6,12 @@
     writer.add(...)         # once per decision           batch = sampler.sample(32)
     writer.commit(frames, state)
 
-No lock. Rows are counted from the start of the run, and row r of an env lies at r mod R of its region. Before a writer
-touches a row it announces it in `claimed` (all rows below are, or were, being written), so row r is intact exactly
-while r >= claimed - R. The reader copies first and asks afterwards; what was overwritten meanwhile is drawn again.
-An episode becomes visible by its entry in the catalogue, written before the count that includes it. What stands behind
-the last entry (half an episode of a worker that died) is invisible, and the next writer of that env starts there.
+There is no lock. Rows are counted from the start of the run, and row r of an env is stored at r mod R of its region.
+Before a writer touches a row it announces it in `claimed` (all rows below are, or were, being written), so row r is
+intact exactly while r >= claimed - R. The reader copies first and checks afterwards; segments overwritten meanwhile are
+drawn again. An episode becomes visible by its entry in the catalogue, written before the count that includes it. Rows
+after the last entry (an unfinished episode of a worker that died) are invisible, and the next writer of that env starts
+there.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ from vla_rl.types import ActionSpec, FloatArray, ObservationSpec, TokenArray, UI
 
 @dataclass(frozen=True, slots=True)
 class RingHandle:
-    """What another process needs to attach."""
+    """Handle with which another process attaches."""
 
     layout: RingLayout
     block: SharedArraysHandle
 
 
 class ReplayRing(InSharedBlock):
-    """The shared memory of all regions, and what a reader may ask of it."""
+    """Shared memory of all regions, with the queries of a reader."""
 
     def __init__(self, layout: RingLayout, block: SharedArrays) -> None:
         self.layout = layout
@@ -67,7 +68,7 @@ class ReplayRing(InSharedBlock):
             num_envs: regions, one per env of the cell.
             capacity: rows of all regions together (see `RingLayout`).
             max_episode_decisions: the longest episode an env can produce.
-            store_logits: whether a row holds the behaviour policy's distributions.
+            store_logits: store the behaviour policy's distributions in every row.
 
         Raises:
             ValueError: capacity too small for two episodes per env, or for shared memory too large.
@@ -85,31 +86,34 @@ class ReplayRing(InSharedBlock):
 
     @property
     def handle(self) -> RingHandle:
-        """For a spawned process."""
+        """Return a handle for a spawned process."""
         return RingHandle(self.layout, self._block.handle)
 
     def writer(self, env_index: int) -> EpisodeWriter:
-        """The writer of one env. At most one may exist at a time; what its predecessor left unfinished is dropped."""
+        """Return the writer of one env.
+
+        Only one may exist at a time; its predecessor's unfinished episode is dropped.
+        """
         if not 0 <= env_index < self.layout.num_envs:
             raise ValueError(f"env_index must be in 0..{self.layout.num_envs - 1}, got {env_index}")
         return EpisodeWriter(self, env_index)
 
     def row_array(self, name: str) -> NDArray[Any]:
-        """One row field of all regions, (num_envs · R, ...), a live view."""
+        """Return one row field of all regions, (num_envs · R, ...), a live view."""
         return self._block[name]
 
     def positions(self, env: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where absolute rows of envs lie in `row_array`."""
+        """Return the positions in `row_array` of absolute rows of envs."""
         return env * self.layout.rows_per_env + rows % self.layout.rows_per_env
 
     def intact(self, env: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether nobody began to overwrite these rows, nor any row after them. Ask after copying."""
+        """Return whether none of these rows, nor any row after them, is being overwritten. Call it after copying."""
         self._fence()
         is_intact: NDArray[np.bool_] = rows >= self._claimed[env] - self.layout.rows_per_env
         return is_intact
 
     def episodes_after(self, env_index: int, num_seen: int) -> tuple[NDArray[np.void], int]:
-        """Catalogue entries of an env's episodes, oldest first, except for the first `num_seen` and those overwritten.
+        """Return the catalogue of an env's episodes, oldest first, without the first `num_seen` and overwritten ones.
 
         Returns:
             A copy with dtype EPISODE, and the number of episodes that the env has committed.
@@ -120,28 +124,28 @@ class ReplayRing(InSharedBlock):
         indices = np.arange(max(num_seen, count - catalogue_size), count)
         entries = self._episodes[env_index, indices % catalogue_size]
         self._fence()
-        # Entry i is rewritten while episode i + size is being committed, that is once the count has reached it.
+        # Entry i is rewritten while episode i + size is being committed, that is, once the count has reached it.
         is_whole = indices + catalogue_size > int(self._num_episodes[env_index])
         return entries[is_whole], count
 
     def has_episodes_after(self, num_seen: Sequence[int]) -> bool:
-        """Whether any env has committed more episodes than that."""
+        """Return whether any env has committed more episodes than that."""
         return bool((self._num_episodes != num_seen).any())
 
     def all_episodes_after(self, num_seen: Sequence[int]) -> tuple[NDArray[np.void], list[int]]:
-        """`episodes_after` for every env at once, in the order of the commits."""
+        """Return `episodes_after` for every env at once, in the order of the commits."""
         found = [self.episodes_after(env, seen) for env, seen in enumerate(num_seen)]
         episodes = np.concatenate([entries for entries, _ in found])
         return episodes[np.argsort(episodes["committed_at"], kind="stable")], [count for _, count in found]
 
     def present_episodes(self) -> NDArray[np.void]:
-        """Entries of the committed episodes of which no row was overwritten, in the order of their commits."""
+        """Return entries of the committed episodes without overwritten rows, in the order of their commits."""
         episodes, _ = self.all_episodes_after([0] * self.layout.num_envs)
         return episodes[self.intact(episodes["env"], episodes["first_row"])]
 
 
 class EpisodeWriter:
-    """Writes the episodes of one env, row by row, without allocating. Made by `ReplayRing.writer`."""
+    """Writer of one env's episodes, row by row, without allocating. Made by `ReplayRing.writer`."""
 
     def __init__(self, ring: ReplayRing, env_index: int) -> None:
         layout = ring.layout
@@ -155,7 +159,7 @@ class EpisodeWriter:
         self._episodes = ring._episodes[env_index]
         self._first_row, self._decisions_total = self._end_of_last_episode()
         self._length = 0
-        self._task_index: int | None = None  # of the episode that was begun
+        self._task_index: int | None = None  # of the current episode
         self._has_ended = False
 
     def begin(self, task_index: int) -> None:
@@ -179,19 +183,19 @@ class EpisodeWriter:
         policy_version: int,
         logits: FloatArray | None = None,
     ) -> None:
-        """Append a decision and what came of it.
+        """Append a decision and its outcome.
 
         Args:
             frames: (N, H, W, 3) uint8, before the decision.
             state: (S,) float32, before the decision.
-            tokens: (A,) int16 or float32, as the action spec has it.
+            tokens: (A,) int16 or float32, according to the action spec.
             logprobs: (A,) float32 of the tokens under the policy that acted.
             value: that policy's value estimate.
             reward: summed over the executed control steps.
             executed: control steps that ran, 1..K.
             terminated: the task ended.
             truncated: the horizon ended.
-            policy_version: version that acted.
+            policy_version: version of the weights that acted.
             logits: (A, V) float32 `Distribution.parameters`, if and only if the ring stores them.
 
         Raises:
@@ -244,13 +248,13 @@ class EpisodeWriter:
         self.abandon()
 
     def abandon(self) -> None:
-        """Drop the unfinished episode, if there is one; its rows are used again."""
+        """Drop the unfinished episode, if there is one; its rows are reused."""
         self._length = 0
         self._task_index = None
         self._has_ended = False
 
     def _claim(self, offset: int) -> int:
-        """Announce a row of the episode; returns where it lies."""
+        """Announce a row of the episode; return its position."""
         row = self._first_row + offset
         # Never lowered: rows that an abandoned episode overwrote stay overwritten.
         self._claimed[0] = max(int(self._claimed[0]), row + 1)
@@ -258,7 +262,7 @@ class EpisodeWriter:
         return self._region_start + row % self._layout.rows_per_env
 
     def _end_of_last_episode(self) -> tuple[int, int]:
-        """First free row and decisions so far, as the catalogue has them."""
+        """Return the first free row and the decisions so far, according to the catalogue."""
         count = int(self._num_episodes[0])
         if count == 0:
             return 0, 0
