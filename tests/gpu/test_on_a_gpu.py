@@ -24,11 +24,11 @@ from vla_rl.ipc.transfers import PlainTransfers, transfers_for
 from vla_rl.learner.engine import Engine
 from vla_rl.learner.learner import Learner
 from vla_rl.learner.optimizer import OptimizerSettings
-from vla_rl.learner.settings import LossSettings
 from vla_rl.policies.assign import assign_parameters
 from vla_rl.policies.build import build_mlp, build_openvla_oft
 from vla_rl.policies.devices import peak_memory, use_device
 from vla_rl.policies.lora import LoraSettings
+from vla_rl.rl.loss_weights import LossWeights
 from vla_rl.rl.surrogates import Gipo
 from vla_rl.types import PolicyInputs, SegmentBatch
 from vla_rl.workers.compiled import CompiledForward
@@ -177,10 +177,10 @@ def updated(device, *, before=lambda policy: None):
         engine,
         surrogate=Gipo(name="gipo", sigma=0.5),
         credit=Gae(name="gae", discount=0.99, gae_lambda=0.95, time_limit="end"),
-        loss=LossSettings(),
+        loss=LossWeights(),
         temperature=1.0,
-        micro_batch=2,
-        accumulation=1,
+        batch_size=2,
+        num_micro_batches=1,
         old_threshold=1,
     )
     return learner.update(make_batch(policy), policy_version=0), policy.action_rows.detach().cpu()

@@ -12,9 +12,9 @@ from vla_rl.credit import Credit, Gae, Vtrace
 from vla_rl.learner.engine import Engine
 from vla_rl.learner.learner import Learner
 from vla_rl.learner.optimizer import OptimizerSettings
-from vla_rl.learner.settings import LossSettings
 from vla_rl.learner.strategies import StrategyName
 from vla_rl.policies.mlp import MLPPolicy
+from vla_rl.rl.loss_weights import LossWeights
 from vla_rl.rl.surrogates import KINDS, Surrogate
 from vla_rl.types import ActionSpec, PolicyInputs, PolicyOutput, SegmentBatch
 
@@ -100,7 +100,7 @@ def make_learner(
     *,
     surrogate: str | Surrogate = "gipo",
     targets: Credit | None = None,
-    loss: LossSettings | None = None,
+    loss: LossWeights | None = None,
     micro_batch: int = 2,
     accumulation: int = 2,
     temperature: float = 1.0,
@@ -109,10 +109,10 @@ def make_learner(
         engine,
         surrogate=KINDS[surrogate](name=surrogate) if isinstance(surrogate, str) else surrogate,
         credit=targets or gae(discount=0.9, gae_lambda=0.5),
-        loss=loss or LossSettings(value_coefficient=0.5, entropy_coefficient=0.01),
+        loss=loss or LossWeights(value_coefficient=0.5, entropy_coefficient=0.01),
         temperature=temperature,
-        micro_batch=micro_batch,
-        accumulation=accumulation,
+        batch_size=micro_batch * accumulation,
+        num_micro_batches=accumulation,
         old_threshold=10,
     )
 

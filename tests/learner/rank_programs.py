@@ -19,10 +19,10 @@ from accelerate.state import AcceleratorState
 from vla_rl.learner import checkpoint
 from vla_rl.learner.collectives import Collectives
 from vla_rl.learner.engine import Engine
-from vla_rl.learner.settings import LossSettings
 from vla_rl.learner.strategies import close_process_group
 from vla_rl.policies.build import build_openvla_oft
 from vla_rl.policies.lora import LoraSettings
+from vla_rl.rl.loss_weights import LossWeights
 
 UNION = 8  # segments of all ranks together
 
@@ -50,7 +50,7 @@ def one_pass(*, strategy: str, values: str) -> dict[str, Any]:
     learner = fakes.make_learner(
         engine,
         targets=vtrace if values == "acting" else None,
-        loss=LossSettings(value_coefficient=0.5, entropy_coefficient=0.01, running_moments=True),
+        loss=LossWeights(value_coefficient=0.5, entropy_coefficient=0.01, advantage_moments="running"),
         micro_batch=UNION // engine.collectives.num_ranks // 2,
         accumulation=2,
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import learner_fakes as fakes
 import pytest
 import torch
 
 from vla_rl.learner import strategies
-from vla_rl.learner.engine import Engine
+from vla_rl.learner.engine import Engine, UpdateResult
 from vla_rl.learner.optimizer import OptimizerSettings, learning_rate
 from vla_rl.types import PolicyInputs
 
@@ -17,6 +18,12 @@ from vla_rl.types import PolicyInputs
 def inputs(rows: int = 4) -> PolicyInputs:
     state = torch.linspace(-1.0, 1.0, rows * fakes.STATE_DIM).reshape(rows, fakes.STATE_DIM)
     return PolicyInputs(frames=torch.zeros(rows, 0, 0, 0, 3), state=state, task_index=torch.zeros(rows))
+
+
+def descend(engine: Engine, *losses: Callable[[], torch.Tensor]) -> UpdateResult:
+    share, kept = engine.accumulate([lambda loss=loss: (loss(), None) for loss in losses])
+    assert kept == [None] * len(losses)
+    return engine.step(share)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +56,7 @@ def test_policy_and_value_have_learning_rates_of_their_own() -> None:
         return output.logits.square().mean() + output.values.square().mean()
 
     before = fakes.weights(engine.policy)
-    result = engine.step(engine.accumulate([loss]))
+    result = descend(engine, loss)
     after = fakes.weights(engine.policy)
     assert result.learning_rates == {"policy": 0.005, "value": 0.03}
     # Adam's first step moves every element by the learning rate, where weight decay adds nothing (zero elements).
@@ -61,15 +68,15 @@ def test_policy_and_value_have_learning_rates_of_their_own() -> None:
 def test_the_reported_gradient_norm_is_the_one_before_clipping() -> None:
     policy = fakes.make_policy()
     engine = fakes.make_engine(policy, max_grad_norm=1e-3)
-    result = engine.step(engine.accumulate([lambda: 3.0 * policy.scale.sum()]))
+    result = descend(engine, lambda: 3.0 * policy.scale.sum())
     assert result.grad_norm == pytest.approx(3.0 * math.sqrt(5))
 
 
 def test_micro_batches_add_up_and_step_once() -> None:
     first, second = fakes.make_policy(), fakes.make_policy()
     engine_first, engine_second = fakes.make_engine(first), fakes.make_engine(second)
-    engine_first.step(engine_first.accumulate([lambda: first.scale.sum(), lambda: first.scale.square().sum()]))
-    engine_second.step(engine_second.accumulate([lambda: second.scale.sum() + second.scale.square().sum()]))
+    descend(engine_first, lambda: first.scale.sum(), lambda: first.scale.square().sum())
+    descend(engine_second, lambda: second.scale.sum() + second.scale.square().sum())
     assert engine_first.optimizer_steps == engine_second.optimizer_steps == 1
     steps = {int(entry["step"]) for entry in engine_first.optimizer_state().values()}
     assert steps == {1}
@@ -79,7 +86,7 @@ def test_micro_batches_add_up_and_step_once() -> None:
 def test_an_infinite_loss_with_a_finite_gradient_is_skipped_too() -> None:
     policy = fakes.make_policy()
     engine = fakes.make_engine(policy)
-    result = engine.step(engine.accumulate([lambda: policy.scale.sum() + math.inf]))
+    result = descend(engine, lambda: policy.scale.sum() + math.inf)
     assert not result.applied
     assert engine.optimizer_steps == 0
     assert engine.optimizer_state() == {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import learner_fakes as fakes
 import numpy as np
@@ -17,21 +17,24 @@ from ranks import run_ranks
 from vla_rl.credit import Credit
 from vla_rl.learner.learner import Learner
 from vla_rl.learner.moments import RunningMoments
-from vla_rl.learner.settings import LossSettings
+from vla_rl.rl.loss_weights import LossWeights
 from vla_rl.rl.time_limit import TimeLimit
+from vla_rl.section import Section
 from vla_rl.types import PolicyInputs, PolicyOutput, SegmentBatch
 
+S = TypeVar("S", bound=Section)
 
-def changed(credit: Credit, **fields: Any) -> Credit:
-    return credit.model_copy(update=fields)
+
+def changed(section: S, **fields: Any) -> S:
+    return section.model_copy(update=fields)
 
 
 GAE = fakes.gae(discount=0.9, gae_lambda=0.5)
 VTRACE = fakes.vtrace(discount=0.9, lambda_=0.8, rho_bar=1.0, c_bar=1.0)
 ACTING_GAE, ACTING_VTRACE = changed(GAE, values="acting"), changed(VTRACE, values="acting")
-LOSS = LossSettings(value_coefficient=0.5, entropy_coefficient=0.01)
-RUNNING = replace(LOSS, running_moments=True)
-PLAIN = LossSettings(value_coefficient=0.5, normalize_advantages=False)
+LOSS = LossWeights(value_coefficient=0.5, entropy_coefficient=0.01)
+RUNNING = changed(LOSS, advantage_moments="running")
+PLAIN = LossWeights(value_coefficient=0.5, normalize_advantages=False)
 
 
 class CountingPolicy(fakes.FakePolicy):
@@ -52,7 +55,7 @@ class CountingPolicy(fakes.FakePolicy):
 
 def make_learner(
     targets: Credit,
-    loss: LossSettings = LOSS,
+    loss: LossWeights = LOSS,
     *,
     micro_batch: int = 2,
     accumulation: int = 2,
@@ -68,7 +71,7 @@ def make_learner(
 def update(
     batch: SegmentBatch,
     targets: Credit,
-    loss: LossSettings = LOSS,
+    loss: LossWeights = LOSS,
     *,
     micro_batch: int = 2,
     accumulation: int = 2,
@@ -240,7 +243,7 @@ def test_running_moments_are_those_of_the_updates_before() -> None:
     total, square, count = moments_of(batch, GAE).tolist()
     mean, variance = total / count, square / count - (total / count) ** 2
     shifted = [count * (mean + 3), count * (4 * variance + (mean + 3) ** 2), count]
-    loss = LossSettings(value_coefficient=0.0, running_moments=True)
+    loss = LossWeights(value_coefficient=0.0, advantage_moments="running")
     _, learner = make_learner(GAE, loss)
     learner.moments.add(torch.tensor(shifted, dtype=torch.float64))
     batch = fakes.on_policy(batch, fakes.make_policy())  # ρ = 1: the loss is minus the mean of the advantages' weights
@@ -329,7 +332,7 @@ def test_log_ratios_at_lag_zero_by_hand() -> None:
     offset[1, 1] = [0.01, -0.02, -0.03, 9.0, 9.0, 9.0]  # the second control step never ran
     batch = replace(batch, policy_version=versions, behavior_logprobs=batch.behavior_logprobs + offset)
     tokens = [0.01, 0.02, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
-    for loss, elements in ((LOSS, tokens), (replace(LOSS, joint_ratio=True), [0.04, 1.3])):
+    for loss, elements in ((LOSS, tokens), (changed(LOSS, ratio="joint"), [0.04, 1.3])):
         _, metrics = update(batch, GAE, loss)
         assert metrics["ratio/lag0_abs_log_max"] == pytest.approx(max(elements), abs=1e-5)
         assert metrics["ratio/lag0_abs_log_p95"] == pytest.approx(float(np.quantile(elements, 0.95)), abs=1e-5)

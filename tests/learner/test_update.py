@@ -16,11 +16,11 @@ from torch import nn
 
 from vla_rl.credit import Vtrace
 from vla_rl.learner.engine import NonFiniteUpdateError
-from vla_rl.learner.settings import LossSettings
+from vla_rl.rl.loss_weights import LossWeights
 from vla_rl.rl.surrogates import KINDS, Ppo
 from vla_rl.types import ObservationSpec, PolicyInputs, PolicyOutput, SegmentBatch
 
-PLAIN = LossSettings(value_coefficient=0.5, normalize_advantages=False)
+PLAIN = LossWeights(value_coefficient=0.5, normalize_advantages=False)
 
 
 class TablePolicy(nn.Module):
@@ -110,12 +110,12 @@ def test_the_gradient_by_hand() -> None:
     policy_norm = (1.98275 + 1.295 + 6.1) / 18 * math.sqrt(6 * (0.8**2 + 4 * 0.2**2))
     value_gradient = -(1.98275 * 0.5 + 1.295 * 1.0 + 6.1 * -0.5) / 3
     targets = fakes.gae(discount=0.9, gae_lambda=0.5)
-    loss = LossSettings(value_coefficient=0.5, entropy_coefficient=0.1, normalize_advantages=False)
+    loss = LossWeights(value_coefficient=0.5, entropy_coefficient=0.1, normalize_advantages=False)
     for parts in (1, 3):
         learner = fakes.make_learner(
             fakes.make_engine(TablePolicy()), targets=targets, loss=loss, micro_batch=1, accumulation=1
         )
-        learner._num_micro_batches = parts
+        learner.num_micro_batches = parts
         norm = learner.update(batch, policy_version=20)["learner/grad_norm"]
         assert norm == pytest.approx(math.hypot(policy_norm, value_gradient), rel=1e-5)
 
@@ -146,13 +146,13 @@ def test_the_joint_ratio_is_the_product_over_executed_tokens_and_counts_once_per
         behavior_logprobs=(-math.log(5) - log_ratio).astype(np.float32),
     )
     targets = fakes.gae(discount=0.9, gae_lambda=0.5)
-    loss = replace(PLAIN, joint_ratio=True)
+    loss = PLAIN.model_copy(update={"ratio": "joint"})
     for parts in (1, 2):
         learner = fakes.make_learner(
             fakes.make_engine(TablePolicy()), surrogate="no_clip", targets=targets, loss=loss, micro_batch=1,
             accumulation=1,
         )  # fmt: skip
-        learner._num_micro_batches = parts
+        learner.num_micro_batches = parts
         metrics = learner.update(batch, policy_version=20)
         assert metrics["learner/policy_loss"] == pytest.approx(-(2 * 1.98275 + 0.5 * 1.295 + 6.1) / 3, rel=1e-5)
         assert metrics["ratio/abs_log_p95"] == pytest.approx(math.log(2), rel=1e-5)
@@ -162,7 +162,7 @@ def test_the_gradient_of_the_joint_ratio_by_hand() -> None:
     """At ratio 1 every token gets A / 3 decisions, not A / 18 tokens."""
     batch = table_batch([0.5, 1.0, -0.5, 4.0], [1.0, 0.0, 2.0], terminated=False)
     batch = replace(batch, tokens=np.zeros_like(batch.tokens))
-    loss = LossSettings(value_coefficient=0.0, normalize_advantages=False, joint_ratio=True)
+    loss = LossWeights(value_coefficient=0.0, normalize_advantages=False, ratio="joint")
     targets = fakes.gae(discount=0.9, gae_lambda=0.5)
     _, metrics = updated(batch, policy=TablePolicy(), targets=targets, loss=loss, micro_batch=1, accumulation=1)
     expected = (1.98275 + 1.295 + 6.1) / 3 * math.sqrt(6 * (0.8**2 + 4 * 0.2**2))
@@ -301,7 +301,7 @@ def _logprob_of_token(policy: nn.Module, batch: SegmentBatch, token: int) -> flo
 def test_an_update_that_is_not_measured_is_the_same_update(coefficients: dict[str, Any]) -> None:
     policies = [fakes.make_policy() for _ in range(2)]
     for policy, measure in zip(policies, (True, False), strict=True):
-        learner = fakes.make_learner(fakes.make_engine(policy), loss=LossSettings(**coefficients))
+        learner = fakes.make_learner(fakes.make_engine(policy), loss=LossWeights(**coefficients))
         metrics = learner.update(fakes.make_batch(), policy_version=20, measure=measure)
         assert bool(metrics) is measure
     for ours, theirs in zip(policies[0].parameters(), policies[1].parameters(), strict=True):
@@ -309,7 +309,7 @@ def test_an_update_that_is_not_measured_is_the_same_update(coefficients: dict[st
 
 
 def test_the_metrics_are_the_documented_ones() -> None:
-    _, metrics = updated(fakes.make_batch(), loss=LossSettings(kl_coefficient=0.1))
+    _, metrics = updated(fakes.make_batch(), loss=LossWeights(kl_coefficient=0.1))
     assert set(metrics) == {
         *(f"learner/{name}" for name in ("policy_loss", "value_loss", "entropy", "approx_kl", "kl", "grad_norm")),
         *(f"learner/{name}" for name in ("clip_fraction", "explained_variance", "policy_lr", "value_lr")),
@@ -343,7 +343,7 @@ def test_a_decision_whose_lag_has_reached_the_threshold_is_old_in_every_metric()
 def test_a_kl_term_without_behaviour_logits_is_refused() -> None:
     batch = replace(fakes.make_batch(), behavior_logits=None)
     with pytest.raises(ValueError, match=r"kl_coefficient 0\.1 needs the behaviour policy's logits"):
-        updated(batch, loss=LossSettings(kl_coefficient=0.1))
+        updated(batch, loss=LossWeights(kl_coefficient=0.1))
 
 
 def test_a_batch_of_another_size_is_refused() -> None:
@@ -541,7 +541,7 @@ def test_more_micro_batches_than_decisions_still_update_once() -> None:
     policy = fakes.make_policy()
     engine = fakes.make_engine(policy)
     learner = fakes.make_learner(engine, micro_batch=1, accumulation=2)
-    learner._num_micro_batches = 8
+    learner.num_micro_batches = 8
     learner.update(batch, policy_version=20)
     reference, _ = updated(batch, micro_batch=2, accumulation=1)
     assert engine.optimizer_steps == 1

@@ -30,24 +30,25 @@ class Rows:
     def __len__(self) -> int:
         return len(self.segment)
 
-    def where(self, chosen: NDArray[np.bool_]) -> Rows:
-        """Those of the rows that are chosen, (R,)."""
+    def __getitem__(self, chosen: slice | Index | NDArray[np.bool_]) -> Rows:
         return Rows(self.segment[chosen], self.time[chosen])
 
     def sorted_by(self, keys: Index) -> Rows:
         """The same rows in ascending order of their keys, (R,); rows of one key keep their order."""
-        order = np.argsort(keys, kind="stable")
-        return Rows(self.segment[order], self.time[order])
+        return self[np.argsort(keys, kind="stable")]
 
     def followed_by(self, others: Rows) -> Rows:
         """These rows, then the others."""
         return Rows(np.concatenate([self.segment, others.segment]), np.concatenate([self.time, others.time]))
 
-    def parts(self, count: int) -> Iterator[tuple[Rows, slice]]:
-        """Cut into exactly `count` consecutive parts of nearly equal size; some are empty if there are fewer rows."""
-        bounds = np.linspace(0, len(self), count + 1).round().astype(int)
-        for start, stop in itertools.pairwise(bounds):
-            yield Rows(self.segment[start:stop], self.time[start:stop]), slice(int(start), int(stop))
+    def of_segments(self, segments: Index) -> Rows:
+        """Those in some of the segments, in the same order."""
+        return self[np.isin(self.segment, segments)]
+
+    def cuts(self, count: int) -> Iterator[slice]:
+        """Exactly `count` consecutive slices of nearly equal length; some are empty if there are fewer rows."""
+        bounds = np.linspace(0, len(self), count + 1).round().astype(int).tolist()
+        return itertools.starmap(slice, itertools.pairwise(bounds))
 
 
 def decision_rows(batch: SegmentBatch) -> Rows:
@@ -60,7 +61,7 @@ def bootstrap_rows(batch: SegmentBatch, *, time_limit: TimeLimit) -> Rows:
     every = Rows(np.arange(len(batch.mask)), batch.mask.sum(axis=1))
     last = (every.segment, every.time - 1)
     is_over = batch.terminated[last] | (batch.truncated[last] if time_limit == "end" else False)
-    return every.where(~is_over)
+    return every[~is_over]
 
 
 def policy_inputs(batch: SegmentBatch, rows: Rows, device: torch.device, *, buckets: Index) -> PolicyInputs:

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from vla_rl.types import PolicyInputs, PolicyOutput
 logger = logging.getLogger(__name__)
 
 Precision = Literal["fp32", "bf16"]
+Kept = TypeVar("Kept")
 
 
 class NonFiniteUpdateError(RuntimeError):
@@ -124,8 +125,8 @@ class Engine:
         logits, values = self._strategy.module(inputs.frames, inputs.state, inputs.task_index, inputs.buckets)
         return PolicyOutput(logits=logits, values=values)
 
-    def accumulate(self, micro_losses: Sequence[Callable[[], Tensor]]) -> float:
-        """Accumulate the gradients of one update; return this rank's share of the loss.
+    def accumulate(self, micro_losses: Sequence[Callable[[], tuple[Tensor, Kept]]]) -> tuple[float, list[Kept]]:
+        """Accumulate the gradients of one update.
 
         Only this function scales losses.
 
@@ -137,22 +138,29 @@ class Engine:
 
         A non-finite loss is multiplied by NaN before its backward pass. Its gradients, reduced over the ranks, then
         give every rank the same result in every strategy: the norm is not finite, and no rank steps.
+
+        Args:
+            micro_losses: give a loss, and whatever is to be kept of the micro-batch.
+
+        Returns:
+            This rank's share of the loss, and what was kept, in order.
         """
-        total = 0.0
+        total, kept = 0.0, []
         for index, micro_loss in enumerate(micro_losses):
             with self._strategy.micro_batch(last=index == len(micro_losses) - 1):
-                loss = micro_loss()
+                loss, keep = micro_loss()
                 value = float(loss.detach())
                 total += value
                 scale = self.collectives.num_ranks if math.isfinite(value) else math.nan
                 self._strategy.backward(loss * scale)
-        return total
+            kept.append(keep)
+        return total, kept
 
     def step(self, loss: float) -> UpdateResult:
         """Apply exactly one parameter update from what all ranks have accumulated.
 
         Args:
-            loss: result of `accumulate`.
+            loss: this rank's share, from `accumulate`.
 
         Raises:
             NonFiniteUpdateError: `max_skipped_updates` updates in a row were skipped.

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from typing import TypeVar, cast
 
 import numpy as np
@@ -16,44 +14,33 @@ import torch
 from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
-from vla_rl.credit import Credit
+from vla_rl.credit import Credit, Experience
 from vla_rl.learner.batches import Index, Rows, at, bootstrap_rows, decision_rows, policy_inputs, token_mask
 from vla_rl.learner.engine import Engine, UpdateResult
 from vla_rl.learner.metrics import lag_metrics, loss_metrics, ratio_metrics
 from vla_rl.learner.moments import RunningMoments
 from vla_rl.learner.objective import (
     Counts,
-    MicroBatch,
-    Prepared,
+    Decisions,
     Sums,
-    joined,
+    credited,
+    experience_of,
     micro_batch_sums,
-    segment_targets,
+    moments_of,
+    no_sums,
     share_of_loss,
 )
 from vla_rl.learner.optimizer import POLICY_GROUP, VALUE_GROUP
-from vla_rl.learner.settings import LossSettings
 from vla_rl.policies.memory_errors import is_out_of_memory
 from vla_rl.rl.distributions import distribution_of
-from vla_rl.rl.losses import advantage_moments, normalize_advantages
+from vla_rl.rl.loss_weights import LossWeights
 from vla_rl.rl.masking import NonFiniteError
 from vla_rl.rl.surrogates import Surrogate
 from vla_rl.types import Policy, PolicyOutput, SegmentBatch
 
 logger = logging.getLogger(__name__)
 
-_NO_MOMENTS = torch.full((3,), math.nan, dtype=torch.float64)  # moments if an advantage is not finite
-
 Result = TypeVar("Result")
-
-
-@dataclass(slots=True)
-class _View:
-    """Inputs of a batch's targets. Padding has no meaning."""
-
-    values: Tensor  # (B, T + 1)
-    joint_log_ratio: Tensor  # (B, T) of whole decisions for V-trace
-    output: PolicyOutput | None = None  # with its graph, of all decisions, if one pass computed them
 
 
 class Learner:
@@ -65,8 +52,8 @@ class Learner:
         credit: makes value targets and advantages.
         loss: weights of the terms.
         temperature: the policy acts with logits / temperature, here as in the inference worker.
-        micro_batch: segments per forward pass.
-        accumulation: micro-batches per update; a batch has micro_batch · accumulation segments.
+        batch_size: segments that every update takes, on each rank.
+        num_micro_batches: parts that an update is cut into on each rank; more after running out of memory.
         old_threshold: versions; a decision is old at this lag or more (metrics only).
     """
 
@@ -76,12 +63,14 @@ class Learner:
         *,
         surrogate: Surrogate,
         credit: Credit,
-        loss: LossSettings,
+        loss: LossWeights,
         temperature: float,
-        micro_batch: int,
-        accumulation: int,
+        batch_size: int,
+        num_micro_batches: int,
         old_threshold: int,
     ) -> None:
+        self.batch_size = batch_size
+        self.num_micro_batches = num_micro_batches
         self._engine = engine
         self._policy = engine.policy
         self._bucket_of = cast(Policy, engine.policy).bucket_of
@@ -93,22 +82,10 @@ class Learner:
         self._credit = credit
         self._loss = loss
         self._temperature = temperature
-        self._batch_size = micro_batch * accumulation
-        self._num_micro_batches = accumulation
         self._old_threshold = old_threshold
         self._evaluates_decisions = credit.needs_current_values or credit.needs_log_ratios
         self.moments = RunningMoments()
         self.seconds = {"values": 0.0, "loss": 0.0, "optimizer": 0.0}  # durations of the last update, by part
-
-    @property
-    def batch_size(self) -> int:
-        """Return the segments that every update takes, on each rank."""
-        return self._batch_size
-
-    @property
-    def num_micro_batches(self) -> int:
-        """Return the parts of an update on each rank: `accumulation`, and more after running out of memory."""
-        return self._num_micro_batches
 
     def update(self, batch: SegmentBatch, *, policy_version: int, measure: bool = True) -> dict[str, float]:
         """Make one update from this rank's batch and those of all other ranks, which call it at the same time.
@@ -128,42 +105,46 @@ class Learner:
             NonFiniteUpdateError: too many updates in a row were skipped.
         """
         self._check(batch)
-        # 1. Global counts, and whether targets need a value of an observation that has none yet.
-        counts, lacks_values = self._survey(batch)
         self.seconds = dict.fromkeys(self.seconds, 0.0)
-        moments = self.moments.sums if self._loss.running_moments else None
-        is_known = moments is not None or not self._loss.normalize_advantages
-        if is_known and self._evaluates_decisions and not self._has_dropout:
-            # 2. Nothing depends on the whole batch: one pass over whole segments computes their targets and losses.
+        # 1. Rows: the decisions, and the observations after them whose values are missing. Global counts.
+        rows, after = self._in_buckets(batch, decision_rows(batch)), self._rows_after(batch)
+        counts, lacks_values = self._survey(batch, rows, after)
+        normalizes, before = self._loss.normalize_advantages, self._moments_before()
+        if self._evaluates_decisions and not self._has_dropout and not (normalizes and before is None):
+            # 2. to 4. Nothing depends on the whole batch: micro-batches of whole segments take one pass each.
             with self._clock("loss"):
-                prepared, sums, loss = self._with_memory(
-                    lambda parts: self._pass_once(batch, counts, moments, parts, measure), batch
+                loss, sums = self._with_memory(
+                    lambda parts: self._pass_once(batch, rows, after, counts, before, parts, measure), batch
                 )
-            union = self._union(prepared.moments)
+            moments = self._union(moments_of(sums))
         else:
-            # 2. Values (for V-trace, log-ratios too) under the current weights, as far as the targets need them.
-            with self._clock("values"):
-                view = (
-                    self._with_memory(lambda parts: self._evaluate(batch, parts), batch)
-                    if self._evaluates_decisions or lacks_values
-                    else self._view(batch)
-                )
-            # 3. Targets: constants of the update. Advantages are normalised over the decisions of all ranks.
-            prepared = self._prepare(batch, self._in_buckets(batch, decision_rows(batch)), view, counts)
-            union = self._union(prepared.moments)
-            prepared = self._normalized(prepared, union if moments is None else moments)
+            # 2. Values (for V-trace, log-ratios too) under the current weights, as far as the credit needs them.
+            experience, output = self._experience(batch), None
+            if self._evaluates_decisions or lacks_values:
+                with self._clock("values"):
+                    experience, output = self._with_memory(
+                        lambda parts: self._evaluate(batch, rows, after, parts), batch
+                    )
+            # 3. Credit: constants of the update. Advantages are normalised over the decisions of all ranks.
+            decisions = self._credited(batch, rows, experience)
+            moments = self._union(decisions.moments())
+            decisions = decisions.normalized((moments if before is None else before) if normalizes else None)
+
+            def descend(parts: int) -> tuple[float, list[Sums]]:
+                nonlocal output
+                known, output = output, None  # a second attempt has smaller micro-batches
+                return self._accumulate(batch, decisions, known, counts, parts, measure)
+
             # 4. Micro-batches: surrogate + value + entropy + KL, sums over global counts.
             with self._clock("loss"):
-                sums, loss = self._with_memory(
-                    lambda parts: self._accumulate(batch, prepared, view, parts, measure), batch
-                )
+                loss, sums = self._with_memory(descend, batch)
         # 5. Clip, step, schedule.
         with self._clock("optimizer"):
             result = self._engine.step(loss)
         if result.applied:
-            self.moments.add(union)
+            self.moments.add(moments)
         # 6. Diagnostics of the whole batch, under the weights at which the gradient was taken.
-        return self._metrics(batch, prepared, sums, result, policy_version) if measure else {}
+        return self._metrics(batch, sums, counts, result, policy_version) if measure else {}
 
     @contextlib.contextmanager
     def _clock(self, part: str) -> Iterator[None]:
@@ -175,9 +156,9 @@ class Learner:
         self.seconds[part] = time.perf_counter() - began
 
     def _check(self, batch: SegmentBatch) -> None:
-        if len(batch.mask) != self._batch_size:
+        if len(batch.mask) != self.batch_size:
             raise ValueError(
-                f"a batch of {len(batch.mask)} segments was given, and an update takes {self._batch_size} "
+                f"a batch of {len(batch.mask)} segments was given, and an update takes {self.batch_size} "
                 "(micro_batch times accumulation)"
             )
         if self._loss.kl_coefficient > 0 and batch.behavior_logits is None:
@@ -186,15 +167,7 @@ class Learner:
                 "none: store them in the replay ring, or set the coefficient to 0"
             )
 
-    def _survey(self, batch: SegmentBatch) -> tuple[Counts, bool]:
-        """Return denominators over the ranks, and whether a rank has an observation that was not valued when acting."""
-        lacking = 0 if self._credit.needs_current_values else len(self._rows_after(batch))
-        tokens = token_mask(batch, decision_rows(batch), action_dim=self._action_dim).sum()
-        union = self._engine.collectives.sum_over_ranks(
-            {"decisions": float(batch.mask.sum()), "tokens": float(tokens), "lacking": float(lacking)}
-        )
-        ratios = union["decisions" if self._loss.joint_ratio else "tokens"]
-        return Counts(decisions=union["decisions"], tokens=union["tokens"], ratios=ratios), union["lacking"] > 0
+    # --- 1. rows -----------------------------------------------------------------------------------------------------
 
     def _rows_after(self, batch: SegmentBatch) -> Rows:
         """Return the observations after a segment's last decision whose values its targets still lack.
@@ -205,70 +178,75 @@ class Learner:
         rows = bootstrap_rows(batch, time_limit=self._credit.horizon)
         if self._credit.needs_current_values:
             return rows
-        lacking = np.isnan(batch.behavior_values[rows.segment, rows.time])
-        return rows.where(lacking & self._credit.needs_values)
+        return rows[np.isnan(batch.behavior_values[rows.segment, rows.time]) & self._credit.needs_values]
 
-    def _view(self, batch: SegmentBatch) -> _View:
+    def _in_buckets(self, batch: SegmentBatch, rows: Rows) -> Rows:
+        """Sort rows by their buckets, so that few micro-batches hold more than one and are padded."""
+        return rows.sorted_by(self._bucket_of(batch.task_index[rows.segment]))
+
+    def _survey(self, batch: SegmentBatch, rows: Rows, after: Rows) -> tuple[Counts, bool]:
+        """Return denominators over the ranks, and whether a rank has an observation whose value is missing."""
+        tokens = token_mask(batch, rows, action_dim=self._action_dim).sum()
+        union = self._engine.collectives.sum_over_ranks(
+            {"decisions": float(len(rows)), "tokens": float(tokens), "lacking": float(len(after))}
+        )
+        ratios = union["decisions" if self._loss.ratio == "joint" else "tokens"]
+        return Counts(decisions=union["decisions"], tokens=union["tokens"], ratios=ratios), union["lacking"] > 0
+
+    # --- 2. values and log-ratios under the current weights ----------------------------------------------------------
+
+    def _experience(self, batch: SegmentBatch) -> Experience:
         """Return what is known before any pass."""
-        shape = (len(batch.mask), batch.mask.shape[1] + 1)
-        current = self._credit.needs_current_values
-        values = torch.zeros(shape) if current else torch.from_numpy(batch.behavior_values).clone()
-        return _View(values, torch.zeros(batch.mask.shape))
+        return experience_of(batch, with_behavior_values=not self._credit.needs_current_values)
 
-    def _complete(self, view: _View, batch: SegmentBatch, rows: Rows, output: PolicyOutput) -> None:
-        """Add the results of a pass over the rows."""
-        is_decision = rows.time < batch.mask.sum(axis=1)[rows.segment]
-        valued = np.ones_like(is_decision) if self._credit.needs_current_values else ~is_decision
-        place = rows.where(valued)
-        values = output.values.detach().cpu()[torch.from_numpy(valued)]
-        view.values[torch.from_numpy(place.segment), torch.from_numpy(place.time)] = values
-        if self._credit.needs_log_ratios:
-            self._add_joint_log_ratio(batch, rows, output.logits.detach(), view.joint_log_ratio)
+    def _evaluate(
+        self, batch: SegmentBatch, decisions: Rows, after: Rows, parts: int
+    ) -> tuple[Experience, PolicyOutput | None]:
+        """Return the credit's inputs under the current weights, and the output of all decisions if it can be reused.
 
-    def _evaluate(self, batch: SegmentBatch, parts: int) -> _View:
-        """Evaluate the batch under the current weights.
-
-        If all of it is one micro-batch, its values come from the forward pass of the loss, one pass instead of two,
-        unless the policy's outputs differ in training mode.
+        If all of the batch is one micro-batch, the loss is computed from the same forward pass, one instead of two,
+        unless the policy's outputs differ in training mode. That output keeps its graph.
         """
-        every = self._in_buckets(batch, decision_rows(batch))
-        decisions = every if self._evaluates_decisions else every.where(np.zeros(len(every), dtype=np.bool_))
-        rows = decisions.followed_by(self._rows_after(batch))
+        rows = decisions.followed_by(after) if self._evaluates_decisions else after
         keep = parts == 1 and self._evaluates_decisions and not self._has_dropout
         if not keep:
             rows = self._in_buckets(batch, rows)
-        view = self._view(batch)
+        experience = self._experience(batch)
         self._set_training(keep)
         with torch.set_grad_enabled(keep):
-            for micro_batch in _cut(rows, parts):
-                output = self._forward(batch, micro_batch.rows)
-                self._complete(view, batch, micro_batch.rows, output)
-        if keep:
-            view.output = _first(output, len(decisions))
-        return view
+            for cut in rows.cuts(parts):
+                output = self._forward(batch, rows[cut])
+                self._enter(experience, batch, rows[cut], output)
+        return experience, _first(output, len(decisions)) if keep else None
 
-    def _add_joint_log_ratio(self, batch: SegmentBatch, rows: Rows, logits: Tensor, grid: Tensor) -> None:
-        """Add the sum of each decision's executed token log-ratios; the joint ratio is that of the whole chunk."""
-        decided = rows.time < batch.mask.sum(axis=1)[rows.segment]  # the others are bootstrap observations
-        decisions = Rows(rows.segment[decided], rows.time[decided])
-        logits = logits[torch.from_numpy(decided).to(logits.device)]
+    def _enter(self, experience: Experience, batch: SegmentBatch, rows: Rows, output: PolicyOutput) -> None:
+        """Enter the results of a pass over the rows."""
+        is_decision = rows.time < batch.mask.sum(axis=1)[rows.segment]
+        valued = np.ones_like(is_decision) if self._credit.needs_current_values else ~is_decision
+        values = output.values.detach().cpu()[torch.from_numpy(valued)]
+        experience.values[_place(rows[valued])] = values
+        if self._credit.needs_log_ratios:
+            decisions = rows[is_decision]
+            logits = output.logits.detach()[torch.from_numpy(is_decision).to(output.logits.device)]
+            experience.log_ratios[_place(decisions)] = self._joint_log_ratio(batch, decisions, logits)
+
+    def _joint_log_ratio(self, batch: SegmentBatch, decisions: Rows, logits: Tensor) -> Tensor:
+        """Return the sum of each decision's executed token log-ratios, (R,): the joint ratio of the whole chunk."""
         tokens = at(batch.tokens, decisions).to(logits.device)
         logprobs = self._distribution.terms(logits, tokens, self._temperature).logprobs.cpu()
         run = token_mask(batch, decisions, action_dim=self._action_dim)
-        log_ratio = torch.where(run, logprobs - at(batch.behavior_logprobs, decisions), 0.0)
-        grid[torch.from_numpy(decisions.segment), torch.from_numpy(decisions.time)] = log_ratio.sum(dim=1)
+        return torch.where(run, logprobs - at(batch.behavior_logprobs, decisions), 0.0).sum(dim=1)
 
-    def _prepare(self, batch: SegmentBatch, rows: Rows, view: _View, counts: Counts) -> Prepared:
-        """Return the constants of these decisions, with advantages not yet normalised."""
-        value_targets, advantages = (
-            grid[torch.from_numpy(rows.segment), torch.from_numpy(rows.time)]
-            for grid in segment_targets(batch, view.values, view.joint_log_ratio, self._credit)
-        )
-        run = token_mask(batch, rows, action_dim=self._action_dim)
-        ratios_valid = run.any(dim=1, keepdim=True) if self._loss.joint_ratio else run
-        finite = bool(advantages.isfinite().all())
-        own = advantage_moments(advantages, torch.ones_like(advantages, dtype=torch.bool)) if finite else _NO_MOMENTS
-        return Prepared(rows, run, ratios_valid, value_targets, advantages, own, counts)
+    # --- 3. credit ---------------------------------------------------------------------------------------------------
+
+    def _credited(self, batch: SegmentBatch, rows: Rows, experience: Experience) -> Decisions:
+        """Return the decisions with their targets, advantages not yet normalised."""
+        joint = self._loss.ratio == "joint"
+        return credited(batch, rows, experience, self._credit, action_dim=self._action_dim, joint_ratio=joint)
+
+    def _moments_before(self) -> Tensor | None:
+        """Return the moments of earlier updates, if advantages are normalised by those."""
+        return self.moments.sums if self._loss.advantage_moments == "running" else None
 
     def _union(self, moments: Tensor) -> Tensor:
         """Return advantage moments over all ranks; NaN on all if one has a non-finite advantage."""
@@ -276,96 +254,68 @@ class Learner:
         union = self._engine.collectives.sum_over_ranks({"total": total, "square": square, "count": count})
         return torch.tensor([union["total"], union["square"], union["count"]], dtype=torch.float64)
 
-    def _normalized(self, prepared: Prepared, moments: Tensor | None) -> Prepared:
-        """Return the constants with advantages as the loss takes them.
+    # --- 4. losses of micro-batches ----------------------------------------------------------------------------------
 
-        If an advantage is not finite, all become NaN: so does the loss, and the engine skips the update on every rank.
-        """
-        advantages = prepared.advantages
-        if not prepared.moments.isfinite().all() or (moments is not None and not moments.isfinite().all()):
-            advantages = torch.full_like(advantages, math.nan)
-        elif self._loss.normalize_advantages:
-            every = torch.ones_like(advantages, dtype=torch.bool)
-            advantages = normalize_advantages(advantages, every, moments=moments)
-        return replace(prepared, advantages=advantages)
+    def _accumulate(
+        self,
+        batch: SegmentBatch,
+        decisions: Decisions,
+        output: PolicyOutput | None,
+        counts: Counts,
+        parts: int,
+        measure: bool,
+    ) -> tuple[float, list[Sums]]:
+        """Compute gradients in micro-batches; `output` is that of all decisions, if the pass was made already."""
+        self._set_training(True)
+
+        def loss_of(part: Decisions) -> tuple[Tensor, Sums]:
+            return self._micro_loss(batch, part, output or self._forward(batch, part.rows), counts, measure)
+
+        return self._engine.accumulate([functools.partial(loss_of, part) for part in decisions.parts(parts)])
 
     def _pass_once(
-        self, batch: SegmentBatch, counts: Counts, moments: Tensor | None, parts: int, measure: bool
-    ) -> tuple[Prepared, list[Sums], float]:
+        self,
+        batch: SegmentBatch,
+        rows: Rows,
+        after: Rows,
+        counts: Counts,
+        before: Tensor | None,
+        parts: int,
+        measure: bool,
+    ) -> tuple[float, list[Sums]]:
         """Compute gradients with one pass per micro-batch, which therefore holds whole segments.
 
         If memory does not suffice for one segment, a pass for values and one for the loss give the same in smaller
         parts.
         """
+        moments = before if self._loss.normalize_advantages else None
         if parts > len(batch.mask):
-            view = self._evaluate(batch, parts)
-            rows = self._in_buckets(batch, decision_rows(batch))
-            prepared = self._normalized(self._prepare(batch, rows, view, counts), moments)
-            return prepared, *self._accumulate(batch, prepared, view, parts, measure)
+            experience, _ = self._evaluate(batch, rows, after, parts)
+            decisions = self._credited(batch, rows, experience).normalized(moments)
+            return self._accumulate(batch, decisions, None, counts, parts, measure)
         self._set_training(True)
-        done: list[Prepared] = []
-        sums: list[Sums] = []
+
+        def loss_of(segments: Index) -> tuple[Tensor, Sums]:
+            own, own_after = rows.of_segments(segments), after.of_segments(segments)
+            every = own.followed_by(own_after)
+            output, experience = self._forward(batch, every), self._experience(batch)
+            self._enter(experience, batch, every, output)
+            decisions = self._credited(batch, own, experience).normalized(moments)
+            return self._micro_loss(batch, decisions, _first(output, len(own)), counts, measure)
+
         order = np.argsort(self._bucket_of(batch.task_index), kind="stable")
-        losses = [
-            functools.partial(self._segments_loss, batch, segments, counts, moments, done, sums, measure)
-            for segments in np.array_split(order, parts)
-        ]
-        loss = self._engine.accumulate(losses)
-        return joined(done), sums, loss
-
-    def _segments_loss(
-        self,
-        batch: SegmentBatch,
-        segments: Index,
-        counts: Counts,
-        moments: Tensor | None,
-        done: list[Prepared],
-        sums: list[Sums],
-        measure: bool,
-    ) -> Tensor:
-        """Return the share of the loss of whole segments, whose targets come from the same pass."""
-        chosen = np.isin(np.arange(len(batch.mask)), segments)
-        decisions, after = decision_rows(batch), self._rows_after(batch)
-        decisions, after = decisions.where(chosen[decisions.segment]), after.where(chosen[after.segment])
-        rows = decisions.followed_by(after)
-        output, view = self._forward(batch, rows), self._view(batch)
-        self._complete(view, batch, rows, output)
-        prepared = self._normalized(self._prepare(batch, decisions, view, counts), moments)
-        done.append(prepared)
-        micro_batch = MicroBatch(decisions, slice(0, len(decisions)))
-        return self._micro_loss(batch, prepared, micro_batch, _first(output, len(decisions)), sums, measure)
-
-    def _accumulate(
-        self, batch: SegmentBatch, prepared: Prepared, view: _View, parts: int, measure: bool
-    ) -> tuple[list[Sums], float]:
-        sums: list[Sums] = []
-        self._set_training(True)
-        output, view.output = view.output, None  # a second attempt has smaller micro-batches
-        losses = [
-            functools.partial(self._micro_loss, batch, prepared, micro_batch, output, sums, measure)
-            for micro_batch in _cut(prepared.rows, parts)
-        ]
-        return sums, self._engine.accumulate(losses)
+        return self._engine.accumulate(
+            [functools.partial(loss_of, segments) for segments in np.array_split(order, parts)]
+        )
 
     def _micro_loss(
-        self,
-        batch: SegmentBatch,
-        prepared: Prepared,
-        micro_batch: MicroBatch,
-        output: PolicyOutput | None,
-        sums: list[Sums],
-        measure: bool,
-    ) -> Tensor:
-        """Return this micro-batch's share of the loss; NaN (skips the update on all ranks) if it cannot be computed.
-
-        `output` is that of its rows, if the pass was made already.
-        """
-        output = output or self._forward(batch, micro_batch.rows)
+        self, batch: SegmentBatch, decisions: Decisions, output: PolicyOutput, counts: Counts, measure: bool
+    ) -> tuple[Tensor, Sums]:
+        """Return a micro-batch's share of the loss; NaN (skips the update on all ranks) if it cannot be computed."""
         try:
-            part = micro_batch_sums(
+            sums = micro_batch_sums(
                 batch,
-                micro_batch,
-                prepared,
+                decisions,
                 output,
                 distribution=self._distribution,
                 surrogate=self._surrogate,
@@ -375,18 +325,15 @@ class Learner:
             )
         except NonFiniteError as error:
             logger.warning("%s", error)
-            return (output.logits.sum() + output.values.sum()) * math.nan
-        sums.append(part)
-        return share_of_loss(part, prepared.counts, self._loss)
+            sums = no_sums(decisions, output)
+        return share_of_loss(sums, counts, self._loss), sums.detached()
+
+    # --- the forward pass, and its memory ----------------------------------------------------------------------------
 
     def _set_training(self, training: bool) -> None:
         """Set the mode of all modules unless it is set: visiting them takes a small policy as long as a layer."""
         if self._policy.training != training:
             self._policy.train(training)
-
-    def _in_buckets(self, batch: SegmentBatch, rows: Rows) -> Rows:
-        """Sort rows by their buckets, so that few micro-batches hold more than one and are padded."""
-        return rows.sorted_by(self._bucket_of(batch.task_index[rows.segment]))
 
     def _forward(self, batch: SegmentBatch, rows: Rows) -> PolicyOutput:
         """Compute the output of the rows.
@@ -398,31 +345,6 @@ class Learner:
         output = self._engine.forward(policy_inputs(batch, some, self._engine.device, buckets=buckets))
         return _first(output, len(rows))
 
-    def _metrics(
-        self, batch: SegmentBatch, prepared: Prepared, sums: list[Sums], result: UpdateResult, policy_version: int
-    ) -> dict[str, float]:
-        collectives = self._engine.collectives
-        version = {"policy_version": policy_version, "old_threshold": self._old_threshold}
-        metrics = {
-            "learner/skipped_updates": float(self._engine.skipped_updates),
-            "learner/micro_batches": float(self._num_micro_batches),
-            "learner/policy_lr": result.learning_rates[POLICY_GROUP],
-            "learner/value_lr": result.learning_rates[VALUE_GROUP],
-        }
-        metrics |= lag_metrics(batch, prepared, collectives, **version)
-        if not result.applied:
-            return metrics
-        metrics |= loss_metrics(sums, prepared, collectives, with_kl=self._loss.kl_coefficient > 0)
-        metrics |= ratio_metrics(
-            batch,
-            prepared,
-            sums,
-            collectives,
-            surrogate=self._surrogate,
-            **version,
-        )
-        return metrics | {"learner/grad_norm": result.grad_norm}
-
     def _with_memory(self, work: Callable[[int], Result], batch: SegmentBatch) -> Result:
         """Run `work(micro-batches)`; if a rank runs out of memory, all restart with twice as many from then on.
 
@@ -432,7 +354,7 @@ class Learner:
         while True:
             result, shortage = self._attempt(work)
             short = shortage is not None
-            hopeless = short and self._num_micro_batches >= batch.mask.sum()
+            hopeless = short and self.num_micro_batches >= batch.mask.sum()
             union = self._engine.collectives.sum_over_ranks({"short": float(short), "hopeless": float(hopeless)})
             if result is not None and not union["short"]:
                 return result
@@ -448,13 +370,13 @@ class Learner:
     def _attempt(self, work: Callable[[int], Result]) -> tuple[Result | None, str | None]:
         """Return the result, or the error's message. The error itself would keep all activations in its traceback."""
         try:
-            return work(self._num_micro_batches), None
+            return work(self.num_micro_batches), None
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             if not self._engine.can_retry:
                 error.add_note(
-                    f"DeepSpeed's ranks wait for each other in every micro-batch, so {self._num_micro_batches} stay "
+                    f"DeepSpeed's ranks wait for each other in every micro-batch, so {self.num_micro_batches} stay "
                     "what they are: lower learner.micro_batch and raise learner.accumulation by the same factor, or "
                     "use learner.strategy=ddp, which then makes micro-batches smaller by itself"
                 )
@@ -464,17 +386,37 @@ class Learner:
     def _halve_micro_batches(self) -> None:
         self._engine.discard_gradients()
         torch.cuda.empty_cache()
-        self._num_micro_batches *= 2
+        self.num_micro_batches *= 2
         logger.warning(
             "out of memory: the batch is cut into %d micro-batches from now on; set learner.accumulation to that and "
             "learner.micro_batch accordingly to avoid the first failure",
-            self._num_micro_batches,
+            self.num_micro_batches,
         )
+
+    # --- 6. diagnostics ----------------------------------------------------------------------------------------------
+
+    def _metrics(
+        self, batch: SegmentBatch, sums: list[Sums], counts: Counts, result: UpdateResult, policy_version: int
+    ) -> dict[str, float]:
+        collectives = self._engine.collectives
+        version = {"policy_version": policy_version, "old_threshold": self._old_threshold}
+        metrics = {
+            "learner/skipped_updates": float(self._engine.skipped_updates),
+            "learner/micro_batches": float(self.num_micro_batches),
+            "learner/policy_lr": result.learning_rates[POLICY_GROUP],
+            "learner/value_lr": result.learning_rates[VALUE_GROUP],
+        }
+        metrics |= lag_metrics(batch, sums, collectives, **version)
+        if not result.applied:
+            return metrics
+        metrics |= loss_metrics(sums, counts, collectives, with_kl=self._loss.kl_coefficient > 0)
+        metrics |= ratio_metrics(batch, sums, collectives, surrogate=self._surrogate, **version)
+        return metrics | {"learner/grad_norm": result.grad_norm}
 
 
 def _first(output: PolicyOutput, count: int) -> PolicyOutput:
     return PolicyOutput(logits=output.logits[:count], values=output.values[:count])
 
 
-def _cut(rows: Rows, parts: int) -> list[MicroBatch]:
-    return [MicroBatch(part, place) for part, place in rows.parts(parts)]
+def _place(rows: Rows) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(rows.segment), torch.from_numpy(rows.time)

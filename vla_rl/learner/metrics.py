@@ -7,29 +7,26 @@ with the whole batch would report. Quantiles are never averaged.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from vla_rl.learner.batches import at
+from vla_rl.learner.batches import Rows, at
 from vla_rl.learner.collectives import Collectives
-from vla_rl.learner.objective import Prepared, Sums
+from vla_rl.learner.objective import Counts, Sums
 from vla_rl.rl import diagnostics
 from vla_rl.rl.surrogates import Surrogate
 from vla_rl.types import SegmentBatch
 
 
-def loss_metrics(
-    sums: Sequence[Sums], prepared: Prepared, collectives: Collectives, *, with_kl: bool
-) -> dict[str, float]:
+def loss_metrics(sums: Sequence[Sums], counts: Counts, collectives: Collectives, *, with_kl: bool) -> dict[str, float]:
     """Return the means of the loss terms, before their coefficients."""
     local = {
-        name: float(sum(float(getattr(part, name).detach()) for part in sums))
-        for name in ("policy", "value", "entropy", "kl")
+        name: float(sum(float(getattr(part, name)) for part in sums)) for name in ("policy", "value", "entropy", "kl")
     }
     total = collectives.sum_over_ranks(local)
-    counts = prepared.counts
     metrics = {
         "learner/policy_loss": -total["policy"] / counts.ratios,
         "learner/value_loss": total["value"] / counts.decisions,
@@ -39,10 +36,10 @@ def loss_metrics(
 
 
 def lag_metrics(
-    batch: SegmentBatch, prepared: Prepared, collectives: Collectives, *, policy_version: int, old_threshold: int
+    batch: SegmentBatch, sums: Sequence[Sums], collectives: Collectives, *, policy_version: int, old_threshold: int
 ) -> dict[str, float]:
     """Return the staleness, per decision."""
-    rows = prepared.rows
+    rows = _rows(sums)
     columns = torch.stack([policy_version - at(batch.policy_version, rows), at(batch.age, rows)], dim=1)
     lag, age = collectives.gather_over_ranks(columns).unbind(dim=1)
     every = torch.ones_like(lag, dtype=torch.bool)
@@ -59,7 +56,6 @@ def lag_metrics(
 
 def ratio_metrics(
     batch: SegmentBatch,
-    prepared: Prepared,
     sums: Sequence[Sums],
     collectives: Collectives,
     *,
@@ -71,17 +67,20 @@ def ratio_metrics(
 
     Args:
         batch: this rank's segments.
-        prepared: constants of the update.
-        sums: sums of the micro-batches, in the order of the prepared rows.
+        sums: sums of the micro-batches.
         collectives: the ranks.
         surrogate: its weights measure the use of the samples, its range defines which ratios count as clipped.
         policy_version: the learner's version before the step.
         old_threshold: versions.
     """
     log_ratio, values = torch.cat([part.log_ratio for part in sums]), torch.cat([part.values for part in sums])
-    lag = policy_version - at(batch.policy_version, prepared.rows)
-    columns = [prepared.advantages, values, prepared.value_targets, lag >= old_threshold, lag == 0]
-    packed = torch.cat([log_ratio, prepared.ratios_valid, torch.stack([c.double() for c in columns], dim=1)], dim=1)
+    valid, advantages, value_targets = (
+        torch.cat([getattr(part.decisions, name) for part in sums])
+        for name in ("ratios_valid", "advantages", "value_targets")
+    )
+    lag = policy_version - at(batch.policy_version, _rows(sums))
+    columns = [advantages, values, value_targets, lag >= old_threshold, lag == 0]
+    packed = torch.cat([log_ratio, valid, torch.stack([c.double() for c in columns], dim=1)], dim=1)
     union = collectives.gather_over_ranks(packed.double())
     num_ratios = log_ratio.shape[1]
     log_ratio, run = union[:, :num_ratios], union[:, num_ratios : 2 * num_ratios] > 0
@@ -101,6 +100,11 @@ def ratio_metrics(
         "utilization/old_share": used.old_share,
         "utilization/ess_old": used.ess_old,
     }
+
+
+def _rows(sums: Sequence[Sums]) -> Rows:
+    """Return the rows of all micro-batches, in their order."""
+    return functools.reduce(Rows.followed_by, (part.decisions.rows for part in sums))
 
 
 def _lag_zero(log_ratio: Tensor, run: Tensor, fresh: Tensor) -> dict[str, float]:

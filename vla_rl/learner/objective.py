@@ -1,25 +1,27 @@
-"""Stateless parts of an update: targets of a batch, and the sums of one micro-batch.
+"""Stateless parts of an update: the constants of its loss, and the sums of one micro-batch.
 
-Shape letters: those of `vla_rl.types`; R decisions of this rank's batch, r of one micro-batch.
+Shape letters: those of `vla_rl.types`; R decisions of this rank's batch, or of one micro-batch of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vla_rl.credit import Credit, Experience
-from vla_rl.learner.batches import Rows, at
-from vla_rl.learner.settings import LossSettings
+from vla_rl.learner.batches import Rows, at, token_mask
 from vla_rl.rl.distributions import Distribution
-from vla_rl.rl.losses import LossTerms, total_loss, value_loss_sum
+from vla_rl.rl.loss_weights import LossWeights
+from vla_rl.rl.losses import LossTerms, advantage_moments, normalize_advantages, total_loss, value_loss_sum
 from vla_rl.rl.masking import masked_sum, select_valid
 from vla_rl.rl.surrogates import Surrogate, policy_objective_sum
 from vla_rl.types import PolicyOutput, SegmentBatch
+
+_NO_MOMENTS = torch.full((3,), math.nan, dtype=torch.float64)  # moments if an advantage is not finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,95 +34,115 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """Constants of one update, or of one micro-batch if it is the only pass; on the CPU."""
+class Decisions:
+    """Decisions with the constants of their loss, on the CPU."""
 
     rows: Rows  # R
     tokens_run: Tensor  # (R, A) bool, the token's control step was executed
     ratios_valid: Tensor  # (R, P) bool, P ratios per decision: those tokens, or P = 1 if a decision has one ratio
     value_targets: Tensor  # (R,)
-    advantages: Tensor  # (R,), normalised if that is on
-    moments: Tensor  # (3,) `advantage_moments` of these rows before that; NaN if an advantage is not finite
-    counts: Counts  # of the whole update
+    credited: Tensor  # (R,) advantages as the credit assigned them
+    advantages: Tensor  # (R,) the same, normalised if that is on
 
+    def parts(self, count: int) -> Iterator[Decisions]:
+        """Cut into exactly `count` consecutive micro-batches, see `Rows.cuts`."""
+        for cut in self.rows.cuts(count):
+            yield Decisions(
+                self.rows[cut],
+                self.tokens_run[cut],
+                self.ratios_valid[cut],
+                self.value_targets[cut],
+                self.credited[cut],
+                self.advantages[cut],
+            )
 
-@dataclass(frozen=True, slots=True)
-class MicroBatch:
-    """One micro-batch: its place among the rows."""
+    def moments(self) -> Tensor:
+        """Return `advantage_moments` of what was credited, (3,) float64; NaN if an advantage is not finite."""
+        if not self.credited.isfinite().all():
+            return _NO_MOMENTS
+        return advantage_moments(self.credited, torch.ones_like(self.credited, dtype=torch.bool))
 
-    rows: Rows  # r
-    place: slice  # of the R rows
+    def normalized(self, moments: Tensor | None) -> Decisions:
+        """Return the decisions with advantages normalised by these moments; None leaves them as they are.
+
+        If an advantage or a moment is not finite, all become NaN: so does the loss, and the engine skips the update on
+        every rank.
+        """
+        if not (self.credited.isfinite().all() and (moments is None or moments.isfinite().all())):
+            return replace(self, advantages=torch.full_like(self.credited, math.nan))
+        if moments is None:
+            return self
+        every = torch.ones_like(self.credited, dtype=torch.bool)
+        return replace(self, advantages=normalize_advantages(self.credited, every, moments=moments))
 
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """Terms of the loss summed over one micro-batch: scalars with a graph, and values kept for diagnostics."""
+    """Terms of the loss summed over one micro-batch, scalars, and values kept for diagnostics."""
 
+    decisions: Decisions
     policy: Tensor  # Σ J over valid ratios, to be maximised
     value: Tensor  # Σ squared error over decisions
     entropy: Tensor  # Σ over executed tokens
     kl: Tensor  # Σ over executed tokens; 0 when off
-    values: Tensor  # (r,) of the current critic, detached, on the CPU, as log_ratio is
-    log_ratio: Tensor  # (r, P)
+    values: Tensor  # (R,) of the current critic, detached, on the CPU, as log_ratio is
+    log_ratio: Tensor  # (R, P)
+
+    def detached(self) -> Sums:
+        """Return the sums without their graph."""
+        terms = {name: getattr(self, name).detach() for name in ("policy", "value", "entropy", "kl")}
+        return replace(self, **terms)
 
 
-def joined(parts: Sequence[Prepared]) -> Prepared:
-    """Join the constants of several parts of an update, in their order."""
-    rows = Rows(*(np.concatenate([getattr(part.rows, name) for part in parts]) for name in ("segment", "time")))
-    return Prepared(
-        rows=rows,
-        tokens_run=torch.cat([part.tokens_run for part in parts]),
-        ratios_valid=torch.cat([part.ratios_valid for part in parts]),
-        value_targets=torch.cat([part.value_targets for part in parts]),
-        advantages=torch.cat([part.advantages for part in parts]),
-        moments=torch.stack([part.moments for part in parts]).sum(dim=0),
-        counts=parts[0].counts,
+def experience_of(batch: SegmentBatch, *, with_behavior_values: bool) -> Experience:
+    """Return a credit's inputs as they are known before any pass: values of acting time, or zeros."""
+    num_segments, length = batch.mask.shape
+    acting = torch.from_numpy(batch.behavior_values).clone() if with_behavior_values else None
+    return Experience(
+        rewards=torch.from_numpy(batch.rewards),
+        terminated=torch.from_numpy(batch.terminated),
+        truncated=torch.from_numpy(batch.truncated),
+        values=torch.zeros(num_segments, length + 1) if acting is None else acting,
+        log_ratios=torch.zeros(batch.mask.shape),
     )
 
 
-def segment_targets(
-    batch: SegmentBatch, values: Tensor, joint_log_ratio: Tensor, credit: Credit
-) -> tuple[Tensor, Tensor]:
-    """Return value targets and advantages, (B, T) each, before normalisation; padding has no meaning.
-
-    Args:
-        batch: rewards and flags.
-        values: (B, T + 1) V of every observation.
-        joint_log_ratio: (B, T) log ρ of whole decisions.
-        credit: assigns them.
-    """
-    targets = credit.assign(
-        Experience(
-            rewards=torch.from_numpy(batch.rewards),
-            terminated=torch.from_numpy(batch.terminated),
-            truncated=torch.from_numpy(batch.truncated),
-            values=values,
-            log_ratios=joint_log_ratio,
-        )
+def credited(
+    batch: SegmentBatch, rows: Rows, experience: Experience, credit: Credit, *, action_dim: int, joint_ratio: bool
+) -> Decisions:
+    """Return the decisions with their targets, advantages not yet normalised."""
+    targets = credit.assign(experience)
+    place = torch.from_numpy(rows.segment), torch.from_numpy(rows.time)
+    run = token_mask(batch, rows, action_dim=action_dim)
+    return Decisions(
+        rows,
+        tokens_run=run,
+        ratios_valid=run.any(dim=1, keepdim=True) if joint_ratio else run,
+        value_targets=targets.value_targets[place],
+        credited=targets.advantages[place],
+        advantages=targets.advantages[place],
     )
-    return targets.value_targets, targets.advantages
 
 
 def micro_batch_sums(
     batch: SegmentBatch,
-    micro_batch: MicroBatch,
-    prepared: Prepared,
+    decisions: Decisions,
     output: PolicyOutput,
     *,
     distribution: Distribution,
     surrogate: Surrogate,
-    loss: LossSettings,
+    loss: LossWeights,
     temperature: float,
     measure: bool = True,
 ) -> Sums:
     """Compute all terms of one micro-batch. A term whose coefficient is 0 is measured without a graph.
 
-    `output` has r rows. Without `measure` an entropy of coefficient 0 is not computed and given as 0.
+    `output` has R rows. Without `measure` an entropy of coefficient 0 is not computed and given as 0.
 
     Raises:
         NonFiniteError: a valid place holds a non-finite number.
     """
-    rows, place, device = micro_batch.rows, micro_batch.place, output.logits.device
+    rows, device = decisions.rows, output.logits.device
     behavior = batch.behavior_logits if loss.kl_coefficient > 0 else None
     terms = distribution.terms(
         output.logits,
@@ -130,23 +152,24 @@ def micro_batch_sums(
         with_entropy=measure or loss.entropy_coefficient > 0,
     )
     logprobs, behavior_logprobs = terms.logprobs, at(batch.behavior_logprobs, rows).to(device)
-    run = prepared.tokens_run[place].to(device)
-    if loss.joint_ratio:  # ρ of the decision: the product of its executed tokens' ratios
+    run = decisions.tokens_run.to(device)
+    if loss.ratio == "joint":  # ρ of the decision: the product of its executed tokens' ratios
         logprobs, behavior_logprobs = (_sum_run(each, run) for each in (logprobs, behavior_logprobs))
     policy, _ = policy_objective_sum(
         surrogate.objective,
         logprobs=logprobs,
         behavior_logprobs=behavior_logprobs,
-        advantages=prepared.advantages[place].to(device).unsqueeze(-1),
-        mask=prepared.ratios_valid[place].to(device),
+        advantages=decisions.advantages.to(device).unsqueeze(-1),
+        mask=decisions.ratios_valid.to(device),
     )
     every = torch.ones(len(rows), dtype=torch.bool, device=device)
-    value, _ = value_loss_sum(output.values, prepared.value_targets[place].to(device), every)
+    value, _ = value_loss_sum(output.values, decisions.value_targets.to(device), every)
     entropy, kl = (
         torch.zeros((), device=device) if term is None else masked_sum(select_valid(name, term, run), run)[0]
         for name, term in (("entropy", terms.entropy), ("kl", terms.kl))
     )
     return Sums(
+        decisions,
         policy,
         value,
         entropy if loss.entropy_coefficient > 0 else entropy.detach(),
@@ -156,12 +179,19 @@ def micro_batch_sums(
     )
 
 
+def no_sums(decisions: Decisions, output: PolicyOutput) -> Sums:
+    """Return the terms of a micro-batch that no loss can be computed from: NaN, with a graph for the backward pass."""
+    nothing = torch.zeros((), device=output.values.device)
+    policy = (output.logits.sum() + output.values.sum()) * math.nan
+    return Sums(decisions, policy, nothing, nothing, nothing, torch.zeros(0), torch.zeros(0))
+
+
 def _sum_run(logprobs: Tensor, run: Tensor) -> Tensor:
-    """Map (r, A) to (r, 1): log-probability of the executed part."""
+    """Map (R, A) to (R, 1): log-probability of the executed part."""
     return torch.where(run, logprobs, 0.0).sum(dim=1, keepdim=True)
 
 
-def share_of_loss(sums: Sums, counts: Counts, loss: LossSettings) -> Tensor:
+def share_of_loss(sums: Sums, counts: Counts, loss: LossWeights) -> Tensor:
     """Return a micro-batch's sums over the global counts, weighted: they add up to the loss of the union."""
     terms = LossTerms(
         policy=-sums.policy / counts.ratios,
@@ -175,3 +205,8 @@ def share_of_loss(sums: Sums, counts: Counts, loss: LossSettings) -> Tensor:
         entropy_coefficient=loss.entropy_coefficient,
         kl_coefficient=loss.kl_coefficient,
     )
+
+
+def moments_of(sums: Sequence[Sums]) -> Tensor:
+    """Return the advantage moments of all micro-batches together, (3,) float64."""
+    return torch.stack([part.decisions.moments() for part in sums]).sum(dim=0)

@@ -17,13 +17,13 @@ from vla_rl.recipe.sections import (
     EvaluationSection,
     LearnerSection,
     LoggingSection,
-    LossSection,
     OptimizerSection,
     PolicySection,
     ReplaySection,
     RolloutSection,
     RuntimeSection,
 )
+from vla_rl.rl.loss_weights import LossWeights
 from vla_rl.rl.surrogates import AnySurrogate
 from vla_rl.section import RulesError, Section, Seed, Text
 
@@ -43,7 +43,7 @@ class Recipe(Section):
     policy: PolicySection
     surrogate: AnySurrogate
     targets: AnyCredit = Gae(name="gae")
-    loss: LossSection = LossSection()
+    loss: LossWeights = LossWeights()
     optimizer: OptimizerSection = OptimizerSection()
     replay: ReplaySection = ReplaySection()
     learner: LearnerSection = LearnerSection()

@@ -171,7 +171,7 @@ def _regime(name: str, replay: ReplaySection, learner: LearnerSection, budget: B
     return regime_of_run(
         name,
         capacity=replay.capacity,
-        decisions_per_update=learner.micro_batch * learner.accumulation * replay.segment_length,
+        decisions_per_update=learner.batch_segments * replay.segment_length,
         optimizer_steps=budget.optimizer_steps,
         publish_every=learner.publish_every,
     )

@@ -228,25 +228,6 @@ PolicySection = Annotated[OpenVLAOFTSection | MLPSection, Field(discriminator="n
 # --- the algorithm ---------------------------------------------------------------------------------------------------
 
 
-class LossSection(Section):
-    """Weights of the terms of the total loss, and what happens to the advantages."""
-
-    value_coefficient: Weight = Field(0.5, description="weight of the squared value error")
-    entropy_coefficient: Weight = Field(0.0, description="weight of the entropy bonus")
-    kl_coefficient: Weight = Field(
-        0.0, description="exact KL(behaviour || policy); the ring stores behaviour logits when > 0"
-    )
-    ratio: Literal["token", "joint"] = Field(
-        "token", description="importance ratios: one per action token, or one per decision, their product"
-    )
-    normalize_advantages: bool = Field(True, description="to mean 0 and deviation 1 over the batch of all ranks")
-    advantage_moments: Literal["batch", "running"] = Field(
-        "batch",
-        description="the mean and deviation to normalise by. batch: its own; running: of about the last ten updates, "
-        "known beforehand, so that one pass makes values, targets and loss",
-    )
-
-
 class OptimizerSection(Section):
     """AdamW with separate learning rates for policy and value; linear warm-up, then cosine to zero or constant."""
 
@@ -297,6 +278,11 @@ class LearnerSection(Section):
         "off",
         description="layers: compile each layer of the language model, forward and backward; minutes at the start",
     )
+
+    @property
+    def batch_segments(self) -> int:
+        """Segments of one optimizer step, on each rank."""
+        return self.micro_batch * self.accumulation
 
     @model_validator(mode="after")
     def _ranks_match_strategy(self) -> Self:

@@ -3,21 +3,7 @@
 from __future__ import annotations
 
 from vla_rl.learner.optimizer import OptimizerSettings
-from vla_rl.learner.settings import LossSettings
 from vla_rl.recipe import Recipe
-
-
-def loss_settings(recipe: Recipe) -> LossSettings:
-    """Coefficients of the recipe."""
-    section = recipe.loss
-    return LossSettings(
-        value_coefficient=section.value_coefficient,
-        entropy_coefficient=section.entropy_coefficient,
-        kl_coefficient=section.kl_coefficient,
-        normalize_advantages=section.normalize_advantages,
-        running_moments=section.advantage_moments == "running",
-        joint_ratio=section.ratio == "joint",
-    )
 
 
 def optimizer_settings(recipe: Recipe) -> OptimizerSettings:

@@ -81,11 +81,6 @@ class Plan:
         return self.recipe.loss.kl_coefficient > 0
 
     @property
-    def batch_segments(self) -> int:
-        """Segments of one optimizer step on one rank."""
-        return self.recipe.learner.micro_batch * self.recipe.learner.accumulation
-
-    @property
     def device_kind(self) -> Literal["cpu", "cuda"]:
         """Kind of the torch device."""
         return "cuda" if self.device.startswith("cuda") else "cpu"

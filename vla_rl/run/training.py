@@ -297,7 +297,7 @@ class TrainingRun:
             replay_ratio=replay.replay_ratio,
             collected=self._collected,
             consumed=self.totals.consumed,
-            batch=self.plan.batch_segments * replay.segment_length,
+            batch=self.plan.recipe.learner.batch_segments * replay.segment_length,
             slack=self.plan.num_slots,
         )
         self._limit_collection()
@@ -352,9 +352,9 @@ def _make_learner(plan: Plan, engine: Engine) -> Learner:
         engine,
         surrogate=recipe.surrogate,
         credit=recipe.targets,
-        loss=algorithm.loss_settings(recipe),
+        loss=recipe.loss,
         temperature=recipe.rollout.temperature,
-        micro_batch=recipe.learner.micro_batch,
-        accumulation=recipe.learner.accumulation,
+        batch_size=recipe.learner.batch_segments,
+        num_micro_batches=recipe.learner.accumulation,
         old_threshold=recipe.replay.old_threshold,
     )

@@ -39,7 +39,7 @@ class Underway:
 def expect(grid: Grid, run: StudyRun) -> Expected:
     """Return the expected time of a run; a fresh one takes several times as long as a stale one, for its env steps."""
     recipe = grid.recipe_of(run)
-    segments = recipe.budget.optimizer_steps * recipe.learner.micro_batch * recipe.learner.accumulation
+    segments = recipe.budget.optimizer_steps * recipe.learner.batch_segments
     consumed = segments * recipe.replay.segment_length
     return Expected(
         start=START_S + recipe.replay.min_decisions / ENV_STEPS_PER_S,
