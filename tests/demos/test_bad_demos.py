@@ -111,11 +111,35 @@ def test_an_hdf5_file_that_is_cut_off_is_told(tmp_path: Path) -> None:
     assert "fetch it again" in message
 
 
-def test_a_git_lfs_pointer_is_told_for_what_it_is(tmp_path: Path) -> None:
-    (tmp_path / FILE).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", encoding="utf-8")
-    message = message_of(tmp_path)
+@pytest.mark.parametrize(
+    ("write", "file"),
+    [
+        (toy.write_hdf5, FILE),
+        (toy.write_rlds, "1.0.0/libero_toy-train.tfrecord-00000-of-00002"),
+        (toy.write_lerobot_v3, "data/chunk-000/file-000.parquet"),
+        (
+            lambda root, them: toy.write_lerobot_v2(root, them, kind="video"),
+            "videos/chunk-000/observation.images.image/episode_000000.mp4",
+        ),
+    ],
+)
+def test_a_git_lfs_pointer_is_told_for_what_it_is(write, file: str, tmp_path: Path) -> None:
+    root = write(tmp_path / "data", toys())
+    (root / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", encoding="utf-8")
+    message = message_of(root)
+    assert f"{root / file}: " in message
     assert "found    a git-lfs pointer" in message
     assert "git lfs pull" in message
+
+
+def test_pictures_of_two_sizes_are_not_mixed(tmp_path: Path) -> None:
+    root = toy.write_hdf5(tmp_path, toys())
+    with h5py.File(root / FILE, "r+") as file:
+        for key in ("agentview_rgb", "eye_in_hand_rgb"):
+            replaced(f"obs/{key}", np.zeros((9, 16, 16, 3), np.uint8))(file)
+    message = message_of(root)
+    assert f"{root / FILE}: data/demo_2: all pictures of a data set have one size" in message
+    assert "16x16 pixels" in message
 
 
 def test_raw_and_regenerated_files_are_not_mixed(tmp_path: Path) -> None:

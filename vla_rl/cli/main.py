@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from vla_rl import __version__
 from vla_rl.cli import assets as assets_verb
+from vla_rl.cli import demos as demos_verb
 from vla_rl.cli import doctor as doctor_verb
 from vla_rl.cli import eval as eval_verb
 from vla_rl.cli import exit_codes
@@ -89,5 +90,6 @@ app.command("report")(report_verb.report)
 app.command("metrics")(metrics_verb.metrics)
 app.command("doctor")(doctor_verb.doctor)
 app.add_typer(assets_verb.app, name="assets")
+app.add_typer(demos_verb.app, name="demos")
 app.add_typer(recipes_verb.app, name="recipes")
 app.add_typer(study_verb.app, name="study")

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_rl.demos.problems import DemosError, extra_needed
+from vla_rl.demos.problems import DemosError, damaged, extra_needed
 
 if TYPE_CHECKING:
     from h5py import Dataset as Dataset
     from h5py import File as File
     from h5py import Group as Group
 
-SIGNATURE = b"\x89HDF\r\n\x1a\n"
 READABLE = "HDF5 files as LIBERO's scripts write them"
 
 
@@ -34,17 +33,7 @@ def open_h5(file: Path) -> Iterator[File]:
     try:
         handle = h5py.File(file, "r")
     except OSError as error:
-        with file.open("rb") as stream:
-            head = stream.read(64)
-        pointer = head.startswith(b"version https://git-lfs")
-        raise DemosError(
-            file,
-            "",
-            "cannot be opened as HDF5",
-            found="a git-lfs pointer" if pointer else str(error),
-            allowed=READABLE,
-            fix="git lfs pull" if pointer else "the file is damaged or was not downloaded to its end: fetch it again",
-        ) from error
+        raise damaged(file, "cannot be opened as HDF5", found=error, allowed=READABLE) from error
     with handle:
         yield handle
 

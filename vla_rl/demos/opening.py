@@ -43,7 +43,8 @@ class Demos:
         self.format = reader.format
         self.rotated = reader.rotated if rotated == "auto" else rotated
         self._gripper = gripper
-        self._drop_no_ops = drop_no_ops
+        self._image_size: tuple[int, int] | None = None
+        self.drops_no_ops = drop_no_ops
 
     @property
     def gripper(self) -> Gripper:
@@ -82,12 +83,13 @@ class Demos:
         """Convert an episode to rows that belong together, in the environment's units.
 
         Raises:
-            DemosError: the gripper has another convention, or no row is left.
+            DemosError: the gripper has another convention, pictures have another size than before, or no row is left.
         """
+        self._check_size(stored)
         lag = stored.lag
         actions = to_environment(stored.actions, self.gripper, stored.place)
         used = np.arange(len(actions)) >= lag  # no picture was taken before the first `lag` actions
-        if self._drop_no_ops:
+        if self.drops_no_ops:
             used &= kept_rows(stored.actions)
         of_actions = np.flatnonzero(used)
         if not len(of_actions):
@@ -103,6 +105,17 @@ class Demos:
             stored=stored,
             turned=not self.rotated,
         )
+
+    def _check_size(self, stored: StoredEpisode) -> None:
+        self._image_size = self._image_size or stored.image_size
+        if stored.image_size != self._image_size:
+            raise DemosError(
+                *stored.place,
+                "all pictures of a data set have one size",
+                found=f"{stored.image_size[0]}x{stored.image_size[1]} pixels",
+                allowed=f"{self._image_size[0]}x{self._image_size[1]}, as those before",
+                fix="read the two kinds one by one",
+            )
 
 
 def open_demos(

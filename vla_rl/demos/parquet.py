@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_rl.demos.problems import DemosError, extra_needed
+from vla_rl.demos.problems import AGAIN, DemosError, damaged, extra_needed
 
 BATCH_ROWS = 64  # rows with pictures are large
-AGAIN = "the file is damaged or was not downloaded to its end: fetch it again"
 Columns = dict[str, list[Any]]
 
 
@@ -105,4 +104,4 @@ def _opened(file: Path) -> Iterator[Any]:
         with parquet.ParquetFile(file) as opened:
             yield opened
     except (arrow.ArrowException, OSError) as error:
-        raise DemosError(file, "", "cannot be read as parquet", found=str(error).split("\n")[0], fix=AGAIN) from error
+        raise damaged(file, "cannot be read as parquet", found=str(error).split("\n")[0]) from error

@@ -9,6 +9,8 @@ from pathlib import Path
 from vla_rl.errors import UserError
 from vla_rl.section import Problem
 
+AGAIN = "the file is damaged or was not downloaded to its end: fetch it again"
+LFS = b"version https://git-lfs"
 EXTRA = ("h5py", "pyarrow", "av")  # the packages of the extra `demos`
 
 
@@ -22,6 +24,14 @@ class DemosError(UserError):
         super().__init__(str(Problem(path, rule, str(found), allowed, fix)))
         self.file = Path(file)
         self.key = key
+
+
+def damaged(file: Path, rule: str, *, key: str = "", found: object, allowed: str = "", fix: str = AGAIN) -> DemosError:
+    """The error of a file whose bytes are not what they should be; a git-lfs pointer is told for what it is."""
+    with file.open("rb") as stream:
+        if stream.read(len(LFS)) == LFS:
+            return DemosError(file, "", rule, found="a git-lfs pointer, not the file itself", fix="git lfs pull")
+    return DemosError(file, key, rule, found=found, allowed=allowed, fix=fix)
 
 
 @contextmanager

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vla_rl.demos.crc32c import masked_crc32c
-from vla_rl.demos.problems import DemosError
+from vla_rl.demos.problems import AGAIN, DemosError, damaged
 
 HEADER_BYTES = 12
 FOOTER_BYTES = 4
-AGAIN = "the file is damaged or was not downloaded to its end: fetch it again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +39,12 @@ def scan_records(file: Path) -> Iterator[RecordRef]:
                 raise _cut_off(file, offset, HEADER_BYTES, size)
             length, crc = struct.unpack("<QI", header)
             if masked_crc32c(header[:8]) != crc:
-                raise DemosError(
+                raise damaged(
                     file,
-                    f"record at byte {offset}",
                     "the checksum of a record's length does not fit",
+                    key=f"record at byte {offset}",
                     found=f"0x{crc:08x}; the length {length} has 0x{masked_crc32c(header[:8]):08x}",
                     allowed="uncompressed TFRecord files",
-                    fix=AGAIN,
                 )
             end = offset + HEADER_BYTES + length + FOOTER_BYTES
             if end > size:

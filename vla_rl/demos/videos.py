@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_rl.demos.problems import DemosError, extra_needed
+from vla_rl.demos.problems import DemosError, damaged, extra_needed
 from vla_rl.types import UInt8Array
 
 # Largest difference between a frame's time and a row's, as a share of the time between frames. Containers round times,
@@ -77,10 +77,9 @@ def _decoded(file: Path, start: float) -> Iterator[tuple[float, Any]]:
                 if frame.time is not None:
                     yield float(frame.time), frame
     except av.FFmpegError as error:
-        raise DemosError(
+        raise damaged(
             file,
-            "",
             "cannot be decoded",
-            found=str(error),
+            found=error,
             fix="fetch the video again; if it is whole, a codec is missing, which the wheels of av on PyPI have",
         ) from error

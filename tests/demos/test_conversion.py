@@ -1,0 +1,136 @@
+"""`vla-rl demos convert`: every format as files of one layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import toy_demos as toy
+from test_formats import FORMATS
+from toy_demos import toys
+from typer.testing import CliRunner, Result
+
+from vla_rl.cli.main import app
+from vla_rl.demos import DemosError, open_demos
+from vla_rl.demos.conversion import convert_demos
+
+NAMES = [f"{task}_demo.hdf5" for task in toy.TASKS]
+
+
+def convert(*arguments: str | Path | int) -> Result:
+    return CliRunner().invoke(app, ["demos", "convert", *map(str, arguments)])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_is_written_is_what_was_read(name: str, tmp_path: Path) -> None:
+    source = open_demos(FORMATS[name][0](tmp_path / "data", toys()))
+    convert_demos(source, tmp_path / "out")
+    written = open_demos(tmp_path / "out")
+    assert written.format == "libero_hdf5_regenerated"
+    read = {(it.instruction, len(it)): it for it in source}
+    assert len(written) == len(read) == 6
+    for episode in written:
+        before = read[episode.instruction, len(episode)]
+        np.testing.assert_array_equal(episode.actions, before.actions)
+        np.testing.assert_array_equal(episode.state, before.state)
+        for camera in ("agentview", "wrist"):
+            np.testing.assert_array_equal(episode.frames[camera], before.frames[camera])
+
+
+def test_the_files_have_the_layout_that_others_read(tmp_path: Path) -> None:
+    """As moojink/rlds_dataset_builder reads it: keys by name, pictures turned by 180 degrees, aligned."""
+    one = toys()[3]
+    convert_demos(open_demos(toy.write_hdf5(tmp_path / "data", toys(), raw=True)), tmp_path / "out")
+    assert sorted(it.name for it in (tmp_path / "out").iterdir()) == NAMES
+    with h5py.File(tmp_path / "out" / NAMES[1]) as file:
+        assert set(file["data"]) == {"demo_0", "demo_2", "demo_10"}
+        demo = file["data/demo_0"]
+        np.testing.assert_array_equal(demo["actions"], one.actions)
+        np.testing.assert_array_equal(demo["obs"]["ee_states"], one.state[:, :6])
+        np.testing.assert_array_equal(demo["obs"]["ee_ori"], one.state[:, 3:6])
+        np.testing.assert_array_equal(demo["obs"]["gripper_states"], one.state[:, 6:])
+        np.testing.assert_array_equal(demo["obs"]["agentview_rgb"][()][:, ::-1, ::-1], one.frames["agentview"])
+        assert demo["obs"]["joint_states"].shape == (12, 7)
+        assert demo["states"].shape == (12, 30)
+        assert demo["rewards"][()].tolist() == demo["dones"][()].tolist() == [0] * 11 + [1]
+        assert demo["actions"].dtype == demo["obs"]["ee_pos"].dtype == np.float64
+
+
+def test_states_move_with_the_pictures_of_a_raw_file(tmp_path: Path) -> None:
+    """The state before action j + 1 belongs to picture j; joints were observed with the picture."""
+    root = toy.write_hdf5(tmp_path / "data", toys()[3:4], raw=True)
+    with h5py.File(root / NAMES[1], "r+") as file:
+        file["data/demo_0/states"][:, 0] = np.arange(13)
+        file["data/demo_0/obs/joint_states"][:, 0] = 100 + np.arange(13)
+    convert_demos(open_demos(root), tmp_path / "out")
+    with h5py.File(tmp_path / "out" / NAMES[1]) as file:
+        assert file["data/demo_0/states"][:, 0].tolist() == list(range(1, 13))
+        assert file["data/demo_0/obs/joint_states"][:, 0].tolist() == list(range(100, 112))
+
+
+def test_first_takes_the_lowest_numbers_of_each_task(tmp_path: Path) -> None:
+    root = toy.write_hdf5(tmp_path / "data", toys())
+    assert convert(root, "--out", tmp_path / "one", "--first", 1).exit_code == 0
+    assert [(it.task, it.number) for it in open_demos(tmp_path / "one")] == [(task, 0) for task in toy.TASKS]
+    assert convert(root, "--out", tmp_path / "two", "--first", 2).exit_code == 0
+    assert [it.number for it in open_demos(tmp_path / "two")] == [0, 2, 0, 2]
+
+
+def test_no_ops_are_left_out_where_asked(tmp_path: Path) -> None:
+    one = toy.toy(toy.TASKS[1], 0, 12)
+    one.actions[[2, 5], :6] = 0
+    root = toy.write_hdf5(tmp_path / "data", [one])
+    assert "1 episodes, 10 frames" in convert(root, "--out", tmp_path / "out", "--drop-no-ops").output
+    assert "1 episodes, 12 frames" in convert(root, "--out", tmp_path / "all").output
+    with h5py.File(tmp_path / "out" / NAMES[1]) as file:
+        np.testing.assert_array_equal(file["data/demo_0/actions"], np.delete(one.actions, [2, 5], axis=0))
+
+
+def test_an_interrupted_conversion_goes_on(tmp_path: Path) -> None:
+    """The wrist picture of the second task's last row is broken at first: its file is not there, the first one is."""
+    good, bad = toys()[0], toys()[3]
+    features = toy.rlds_features(bad)
+    pictures = [toy.encoded(it, "PNG") for it in bad.frames["wrist"]]
+    broken = features | {"steps/observation/wrist_image": toy.bytes_feature([*pictures[:-1], pictures[-1][:60]])}
+    file = tmp_path / "x-train.tfrecord-00000-of-00001"
+    first = toy.record(toy.example(toy.rlds_features(good)))
+    file.write_bytes(first + toy.record(toy.example(broken)))
+    out = tmp_path / "out"
+    result = convert(tmp_path, "--out", out)
+    assert result.exit_code == 2
+    assert "wrist_image, row 11: cannot be read as a picture" in result.stderr
+    assert [it.name for it in out.iterdir()] == NAMES[:1]
+    written = (out / NAMES[0]).stat().st_mtime_ns
+
+    file.write_bytes(first + toy.record(toy.example(features)))
+    result = convert(tmp_path, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert f"1 of 2: {NAMES[0]}: is there already" in result.output
+    assert f"2 of 2: {NAMES[1]}: 1 episodes, 12 frames" in result.output
+    assert "not in the source, and so not in the new files: robot_states, states" in result.output
+    assert (out / NAMES[0]).stat().st_mtime_ns == written
+    assert sorted(it.name for it in out.iterdir()) == NAMES
+
+
+def test_a_file_of_something_else_is_never_written_over(tmp_path: Path) -> None:
+    root = toy.write_hdf5(tmp_path / "data", toys())
+    assert convert(root, "--out", tmp_path / "out", "--first", 1).exit_code == 0
+    for target, found in ((tmp_path / "out", '"episodes": 1'), (root, "no conversion of ours")):
+        content = (target / NAMES[0]).read_bytes()
+        result = convert(root, "--out", target)
+        assert result.exit_code == 2
+        assert "is there already, made of something else" in result.stderr
+        assert found in result.stderr
+        assert (target / NAMES[0]).read_bytes() == content
+
+
+def test_a_prompt_that_is_no_file_name_is_told(tmp_path: Path) -> None:
+    root = toy.write_lerobot_v2(tmp_path / "data", toys())
+    (root / "meta" / "tasks.jsonl").write_text(
+        '{"task_index": 0, "task": "a/b"}\n{"task_index": 1, "task": "put it at 1.5 m"}\n'
+    )
+    with pytest.raises(DemosError, match="the prompt cannot be the name of a file") as raised:
+        convert_demos(open_demos(root), tmp_path / "out")
+    assert "'a/b'" in str(raised.value)

@@ -1,0 +1,53 @@
+"""First and last pictures of a data set on one page, as a policy sees them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from vla_rl.demos.episode import CAMERAS, Episode
+from vla_rl.demos.opening import Demos
+
+THUMBNAIL = 160  # pixels
+MARGIN, LABEL = 8, 18
+MAX_ROWS = 20
+PAPER, INK = (255, 255, 255), (20, 20, 20)
+
+
+def write_contact_sheet(demos: Demos, file: Path) -> int:
+    """Draw the first episode of each of the first 20 tasks as PNG: the first and the last picture of each camera.
+
+    Returns:
+        How many episodes are on the sheet.
+
+    Raises:
+        DemosError: a picture cannot be read.
+    """
+    shown: dict[str, int] = {}
+    for index, stored in enumerate(demos.reader):
+        shown.setdefault(stored.task, index)
+        if len(shown) == MAX_ROWS:
+            break
+    line = LABEL + THUMBNAIL + MARGIN
+    columns = 2 * len(CAMERAS)
+    sheet = Image.new("RGB", (MARGIN + columns * (THUMBNAIL + MARGIN), MARGIN + line * len(shown)), PAPER)
+    for row, index in enumerate(shown.values()):
+        _draw(sheet, demos[index], MARGIN + row * line)
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        sheet.save(partial, "PNG")
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+    return len(shown)
+
+
+def _draw(sheet: Image.Image, episode: Episode, top: int) -> None:
+    text = f"{episode.instruction}  ({episode.number}, {len(episode)} rows)  " + ", ".join(
+        f"{camera} first, last" for camera in CAMERAS
+    )
+    ImageDraw.Draw(sheet).text((MARGIN, top), text, fill=INK)
+    for column, (camera, row) in enumerate((camera, row) for camera in CAMERAS for row in (0, -1)):
+        picture = Image.fromarray(episode.frame(camera, row)).resize((THUMBNAIL, THUMBNAIL))
+        sheet.paste(picture, (MARGIN + column * (THUMBNAIL + MARGIN), top + LABEL))

@@ -1,0 +1,154 @@
+"""Any data set to LIBERO's regenerated HDF5 layout: one file per task, pictures as the camera gives them, aligned.
+
+A file appears when it is whole. Called again, a conversion keeps the files that are there and goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_rl.demos.conventions import instruction_of_task, task_of_file
+from vla_rl.demos.episode import Episode, StoredEpisode
+from vla_rl.demos.h5_files import new_h5, open_h5, write_datasets
+from vla_rl.demos.hdf5 import PICTURES, Hdf5Reader
+from vla_rl.demos.opening import Demos
+from vla_rl.demos.problems import DemosError
+
+if TYPE_CHECKING:
+    from vla_rl.demos.h5_files import File
+
+MAX_NAME = 240  # bytes; file systems allow 255, and an unfinished file has a longer name
+SOURCE = "vla_rl_source"  # an attribute of `data`: what the file was made of
+OTHERS_READ = ("obs/joint_states", "states", "robot_states")  # not needed here, but by other readers
+
+
+@dataclass(slots=True)
+class Converted:
+    """What came of a conversion."""
+
+    files: list[Path] = field(default_factory=list)
+    kept: int = 0  # files that were there already
+    episodes: int = 0
+    frames: int = 0
+    missing: set[str] = field(default_factory=set)  # keys of the layout that the source does not have
+
+
+def convert_demos(
+    demos: Demos, out: Path, *, first: int | None = None, say: Callable[[str], None] = lambda _line: None
+) -> Converted:
+    """Write the episodes of `demos`, or the `first` of each task, into the folder `out`.
+
+    Raises:
+        DemosError: the data are broken, or `out` holds another file of a needed name.
+    """
+    say(f"{len(demos)} episodes in {demos.path}")
+    chosen = _by_task(demos, first)
+    out.mkdir(parents=True, exist_ok=True)
+    result = Converted()
+    for position, (task, places) in enumerate(chosen.items(), 1):
+        file = out / f"{task}_demo.hdf5"
+        source = _source(demos, places)
+        is_there = file.exists()
+        if is_there:
+            _check_same(file, source)
+        else:
+            with new_h5(file) as handle:
+                _write(handle, demos, places, source, result)
+        rows = _rows(file)
+        result.files.append(file)
+        result.kept += is_there
+        result.episodes += len(rows)
+        result.frames += sum(rows)
+        done = "is there already" if is_there else f"{len(rows)} episodes, {sum(rows):,} frames"
+        say(f"{position} of {len(chosen)}: {file.name}: {done}")
+    return result
+
+
+def _by_task(demos: Demos, first: int | None) -> dict[str, list[int]]:
+    """The places of the chosen episodes, by task."""
+    chosen: dict[str, list[int]] = {}
+    for index, stored in enumerate(demos.reader):
+        places = chosen.setdefault(stored.task, [])
+        _check_name(stored)
+        if first is None or len(places) < first:
+            places.append(index)
+    return chosen
+
+
+def _check_name(stored: StoredEpisode) -> None:
+    """The layout keeps the prompt in the name of the file, which has to give it back."""
+    name = f"{stored.task}_demo.hdf5"
+    gives = "" if "/" in name or len(name.encode()) > MAX_NAME else instruction_of_task(task_of_file(Path(name)))
+    if gives != stored.instruction:
+        raise DemosError(
+            *stored.place,
+            "the prompt cannot be the name of a file, in which the layout keeps it",
+            found=repr(stored.instruction),
+            allowed=f"words of letters and digits with single spaces, {MAX_NAME} bytes at most",
+            fix="read this data set as it is: nothing but `demos convert` needs names",
+        )
+
+
+def _source(demos: Demos, places: list[int]) -> str:
+    """What decides on the content of a file."""
+    digest = hashlib.sha256(json.dumps(places).encode()).hexdigest()[:16]  # an attribute holds 64 kB at most
+    settings = {"path": str(demos.path.resolve()), "episodes": len(places), "places": digest}
+    options = {"gripper": demos.gripper, "rotated": demos.rotated, "drop_no_ops": demos.drops_no_ops}
+    return json.dumps(settings | options)
+
+
+def _check_same(file: Path, source: str) -> None:
+    with open_h5(file) as handle:
+        found = handle["data"].attrs.get(SOURCE) if "data" in handle else None
+    if found != source:
+        raise DemosError(
+            file,
+            f"data.attrs[{SOURCE!r}]",
+            "is there already, made of something else",
+            found=found or "no conversion of ours",
+            allowed=source,
+            fix="give another folder to --out, or take the file away",
+        )
+
+
+def _write(handle: File, demos: Demos, places: list[int], source: str, result: Converted) -> None:
+    data = handle.create_group("data")
+    data.attrs[SOURCE] = source
+    has_numbers = isinstance(demos.reader, Hdf5Reader)
+    for ordinal, place in enumerate(places):
+        episode = demos[place]
+        demo = data.create_group(f"demo_{episode.number if has_numbers else ordinal}")
+        for key, values in _arrays(episode):
+            write_datasets(demo, {key: values})
+        result.missing |= {key for key in OTHERS_READ if key not in demo}
+
+
+def _arrays(episode: Episode) -> Iterator[tuple[str, NDArray[Any]]]:
+    """The data sets of one demonstration; pictures one camera at a time, turned back."""
+    state = episode.state.astype(np.float64)
+    ends = np.zeros(len(episode), np.uint8)
+    ends[-1] = 1
+    yield "actions", episode.actions.astype(np.float64)
+    yield "obs/ee_states", state[:, :6]
+    yield "obs/ee_pos", state[:, :3]
+    yield "obs/ee_ori", state[:, 3:6]
+    yield "obs/gripper_states", state[:, 6:]
+    yield "rewards", ends
+    yield "dones", ends
+    for key, values in episode.stored.read_extras().items():
+        yield key, values[episode.rows]
+    for camera, key in PICTURES.items():
+        yield key, episode.pictures(camera, range(len(episode)))[:, ::-1, ::-1]
+
+
+def _rows(file: Path) -> list[int]:
+    with open_h5(file) as handle:
+        return [len(demo["actions"]) for demo in handle["data"].values()]
