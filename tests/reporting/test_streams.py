@@ -2,6 +2,7 @@
 
 import codecs
 import os
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,53 @@ def test_a_full_disk_fails_no_write_and_no_exit():
     with Path("/dev/full").open("wb") as full:
         done = in_python('print("lost"); print("lost too", file=sys.stderr)', stdout=full, stderr=full)
     assert done.returncode == 0
+
+
+def test_a_reader_that_has_stopped_does_not_stop_progress_lines_and_sees_the_later_ones():
+    ours, theirs = os.pipe()
+    child = subprocess.Popen(
+        [sys.executable, "-c", SETUP + STOPPED_READER], stdin=subprocess.PIPE, stdout=theirs, stderr=subprocess.PIPE
+    )
+    os.close(theirs)
+    assert child.stderr is not None
+    if not select.select([child.stderr], [], [], 60)[0]:
+        child.kill()
+    assert child.stderr.readline() == b"all written\n"  # nobody has read a byte
+    with os.fdopen(ours, "rb") as reader:
+        assert reader.readline() == b"line 0\n"
+        os.set_blocking(ours, False)
+        while reader.read1():  # what the pipe holds
+            pass
+        os.set_blocking(ours, True)
+        child.communicate(b"go on\n", timeout=60)
+        rest = reader.read().decode()
+    assert "bytes of output were dropped while nobody read them]" in rest
+    assert rest.endswith("later\n")
+    assert child.returncode == 0
+
+
+STOPPED_READER = """
+from vla_rl.reporting import streams
+streams.PATIENCE_S = 0.05
+streams.drop_what_nobody_reads()
+for line in range(20_000):  # twice what a pipe holds
+    print("line", line, flush=True)
+print("all written", file=sys.stderr, flush=True)
+input()
+print("later", flush=True)
+"""
+
+
+def test_results_wait_for_a_reader_that_has_stopped():
+    ours, theirs = os.pipe()
+    code = "for line in range(20_000): print('line', line)"
+    child = subprocess.Popen([sys.executable, "-c", SETUP + code], stdout=theirs)
+    os.close(theirs)
+    with pytest.raises(subprocess.TimeoutExpired):
+        child.wait(timeout=3)
+    with os.fdopen(ours, "rb") as reader:
+        assert reader.read().count(b"\n") == 20_000
+    assert child.wait(timeout=60) == 0
 
 
 def test_a_loss_is_told_once_to_whoever_logs():

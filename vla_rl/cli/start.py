@@ -21,8 +21,11 @@ _is_commentary = False  # whether the verb's output is its result
 
 def only_comments() -> None:
     """Declare that further output is not a result: results are in files, and a lost line does not matter."""
+    from vla_rl.reporting.streams import drop_what_nobody_reads
+
     global _is_commentary
     _is_commentary = True
+    drop_what_nobody_reads()
 
 
 def run() -> NoReturn:

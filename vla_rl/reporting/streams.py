@@ -1,4 +1,4 @@
-"""Fault-tolerant stdout and stderr: if a terminal is gone or full, its output is lost but the program continues.
+"""Fault-tolerant stdout and stderr: if a terminal is gone, full or stopped, output is lost but the program continues.
 
     stdout, stderr = guard_streams()       # call first; replaces `sys.stdout` and `sys.stderr`
     print("σ = 0.2")                       # never raises, even with a broken pipe, a full disk, or an ASCII terminal
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 PLAIN = "vla_rl.plain"  # name of the error handler that spells out characters a terminal cannot encode
+PATIENCE_S = 2.0  # how long progress lines wait for a reader that has stopped reading (Ctrl-S, a paused pager)
 STALLED_S = 10.0  # a reader that takes nothing from a non-blocking stream for this long is considered gone
 _SPELLED = {
     "\N{MINUS SIGN}": "-", "\N{EN DASH}": "-", "\N{EM DASH}": "-", "\N{MIDDLE DOT}": "|",
@@ -38,6 +39,7 @@ _SPELLED = {
 
 log = logging.getLogger(__name__)
 _losses: list[str] = []
+_guarded: list[EnduringFile] = []
 
 
 def losses() -> tuple[str, ...]:
@@ -53,6 +55,8 @@ class EnduringFile(io.RawIOBase):
         super().__init__()
         self._descriptor, self._name = descriptor, name
         self.error: OSError | None = None  # error of the write that failed
+        self.patience_s: float | None = None  # output is dropped after this long without a reader; None: never
+        self._dropped = 0  # bytes since the reader stopped
 
     def writable(self) -> bool:
         """Return True."""
@@ -70,13 +74,29 @@ class EnduringFile(io.RawIOBase):
         """Write some of the bytes; return how many were consumed."""
         while self.error is None:
             try:
-                return os.write(self._descriptor, content)
+                if self.patience_s is None:
+                    return os.write(self._descriptor, content)
+                if not self._is_read(self.patience_s):
+                    break
+                # More at once could block: a pipe is writable as soon as it has room for this much.
+                return os.write(self._descriptor, memoryview(content)[: select.PIPE_BUF])
             except BlockingIOError as error:  # a process that shares the other end made it non-blocking
                 if not select.select([], [self._descriptor], [], STALLED_S)[1]:
                     self.lose(error)
             except OSError as error:
                 self.lose(error)
+        self._dropped += memoryview(content).nbytes
         return memoryview(content).nbytes
+
+    def _is_read(self, patience_s: float) -> bool:
+        """Return whether there is room for a write; wait for it unless the reader is known to have stopped."""
+        if not select.select([], [self._descriptor], [], 0.0 if self._dropped else patience_s)[1]:
+            return False
+        if self._dropped:
+            note = f"\n[{self._dropped} bytes of output were dropped while nobody read them]\n"
+            self._dropped = 0
+            os.write(self._descriptor, note.encode("ascii"))
+        return True
 
     def lose(self, error: OSError) -> None:
         """Drop all output from now on."""
@@ -96,12 +116,18 @@ def guard_streams() -> tuple[EnduringFile, EnduringFile]:
     closed = [number for number in (0, 1, 2) if not _is_open(number)]
     for _ in closed:
         os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # lowest free number: the first closed
-    stdout, stderr = EnduringFile(1, "stdout"), EnduringFile(2, "stderr")
+    stdout, stderr = _guarded[:] = EnduringFile(1, "stdout"), EnduringFile(2, "stderr")
     _losses.extend(f"{file} is closed: nothing is shown there" for number, file in ((1, "stdout"), (2, "stderr"))
                    if number in closed)  # fmt: skip
     sys.stdout = sys.__stdout__ = _text(stdout, sys.stdout)  # type: ignore[misc]
     sys.stderr = sys.__stderr__ = _text(stderr, sys.stderr)  # type: ignore[misc]
     return stdout, stderr
+
+
+def drop_what_nobody_reads() -> None:
+    """Let the guarded streams drop output while their reader has stopped, so that it cannot stop the program."""
+    for file in _guarded:
+        file.patience_s = PATIENCE_S
 
 
 def spell_out(error: UnicodeError) -> tuple[str | bytes, int]:
