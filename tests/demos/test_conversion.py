@@ -107,9 +107,9 @@ def test_an_interrupted_conversion_goes_on(tmp_path: Path) -> None:
     file.write_bytes(first + toy.record(toy.example(features)))
     result = convert(tmp_path, "--out", out)
     assert result.exit_code == 0, result.output
-    assert f"1 of 2: {NAMES[0]}: is there already" in result.output
+    assert f"1 of 2: {NAMES[0]}: exists already" in result.output
     assert f"2 of 2: {NAMES[1]}: 1 episodes, 12 frames" in result.output
-    assert "not in the source, and so not in the new files: robot_states, states" in result.output
+    assert "not in the source, therefore not in the new files: robot_states, states" in result.output
     assert (out / NAMES[0]).stat().st_mtime_ns == written
     assert sorted(it.name for it in out.iterdir()) == NAMES
 
@@ -117,11 +117,11 @@ def test_an_interrupted_conversion_goes_on(tmp_path: Path) -> None:
 def test_a_file_of_something_else_is_never_written_over(tmp_path: Path) -> None:
     root = toy.write_hdf5(tmp_path / "data", toys())
     assert convert(root, "--out", tmp_path / "out", "--first", 1).exit_code == 0
-    for target, found in ((tmp_path / "out", '"episodes": 1'), (root, "no conversion of ours")):
+    for target, found in ((tmp_path / "out", '"episodes": 1'), (root, "not written by demos convert")):
         content = (target / NAMES[0]).read_bytes()
         result = convert(root, "--out", target)
         assert result.exit_code == 2
-        assert "is there already, made of something else" in result.stderr
+        assert "exists already, made from something else" in result.stderr
         assert found in result.stderr
         assert (target / NAMES[0]).read_bytes() == content
 
@@ -131,6 +131,6 @@ def test_a_prompt_that_is_no_file_name_is_told(tmp_path: Path) -> None:
     (root / "meta" / "tasks.jsonl").write_text(
         '{"task_index": 0, "task": "a/b"}\n{"task_index": 1, "task": "put it at 1.5 m"}\n'
     )
-    with pytest.raises(DemosError, match="the prompt cannot be the name of a file") as raised:
+    with pytest.raises(DemosError, match="the layout stores prompts as file names") as raised:
         convert_demos(open_demos(root), tmp_path / "out")
     assert "'a/b'" in str(raised.value)

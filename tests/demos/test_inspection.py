@@ -141,7 +141,7 @@ def test_options_declare_what_numbers_do_not_tell(tmp_path: Path) -> None:
     assert found_in(root)["rotated"] is True
     found = found_in(root, "--rotated", "no")
     assert found["rotated"] is False
-    assert "as the option says" in found["traps"]["rotation_declared"]
+    assert "the option says it" in found["traps"]["rotation_declared"]
     assert demos("inspect", root, "--gripper", "binary").exit_code == 2
 
 
@@ -153,7 +153,7 @@ def test_people_read_a_table(tmp_path: Path) -> None:
     assert "gripper signed in the files (-1 open, +1 close)" in lines
     assert "3 turn on the stove" in lines
     assert any(line.startswith("action gripper 0.4857") for line in lines)  # 34 of 70 rows are open
-    assert any(line.startswith("pictures_after_actions: a picture shows") for line in lines)
+    assert any(line.startswith("pictures_after_actions: pictures were taken after") for line in lines)
 
 
 def test_the_sheet_holds_first_and_last_pictures_as_a_policy_sees_them(tmp_path: Path) -> None:

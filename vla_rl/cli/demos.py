@@ -1,4 +1,4 @@
-"""`vla-rl demos`: data sets of demonstrations: what they are, and as files that others read."""
+"""`vla-rl demos`: inspect data sets of demonstrations, and convert them to a common layout."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ GripperOption = Annotated[
 ]
 RotatedOption = Annotated[
     Literal["auto", "yes", "no"],
-    typer.Option("--rotated", help="Whether pictures in the files are turned by 180 degrees already; auto: by format."),
+    typer.Option(
+        "--rotated", help="Whether pictures in the files are rotated by 180 degrees already; auto: by format."
+    ),
 ]
 ROTATED: dict[str, bool | Literal["auto"]] = {"auto": "auto", "yes": True, "no": False}
 COMPONENTS = {
@@ -48,7 +50,7 @@ def inspect(
     gripper: GripperOption = "auto",
     rotated: RotatedOption = "auto",
 ) -> None:
-    """Tell what a data set is, its statistics, and every trap that applies to it. Reads all numbers, few pictures."""
+    """Describe a data set: format, counts, conventions, statistics, and every known pitfall that applies."""
     from vla_rl.demos import open_demos
     from vla_rl.demos.contact_sheet import write_contact_sheet
     from vla_rl.demos.inspection import inspect_demos
@@ -87,7 +89,7 @@ def convert(
     gripper: GripperOption = "auto",
     rotated: RotatedOption = "auto",
 ) -> None:
-    """Write a data set as LIBERO's regenerated HDF5 files, one per task: aligned, -1 open, as the camera sees."""
+    """Write a data set as LIBERO's regenerated HDF5 files, one per task; nothing is written over."""
     from vla_rl.demos import open_demos
     from vla_rl.demos.conversion import convert_demos
 
@@ -96,7 +98,7 @@ def convert(
     result = convert_demos(demos, out, first=first, say=lambda line: print(line, flush=True))
     print(f"{out}: {len(result.files)} tasks, {result.episodes} episodes, {result.frames:,} frames")
     if result.missing:
-        print(f"not in the source, and so not in the new files: {', '.join(sorted(result.missing))}")
+        print(f"not in the source, therefore not in the new files: {', '.join(sorted(result.missing))}")
 
 
 def _make_room(file: Path) -> None:
@@ -105,7 +107,7 @@ def _make_room(file: Path) -> None:
 
 @contextmanager
 def _progress() -> Iterator[Progress]:
-    """A counter on the terminal; nothing where stderr is none."""
+    """Count episodes on stderr if it is a terminal."""
     if not sys.stderr.isatty():
         yield lambda _done, _all: None
         return
@@ -123,7 +125,7 @@ def _overview(seen: Inspection) -> list[str]:
         "episodes": f"{found['episodes']:,}, of {found['shortest']} to {found['longest']} rows",
         "frames": f"{found['frames']:,}, of which {found['samples']:,} are pairs of picture and action",
         "chunk starts": f"{found['chunk_starts']:,}, the rows at which 8 actions of one episode begin",
-        "pictures": f"{height}x{width}, {'turned' if seen.rotated else 'not turned'} in the files",
+        "pictures": f"{height}x{width}, {'rotated by 180 degrees' if seen.rotated else 'not rotated'} in the files",
         "gripper": f"{seen.gripper} in the files ({GRIPPERS[seen.gripper]})",
         "no-ops": f"{found['no_ops']:,} ({100 * found['no_op_share']:.1f} %)",
         "aligned": "yes" if seen.aligned else "no: pictures were taken after the action of their row",
@@ -147,4 +149,4 @@ def _cells(texts: Sequence[str]) -> str:
 
 
 def _traps(traps: list[Trap]) -> list[str]:
-    return ["to know", *(f"  {trap.name}: {trap.text}" for trap in traps)]
+    return ["worth knowing", *(f"  {trap.name}: {trap.text}" for trap in traps)]

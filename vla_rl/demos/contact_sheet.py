@@ -1,4 +1,4 @@
-"""First and last pictures of a data set on one page, as a policy sees them."""
+"""Contact sheet: first and last pictures of a data set on one page, as a policy sees them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Any data set to LIBERO's regenerated HDF5 layout: one file per task, pictures as the camera gives them, aligned.
+"""Conversion of any data set to LIBERO's regenerated HDF5 layout: one file per task, aligned, pictures not rotated.
 
-A file appears when it is whole. Called again, a conversion keeps the files that are there and goes on.
+A file appears when it is complete. A conversion that is started again keeps existing files and continues.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ OTHERS_READ = ("obs/joint_states", "states", "robot_states")  # not needed here,
 
 @dataclass(slots=True)
 class Converted:
-    """What came of a conversion."""
+    """Result of a conversion."""
 
     files: list[Path] = field(default_factory=list)
-    kept: int = 0  # files that were there already
+    kept: int = 0  # files that existed already
     episodes: int = 0
     frames: int = 0
     missing: set[str] = field(default_factory=set)  # keys of the layout that the source does not have
@@ -67,13 +67,13 @@ def convert_demos(
         result.kept += is_there
         result.episodes += len(rows)
         result.frames += sum(rows)
-        done = "is there already" if is_there else f"{len(rows)} episodes, {sum(rows):,} frames"
+        done = "exists already" if is_there else f"{len(rows)} episodes, {sum(rows):,} frames"
         say(f"{position} of {len(chosen)}: {file.name}: {done}")
     return result
 
 
 def _by_task(demos: Demos, first: int | None) -> dict[str, list[int]]:
-    """The places of the chosen episodes, by task."""
+    """Return the indices of the chosen episodes, by task."""
     chosen: dict[str, list[int]] = {}
     for index, stored in enumerate(demos.reader):
         places = chosen.setdefault(stored.task, [])
@@ -84,21 +84,21 @@ def _by_task(demos: Demos, first: int | None) -> dict[str, list[int]]:
 
 
 def _check_name(stored: StoredEpisode) -> None:
-    """The layout keeps the prompt in the name of the file, which has to give it back."""
+    """Check that the name of the file gives the prompt back: the layout stores it nowhere else."""
     name = f"{stored.task}_demo.hdf5"
     gives = "" if "/" in name or len(name.encode()) > MAX_NAME else instruction_of_task(task_of_file(Path(name)))
     if gives != stored.instruction:
         raise DemosError(
             *stored.place,
-            "the prompt cannot be the name of a file, in which the layout keeps it",
+            "this prompt cannot be stored: the layout stores prompts as file names",
             found=repr(stored.instruction),
             allowed=f"words of letters and digits with single spaces, {MAX_NAME} bytes at most",
-            fix="read this data set as it is: nothing but `demos convert` needs names",
+            fix="use this data set without converting it",
         )
 
 
 def _source(demos: Demos, places: list[int]) -> str:
-    """What decides on the content of a file."""
+    """Return everything that determines the content of a file."""
     digest = hashlib.sha256(json.dumps(places).encode()).hexdigest()[:16]  # an attribute holds 64 kB at most
     settings = {"path": str(demos.path.resolve()), "episodes": len(places), "places": digest}
     options = {"gripper": demos.gripper, "rotated": demos.rotated, "drop_no_ops": demos.drops_no_ops}
@@ -112,10 +112,10 @@ def _check_same(file: Path, source: str) -> None:
         raise DemosError(
             file,
             f"data.attrs[{SOURCE!r}]",
-            "is there already, made of something else",
-            found=found or "no conversion of ours",
+            "exists already, made from something else",
+            found=found or "not written by demos convert",
             allowed=source,
-            fix="give another folder to --out, or take the file away",
+            fix="choose another folder for --out, or delete the file",
         )
 
 
@@ -132,7 +132,7 @@ def _write(handle: File, demos: Demos, places: list[int], source: str, result: C
 
 
 def _arrays(episode: Episode) -> Iterator[tuple[str, NDArray[Any]]]:
-    """The data sets of one demonstration; pictures one camera at a time, turned back."""
+    """Yield the data sets of one demonstration; pictures one camera at a time, rotated back."""
     state = episode.state.astype(np.float64)
     ends = np.zeros(len(episode), np.uint8)
     ends[-1] = 1

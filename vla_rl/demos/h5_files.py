@@ -35,7 +35,12 @@ def open_h5(file: Path) -> Iterator[File]:
     except OSError as error:
         raise damaged(file, "cannot be opened as HDF5", found=error, allowed=READABLE) from error
     with handle:
-        yield handle
+        try:
+            yield handle
+        except DemosError:
+            raise
+        except (OSError, RuntimeError, KeyError) as error:  # what h5py raises when it follows a broken link
+            raise damaged(file, "cannot be read as HDF5", found=error, allowed=READABLE) from error
 
 
 def read_array(group: Group, key: str, rows: NDArray[np.int64] | None = None) -> NDArray[Any]:

@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".hdf5", ".h5")
 PICTURES = {"agentview": "obs/agentview_rgb", "wrist": "obs/eye_in_hand_rgb"}
-RAW_ROOT = frozenset({"env_args", "env_name", "problem_info", "bddl_file_name", "bddl_file_content"})
-RAW_DEMO = frozenset({"model_file", "init_state"})
+RAW_ROOT = frozenset(
+    {"env_args", "macros_image_convention", "env_name", "problem_info", "bddl_file_name", "bddl_file_content"}
+)
+RAW_DEMO = frozenset({"num_samples", "model_file", "init_state"})
 RAW, REGENERATED = "libero_hdf5_raw", "libero_hdf5_regenerated"
 
 

@@ -1,4 +1,4 @@
-"""What a data set is, found by reading all of its numbers once."""
+"""Description of a data set, from one pass over all of its numbers."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Progress = Callable[[int, int], None]  # episodes read, and all
 
 @dataclass(slots=True)
 class Tally:
-    """What is counted while episodes go by."""
+    """Counts over the episodes read so far."""
 
     frames: int = 0
     rows: int = 0
-    starts: int = 0  # rows at which a whole chunk begins
-    short: int = 0  # episodes in which none does
+    starts: int = 0  # rows at which a whole chunk of actions begins
+    short: int = 0  # episodes without such a row
     no_ops: int = 0
     tasks: dict[str, int] = field(default_factory=dict)  # episodes by prompt
     names: set[str] = field(default_factory=set)  # of tasks
@@ -34,8 +34,8 @@ class Tally:
     lengths: list[int] = field(default_factory=list)
     image_size: tuple[int, int] = (0, 0)
     lag: int = 0
-    jumps: int = 0  # rows in which the orientation turns by more than half a circle
-    beyond: int = 0  # rows whose motion is larger than the controller's unit
+    jumps: int = 0  # rows in which the axis-angle orientation changes by more than pi
+    beyond: int = 0  # rows with a motion outside -1 ... 1
     open_widths: list[float] = field(default_factory=list)  # one mean per episode
     closed_widths: list[float] = field(default_factory=list)
 
@@ -70,22 +70,22 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What a data set is."""
+    """Description of a data set."""
 
     path: str
     format: str
     gripper: str  # `signed` or `binary`: see `GRIPPERS`
-    rotated: bool  # whether the pictures in the files are taken to be turned already
+    rotated: bool  # True: the pictures in the files count as rotated by 180 degrees already
     tally: Tally
     statistics: dict[str, Any]
 
     @property
     def aligned(self) -> bool:
-        """Whether picture and action of one row of the files belong together."""
+        """True if picture and action of one row of the files belong together."""
         return self.tally.lag == 0
 
     def as_json(self) -> dict[str, Any]:
-        """The keys of `vla-rl demos inspect --json`."""
+        """Return the keys of `vla-rl demos inspect --json`, apart from `traps`."""
         tally = self.tally
         return {
             "path": self.path,
@@ -109,7 +109,7 @@ class Inspection:
 
 
 def inspect_demos(demos: Demos, progress: Progress = lambda _done, _all: None) -> Inspection:
-    """Read the numbers of all episodes, and no pictures.
+    """Describe a data set. Reads the numbers of all episodes and no pictures.
 
     Raises:
         DemosError: the data are broken.

@@ -34,6 +34,7 @@ CAMERA_KEYS = {
 }
 ACTION_KEYS = ("action", "actions")
 STATE_KEYS = (("observation.state",), ("state",), ("observation.states.ee_state", "observation.states.gripper_state"))
+POSITIVE = ("fps", "chunks_size")
 JOINT_KEYS = ("observation.states.joint_state",)
 
 
@@ -145,8 +146,8 @@ class LeRobotReader:
         sizes = {}
         for camera, key in self.features.cameras.items():
             feature = self._info["features"][key]
-            shape = [int(side) for side in feature.get("shape") or ()]
-            if len(shape) != 3:
+            shape = feature.get("shape")
+            if not isinstance(shape, list) or len(shape) != 3 or not all(isinstance(side, int) for side in shape):
                 raise DemosError(
                     self._info_file, f"features.{key}.shape", "wrong shape", found=shape, allowed="H, W, 3 or 3, H, W"
                 )
@@ -293,14 +294,21 @@ class LeRobotReader:
 
     def _number(self, holder: Mapping[str, Any], key: str, file: Path | None = None) -> float:
         value = holder.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or (key == "fps" and not value):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or value < 0
+            or (key in POSITIVE and not value)
+        ):
             raise DemosError(file or self._info_file, key, "must be a number", found=repr(value))
         return float(value)
 
 
 def _find_features(file: Path, features: object) -> Features:
-    if not isinstance(features, dict):
-        raise DemosError(file, "features", "is missing", allowed="LeRobot's description of columns")
+    if not isinstance(features, dict) or not all(isinstance(it, dict) for it in features.values()):
+        raise DemosError(
+            file, "features", "must describe the columns", allowed="an object with dtype and shape for each column"
+        )
     names = set(features)
     cameras = {camera: next((key for key in keys if key in names), None) for camera, keys in CAMERA_KEYS.items()}
     action = next((key for key in ACTION_KEYS if key in names), None)
@@ -317,7 +325,7 @@ def _find_features(file: Path, features: object) -> Features:
     assert action is not None
     assert state is not None
     known = {camera: key for camera, key in cameras.items() if key is not None}
-    kinds = {camera: str((features[key] or {}).get("dtype")) for camera, key in known.items()}
+    kinds = {camera: str(features[key].get("dtype")) for camera, key in known.items()}
     for camera, kind in kinds.items():
         if kind not in ("image", "video"):
             raise DemosError(

@@ -27,7 +27,7 @@ class DemosError(UserError):
 
 
 def damaged(file: Path, rule: str, *, key: str = "", found: object, allowed: str = "", fix: str = AGAIN) -> DemosError:
-    """The error of a file whose bytes are not what they should be; a git-lfs pointer is told for what it is."""
+    """Return the error of a file with unexpected bytes; a git-lfs pointer is recognised as one."""
     with file.open("rb") as stream:
         if stream.read(len(LFS)) == LFS:
             return DemosError(file, "", rule, found="a git-lfs pointer, not the file itself", fix="git lfs pull")

@@ -1,4 +1,4 @@
-"""What goes wrong silently with a data set of a kind, said where it applies."""
+"""Known pitfalls of data sets, each reported only where it applies."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ WIDTH_MARGIN = 0.005  # m
 
 @dataclass(frozen=True, slots=True)
 class Trap:
-    """One thing to know: a short name for programs, and a sentence for people."""
+    """One pitfall: a short name for programs, and an explanation for people."""
 
     name: str
     text: str
 
 
 def traps_of(demos: Demos, seen: Inspection) -> list[Trap]:
-    """Every trap that applies to a data set; what the program does about it is part of the sentence."""
+    """Return every pitfall that applies to a data set, with what the program does about it."""
     return [Trap(name, text) for name, text in (*_of_time(demos, seen), *_of_format(demos, seen), *_of_numbers(seen))]
 
 
@@ -41,20 +41,21 @@ def _of_time(demos: Demos, seen: Inspection) -> Iterator[tuple[str, str]]:
     if not seen.aligned:
         yield (
             "pictures_after_actions",
-            "a picture shows what the action of its row did. Read as picture t with action t + 1; the first action of "
-            f"each episode has no picture and is left out ({tally.frames - tally.rows} rows)",
+            "pictures were taken after the action of their row. Picture t is read with action t + 1; the first "
+            f"action of each episode has no picture and is left out ({tally.frames - tally.rows} rows)",
         )
     if demos.format == RAW:
         yield "first_steps_missing", "LIBERO's script leaves out the first 5 control steps of every demonstration"
         yield (
             "failures_not_filtered",
-            "nobody has replayed these demonstrations; the published data lack those that fail (1,693 of 2,000 stay)",
+            "demonstrations that fail when replayed may be included; the published data exclude them (1,693 of 2,000 "
+            "remain)",
         )
     if tally.no_ops:
         yield (
             "no_ops",
-            f"{tally.no_ops} of {tally.frames} actions do nothing. Policies trained on them tend to stop for ever. "
-            "Leave them out: --drop-no-ops of convert, drop_no_ops=True of open_demos",
+            f"{tally.no_ops} of {tally.frames} actions do nothing. Policies trained on them tend to stop and never go "
+            "on. To leave them out: convert --drop-no-ops, or open_demos(..., drop_no_ops=True)",
         )
     if tally.short:
         yield "short_episodes", f"{tally.short} episodes have fewer than {CHUNK} rows, and so no whole chunk of actions"
@@ -62,9 +63,14 @@ def _of_time(demos: Demos, seen: Inspection) -> Iterator[tuple[str, str]]:
 
 def _of_format(demos: Demos, seen: Inspection) -> Iterator[tuple[str, str]]:
     tally, reader = seen.tally, demos.reader
-    taken = "are taken to be turned by 180 degrees already" if seen.rotated else "are turned by 180 degrees when read"
-    declared = "as the format prescribes" if seen.rotated == reader.rotated else "as the option says"
-    yield "rotation_declared", f"pictures {taken}, {declared}. Numbers cannot tell: look at the sheet of --out"
+    assumed = (
+        "are rotated by 180 degrees in the files" if seen.rotated else "are not rotated in the files, but when read"
+    )
+    origin = "the format prescribes it" if seen.rotated == reader.rotated else "the option says it"
+    yield (
+        "rotation_declared",
+        f"pictures {assumed}: {origin}, and numbers cannot show it. Check with --out that pictures are upright",
+    )
     if min(tally.image_size) < PUBLISHED_SIZE:
         height, width = tally.image_size
         yield (
