@@ -81,5 +81,14 @@ def test_peaks_are_those_of_the_data_sheets_without_sparsity(name, teraflops):
     assert bf16_peak(name) == pytest.approx(1e12 * teraflops)
 
 
-def test_an_unknown_card_has_no_peak():
-    assert bf16_peak("Some Accelerator 9000") is None
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Some Accelerator 9000",
+        "NVIDIA H100 80GB HBM3 MIG 3g.40gb",
+        "NVIDIA GeForce RTX 4090 D",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+    ],
+)
+def test_an_unknown_card_and_a_part_of_one_have_no_peak(name):
+    assert bf16_peak(name) is None

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-# Dense bfloat16 TFLOP/s with float32 sums, from NVIDIA's data sheets; the first name contained in torch's name of the
-# card is used. Other cards have no utilisation in the metrics, which is better than an invented one.
+# Dense bfloat16 TFLOP/s with float32 sums, from NVIDIA's data sheets (half of what they say "with sparsity"); the first
+# name contained in torch's name of the card is used. Other cards have no utilisation in the metrics, which is better
+# than an invented one.
+#   H100: 1,979 (SXM), 1,671 (NVL), 1,513 (PCIe): nvidia.com/en-us/data-center/h100
+#   H200: 1,979 (SXM), 1,671 (NVL): nvidia.com/en-us/data-center/h200
+#   A100: 312 without sparsity: nvidia.com/en-us/data-center/a100
+#   L40S: 362 without sparsity: nvidia.com/en-us/data-center/l40s
+#   RTX 4090: 165.2 without sparsity, with float32 sums: NVIDIA's Ada GPU architecture whitepaper, appendix A
 _BF16_TFLOPS = (
     ("H100 PCIe", 756.0),
     ("H100 NVL", 835.0),
@@ -14,10 +20,13 @@ _BF16_TFLOPS = (
     ("L40S", 362.0),
     ("RTX 4090", 165.0),
 )
+_OTHER_CARDS = (" MIG ", "4090 D", "Laptop")  # parts of cards, and smaller ones whose name goes on
 
 
 def bf16_peak(device_name: str) -> float | None:
     """Return the bfloat16 FLOP/s of a GPU; None if its data sheet is not known here."""
+    if any(part in device_name for part in _OTHER_CARDS):
+        return None
     return next((1e12 * peak for name, peak in _BF16_TFLOPS if name in device_name), None)
 
 
