@@ -10,7 +10,7 @@ import torch
 
 from gpu_check_parts.invented import build_invented
 from gpu_check_parts.measuring import GIB, CardPeak, forget, on_gpu, peak_gib
-from gpu_check_parts.network import flops_of, matrix_tflops
+from gpu_check_parts.network import matrix_tflops
 from gpu_check_parts.record import Record, Setting
 from gpu_check_parts.tasks import TASKS
 from vla_rl.recipe import find_recipe, load_recipe
@@ -141,7 +141,12 @@ def update(run: TrainingRun, batch: SegmentBatch) -> dict[str, Any]:
     metrics = run.update(batch)
     seconds = time.monotonic() - began
     run.publish_if_due()
-    row = {"update_s": seconds, "publish_ms": 1e3 * run.waits.last_publish, "decisions": int(batch.mask.sum())}
+    row: dict[str, Any] = {
+        "update_s": seconds,
+        "publish_ms": 1e3 * run.waits.last_publish,
+        "decisions": int(batch.mask.sum()),
+    }
+    row["seconds"] = dict(run.learner.seconds)
     return row | {name: value for name, value in metrics.items() if name.startswith(KEPT)}
 
 
@@ -150,12 +155,11 @@ def utilisation(run: TrainingRun, measured: dict[str, float], setting: Setting) 
 
     The pass for values is not counted, because an update can do without it.
     """
-    policy: Any = run.engine.policy
-    llama, vision = flops_of(policy, setting.root)
+    policy = run.plan.policy
     rate = 1e12 * matrix_tflops(real=setting.size == "7b")
     return {
-        "training": (2 * llama + vision) * measured["perf/learner_samples_per_s"] / rate,
-        "acting": (llama + vision) * measured["perf/decisions_per_s"] / rate,
+        "training": policy.update_flops * measured["perf/learner_samples_per_s"] / rate,
+        "acting": policy.inference_flops * measured["perf/decisions_per_s"] / rate,
     }
 
 

@@ -40,8 +40,9 @@ def measure(record: Record, setting: Setting) -> None:
     frozen = sum(p.numel() * p.element_size() for p in policy.parameters() if not p.requires_grad)
     trained = sum(p.numel() * p.element_size() for p in policy.parameters() if p.requires_grad)
     record.put("weights_gib", {"frozen": frozen / 2**30, "trained": trained / 2**30})
-    llama, vision = flops_of(policy, setting.root)
-    work = Work(policy, rate, forward_tflop=(llama + vision) / 1e12, training_tflop=(2 * llama + vision) / 1e12)
+    flops = flops_of(policy)
+    training = flops.update(train_backbone=False)
+    work = Work(policy, rate, forward_tflop=flops.forward / 1e12, training_tflop=training / 1e12)
     record.put("tflop_per_decision", {"forward": work.forward_tflop, "training": work.training_tflop})
     inference: dict[str, Any] = {}
     for batch in INFERENCE_BATCHES if real else (1, 2):

@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -16,8 +9,10 @@ from gpu_check_parts.measuring import device, on_gpu
 from gpu_check_parts.record import Setting
 from gpu_check_parts.tasks import TASKS
 from vla_rl.policies.build import build_openvla_oft
+from vla_rl.policies.describe import num_tokens
 from vla_rl.policies.devices import use_device
 from vla_rl.policies.lora import LoraSettings
+from vla_rl.policies.openvla_oft.flops import DecisionFlops, decision_flops
 from vla_rl.policies.openvla_oft.policy import OpenVLAOFTPolicy
 from vla_rl.types import PolicyInputs, PolicyOutput
 
@@ -91,21 +86,13 @@ def difference(one: Tensor, other: Tensor, tokens: Tensor) -> dict[str, float]:
     }
 
 
-def flops_of(policy: OpenVLAOFTPolicy, root: Path) -> tuple[float, float]:
-    """FLOPs of one decision's forward pass: of the language model, and of vision with the projector."""
-    found: tuple[float, float] = script(root, "bench_openvla").flops(policy)
-    return found
-
-
-def script(root: Path, name: str) -> ModuleType:
-    """A script without an extension, as a module."""
-    loader = importlib.machinery.SourceFileLoader(name, str(root / "scripts" / name))
-    spec = importlib.util.spec_from_loader(name, loader)
-    assert spec is not None
-    module: Any = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    loader.exec_module(module)
-    return module  # type: ignore[no-any-return]
+def flops_of(policy: OpenVLAOFTPolicy) -> DecisionFlops:
+    """FLOPs of one decision with the first task's prompt."""
+    return decision_flops(
+        policy.model.config,
+        num_tokens=num_tokens(policy, int(policy.prompt_lengths[0])),
+        num_images=policy.observation_spec.num_images,
+    )
 
 
 def matrix_tflops(*, real: bool) -> float:

@@ -141,10 +141,13 @@ def _cell(figures: Mapping[str, Any]) -> Iterator[Row]:
         seconds = sorted(row["update_s"] for row in updates)
         middle = seconds[len(seconds) // 2]
         yield f"update, median of {len(updates)}", f"{middle:.3g} s, {updates[-1]['decisions']} decisions", "update"
+        parts = min(updates, key=lambda row: abs(row["update_s"] - middle)).get("seconds")
+        if parts:
+            yield "its parts", ", ".join(f"{part} {took:.3g} s" for part, took in parts.items()), ""
         yield "publishing", f"{max(row['publish_ms'] for row in updates):.3g} ms", "publish"
         first = updates[0]
-        if "ratio/abs_log_p95" in first:
-            yield "|log ratio| p95 of the first update, all lag 0", f"{first['ratio/abs_log_p95']:.2g}", "lag0"
+        if "ratio/lag0_abs_log_p95" in first:
+            yield "|log ratio| p95 of the first update at lag 0", f"{first['ratio/lag0_abs_log_p95']:.2g}", "lag0"
     rates = figures.get("rates") or {}
     if rates:
         yield "consumed", f"{rates['perf/learner_samples_per_s']:.3g} decisions/s", "consumed"

@@ -166,3 +166,18 @@ def report(**outcomes: Outcome) -> dict[str, object]:
 
     named = {name: asdict(outcome) for name, outcome in outcomes.items()}
     return {"size": "7b", "seconds": 100.0, "device": "a card", "commit": "abc", "phases": named}
+
+
+def test_the_table_has_the_parts_of_the_middle_update_and_the_noise_of_the_first() -> None:
+    rows = [
+        {
+            "update_s": seconds, "publish_ms": 1.0, "decisions": 4, "ratio/lag0_abs_log_p95": 0.01 * seconds,
+            "seconds": {"values": 0.1 * seconds, "loss": 0.8 * seconds},
+        }
+        for seconds in (9.0, 2.0, 4.0)
+    ]  # fmt: skip
+    lines = table.render(report(cell=Outcome("passed", figures={"updates": rows}))).splitlines()
+    (parts,) = [line for line in lines if "its parts" in line]
+    assert "values 0.4 s, loss 3.2 s" in parts
+    (noise,) = [line for line in lines if "at lag 0" in line]
+    assert " 0.09 " in noise

@@ -84,13 +84,13 @@ def _summary(policy: OpenVLAOFTPolicy, *, bf16: bool) -> PolicySummary:
         activations=_activations(policy, bf16=bf16),
         flops=decision_flops(
             policy.model.config,
-            num_tokens=_num_tokens(policy, int(policy.prompt_lengths.max())),
+            num_tokens=num_tokens(policy, int(policy.prompt_lengths.max())),
             num_images=policy.observation_spec.num_images,
         ),
     )
 
 
-def _num_tokens(policy: OpenVLAOFTPolicy, prompt: int) -> int:
+def num_tokens(policy: OpenVLAOFTPolicy, prompt: int) -> int:
     """Return the tokens of the sequence around a prompt of so many."""
     config = policy.model.config
     context = 1 + policy.observation_spec.num_images * config.num_patches + int(policy.source.proprio)  # BOS first
@@ -102,7 +102,7 @@ def _activations(policy: OpenVLAOFTPolicy, *, bf16: bool) -> ActivationMemory:
     num_images = policy.observation_spec.num_images
     return activation_memory(
         config,
-        num_tokens=_num_tokens(policy, int(policy.prompt_lengths.max())),
+        num_tokens=num_tokens(policy, int(policy.prompt_lengths.max())),
         num_images=num_images,
         bytes_per_value=2 if bf16 or policy.model.dtype == torch.bfloat16 else 4,
         adapted=() if choices.lora is None else choices.lora.targets,
