@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -28,6 +28,8 @@ Seconds = Annotated[float, Field(gt=0.0, le=1e9)]
 Scale = Annotated[float, Field(ge=1e-6, le=1e6)]  # its square and its inverse stay within 32-bit floats
 Weight = Annotated[float, Field(ge=0.0, le=1e6)]
 LearningRate = Annotated[float, Field(ge=0.0, le=1.0)]  # AdamW moves a weight by about this much in every step
+
+TimeLimit = Literal["end", "bootstrap"]  # what a horizon is to the task: part of it, or an interruption
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ import torch
 from rich.console import Console
 
 from vla_rl.errors import CellFailureError, RunFailureError, preflight
-from vla_rl.evaluation.choices import Choices
 from vla_rl.evaluation.evaluate import evaluate
+from vla_rl.evaluation.options import EvalOptions
 from vla_rl.evaluation.outcome import EvaluationReport
 from vla_rl.ipc.room import check_room
 from vla_rl.learner.checkpoint import CheckpointInfo, Search
@@ -29,7 +29,7 @@ from vla_rl.reporting.metrics import Clocks, MetricsWriter
 from vla_rl.run.estimate import DryRunReport, estimate
 from vla_rl.run.folder import RunFolder
 from vla_rl.run.log import RunLog, log_to
-from vla_rl.run.plan import Plan, make_plan
+from vla_rl.run.plan import TrainingPlan, make_training_plan
 from vla_rl.run.signals import StopRequest
 from vla_rl.run.training import TrainingRun
 from vla_rl.types import SegmentBatch
@@ -53,7 +53,7 @@ def dry_run(recipe: Recipe) -> DryRunReport:
     Raises:
         ValueError: the recipe cannot run here; the message says why and what to change.
     """
-    plan = make_plan(recipe)
+    plan = make_training_plan(recipe)
     report = estimate(plan, num_ranks=_num_ranks(plan))
     try:
         check_room(report.shared_memory_bytes)
@@ -81,7 +81,7 @@ def train(recipe: Recipe, *, run_dir: Path, resume: bool, console: Console) -> T
     launched = launched_rank()
     is_first = launched is None or launched[0] == 0
     with preflight():
-        plan = make_plan(recipe)
+        plan = make_training_plan(recipe)
         num_ranks = _num_ranks(plan)
         folder = RunFolder.open(run_dir, resume=resume or not is_first)
         search = folder.find_start() if resume else Search()
@@ -100,7 +100,7 @@ def train(recipe: Recipe, *, run_dir: Path, resume: bool, console: Console) -> T
 
 
 def _train_rank(
-    plan: Plan,
+    plan: TrainingPlan,
     folder: RunFolder,
     console: Console,
     *,
@@ -258,17 +258,17 @@ def _save_or_warn(run: TrainingRun, run_log: RunLog) -> CheckpointInfo | None:
 def _closing_evaluation(recipe: Recipe, checkpoint: Path, console: Console) -> EvaluationReport:
     section = recipe.evaluation
     console.print(f"evaluating {checkpoint}", markup=False)
-    choices = Choices(
+    options = EvalOptions(
         tasks=None if section.tasks == "all" else tuple(section.tasks),
         episodes_per_task=section.episodes_per_task,
         workers=recipe.rollout.num_workers,
         seeds=(recipe.seed,),
         horizon=section.horizon,
     )
-    return evaluate(checkpoint, choices)
+    return evaluate(checkpoint, options)
 
 
-def _num_ranks(plan: Plan) -> int:
+def _num_ranks(plan: TrainingPlan) -> int:
     """Ranks of the run: asked for, or one per GPU."""
     learner = plan.recipe.learner
     if learner.strategy == "single":
@@ -280,7 +280,7 @@ def _num_ranks(plan: Plan) -> int:
     return torch.cuda.device_count()
 
 
-def _launch(plan: Plan, num_ranks: int) -> None:
+def _launch(plan: TrainingPlan, num_ranks: int) -> None:
     """Start the ranks as processes that run this very command; raise what they end with."""
     strategy = plan.recipe.learner.strategy
     assert strategy != "single"

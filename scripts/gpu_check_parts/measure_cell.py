@@ -13,11 +13,11 @@ from gpu_check_parts.measuring import GIB, CardPeak, forget, on_gpu, peak_gib
 from gpu_check_parts.network import matrix_tflops
 from gpu_check_parts.record import Record, Setting
 from gpu_check_parts.tasks import TASKS
+from vla_rl.envs.kind import EnvPlan
 from vla_rl.recipe import find_recipe, load_recipe
-from vla_rl.run.env_plan import EnvPlan
 from vla_rl.run.estimate import estimate_memory
 from vla_rl.run.log import Moment, rates
-from vla_rl.run.plan import Plan, plan_policy, resolve_device
+from vla_rl.run.plan import TrainingPlan, plan_policy, resolve_device, training_plan
 from vla_rl.run.training import TrainingRun
 from vla_rl.types import SegmentBatch, TaskInfo
 
@@ -66,7 +66,7 @@ def measure(record: Record, setting: Setting) -> None:
     record.check("updates are made", updates > 1, f"{updates} update(s) before the time was up")
 
 
-def make_plan(setting: Setting) -> Plan:
+def make_plan(setting: Setting) -> TrainingPlan:
     """The recipe with other environments, and with what the size of this check asks for."""
     overrides = [f"policy.checkpoint={setting.checkpoint}", "policy.profile=simplevla", "logging.tensorboard=false"]
     overrides += REAL if setting.size == "7b" else SMALL
@@ -76,8 +76,8 @@ def make_plan(setting: Setting) -> Plan:
         overrides += ON_CPU
     recipe = load_recipe(find_recipe(RECIPE), overrides)
     tasks = tuple(TaskInfo("libero_spatial", number, f"task_{number}", text) for number, text in enumerate(TASKS))
-    where = resolve_device(recipe)
-    policy, transform = plan_policy(recipe, tasks=tasks, draw_on=where)
+    where = resolve_device(recipe.setup.runtime.device)
+    policy, transform = plan_policy(recipe.setup, tasks=tasks, draw_on=where)
     assert transform is not None
     real = setting.size == "7b"
     make = partial(
@@ -95,7 +95,7 @@ def make_plan(setting: Setting) -> Plan:
         deviations=("invented environments",),
         simulator=None,
     )
-    return Plan(recipe=recipe, env=env, policy=policy, transform=transform, device=where)
+    return training_plan(recipe, env=env, policy=policy, transform=transform, device=where)
 
 
 def peaks(run: TrainingRun, card: CardPeak) -> dict[str, Any] | None:

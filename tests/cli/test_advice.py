@@ -22,6 +22,11 @@ SPEAKERS = {
     "vla_rl/run/folder.py": ["train"],
     "vla_rl/cli/eval.py": ["eval"],
     "vla_rl/evaluation": ["eval"],
+    # What an evaluation may change of an environment is the environment's business.
+    "vla_rl/envs/kind.py": ["eval"],
+    "vla_rl/envs/libero/protocol.py": ["eval"],
+    "vla_rl/envs/libero/section.py": ["eval"],
+    "vla_rl/envs/metaworld/section.py": ["eval"],
     "vla_rl/cli/export.py": ["export"],
     "vla_rl/export": ["export"],
     "vla_rl/cli/study.py": ["study metaworld", "study gridworld"],
@@ -45,7 +50,7 @@ FOREIGN = {
     "vla_rl/studies/metaworld/runner.py": {"--run-dir"},  # builds the command of a training
 }
 # Overrides in messages of verbs that take none: they say what a recipe says, or name the verb that takes them.
-STATED = {("vla_rl/evaluation/subject.py", "policy.statistics")}
+STATED = {("vla_rl/evaluation/policy_source.py", "policy.statistics")}
 FILES = (".safetensors", ".log", ".json", ".yaml", ".jsonl", ".html", ".py")
 
 FIELDS = {dotted for places in homes().values() for dotted in places}

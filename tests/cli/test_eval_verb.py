@@ -16,15 +16,15 @@ from typer.testing import CliRunner
 
 from vla_rl.cli.eval_view import EvaluationProgress, results_table
 from vla_rl.cli.main import app
+from vla_rl.envs.libero.protocol import Protocol
 from vla_rl.errors import UserError
-from vla_rl.evaluation.choices import Choices
 from vla_rl.evaluation.episodes import EPISODES_FILE, EpisodeLog, EpisodeResult
+from vla_rl.evaluation.options import EvalOptions
 from vla_rl.evaluation.outcome import EvaluationReport
-from vla_rl.evaluation.protocol import Protocol
 from vla_rl.evaluation.results import summarise
 
 Progress = Callable[[int, int, int], None]
-Call = tuple[str, Choices]
+Call = tuple[str, EvalOptions]
 
 
 def episodes(outcomes: list[bool]) -> list[EpisodeResult]:
@@ -54,7 +54,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     """Every call of the evaluation, which is replaced; a checkpoint called 'wrong' is refused."""
     noted: list[Call] = []
 
-    def evaluate(checkpoint: str, choices: Choices, *, progress: Progress) -> EvaluationReport:
+    def evaluate(checkpoint: str, choices: EvalOptions, *, progress: Progress) -> EvaluationReport:
         if checkpoint == "wrong":
             raise UserError("checkpoint wrong: no such folder")
         noted.append((checkpoint, choices))
@@ -84,7 +84,7 @@ def test_the_options_reach_the_evaluation(calls: list[Call]) -> None:
     assert calls == [
         (
             "runs/x",
-            Choices(
+            EvalOptions(
                 suites=("libero_goal", "libero_10", "libero_object"), tasks=(0, 2, 3), episodes_per_task=5,
                 protocol=Protocol("long"), init_states="spare", horizon=9, temperature=1.6, seeds=(7, 8),
                 control="blind", video="failures", workers=2, serial=True, assets="proxy", profile="rlinf",
@@ -96,8 +96,8 @@ def test_the_options_reach_the_evaluation(calls: list[Call]) -> None:
 
 def test_without_options_the_training_s_own_suite_is_evaluated_on_50_states(calls: list[Call]) -> None:
     assert invoke("runs/x").exit_code == 0
-    assert calls == [("runs/x", Choices())]
-    usual = Choices()
+    assert calls == [("runs/x", EvalOptions())]
+    usual = EvalOptions()
     assert (usual.suites, usual.tasks, usual.episodes_per_task, usual.protocol.name) == ((), None, 50, "oft")
     assert (usual.seeds, usual.temperature, usual.horizon, usual.init_states) == ((0,), None, None, None)
 

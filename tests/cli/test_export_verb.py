@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 from vla_rl.cli.main import app
 from vla_rl.errors import RunFailureError, UserError
-from vla_rl.evaluation.subject import find_subject
+from vla_rl.evaluation.policy_source import find_policy
 from vla_rl.export import export as exporting
 from vla_rl.export.export import ExportReport, export
 from vla_rl.learner.checkpoint import Progress, save
@@ -78,13 +78,12 @@ def fill_ring(folder: Path, policy: Any) -> None:
         save_ring(ring, folder / "ring.safetensors")
     finally:
         ring.close()
-        ring.unlink()
 
 
 def make_run(folder: Path, *overrides: str, with_replay: bool = True) -> Path:
     """A run's folder with one checkpoint, whose adapters, action rows and critic have moved."""
     recipe = build_recipe(RECIPE, overrides)
-    policy = plan_policy(recipe)[0].build(device="cpu")
+    policy = plan_policy(recipe.setup)[0].build(device="cpu")
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
             if parameter.requires_grad:
@@ -166,9 +165,9 @@ def test_a_profile_that_is_given_is_recorded(merged: Any, tmp_path: Path) -> Non
 
 def test_an_export_and_its_export_know_what_the_policy_was_trained_on(run: Path, merged: Any, tmp_path: Path) -> None:
     export(merged[0], out=tmp_path / "again", verify=0)
-    subjects = [find_subject(str(folder), profile="auto") for folder in (run, merged[0], tmp_path / "again")]
+    subjects = [find_policy(str(folder), profile="auto") for folder in (run, merged[0], tmp_path / "again")]
     assert {subject.trained_on for subject in subjects} == {"libero_goal (tasks: 3,5), sampled initial states"}
-    assert {tuple(subject.recipe.env.task_ids) for subject in subjects} == {(3, 5)}
+    assert {tuple(subject.setup("libero_goal").env.task_ids) for subject in subjects} == {(3, 5)}
 
 
 def test_a_checkpoint_directory_keeps_its_dtype_unless_another_is_asked_for(run: Path, tmp_path: Path) -> None:
@@ -336,7 +335,8 @@ def test_a_policy_without_a_public_layout_is_refused(tmp_path: Path) -> None:
     recipe = build_recipe("name: t\nenv: {name: toy}\npolicy: {name: mlp}\nsurrogate: {name: gipo}\n"
                           "budget: {optimizer_steps: 1}\n")  # fmt: skip
     engine = Engine(
-        plan_policy(recipe)[0].build(device="cpu"), strategy="single", zero_stage=2, precision="fp32", device="cpu",
+        plan_policy(recipe.setup)[0].build(device="cpu"),
+        strategy="single", zero_stage=2, precision="fp32", device="cpu",
         optimizer=OptimizerSettings(policy_lr=0.0, value_lr=0.0, schedule="constant"),
     )  # fmt: skip
     save(toy, engine, progress=Progress(1, 0, 0, 0, 0, 0), extra={}, writers={}, keep=1)

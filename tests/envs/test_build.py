@@ -7,7 +7,10 @@ import sys
 import numpy as np
 import pytest
 
-from vla_rl.envs.build import build_libero, build_toy, libero_tasks, num_init_states
+from vla_rl.envs.libero.init_states import num_init_states
+from vla_rl.envs.libero.plan import build_libero
+from vla_rl.envs.libero.suites import libero_task, libero_tasks
+from vla_rl.envs.toy import ToyEnv
 from vla_rl.libero_suites import SUITES
 
 needs_wheel = pytest.mark.skipif(importlib.util.find_spec("libero") is None, reason="hf-libero is not installed")
@@ -15,7 +18,7 @@ needs_wheel = pytest.mark.skipif(importlib.util.find_spec("libero") is None, rea
 
 def test_listing_tasks_and_states_imports_no_simulator():
     code = (
-        "import sys; import vla_rl.envs.build as b; "
+        "import sys; import vla_rl.envs.libero.plan; import vla_rl.envs.libero.suites as b; "
         "tasks = b.libero_tasks('libero_10') if sys.argv[1] == 'True' else []; "
         "print(sorted({'mujoco', 'robosuite', 'libero', 'torch', 'OpenGL'} & set(sys.modules)))"
     )
@@ -36,10 +39,10 @@ def test_the_public_name_of_libero_is_imported_without_any_simulator():
 
 
 def test_builders_survive_pickling_and_build_the_same_environment():
-    builder = pickle.loads(pickle.dumps(functools.partial(build_toy, task_id=1, horizon=3)))
+    builder = pickle.loads(pickle.dumps(functools.partial(ToyEnv, 1, horizon=3)))
     env = builder()
     assert env.horizon == 3
-    assert np.array_equal(env.reset(2).state, build_toy(task_id=1, horizon=3).reset(2).state)
+    assert np.array_equal(env.reset(2).state, ToyEnv(1, horizon=3).reset(2).state)
     libero = functools.partial(
         build_libero, suite="libero_spatial", task_id=0, assets="proxy", render_size=64, cameras=("agentview",),
         init_states="standard",
@@ -71,23 +74,23 @@ def test_the_prompt_of_a_long_task_leaves_the_scene_out():
 @needs_wheel
 def test_every_suite_has_fifty_standard_states_and_spatial_and_long_fifty_spare_ones():
     for suite in ("libero_spatial", "libero_object", "libero_goal", "libero_10"):
-        assert num_init_states(suite, 3, "standard") == 50
-        assert num_init_states(suite, 3, "sampled") is None
-    assert num_init_states("libero_spatial", 3, "spare") == 50
-    assert num_init_states("libero_10", 3, "spare") == 50
+        assert num_init_states(libero_task(suite, 3), "standard") == 50
+        assert num_init_states(libero_task(suite, 3), "sampled") is None
+    assert num_init_states(libero_task("libero_spatial", 3), "spare") == 50
+    assert num_init_states(libero_task("libero_10", 3), "spare") == 50
 
 
 @needs_wheel
 @pytest.mark.parametrize("suite", ["libero_object", "libero_goal"])
 def test_a_suite_without_spare_states_says_so_and_names_the_alternative(suite):
     with pytest.raises(ValueError, match=f"does not exist for {suite}"):
-        num_init_states(suite, 0, "spare")
+        num_init_states(libero_task(suite, 0), "spare")
 
 
 @needs_wheel
 def test_a_task_or_suite_that_does_not_exist_is_refused_with_what_exists():
     with pytest.raises(ValueError, match=r"tasks 0\.\.9"):
-        num_init_states("libero_spatial", 10, "standard")
+        num_init_states(libero_task("libero_spatial", 10), "standard")
     with pytest.raises(ValueError, match="libero_goal"):
         libero_tasks("libero_spacial")
 
@@ -108,7 +111,7 @@ def test_horizons_are_those_of_the_evaluation_protocol():
 def test_the_suites_have_as_many_tasks_and_such_states_as_the_wheel_holds(name):
     assert len(libero_tasks(name)) == SUITES[name].num_tasks
     if SUITES[name].has_spare_states:
-        assert num_init_states(name, 0, "spare") == 50
+        assert num_init_states(libero_task(name, 0), "spare") == 50
     else:
         with pytest.raises(ValueError, match="spare"):
-            num_init_states(name, 0, "spare")
+            num_init_states(libero_task(name, 0), "spare")

@@ -437,7 +437,7 @@ def test_an_import_that_fails_says_once_why(monkeypatch, reason, told):
 @pytest.mark.libero
 def test_the_check_passes_here_without_importing_the_simulator():
     code = (
-        "import sys; from vla_rl.envs.build import check_simulator; report = check_simulator(assets='proxy'); "
+        "import sys; from vla_rl.envs.libero.check import check_simulator; report = check_simulator(assets='proxy'); "
         "print(report.renderer != '', report.assets.kind, sorted({'mujoco', 'robosuite', 'libero'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,8 +10,8 @@ from metaworld.policies import ENV_POLICY_MAP
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from scipy.spatial.transform import Rotation
 
-from vla_rl.envs.metaworld import NUM_GOALS, STATE_DIM, MetaworldEnv, hand_and_objects, quaternion, task_info
-from vla_rl.recipe import METAWORLD_TASKS
+from vla_rl.envs.metaworld.env import NUM_GOALS, STATE_DIM, MetaworldEnv, hand_and_objects, quaternion, task_info
+from vla_rl.envs.metaworld.tasks import METAWORLD_TASKS
 
 pytestmark = pytest.mark.filterwarnings("ignore:Constant\\(s\\) may be too high")  # the scripted experts say it
 STILL = np.zeros((1, 4), np.float32)

@@ -6,17 +6,17 @@ import shutil
 
 import pytest
 
+from vla_rl.envs.libero.protocol import Protocol
 from vla_rl.errors import UserError
-from vla_rl.evaluation.choices import Choices
 from vla_rl.evaluation.episodes import EPISODES_FILE, read_episodes
 from vla_rl.evaluation.evaluate import evaluate
-from vla_rl.evaluation.protocol import Protocol
+from vla_rl.evaluation.options import EvalOptions
 from vla_rl.ipc import room
 from vla_rl.run.claim import claim_folder
 
 
 def evaluated(policy, *, progress=None, **choices):
-    return evaluate(policy, Choices(**choices), progress=progress)
+    return evaluate(policy, EvalOptions(**choices), progress=progress)
 
 
 class PulledPlugError(Exception):
@@ -143,6 +143,7 @@ def test_what_an_evaluation_writes_says_under_which_conditions_it_was_made(train
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["assets"]["checkpoint"].endswith("optimizer_step_30")
     assert manifest["extra"]["episodes_per_task"] == 2
+    assert set(manifest["recipe"]) == {"seed", "env", "policy", "rollout", "runtime", "precision"}  # nothing is learned
 
 
 def test_results_lie_in_the_run_under_a_name_that_says_what_is_special(trained):

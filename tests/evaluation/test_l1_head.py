@@ -12,26 +12,25 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from vla_rl.envs.build import libero_tasks
 from vla_rl.envs.libero.assets import Assets
 from vla_rl.envs.libero.check import SimulatorReport
+from vla_rl.envs.libero.suites import libero_tasks
 from vla_rl.errors import UserError
-from vla_rl.evaluation.choices import Choices
 from vla_rl.evaluation.episodes import read_episodes
 from vla_rl.evaluation.evaluate import evaluate
-from vla_rl.evaluation.subject import find_subject
+from vla_rl.evaluation.options import EvalOptions
+from vla_rl.evaluation.policy_source import find_policy
 from vla_rl.policies.build import build_openvla_oft
 from vla_rl.policies.image_transforms import frame_transform
 from vla_rl.policies.openvla_oft import OpenVLAOFT
 from vla_rl.policies.openvla_oft.export import write_checkpoint
 from vla_rl.policies.openvla_oft.heads import L1ActionHead
-from vla_rl.recipe import build_recipe
 from vla_rl.run.plan import plan_policy
 from vla_rl.types import ChunkResult, Observation
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("libero") is None, reason="hf-libero is not installed")
 
-EPISODE = Choices(suites=("libero_10",), tasks=(2,), episodes_per_task=1)
+EPISODE = EvalOptions(suites=("libero_10",), tasks=(2,), episodes_per_task=1)
 SIZE = 28
 # Chosen so that a normalised x is the action 2 x + 1, and a state p is the proprioception p - 1.
 STATISTICS = {
@@ -99,9 +98,9 @@ class Scene:
 def decisions(monkeypatch):
     """What is played in place of the simulator."""
     report = SimulatorReport({"mujoco": "3.3.0"}, "osmesa", "a renderer", Assets(Path("assets"), "proxy"), ())
-    monkeypatch.setattr("vla_rl.run.env_plan.check_simulator", lambda **_choices: report)
-    monkeypatch.setattr("vla_rl.run.env_plan.check_task_assets", lambda *_choices: None)
-    monkeypatch.setattr("vla_rl.run.env_plan.build_libero", Scene)
+    monkeypatch.setattr("vla_rl.envs.libero.plan.check_simulator", lambda **_choices: report)
+    monkeypatch.setattr("vla_rl.envs.libero.plan.check_task_assets", lambda *_choices: None)
+    monkeypatch.setattr("vla_rl.envs.libero.plan.build_libero", Scene)
     monkeypatch.setattr(Scene, "decisions", [], raising=False)
     return Scene.decisions
 
@@ -161,11 +160,10 @@ def test_a_temperature_that_could_change_nothing_is_refused(checkpoint, tmp_path
 
 
 def test_a_training_from_it_is_refused_with_the_way_to_evaluate_it(checkpoint):
-    subject = find_subject(str(checkpoint), profile="auto")
-    assert subject.recipe.env.cameras == ["agentview", "wrist"]
-    recipe = build_recipe(subject.recipe.dump_yaml(), ["env.suite=libero_10"])  # whatever of it would be trained
+    setup = find_policy(str(checkpoint), profile="auto").setup("libero_10")
+    assert setup.env.cameras == ["agentview", "wrist"]
     with pytest.raises(ValueError, match=r"L1 regression.*`vla-rl eval` takes it as it is"):
-        plan_policy(recipe)
+        plan_policy(setup)
 
 
 @pytest.mark.libero

@@ -1,6 +1,6 @@
 import pytest
 
-from vla_rl.evaluation.protocol import Protocol
+from vla_rl.envs.libero.protocol import Protocol
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from vla_rl.cli.main import app
-from vla_rl.evaluation.subject import find_subject
+from vla_rl.evaluation.policy_source import find_policy
 from vla_rl.export.export import export
 from vla_rl.learner.checkpoint import Progress, kept_for_the_run, save
 from vla_rl.learner.engine import Engine
@@ -94,7 +94,7 @@ def original(tmp_path_factory):
     folder = tmp_path_factory.mktemp("statistics") / "checkpoint"
     folder.mkdir()
     recipe = build_recipe(RECIPE, ["policy.image_size=28", "policy.lora=null"])
-    write_checkpoint(plan_policy(recipe)[0].build(device="cpu"), folder, step=0)
+    write_checkpoint(plan_policy(recipe.setup)[0].build(device="cpu"), folder, step=0)
     (folder / "dataset_statistics.json").write_text(json.dumps({ONE: block(2.0), OTHER: block(3.0)}))
     return folder
 
@@ -108,7 +108,7 @@ def checkpoint(original, tmp_path):
 def run(checkpoint, tmp_path):
     """The folder of a run whose recipe names the key."""
     recipe = build_recipe(RECIPE, [f"policy.checkpoint={checkpoint}", f"policy.statistics={OTHER}"])
-    plan = plan_policy(recipe)[0]
+    plan = plan_policy(recipe.setup)[0]
     settings = OptimizerSettings(policy_lr=0.0, value_lr=0.0, schedule="constant")
     policy = plan.build(device="cpu")
     engine = Engine(policy, strategy="single", zero_stage=2, precision="fp32", device="cpu", optimizer=settings)
@@ -121,7 +121,7 @@ def run(checkpoint, tmp_path):
 def test_a_recipe_s_key_scales_the_actions(checkpoint):
     for key, high in ((ONE, 2.0), (OTHER, 3.0)):
         recipe = build_recipe(RECIPE, [f"policy.checkpoint={checkpoint}", f"policy.statistics={key}"])
-        plan = plan_policy(recipe)[0]
+        plan = plan_policy(recipe.setup)[0]
         assert plan.statistics == key
         assert f"statistics {key}" in plan.text
         assert plan.build(device="cpu", empty=True).statistics.action.q99.tolist() == [high] * 7
@@ -164,28 +164,28 @@ def test_an_export_of_a_run_with_its_suite_s_own_statistics_records_none(run, ch
 
 
 def test_a_run_says_its_key_itself(run):
-    assert find_subject(str(run), profile="auto").recipe.policy.statistics == OTHER
-    assert find_subject(str(run), profile="auto", statistics=OTHER).recipe.policy.statistics == OTHER
+    assert find_policy(str(run), profile="auto").policy.statistics == OTHER
+    assert find_policy(str(run), profile="auto", statistics=OTHER).policy.statistics == OTHER
     with pytest.raises(ValueError, match=f"--statistics: found {ONE}, but .* trained with policy.statistics={OTHER}"):
-        find_subject(str(run), profile="auto", statistics=ONE)
+        find_policy(str(run), profile="auto", statistics=ONE)
 
 
 def test_another_key_is_another_policy(checkpoint):
-    subjects = [find_subject(str(checkpoint), profile="auto", statistics=key) for key in (None, ONE, OTHER)]
-    assert [subject.recipe.policy.statistics for subject in subjects] == [None, ONE, OTHER]
+    subjects = [find_policy(str(checkpoint), profile="auto", statistics=key) for key in (None, ONE, OTHER)]
+    assert [subject.policy.statistics for subject in subjects] == [None, ONE, OTHER]
     assert len({subject.fingerprint for subject in subjects}) == 3
 
 
 def test_a_policy_without_statistics_takes_no_key(trained):
     with pytest.raises(ValueError, match="--statistics: the policy 'mlp' has none"):
-        find_subject(str(trained), profile="auto", statistics=ONE)
+        find_policy(str(trained), profile="auto", statistics=ONE)
     (checkpoint,) = (trained / "checkpoints").glob("optimizer_step_*")
     assert kept_for_the_run(checkpoint)["statistics"] is None
 
 
 def test_a_run_does_not_go_on_with_other_statistics(run, checkpoint):
     recipe = build_recipe(RECIPE, [f"policy.checkpoint={checkpoint}", f"policy.statistics={ONE}"])
-    (plan, _), saved = plan_policy(recipe), next((run / "checkpoints").glob("optimizer_step_*"))
+    (plan, _), saved = plan_policy(recipe.setup), next((run / "checkpoints").glob("optimizer_step_*"))
     recorded = kept_for_the_run(saved)["statistics"]
     assert recorded == OTHER
     with pytest.raises(ValueError, match=f"go on with policy.statistics={OTHER}"):

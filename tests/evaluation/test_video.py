@@ -132,9 +132,9 @@ def test_without_the_encoder_the_fix_is_named(monkeypatch):
 @pytest.mark.skipif(importlib.util.find_spec("libero") is None, reason="hf-libero is not installed")
 def test_filming_changes_neither_physics_nor_what_the_policy_sees(tmp_path):
     from vla_rl.envs.libero.env import LiberoEnv
+    from vla_rl.envs.libero.plan import libero_builder
+    from vla_rl.envs.libero.section import LiberoSection
     from vla_rl.evaluation.video import build_recorded
-    from vla_rl.recipe import LiberoSection
-    from vla_rl.run.env_plan import libero_builder
 
     section = LiberoSection(name="libero", suite="libero_spatial", tasks=[3], assets="proxy", cameras=["wrist"])
     task = LiberoEnv("libero_spatial", 3, assets="proxy", image_size=64).task

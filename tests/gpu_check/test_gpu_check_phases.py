@@ -63,7 +63,7 @@ def test_the_same_start_is_the_same_episode() -> None:
 
 @pytest.mark.libero
 def test_the_prompts_are_libero_s_own() -> None:
-    from vla_rl.envs.build import libero_tasks
+    from vla_rl.envs.libero.suites import libero_tasks
 
     assert tuple(task.language for task in libero_tasks("libero_spatial")) == TASKS
 

@@ -18,8 +18,7 @@ from vla_rl.credit import Credit
 from vla_rl.learner.learner import Learner
 from vla_rl.learner.moments import RunningMoments
 from vla_rl.rl.loss_weights import LossWeights
-from vla_rl.rl.time_limit import TimeLimit
-from vla_rl.section import Section
+from vla_rl.section import Section, TimeLimit
 from vla_rl.types import PolicyInputs, PolicyOutput, SegmentBatch
 
 S = TypeVar("S", bound=Section)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vla_rl.evaluation.subject import find_subject
+from vla_rl.evaluation.policy_source import find_policy
 from vla_rl.policies.openvla_oft import OpenVLAOFT
 from vla_rl.policies.openvla_oft.export import write_checkpoint
 from vla_rl.policies.openvla_oft.files import find_files
@@ -95,11 +95,11 @@ def test_the_same_network_is_loaded_where_the_base_is_given_with_the_adapter(run
 
 
 def test_a_run_is_evaluated_as_one_and_its_head_counts_in_the_fingerprint(run):
-    before = find_subject(str(run), profile="auto")
-    assert len(before.recipe.env.cameras) == 2  # of checkpoints with an L1 head
+    before = find_policy(str(run), profile="auto")
+    assert before.num_images == 2  # of checkpoints with an L1 head
     write_projector(run)
     torch.save({"module.model.fc2.bias": torch.zeros(7)}, run / HEAD)
-    assert find_subject(str(run), profile="auto").fingerprint != before.fingerprint
+    assert find_policy(str(run), profile="auto").fingerprint != before.fingerprint
 
 
 def test_what_only_the_base_has_is_ambiguous_and_the_advice_settles_it(run, base):
@@ -162,4 +162,4 @@ def test_an_adapter_in_torch_s_own_format_is_refused_alone_and_beside_the_other(
 
 def test_a_folder_of_several_checkpoints_names_them(run, base):
     with pytest.raises(ValueError, match=rf"(?s){base} is one of these.*{run} is one of these"):
-        find_subject(str(run.parent), profile="auto")
+        find_policy(str(run.parent), profile="auto")

@@ -115,7 +115,7 @@ def test_an_adopted_version_gives_the_learners_trainable_tensors(cell):
 def plan_that(share_frozen, *, frozen_parameters=1):
     """As much of a plan as decides what the inference worker is told of the frozen weights."""
     return SimpleNamespace(
-        recipe=SimpleNamespace(runtime=SimpleNamespace(share_frozen=share_frozen)),
+        setup=SimpleNamespace(runtime=SimpleNamespace(share_frozen=share_frozen)),
         policy=SimpleNamespace(frozen_parameters=frozen_parameters),
     )
 

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from vla_rl import train
-from vla_rl.envs.build import SimulatorReport
+from vla_rl.envs.kind import EnvPlan
 from vla_rl.envs.libero.assets import Assets
+from vla_rl.envs.libero.check import SimulatorReport
 from vla_rl.recipe import load_recipe
 from vla_rl.run.estimate import MemoryEstimate, estimate, estimate_memory
-from vla_rl.run.plan import EnvPlan, Plan, plan_policy
+from vla_rl.run.plan import plan_policy, training_plan
 from vla_rl.types import TaskInfo
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -21,10 +22,10 @@ SIZED = sorted(path.stem for path in RECIPES.glob("libero_*.yaml"))
 def make_plan(name, *overrides, device="cuda:0", gl="egl"):
     """A plan on a machine that has neither the weights, nor a simulator, nor the GPU."""
     recipe = load_recipe(RECIPES / f"{name}.yaml", ["policy.checkpoint=random-7b", *overrides])
-    policy, transform = plan_policy(recipe)
+    policy, transform = plan_policy(recipe.setup)
     simulator = SimulatorReport({}, gl, "a renderer", Assets(Path(), "full"), ()) if gl else None
     env = EnvPlan((TaskInfo("libero_spatial", 0, "t", "t"),), (), (50,), 220, (), simulator)
-    return Plan(recipe=recipe, env=env, policy=policy, transform=transform, device=device)
+    return training_plan(recipe, env=env, policy=policy, transform=transform, device=device)
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +153,7 @@ def test_a_dry_run_that_finds_no_room_shows_the_estimate_all_the_same(monkeypatc
 
     plan = make_plan("libero_spatial_gipo", device="cpu")
     monkeypatch.setattr(train, "check_room", no_room)
-    monkeypatch.setattr(train, "make_plan", lambda _: plan)
+    monkeypatch.setattr(train, "make_training_plan", lambda _: plan)
     with pytest.raises(ValueError, match=r"(?s)^shared memory: too small\n\nrun .*host memory in all"):
         train.dry_run(plan.recipe)
 

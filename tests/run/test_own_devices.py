@@ -10,7 +10,7 @@ import torch
 from vla_rl.evaluation.play import play
 from vla_rl.export import export
 from vla_rl.recipe import Recipe
-from vla_rl.run.plan import make_plan
+from vla_rl.run.plan import make_training_plan
 from vla_rl.run.training import TrainingRun
 from vla_rl.workers.episodes import EpisodeJob
 
@@ -39,12 +39,12 @@ def caught(monkeypatch):
         raise CurrentError(device)
 
     monkeypatch.setattr(torch.cuda, "set_device", set_device)
-    monkeypatch.setattr(export, "resolve_device", lambda recipe: "cuda:1")
+    monkeypatch.setattr(export, "resolve_device", lambda asked: "cuda:1")
 
 
 def toy_plan():
     """A plan whose rank has the second GPU; building on it would fail before anything else could be noticed."""
-    plan = make_plan(Recipe.model_validate(TOY))
+    plan = make_training_plan(Recipe.model_validate(TOY))
     return replace(plan, device="cuda:1", policy=replace(plan.policy, build=None))  # type: ignore[arg-type]
 
 
@@ -61,8 +61,9 @@ def test_an_evaluation(tmp_path):
 
 
 def test_an_export_of_a_run_and_of_a_network(tmp_path):
-    subject: Any = SimpleNamespace(recipe=Recipe.model_validate(VLA), location="here")
+    setup = Recipe.model_validate(VLA).setup
+    source: Any = SimpleNamespace(run=setup, policy=setup.policy, location="here")
     with pytest.raises(CurrentError, match="cuda:1"):
-        export._builder(subject)
+        export._builder(source)
     with pytest.raises(CurrentError, match="cuda:1"):
-        export._export_network(subject, tmp_path, tmp_path, profile="auto", dtype=None, verify=0)
+        export._export_network(source, tmp_path, tmp_path, profile="auto", dtype=None, verify=0)

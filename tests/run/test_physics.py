@@ -18,7 +18,7 @@ def plan(physics):
         "budget": {"optimizer_steps": 1},
         "runtime": {"device": "cpu"},
     }
-    return make_plan(Recipe.model_validate(values))
+    return make_plan(Recipe.model_validate(values).setup)
 
 
 def test_the_simulator_is_built_with_the_recipes_physics_and_the_manifest_names_what_is_not_exact():

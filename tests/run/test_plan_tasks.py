@@ -20,9 +20,9 @@ def test_with_tasks_given_nobody_asks_libero_for_them(monkeypatch: pytest.Monkey
     monkeypatch.setattr(suites, "task_names", absent)
     recipe = load_recipe(find_recipe("libero_spatial_gipo"), ["policy.checkpoint=tiny"])
     with pytest.raises(SimulatorError):
-        plan_policy(recipe)
+        plan_policy(recipe.setup)
     tasks = [TaskInfo("libero_spatial", number, "name", f"fetch bowl {number}") for number in range(2)]
-    plan, _ = plan_policy(recipe, tasks=tasks)
+    plan, _ = plan_policy(recipe.setup, tasks=tasks)
     assert isinstance(plan.build, partial)
     assert plan.build.keywords["tasks"] == ("fetch bowl 0", "fetch bowl 1")
     policy = plan.build(device="cpu")

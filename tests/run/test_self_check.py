@@ -20,7 +20,7 @@ budget: {optimizer_steps: 10}
 
 def built(*overrides):
     recipe = build_recipe(RECIPE, overrides)
-    return recipe, plan_policy(recipe)[0].build(device="cpu")
+    return recipe.policy, plan_policy(recipe.setup)[0].build(device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -102,11 +102,11 @@ def test_a_weight_that_is_no_number_is_refused(loaded):
 
 
 def test_random_weights_and_a_recipe_that_says_so_are_not_tested(loaded):
-    recipe, policy = built()
+    section, policy = built()
     blind(policy)
-    check_policy(recipe, policy)
+    check_policy(section, policy)
     blind(loaded[1])
-    check_policy(build_recipe(RECIPE, ["policy.self_test=false"]), loaded[1])
+    check_policy(build_recipe(RECIPE, ["policy.self_test=false"]).policy, loaded[1])
 
 
 def test_all_weights_are_trained_where_the_recipe_says_so():

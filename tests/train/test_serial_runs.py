@@ -20,7 +20,7 @@ from vla_rl.learner.stepping import StepOutcome, TorchStrategy
 from vla_rl.policies.mlp import MLPPolicy
 from vla_rl.reporting.metrics import Clocks, MetricsWriter
 from vla_rl.reporting.report import write_report
-from vla_rl.run.plan import make_plan
+from vla_rl.run.plan import make_training_plan
 from vla_rl.run.rollout_stats import RolloutStats
 from vla_rl.run.training import TrainingRun
 
@@ -202,7 +202,9 @@ def test_a_resumed_run_plays_episodes_that_were_not_played_before(tmp_path, monk
 def test_steps_before_a_resume_count_once_however_many_ranks_there_are(tmp_path):
     outcome, _ = run(toy_recipe(), tmp_path / "run")
     newest = find_latest(tmp_path / "run").newest
-    with TrainingRun(make_plan(toy_recipe()), tmp_path / "run", resume_from=newest, rank=0, num_ranks=2) as resumed:
+    with TrainingRun(
+        make_training_plan(toy_recipe()), tmp_path / "run", resume_from=newest, rank=0, num_ranks=2
+    ) as resumed:
         assert resumed.env_steps_of_all_ranks == outcome.clocks.env_steps
         resumed.memory.counters.add("env_worker_env_steps", 10)
         assert resumed.env_steps_of_all_ranks == outcome.clocks.env_steps + 20

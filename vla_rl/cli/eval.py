@@ -116,11 +116,11 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
     seeds = tuple(parse_seeds(seed))
 
     from vla_rl.cli.eval_view import EvaluationProgress, print_report
-    from vla_rl.evaluation.choices import Choices
+    from vla_rl.envs.libero.protocol import Protocol
     from vla_rl.evaluation.evaluate import evaluate as run_evaluation
-    from vla_rl.evaluation.protocol import Protocol
+    from vla_rl.evaluation.options import EvalOptions
 
-    choices = Choices(
+    options = EvalOptions(
         suites=tuple(name for entry in suite or () for name in entry.split(",")),
         tasks=task_ids,
         episodes_per_task=episodes_per_task,
@@ -143,7 +143,7 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
     if not as_json:
         only_comments()
     with EvaluationProgress() as progress:
-        report = run_evaluation(checkpoint, choices, progress=progress)
+        report = run_evaluation(checkpoint, options, progress=progress)
     if as_json:
         print(report.to_json())
     else:

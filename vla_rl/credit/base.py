@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from pydantic import Field
 
-from vla_rl.rl.time_limit import TimeLimit
-from vla_rl.section import Section
+from vla_rl.section import Section, TimeLimit
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,8 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from vla_rl.credit.base import TIME_LIMIT, VALUES, Credit, Experience, Targets, ValueSource
-from vla_rl.rl.time_limit import TimeLimit
-from vla_rl.section import Fraction, Scale
+from vla_rl.section import Fraction, Scale, TimeLimit
 
 
 class Vtrace(Credit):

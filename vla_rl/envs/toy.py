@@ -1,15 +1,21 @@
 """A point that must reach a goal: an environment in numpy alone, solved by a small network within seconds.
 
-It exists to try the program out, and for tests of everything around an environment.
+It exists to try the program out, and for tests of everything around an environment. It is also the shortest example of
+a kind: the simulator, and the section of a recipe that makes it.
 """
 
 from __future__ import annotations
 
 import time
+from functools import partial
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, model_validator
 
+from vla_rl.envs.kind import EnvironmentSection, EnvPlan, StateSpace
+from vla_rl.section import Horizon, NonNegative, RulesError, distinct
 from vla_rl.types import ChunkResult, FloatArray, Observation, TaskInfo, UInt8Array
 
 ACTION_DIM = 2
@@ -135,3 +141,55 @@ class ToyEnv:
     def _observe(self) -> Observation:
         state = np.concatenate([self._position, self._goal]).astype(np.float32)
         return Observation(frames=_NO_FRAMES, state=state)
+
+
+class ToySection(EnvironmentSection):
+    """A state-only reaching task that is solved in seconds: for trying the program out and for its own tests."""
+
+    name: Literal["toy"]
+    tasks: list[NonNegative] = Field([0], description="each seeds other starts and goals")
+    horizon: Horizon = Field(16, description="control steps")
+    chunk_size: Horizon = Field(2, description="control steps per decision")
+    step_seconds: Annotated[float, Field(ge=0.0, le=3600.0)] = Field(
+        0.0, description="pretended simulation time per control step"
+    )
+
+    @model_validator(mode="after")
+    def _tasks_are_distinct(self) -> Self:
+        problems = distinct("tasks", self.tasks)
+        if problems:
+            raise RulesError(problems)
+        return self
+
+    @property
+    def task_ids(self) -> list[int]:
+        """The task ids, in order."""
+        return list(self.tasks)
+
+    @property
+    def episode_horizon(self) -> int:
+        """Control steps of an episode."""
+        return self.horizon
+
+    @property
+    def states(self) -> StateSpace:
+        """Sizes for a policy that sees states alone."""
+        return StateSpace(STATE_DIM, ACTION_DIM, self.chunk_size)
+
+    def task_infos(self) -> tuple[TaskInfo, ...]:
+        """Describe the tasks, in order."""
+        return tuple(task_info(task_id) for task_id in self.tasks)
+
+    def plan(self, *, render_size: int) -> EnvPlan:  # noqa: ARG002 - nothing is drawn
+        """Turn the section into plain values."""
+        builders = tuple(
+            partial(
+                ToyEnv,
+                task_id,
+                horizon=self.horizon,
+                chunk_size=self.chunk_size,
+                step_seconds=self.step_seconds,
+            )
+            for task_id in self.tasks
+        )
+        return EnvPlan(self.task_infos(), builders, num_init_states=(None,) * len(self.tasks), horizon=self.horizon)

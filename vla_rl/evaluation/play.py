@@ -8,11 +8,9 @@ from pathlib import Path
 
 from vla_rl.errors import preflight
 from vla_rl.evaluation.episodes import EpisodeLog, EpisodeResult
-from vla_rl.evaluation.training import SAMPLED
 from vla_rl.ipc.room import NoRoomError
 from vla_rl.learner.checkpoint import load_policy
 from vla_rl.policies.devices import use_device
-from vla_rl.recipe import LiberoSection
 from vla_rl.run.assembly import AnyCell, make_cell, make_memory, trainable_tensors
 from vla_rl.run.plan import Plan
 from vla_rl.run.self_check import check_policy
@@ -46,8 +44,7 @@ def evaluation_jobs(plan: Plan, *, episodes_per_task: int, seeds: Sequence[int])
 
 def init_states(plan: Plan) -> str:
     """The set that initial states are counted in."""
-    section = plan.recipe.env
-    return section.init_states if isinstance(section, LiberoSection) else SAMPLED
+    return plan.setup.env.init_state_set
 
 
 def play(
@@ -87,13 +84,13 @@ def play(
         if checkpoint is not None:
             load_policy(checkpoint, policy)
         try:
-            memory = make_memory(plan, policy, with_ring=False)
+            memory = make_memory(plan, policy, ring_capacity=None)
         except NoRoomError as error:
             raise NoRoomError(error.found, settings="--workers") from error
     finished: list[EpisodeRecord] = []
     try:
         with preflight():
-            check_policy(plan.recipe, policy, way_on="--no-self-test")
+            check_policy(plan.setup.policy, policy, way_on="--no-self-test")
         memory.mailbox.publish(0, trainable_tensors(policy))
         with preflight():
             cell = make_cell(
@@ -117,11 +114,11 @@ def play(
 
 def fit_slots(plan: Plan, episodes: int) -> Plan:
     """The plan with no more workers than episodes, and no second slot where every worker plays a single one."""
-    rollout = plan.recipe.rollout
+    rollout = plan.setup.rollout
     workers = min(rollout.num_workers, episodes)
     slots = min(rollout.envs_per_worker, -(-episodes // workers))
     fitting = rollout.model_copy(update={"num_workers": workers, "envs_per_worker": slots})
-    return replace(plan, recipe=plan.recipe.model_copy(update={"rollout": fitting}))
+    return replace(plan, setup=plan.setup.model_copy(update={"rollout": fitting}))
 
 
 def _collect(

@@ -19,11 +19,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vla_rl.envs.seeds import reset_seed
 from vla_rl.evaluation.episodes import EpisodeResult
-from vla_rl.recipe import LiberoSection
 from vla_rl.types import ChunkResult, Environment, FloatArray, Observation, TaskInfo, UInt8Array
 
 if TYPE_CHECKING:
-    from vla_rl.run.env_plan import EnvBuilder
+    from vla_rl.envs.kind import EnvBuilder
     from vla_rl.run.plan import Plan
 
 VIDEOS = "videos"  # folder below the results
@@ -62,7 +61,7 @@ def check_video() -> None:
 
 
 def recorded_builders(plan: Plan, folder: Path, *, keep: Keep, seeds: Sequence[int]) -> tuple[EnvBuilder, ...]:
-    """The builders of a plan's LIBERO tasks, with a camera team.
+    """The builders of a plan's tasks, with a camera team.
 
     Args:
         plan: of the evaluation.
@@ -73,25 +72,18 @@ def recorded_builders(plan: Plan, folder: Path, *, keep: Keep, seeds: Sequence[i
     Raises:
         ValueError: the environment draws no pictures.
     """
-    from vla_rl.run.env_plan import libero_builder
-
-    section = plan.recipe.env
-    if not isinstance(section, LiberoSection) or plan.transform is None:
-        raise ValueError(f"--video: the environment {section.name!r} has no cameras; leave the option out")
-    size, horizon = plan.transform.input_size, plan.env.horizon
+    if not plan.env.filming_builders:
+        raise ValueError(f"--video: the environment {plan.setup.env.name!r} has no cameras; leave the option out")
     return tuple(
         partial(
             build_recorded,
-            build=cast(
-                "Callable[[], DrawsEveryStep]",
-                libero_builder(section, task, render_size=size, horizon=horizon, render_all=True),
-            ),
-            seen=len(section.cameras),
+            build=cast("Callable[[], DrawsEveryStep]", builder),
+            seen=plan.setup.env.num_images,
             folder=folder,
             keep=keep,
             seeds=tuple(seeds),
         )
-        for task in plan.env.tasks
+        for builder in plan.env.filming_builders
     )
 
 

@@ -13,8 +13,8 @@ from typing import Any, Literal, cast
 import torch
 
 from vla_rl.errors import preflight
-from vla_rl.evaluation.subject import Subject, find_subject
-from vla_rl.evaluation.training import record_statistics, record_training
+from vla_rl.evaluation.policy_source import PolicySource, find_policy
+from vla_rl.evaluation.provenance import record_statistics, record_training
 from vla_rl.export.layers import AdaptedAnswer, adapted_answers, compare_layers, plain_answers
 from vla_rl.export.verification import (
     Answers,
@@ -75,7 +75,7 @@ def export(
     """Export a policy. The folder appears complete and verified, or not at all; SIGTERM and SIGHUP count as Ctrl-C.
 
     Args:
-        target: a run, one of its checkpoints, or anything else that `vla_rl.evaluation.subject.find_subject` knows: a
+        target: a run, one of its checkpoints, or anything else that `evaluation.policy_source.find_policy` knows: a
             checkpoint directory, also one with an L1 head, is copied; an adapter alone is merged into its base.
         out: must not exist.
         kind: `merged`, a checkpoint in the public layout; `adapter`, a LoRA adapter in peft's.
@@ -91,22 +91,22 @@ def export(
     chosen = None if dtype is None else DTYPES[dtype]
     with preflight(), interrupted_by_signals(), appears_whole(out) as folder:
         heed_signals()
-        subject = find_subject(str(target), profile=profile)
-        if subject.checkpoint is not None:
-            report = _export_trained(subject, subject.checkpoint, out, folder, kind=kind, dtype=chosen, verify=verify)
+        origin = find_policy(str(target), profile=profile)
+        if origin.checkpoint is not None:
+            report = _export_trained(origin, origin.checkpoint, out, folder, kind=kind, dtype=chosen, verify=verify)
         elif kind == "adapter":
-            raise ValueError(f"{subject.location} was not trained here, so there is no adapter: export it merged")
+            raise ValueError(f"{origin.location} was not trained here, so there is no adapter: export it merged")
         else:
-            report = _export_network(subject, out, folder, profile=profile, dtype=chosen, verify=verify)
-        if subject.training is not None:
-            record_training(folder, subject.training)
-        if (key := _statistics_to_record(subject)) is not None:
+            report = _export_network(origin, out, folder, profile=profile, dtype=chosen, verify=verify)
+        if origin.training is not None:
+            record_training(folder, origin.training)
+        if (key := _statistics_to_record(origin)) is not None:
             record_statistics(folder, key)
     return report
 
 
 def _export_trained(
-    subject: Subject,
+    origin: PolicySource,
     checkpoint: Path,
     out: Path,
     folder: Path,
@@ -116,7 +116,7 @@ def _export_trained(
     verify: int,
 ) -> ExportReport:
     """A policy with what a run has trained of it."""
-    build = _builder(subject)
+    build = _builder(origin)
     policy = build()
     load_policy(checkpoint, policy)
     policy.eval()
@@ -124,7 +124,7 @@ def _export_trained(
     shown = observations(checkpoint, policy, verify) if verify else None
     before = None if shown is None else policy_answers(policy, shown)
     layers = {} if shown is None else adapted_answers(policy.model)
-    refuse_infinite(before, subject.location)
+    refuse_infinite(before, origin.location)
     coarsest = policy.model.dtype if dtype is None else min(policy.model.dtype, dtype, key=lambda one: one.itemsize)
     if kind == "merged":
         faults += _completed(write_checkpoint(policy, folder, step=_step(checkpoint), dtype=dtype))
@@ -148,16 +148,16 @@ def _export_trained(
             with adapted_by_peft(model, folder):
                 pass  # merged on the way out
             compare_layers(layers, plain_answers(model, layers), dtype=coarsest)
-    return ExportReport(out, kind, subject.location, resolved, faults, verification)
+    return ExportReport(out, kind, origin.location, resolved, faults, verification)
 
 
 def _export_network(
-    subject: Subject, out: Path, folder: Path, *, profile: str, dtype: torch.dtype | None, verify: int
+    origin: PolicySource, out: Path, folder: Path, *, profile: str, dtype: torch.dtype | None, verify: int
 ) -> ExportReport:
     """A network as its files have it: neither statistics nor prompts matter, so neither is asked for."""
-    policy = subject.recipe.policy
+    policy = origin.policy
     assert isinstance(policy, OpenVLAOFTSection), "what is no run is OpenVLA-OFT"
-    device = use_device(resolve_device(subject.recipe))
+    device = use_device(resolve_device("auto"))
     if policy.checkpoint == TINY:
         source = find_source(TINY, profile=profile, image_size=None, proprio=policy.proprio)
     else:
@@ -166,7 +166,7 @@ def _export_network(
     model = _network(source, device, dtype=torch.float32 if dtype == torch.float32 else source.stored_dtype)
     faults = network_faults(model)
     before = network_answers(model, verify) if verify else None
-    refuse_infinite(before, subject.location)
+    refuse_infinite(before, origin.location)
     faults += _completed(write_network(model, source, folder, dtype=dtype))
     compute_dtype = model.dtype
     del model
@@ -182,7 +182,7 @@ def _export_network(
         verification = compare(before, network_answers(again, verify), origin="random", dtype=written.stored_dtype)
         layers_after = plain_answers(again, layers)
         verification = replace(verification, layers=compare_layers(layers, layers_after, dtype=written.stored_dtype))
-    return ExportReport(out, "merged", subject.location, source.profile.name, faults, verification)
+    return ExportReport(out, "merged", origin.location, source.profile.name, faults, verification)
 
 
 def _merged_by_peft(
@@ -217,28 +217,32 @@ def _step(checkpoint: Path) -> int:
     return int(match[1]) if match else 0
 
 
-def _statistics_to_record(subject: Subject) -> str | None:
+def _statistics_to_record(origin: PolicySource) -> str | None:
     """The key of the data set that scales the actions, where it is not the one that bears the suite's name."""
-    policy, training = subject.recipe.policy, subject.training
-    if not isinstance(policy, OpenVLAOFTSection) or (subject.checkpoint is None and policy.checkpoint == TINY):
+    policy, training = origin.policy, origin.training
+    if not isinstance(policy, OpenVLAOFTSection) or (origin.checkpoint is None and policy.checkpoint == TINY):
         return None
-    if subject.checkpoint is None:
+    if origin.checkpoint is None:
         return policy.statistics or find_files(Path(policy.checkpoint)).statistics
-    key = plan_policy(subject.recipe)[0].statistics
-    return None if training is None or key in (training.suite, training.suite + SUFFIX) else key
+    if training is None:
+        return None
+    key = plan_policy(origin.setup(training.suite))[0].statistics
+    return None if key in (training.suite, training.suite + SUFFIX) else key
 
 
-def _builder(subject: Subject) -> partial[OpenVLAOFTPolicy]:
-    """Builds the policy that the subject's trained tensors belong to.
+def _builder(origin: PolicySource) -> partial[OpenVLAOFTPolicy]:
+    """Builds the policy that the origin's trained tensors belong to.
 
     Raises:
         ValueError: it is no OpenVLA-OFT, or its files do not fit.
     """
-    recipe = subject.recipe
-    if not isinstance(recipe.policy, OpenVLAOFTSection):
+    setup = origin.run
+    assert setup is not None, "a run made it"
+    if not isinstance(setup.policy, OpenVLAOFTSection):
         raise ValueError(
-            f"{subject.location}: its policy is {recipe.policy.name!r}; only 'openvla_oft' has a layout that other "
+            f"{origin.location}: its policy is {setup.policy.name!r}; only 'openvla_oft' has a layout that other "
             "programs load"
         )
-    build = cast("partial[OpenVLAOFTPolicy]", plan_policy(recipe)[0].build)
-    return partial(build_openvla_oft, *build.args, **build.keywords, device=str(use_device(resolve_device(recipe))))
+    build = cast("partial[OpenVLAOFTPolicy]", plan_policy(setup)[0].build)
+    device = use_device(resolve_device(setup.runtime.device))
+    return partial(build_openvla_oft, *build.args, **build.keywords, device=str(device))

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vla_rl.rl.time_limit import TimeLimit
+from vla_rl.section import TimeLimit
 from vla_rl.types import PolicyInputs, SegmentBatch
 
 Index = NDArray[np.int64]

@@ -6,28 +6,27 @@ arguments. A recipe is YAML; `key.sub=value` overrides are applied before valida
 
 from __future__ import annotations
 
+from vla_rl.envs.kinds import EnvSection
 from vla_rl.recipe.library import find_recipe, is_path, list_recipes
 from vla_rl.recipe.loading import (
     EARLIER_TIME_LIMIT,
     build_recipe,
+    change_setup,
     load_recipe,
     load_recorded_recipe,
     recorded_time_limit,
 )
-from vla_rl.recipe.metaworld_tasks import METAWORLD_TASKS
 from vla_rl.recipe.model import Recipe
 from vla_rl.recipe.problems import RecipeError
 from vla_rl.recipe.reference import FieldReference, field_references
+from vla_rl.recipe.rules import decisions_per_episode
 from vla_rl.recipe.sections import (
     BudgetSection,
     CheckpointSection,
-    EnvSection,
     EvaluationSection,
     LearnerSection,
-    LiberoSection,
     LoggingSection,
     LoraSection,
-    MetaworldSection,
     MLPSection,
     OpenVLAOFTSection,
     OptimizerSection,
@@ -35,24 +34,21 @@ from vla_rl.recipe.sections import (
     ReplaySection,
     RolloutSection,
     RuntimeSection,
-    ToySection,
 )
+from vla_rl.recipe.setup import Setup
 from vla_rl.section import Problem, Section
 
 __all__ = [
     "EARLIER_TIME_LIMIT",
-    "METAWORLD_TASKS",
     "BudgetSection",
     "CheckpointSection",
     "EnvSection",
     "EvaluationSection",
     "FieldReference",
     "LearnerSection",
-    "LiberoSection",
     "LoggingSection",
     "LoraSection",
     "MLPSection",
-    "MetaworldSection",
     "OpenVLAOFTSection",
     "OptimizerSection",
     "PolicySection",
@@ -63,8 +59,10 @@ __all__ = [
     "RolloutSection",
     "RuntimeSection",
     "Section",
-    "ToySection",
+    "Setup",
     "build_recipe",
+    "change_setup",
+    "decisions_per_episode",
     "field_references",
     "find_recipe",
     "is_path",

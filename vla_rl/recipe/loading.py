@@ -23,9 +23,9 @@ from vla_rl.recipe.model import Recipe
 from vla_rl.recipe.overrides import Override, apply_overrides, lay_over, parse_overrides
 from vla_rl.recipe.problems import RecipeError
 from vla_rl.recipe.rules import broken_rules
+from vla_rl.recipe.setup import Setup
 from vla_rl.recipe.translate import BASE, dotted_path, problems_of, shown
-from vla_rl.rl.time_limit import TimeLimit
-from vla_rl.section import Problem
+from vla_rl.section import Problem, TimeLimit
 
 EARLIER_TIME_LIMIT: TimeLimit = "bootstrap"  # of every run that is older than targets.time_limit
 
@@ -99,6 +99,29 @@ def build_recipe(
     if problems:
         raise RecipeError(source, problems)
     return recipe
+
+
+def change_setup(setup: Setup, changes: Mapping[tuple[str, ...], object], *, source: str) -> Setup:
+    """Return the setup with other values, checked as those of a recipe are.
+
+    Args:
+        setup: to begin with.
+        changes: key path to value.
+        source: names the result in errors.
+
+    Raises:
+        RecipeError: with every problem of the new values.
+    """
+    data = setup.model_dump(by_alias=True)
+    for path, value in changes.items():
+        section = data
+        for key in path[:-1]:
+            section = section[key]
+        section[path[-1]] = value
+    try:
+        return Setup.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError(source, [problem for _, problem in problems_of(error)]) from None
 
 
 class _NotAMappingError(ValueError):

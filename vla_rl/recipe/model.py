@@ -7,13 +7,13 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from vla_rl.credit import AnyCredit, Gae
+from vla_rl.envs.kinds import EnvSection
 from vla_rl.recipe import dialect
 from vla_rl.recipe.regimes import RegimeName
 from vla_rl.recipe.rules import broken_rules, with_regime, with_time_limit
 from vla_rl.recipe.sections import (
     BudgetSection,
     CheckpointSection,
-    EnvSection,
     EvaluationSection,
     LearnerSection,
     LoggingSection,
@@ -23,13 +23,14 @@ from vla_rl.recipe.sections import (
     RolloutSection,
     RuntimeSection,
 )
+from vla_rl.recipe.setup import Setup
 from vla_rl.rl.loss_weights import LossWeights
 from vla_rl.rl.surrogates import AnySurrogate
 from vla_rl.section import RulesError, Section, Seed, Text
 
 
 class Recipe(Section):
-    """Everything about a run."""
+    """Everything about a run: a setup, an algorithm and a budget."""
 
     name: Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = Field(
         description="of the run's folder"
@@ -65,6 +66,18 @@ class Recipe(Section):
         if found:
             raise RulesError(found)
         return self
+
+    @property
+    def setup(self) -> Setup:
+        """What of the recipe is not about learning."""
+        return Setup(
+            seed=self.seed,
+            env=self.env,
+            policy=self.policy,
+            rollout=self.rollout,
+            runtime=self.runtime,
+            precision=self.learner.precision,
+        )
 
     def dump_yaml(self) -> str:
         """Every field with its value, defaults included; loading it gives an equal recipe."""

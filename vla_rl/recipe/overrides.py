@@ -16,8 +16,7 @@ from vla_rl.recipe.dialect import Path, YamlError, parse
 from vla_rl.recipe.model import Recipe
 from vla_rl.recipe.rules import usual_time_limit
 from vla_rl.recipe.shape import field_names, kinds
-from vla_rl.rl.time_limit import TimeLimit
-from vla_rl.section import Problem
+from vla_rl.section import Problem, TimeLimit
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,45 +13,43 @@ from typing import Any
 from pydantic import ValidationError
 
 from vla_rl.credit import Credit
+from vla_rl.envs.kinds import ENVIRONMENTS, EnvSection
 from vla_rl.recipe.regimes import SPANS, STALE_REUSE, Regime, RegimeName, regime_of_run
 from vla_rl.recipe.sections import (
-    USUAL_TIME_LIMIT,
+    POLICIES,
     BudgetSection,
-    EnvSection,
     EvaluationSection,
     LearnerSection,
-    LiberoSection,
-    MLPSection,
     OpenVLAOFTSection,
     OptimizerSection,
     PolicySection,
     ReplaySection,
     RuntimeSection,
 )
-from vla_rl.rl.time_limit import TimeLimit
-from vla_rl.section import Problem
+from vla_rl.section import Problem, TimeLimit
 
 
-def _state_policy_needs_state(env: EnvSection, policy: PolicySection) -> Problem | None:
-    if isinstance(env, LiberoSection) and isinstance(policy, MLPSection):
-        return Problem(
-            path="policy.name",
-            rule="'mlp' sees states only, and LIBERO's state is the robot's own 8 numbers: no object is in it",
-            found="mlp with env.name 'libero'",
-            allowed="openvla_oft, or env.name 'toy' or 'metaworld'",
-        )
-    return None
+def _policy_sees_enough(env: EnvSection, policy: PolicySection) -> Problem | None:
+    if policy.sees == env.observes:
+        return None
+    if policy.sees == "state":
+        rule = f"'{policy.name}' sees states only, and {env.state_lacks}"
+    else:
+        rule = f"'{policy.name}' looks at camera frames, and this environment gives states only"
+    policies = [name for name, kind in POLICIES.items() if kind.sees == env.observes]
+    envs = [f"'{name}'" for name, kind in ENVIRONMENTS.items() if kind.observes == policy.sees]
+    return Problem(
+        path="policy.name",
+        rule=rule,
+        found=f"{policy.name} with env.name '{env.name}'",
+        allowed=f"{', '.join(policies)}, or env.name {' or '.join(envs)}",
+    )
 
 
-def _vla_needs_libero(env: EnvSection, policy: PolicySection) -> Problem | None:
-    if isinstance(policy, OpenVLAOFTSection) and not isinstance(env, LiberoSection):
-        return Problem(
-            path="policy.name",
-            rule="'openvla_oft' looks at camera frames, and this environment gives states only",
-            found=f"openvla_oft with env.name '{env.name}'",
-            allowed="mlp, or env.name 'libero'",
-        )
-    return None
+def decisions_per_episode(env: EnvSection, policy: PolicySection) -> int:
+    """Return the most decisions that fit in one episode: a policy has chunks of its own, or takes the environment's."""
+    own = None if env.states is None else env.states.chunk_size
+    return env.decisions_per_episode(policy.chunk_size or own or 1)
 
 
 def _adapters_or_backbone(policy: PolicySection) -> Problem | None:
@@ -98,9 +96,9 @@ def _ring_can_start(replay: ReplaySection) -> Problem | None:
     return None
 
 
-def _segment_fits_episode(env: EnvSection, replay: ReplaySection) -> Problem | None:
-    longest = env.decisions_per_episode
-    if replay.segment_length > longest:
+def _segment_fits_episode(env: EnvSection, policy: PolicySection, replay: ReplaySection) -> Problem | None:
+    longest = decisions_per_episode(env, policy)
+    if policy.sees == env.observes and replay.segment_length > longest:  # a misfit has no episodes at all
         return Problem(
             path="replay.segment_length",
             rule="a segment lies in one episode; what is longer is padding that the learner computes for nothing",
@@ -212,7 +210,8 @@ def with_time_limit(data: Mapping[str, Any]) -> dict[str, Any]:
 def usual_time_limit(env: Any) -> TimeLimit | None:  # noqa: ANN401 - a section, or whatever was given for one
     """The `targets.time_limit` of an environment whose recipe says nothing; None if it is no environment."""
     name = env.get("name") if isinstance(env, Mapping) else getattr(env, "name", None)
-    return USUAL_TIME_LIMIT.get(name) if isinstance(name, str) else None
+    kind = ENVIRONMENTS.get(name) if isinstance(name, str) else None
+    return None if kind is None else kind.usual_time_limit
 
 
 def _regime_is_kept(
@@ -241,8 +240,7 @@ def _regime_is_kept(
 
 
 RULES: tuple[Callable[..., Problem | None], ...] = (
-    _state_policy_needs_state,
-    _vla_needs_libero,
+    _policy_sees_enough,
     _adapters_or_backbone,
     _compiled_policy_has_layers,
     _compiled_layers_are_whole,

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from vla_rl.libero_suites import SUITES
-from vla_rl.recipe.metaworld_tasks import METAWORLD_TASKS
-from vla_rl.rl.time_limit import TimeLimit
 from vla_rl.section import (
     BatchSize,
     Horizon,
@@ -29,135 +24,6 @@ from vla_rl.section import (
     distinct,
 )
 
-OFT_CHUNK_SIZE = 8  # control steps per decision of OpenVLA-OFT, the policy of LIBERO
-
-
-# --- environments ----------------------------------------------------------------------------------------------------
-
-
-class LiberoSection(Section):
-    """LIBERO on robosuite and MuJoCo."""
-
-    name: Literal["libero"]
-    suite: Literal["libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"] = Field(
-        description="task suite"
-    )
-    tasks: Literal["all"] | list[NonNegative] = Field("all", description="task ids in the benchmark's own order")
-    assets: PathText = Field("auto", description="auto, proxy, or a folder in the layout of LIBERO's assets/")
-    init_states: Literal["standard", "spare", "sampled"] = Field(
-        "sampled",
-        description="standard: the evaluation's 50; spare: the unused ones; sampled: LIBERO's own sampler",
-    )
-    cameras: list[Literal["agentview", "wrist"]] = Field(
-        ["agentview"], description="frames the policy sees, in this order"
-    )
-    physics: Literal["exact", "fast"] = Field(
-        "exact", description="exact: LIBERO's own bit for bit; fast: one solve per substep, for training alone"
-    )
-    horizon: Horizon | None = Field(None, description="control steps; default: the suite's own")
-    gl: Literal["auto", "egl", "osmesa"] = Field(
-        "auto", description="renderer; auto takes EGL where it works, else OSMesa"
-    )
-
-    @model_validator(mode="after")
-    def _suite_offers_it(self) -> Self:
-        problems = distinct("tasks", self.tasks) + distinct("cameras", self.cameras)
-        count = SUITES[self.suite].num_tasks
-        bad = [] if self.tasks == "all" else [task for task in self.tasks if task >= count]
-        if bad:
-            problems.append(
-                Problem("tasks", f"{self.suite} does not have these tasks", str(bad), f"0..{count - 1}, all")
-            )
-        if self.init_states == "spare" and not SUITES[self.suite].has_spare_states:
-            problems.append(Problem("init_states", f"{self.suite} has no spare ones", "spare", "sampled, standard"))
-        if problems:
-            raise RulesError(problems)
-        return self
-
-    @property
-    def task_ids(self) -> list[int]:
-        """The task ids, in order."""
-        return list(range(SUITES[self.suite].num_tasks)) if self.tasks == "all" else list(self.tasks)
-
-    @property
-    def episode_horizon(self) -> int:
-        """Control steps of the longest episode."""
-        return self.horizon or SUITES[self.suite].horizon
-
-    @property
-    def decisions_per_episode(self) -> int:
-        """The most decisions that fit in one episode."""
-        return math.ceil(self.episode_horizon / OFT_CHUNK_SIZE)
-
-
-class ToySection(Section):
-    """A state-only reaching task that is solved in seconds: for trying the program out and for its own tests."""
-
-    name: Literal["toy"]
-    tasks: list[NonNegative] = Field([0], description="each seeds other starts and goals")
-    horizon: Horizon = Field(16, description="control steps")
-    chunk_size: Horizon = Field(2, description="control steps per decision")
-    step_seconds: Annotated[float, Field(ge=0.0, le=3600.0)] = Field(
-        0.0, description="pretended simulation time per control step"
-    )
-
-    @model_validator(mode="after")
-    def _tasks_are_distinct(self) -> Self:
-        problems = distinct("tasks", self.tasks)
-        if problems:
-            raise RulesError(problems)
-        return self
-
-    @property
-    def task_ids(self) -> list[int]:
-        """The task ids, in order."""
-        return list(self.tasks)
-
-    @property
-    def decisions_per_episode(self) -> int:
-        """The most decisions that fit in one episode."""
-        return math.ceil(self.horizon / self.chunk_size)
-
-
-class MetaworldSection(Section):
-    """Meta-World version 3: state observations, dense rewards, episodes that go on after a success."""
-
-    name: Literal["metaworld"]
-    tasks: list[str] = Field(["door-open-v3"], description="names of tasks, like door-open-v3")
-    horizon: Annotated[int, Field(ge=1, le=500)] = Field(500, description="control steps")
-    chunk_size: Horizon = Field(1, description="control steps per decision")
-    reward_scale: Scale = Field(0.01, description="multiplies the dense reward of 0 to 10 per control step")
-
-    @model_validator(mode="after")
-    def _benchmark_offers_it(self) -> Self:
-        problems = distinct("tasks", self.tasks)
-        bad = [task for task in self.tasks if task not in METAWORLD_TASKS]
-        if bad:
-            problems.append(Problem("tasks", "not tasks of Meta-World v3", str(bad), ", ".join(METAWORLD_TASKS)))
-        if problems:
-            raise RulesError(problems)
-        return self
-
-    @property
-    def task_ids(self) -> list[int]:
-        """The task ids, in order."""
-        return [METAWORLD_TASKS.index(task) for task in self.tasks]
-
-    @property
-    def decisions_per_episode(self) -> int:
-        """The most decisions that fit in one episode."""
-        return math.ceil(self.horizon / self.chunk_size)
-
-
-EnvSection = Annotated[LiberoSection | ToySection | MetaworldSection, Field(discriminator="name")]
-
-USUAL_TIME_LIMIT: Mapping[str, TimeLimit] = {  # targets.time_limit by env.name, where a recipe says nothing
-    "libero": "end",  # the score is success within the horizon
-    "toy": "end",  # a goal that is not reached in time is missed
-    "metaworld": "bootstrap",  # reward flows on after a success; the horizon only cuts it off
-}
-
-
 # --- policies --------------------------------------------------------------------------------------------------------
 
 
@@ -175,6 +41,9 @@ class LoraSection(Section):
 
 class OpenVLAOFTSection(Section):
     """OpenVLA-OFT with the discrete token head."""
+
+    chunk_size: ClassVar[int | None] = 8  # control steps per decision
+    sees: ClassVar[Literal["frames", "state"]] = "frames"
 
     name: Literal["openvla_oft"]
     checkpoint: PathText = Field(
@@ -212,6 +81,9 @@ class OpenVLAOFTSection(Section):
 class MLPSection(Section):
     """A multi-layer perceptron over state observations."""
 
+    chunk_size: ClassVar[int | None] = None  # the environment's
+    sees: ClassVar[Literal["frames", "state"]] = "state"
+
     name: Literal["mlp"]
     hidden_dim: Annotated[int, Field(ge=2, le=8192)] = Field(
         128, description="width of the hidden layers; the value head has half of it"
@@ -223,6 +95,8 @@ class MLPSection(Section):
 
 
 PolicySection = Annotated[OpenVLAOFTSection | MLPSection, Field(discriminator="name")]
+
+POLICIES: dict[str, type[OpenVLAOFTSection | MLPSection]] = {"openvla_oft": OpenVLAOFTSection, "mlp": MLPSection}
 
 
 # --- the algorithm ---------------------------------------------------------------------------------------------------
@@ -260,6 +134,9 @@ class ReplaySection(Section):
 # --- the machinery ---------------------------------------------------------------------------------------------------
 
 
+Precision = Literal["fp32", "bf16"]
+
+
 class LearnerSection(Section):
     """Batches, precision and ranks. Batch sizes are per rank."""
 
@@ -273,7 +150,7 @@ class LearnerSection(Section):
     micro_batch: BatchSize = Field(4, description="segments per forward pass")
     accumulation: BatchSize = Field(1, description="micro-batches per optimizer step")
     publish_every: Positive = Field(1, description="optimizer steps between published policy versions")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward and backward pass")
+    precision: Precision = Field("fp32", description="of the forward and backward pass")
     compile: Literal["off", "layers"] = Field(
         "off",
         description="layers: compile each layer of the language model, forward and backward; minutes at the start",

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from vla_rl.rl.masking import lift
-from vla_rl.rl.time_limit import TimeLimit
+from vla_rl.section import TimeLimit
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from vla_rl.envs.kind import EnvPlan
 from vla_rl.ipc.counters import CellCounters
 from vla_rl.ipc.cuda_memory import SharingError
 from vla_rl.ipc.mailbox import WeightMailbox
@@ -20,12 +21,10 @@ from vla_rl.ipc.slots import ExchangeSlots, slot_fields
 from vla_rl.learner.optimizer import trainable_parameters
 from vla_rl.policies.assign import assign_parameters
 from vla_rl.replay.ring import ReplayRing
-from vla_rl.run.drawing import egl_device
-from vla_rl.run.env_plan import EnvPlan
 from vla_rl.run.plan import OPEN_ENVS_PER_SLOT, Plan
 from vla_rl.workers.cell import Cell, CellLimits
 from vla_rl.workers.env_runner import EnvPool, EnvRunner
-from vla_rl.workers.env_worker import EnvWorkerSettings, draw_on, scheduled_jobs
+from vla_rl.workers.env_worker import EnvWorkerSettings, scheduled_jobs, set_variables
 from vla_rl.workers.episodes import EpisodeJob, EpisodeRecord
 from vla_rl.workers.inference_worker import InferenceSettings, make_server, report, tensors_of
 from vla_rl.workers.serial import SerialCell
@@ -103,21 +102,25 @@ def share_frozen(policy: nn.Module, *, map_policy: bool = True, device: str = "c
     return shared
 
 
-def make_memory(plan: Plan, policy: nn.Module, *, with_ring: bool) -> CellMemory:
+def make_memory(plan: Plan, policy: nn.Module, *, ring_capacity: int | None) -> CellMemory:
     """Allocate the shared memory of a cell around a policy, which moves to the plan's device.
+
+    Args:
+        plan: of the run or the evaluation.
+        policy: the learner's, or the one to evaluate.
+        ring_capacity: decisions of the replay ring; None without one, because nothing is learned.
 
     Raises:
         ValueError: if it does not fit.
     """
-    recipe = plan.recipe
     with ExitStack() as stack:
         ring = None
-        if with_ring:
+        if ring_capacity is not None:
             ring = ReplayRing.create(
                 observation_spec=plan.observation_spec,
                 action_spec=plan.action_spec,
                 num_envs=plan.num_slots,
-                capacity=recipe.replay.capacity,
+                capacity=ring_capacity,
                 max_episode_decisions=plan.max_episode_decisions,
                 store_logits=plan.store_logits,
             )
@@ -127,10 +130,10 @@ def make_memory(plan: Plan, policy: nn.Module, *, with_ring: bool) -> CellMemory
         )
         slots = SharedArrays.create("slots", fields)
         stack.callback(slots.close)
-        counters = CellCounters.create(num_env_workers=recipe.rollout.num_workers)
+        counters = CellCounters.create(num_env_workers=plan.setup.rollout.num_workers)
         stack.callback(counters.close)
         frozen = None
-        if recipe.runtime.share_frozen is False:
+        if plan.setup.runtime.share_frozen is False:
             policy.to(plan.device)
         else:
             frozen = share_frozen(policy, map_policy=not plan.shards_frozen, device=plan.device)
@@ -175,7 +178,7 @@ def make_cell(  # noqa: PLR0913 - the parts of a cell, by name
         ValueError: the recipe insists on sharing the frozen weights, which cannot be shared here.
     """
     inference = _inference_settings(plan, log_dir, greedy=greedy, seed=seed)
-    draws_on = egl_device(plan.device) if env.simulator is not None and env.simulator.gl == "egl" else None
+    variables = env.worker_variables(plan.device)
     workers = [
         _env_worker_settings(
             plan,
@@ -186,13 +189,13 @@ def make_cell(  # noqa: PLR0913 - the parts of a cell, by name
             num_ranks=num_ranks,
             first_episode=first_episode,
             queue_jobs=jobs is not None,
-            draws_on=draws_on,
+            variables=variables,
         )
-        for worker in range(plan.recipe.rollout.num_workers)
+        for worker in range(plan.setup.rollout.num_workers)
     ]
-    if plan.recipe.runtime.mode == "serial":
+    if plan.setup.runtime.mode == "serial":
         return _serial_cell(plan, env, memory, inference, workers, on_episode, jobs)
-    rollout = plan.recipe.rollout
+    rollout = plan.setup.rollout
     return Cell(
         inference=inference,
         env_workers=workers,
@@ -220,7 +223,7 @@ def _serial_cell(
     on_episode: Callable[[EpisodeRecord], None],
     jobs: Iterator[EpisodeJob] | None,
 ) -> SerialCell:
-    draw_on(workers[0].egl_device)
+    set_variables(workers[0].variables)
     slots = ExchangeSlots.view(memory.slots)
     frozen = _not_shared(plan) if memory.frozen is None else memory.frozen
     server = make_server(inference, memory.mailbox, slots, tensors_of(frozen))
@@ -247,7 +250,7 @@ def _frozen_handle(plan: Plan, memory: CellMemory) -> SharedWeightsHandle | NotS
     try:
         return memory.frozen.handle
     except SharingError as error:
-        if plan.recipe.runtime.share_frozen is True:
+        if plan.setup.runtime.share_frozen is True:
             raise ValueError(f"runtime.share_frozen is true, but {error}") from error
         return NotShared(str(error), asked_for=False)
 
@@ -258,11 +261,11 @@ def _not_shared(plan: Plan) -> NotShared | None:
 
 
 def _inference_settings(plan: Plan, log_dir: Path, *, greedy: bool, seed: int) -> InferenceSettings:
-    rollout = plan.recipe.rollout
+    rollout = plan.setup.rollout
     return InferenceSettings(
         build=plan.policy.build,
         device=plan.device,
-        bf16=plan.recipe.learner.precision == "bf16",
+        bf16=plan.setup.precision == "bf16",
         temperature=rollout.temperature,
         greedy=greedy,
         seed=seed,
@@ -271,7 +274,7 @@ def _inference_settings(plan: Plan, log_dir: Path, *, greedy: bool, seed: int) -
         log_path=log_dir / "inference_worker.log",
         threads=plan.threads,
         compile=rollout.compile,
-        must_share=plan.recipe.runtime.share_frozen is True,
+        must_share=plan.setup.runtime.share_frozen is True,
     )
 
 
@@ -285,9 +288,9 @@ def _env_worker_settings(
     num_ranks: int,
     first_episode: int,
     queue_jobs: bool,
-    draws_on: int | None,
+    variables: Mapping[str, str],
 ) -> EnvWorkerSettings:
-    per_worker = plan.recipe.rollout.envs_per_worker
+    per_worker = plan.setup.rollout.envs_per_worker
     first = worker * per_worker
     return EnvWorkerSettings(
         worker_index=worker,
@@ -297,10 +300,10 @@ def _env_worker_settings(
         builders=env.builders,
         num_init_states=env.num_init_states,
         transform=plan.transform,
-        seed=plan.recipe.seed,
+        seed=plan.setup.seed,
         max_open_envs_per_slot=1 if queue_jobs else OPEN_ENVS_PER_SLOT,  # a queue goes through the tasks once
         first_episode=first_episode,
         queue_jobs=queue_jobs,
-        egl_device=draws_on,
+        variables=variables,
         log_path=log_dir / f"env_worker_{worker}.log",
     )

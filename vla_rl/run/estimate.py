@@ -9,7 +9,7 @@ from vla_rl.ipc.shared_arrays import bytes_needed
 from vla_rl.ipc.slots import slot_fields
 from vla_rl.recipe import Recipe
 from vla_rl.replay.layout import RingLayout
-from vla_rl.run.plan import OPEN_ENVS_PER_SLOT, Plan
+from vla_rl.run.plan import OPEN_ENVS_PER_SLOT, TrainingPlan
 from vla_rl.types import ActionSpec
 
 MAILBOX_BUFFERS = 2
@@ -43,7 +43,7 @@ class DryRunReport:
         return "\n".join(f"{line.what:<{width}}  {line.value}" for line in self.lines)
 
 
-def ring_layout(plan: Plan) -> RingLayout:
+def ring_layout(plan: TrainingPlan) -> RingLayout:
     """Layout of the plan's replay ring.
 
     Raises:
@@ -67,7 +67,7 @@ def ring_layout(plan: Plan) -> RingLayout:
     return layout
 
 
-def estimate(plan: Plan, *, num_ranks: int) -> DryRunReport:
+def estimate(plan: TrainingPlan, *, num_ranks: int) -> DryRunReport:
     """Sizes of everything that a plan would allocate.
 
     Args:
@@ -157,7 +157,7 @@ class MemoryEstimate:
         return self.shared + self.processes + self.env_workers + policy
 
 
-def estimate_memory(plan: Plan, *, num_ranks: int) -> MemoryEstimate:
+def estimate_memory(plan: TrainingPlan, *, num_ranks: int) -> MemoryEstimate:
     """The memory of one rank; activations by `policies.openvla_oft.memory`.
 
     Raises:
@@ -166,7 +166,7 @@ def estimate_memory(plan: Plan, *, num_ranks: int) -> MemoryEstimate:
     recipe, policy = plan.recipe, plan.policy
     slots = slot_fields(plan.observation_spec, plan.action_spec, plan.num_slots, store_logits=plan.store_logits)
     env_worker = PLAIN_WORKER_BYTES if plan.env.simulator is None else SIMULATOR_BYTES * recipe.rollout.envs_per_worker
-    draws_with_egl = plan.env.simulator is not None and plan.env.simulator.gl == "egl"
+    draws_on_gpu = plan.env.simulator is not None and plan.env.simulator.draws_on_gpu
     on_gpu = plan.device_kind == "cuda"
     process = PYTHON_TORCH_BYTES + (CUDA_HOST_BYTES if on_gpu else 0)
     return MemoryEstimate(
@@ -183,7 +183,7 @@ def estimate_memory(plan: Plan, *, num_ranks: int) -> MemoryEstimate:
         env_worker=env_worker,
         env_workers=recipe.rollout.num_workers * env_worker,
         frozen_copies=plan.frozen_copies,
-        drawing=OPEN_ENVS_PER_SLOT * plan.num_slots * DRAWING_BYTES if draws_with_egl else 0,
+        drawing=OPEN_ENVS_PER_SLOT * plan.num_slots * DRAWING_BYTES if draws_on_gpu else 0,
     )
 
 
@@ -197,7 +197,7 @@ def _learner_rows(recipe: Recipe) -> int:
     return recipe.learner.micro_batch * per_segment
 
 
-def _learner_state(plan: Plan, *, num_ranks: int) -> int:
+def _learner_state(plan: TrainingPlan, *, num_ranks: int) -> int:
     """Per trainable parameter: weight, gradient (4 bytes each) and two moments (8), less what DeepSpeed shards."""
     learner = plan.recipe.learner
     stage = learner.zero_stage if learner.strategy == "deepspeed" else 0
@@ -206,7 +206,7 @@ def _learner_state(plan: Plan, *, num_ranks: int) -> int:
     return int(plan.policy.trainable_parameters * (4 + gradients + moments))
 
 
-def _memory_lines(plan: Plan, memory: MemoryEstimate, *, num_ranks: int) -> list[Line]:
+def _memory_lines(plan: TrainingPlan, memory: MemoryEstimate, *, num_ranks: int) -> list[Line]:
     """Every part per rank; the policy's parts under the device that holds them."""
     replay = plan.recipe.replay
     where = "GPU" if memory.on_gpu else "host"
@@ -248,7 +248,7 @@ def _cards(num_bytes: int) -> str:
     return f"a card of {fitting[0]} GB or more" if fitting else f"more than one card of {GPU_GIGABYTES[-1]} GB has"
 
 
-def _tasks(plan: Plan) -> str:
+def _tasks(plan: TrainingPlan) -> str:
     tasks = plan.env.tasks
     return f"{tasks[0].suite}, {len(tasks)} task(s): {', '.join(str(task.task_id) for task in tasks)}"
 

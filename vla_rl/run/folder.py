@@ -15,7 +15,7 @@ from vla_rl.reporting.manifest import MANIFEST_FILE, write_manifest
 from vla_rl.reporting.metrics import METRICS_FILE
 from vla_rl.reporting.run_folder import RECIPE_FILE
 from vla_rl.run.claim import claim_folder
-from vla_rl.run.plan import Plan
+from vla_rl.run.plan import TrainingPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class RunFolder:
         """Where every process of the run logs."""
         return self.path / "logs"
 
-    def write_records(self, plan: Plan, *, num_ranks: int, resumed_from: str | None) -> None:
+    def write_records(self, plan: TrainingPlan, *, num_ranks: int, resumed_from: str | None) -> None:
         """Write the resolved recipe and the manifest."""
         self.path.mkdir(parents=True, exist_ok=True)
         atomic_write_text(self.path / RECIPE_FILE, plan.recipe.dump_yaml())
@@ -89,7 +89,7 @@ class RunFolder:
         )
 
 
-def _assets(plan: Plan) -> dict[str, Any]:
+def _assets(plan: TrainingPlan) -> dict[str, Any]:
     simulator = plan.env.simulator
     return {
         "checkpoint": getattr(plan.recipe.policy, "checkpoint", None),

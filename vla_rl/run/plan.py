@@ -1,4 +1,4 @@
-"""From a recipe to plain arguments: what will be built, how large it is, and whether it can be built at all."""
+"""From a setup to plain arguments: what will be built, how large it is, and whether it can be built at all."""
 
 from __future__ import annotations
 
@@ -9,17 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+from vla_rl.envs.kind import EnvPlan
 from vla_rl.policies.build import build_mlp, build_openvla_oft
 from vla_rl.policies.describe import describe_openvla_oft
 from vla_rl.policies.image_transforms import frame_transform
 from vla_rl.policies.lora import LoraSettings
-from vla_rl.recipe import (
-    LiberoSection,
-    MLPSection,
-    OpenVLAOFTSection,
-    Recipe,
-)
-from vla_rl.run.env_plan import EnvPlan, libero_tasks_of, plan_env, state_shapes
+from vla_rl.recipe import MLPSection, OpenVLAOFTSection, Recipe, Setup
 from vla_rl.types import ActionSpec, FrameTransform, ObservationSpec, PolicyBuilder, TaskInfo
 
 OPEN_ENVS_PER_SLOT = 2  # simulators a slot keeps open when it plays several tasks
@@ -45,15 +40,17 @@ class PolicyPlan:
     text: str  # one line for people
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A recipe in plain values."""
+    """A setup in plain values: all that a cell is made of."""
 
-    recipe: Recipe
+    setup: Setup
     env: EnvPlan
     policy: PolicyPlan
     transform: FrameTransform | None
     device: str
+    store_logits: bool = False  # whether the behaviour's distributions are stored: the exact KL needs them
+    shards_frozen: bool = False  # whether the engine takes frozen parameters apart too, so that they cannot be shared
 
     @property
     def observation_spec(self) -> ObservationSpec:
@@ -68,7 +65,7 @@ class Plan:
     @property
     def num_slots(self) -> int:
         """Env slots of one cell."""
-        return self.recipe.rollout.num_workers * self.recipe.rollout.envs_per_worker
+        return self.setup.rollout.num_workers * self.setup.rollout.envs_per_worker
 
     @property
     def max_episode_decisions(self) -> int:
@@ -76,61 +73,84 @@ class Plan:
         return math.ceil(self.env.horizon / self.action_spec.chunk_size)
 
     @property
-    def store_logits(self) -> bool:
-        """Whether the behaviour's distributions are stored: the exact KL needs them."""
-        return self.recipe.loss.kl_coefficient > 0
-
-    @property
     def device_kind(self) -> Literal["cpu", "cuda"]:
         """Kind of the torch device."""
         return "cuda" if self.device.startswith("cuda") else "cpu"
 
     @property
-    def shards_frozen(self) -> bool:
-        """Whether the engine takes frozen parameters apart too, so that the inference worker cannot share them."""
-        return self.recipe.learner.strategy == "deepspeed" and self.recipe.learner.zero_stage == 3
-
-    @property
     def frozen_copies(self) -> int:
         """Copies of the frozen weights on a device: one that is shared, or the learner's and the inference worker's."""
-        return 2 if self.shards_frozen or self.recipe.runtime.share_frozen is False else 1
+        return 2 if self.shards_frozen or self.setup.runtime.share_frozen is False else 1
 
     @property
     def threads(self) -> int:
         """Torch threads of the learner and of the inference worker."""
-        asked = self.recipe.runtime.threads_per_process
+        asked = self.setup.runtime.threads_per_process
         return asked or max(1, len(os.sched_getaffinity(0)) // 2)
 
 
-def make_plan(recipe: Recipe, *, accept_l1_head: bool = False) -> Plan:
-    """Turn a recipe into plain values and check everything that can be checked without starting a process.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingPlan(Plan):
+    """A recipe in plain values: the plan of its setup, and what is learned with it."""
+
+    recipe: Recipe
+
+
+def make_training_plan(recipe: Recipe) -> TrainingPlan:
+    """As `make_plan`, for a training.
+
+    Raises:
+        ValueError: naming the field, the rule, what was found and what is allowed.
+    """
+    plan = make_plan(recipe.setup)
+    return training_plan(recipe, env=plan.env, policy=plan.policy, transform=plan.transform, device=plan.device)
+
+
+def training_plan(
+    recipe: Recipe, *, env: EnvPlan, policy: PolicyPlan, transform: FrameTransform | None, device: str
+) -> TrainingPlan:
+    """Put the plan of a training together; the parts are those of `Plan`."""
+    return TrainingPlan(
+        recipe=recipe,
+        setup=recipe.setup,
+        env=env,
+        policy=policy,
+        transform=transform,
+        device=device,
+        store_logits=recipe.loss.kl_coefficient > 0,
+        shards_frozen=recipe.learner.strategy == "deepspeed" and recipe.learner.zero_stage == 3,
+    )
+
+
+def make_plan(setup: Setup, *, accept_l1_head: bool = False) -> Plan:
+    """Turn a setup into plain values and check everything that can be checked without starting a process.
 
     Args:
-        recipe: of a run, or what of it bears on an evaluation.
+        setup: of a run or of an evaluation.
         accept_l1_head: nothing is trained, so a checkpoint may have an L1 head.
 
     Raises:
         ValueError: naming the field, the rule, what was found and what is allowed.
     """
-    device = resolve_device(recipe)
-    policy, transform = plan_policy(recipe, accept_l1_head=accept_l1_head, draw_on=device)
-    env = plan_env(recipe.env, render_size=transform.input_size if transform is not None else 0)
-    return Plan(recipe=recipe, env=env, policy=policy, transform=transform, device=device)
+    device = resolve_device(setup.runtime.device)
+    policy, transform = plan_policy(setup, accept_l1_head=accept_l1_head, draw_on=device)
+    env = setup.env.plan(render_size=transform.input_size if transform is not None else 0)
+    return Plan(setup=setup, env=env, policy=policy, transform=transform, device=device)
 
 
-def resolve_device(recipe: Recipe) -> str:
-    """The torch device of this rank: `runtime.device`, or a GPU where there is one.
+def resolve_device(asked: str) -> str:
+    """The torch device of this rank: what `runtime.device` asks for, or a GPU where there is one.
 
     Raises:
         ValueError: `runtime.device` is cuda and torch sees none.
     """
     import torch
 
-    if recipe.runtime.device == "cpu":
+    if asked == "cpu":
         return "cpu"
     if torch.cuda.is_available():
         return f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}"
-    if recipe.runtime.device == "cuda":
+    if asked == "cuda":
         raise ValueError(
             "runtime.device: cuda was asked for, but torch sees no GPU. Allowed: auto, cpu, cuda. "
             "Use runtime.device=cpu, or install a torch built for your CUDA driver."
@@ -139,16 +159,16 @@ def resolve_device(recipe: Recipe) -> str:
 
 
 def plan_policy(
-    recipe: Recipe,
+    setup: Setup,
     *,
     accept_l1_head: bool = False,
     tasks: Sequence[TaskInfo] | None = None,
     draw_on: str | None = None,
 ) -> tuple[PolicyPlan, FrameTransform | None]:
-    """The policy of a recipe and the transform of its frames, as in `make_plan`; asks for no simulator.
+    """The policy of a setup and the transform of its frames, as in `make_plan`; asks for no simulator.
 
     Args:
-        recipe: of a run.
+        setup: of a run or of an evaluation.
         accept_l1_head: as in `make_plan`.
         tasks: whose prompts the policy reads; default: those of `env.tasks`, which an installed hf-libero names.
         draw_on: device that draws the weights of `random-7b`; default: where the policy is built.
@@ -156,31 +176,30 @@ def plan_policy(
     Raises:
         ValueError: the checkpoint does not fit.
     """
-    section = recipe.policy
+    section = setup.policy
     if isinstance(section, OpenVLAOFTSection):
-        return _plan_openvla_oft(recipe, section, accept_l1_head=accept_l1_head, tasks=tasks, draw_on=draw_on)
-    return _plan_mlp(recipe, section), None
+        return _plan_openvla_oft(setup, section, accept_l1_head=accept_l1_head, tasks=tasks, draw_on=draw_on)
+    return _plan_mlp(setup, section), None
 
 
 def _plan_openvla_oft(
-    recipe: Recipe,
+    setup: Setup,
     section: OpenVLAOFTSection,
     *,
     accept_l1_head: bool,
     tasks: Sequence[TaskInfo] | None,
     draw_on: str | None,
 ) -> tuple[PolicyPlan, FrameTransform]:
-    assert isinstance(recipe.env, LiberoSection), "the recipe's rules pair this policy with LIBERO"
     lora = section.lora
-    tasks = libero_tasks_of(recipe.env) if tasks is None else tasks
+    tasks = setup.env.task_infos() if tasks is None else tasks
     build = partial(
         build_openvla_oft,
         checkpoint=section.checkpoint,
         profile=section.profile,
         tasks=tuple(task.language for task in tasks),
-        statistics_key=recipe.env.suite,
+        statistics_key=setup.env.suite_name,
         statistics=section.statistics,
-        num_images=len(recipe.env.cameras),
+        num_images=setup.env.num_images,
         image_size=section.image_size,
         proprio=section.proprio,
         lora=None if lora is None else LoraSettings(**lora.model_dump() | {"targets": tuple(lora.targets)}),
@@ -191,11 +210,11 @@ def _plan_openvla_oft(
         detach_value=section.detach_value,
         dtype=section.dtype,
         gradient_checkpointing=section.gradient_checkpointing,
-        seed=recipe.seed,
+        seed=setup.seed,
         accept_l1_head=accept_l1_head,
         draw_on=draw_on,
     )
-    summary = describe_openvla_oft(build, bf16=recipe.learner.precision == "bf16")
+    summary = describe_openvla_oft(build, bf16=setup.precision == "bf16")
     transform = frame_transform(summary.image_transform, output_size=summary.observation_spec.image_size)
     plan = PolicyPlan(
         build=build,
@@ -216,18 +235,17 @@ def _plan_openvla_oft(
     return plan, transform
 
 
-def _plan_mlp(recipe: Recipe, section: MLPSection) -> PolicyPlan:
-    env = recipe.env
-    assert not isinstance(env, LiberoSection), "the recipe's rules pair this policy with state environments"
-    state_dim, action_dim = state_shapes(env)
+def _plan_mlp(setup: Setup, section: MLPSection) -> PolicyPlan:
+    states = setup.env.states
+    assert states is not None, "the recipe's rules pair this policy with state environments"
     build = partial(
         build_mlp,
-        state_dim=state_dim,
-        chunk_size=env.chunk_size,
-        action_dim=action_dim,
+        state_dim=states.state_dim,
+        chunk_size=states.chunk_size,
+        action_dim=states.action_dim,
         num_bins=section.num_bins if section.distribution == "categorical" else None,
         hidden_dim=section.hidden_dim,
-        seed=recipe.seed,
+        seed=setup.seed,
     )
     policy = build(device="cpu", empty=True)
     parameters = list(policy.parameters())

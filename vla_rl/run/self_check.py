@@ -7,26 +7,25 @@ from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
-from vla_rl.recipe import OpenVLAOFTSection, Recipe
+from vla_rl.recipe import OpenVLAOFTSection, PolicySection
 
 if TYPE_CHECKING:
     from vla_rl.policies.openvla_oft.policy import OpenVLAOFTPolicy
 
 
-def check_policy(recipe: Recipe, policy: nn.Module, *, way_on: str = "policy.self_test=false") -> None:
+def check_policy(section: PolicySection, policy: nn.Module, *, way_on: str = "policy.self_test=false") -> None:
     """Look for faults that fail silently in a policy that comes from a checkpoint; `tiny` and `random-7b` pass.
 
     Action rows that look untrained are warned of: a sound checkpoint may show them too.
 
     Args:
-        recipe: of the run or the evaluation.
+        section: of the policy, in a recipe.
         policy: with its weights in place.
         way_on: what to add to the command so that it starts all the same.
 
     Raises:
         ValueError: one sentence per fault.
     """
-    section = recipe.policy
     if not isinstance(section, OpenVLAOFTSection) or not section.self_test:
         return
     from vla_rl.policies.openvla_oft.self_test import self_test  # with transformers, which other policies do without

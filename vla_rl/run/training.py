@@ -32,7 +32,7 @@ from vla_rl.replay.store import REPLAY, RING_FILE, load_ring, save_ring
 from vla_rl.reporting.metrics import Clocks
 from vla_rl.run import algorithm
 from vla_rl.run.assembly import make_cell, make_memory
-from vla_rl.run.plan import Plan
+from vla_rl.run.plan import TrainingPlan
 from vla_rl.run.rollout_stats import RolloutStats
 from vla_rl.run.self_check import check_policy
 from vla_rl.run.statistics_key import STATISTICS, check_statistics
@@ -74,7 +74,7 @@ class TrainingRun:
     """Everything that lives while one rank trains. Use as a context manager: leaving it ends every process."""
 
     def __init__(
-        self, plan: Plan, run_dir: Path, *, resume_from: CheckpointInfo | None, rank: int, num_ranks: int
+        self, plan: TrainingPlan, run_dir: Path, *, resume_from: CheckpointInfo | None, rank: int, num_ranks: int
     ) -> None:
         """Build policy, engine, shared memory and cell; no process is spawned before `start`.
 
@@ -97,9 +97,9 @@ class TrainingRun:
         use_device(plan.device)
         policy = plan.policy.build(device="cpu")
         with ExitStack() as stack:
-            self.memory = make_memory(plan, policy, with_ring=True)
+            self.memory = make_memory(plan, policy, ring_capacity=recipe.replay.capacity)
             stack.callback(self.memory.close)
-            check_policy(recipe, policy)
+            check_policy(recipe.policy, policy)
             self.engine = _make_engine(plan, policy)
             self.learner = _make_learner(plan, self.engine)
             assert self.memory.ring is not None
@@ -332,7 +332,7 @@ def _write_account(account: Account, folder: Path) -> None:
     (folder / ACCOUNT_FILE).write_text(json.dumps(asdict(account)), encoding="utf-8")
 
 
-def _make_engine(plan: Plan, policy: nn.Module) -> Engine:
+def _make_engine(plan: TrainingPlan, policy: nn.Module) -> Engine:
     learner = plan.recipe.learner
     return Engine(
         policy,
@@ -346,7 +346,7 @@ def _make_engine(plan: Plan, policy: nn.Module) -> Engine:
     )
 
 
-def _make_learner(plan: Plan, engine: Engine) -> Learner:
+def _make_learner(plan: TrainingPlan, engine: Engine) -> Learner:
     recipe = plan.recipe
     return Learner(
         engine,

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -52,7 +52,7 @@ class EnvWorkerSettings:
     first_episode: int  # of every slot in the training schedule; above 0 in a resumed run
     queue_jobs: bool  # ask the supervisor for episodes (evaluation) instead of the training schedule
     log_path: Path
-    egl_device: int | None = None  # GPU that simulators draw on, in EGL's order; None leaves the choice to them
+    variables: Mapping[str, str] = field(default_factory=dict)  # of the environment in which simulators are made
     threads: int = 1
 
 
@@ -70,7 +70,7 @@ class EnvWorkerLinks:
 def env_worker_main(settings: EnvWorkerSettings, links: EnvWorkerLinks, incarnation: int) -> None:
     """Entry point of the spawned process; returns when the stop flag is set or the jobs are done."""
     log = enter_child(f"env_worker_{settings.worker_index}", settings.log_path, threads=settings.threads)
-    draw_on(settings.egl_device)
+    set_variables(settings.variables)
     log.info("start %d of this worker, slots %s", incarnation, list(settings.slot_ids))
     with SharedArrays.attach(links.slots) as arrays, CellCounters.attach(links.counters) as counters:
         ring = ReplayRing.attach(links.ring) if links.ring is not None else None
@@ -92,10 +92,9 @@ def env_worker_main(settings: EnvWorkerSettings, links: EnvWorkerLinks, incarnat
     leave_child()
 
 
-def draw_on(egl_device: int | None) -> None:
-    """Choose the GPU for the simulators that this process will make."""
-    if egl_device is not None:
-        os.environ["MUJOCO_EGL_DEVICE_ID"] = str(egl_device)
+def set_variables(variables: Mapping[str, str]) -> None:
+    """Set what the simulators that this process will make read, such as the GPU to draw on."""
+    os.environ.update(variables)
 
 
 class EnvWorker:

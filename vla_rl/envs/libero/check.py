@@ -26,6 +26,11 @@ class SimulatorReport:
     assets: Assets
     warnings: tuple[str, ...]  # why a score from here would not be comparable
 
+    @property
+    def draws_on_gpu(self) -> bool:
+        """Whether simulators take memory of the GPU."""
+        return self.gl == "egl"
+
 
 def check_simulator(*, gl: renderers.GL = "auto", assets: str = "auto") -> SimulatorReport:
     """Look for everything that would stop a worker, in about three seconds.

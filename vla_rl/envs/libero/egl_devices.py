@@ -99,6 +99,43 @@ def ask_egl_pci_buses(*, run: Callable[..., Outcome] = run_python) -> list[str |
     return buses
 
 
+def variables_to_draw_on(device: str, *, gl: str) -> dict[str, str]:
+    """Return the environment variables that let a rank's simulators draw on the GPU that the rank computes on.
+
+    Args:
+        device: of torch, like cuda:1.
+        gl: the renderer that was chosen, egl or osmesa.
+    """
+    index = egl_device(device) if gl == "egl" else None
+    return {} if index is None else {"MUJOCO_EGL_DEVICE_ID": str(index)}
+
+
+def egl_device(device: str, *, ask: Callable[[], Sequence[str | None]] = ask_egl_pci_buses) -> int | None:
+    """The EGL number of a rank's GPU, which need not be its CUDA number.
+
+    Args:
+        device: of torch, like cuda:1.
+        ask: tells the PCI bus of each EGL device.
+
+    Returns:
+        None where there is nothing to choose: the rank computes on a CPU, the user has set `MUJOCO_EGL_DEVICE_ID`, or
+        EGL knows fewer devices than CUDA and no bus.
+    """
+    if not device.startswith("cuda") or "MUJOCO_EGL_DEVICE_ID" in os.environ:
+        return None
+    import torch
+
+    index = torch.device(device).index or 0
+    gpu: Any = torch.cuda.get_device_properties(index)
+    has_bus = hasattr(gpu, "pci_bus_id")  # not in every torch
+    bus = f"{gpu.pci_domain_id:04x}:{gpu.pci_bus_id:02x}:{gpu.pci_device_id:02x}.0" if has_bus else ""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    named = visible[index].strip() if index < len(visible) else ""
+    buses = ask()
+    number = egl_index(bus, cuda_index=int(named) if named.isdigit() else index, egl_buses=buses)
+    return number if number < len(buses) else None
+
+
 def pci_bus_of(device_file: str, *, sysfs: Path = _SYSFS) -> str | None:
     """0000:65:00.0 for /dev/dri/card0, as the kernel has it; None if it has no such device."""
     link = sysfs / Path(device_file).name / "device"

@@ -13,9 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vla_rl.envs.metaworld import HORIZON
+from vla_rl.envs.metaworld.env import HORIZON
+from vla_rl.envs.metaworld.section import MetaworldSection
+from vla_rl.envs.metaworld.tasks import METAWORLD_TASKS
 from vla_rl.errors import UserError
-from vla_rl.recipe import METAWORLD_TASKS, MetaworldSection, Recipe, find_recipe, load_recipe
+from vla_rl.recipe import Recipe, decisions_per_episode, find_recipe, load_recipe
 from vla_rl.recipe.regimes import SPANS
 from vla_rl.replay.layout import capacity_for
 from vla_rl.rl.surrogates import KINDS
@@ -144,7 +146,7 @@ class Grid:
         smallest = capacity_for(
             base.replay.min_decisions,
             num_envs=base.rollout.num_workers * base.rollout.envs_per_worker,
-            max_episode_decisions=base.env.decisions_per_episode,
+            max_episode_decisions=decisions_per_episode(base.env, base.policy),
         )
         return max(scaled, smallest)
 

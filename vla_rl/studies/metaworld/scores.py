@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_rl.envs.build import build_metaworld
-from vla_rl.envs.metaworld import ACTION_DIM, HORIZON
+from vla_rl.envs.metaworld.env import ACTION_DIM, HORIZON, MetaworldEnv
+from vla_rl.envs.metaworld.tasks import METAWORLD_TASKS
 from vla_rl.evaluation.statistics import (
     Interval,
     improvement_interval,
@@ -19,7 +19,6 @@ from vla_rl.evaluation.statistics import (
     probability_of_improvement,
     unless_point,
 )
-from vla_rl.recipe import METAWORLD_TASKS
 from vla_rl.studies.metaworld.results import RunResult, labels, paired_returns, select
 
 MAX_RETURN = 5000.0  # 10 in each of 500 control steps, which no policy can reach
@@ -59,7 +58,7 @@ class Improvement:
 
 def random_return(task: str, *, episodes: int = RANDOM_EPISODES) -> float:
     """Mean return of uniform actions in [-1, 1] over initial states 0 .. episodes - 1, in the benchmark's units."""
-    env = build_metaworld(name=task, task_id=METAWORLD_TASKS.index(task), horizon=HORIZON, chunk_size=HORIZON)
+    env = MetaworldEnv(task, task_id=METAWORLD_TASKS.index(task), horizon=HORIZON, chunk_size=HORIZON)
     generator = np.random.default_rng(0)
     returns = []
     for init_state in range(episodes):

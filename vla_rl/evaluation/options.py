@@ -6,19 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vla_rl.evaluation.protocol import EPISODES_PER_TASK, OFT, InitStates, Protocol
+from vla_rl.envs.kind import EnvOptions
+from vla_rl.envs.libero.protocol import EPISODES_PER_TASK, OFT, InitStates, Protocol
 from vla_rl.evaluation.video import Keep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choices:
+class EvalOptions:
     """The options of an evaluation; whatever is left out is as usual."""
 
     suites: tuple[str, ...] = ()  # none: that of the training
     tasks: tuple[int, ...] | None = None  # None: those of the training; in another suite all
     episodes_per_task: int = EPISODES_PER_TASK  # initial states 0 .. n - 1 of each task, with each seed
     protocol: Protocol = OFT
-    workers: int | None = None  # simulator processes; None: `parts.usual_workers`
+    workers: int | None = None  # simulator processes; None: `suite_plans.usual_workers`
     seeds: tuple[int, ...] = (0,)  # of the environments: every episode is played with each
     init_states: InitStates | None = None  # None: `standard`, the benchmark's
     horizon: int | None = None  # control steps, instead of the protocol's
@@ -32,3 +33,14 @@ class Choices:
     self_test: bool = True  # a checkpoint directory is tested for faults that fail silently
     serial: bool = False  # one process in a fixed order, one episode at a time: repeats bit by bit
     out: Path | None = None  # where results are written; None: below `eval/` of the run
+
+    @property
+    def env(self) -> EnvOptions:
+        """What is asked of the environment."""
+        return EnvOptions(
+            tasks=self.tasks,
+            protocol=self.protocol.name,
+            init_states=self.init_states,
+            horizon=self.horizon,
+            assets=self.assets,
+        )

@@ -7,7 +7,6 @@ needed.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
 import sys
 from types import SimpleNamespace
@@ -16,37 +15,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_rl.envs.metaworld.tasks import task_info
 from vla_rl.types import ChunkResult, FloatArray, Observation, TaskInfo, UInt8Array
 
 ACTION_DIM = 4  # hand displacement (x, y, z) and gripper effort
 STATE_DIM = 39  # hand, gripper and objects now (18), the same one control step ago (18), goal (3)
 HORIZON = 500  # control steps; the simulator refuses to go on
 NUM_GOALS = 50  # initial states per task, as in the benchmark's MT1
-SUITE = "metaworld"
 
 _NUMBERS_PER_STEP = 18  # of a state
 _WIDEST_GRIP = 0.1  # metres
 
 _NO_FRAMES: UInt8Array = np.zeros((0, 0, 0, 3), dtype=np.uint8)
 _GOAL_SEED = 2019  # of all tasks' initial states, so that runs of any seed play in the same 50
-
-
-def task_info(task_id: int, name: str) -> TaskInfo:
-    """One of the benchmark's tasks, without making the environment: `door-open-v3` becomes "door open"."""
-    return TaskInfo(suite=SUITE, task_id=task_id, name=name, language=name.rpartition("-")[0].replace("-", " "))
-
-
-def check_installed() -> None:
-    """Tell whether environments can be built here.
-
-    Raises:
-        ValueError: the package is missing.
-    """
-    if importlib.util.find_spec("metaworld") is None:
-        raise ValueError(
-            "env.name: metaworld was asked for, but the package metaworld is not installed. Run scripts/setup, or "
-            "pip install 'vla-rl[metaworld]'"
-        )
 
 
 class MetaworldEnv:

@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from vla_rl.envs.kind import SAMPLED
 from vla_rl.libero_suites import SUITES
 from vla_rl.policies.openvla_oft.files import RECORD_FILE
 from vla_rl.policies.openvla_oft.json_files import read_json, write_json
-from vla_rl.recipe import LiberoSection, Recipe
+from vla_rl.recipe import EnvSection
 
 UNKNOWN_TRAINING = "unknown"
-SAMPLED = "sampled"  # drawn anew from a seed; all that environments other than LIBERO have
 
 _FIELD = "training"  # of an export's record
 
@@ -41,11 +41,9 @@ class Training:
         ]
 
 
-def training_of(recipe: Recipe) -> Training:
-    """The training that a recipe describes."""
-    env = recipe.env
-    suite, states = (env.suite, env.init_states) if isinstance(env, LiberoSection) else (env.name, SAMPLED)
-    return Training(suite=suite, tasks=tuple(env.task_ids), init_states=states)
+def training_in(env: EnvSection) -> Training:
+    """Return what a training in an environment is on."""
+    return Training(suite=env.suite_name, tasks=tuple(env.task_ids), init_states=env.init_state_set)
 
 
 def record_training(directory: Path, training: Training) -> None:

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from vla_rl.run.drawing import egl_device
-from vla_rl.workers.env_worker import draw_on
+from vla_rl.envs.libero.egl_devices import egl_device, variables_to_draw_on
+from vla_rl.workers.env_worker import set_variables
 
 BUSES = [0x17, 0x65, 0xB3]  # by CUDA number
 EGL = [None, "0000:b3:00.0", "0000:65:00.0", "0000:17:00.0"]  # a software device first, the GPUs in reverse
@@ -46,7 +46,10 @@ def test_a_cpu_and_the_users_own_choice_leave_nothing_to_choose(monkeypatch):
 
 def test_the_choice_is_what_robosuite_reads(monkeypatch):
     monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "0")  # put back by monkeypatch
-    draw_on(None)
+    set_variables(variables_to_draw_on("cuda:1", gl="egl"))  # which leaves the user's own
     assert os.environ["MUJOCO_EGL_DEVICE_ID"] == "0"
-    draw_on(2)
+    monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID")
+    monkeypatch.setattr("vla_rl.envs.libero.egl_devices.egl_device", lambda device: {"cuda:1": 2}[device])
+    assert variables_to_draw_on("cuda:1", gl="osmesa") == {}
+    set_variables(variables_to_draw_on("cuda:1", gl="egl"))
     assert os.environ["MUJOCO_EGL_DEVICE_ID"] == "2"

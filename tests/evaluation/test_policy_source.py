@@ -7,13 +7,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from vla_rl.evaluation.subject import find_subject
+from vla_rl.evaluation.policy_source import find_policy
 from vla_rl.learner.checkpoint import CheckpointError
 
 
 def test_a_run_stands_for_its_newest_checkpoint(trained):
-    by_run = find_subject(str(trained), profile="auto")
-    by_checkpoint = find_subject(str(trained / "checkpoints" / "optimizer_step_30"), profile="auto")
+    by_run = find_policy(str(trained), profile="auto")
+    by_checkpoint = find_policy(str(trained / "checkpoints" / "optimizer_step_30"), profile="auto")
     assert by_run == by_checkpoint
     assert by_run.checkpoint == trained / "checkpoints" / "optimizer_step_30"
     assert by_run.home == trained / "eval"
@@ -25,12 +25,12 @@ def test_a_run_that_asked_for_a_gpu_is_evaluated_where_there_is_none(trained, tm
     text = (moved / "recipe.yaml").read_text()
     assert "device: cpu" in text
     (moved / "recipe.yaml").write_text(text.replace("device: cpu", "device: cuda"))
-    assert find_subject(str(moved), profile="auto").recipe.runtime.device == "auto"
+    assert find_policy(str(moved), profile="auto").run.runtime.device == "auto"
 
 
 def test_a_moved_run_is_the_same_policy(trained, tmp_path):
     moved = shutil.copytree(trained, tmp_path / "moved")
-    fingerprints = {find_subject(str(path), profile="auto").fingerprint for path in (trained, moved)}
+    fingerprints = {find_policy(str(path), profile="auto").fingerprint for path in (trained, moved)}
     assert len(fingerprints) == 1
 
 
@@ -42,7 +42,7 @@ def test_a_damaged_checkpoint_is_refused(trained, tmp_path):
     (checkpoint / "policy.safetensors").write_bytes(weights)
     for target in (checkpoint, moved):
         with pytest.raises(CheckpointError, match="damaged"):
-            find_subject(str(target), profile="auto")
+            find_policy(str(target), profile="auto")
 
 
 def directory(path, weights=b"weights"):
@@ -53,38 +53,38 @@ def directory(path, weights=b"weights"):
 
 
 def test_a_checkpoint_directory_is_a_policy_of_unknown_training(tmp_path):
-    subject = find_subject(str(directory(tmp_path / "merged")), profile="rlinf")
-    assert subject.checkpoint is None
-    assert subject.recipe.policy.checkpoint == str(tmp_path / "merged")
-    assert subject.recipe.policy.profile == "rlinf"
-    assert subject.recipe.policy.lora is None
-    assert subject.trained_on == "unknown"
-    assert str(subject.home) == "runs/merged/eval"  # never into the user's folder
+    source = find_policy(str(directory(tmp_path / "merged")), profile="rlinf")
+    assert source.checkpoint is None
+    assert source.policy.checkpoint == str(tmp_path / "merged")
+    assert source.policy.profile == "rlinf"
+    assert source.policy.lora is None
+    assert source.trained_on == "unknown"
+    assert str(source.home) == "runs/merged/eval"  # never into the user's folder
 
 
 @pytest.mark.parametrize("name", ["tiny", "random-7b"])
 def test_a_folder_that_is_called_like_a_random_model_is_given_by_its_path(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     directory(tmp_path / name)
-    subject = find_subject(f"./{name}", profile="auto")
-    assert subject.recipe.policy.checkpoint == f"./{name}"  # without the dot it would be the random model
-    assert find_subject("tiny", profile="auto").recipe.policy.checkpoint == "tiny"
+    source = find_policy(f"./{name}", profile="auto")
+    assert source.policy.checkpoint == f"./{name}"  # without the dot it would be the random model
+    assert find_policy("tiny", profile="auto").policy.checkpoint == "tiny"
 
 
 def test_the_name_of_a_recipe_is_answered_with_its_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match=r"`vla-rl train toy` makes the run runs/toy$"):
-        find_subject("toy", profile="auto")
+        find_policy("toy", profile="auto")
     (tmp_path / "runs" / "toy").mkdir(parents=True)
     with pytest.raises(CheckpointError, match=r"did you mean runs/toy\?$"):
-        find_subject("toy", profile="auto")
+        find_policy("toy", profile="auto")
 
 
 def test_other_weights_have_another_fingerprint(tmp_path):
     large = bytes(10_000_000)
     changed = large[:5_000_000] + bytes([1]) * 1_000_000 + large[6_000_000:]
     fingerprints = [
-        find_subject(str(directory(tmp_path / str(number), weights)), profile="auto").fingerprint
+        find_policy(str(directory(tmp_path / str(number), weights)), profile="auto").fingerprint
         for number, weights in enumerate([large, large, changed, large + b"0", b"short"])
     ]
     assert fingerprints[0] == fingerprints[1]
@@ -100,38 +100,38 @@ def test_an_adapter_alone_is_a_policy_whose_base_counts_too(tmp_path):
     for weights in (b"one", b"two"):
         shutil.rmtree(tmp_path / "base", ignore_errors=True)
         directory(tmp_path / "base", weights)
-        subject = find_subject(str(adapter), profile="auto")
-        assert (subject.checkpoint, subject.recipe.policy.checkpoint) == (None, str(adapter))
-        fingerprints.append(subject.fingerprint)
+        source = find_policy(str(adapter), profile="auto")
+        assert (source.checkpoint, source.policy.checkpoint) == (None, str(adapter))
+        fingerprints.append(source.fingerprint)
     assert len(set(fingerprints)) == 2
 
 
 def test_an_adapter_without_its_base_is_told_so(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 32}))
     with pytest.raises(ValueError, match="nothing says which weights it adapts"):
-        find_subject(str(tmp_path), profile="auto")
+        find_policy(str(tmp_path), profile="auto")
 
 
 def test_a_folder_that_is_no_policy_is_told_why(tmp_path):
     with pytest.raises(CheckpointError, match="holds neither recipe"):
-        find_subject(str(tmp_path), profile="auto")
+        find_policy(str(tmp_path), profile="auto")
 
 
 def test_a_profile_of_what_has_one_is_refused(trained):
     for target in (trained, trained / "checkpoints" / "optimizer_step_30"):
         with pytest.raises(ValueError, match=f"--profile: {target} belongs to a run"):
-            find_subject(str(target), profile="simplevla")
+            find_policy(str(target), profile="simplevla")
 
 
 def test_a_run_without_a_checkpoint_is_told_so(trained, tmp_path):
     shutil.copy(trained / "recipe.yaml", tmp_path)
     with pytest.raises(CheckpointError, match="holds no whole checkpoint"):
-        find_subject(str(tmp_path), profile="auto")
+        find_policy(str(tmp_path), profile="auto")
 
 
 def test_a_file_is_no_policy(trained):
     with pytest.raises(CheckpointError, match="it is a file"):
-        find_subject(str(trained / "recipe.yaml"), profile="auto")
+        find_policy(str(trained / "recipe.yaml"), profile="auto")
 
 
 def test_a_typed_hub_id_is_downloaded_without_code(tmp_path, monkeypatch):
@@ -143,8 +143,8 @@ def test_a_typed_hub_id_is_downloaded_without_code(tmp_path, monkeypatch):
         return str(directory(tmp_path / "snapshot"))
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    subject = find_subject("somebody/model", profile="auto")
-    assert (subject.location, subject.recipe.policy.checkpoint) == ("somebody/model", str(tmp_path / "snapshot"))
+    source = find_policy("somebody/model", profile="auto")
+    assert (source.location, source.policy.checkpoint) == ("somebody/model", str(tmp_path / "snapshot"))
 
 
 @pytest.fixture
@@ -185,13 +185,13 @@ def hub(monkeypatch, tmp_path):
 def test_a_hub_id_that_cannot_be_had_is_told_with_the_reason(hub, status, code, reason):
     hub[:] = status, code
     with pytest.raises(ValueError, match=reason) as told:
-        find_subject("some/model", profile="auto")
+        find_policy("some/model", profile="auto")
     assert "\n" not in str(told.value)
 
 
 def test_a_name_that_the_hub_does_not_allow_is_misspelt():
     with pytest.raises(ValueError, match=r"unknown, or private: check the spelling.*\(Repo id must use alphanumeric"):
-        find_subject("some/model..", profile="auto")
+        find_policy("some/model..", profile="auto")
 
 
 @pytest.mark.parametrize("during_download", [False, True])
@@ -204,9 +204,9 @@ def test_without_a_network_a_hub_id_says_so(monkeypatch, during_download):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     with pytest.raises(ValueError, match=r"`hf download nobody/nothing` where there is a network.*no network\)"):
-        find_subject("nobody/nothing", profile="auto")
+        find_policy("nobody/nothing", profile="auto")
 
 
 def test_what_looks_like_a_path_is_no_hub_id():
     with pytest.raises(CheckpointError, match="does not exist"):
-        find_subject("runs/a/b/c", profile="auto")
+        find_policy("runs/a/b/c", profile="auto")

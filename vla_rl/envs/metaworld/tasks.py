@@ -1,5 +1,11 @@
 """Tasks of Meta-World version 3 by name, known without the simulator. A task's id is its position."""
 
+from __future__ import annotations
+
+from vla_rl.types import TaskInfo
+
+SUITE = "metaworld"
+
 METAWORLD_TASKS = (
     "assembly-v3",
     "basketball-v3",
@@ -52,3 +58,8 @@ METAWORLD_TASKS = (
     "window-close-v3",
     "window-open-v3",
 )
+
+
+def task_info(task_id: int, name: str) -> TaskInfo:
+    """Describe one of the benchmark's tasks, without making the environment: `door-open-v3` becomes "door open"."""
+    return TaskInfo(suite=SUITE, task_id=task_id, name=name, language=name.rpartition("-")[0].replace("-", " "))

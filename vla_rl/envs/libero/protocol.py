@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from vla_rl.envs.kind import EnvPlan, ProtocolName
+from vla_rl.envs.libero.plan import simulator_deviations
+from vla_rl.envs.libero.section import LiberoSection
 from vla_rl.libero_suites import SUITES
-from vla_rl.recipe import LiberoSection
-from vla_rl.run.env_plan import simulator_deviations
-from vla_rl.run.plan import Plan
 
-ProtocolName = Literal["oft", "long"]
 InitStates = Literal["standard", "spare", "sampled"]
 
 EPISODES_PER_TASK = 50
@@ -56,32 +55,40 @@ class Protocol:
             "placement depends on the order of episodes",
         }
 
-    def deviations(self, plan: Plan, *, temperature: float | None, episodes_per_task: int) -> tuple[str, ...]:
-        """One sentence for everything in which the evaluation of one suite departs from the protocol.
+    def deviations(
+        self,
+        section: LiberoSection,
+        plan: EnvPlan,
+        *,
+        temperature: float | None,
+        episodes_per_task: int,
+        render_size: int | None,
+    ) -> tuple[str, ...]:
+        """Return a sentence for everything in which the evaluation of one suite departs from the protocol.
 
         Args:
-            plan: of the evaluation.
+            section: of the evaluation.
+            plan: of the section.
             temperature: of the sampling; None for greedy actions.
             episodes_per_task: with each seed.
+            render_size: pixels a side that the cameras draw.
         """
-        section = plan.recipe.env
-        if not isinstance(section, LiberoSection) or plan.env.simulator is None:
-            return plan.env.deviations  # the protocol is LIBERO's
-        found = simulator_deviations(plan.env.simulator)
+        assert plan.simulator is not None, "LIBERO has one"
+        found = simulator_deviations(plan.simulator)
         expected = self.horizon(section.suite)
-        if plan.env.horizon != expected:
-            found.append(f"{section.suite}: horizon {plan.env.horizon} control steps instead of {expected}")
+        if plan.horizon != expected:
+            found.append(f"{section.suite}: horizon {plan.horizon} control steps instead of {expected}")
         if section.init_states != "standard":
             found.append(f"initial states: {section.init_states} instead of the benchmark's standard ones")
         if temperature is not None:
             found.append(f"actions sampled at temperature {temperature:g} instead of greedy ones")
-        if len(plan.env.tasks) < SUITES[section.suite].num_tasks:
-            ids = ", ".join(str(task.task_id) for task in plan.env.tasks)
+        if len(plan.tasks) < SUITES[section.suite].num_tasks:
+            ids = ", ".join(str(task.task_id) for task in plan.tasks)
             found.append(f"{section.suite}: only task {ids} of {SUITES[section.suite].num_tasks}")
         if episodes_per_task != EPISODES_PER_TASK:
             found.append(f"{episodes_per_task} episodes per task instead of {EPISODES_PER_TASK}")
-        if plan.transform is not None and plan.transform.input_size != RENDER_SIZE:
-            found.append(f"cameras draw {plan.transform.input_size} pixels a side instead of {RENDER_SIZE}")
+        if render_size is not None and render_size != RENDER_SIZE:
+            found.append(f"cameras draw {render_size} pixels a side instead of {RENDER_SIZE}")
         return tuple(found)
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vla_rl.evaluation.training import Training, record_training, recorded_training, training_of
+from vla_rl.evaluation.provenance import Training, record_training, recorded_training, training_in
 from vla_rl.recipe import build_recipe
 
 GOAL = Training(suite="libero_goal", tasks=(3, 5), init_states="standard")
@@ -31,9 +31,9 @@ def test_a_score_on_the_training_s_own_states_says_so(training, states, task, wo
 def test_a_recipe_says_what_is_trained_on():
     text = "name: t\nenv: {name: libero, suite: libero_goal, tasks: %s, init_states: standard}\n"
     text += "policy: {name: openvla_oft}\nsurrogate: {name: gipo}\nbudget: {optimizer_steps: 1}\n"
-    assert training_of(build_recipe(text % "[3, 5]")) == GOAL
+    assert training_in(build_recipe(text % "[3, 5]").env) == GOAL
     assert str(GOAL) == "libero_goal (tasks: 3,5), standard initial states"
-    assert str(training_of(build_recipe(text % "all"))) == "libero_goal (tasks: all), standard initial states"
+    assert str(training_in(build_recipe(text % "all").env)) == "libero_goal (tasks: all), standard initial states"
 
 
 def test_a_record_keeps_the_training_beside_the_profile(tmp_path):

@@ -5,22 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from vla_rl.evaluation.training import UNKNOWN_TRAINING, Training, recorded_training, training_of
+from vla_rl.envs.libero.section import CAMERAS, LiberoSection, known_suites
+from vla_rl.evaluation.provenance import UNKNOWN_TRAINING, Training, recorded_training, training_in
 from vla_rl.learner import checkpoint_files
 from vla_rl.learner.checkpoint import FOLDER, CheckpointError, find_latest, kept_for_the_run
+from vla_rl.libero_suites import SUITES
 from vla_rl.policies.openvla_oft.adapter_config import CONFIG_FILE as ADAPTER_CONFIG
 from vla_rl.policies.openvla_oft.files import find_files, is_checkpoint
 from vla_rl.policies.openvla_oft.hub import checkpoint_directory
 from vla_rl.policies.openvla_oft.profiles import resolve_profile
 from vla_rl.policies.openvla_oft.source import RANDOM_7B, TINY
-from vla_rl.recipe import OpenVLAOFTSection, Recipe, build_recipe, list_recipes, load_recorded_recipe
+from vla_rl.recipe import (
+    EnvSection,
+    OpenVLAOFTSection,
+    PolicySection,
+    Setup,
+    list_recipes,
+    load_recorded_recipe,
+)
 from vla_rl.reporting.run_folder import EVALUATIONS, RECIPE_FILE
-from vla_rl.run.env_plan import CAMERAS
 from vla_rl.run.statistics_key import STATISTICS
 
 _RUNS = Path("runs")  # where the results of what is no run go
@@ -28,25 +36,52 @@ _BLOCKS, _BLOCK_BYTES = 64, 1 << 16  # of a weights file, that its fingerprint i
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
-    """A policy to evaluate."""
+class PolicySource:
+    """A policy to evaluate or export, and where it comes from."""
 
     location: str  # where it lies, for people
     name: str  # of the folder of results
     home: Path  # that folder's parent
-    recipe: Recipe  # its policy; the environment is the training's, where there was one
-    checkpoint: Path | None  # trained tensors to lay over the recipe's policy; None: the policy as it is
+    policy: PolicySection
+    checkpoint: Path | None  # trained tensors to lay over the policy; None: the policy as it is
     fingerprint: str
     training: Training | None  # None: nobody knows
     statistics: str | None = None  # key of the data set that scaled actions in the training, where a checkpoint knows
+    run: Setup | None = None  # of the run that made it; None: no run did, so that an environment must be named
+    num_images: int = 1  # cameras that the policy looks through, where no run says it
 
     @property
     def trained_on(self) -> str:
         """Suite and initial states of the training, in words."""
         return UNKNOWN_TRAINING if self.training is None else str(self.training)
 
+    def suites(self, asked: Sequence[str]) -> Sequence[str]:
+        """Return the suites to play; the name of the environment, where there are none.
 
-def find_subject(target: str, *, profile: str, statistics: str | None = None) -> Subject:
+        Raises:
+            ValueError: one does not exist, stands twice, or must be named.
+        """
+        if self.run is not None:
+            return self.run.env.suites_to_play(asked)
+        if not asked and self.training is None:
+            raise ValueError(f"--suite: {self.location} does not say what it is for; name a suite: {', '.join(SUITES)}")
+        return known_suites(asked) or ([] if self.training is None else [self.training.suite])
+
+    def setup(self, suite: str) -> Setup:
+        """Return the policy in the environment of its training, or in a suite of LIBERO where no run made it."""
+        if self.run is not None:
+            return self.run.model_copy(update={"policy": self.policy})
+        return Setup(env=self._libero(suite), policy=self.policy, precision=_precision())
+
+    def _libero(self, suite: str) -> EnvSection:
+        trained = self.training is not None and self.training.suite == suite
+        tasks = list(self.training.tasks) if self.training is not None and trained else "all"
+        return LiberoSection.model_validate(
+            {"name": "libero", "suite": suite, "tasks": tasks, "cameras": list(CAMERAS[: self.num_images])}
+        )
+
+
+def find_policy(target: str, *, profile: str, statistics: str | None = None) -> PolicySource:
     """Look up what is to be evaluated or exported. Reads checksums, no weights.
 
     Args:
@@ -134,60 +169,57 @@ def _newest(run_dir: Path) -> Path:
     return search.newest.path
 
 
-def _trained(checkpoint: Path, *, run_dir: Path, whole: bool) -> Subject:
+def _trained(checkpoint: Path, *, run_dir: Path, whole: bool) -> PolicySource:
     """A checkpoint of a run; `whole` if its files were compared with their checksums already."""
     problem = None if whole else checkpoint_files.problem_of(checkpoint)
     if problem is not None:
         raise CheckpointError(f"{checkpoint}: {problem}")
-    recipe = _on_this_machine(load_recorded_recipe(run_dir / RECIPE_FILE))
+    setup = _on_this_machine(load_recorded_recipe(run_dir / RECIPE_FILE).setup)
     entry = json.loads((checkpoint / checkpoint_files.MANIFEST).read_text())["files"]["policy.safetensors"]
-    return Subject(
+    return PolicySource(
         location=str(checkpoint),
         name=checkpoint.name,
         home=run_dir / EVALUATIONS,
-        recipe=recipe,
+        policy=setup.policy,
         checkpoint=checkpoint,
-        fingerprint=_digest(entry, _described(recipe), recipe.seed),
-        training=training_of(recipe),
+        fingerprint=_digest(entry, _described(setup.policy), setup.seed),
+        training=training_in(setup.env),
         statistics=kept_for_the_run(checkpoint).get(STATISTICS),
+        run=setup,
     )
 
 
-def _on_this_machine(recipe: Recipe) -> Recipe:
+def _on_this_machine(setup: Setup) -> Setup:
     """A run whose recipe asked for a GPU is evaluated and exported where there is none too."""
-    if recipe.runtime.device != "cuda":
-        return recipe
-    return recipe.model_copy(update={"runtime": recipe.runtime.model_copy(update={"device": "auto"})})
+    if setup.runtime.device != "cuda":
+        return setup
+    return setup.model_copy(update={"runtime": setup.runtime.model_copy(update={"device": "auto"})})
 
 
-def _described(recipe: Recipe) -> dict[str, Any]:
+def _described(policy: PolicySection) -> dict[str, Any]:
     """A policy's section, as it was before there was a key of statistics: evaluations of older runs go on."""
-    section = recipe.policy.model_dump(mode="json")
+    section = policy.model_dump(mode="json")
     return {name: value for name, value in section.items() if name != "statistics" or value is not None}
 
 
-def _scaled_by(statistics: str | None, subject: Subject) -> Subject:
+def _scaled_by(statistics: str | None, source: PolicySource) -> PolicySource:
     """The policy of a run with its actions scaled by other statistics than the suite's own.
 
     Raises:
         ValueError: the run says what it was trained with, or its policy has no statistics.
     """
-    policy = subject.recipe.policy
+    policy = source.policy
     if statistics is None:
-        return subject
+        return source
     if not isinstance(policy, OpenVLAOFTSection):
         raise ValueError(f"--statistics: the policy {policy.name!r} has none; leave the option out")
     if policy.statistics not in (None, statistics):
         raise ValueError(
-            f"--statistics: found {statistics}, but {subject.location} was trained with policy.statistics="
+            f"--statistics: found {statistics}, but {source.location} was trained with policy.statistics="
             f"{policy.statistics}; leave the option out"
         )
     scaled = policy.model_copy(update={"statistics": statistics})
-    return replace(
-        subject,
-        recipe=subject.recipe.model_copy(update={"policy": scaled}),
-        fingerprint=_digest(subject.fingerprint, statistics),
-    )
+    return replace(source, policy=scaled, fingerprint=_digest(source.fingerprint, statistics))
 
 
 def _num_images(directory: Path, profile: str) -> int:
@@ -209,17 +241,12 @@ def _policy_alone(
     num_images: int,
     fingerprint: str,
     training: Training | None,
-) -> Subject:
+) -> PolicySource:
     """A policy without a run: nothing is laid over its weights; its training is known where an export recorded it."""
     name = Path(location).name
     name = name if re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) else "checkpoint"
-    trained_env: dict[str, Any] = {"suite": "libero_spatial"}  # a place to fill: an evaluation asks for the suite
-    if training is not None:
-        trained_env = {"suite": training.suite, "tasks": list(training.tasks)}
-    values: dict[str, Any] = {
-        "name": name,
-        "env": {"name": "libero", "cameras": CAMERAS[:num_images], **trained_env},
-        "policy": {
+    policy = OpenVLAOFTSection.model_validate(
+        {
             "name": "openvla_oft",
             "checkpoint": checkpoint,
             "profile": profile,
@@ -228,20 +255,22 @@ def _policy_alone(
             "train_action_rows": False,
             "train_proprio_projector": False,
             "dtype": "bfloat16" if _has_gpu() else "float32",
-        },
-        "surrogate": {"name": "no_clip"},
-        "learner": {"precision": "bf16" if _has_gpu() else "fp32"},
-        "budget": {"optimizer_steps": 1},
-    }
-    return Subject(
+        }
+    )
+    return PolicySource(
         location=location,
         name="",
         home=_RUNS / name / EVALUATIONS,
-        recipe=build_recipe(json.dumps(values), source=location),
+        policy=policy,
         checkpoint=None,
         fingerprint=_digest(fingerprint, profile, *([] if statistics is None else [statistics])),
         training=training,
+        num_images=num_images,
     )
+
+
+def _precision() -> Literal["fp32", "bf16"]:
+    return "bf16" if _has_gpu() else "fp32"
 
 
 def _has_gpu() -> bool:

@@ -1,0 +1,182 @@
+"""What a kind of environment is to the rest of the program: its section of a recipe, and the plan that it becomes.
+
+A kind is a module or a folder beside this one, which `vla_rl.envs.kinds` lists. Its section is a subclass of
+`EnvironmentSection` and needs no simulator; whatever does is imported inside its methods. No other module asks which
+kind it is: what differs between kinds is a property or a method here.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from vla_rl.section import Section, TimeLimit
+from vla_rl.types import Environment, TaskInfo
+
+if TYPE_CHECKING:
+    from vla_rl.envs.libero.check import SimulatorReport
+
+ProtocolName = Literal["oft", "long"]
+SAMPLED = "sampled"  # initial states drawn anew from a seed; all that most environments have
+
+EnvBuilder = Callable[[], Environment]
+"""Picklable, and free of a simulator until it is called in the process that simulates."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateSpace:
+    """What a policy that sees states alone needs to know."""
+
+    state_dim: int
+    action_dim: int
+    chunk_size: int  # control steps per decision
+
+
+def no_variables(device: str) -> dict[str, str]:  # noqa: ARG001 - a place in EnvPlan
+    """Return nothing: nothing is drawn, or the renderer chooses for itself."""
+    return {}
+
+
+@dataclass(frozen=True, slots=True)
+class EnvPlan:
+    """The environments of a run or an evaluation, one entry per task in every sequence."""
+
+    tasks: tuple[TaskInfo, ...]
+    builders: tuple[EnvBuilder, ...]
+    num_init_states: tuple[int | None, ...]  # None: any number from 0 is one
+    horizon: int  # control steps of the longest episode
+    deviations: tuple[str, ...] = ()  # from the benchmark's protocol, in words
+    simulator: SimulatorReport | None = None
+    filming_builders: tuple[EnvBuilder, ...] = ()  # that draw every control step, from all cameras; none: no cameras
+    worker_variables: Callable[[str], Mapping[str, str]] = no_variables  # of env workers, by the rank's torch device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvOptions:
+    """What an evaluation may be asked to change about an environment; None is as usual."""
+
+    tasks: tuple[int, ...] | None = None
+    protocol: ProtocolName = "oft"
+    init_states: str | None = None
+    horizon: int | None = None  # control steps
+    assets: str | None = None
+
+
+class EnvironmentSection(Section):
+    """Base of every environment's section. What stands here suits an environment that shows states alone."""
+
+    name: str
+
+    usual_time_limit: ClassVar[TimeLimit] = "end"  # targets.time_limit, where a recipe says nothing
+    observes: ClassVar[Literal["frames", "state"]] = "state"
+    state_lacks: ClassVar[str] = ""  # why a policy that sees states alone would see too little, where it would
+
+    @property
+    @abstractmethod
+    def task_ids(self) -> list[int]:
+        """The task ids, in order."""
+
+    @property
+    @abstractmethod
+    def episode_horizon(self) -> int:
+        """Control steps of the longest episode."""
+
+    @property
+    def states(self) -> StateSpace | None:
+        """Sizes for a policy that sees states alone; None if it would see too little."""
+        return None
+
+    @property
+    def num_images(self) -> int:
+        """Camera frames in an observation."""
+        return 0
+
+    @property
+    def suite_name(self) -> str:
+        """The suite of the tasks; the environment's name, where there are no suites."""
+        return self.name
+
+    @property
+    def init_state_set(self) -> str:
+        """Which set of initial states episodes start from."""
+        return SAMPLED
+
+    @abstractmethod
+    def task_infos(self) -> tuple[TaskInfo, ...]:
+        """Describe the tasks, in order; asks for no simulator."""
+
+    @abstractmethod
+    def plan(self, *, render_size: int) -> EnvPlan:
+        """Turn the section into plain values; `render_size` is what its cameras draw, if it has any.
+
+        Raises:
+            ValueError: it cannot be simulated here.
+        """
+
+    def decisions_per_episode(self, chunk_size: int) -> int:
+        """Return the most decisions that fit in one episode, each of `chunk_size` control steps."""
+        return math.ceil(self.episode_horizon / chunk_size)
+
+    # --- evaluation --------------------------------------------------------------------------------------------------
+
+    def suites_to_play(self, asked: Sequence[str]) -> Sequence[str]:
+        """Return the suites of an evaluation; those that were asked for, or the section's own.
+
+        Raises:
+            ValueError: one does not exist, or stands twice.
+        """
+        if tuple(asked) not in ((), (self.name,)):
+            raise ValueError(
+                f"--suite: the policy was trained on {self.name}, found {', '.join(asked)}; leave the option out"
+            )
+        return [self.name]
+
+    def evaluation_changes(self, suite: str, options: EnvOptions) -> dict[str, Any]:  # noqa: ARG002 - for kinds with suites
+        """Return the fields that an evaluation of a suite sets, with their values.
+
+        Raises:
+            ValueError: an option is nothing that this environment has.
+        """
+        if options.init_states not in (None, SAMPLED):
+            raise ValueError(f"--init-states: {self.name} samples its initial states; leave the option out")
+        if options.assets is not None:
+            raise ValueError(f"--assets: {self.name} has none; leave the option out")
+        if options.protocol != "oft":
+            raise ValueError(f"--protocol: a protocol is LIBERO's, and the policy was trained on {self.name}")
+        changes: dict[str, Any] = {}
+        if options.horizon is not None:
+            changes["horizon"] = options.horizon
+        if options.tasks is not None:
+            changes["tasks"] = self.task_entries(options.tasks)
+        return changes
+
+    def task_entries(self, ids: Sequence[int]) -> list[int] | list[str]:
+        """Return the tasks of these ids as `tasks` has them.
+
+        Raises:
+            ValueError: there is no such task.
+        """
+        return list(ids)
+
+    def evaluation_deviations(
+        self,
+        plan: EnvPlan,
+        *,
+        protocol: ProtocolName,  # noqa: ARG002 - for kinds with a protocol, as all below
+        temperature: float | None,  # noqa: ARG002
+        episodes_per_task: int,  # noqa: ARG002
+        render_size: int | None,  # noqa: ARG002
+    ) -> tuple[str, ...]:
+        """Return a sentence for everything in which an evaluation departs from the benchmark's protocol.
+
+        Args:
+            plan: of this section.
+            protocol: by name.
+            temperature: of the sampling; None for greedy actions.
+            episodes_per_task: with each seed.
+            render_size: pixels a side that cameras draw, where a policy looks at them.
+        """
+        return plan.deviations

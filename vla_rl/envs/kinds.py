@@ -1,0 +1,18 @@
+"""The kinds of environments: an import and a member of the union for each. No other generic module names one."""
+
+from __future__ import annotations
+
+from typing import Annotated, get_args
+
+from pydantic import Field
+
+from vla_rl.envs.kind import EnvironmentSection
+from vla_rl.envs.libero.section import LiberoSection
+from vla_rl.envs.metaworld.section import MetaworldSection
+from vla_rl.envs.toy import ToySection
+
+EnvSection = Annotated[LiberoSection | ToySection | MetaworldSection, Field(discriminator="name")]
+
+ENVIRONMENTS: dict[str, type[EnvironmentSection]] = {
+    get_args(kind.model_fields["name"].annotation)[0]: kind for kind in get_args(get_args(EnvSection)[0])
+}

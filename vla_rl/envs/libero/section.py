@@ -1,0 +1,154 @@
+"""LIBERO in a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from vla_rl.envs.kind import EnvironmentSection, EnvOptions, EnvPlan, ProtocolName
+from vla_rl.libero_suites import SUITES
+from vla_rl.section import Horizon, NonNegative, PathText, Problem, RulesError, distinct
+from vla_rl.types import TaskInfo
+
+CAMERAS: tuple[Literal["agentview", "wrist"], ...] = ("agentview", "wrist")  # all that policies were trained with
+
+
+class LiberoSection(EnvironmentSection):
+    """LIBERO on robosuite and MuJoCo."""
+
+    name: Literal["libero"]
+    suite: Literal["libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"] = Field(
+        description="task suite"
+    )
+    tasks: Literal["all"] | list[NonNegative] = Field("all", description="task ids in the benchmark's own order")
+    assets: PathText = Field("auto", description="auto, proxy, or a folder in the layout of LIBERO's assets/")
+    init_states: Literal["standard", "spare", "sampled"] = Field(
+        "sampled",
+        description="standard: the evaluation's 50; spare: the unused ones; sampled: LIBERO's own sampler",
+    )
+    cameras: list[Literal["agentview", "wrist"]] = Field(
+        ["agentview"], description="frames the policy sees, in this order"
+    )
+    physics: Literal["exact", "fast"] = Field(
+        "exact", description="exact: LIBERO's own bit for bit; fast: one solve per substep, for training alone"
+    )
+    horizon: Horizon | None = Field(None, description="control steps; default: the suite's own")
+    gl: Literal["auto", "egl", "osmesa"] = Field(
+        "auto", description="renderer; auto takes EGL where it works, else OSMesa"
+    )
+
+    observes: ClassVar[Literal["frames", "state"]] = "frames"
+    state_lacks: ClassVar[str] = "LIBERO's state is the robot's own 8 numbers: no object is in it"
+
+    @model_validator(mode="after")
+    def _suite_offers_it(self) -> Self:
+        problems = distinct("tasks", self.tasks) + distinct("cameras", self.cameras)
+        count = SUITES[self.suite].num_tasks
+        bad = [] if self.tasks == "all" else [task for task in self.tasks if task >= count]
+        if bad:
+            problems.append(
+                Problem("tasks", f"{self.suite} does not have these tasks", str(bad), f"0..{count - 1}, all")
+            )
+        if self.init_states == "spare" and not SUITES[self.suite].has_spare_states:
+            problems.append(Problem("init_states", f"{self.suite} has no spare ones", "spare", "sampled, standard"))
+        if problems:
+            raise RulesError(problems)
+        return self
+
+    @property
+    def task_ids(self) -> list[int]:
+        """The task ids, in order."""
+        return list(range(SUITES[self.suite].num_tasks)) if self.tasks == "all" else list(self.tasks)
+
+    @property
+    def episode_horizon(self) -> int:
+        """Control steps of the longest episode."""
+        return self.horizon or SUITES[self.suite].horizon
+
+    @property
+    def num_images(self) -> int:
+        """Camera frames in an observation."""
+        return len(self.cameras)
+
+    @property
+    def suite_name(self) -> str:
+        """The suite of the tasks."""
+        return self.suite
+
+    @property
+    def init_state_set(self) -> str:
+        """Which set of initial states episodes start from."""
+        return self.init_states
+
+    def task_infos(self) -> tuple[TaskInfo, ...]:
+        """Describe the tasks, in order; hf-libero names them."""
+        from vla_rl.envs.libero.suites import libero_tasks
+
+        known = libero_tasks(self.suite)
+        return tuple(known[task_id] for task_id in self.task_ids)
+
+    def plan(self, *, render_size: int) -> EnvPlan:
+        """Turn the section into plain values; `render_size` is what its cameras draw.
+
+        Raises:
+            SimulatorError: it cannot be simulated here.
+        """
+        from vla_rl.envs.libero.plan import plan_libero
+
+        return plan_libero(self, render_size=render_size)
+
+    def suites_to_play(self, asked: Sequence[str]) -> Sequence[str]:
+        """Return the suites of an evaluation; those that were asked for, or the section's own.
+
+        Raises:
+            ValueError: one does not exist, or stands twice.
+        """
+        return known_suites(asked) or [self.suite]
+
+    def evaluation_changes(self, suite: str, options: EnvOptions) -> dict[str, Any]:
+        """Return the fields that an evaluation of a suite sets, with their values."""
+        from vla_rl.envs.libero.protocol import Protocol
+
+        changes: dict[str, Any] = {
+            "suite": suite,
+            "init_states": options.init_states or "standard",
+            "physics": "exact",  # fast physics is for training: a score is LIBERO's own or it is none
+            "horizon": options.horizon or Protocol(options.protocol).horizon(suite),
+        }
+        if suite != self.suite:
+            changes["tasks"] = "all"
+        if options.tasks is not None:
+            changes["tasks"] = list(options.tasks)
+        if options.assets is not None:
+            changes["assets"] = options.assets
+        return changes
+
+    def evaluation_deviations(
+        self,
+        plan: EnvPlan,
+        *,
+        protocol: ProtocolName,
+        temperature: float | None,
+        episodes_per_task: int,
+        render_size: int | None,
+    ) -> tuple[str, ...]:
+        """Return a sentence for everything in which an evaluation departs from the protocol; see the base."""
+        from vla_rl.envs.libero.protocol import Protocol
+
+        return Protocol(protocol).deviations(
+            self, plan, temperature=temperature, episodes_per_task=episodes_per_task, render_size=render_size
+        )
+
+
+def known_suites(asked: Sequence[str]) -> Sequence[str]:
+    """Return the suites that were asked for, each checked.
+
+    Raises:
+        ValueError: one does not exist, or stands twice.
+    """
+    unknown = [name for name in asked if name not in SUITES]
+    if unknown or len(set(asked)) != len(asked):
+        raise ValueError(f"--suite: found {', '.join(asked)}; allowed are {', '.join(SUITES)}, each once")
+    return asked

@@ -1,0 +1,1 @@
+"""Meta-World version 3 behind the environment protocol. Importing this imports no simulator."""

@@ -1,0 +1,196 @@
+"""From what was asked for to plans: one for each suite, checked before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from vla_rl.envs.kind import SAMPLED
+from vla_rl.envs.libero.assets import SUBFOLDERS, Assets
+from vla_rl.envs.libero.check import SimulatorReport
+from vla_rl.evaluation.conditions import Conditions, digest_of_files
+from vla_rl.evaluation.options import EvalOptions
+from vla_rl.evaluation.play import evaluation_jobs, init_states
+from vla_rl.evaluation.policy_source import PolicySource
+from vla_rl.ipc.container import usable_cores
+from vla_rl.ipc.room import available_memory
+from vla_rl.recipe import OpenVLAOFTSection, Problem, RecipeError, Setup, change_setup
+from vla_rl.run.plan import Plan, make_plan
+from vla_rl.workers.episodes import EpisodeJob
+
+_OPTIONS = {  # under which names the fields that an option sets are known to who gave it
+    "env.suite": "--suite",
+    "env.tasks": "--tasks",
+    "env.init_states": "--init-states",
+    "env.horizon": "--horizon",
+    "env.assets": "--assets",
+    "rollout.temperature": "--temperature",
+    "rollout.num_workers": "--workers",
+}
+_SERIAL_SLOTS = 1  # a batch of one: what a decision is does not depend on its neighbours
+_SLOTS_PER_WORKER = 2  # one is stepped while the other waits for its decision
+MOST_WORKERS = 16  # unasked: each holds graphics contexts in the GPU's memory beside the policy; the recipes have 10
+_WORKER_BYTES = 2 * 2**30  # memory of a worker with two LIBERO simulators and their graphics contexts, rounded up
+
+
+@dataclass(frozen=True, slots=True)
+class SuitePlan:
+    """One suite of an evaluation."""
+
+    plan: Plan
+    jobs: list[EpisodeJob]
+
+
+def make_suite_plans(source: PolicySource, options: EvalOptions) -> list[SuitePlan]:
+    """A plan and its episodes for each suite.
+
+    Raises:
+        ValueError: an option does not fit the policy, the suite or this machine.
+    """
+    if len(set(options.seeds)) != len(options.seeds) or not options.seeds:
+        raise ValueError(f"--seed: found {list(options.seeds)}; every seed stands once")
+    if options.serial and options.workers is not None:
+        raise ValueError(f"--workers: found {options.workers}, but --serial has one; leave out one of the two")
+    suites = []
+    for name in source.suites(options.suites):
+        plan = make_plan(_setup(source, options, name), accept_l1_head=True)
+        _refuse_temperature(plan, options)
+        if plan.env.simulator is not None and not options.allow_unpinned:
+            _refuse_unpinned(plan.env.simulator)
+        jobs = evaluation_jobs(plan, episodes_per_task=options.episodes_per_task, seeds=options.seeds)
+        suites.append(SuitePlan(plan, jobs))
+    return suites
+
+
+def _refuse_temperature(plan: Plan, options: EvalOptions) -> None:
+    """Two evaluations that differ in a temperature without effect would count as two.
+
+    Raises:
+        ValueError: one was asked for, and the policy draws nothing.
+    """
+    if plan.policy.is_regression and options.temperature is not None:
+        raise ValueError(
+            f"--temperature: found {options.temperature}; this checkpoint's L1 head computes its actions, nothing is "
+            "drawn that a temperature could change. Leave the option out"
+        )
+
+
+def _refuse_unpinned(simulator: SimulatorReport) -> None:
+    """A score from other versions looks like any other and means something else.
+
+    Raises:
+        ValueError: a package is not the one that published scores were made with.
+    """
+    if simulator.warnings:
+        raise ValueError(
+            f"{'; '.join(simulator.warnings)}. Install that version, or give --allow-unpinned: the score then carries "
+            "the deviation"
+        )
+
+
+def make_conditions(source: PolicySource, options: EvalOptions, suites: Sequence[SuitePlan]) -> Conditions:
+    """What the evaluation must keep when it is gone on with."""
+    plan = suites[0].plan
+    simulator = plan.env.simulator
+    versions = {} if simulator is None else {**simulator.versions, "renderer": simulator.renderer}
+    return Conditions(
+        checkpoint=source.location,
+        fingerprint=source.fingerprint,
+        trained_on=source.trained_on,
+        protocol=options.protocol.name if simulator is not None else "none",
+        horizon=options.horizon,
+        temperature=options.temperature,
+        seeds=options.seeds,
+        init_states=init_states(plan),
+        assets="none" if simulator is None else _assets_in_words(simulator.assets),
+        versions=", ".join(f"{name} {version}" for name, version in versions.items()) or "none",
+    )
+
+
+def _assets_in_words(assets: Assets) -> str:
+    return f"{assets.kind}, files {digest_of_files(assets.folder, (*SUBFOLDERS, 'textures'))}"
+
+
+def folder_name(source: PolicySource, options: EvalOptions, conditions: Conditions, suites: Sequence[SuitePlan]) -> str:
+    """The checkpoint, the suites, and what is not as usual."""
+    words = [source.name] if source.name else []
+    words += [suite.plan.env.tasks[0].suite for suite in suites]
+    if options.tasks is not None:
+        words.append(f"task{options.tasks[0]}" if len(options.tasks) == 1 else f"{len(options.tasks)}tasks")
+    if conditions.protocol == "long":
+        words.append("long")
+    if conditions.horizon is not None:
+        words.append(f"horizon{conditions.horizon}")
+    if conditions.init_states == "spare" or (conditions.init_states == SAMPLED and conditions.assets != "none"):
+        words.append(conditions.init_states)
+    if conditions.temperature is not None:
+        words.append(f"T{conditions.temperature:g}")
+    if conditions.seeds != (0,):
+        words.append("seed" + "-".join(map(str, conditions.seeds)))
+    return "_".join(words)
+
+
+def all_deviations(options: EvalOptions, suites: Sequence[SuitePlan]) -> tuple[str, ...]:
+    """From the protocol, over all suites, each said once."""
+    found = [
+        deviation
+        for suite in suites
+        for deviation in suite.plan.setup.env.evaluation_deviations(
+            suite.plan.env,
+            protocol=options.protocol.name,
+            temperature=options.temperature,
+            episodes_per_task=options.episodes_per_task,
+            render_size=None if suite.plan.transform is None else suite.plan.transform.input_size,
+        )
+    ]
+    return tuple(dict.fromkeys(found))
+
+
+def usual_workers() -> int:
+    """Simulator processes where nobody says how many: one for every usable core but one, if memory holds them."""
+    return max(1, min(usable_cores() - 1, available_memory() // _WORKER_BYTES, MOST_WORKERS))
+
+
+def _setup(source: PolicySource, options: EvalOptions, suite: str) -> Setup:
+    """The policy with the environment and the slots that were asked for.
+
+    Raises:
+        ValueError: the options do not fit together, or not the policy.
+    """
+    setup = source.setup(suite)
+    if not options.self_test and not isinstance(setup.policy, OpenVLAOFTSection):
+        raise ValueError(f"--no-self-test: the policy {setup.policy.name!r} is not tested; leave the option out")
+    changes: dict[tuple[str, ...], object] = {
+        ("rollout", "num_workers"): _SERIAL_SLOTS if options.serial else options.workers or usual_workers(),
+        ("rollout", "envs_per_worker"): _SERIAL_SLOTS if options.serial else _SLOTS_PER_WORKER,
+    }
+    if options.serial:
+        changes["runtime", "mode"] = "serial"
+    if options.temperature is not None:
+        changes["rollout", "temperature"] = options.temperature
+    if isinstance(setup.policy, OpenVLAOFTSection):
+        changes |= _policy_changes(source, setup.policy, options, suite)
+    for field, value in setup.env.evaluation_changes(suite, options.env).items():
+        changes["env", field] = value
+    title = f"evaluation of {source.location}"
+    try:
+        return change_setup(setup, changes, source=title)
+    except RecipeError as error:
+        raise RecipeError(title, [_as_option(problem) for problem in error.problems]) from None
+
+
+def _policy_changes(
+    source: PolicySource, policy: OpenVLAOFTSection, options: EvalOptions, suite: str
+) -> dict[tuple[str, ...], object]:
+    """In the suite of the training, actions are scaled as they were then, whatever lies beside the weights by now."""
+    changes: dict[tuple[str, ...], object] = {} if options.self_test else {("policy", "self_test"): False}
+    trained_here = source.run is not None and source.run.env.suite_name == suite and source.statistics is not None
+    if trained_here and policy.statistics is None:
+        changes["policy", "statistics"] = source.statistics
+    return changes
+
+
+def _as_option(problem: Problem) -> Problem:
+    """A fault of a field that was set by an option, told as a fault of the option."""
+    option = _OPTIONS.get(problem.path)
+    return problem if option is None else replace(problem, path=option, place="")
