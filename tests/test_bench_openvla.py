@@ -197,3 +197,26 @@ def test_training_adapters_of_7b_takes_two_or_three_passes_of_llama_and_one_of_v
     adapters = 2 * tokens * 32 * 32 * (4 * 8192 + 3 * 15104)  # one pass through them at rank 32
     passes = 3 if checkpointing else 2
     assert counted(policy, train=True) == pytest.approx(vision + passes * llama + (passes + 1) * adapters, rel=0.01)
+
+
+@pytest.mark.slow
+def test_whole_updates_are_measured_by_parts_and_beside_another_checkout() -> None:
+    command = [sys.executable, str(SCRIPT), "--update", "--size", "tiny", "--device", "cpu", "--rounds", "1", "--json"]
+    done = subprocess.run(
+        [*command, "--against", str(ROOT)], check=True, cwd=ROOT, capture_output=True, text=True, timeout=600,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    rows = json.loads(done.stdout)["rows"]
+    ways = [("current", "batch"), ("current", "running"), ("acting", "batch")]
+    assert [(row["checkout"], row["compile"], row["values"], row["moments"]) for row in rows] == [
+        ("against", "off", *ways[0]),
+        *(("this", compiled, *way) for compiled in ("off", "layers") for way in ways),
+    ]
+    assert rows[0]["ratio"] == 1.0
+    for row in rows:
+        assert row["seconds"] == pytest.approx(sum(row["parts"].values()))
+        assert all(row["parts"][part] > 0 for part in ("loss", "optimizer", "publish"))
+    operations = [row["operations"] for row in rows]
+    assert operations[0] == operations[1]  # the same code
+    assert operations[3] < operations[2] < operations[1]  # no pass for values; nor for what follows a segment
+    assert all(fewer < more for fewer, more in zip(operations[4:], operations[1:4], strict=True))
