@@ -292,6 +292,13 @@ def test_a_broken_lerobot_data_set_is_told(name: str, tmp_path: Path) -> None:
         assert text in message
 
 
+def test_rows_that_are_missing_are_told_before_an_episode_is_read(tmp_path: Path) -> None:
+    root = toy.write_lerobot_v3(tmp_path / "data", toys())
+    edit_table(root / "data/chunk-000/file-001.parquet", lambda table: table.slice(0, 5))
+    with pytest.raises(DemosError, match="has too few rows"):
+        open_demos(root)
+
+
 def test_a_video_that_ends_early_is_told(tmp_path: Path) -> None:
     root = toy.write_lerobot_v2(tmp_path / "data", toys(), kind="video")
     file = root / "videos/chunk-000/observation.images.image/episode_000001.mp4"

@@ -82,10 +82,13 @@ def test_no_ops_are_left_out_where_asked(tmp_path: Path) -> None:
     one = toy.toy(toy.TASKS[1], 0, 12)
     one.actions[[2, 5], :6] = 0
     root = toy.write_hdf5(tmp_path / "data", [one])
+    with h5py.File(root / NAMES[1], "r+") as file:
+        file["data/demo_0/robot_states"][:, 0] = np.arange(12)
     assert "1 episodes, 10 frames" in convert(root, "--out", tmp_path / "out", "--drop-no-ops").output
     assert "1 episodes, 12 frames" in convert(root, "--out", tmp_path / "all").output
     with h5py.File(tmp_path / "out" / NAMES[1]) as file:
         np.testing.assert_array_equal(file["data/demo_0/actions"], np.delete(one.actions, [2, 5], axis=0))
+        assert file["data/demo_0/robot_states"][:, 0].tolist() == [0, 1, 3, 4, 6, 7, 8, 9, 10, 11]
 
 
 def test_an_interrupted_conversion_goes_on(tmp_path: Path) -> None:

@@ -101,6 +101,18 @@ def test_a_block_in_the_corner_of_an_hdf5_file_lands_in_the_opposite_corner(tmp_
     assert (open_demos(root, rotated=True)[0].frames["agentview"][:, :4, :6] == (255, 0, 0)).all()
 
 
+def test_av1_the_codec_of_lerobot_is_decoded(tmp_path: Path) -> None:
+    """Its encoder wants 64 pixels at least; the second episode of the file begins at 0.5 s, not at a key frame."""
+    from vla_rl.demos.videos import read_video
+
+    frames = np.stack([toy.picture(row) for row in range(12)]).repeat(2, axis=1).repeat(2, axis=2)
+    toy.write_video(tmp_path / "a.mp4", frames, 10, "libsvtav1")
+    read = read_video(tmp_path / "a.mp4", begin=0.5, fps=10, rows=[0, 2, 6])
+    off = np.abs(read.astype(int) - frames[[5, 7, 11]].astype(int))
+    assert read.shape == (3, 64, 64, 3)
+    assert np.percentile(off, 90) <= VIDEO
+
+
 def test_a_declared_rotation_holds_for_every_format(tmp_path: Path) -> None:
     root = toy.write_rlds(tmp_path / "rlds", toys(), shards=1)
     as_is, turned = open_demos(root)[0].frames, open_demos(root, rotated=False)[0].frames

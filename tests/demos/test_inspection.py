@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import toy_demos as toy
@@ -122,6 +123,15 @@ def test_an_episode_without_a_whole_chunk_is_named(tmp_path: Path) -> None:
 def test_an_incomplete_copy_of_the_published_data_is_named(tmp_path: Path) -> None:
     root = toy.write_rlds(tmp_path / "libero_goal_no_noops", toys())
     assert "has 428 with 52,042" in found_in(root)["traps"]["not_the_published_set"]
+
+
+def test_a_sentence_that_is_the_prompt_is_not_named(tmp_path: Path) -> None:
+    root = toy.write_hdf5(tmp_path, toys(), raw=True)
+    with h5py.File(root / f"{toy.TASKS[0]}_demo.hdf5", "r+") as file:
+        file["data"].attrs["problem_info"] = json.dumps({"language_instruction": "Turn on the stove"})
+    text = found_in(root)["traps"]["sentence_is_not_the_prompt"]
+    assert text.startswith("in 1 of 2 files")
+    assert '"pick up the red bowl", not "another sentence"' in text
 
 
 def test_one_prompt_in_two_scenes_is_named(tmp_path: Path) -> None:

@@ -270,13 +270,13 @@ def lerobot_table(episodes: Sequence[Toy], first: int, start: int, kind: str, ke
     return pa.table({name: pa.array(values, types.get(name)) for name, values in columns.items()})
 
 
-def write_video(file: Path, frames: np.ndarray, fps: int) -> None:
+def write_video(file: Path, frames: np.ndarray, fps: int, codec: str = "libx264") -> None:
     import av
 
     file.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(file), "w") as container:
-        stream = container.add_stream("libx264", rate=fps)
-        stream.width = stream.height = SIZE
+        stream = container.add_stream(codec, rate=fps)
+        stream.width = stream.height = frames.shape[1]
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": "8", "g": "5"}
         for frame in frames:
