@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "rl": {"section"},
     "credit": {"section", "rl"},
     "recipe": {"errors", "section", "rl", "credit", "envs"},
-    "policies": {"types", "errors", "section"},
+    "policies": {"types", "errors", "section", "rl"},  # rl: a policy owns the density of its actions
     "envs": {"types", "errors", "section", "libero_suites"},
     "ipc": {"types", "errors"},
     "replay": {"types", "errors", "ipc"},
