@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "envs": {"types", "errors", "section", "libero_suites"},
     "ipc": {"types", "errors"},
     "replay": {"types", "errors", "ipc"},
-    "workers": {"types", "errors", "ipc", "replay", "envs", "policies", "rl"},  # rl: one distribution for both sides
+    "workers": {"types", "errors", "ipc", "replay", "envs", "policies"},
     "learner": {"types", "errors", "section", "ipc", "replay", "policies", "rl", "credit"},
     "reporting": {"types", "errors", "__init__"},
     "doctor": {"types", "errors", "envs", "ipc"},

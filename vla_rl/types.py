@@ -14,6 +14,7 @@ Shape letters, used everywhere in the program:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -162,14 +163,78 @@ class PolicyOutput:
     values: torch.Tensor  # (B,) float32
 
 
+@dataclass(frozen=True, slots=True)
+class Acted:
+    """Decisions for a batch of observations."""
+
+    tokens: torch.Tensor  # (B, A) integer bins, or float32
+    logprobs: torch.Tensor  # (B, A) float32, at the policy's temperature
+    values: torch.Tensor  # (B,) float32
+    behavior: torch.Tensor | None  # (B, A, V) float32, parameters of what was drawn from, if requested
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Stored decisions as a policy sees them, at its temperature; differentiable."""
+
+    logprobs: torch.Tensor  # (B, A) of the stored tokens
+    values: torch.Tensor  # (B,) float32
+    entropy: torch.Tensor | None  # (B, A) nats, if requested
+    kl: torch.Tensor | None  # (B, A) nats, exact KL(behaviour || policy), if the behaviour was given
+
+
 class Policy(Protocol):
-    """Actor-critic with one distribution per action token. Every implementation is a `torch.nn.Module`."""
+    """Actor-critic that owns the density of its actions. Every implementation is a `torch.nn.Module`.
+
+    The network's pass, `__call__`, is separate from the density: it may run inside a wrapper or be compiled.
+    """
 
     observation_spec: ObservationSpec
     action_spec: ActionSpec
 
     def __call__(self, inputs: PolicyInputs) -> PolicyOutput:
         """Return logits and values of a batch. Gradients flow to the trainable parameters only."""
+        ...
+
+    def act(
+        self,
+        inputs: PolicyInputs,
+        *,
+        greedy: bool = False,
+        generator: torch.Generator | None = None,
+        with_behavior: bool = False,
+        network: Callable[[PolicyInputs], PolicyOutput] | None = None,
+    ) -> Acted:
+        """Decide for a batch.
+
+        Args:
+            inputs: what the policy observes.
+            greedy: take the most likely tokens; log-probabilities are the same as if they had been drawn.
+            generator: source of the random numbers.
+            with_behavior: also return the parameters of what was drawn from, for an exact KL later.
+            network: used for the network's pass in place of the policy's own call, e.g. a compiled one.
+
+        Raises:
+            ValueError: the network's output is not finite.
+        """
+        ...
+
+    def evaluate(
+        self,
+        output: PolicyOutput,
+        tokens: torch.Tensor,
+        *,
+        behavior: torch.Tensor | None = None,
+        with_entropy: bool = False,
+    ) -> Evaluation:
+        """Evaluate stored tokens.
+
+        Args:
+            output: of the network's pass over the observations, (B, ...).
+            tokens: (B, A) that were drawn there.
+            behavior: (B, A, V) `Acted.behavior` of the policy that drew them, a constant; None for no KL.
+            with_entropy: whether to compute the entropy.
+        """
         ...
 
     def bucket_of(self, task_index: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -178,7 +178,6 @@ def updated(device, *, before=lambda policy: None):
         surrogate=Gipo(name="gipo", sigma=0.5),
         credit=Gae(name="gae", discount=0.99, gae_lambda=0.95, time_limit="end"),
         loss=LossWeights(),
-        temperature=1.0,
         batch_size=2,
         num_micro_batches=1,
         old_threshold=1,

@@ -105,12 +105,12 @@ def make_learner(
     accumulation: int = 2,
     temperature: float = 1.0,
 ) -> Learner:
+    engine.policy.temperature = temperature  # type: ignore[assignment]
     return Learner(
         engine,
         surrogate=KINDS[surrogate](name=surrogate) if isinstance(surrogate, str) else surrogate,
         credit=targets or gae(discount=0.9, gae_lambda=0.5),
         loss=loss or LossWeights(value_coefficient=0.5, entropy_coefficient=0.01),
-        temperature=temperature,
         batch_size=micro_batch * accumulation,
         num_micro_batches=accumulation,
         old_threshold=10,

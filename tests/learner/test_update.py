@@ -16,6 +16,7 @@ from torch import nn
 
 from vla_rl.credit import Vtrace
 from vla_rl.learner.engine import NonFiniteUpdateError
+from vla_rl.policies.token_density import TokenDensity
 from vla_rl.rl.loss_weights import LossWeights
 from vla_rl.rl.surrogates import KINDS, Ppo
 from vla_rl.types import ObservationSpec, PolicyInputs, PolicyOutput, SegmentBatch
@@ -23,14 +24,14 @@ from vla_rl.types import ObservationSpec, PolicyInputs, PolicyOutput, SegmentBat
 PLAIN = LossWeights(value_coefficient=0.5, normalize_advantages=False)
 
 
-class TablePolicy(nn.Module):
+class TablePolicy(TokenDensity, nn.Module):
     """V(s) is the state's first number, the action is uniform over 5 bins."""
 
     def __init__(self) -> None:
         super().__init__()
         self.observation_spec = ObservationSpec(num_images=0, image_size=0, state_dim=fakes.STATE_DIM)
         self.action_spec = fakes.ACTIONS
-        self.bias = nn.Parameter(torch.zeros(self.action_spec.num_tokens, self.action_spec.num_bins))
+        self.bias = nn.Parameter(torch.zeros(self.action_spec.num_tokens, self.action_spec.num_outputs))
         self.value_scale = nn.Parameter(torch.ones(()))
 
     def forward(self, inputs: PolicyInputs) -> PolicyOutput:

@@ -60,7 +60,6 @@ def cell(tmp_path, copies):
         build=BUILD,
         device="cpu",
         bf16=False,
-        temperature=1.0,
         greedy=False,
         seed=0,
         max_batch=1,

@@ -63,7 +63,7 @@ def slots(policy):
 
 def make_server(policy, slots, *, max_batch=NUM_SLOTS, compiled=None):
     server = InferenceServer(
-        policy=policy, trainable={}, mailbox=FirstVersion(), slots=slots, device="cpu", temperature=1.0, greedy=True,
+        policy=policy, trainable={}, mailbox=FirstVersion(), slots=slots, device="cpu", greedy=True,
         seed=0, max_batch=max_batch, compiled=compiled,
     )  # fmt: skip
     assert server.adopt()

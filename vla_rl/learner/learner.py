@@ -32,7 +32,6 @@ from vla_rl.learner.objective import (
 )
 from vla_rl.learner.optimizer import POLICY_GROUP, VALUE_GROUP
 from vla_rl.policies.memory_errors import is_out_of_memory
-from vla_rl.rl.distributions import distribution_of
 from vla_rl.rl.loss_weights import LossWeights
 from vla_rl.rl.masking import NonFiniteError
 from vla_rl.rl.surrogates import Surrogate
@@ -51,7 +50,6 @@ class Learner:
         surrogate: the policy objective. Its weights and its clip range give metrics.
         credit: makes value targets and advantages.
         loss: weights of the terms.
-        temperature: the policy acts with logits / temperature, here as in the inference worker.
         batch_size: segments that every update takes, on each rank.
         num_micro_batches: parts that an update is cut into on each rank; more after running out of memory.
         old_threshold: versions; a decision is old at this lag or more (metrics only).
@@ -64,7 +62,6 @@ class Learner:
         surrogate: Surrogate,
         credit: Credit,
         loss: LossWeights,
-        temperature: float,
         batch_size: int,
         num_micro_batches: int,
         old_threshold: int,
@@ -73,15 +70,14 @@ class Learner:
         self.num_micro_batches = num_micro_batches
         self._engine = engine
         self._policy = engine.policy
-        self._bucket_of = cast(Policy, engine.policy).bucket_of
-        action_spec = cast(Policy, engine.policy).action_spec
-        self._action_dim = action_spec.action_dim
+        policy = cast(Policy, engine.policy)
+        self._bucket_of = policy.bucket_of
+        self._density = policy.evaluate
+        self._action_dim = policy.action_spec.action_dim
         self._has_dropout = any(isinstance(module, _DropoutNd) and module.p > 0 for module in engine.policy.modules())
-        self._distribution = distribution_of(action_spec.num_bins)
         self._surrogate = surrogate
         self._credit = credit
         self._loss = loss
-        self._temperature = temperature
         self._old_threshold = old_threshold
         self._evaluates_decisions = credit.needs_current_values or credit.needs_log_ratios
         self.moments = RunningMoments()
@@ -227,13 +223,14 @@ class Learner:
         experience.values[_place(rows[valued])] = values
         if self._credit.needs_log_ratios:
             decisions = rows[is_decision]
-            logits = output.logits.detach()[torch.from_numpy(is_decision).to(output.logits.device)]
-            experience.log_ratios[_place(decisions)] = self._joint_log_ratio(batch, decisions, logits)
+            chosen = torch.from_numpy(is_decision).to(output.values.device)
+            known = PolicyOutput(logits=output.logits.detach()[chosen], values=output.values.detach()[chosen])
+            experience.log_ratios[_place(decisions)] = self._joint_log_ratio(batch, decisions, known)
 
-    def _joint_log_ratio(self, batch: SegmentBatch, decisions: Rows, logits: Tensor) -> Tensor:
+    def _joint_log_ratio(self, batch: SegmentBatch, decisions: Rows, output: PolicyOutput) -> Tensor:
         """Return the sum of each decision's executed token log-ratios, (R,): the joint ratio of the whole chunk."""
-        tokens = at(batch.tokens, decisions).to(logits.device)
-        logprobs = self._distribution.terms(logits, tokens, self._temperature).logprobs.cpu()
+        tokens = at(batch.tokens, decisions).to(output.values.device)
+        logprobs = self._density(output, tokens).logprobs.cpu()
         run = token_mask(batch, decisions, action_dim=self._action_dim)
         return torch.where(run, logprobs - at(batch.behavior_logprobs, decisions), 0.0).sum(dim=1)
 
@@ -312,20 +309,18 @@ class Learner:
         self, batch: SegmentBatch, decisions: Decisions, output: PolicyOutput, counts: Counts, measure: bool
     ) -> tuple[Tensor, Sums]:
         """Return a micro-batch's share of the loss; NaN (skips the update on all ranks) if it cannot be computed."""
+        device, behavior = output.values.device, batch.behavior_logits if self._loss.kl_coefficient > 0 else None
+        evaluation = self._density(
+            output,
+            at(batch.tokens, decisions.rows).to(device),
+            behavior=None if behavior is None else at(behavior, decisions.rows).to(device),
+            with_entropy=measure or self._loss.entropy_coefficient > 0,
+        )
         try:
-            sums = micro_batch_sums(
-                batch,
-                decisions,
-                output,
-                distribution=self._distribution,
-                surrogate=self._surrogate,
-                loss=self._loss,
-                temperature=self._temperature,
-                measure=measure,
-            )
+            sums = micro_batch_sums(batch, decisions, evaluation, surrogate=self._surrogate, loss=self._loss)
         except NonFiniteError as error:
             logger.warning("%s", error)
-            sums = no_sums(decisions, output)
+            sums = no_sums(decisions, evaluation)
         return share_of_loss(sums, counts, self._loss), sums.detached()
 
     # --- the forward pass, and its memory ----------------------------------------------------------------------------

@@ -14,12 +14,11 @@ from torch import Tensor
 
 from vla_rl.credit import Credit, Experience
 from vla_rl.learner.batches import Rows, at, token_mask
-from vla_rl.rl.distributions import Distribution
 from vla_rl.rl.loss_weights import LossWeights
 from vla_rl.rl.losses import LossTerms, advantage_moments, normalize_advantages, total_loss, value_loss_sum
 from vla_rl.rl.masking import masked_sum, select_valid
 from vla_rl.rl.surrogates import Surrogate, policy_objective_sum
-from vla_rl.types import PolicyOutput, SegmentBatch
+from vla_rl.types import Evaluation, SegmentBatch
 
 _NO_MOMENTS = torch.full((3,), math.nan, dtype=torch.float64)  # moments if an advantage is not finite
 
@@ -125,33 +124,17 @@ def credited(
 
 
 def micro_batch_sums(
-    batch: SegmentBatch,
-    decisions: Decisions,
-    output: PolicyOutput,
-    *,
-    distribution: Distribution,
-    surrogate: Surrogate,
-    loss: LossWeights,
-    temperature: float,
-    measure: bool = True,
+    batch: SegmentBatch, decisions: Decisions, evaluation: Evaluation, *, surrogate: Surrogate, loss: LossWeights
 ) -> Sums:
-    """Compute all terms of one micro-batch. A term whose coefficient is 0 is measured without a graph.
+    """Compute all terms of one micro-batch from its R evaluated decisions.
 
-    `output` has R rows. Without `measure` an entropy of coefficient 0 is not computed and given as 0.
+    A term whose coefficient is 0 is measured without a graph; one that was not evaluated is given as 0.
 
     Raises:
         NonFiniteError: a valid place holds a non-finite number.
     """
-    rows, device = decisions.rows, output.logits.device
-    behavior = batch.behavior_logits if loss.kl_coefficient > 0 else None
-    terms = distribution.terms(
-        output.logits,
-        at(batch.tokens, rows).to(device),
-        temperature,
-        behavior=None if behavior is None else at(behavior, rows).to(device),
-        with_entropy=measure or loss.entropy_coefficient > 0,
-    )
-    logprobs, behavior_logprobs = terms.logprobs, at(batch.behavior_logprobs, rows).to(device)
+    rows, device = decisions.rows, evaluation.values.device
+    logprobs, behavior_logprobs = evaluation.logprobs, at(batch.behavior_logprobs, rows).to(device)
     run = decisions.tokens_run.to(device)
     if loss.ratio == "joint":  # ρ of the decision: the product of its executed tokens' ratios
         logprobs, behavior_logprobs = (_sum_run(each, run) for each in (logprobs, behavior_logprobs))
@@ -163,10 +146,10 @@ def micro_batch_sums(
         mask=decisions.ratios_valid.to(device),
     )
     every = torch.ones(len(rows), dtype=torch.bool, device=device)
-    value, _ = value_loss_sum(output.values, decisions.value_targets.to(device), every)
+    value, _ = value_loss_sum(evaluation.values, decisions.value_targets.to(device), every)
     entropy, kl = (
         torch.zeros((), device=device) if term is None else masked_sum(select_valid(name, term, run), run)[0]
-        for name, term in (("entropy", terms.entropy), ("kl", terms.kl))
+        for name, term in (("entropy", evaluation.entropy), ("kl", evaluation.kl))
     )
     return Sums(
         decisions,
@@ -174,15 +157,15 @@ def micro_batch_sums(
         value,
         entropy if loss.entropy_coefficient > 0 else entropy.detach(),
         kl,
-        output.values.detach().cpu(),
+        evaluation.values.detach().cpu(),
         (logprobs.detach() - behavior_logprobs).cpu(),
     )
 
 
-def no_sums(decisions: Decisions, output: PolicyOutput) -> Sums:
+def no_sums(decisions: Decisions, evaluation: Evaluation) -> Sums:
     """Return the terms of a micro-batch that no loss can be computed from: NaN, with a graph for the backward pass."""
-    nothing = torch.zeros((), device=output.values.device)
-    policy = (output.logits.sum() + output.values.sum()) * math.nan
+    nothing = torch.zeros((), device=evaluation.values.device)
+    policy = (evaluation.logprobs.sum() + evaluation.values.sum()) * math.nan
     return Sums(decisions, policy, nothing, nothing, nothing, torch.zeros(0), torch.zeros(0))
 
 

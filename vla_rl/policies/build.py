@@ -41,6 +41,7 @@ def build_openvla_oft(  # noqa: PLR0913 - the flat arguments of a partial
     accept_l1_head: bool = False,
     draw_on: str | None = None,
     statistics: str | None = None,
+    temperature: float = 1.0,
 ) -> OpenVLAOFTPolicy:
     """Build OpenVLA-OFT with a critic.
 
@@ -69,6 +70,7 @@ def build_openvla_oft(  # noqa: PLR0913 - the flat arguments of a partial
             on a CPU and on each GPU model.
         statistics: key of the data set whose statistics are used instead; None for the suite's own, for those an export
             recorded, or for the only ones.
+        temperature: divides the logits, in acting and evaluating alike.
 
     Raises:
         ValueError: the checkpoint, profile, statistics or an option does not fit.
@@ -80,7 +82,7 @@ def build_openvla_oft(  # noqa: PLR0913 - the flat arguments of a partial
     source = find_source(
         checkpoint, profile=profile, image_size=image_size, proprio=proprio, accept_l1_head=accept_l1_head
     )
-    return assemble(
+    policy = assemble(
         source,
         tasks=tasks,
         statistics=source.dataset_statistics(statistics_key, statistics),
@@ -100,6 +102,8 @@ def build_openvla_oft(  # noqa: PLR0913 - the flat arguments of a partial
         empty=empty,
         draw_on=None if draw_on is None else torch.device(draw_on),
     )
+    policy.temperature = temperature
+    return policy
 
 
 def build_mlp(
@@ -112,6 +116,7 @@ def build_mlp(
     seed: int,
     device: str,
     empty: bool = False,
+    temperature: float = 1.0,
 ) -> MLPPolicy:
     """Build a multi-layer perceptron over state observations, initialised from `seed`; see `mlp.MLPPolicy`.
 
@@ -124,6 +129,7 @@ def build_mlp(
         action_spec=ActionSpec(chunk_size=chunk_size, action_dim=action_dim, num_bins=num_bins),
         hidden_dim=hidden_dim,
     )
+    policy.temperature = temperature
     if not empty:
         fill_linear_and_norms(policy, seed=seed, device=torch.device(device))
     return policy

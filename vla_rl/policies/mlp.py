@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vla_rl.policies.parameters import META
+from vla_rl.policies.token_density import TokenDensity
 from vla_rl.types import ActionSpec, FloatArray, ObservationSpec, PolicyInputs, PolicyOutput, TokenArray
 
 
-class MLPPolicy(nn.Module):
+class MLPPolicy(TokenDensity, nn.Module):
     """Multi-layer perceptron that satisfies `vla_rl.types.Policy`.
 
     Bin b of a component means the action -1 + 2 b / (V - 1). Without bins a component is drawn from a Gaussian, whose

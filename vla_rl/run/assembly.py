@@ -266,7 +266,6 @@ def _inference_settings(plan: Plan, log_dir: Path, *, greedy: bool, seed: int) -
         build=plan.policy.build,
         device=plan.device,
         bf16=plan.setup.precision == "bf16",
-        temperature=rollout.temperature,
         greedy=greedy,
         seed=seed,
         max_batch=min(rollout.max_batch, plan.num_slots),

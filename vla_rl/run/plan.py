@@ -213,6 +213,7 @@ def _plan_openvla_oft(
         seed=setup.seed,
         accept_l1_head=accept_l1_head,
         draw_on=draw_on,
+        temperature=setup.rollout.temperature,
     )
     summary = describe_openvla_oft(build, bf16=setup.precision == "bf16")
     transform = frame_transform(summary.image_transform, output_size=summary.observation_spec.image_size)
@@ -246,6 +247,7 @@ def _plan_mlp(setup: Setup, section: MLPSection) -> PolicyPlan:
         num_bins=section.num_bins if section.distribution == "categorical" else None,
         hidden_dim=section.hidden_dim,
         seed=setup.seed,
+        temperature=setup.rollout.temperature,
     )
     policy = build(device="cpu", empty=True)
     parameters = list(policy.parameters())

@@ -353,7 +353,6 @@ def _make_learner(plan: TrainingPlan, engine: Engine) -> Learner:
         surrogate=recipe.surrogate,
         credit=recipe.targets,
         loss=recipe.loss,
-        temperature=recipe.rollout.temperature,
         batch_size=recipe.learner.batch_segments,
         num_micro_batches=recipe.learner.accumulation,
         old_threshold=recipe.replay.old_threshold,

@@ -16,8 +16,8 @@ from vla_rl.errors import RunFailureError
 from vla_rl.ipc.slots import ExchangeSlots
 from vla_rl.policies.devices import PeakMemory, peak_memory
 from vla_rl.policies.memory_errors import is_out_of_memory
-from vla_rl.rl.distributions import distribution_of
-from vla_rl.types import Policy, PolicyInputs, PolicyOutput, TokenArray
+from vla_rl.policies.token_density import NonFiniteOutputError
+from vla_rl.types import Acted, Policy, PolicyInputs, PolicyOutput, TokenArray
 from vla_rl.workers.compiled import CompiledForward, cuda_graph_skips
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class InferenceServer:
     marked with the version that made it.
     """
 
-    def __init__(  # noqa: PLR0913 - the parts of a server, by name
+    def __init__(
         self,
         *,
         policy: Policy,
@@ -50,7 +50,6 @@ class InferenceServer:
         mailbox: Mailbox,
         slots: ExchangeSlots,
         device: str,
-        temperature: float,
         greedy: bool,
         seed: int,
         max_batch: int,
@@ -65,8 +64,7 @@ class InferenceServer:
             mailbox: published weights.
             slots: exchange arrays of the cell.
             device: torch device of `policy`.
-            temperature: divides the logits before sampling.
-            greedy: take the most likely token; log-probabilities are still those of the policy at `temperature`.
+            greedy: take the most likely token; log-probabilities are still those at the policy's temperature.
             seed: seed of the sampling.
             max_batch: decisions per forward pass at most; fewer once the device has run out of memory.
             bf16: run the forward pass under bfloat16 autocast, as the learner does.
@@ -79,11 +77,9 @@ class InferenceServer:
         self._mailbox = mailbox
         self._slots = slots
         self._device = device
-        self._temperature = temperature
         self._greedy = greedy
         self._generator = torch.Generator(device=device).manual_seed(seed)
         self._bf16 = bf16
-        self._distribution = distribution_of(policy.action_spec.num_bins)
         self.version = -1
         self.batches = 0
         self.decisions = 0
@@ -132,7 +128,7 @@ class InferenceServer:
         with cuda_graph_skips() as reasons:
             for size in () if self._compiled is None else self._compiled.sizes:
                 for _ in range(2):  # the graph is recorded, or skipped, after a first run
-                    self._forward(np.zeros(size, dtype=np.int64))
+                    self._network(self._gather(np.zeros(size, dtype=np.int64)))
                 log.info("compiled for batches of %d", size)
         for reason in reasons:
             log.warning("rollout.compile: computing without CUDA graphs, at least in part: %s", reason)
@@ -158,20 +154,23 @@ class InferenceServer:
         return False
 
     def _decide(self, index: NDArray[np.int64]) -> None:
-        output = self._forward(index)
-        logits, values = output.logits.float(), output.values.float()
-        if not bool(torch.isfinite(logits).all()):
+        try:
+            acted = self._policy.act(
+                self._gather(index),
+                greedy=self._greedy,
+                generator=self._generator,
+                with_behavior=self._slots.logits is not None,
+                network=self._network,
+            )
+        except NonFiniteOutputError as error:
             raise RunFailureError(
                 f"policy version {self.version} gives non-finite logits: lower optimizer.policy_lr, "
                 "optimizer.weight_decay or optimizer.max_grad_norm"
-            )
-        tokens, logprobs = self._distribution.sample(
-            logits, self._temperature, generator=self._generator, greedy=self._greedy
-        )
-        self._scatter(index, tokens, logprobs, values, logits)
+            ) from error
+        self._scatter(index, acted)
 
-    def _forward(self, index: NDArray[np.int64]) -> PolicyOutput:
-        inputs = self._gather(index)
+    def _network(self, inputs: PolicyInputs) -> PolicyOutput:
+        """Run the network's pass, compiled if it is, in the run's precision and without gradients."""
         with torch.inference_mode(self._compiled is None), self._autocast():
             return (self._compiled or self._policy)(inputs)
 
@@ -185,23 +184,16 @@ class InferenceServer:
         buckets = tuple(np.unique(self._policy.bucket_of(slots.task_index[index])).tolist())
         return PolicyInputs(take(slots.frames), take(slots.state), take(slots.task_index), buckets=buckets)
 
-    def _scatter(
-        self,
-        index: NDArray[np.int64],
-        tokens: torch.Tensor,
-        logprobs: torch.Tensor,
-        values: torch.Tensor,
-        logits: torch.Tensor,
-    ) -> None:
+    def _scatter(self, index: NDArray[np.int64], acted: Acted) -> None:
         slots = self._slots
-        chosen: TokenArray = tokens.cpu().numpy().astype(self._policy.action_spec.token_dtype)  # type: ignore[assignment]
+        chosen: TokenArray = acted.tokens.cpu().numpy().astype(self._policy.action_spec.token_dtype)  # type: ignore[assignment]
         slots.tokens[index] = chosen
-        slots.logprobs[index] = logprobs.cpu().numpy()
-        slots.value[index] = values.cpu().numpy()
+        slots.logprobs[index] = acted.logprobs.cpu().numpy()
+        slots.value[index] = acted.values.cpu().numpy()
         slots.policy_version[index] = self.version
         slots.actions[index] = self._policy.decode_tokens(chosen, slots.task_index[index])
-        if slots.logits is not None:
-            slots.logits[index] = self._distribution.parameters(logits, self._temperature).cpu().numpy()
+        if slots.logits is not None and acted.behavior is not None:
+            slots.logits[index] = acted.behavior.cpu().numpy()
 
     def _autocast(self) -> AbstractContextManager[object]:
         if not self._bf16:

@@ -47,7 +47,6 @@ class InferenceSettings:
     build: PolicyBuilder
     device: str
     bf16: bool
-    temperature: float
     greedy: bool
     seed: int
     max_batch: int
@@ -149,7 +148,6 @@ def make_server(
         mailbox=mailbox,
         slots=slots,
         device=settings.device,
-        temperature=settings.temperature,
         greedy=settings.greedy,
         seed=settings.seed,
         max_batch=settings.max_batch,

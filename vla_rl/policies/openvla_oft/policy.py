@@ -23,6 +23,7 @@ from vla_rl.policies.openvla_oft.prompts import PromptTable
 from vla_rl.policies.openvla_oft.source import Source
 from vla_rl.policies.openvla_oft.statistics import DatasetStatistics
 from vla_rl.policies.parameters import META, fill_linear_and_norms
+from vla_rl.policies.token_density import TokenDensity
 from vla_rl.policies.value_heads import load_value_head
 from vla_rl.policies.value_heads import value_head as build_value_head
 from vla_rl.types import ActionSpec, FloatArray, ObservationSpec, PolicyInputs, PolicyOutput, TokenArray
@@ -42,7 +43,7 @@ class TrainingChoices:
     detach_value: bool
 
 
-class OpenVLAOFTPolicy(nn.Module):
+class OpenVLAOFTPolicy(TokenDensity, nn.Module):
     """OpenVLA-OFT policy that satisfies `vla_rl.types.Policy`.
 
     Built around a network that may still be empty (meta device); `fill_trainable` then initialises what is new. The
