@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 import toy_demos as toy
-from test_formats import FORMATS
+from test_demo_formats import FORMATS
 from toy_demos import toys
 from typer.testing import CliRunner, Result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -168,3 +169,13 @@ def test_a_lone_file_is_a_data_set(tmp_path: Path) -> None:
     assert len(open_demos(root / f"{toy.TASKS[0]}_demo.hdf5")) == 3
     lone = toy.write_rlds(tmp_path / "rlds", toys(), shards=1) / "1.0.0" / "libero_toy-train.tfrecord-00000-of-00001"
     assert len(open_demos(str(lone))) == 6
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_data_set_can_be_handed_to_another_process(name: str, tmp_path: Path) -> None:
+    """Nothing that is open is kept, so that what arrives there reads for itself."""
+    write, _, _ = FORMATS[name]
+    demos = open_demos(write(tmp_path / "data", toys()))
+    episode, arrived = demos[1], pickle.loads(pickle.dumps(demos))[1]
+    np.testing.assert_array_equal(arrived.actions, episode.actions)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(episode)).frame("wrist", 3), arrived.frame("wrist", 3))
