@@ -395,7 +395,9 @@ def test_an_export_that_answers_differently_is_refused(
 
     monkeypatch.setattr(layout, "merged_weight", merged_by_half)
     for dtype in (None, "bfloat16"):
-        with pytest.raises(RunFailureError, match=r"answers differently.* on 2 saved observations: logits differ"):
+        with pytest.raises(
+            RunFailureError, match=r"outputs differ from the original's.* on 2 saved observations: logits differ"
+        ):
             export(run, out=tmp_path / "out", dtype=dtype, verify=2)
         assert names(tmp_path) == set()
 
@@ -445,11 +447,11 @@ def test_an_adapter_too_faint_for_logits_in_bfloat16_is_caught_layer_by_layer(
         return weight
 
     monkeypatch.setattr(reading, "merged_weight", left_out)
-    with pytest.raises(RunFailureError, match=r"the answer of language_model\.\S+ alone differs by .* adapter adds"):
+    with pytest.raises(RunFailureError, match=r"the output of language_model\.\S+ alone differs by .* adapter adds"):
         export(adapter, out=tmp_path / "out", dtype="bfloat16", verify=2)
     monkeypatch.setattr(layout, "merged_weight", left_out)
     faint = make_run(tmp_path / "faint", "policy.lora.alpha=0.1", with_replay=False)
-    with pytest.raises(RunFailureError, match=r"the answer of language_model\.\S+ alone differs by"):
+    with pytest.raises(RunFailureError, match=r"the output of language_model\.\S+ alone differs by"):
         export(faint, out=tmp_path / "out", dtype="bfloat16", verify=2)
 
 

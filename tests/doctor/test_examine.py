@@ -37,7 +37,7 @@ def test_a_missing_package_of_our_own_is_a_finding():
 @pytest.mark.parametrize(
     ("error", "found", "fix"),
     [
-        (PermissionError(13, "Permission denied", "/there"), "Permission denied: '/there'", "make usable"),
+        (PermissionError(13, "Permission denied", "/there"), "Permission denied: '/there'", "repair what it names"),
         (
             SimulatorError("no folder. Fix: name one in VLA_RL_CACHE"),
             "looked at: no folder",

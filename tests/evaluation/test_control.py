@@ -34,9 +34,9 @@ def test_blank_frames_have_the_shape_of_the_policy_s_own_and_nothing_on_them():
 @pytest.mark.parametrize(
     ("seeing", "blind", "meaning"),
     [
-        ([True] * 20, [False] * 15 + [True] * 5, "needs what it sees"),
+        ([True] * 20, [False] * 15 + [True] * 5, "depends on its images"),
         ([False] * 20, [True] * 15 + [False] * 5, "look for a fault"),
-        ([True] * 20, [False] * 2 + [True] * 18, "no better with its eyes open"),
+        ([True] * 20, [False] * 2 + [True] * 18, "images make no measurable difference"),
         ([False] * 20, [False] * 20, "neither succeeded once"),
     ],
 )

@@ -179,7 +179,7 @@ def hub(monkeypatch, tmp_path):
         (404, "RepoNotFound", r"it is unknown, or private: check the spelling.*\(404 Client Error"),
         (401, "GatedRepo", r"it is gated: accept its terms on https://huggingface.co/some/model and.*\(401 Client"),
         (403, "GatedRepo", r"it is gated"),
-        (418, "", r"not to be had now: run `hf download some/model` where.*\(\S+"),
+        (418, "", r"not available now: run `hf download some/model` where.*\(\S+"),
     ],
 )
 def test_a_hub_id_that_cannot_be_had_is_told_with_the_reason(hub, status, code, reason):

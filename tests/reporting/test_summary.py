@@ -85,22 +85,22 @@ def test_a_summary_says_what_the_horizon_was_to_the_task(full_run, targets, said
 @pytest.mark.parametrize(
     ("precision", "p95", "said"),
     [
-        ("bf16", 0.2, "0.05 to 0.27 per token, more for a surer policy: as rounding does."),
+        ("bf16", 0.2, "0.05 to 0.27 per token, more for a more certain policy. This is within that."),
         ("bf16", 0.4, "more than rounding explains"),
-        ("fp32", 1e-5, "less than 0.001: as rounding does."),
+        ("fp32", 1e-5, "less than 0.001. This is within that."),
         ("fp32", 0.2, "more than rounding explains"),
-        (None, 0.2, "ρ is 1 there but for rounding."),
+        (None, 0.2, "ρ is 1 there except for rounding."),
     ],
 )
 def test_a_summary_compares_log_ratios_at_lag_zero_with_rounding(full_run, precision, p95, said):
     lines = [json.loads(line) for line in (full_run / "metrics.jsonl").read_text().splitlines()]
-    assert "the very weights" not in " ".join(run_sentences(read_run(full_run)))
+    assert "current weights had acted" not in " ".join(run_sentences(read_run(full_run)))
     values = {"ratio/lag0_abs_log_p95": p95, "ratio/lag0_joint_abs_log_p95": 3 * p95}
     (full_run / "metrics.jsonl").write_text("".join(json.dumps(line | values) + "\n" for line in lines))
     manifest = json.loads((full_run / "manifest.json").read_text())
     manifest["recipe"]["learner"] = {} if precision is None else {"precision": precision}
     (full_run / "manifest.json").write_text(json.dumps(manifest))
-    [sentence] = [text for text in run_sentences(read_run(full_run)) if "the very weights" in text]
+    [sentence] = [text for text in run_sentences(read_run(full_run)) if "current weights had acted" in text]
     assert sentence.endswith(said) or said in sentence
 
 
@@ -129,7 +129,7 @@ def test_everything_a_reader_must_mind_is_named(full_run):
 
 
 def test_a_run_without_a_manifest_cannot_be_traced(bare_run):
-    assert "There is no manifest: nobody can say what the run was made with." in warnings(read_run(bare_run))
+    assert "There is no manifest: the run's software, hardware and data are unknown." in warnings(read_run(bare_run))
 
 
 def test_a_run_that_ended_at_once_is_summed_up_too(tmp_path):

@@ -10,12 +10,12 @@ import typer
 from vla_rl.cli import exit_codes
 from vla_rl.errors import preflight
 
-app = typer.Typer(help="LIBERO's assets: which are used, whether they are complete, download.", no_args_is_help=True)
+app = typer.Typer(help="Show, check and download LIBERO's assets.", no_args_is_help=True)
 
 
 @app.command()
 def status() -> None:
-    """What env.assets=auto would use and why, and how complete it is."""
+    """Show the assets that env.assets=auto uses, why, and whether they are complete."""
     from vla_rl.envs.libero.assets import resolve_assets
     from vla_rl.envs.libero.full_assets import completeness, downloaded_folder, why_chosen
 
@@ -43,9 +43,9 @@ def check(
         Path | None, typer.Argument(help="A folder of LIBERO's assets.", show_default="the one in use")
     ] = None,
 ) -> None:
-    """Look for every file that the 40 tasks open, then build each task from them; about half a minute.
+    """Check every file that the 40 tasks open, then build each task; takes about half a minute.
 
-    Exits with 2 if something is wrong. Says for LIBERO-90 how many tasks have all their files.
+    Exits with 2 if something is wrong. Also reports how many LIBERO-90 tasks have all their files.
     """
     from vla_rl.doctor.simulator import check_import
     from vla_rl.doctor.tasks import build_faults
@@ -74,7 +74,7 @@ def check(
 
 @app.command()
 def download() -> None:
-    """Fetch LIBERO's full assets from the model hub into the cache; complete or not at all. Never asks."""
+    """Download LIBERO's full assets from the model hub into the cache, completely or not at all. Never prompts."""
     from vla_rl.envs.libero.assets import ASSETS_VARIABLE, resolve_assets
     from vla_rl.envs.libero.full_assets import completeness, fetch_from_hub
     from vla_rl.envs.libero.full_assets import download as download_assets

@@ -18,7 +18,7 @@ def export(
             "random model (a folder of that name is ./tiny)."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="The new folder; nothing is written over.")],
+    out: Annotated[Path, typer.Option("--out", help="New folder; an existing one is never overwritten.")],
     merge: Annotated[
         bool,
         typer.Option(
@@ -27,17 +27,17 @@ def export(
     ] = True,
     dtype: Annotated[
         Literal["bfloat16", "float32"] | None,
-        typer.Option("--dtype", help="Of the written weights.", show_default="the frozen weights' own"),
+        typer.Option("--dtype", help="Dtype of the written weights.", show_default="the frozen weights' own"),
     ] = None,
     verify: Annotated[
         int, typer.Option("--verify", min=0, help="Observations on which policy and export are compared.")
     ] = 8,
     profile: Annotated[
         Literal["auto", "oft_l1", "simplevla", "rlinf"],
-        typer.Option("--profile", help="Who trained a checkpoint directory; a run knows it."),
+        typer.Option("--profile", help="Family of a checkpoint directory; a run's recipe names it."),
     ] = "auto",
 ) -> None:
-    """Write a policy for other programs to load, and compare its answers before and after."""
+    """Write a policy for other programs to load, and compare its outputs before and after."""
     from vla_rl.export.export import export as run_export
 
     only_comments()

@@ -22,7 +22,10 @@ OVER_RANKS = {
 
 def metrics(
     prefix: Annotated[
-        str, typer.Argument(help="Only metrics whose name begins like this: policy_lag, perf/env.", show_default=False)
+        str,
+        typer.Argument(
+            help="Only metrics whose name starts with this, like policy_lag or perf/env.", show_default=False
+        ),
     ] = "",
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables of docs/metrics.md.")] = False,
 ) -> None:

@@ -13,7 +13,7 @@ app = typer.Typer(help="List, show and check recipes.", no_args_is_help=True)
 
 @app.command("list")
 def list_all() -> None:
-    """Name, description and file of the recipes that come with the program."""
+    """List name, description and file of the recipes that come with the program."""
     from vla_rl.recipe import list_recipes, load_recipe
 
     for name, path in list_recipes().items():
@@ -42,7 +42,7 @@ def fields(
         str, typer.Argument(help="Only this section, like replay or surrogate.", show_default=False)
     ] = "",
 ) -> None:
-    """Every key a recipe may hold: what is allowed, the default, the meaning."""
+    """List every key of a recipe: allowed values, default, meaning."""
     from vla_rl.recipe import field_references
 
     shown = [field for field in field_references() if not section or field.path.split(".")[0] == section]
@@ -62,12 +62,12 @@ def validate(
         list[str] | None,
         typer.Argument(
             metavar="[RECIPE]... [KEY=VALUE]...",
-            help="Names or files, by default all that come with the program; then fields to set in each of them.",
+            help="Names or files (default: all that come with the program), then fields to set in each.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Check recipes and tell everything that is wrong with them. Imports no model and no simulator."""
+    """Check recipes and report every problem. Imports no model and no simulator."""
     from vla_rl.recipe import find_recipe, list_recipes, load_recipe
 
     overrides = [text for text in arguments or () if _is_override(text)]

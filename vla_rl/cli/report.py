@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def report(
-    paths: Annotated[list[Path], typer.Argument(help="Folders of runs and studies, on one page.")],
+    paths: Annotated[list[Path], typer.Argument(help="Folders of runs and studies to show on one page.")],
     out: Annotated[
         Path | None,
         typer.Option(

@@ -33,7 +33,7 @@ def study() -> None:
 @app.command()
 def metaworld(
     out: Annotated[
-        Path, typer.Option("--out", file_okay=False, help="Folder of the study; called again, it goes on in it.")
+        Path, typer.Option("--out", file_okay=False, help="Folder of the study; the same command continues it.")
     ],
     preset: Annotated[
         Preset,
@@ -46,7 +46,7 @@ def metaworld(
         str | None,
         typer.Option(
             "--surrogates",
-            help="Of gipo, gipo:SIGMA, gipo:SIGMA:NEGATIVE_SCALE, and the names of the other surrogates.",
+            help="Some of gipo, gipo:SIGMA, gipo:SIGMA:NEGATIVE_SCALE, and the names of the other surrogates.",
             show_default="the preset's",
         ),
     ] = None,
@@ -62,7 +62,7 @@ def metaworld(
         ),
     ] = None,
     seeds: Annotated[
-        int | None, typer.Option("--seeds", min=1, help="Seeds 0 to N - 1.", show_default="the preset's")
+        int | None, typer.Option("--seeds", min=1, help="Number N of seeds, 0 to N - 1.", show_default="the preset's")
     ] = None,
     budget: Annotated[
         int | None,
@@ -76,9 +76,11 @@ def metaworld(
     jobs: Annotated[
         int | None, typer.Option("--jobs", min=1, help="Runs at once, one core each.", show_default="all cores")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run and how long it takes.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would run and how long it would take; start nothing.")
+    ] = False,
 ) -> None:
-    """Surrogates on fresh and stale experience: a resumable grid of runs, with statistics and the paper's figures."""
+    """Compare surrogates on fresh and stale experience: a resumable grid of runs, statistics and figures."""
     _require_matplotlib()
     from vla_rl.studies.metaworld.files import write_study
     from vla_rl.studies.metaworld.grid import PRESETS
@@ -99,7 +101,7 @@ def metaworld(
             print("\n".join(f"wrote {path}" for path in write_study(out).files))
     if progress.failed:
         names = "\n".join(f"  {run.name}: see {out}/runs/{run.name}.failed/output.log" for run in progress.failed)
-        raise RunFailureError(f"{len(progress.failed)} runs failed; call the study again to try them again\n{names}")
+        raise RunFailureError(f"{len(progress.failed)} runs failed; run the study again to retry them\n{names}")
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:
@@ -113,9 +115,11 @@ def _require_matplotlib() -> None:
 
 @app.command()
 def gridworld(
-    out: Annotated[Path, typer.Option("--out", file_okay=False, help="Folder for the results; made if it is missing.")],
+    out: Annotated[
+        Path, typer.Option("--out", file_okay=False, help="Folder for the results; created if it is missing.")
+    ],
 ) -> None:
-    """Exact bias and variance of every surrogate on the 2x2 GridWorld: JSON, CSV, table and figures. Takes seconds."""
+    """Compute exact bias and variance of every surrogate on the 2x2 GridWorld: JSON, CSV, table and figures."""
     _require_matplotlib()
     from vla_rl.studies.gridworld.enumeration import study as run_study
     from vla_rl.studies.gridworld.files import markdown_table, write_records

@@ -32,14 +32,14 @@ def train(
         ),
     ] = None,
     run_dir: Annotated[
-        Path | None, typer.Option("--run-dir", help="Where the run writes.", show_default="runs/NAME")
+        Path | None, typer.Option("--run-dir", help="Folder of the run.", show_default="runs/NAME")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's latest checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the run's latest checkpoint.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, estimate memory, start nothing, write nothing.")
     ] = False,
 ) -> None:
-    """Train a policy as a recipe says."""
+    """Train a policy with a recipe."""
     from vla_rl.recipe import find_recipe, load_recipe
 
     folder = _run_folder(recipe, resume=resume)
@@ -91,7 +91,7 @@ def _run_folder(recipe: str, *, resume: bool) -> Path | None:
             ) from error
         return None
     if not resume:
-        raise UserError(f"{recipe} is a folder: give a recipe, or --resume to go on with the run in it")
+        raise UserError(f"{recipe} is a folder: give a recipe, or add --resume to resume the run in it")
     if not (folder / "recipe.yaml").is_file():
         raise UserError(f"--resume: {folder} holds no run, because it has no recipe.yaml. {_runs_beside(folder)}")
     return folder
@@ -107,7 +107,7 @@ def _refuse_another_run(recipe: str, run_dir: Path) -> None:
     if (here / "recipe.yaml").is_file() and not (run_dir / "recipe.yaml").is_file():
         raise UserError(
             f"--resume: {recipe} is the name of a recipe, and there is no run of it in {run_dir}. "
-            f"To go on with the run in the folder {recipe} here, write ./{recipe}"
+            f"To resume the run in the folder {recipe} here, write ./{recipe}"
         )
 
 

@@ -56,7 +56,7 @@ def check_gpus(*, run: Run = run_python, driver: Path = NVIDIA_DRIVER) -> Check:
         return Check("gpus", "ok", f"{len(gpus)}: {shown}")
     if driver.exists():
         found = f"an NVIDIA driver is here, but torch {answer['torch']} sees no GPU"
-        fix = "install a torch built for this driver's CUDA (pip's index decides), and look at CUDA_VISIBLE_DEVICES"
+        fix = "install a torch built for this driver's CUDA (pip's index decides), and check CUDA_VISIBLE_DEVICES"
         return Check("gpus", "warning", found, "", fix)
     return Check("gpus", "ok", "none: everything runs on CPUs, a 7B policy too slowly to train")
 
@@ -72,7 +72,7 @@ def check_egl_devices(*, run: Run = run_python, driver: Path = NVIDIA_DRIVER) ->
         return Check(name, "skipped", "no GPU")
     buses = ask_egl_pci_buses(run=run)
     if not buses:
-        return Check(name, "skipped", "EGL tells of no device")
+        return Check(name, "skipped", "EGL reports no device")
     pairs = {cuda: egl_index(gpu.bus, cuda_index=cuda, egl_buses=buses) for cuda, gpu in enumerate(gpus)}
     found = ", ".join(f"CUDA {cuda} is EGL {egl}" for cuda, egl in pairs.items())
     return Check(name, "ok", found)
@@ -86,4 +86,4 @@ def check_import(module: str, *, package: str, run: Run = run_python) -> Check:
     outcome = run(f"import {module}", seconds=IMPORT_SECONDS)
     if outcome.ok:
         return Check(name, "ok", "works")
-    return Check(name, "failed", outcome.reason, "", f"repair what it names, or install anew: {INSTALL}")
+    return Check(name, "failed", outcome.reason, "", f"repair what it names, or reinstall: {INSTALL}")

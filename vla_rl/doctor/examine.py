@@ -34,7 +34,7 @@ def _guarded(group: tuple[str, AtOnce]) -> list[Check]:
         return [Check(name, "failed", f"cannot be looked at: {error}", "", INSTALL)]
     except (OSError, UserError) as error:
         found, fix = found_and_fix(str(error))
-        return [Check(name, "failed", f"cannot be looked at: {found}", "", fix or "make usable what it names")]
+        return [Check(name, "failed", f"cannot be looked at: {found}", "", fix or "repair what it names")]
 
 
 def _packages() -> list[Check]:

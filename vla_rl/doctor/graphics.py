@@ -43,7 +43,7 @@ def _judge(backend: str, found: str, fix: str, working: list[str], has_driver: b
     slow = backend == "egl" and has_driver and any(word in found for word in _SOFTWARE)
     if slow:
         fix = "install the driver's EGL part (libnvidia-gl; in a container NVIDIA_DRIVER_CAPABILITIES=all)"
-        return Check(name, "warning", f"{found}: it draws on the CPU although there is an NVIDIA driver", "", fix)
+        return Check(name, "warning", f"{found}: it renders on the CPU although there is an NVIDIA driver", "", fix)
     return Check(name, "ok", found)
 
 

@@ -30,4 +30,4 @@ def check_hub(*, run: Callable[..., Outcome] = run_python, variables: Mapping[st
     outcome = run(_ASK, hub, seconds=_SECONDS)
     if outcome.ok:
         return Check(name, "ok", f"{hub} answers")
-    return Check(name, "skipped", f"{hub} cannot be reached ({outcome.reason}); files of your own work without")
+    return Check(name, "skipped", f"{hub} cannot be reached ({outcome.reason}); local files work without it")

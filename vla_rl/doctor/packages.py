@@ -136,7 +136,7 @@ def check_pins(pins: dict[str, str], *, version_of: Versions = installed_version
     if versions == pins:
         return Check("simulator versions", "ok", found, allowed)
     wrong = [f"{package}=={version}" for package, version in pins.items() if versions[package] != version]
-    fix = f"pip install --no-deps {' '.join(wrong)}; on other versions LIBERO's scores shift in silence"
+    fix = f"pip install --no-deps {' '.join(wrong)}; on other versions LIBERO's scores change silently"
     return Check("simulator versions", "failed", found, allowed, fix)
 
 

@@ -58,7 +58,7 @@ def check_assets() -> Check:
         return Check(name, "failed", found, "", fix or INSTALL_HINT)
     found = f"{assets.kind}: {assets.folder}"
     if missing:
-        fix = "vla-rl assets check tells all of it; vla-rl assets download fetches a complete copy"
+        fix = "vla-rl assets check lists everything; vla-rl assets download fetches a complete copy"
         return Check(name, "failed", f"{found}: {len(missing)} problems, first: {missing[0]}", "40 tasks complete", fix)
     if assets.kind == "proxy":
         fix = f"vla-rl assets download, or name a folder of LIBERO's assets in {ASSETS_VARIABLE}"

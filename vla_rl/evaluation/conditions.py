@@ -140,7 +140,7 @@ def _obstacle(folder: Path, conditions: Conditions, wanted: Set[EpisodeKey]) -> 
         return f"holds another evaluation, and two are never mixed (then and now: {'; '.join(changes)})"
     if more := _others(folder / EPISODES_FILE, wanted):
         return (
-            f"holds {len(more)} episodes besides the asked ones, {in_words(more[0])} for one, and results sum up a "
+            f"holds {len(more)} episodes besides the asked ones, {in_words(more[0])} for one, and results summarise a "
             "whole folder. Ask for those too (--suite, --tasks, --episodes-per-task)"
         )
     return None

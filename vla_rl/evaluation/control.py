@@ -71,16 +71,16 @@ def blind_control(seeing: Iterable[EpisodeResult], blind: Iterable[EpisodeResult
     """
     comparison = compare(seeing, blind)
     if comparison.first_rate == comparison.second_rate == 0.0:
-        meaning = "neither succeeded once, so nothing can be said about what the policy sees"
+        meaning = "neither succeeded once, so nothing can be said about its use of images"
     elif comparison.distinguishable and comparison.difference > 0:
         meaning = (
-            "the policy needs what it sees: without frames it succeeds less often, by more than chance would explain"
+            "the policy depends on its images: without frames it succeeds less often, by more than chance would explain"
         )
     elif comparison.distinguishable:
         meaning = "without frames the policy succeeds more often: look for a fault in its images before trusting it"
     else:
         meaning = (
-            "on these episodes the policy does no better with its eyes open, as far as can be told: such a score may "
-            "come from the robot's own state, the task's text and habit"
+            "on these episodes images make no measurable difference: such a score may come from the robot's own "
+            "state, the task's text and memorised motions"
         )
     return Control(name="blind", success_rate=comparison.second_rate, comparison=comparison, meaning=meaning)

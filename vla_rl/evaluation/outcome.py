@@ -75,7 +75,7 @@ class EvaluationReport:
 def _control_in_words(control: Control) -> str:
     comparison = control.comparison
     return (
-        f"control {control.name}: success {_points(control.success_rate)}; sight makes a difference of "
+        f"control {control.name}: success {_points(control.success_rate)}; images make a difference of "
         f"{100 * comparison.difference:+.1f} points ({interval_in_words(comparison)}, {mcnemar_in_words(comparison)}): "
         f"{control.meaning}"
     )

@@ -118,7 +118,7 @@ def summarise(
     """
     ordered = sorted(results, key=lambda episode: episode.key)
     if not ordered:
-        raise ValueError("an evaluation without an episode cannot be summed up")
+        raise ValueError("an evaluation without an episode cannot be summarised")
     suites, tasks = [], []
     for suite, episodes in group_by(ordered, lambda episode: episode.suite).items():
         by_task = group_by(episodes, lambda episode: episode.task_id)

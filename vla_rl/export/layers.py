@@ -91,7 +91,7 @@ def compare_layers(
         allowed = _OF_EFFECT * effect + _OF_ANSWER[dtype] * size
         if not difference <= allowed:  # negated, so that NaN fails too
             raise RunFailureError(
-                f"the export differs from what was exported, so it was removed: the answer of {name} alone differs by "
+                f"the export differs from what was exported, so it was removed: the output of {name} alone differs by "
                 f"{difference:.2g} in root mean square (allowed is {allowed:.2g}) where its adapter adds {effect:.2g} "
                 f"to {size:.2g}. Export once more; if it fails again, the program is at fault"
             )

@@ -206,7 +206,7 @@ def compare(before: Answers, after: Answers, *, origin: Literal["saved", "random
     )
     if not passed:
         raise RunFailureError(
-            f"the export answers differently from what was exported, so it was removed: "
+            f"the export's outputs differ from the original's, so it was removed: "
             f"{verification.differences}. Export once more; if it fails again, the program is at fault"
         )
     return verification

@@ -45,7 +45,7 @@ class PolicySummary:
             f"{self.observation_spec.image_size} pixels by transform {self.image_transform}, "
             f"statistics {self.statistics_key}, {self.trainable_parameters:,} trained and "
             f"{self.frozen_parameters:,} frozen parameters in {mebibytes:,.0f} MiB"
-            + ("; actions by its L1 head, nothing is drawn" if self.is_regression else "")
+            + ("; actions from its L1 head, nothing is sampled" if self.is_regression else "")
             + ("" if self.training_temperature is None else f"; its authors sample at {self.training_temperature}")
         )
 

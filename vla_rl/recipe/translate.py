@@ -187,7 +187,7 @@ def number(limit: float) -> str:
 def _conversion(kind: str, found: Any) -> str:  # noqa: ANN401 - whatever the user wrote
     if kind in ("int_type", "float_type") and isinstance(found, str):
         meant = _number_meant(found) if len(found) < 40 else ""
-        return f"this is text, because numbers are decimal and stand without quotes; write {meant}" if meant else ""
+        return f"this is text, because numbers are decimal and written without quotes; write {meant}" if meant else ""
     if kind == "bool_type" and str(found).lower() in _YES_NO:
         return f"write {_YES_NO[str(found).lower()]}"
     if kind == "int_type" and isinstance(found, float) and found.is_integer():

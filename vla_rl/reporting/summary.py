@@ -109,18 +109,18 @@ def _rounding(run: WrittenRun) -> str | None:
     if p95 is None or joint is None:
         return None
     found = (
-        f"Where the very weights of the learner had acted, 95 % of |log ρ| lay below {number(p95)} per token and below "
-        f"{number(joint)} per decision ({CLOSING})"
+        f"Where the learner's current weights had acted, 95 % of |log ρ| lay below {number(p95)} per token and "
+        f"below {number(joint)} per decision ({CLOSING})"
     )
     match run.manifest:
         case {"recipe": {"learner": {"precision": "bf16"}}}:
-            expected, limit = "bfloat16 is expected to make 0.05 to 0.27 per token, more for a surer policy", 0.3
+            expected, limit = "bfloat16 causes 0.05 to 0.27 per token, more for a more certain policy", 0.3
         case {"recipe": {"learner": {"precision": "fp32"}}}:
-            expected, limit = "float32 is expected to make less than 0.001", 1e-3
+            expected, limit = "float32 causes less than 0.001", 1e-3
         case _:
-            return f"{found}; ρ is 1 there but for rounding."
-    verdict = "as rounding does" if p95 <= limit else "more than rounding explains: do both sides compute the same?"
-    return f"{found}; ρ is 1 there but for rounding, of which {expected}: {verdict}."
+            return f"{found}; ρ is 1 there except for rounding."
+    verdict = "within that" if p95 <= limit else "more than rounding explains: compare the computations of both sides"
+    return f"{found}; ρ is 1 there except for rounding. Expected: {expected}. This is {verdict}."
 
 
 def _use(records: Records) -> str | None:
@@ -163,15 +163,15 @@ def warnings(run: WrittenRun) -> list[str]:
     ]
     counters = {
         "learner/skipped_updates": "Updates skipped, because a gradient was not finite: {}.",
-        "system/env_worker_restarts": "Env workers started again: {}.",
-        "system/dropped_episodes": "Episodes lost with a worker that died or hung: {}.",
+        "system/env_worker_restarts": "Restarts of env workers: {}.",
+        "system/dropped_episodes": "Episodes lost because a worker died or hung: {}.",
     }
     for name, sentence in counters.items():
         count = last(run.records, name)
         if count:
             found.append(sentence.format(f"{count:,.0f}"))
     if run.manifest is None:
-        found.append("There is no manifest: nobody can say what the run was made with.")
+        found.append("There is no manifest: the run's software, hardware and data are unknown.")
     else:
         found += [f"Deviation from the protocol: {deviation}" for deviation in run.manifest.get("deviations", ())]
         if (run.manifest.get("source") or {}).get("dirty"):

@@ -61,7 +61,7 @@ _MERGE = (
     "merge it into its base with peft (`PeftModel.from_pretrained(base, FOLDER).merge_and_unload()`) and give the "
     "merged checkpoint"
 )
-_NO_MERGE = "it cannot be merged into weights, by peft neither: use an adapter that was trained without it"
+_NO_MERGE = "neither this program nor peft can merge it into weights: use an adapter that was trained without it"
 
 # Fields that mean something other than W + scaling · B A: their meaning and the fix.
 REFUSED: Mapping[str, tuple[str, str]] = {

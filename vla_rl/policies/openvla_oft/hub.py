@@ -48,14 +48,14 @@ def _snapshot(name: str, *, download: bool) -> Path:
 def _reason(error: Exception, name: str) -> str:
     """Return why a model is unavailable, and what to do."""
     if isinstance(error, ImportError):
-        return "out of reach: install huggingface_hub"
+        return "not available: install huggingface_hub"
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     if isinstance(error, GatedRepoError):  # before the next one, of which it is a subclass
         return f"gated: accept its terms on https://huggingface.co/{name} and log in with `hf auth login`"
     if isinstance(error, RepositoryNotFoundError | HFValidationError):
         return "unknown, or private: check the spelling, log in with `hf auth login` if it is yours"
-    return f"not to be had now: run `hf download {name}` where there is a network"
+    return f"not available now: run `hf download {name}` where there is a network"
 
 
 def _first_line(error: Exception) -> str:

@@ -60,7 +60,7 @@ def network_faults(model: OpenVLAOFT) -> list[str]:
     if fault := _not_finite(hidden, "hiddens", model):
         return [fault]
     if _size(hidden[0, -2] - hidden[1, -2]) <= NO_SHARE * _size(hidden[0, -2]):
-        return ["the images do not matter: a white picture is answered like a black one. The weights look incomplete"]
+        return ["the images do not matter: white and black images give the same output. The weights look incomplete"]
     # Compare all positions but the disturbed token itself: a single one, like the first, may hardly attend to others.
     if _size(hidden[0, :-1] - hidden[2, :-1]) <= NO_SHARE * _size(hidden[0, -1] - hidden[2, -1]):
         return [
@@ -76,7 +76,7 @@ def _not_finite(outputs: Tensor, name: str, module: nn.Module) -> str:
         return ""
     damaged = next((each for each, weight in module.named_parameters() if not bool(torch.isfinite(weight).all())), None)
     if damaged is None:
-        return f"its {name} are not finite although every weight is: they overflow on the way. Use another dtype"
+        return f"its {name} are not finite although every weight is: they overflow in between. Use another dtype"
     return f"its {name} are not finite, nor is the weight {damaged}. Take an undamaged checkpoint"
 
 
@@ -126,7 +126,7 @@ def _statistics(statistics: DatasetStatistics) -> list[str]:
     if usable and not (quantiles.q99 < quantiles.q01).any() and (quantiles.q99 > quantiles.q01)[quantiles.mask].any():
         return []
     return [
-        f"the statistics {statistics.key!r} scale every action to nothing, or to no number: q01 "
+        f"the statistics {statistics.key!r} scale every action to 0 or to a non-finite number: q01 "
         f"{quantiles.q01.tolist()}, q99 {quantiles.q99.tolist()}. Take dataset_statistics.json from where the "
         "checkpoint was trained"
     ]
@@ -137,7 +137,7 @@ def _images(logits: Tensor) -> str:
     effects = (logits[1:] - logits[0]).abs().amax(dim=(1, 2)).tolist()
     blind = [str(camera) for camera, effect in enumerate(effects) if effect < NO_EFFECT]
     if blind:
-        return f"the images do not matter: another picture of camera {' and '.join(blind)} gives the same answer"
+        return f"the images do not matter: another image of camera {' and '.join(blind)} gives the same output"
     return ""
 
 
