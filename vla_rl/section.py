@@ -1,7 +1,7 @@
-"""The base of every section of a recipe: strict models, numbers with limits, and what can be said about a wrong value.
+"""Base of every section of a recipe: strict models, numbers with limits, and problems of wrong values.
 
-A section is a part of a recipe. One that belongs to a kind of environment, policy or surrogate stands with that kind;
-this module is the ground that they share, and depends on nothing but pydantic.
+A section is a part of a recipe. A section that belongs to a kind of environment, policy or surrogate is defined with
+that kind; this module is their common base and depends only on pydantic.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-# Every number has an end: what is larger would overflow 64-bit counters, 32-bit floats or the system's waits, and is
-# nothing that anybody means. What a machine can hold is told by a dry run, what fits another field by a rule.
+# Every number has a limit, beyond which it would overflow 64-bit counters, 32-bit floats or the system's waits. A dry
+# run reports what the machine can hold, rules report what does not fit another field.
 LARGEST_COUNT = 10**12
 
 Positive = Annotated[int, Field(ge=1, le=LARGEST_COUNT)]
@@ -29,12 +29,12 @@ Scale = Annotated[float, Field(ge=1e-6, le=1e6)]  # its square and its inverse s
 Weight = Annotated[float, Field(ge=0.0, le=1e6)]
 LearningRate = Annotated[float, Field(ge=0.0, le=1.0)]  # AdamW moves a weight by about this much in every step
 
-TimeLimit = Literal["end", "bootstrap"]  # what a horizon is to the task: part of it, or an interruption
+TimeLimit = Literal["end", "bootstrap"]  # meaning of a horizon for the task: part of it, or an interruption
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One fault: the field, the rule it breaks, what was found and what is allowed."""
+    """Fault of a recipe: the field, the rule it breaks, the found and the allowed value."""
 
     path: str  # dotted; empty for the recipe as a whole
     rule: str
@@ -58,14 +58,14 @@ class RulesError(ValueError):
 
 
 def distinct(field: str, values: Sequence[int | str]) -> list[Problem]:
-    """The rule of every list of ids or names; the text 'all' passes."""
+    """Check the rule of every list of ids or names; the text 'all' passes."""
     if values == "all" or (values and len(set(values)) == len(values)):
         return []
     return [Problem(field, "at least one entry, and none twice", str(values))]
 
 
 def _can_be_a_path(text: str) -> str:
-    """The system's limits of a path, so that looking it up gives an answer and not an error."""
+    """Check the system's limits of a path, so that looking it up cannot fail."""
     names = text.encode(errors="replace").split(b"/")
     if not text or "\0" in text or sum(map(len, names)) + len(names) > 4096 or max(map(len, names)) > 255:
         raise PydanticCustomError("not_a_path", "cannot be a path")
@@ -73,7 +73,7 @@ def _can_be_a_path(text: str) -> str:
 
 
 def _can_be_written(text: str) -> str:
-    """Lone surrogates are text for Python alone: no file and no terminal takes them."""
+    """Refuse lone surrogates, which neither files nor terminals can encode."""
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise PydanticCustomError("not_unicode", "half a letter, which cannot be written to a file")
     return text

@@ -37,7 +37,7 @@ from vla_rl.types import SegmentBatch
 
 @dataclass(frozen=True, slots=True)
 class TrainOutcome:
-    """How a run ended, and where everything is."""
+    """Outcome of a run, and its files."""
 
     run_dir: Path
     clocks: Clocks  # summed over all ranks
@@ -48,7 +48,7 @@ class TrainOutcome:
 
 
 def dry_run(recipe: Recipe) -> DryRunReport:
-    """What would run: processes, shapes, shared memory, parameters, expected memory. Starts and writes nothing.
+    """Describe a run: processes, shapes, shared memory, parameters, expected memory. Starts and writes nothing.
 
     Raises:
         ValueError: the recipe cannot run here; the message says why and what to change.
@@ -57,7 +57,7 @@ def dry_run(recipe: Recipe) -> DryRunReport:
     report = estimate(plan, num_ranks=_num_ranks(plan))
     try:
         check_room(report.shared_memory_bytes)
-    except ValueError as error:  # too small here; the estimate is what was asked for all the same
+    except ValueError as error:  # too small here; the estimate is still for the requested size
         raise ValueError(f"{error}\n\n{report}") from error
     return report
 
@@ -67,15 +67,15 @@ def train(recipe: Recipe, *, run_dir: Path, resume: bool, console: Console) -> T
 
     Args:
         recipe: everything about the run.
-        run_dir: where it writes; made if it is missing.
-        resume: go on from the newest whole checkpoint in `run_dir`; a new run if none was ever written.
-        console: where progress is shown.
+        run_dir: folder of the run; created if it is missing.
+        resume: resume from the newest complete checkpoint in `run_dir`; a new run if none was ever written.
+        console: console that shows progress.
 
     Returns:
         The outcome, on rank 0; None elsewhere, and in the process that only launched the ranks.
 
     Raises:
-        UserError: the recipe, the folder or the machine does not allow the run; nothing was started or written over.
+        UserError: the recipe, the folder or the machine does not allow the run; nothing was started or overwritten.
         CellFailureError: a part failed for good; the message holds the child's traceback.
     """
     launched = launched_rank()
@@ -144,28 +144,28 @@ def _train_rank(
 
 
 def _with_evaluation(outcome: TrainOutcome, recipe: Recipe, console: Console) -> TrainOutcome:
-    """The closing evaluation of a run, if it has one and was not interrupted."""
+    """Make the closing evaluation of a run, if it has one and was not interrupted."""
     if not recipe.evaluation.episodes_per_task or outcome.interrupted:
         return outcome
-    _free_device_memory()  # the evaluation loads the policy anew, and a card need not hold it twice
+    _free_device_memory()  # the evaluation loads the policy again, and a card may not hold it twice
     try:
         return replace(outcome, evaluation=_closing_evaluation(recipe, outcome.checkpoint, console))
-    except KeyboardInterrupt:  # the training is done and saved: its outcome must still be told
+    except KeyboardInterrupt:  # the training is done and saved, so its outcome must still be reported
         return replace(outcome, interrupted=True)
 
 
 def _free_device_memory() -> None:
-    """Give back what nobody refers to any more: cycles first, then the allocator's own store."""
+    """Free unreferenced memory: reference cycles first, then the allocator's cache."""
     gc.collect()
     if torch.cuda.is_available():
-        torch.cuda.ipc_collect()  # what was shared with processes that have ended
+        torch.cuda.ipc_collect()  # memory shared with processes that have ended
         torch.cuda.empty_cache()
 
 
 def _loop(run: TrainingRun, run_log: RunLog, stop: StopRequest) -> CheckpointInfo:
     """Wait, update, publish, log, checkpoint; returns the last checkpoint.
 
-    Ranks decide together whether to go on, so that none waits for another in a collective that never comes. A cell that
+    Ranks decide together whether to continue, so that none waits in a collective that others never join. A cell that
     fails ends the loop on all ranks; they save together before its rank raises.
     """
     recipe, totals = run.plan.recipe, run.totals
@@ -176,10 +176,10 @@ def _loop(run: TrainingRun, run_log: RunLog, stop: StopRequest) -> CheckpointInf
 
     earlier = run.resumed_from
     is_over = stop.requested or _is_spent(run) or totals.optimizer_steps >= recipe.budget.optimizer_steps
-    if run.engine.collectives.any_over_ranks(is_over):  # no process is started that would have nothing to do
+    if run.engine.collectives.any_over_ranks(is_over):  # do not start processes that would have nothing to do
         return earlier if earlier is not None and earlier.is_in_place else _save_last(run, run_log, earlier=earlier)
     run.start()
-    saved: CheckpointInfo | None = None  # what the policy is now
+    saved: CheckpointInfo | None = None  # the current policy
     failure: CellFailureError | None = None
     while totals.optimizer_steps < recipe.budget.optimizer_steps:
         batch, failure = _wait(run, poll)
@@ -188,7 +188,7 @@ def _loop(run: TrainingRun, run_log: RunLog, stop: StopRequest) -> CheckpointInf
         assert batch is not None
         done = totals.optimizer_steps
         metrics = _update(run, batch)
-        is_applied = totals.optimizer_steps > done  # else there is nothing new to publish or to save
+        is_applied = totals.optimizer_steps > done  # otherwise there is nothing new to publish or to save
         if is_applied:
             earlier, saved = saved or earlier, None
             run.publish_if_due()
@@ -204,10 +204,10 @@ def _loop(run: TrainingRun, run_log: RunLog, stop: StopRequest) -> CheckpointInf
 
 
 def _save_last(run: TrainingRun, run_log: RunLog, *, earlier: CheckpointInfo | None) -> CheckpointInfo:
-    """The checkpoint at the end of a run.
+    """Write the checkpoint at the end of a run.
 
     Raises:
-        RunFailureError: it could not be written; the message says what there is to go on from.
+        RunFailureError: it could not be written; the message says what to resume from.
     """
     saved = _save_or_warn(run, run_log)
     if saved is not None:
@@ -224,14 +224,14 @@ def _save_last(run: TrainingRun, run_log: RunLog, *, earlier: CheckpointInfo | N
 
 
 def _is_spent(run: TrainingRun) -> bool:
-    """Whether the budget of time or of control steps is used up."""
+    """Return whether the budget of time or of control steps is used up."""
     budget = run.plan.recipe.budget
     out_of_time = budget.minutes is not None and run.clocks.seconds > 60 * budget.minutes
     return out_of_time or (budget.env_steps is not None and run.env_steps_of_all_ranks >= budget.env_steps)
 
 
 def _wait(run: TrainingRun, poll: Callable[[], bool]) -> tuple[SegmentBatch | None, CellFailureError | None]:
-    """The next batch, or why there is none: None twice where a stop was requested."""
+    """Return the next batch, or why there is none: None twice if a stop was requested."""
     try:
         return run.wait_for_batch(poll), None
     except CellFailureError as failure:
@@ -239,7 +239,7 @@ def _wait(run: TrainingRun, poll: Callable[[], bool]) -> tuple[SegmentBatch | No
 
 
 def _update(run: TrainingRun, batch: SegmentBatch) -> dict[str, float]:
-    """One update; one that fails for good is a failure of the run, told in a sentence."""
+    """Make one update; if it finally fails, the run fails with a message in one sentence."""
     try:
         return run.update(batch)
     except NonFiniteUpdateError as error:
@@ -247,7 +247,7 @@ def _update(run: TrainingRun, batch: SegmentBatch) -> dict[str, float]:
 
 
 def _save_or_warn(run: TrainingRun, run_log: RunLog) -> CheckpointInfo | None:
-    """A checkpoint; a full disk costs this one, not the run."""
+    """Write a checkpoint; a full disk costs this one, not the run."""
     try:
         return run.save(run_log.global_clocks())
     except OSError as error:
@@ -269,7 +269,7 @@ def _closing_evaluation(recipe: Recipe, checkpoint: Path, console: Console) -> E
 
 
 def _num_ranks(plan: TrainingPlan) -> int:
-    """Ranks of the run: asked for, or one per GPU."""
+    """Return the number of ranks: the requested one, or one per GPU."""
     learner = plan.recipe.learner
     if learner.strategy == "single":
         return 1
@@ -281,7 +281,7 @@ def _num_ranks(plan: TrainingPlan) -> int:
 
 
 def _launch(plan: TrainingPlan, num_ranks: int) -> None:
-    """Start the ranks as processes that run this very command; raise what they end with."""
+    """Start the ranks as processes that run this command; raise their exit code."""
     strategy = plan.recipe.learner.strategy
     assert strategy != "single"
     code = launch_ranks(sys.argv[1:], num_ranks=num_ranks, strategy=strategy, device=plan.device_kind)

@@ -10,7 +10,7 @@ import typer
 from vla_rl.cli.start import only_comments
 from vla_rl.errors import UserError, preflight
 
-_DIGITS = 18  # of a whole number that fits in 64 bits, whatever its digits
+_DIGITS = 18  # digits of any integer that fits in 64 bits
 _MOST_TASKS = 10_000  # more than any benchmark has; a list of them still fits in memory
 
 
@@ -151,10 +151,10 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
 
 
 def _refuse_other_options(context: typer.Context) -> None:
-    """Whatever stands beside --compare would be ignored.
+    """Refuse options beside --compare, which would be ignored.
 
     Raises:
-        UserError: naming it.
+        UserError: there is one; names it.
     """
     sources = {parameter: context.get_parameter_source(parameter.name or "") for parameter in context.command.params}
     given = [parameter for parameter, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
@@ -172,7 +172,7 @@ def _compare(evaluations: tuple[Path, Path], *, as_json: bool) -> None:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """`0,1,2` to [0, 1, 2].
+    """Parse `0,1,2` to [0, 1, 2].
 
     Raises:
         UserError: not a list of whole numbers from 0, or one that torch does not take.
@@ -184,7 +184,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def parse_tasks(text: str) -> list[int]:
-    """`0,3-5` to [0, 3, 4, 5].
+    """Parse `0,3-5` to [0, 3, 4, 5].
 
     Raises:
         UserError: not a list of ids and ranges, or an id twice.

@@ -19,7 +19,7 @@ def write_contact_sheet(demos: Demos, file: Path) -> int:
     """Draw the first episode of each of the first 20 tasks as PNG: the first and the last picture of each camera.
 
     Returns:
-        How many episodes are on the sheet.
+        The number of episodes on the sheet.
 
     Raises:
         DemosError: a picture cannot be read.

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from vla_rl.demos.h5_files import File
 
 MAX_NAME = 240  # bytes; file systems allow 255, and an unfinished file has a longer name
-SOURCE = "vla_rl_source"  # an attribute of `data`: what the file was made of
-OTHERS_READ = ("obs/joint_states", "states", "robot_states")  # not needed here, but by other readers
+SOURCE = "vla_rl_source"  # attribute of `data`: sources of the file
+OTHERS_READ = ("obs/joint_states", "states", "robot_states")  # needed only by other readers
 
 
 @dataclass(slots=True)
@@ -38,7 +38,7 @@ class Converted:
     kept: int = 0  # files that existed already
     episodes: int = 0
     frames: int = 0
-    missing: set[str] = field(default_factory=set)  # keys of the layout that the source does not have
+    missing: set[str] = field(default_factory=set)  # keys of the layout that the source lacks
 
 
 def convert_demos(

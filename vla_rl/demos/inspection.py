@@ -13,7 +13,7 @@ from vla_rl.demos.episode import Episode, StoredEpisode
 from vla_rl.demos.opening import Demos
 from vla_rl.demos.statistics import action_statistics
 
-CHUNK = 8  # actions that a policy decides on at once; OpenVLA-OFT on LIBERO
+CHUNK = 8  # actions per decision of OpenVLA-OFT on LIBERO
 HELD = 5  # rows after which the fingers have followed a command
 PLAUSIBLE_WIDTH = 0.1  # m; the hand of LIBERO's robot opens 0.08 m
 Progress = Callable[[int, int], None]  # episodes read, and all

@@ -12,7 +12,7 @@ from vla_rl.demos.inspection import CHUNK, Inspection
 from vla_rl.demos.lerobot import LeRobotReader
 from vla_rl.demos.opening import Demos
 
-PUBLISHED_SIZE = 256  # pixels a side that the published policies' data were rendered with
+PUBLISHED_SIZE = 256  # pixels per side of the published policies' training data
 PUBLISHED = {  # episodes and frames of openvla/modified_libero_rlds
     "libero_spatial": (432, 52_970),
     "libero_object": (454, 66_984),

@@ -1,8 +1,8 @@
-"""What a kind of environment is to the rest of the program: its section of a recipe, and the plan that it becomes.
+"""Interface of a kind of environment: its section of a recipe, and the plan made from it.
 
 A kind is a module or a folder beside this one, which `vla_rl.envs.kinds` lists. Its section is a subclass of
-`EnvironmentSection` and needs no simulator; whatever does is imported inside its methods. No other module asks which
-kind it is: what differs between kinds is a property or a method here.
+`EnvironmentSection` and needs no simulator; modules that do are imported inside its methods. No other module asks for
+the kind: differences between kinds are properties or methods here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vla_rl.envs.libero.check import SimulatorReport
 
 ProtocolName = Literal["oft", "long"]
-SAMPLED = "sampled"  # initial states drawn anew from a seed; all that most environments have
+SAMPLED = "sampled"  # initial states drawn from a seed; the only ones of most environments
 
 EnvBuilder = Callable[[], Environment]
 """Picklable, and free of a simulator until it is called in the process that simulates."""
@@ -28,7 +28,7 @@ EnvBuilder = Callable[[], Environment]
 
 @dataclass(frozen=True, slots=True)
 class StateSpace:
-    """What a policy that sees states alone needs to know."""
+    """Sizes for a policy that sees only states."""
 
     state_dim: int
     action_dim: int
@@ -50,13 +50,13 @@ class EnvPlan:
     horizon: int  # control steps of the longest episode
     deviations: tuple[str, ...] = ()  # from the benchmark's protocol, in words
     simulator: SimulatorReport | None = None
-    filming_builders: tuple[EnvBuilder, ...] = ()  # that draw every control step, from all cameras; none: no cameras
+    filming_builders: tuple[EnvBuilder, ...] = ()  # render every control step from all cameras; none: no cameras
     worker_variables: Callable[[str], Mapping[str, str]] = no_variables  # of env workers, by the rank's torch device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvOptions:
-    """What an evaluation may be asked to change about an environment; None is as usual."""
+    """Options of an evaluation that change the environment; None is the default."""
 
     tasks: tuple[int, ...] | None = None
     protocol: ProtocolName = "oft"
@@ -66,42 +66,42 @@ class EnvOptions:
 
 
 class EnvironmentSection(Section):
-    """Base of every environment's section. What stands here suits an environment that shows states alone."""
+    """Base of every environment's section. Defaults suit an environment that shows only states."""
 
     name: str
 
     usual_time_limit: ClassVar[TimeLimit] = "end"  # targets.time_limit, where a recipe says nothing
     observes: ClassVar[Literal["frames", "state"]] = "state"
-    state_lacks: ClassVar[str] = ""  # why a policy that sees states alone would see too little, where it would
+    state_lacks: ClassVar[str] = ""  # why states alone are not sufficient for a policy, if they are not
 
     @property
     @abstractmethod
     def task_ids(self) -> list[int]:
-        """The task ids, in order."""
+        """Return the task ids, in order."""
 
     @property
     @abstractmethod
     def episode_horizon(self) -> int:
-        """Control steps of the longest episode."""
+        """Return the control steps of the longest episode."""
 
     @property
     def states(self) -> StateSpace | None:
-        """Sizes for a policy that sees states alone; None if it would see too little."""
+        """Return sizes for a policy that sees only states; None if states are not sufficient."""
         return None
 
     @property
     def num_images(self) -> int:
-        """Camera frames in an observation."""
+        """Return the camera frames in an observation."""
         return 0
 
     @property
     def suite_name(self) -> str:
-        """The suite of the tasks; the environment's name, where there are no suites."""
+        """Return the suite of the tasks; the environment's name if it has no suites."""
         return self.name
 
     @property
     def init_state_set(self) -> str:
-        """Which set of initial states episodes start from."""
+        """Return the set of initial states that episodes start from."""
         return SAMPLED
 
     @abstractmethod
@@ -138,7 +138,7 @@ class EnvironmentSection(Section):
         """Return the fields that an evaluation of a suite sets, with their values.
 
         Raises:
-            ValueError: an option is nothing that this environment has.
+            ValueError: this environment does not have an option.
         """
         if options.init_states not in (None, SAMPLED):
             raise ValueError(f"--init-states: {self.name} samples its initial states; leave the option out")
@@ -175,8 +175,8 @@ class EnvironmentSection(Section):
         Args:
             plan: of this section.
             protocol: by name.
-            temperature: of the sampling; None for greedy actions.
-            episodes_per_task: with each seed.
-            render_size: pixels a side that cameras draw, where a policy looks at them.
+            temperature: temperature of sampling; None for greedy actions.
+            episodes_per_task: episodes per task with each seed.
+            render_size: pixels per side that cameras render, if the policy uses them.
         """
         return plan.deviations

@@ -1,6 +1,6 @@
-"""A point that must reach a goal: an environment in numpy alone, solved by a small network within seconds.
+"""Toy environment, a point that must reach a goal: NumPy only, solved by a small network within seconds.
 
-It exists to try the program out, and for tests of everything around an environment. It is also the shortest example of
+It serves to try the program out, and for tests of everything around an environment. It is also the shortest example of
 a kind: the simulator, and the section of a recipe that makes it.
 """
 
@@ -20,14 +20,14 @@ from vla_rl.types import ChunkResult, FloatArray, Observation, TaskInfo, UInt8Ar
 
 ACTION_DIM = 2
 STATE_DIM = 4
-SPEED = 0.25  # how far a control step with action 1 moves the point, in half widths of the arena
+SPEED = 0.25  # displacement per control step with action 1, in half widths of the arena
 GOAL_RADIUS = 0.2
-SHAPING = 0.1  # reward per unit of distance gained; small beside the 1.0 of success
+SHAPING = 0.1  # reward per unit of distance gained; small compared with the 1.0 of success
 _NO_FRAMES: UInt8Array = np.zeros((0, 0, 0, 3), dtype=np.uint8)
 
 
 def task_info(task_id: int) -> TaskInfo:
-    """One of the toy's tasks, without making the environment."""
+    """Return one of the toy's tasks, without making the environment."""
     return TaskInfo(suite="toy", task_id=task_id, name=f"toy_{task_id}", language="move the point into the disc")
 
 
@@ -58,7 +58,7 @@ class ToyEnv:
             task_id: seeds another set of starts and goals.
             horizon: control steps after which an episode is truncated.
             chunk_size: largest number of actions `step_chunk` takes at once.
-            step_seconds: pretended simulation time, slept in every control step.
+            step_seconds: simulated delay, slept in every control step.
         """
         self._task = task_info(task_id)
         self._horizon = horizon
@@ -71,12 +71,12 @@ class ToyEnv:
 
     @property
     def task(self) -> TaskInfo:
-        """The task that is simulated."""
+        """Return the task that is simulated."""
         return self._task
 
     @property
     def horizon(self) -> int:
-        """Control steps after which an episode is truncated."""
+        """Return the control steps after which an episode is truncated."""
         return self._horizon
 
     def reset(self, init_state: int, *, seed: int = 0) -> Observation:
@@ -90,7 +90,7 @@ class ToyEnv:
             raise ValueError(f"init_state and seed count from 0, got {init_state} and {seed}")
         generator = np.random.default_rng([seed, self._task.task_id, init_state])
         self._position, self._goal = generator.uniform(-1.0, 1.0, (2, 2))
-        while self._distance() < 0.5:  # a start at the goal would teach nothing
+        while self._distance() < 0.5:  # a start at the goal would be useless
             self._goal = generator.uniform(-1.0, 1.0, 2)
         self._elapsed = 0
         self._running = True
@@ -119,7 +119,7 @@ class ToyEnv:
         )
 
     def close(self) -> None:
-        """Nothing is held; safe to call twice."""
+        """Do nothing; safe to call twice."""
 
     def _check(self, actions: FloatArray) -> None:
         if not self._running:
@@ -163,17 +163,17 @@ class ToySection(EnvironmentSection):
 
     @property
     def task_ids(self) -> list[int]:
-        """The task ids, in order."""
+        """Return the task ids, in order."""
         return list(self.tasks)
 
     @property
     def episode_horizon(self) -> int:
-        """Control steps of an episode."""
+        """Return the control steps of an episode."""
         return self.horizon
 
     @property
     def states(self) -> StateSpace:
-        """Sizes for a policy that sees states alone."""
+        """Return sizes for a policy that sees only states."""
         return StateSpace(STATE_DIM, ACTION_DIM, self.chunk_size)
 
     def task_infos(self) -> tuple[TaskInfo, ...]:

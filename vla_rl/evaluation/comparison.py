@@ -1,4 +1,4 @@
-"""Comparison of two evaluations in words: is the difference more than noise?."""
+"""Comparison of two evaluations in words: whether the difference is more than noise."""
 
 from __future__ import annotations
 

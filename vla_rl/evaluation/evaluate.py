@@ -1,7 +1,7 @@
-"""Evaluate a policy: exactly the asked episodes, whatever the number of workers.
+"""Evaluate a policy: exactly the requested episodes, for any number of workers.
 
-Episodes are handed out one by one from a central queue; a worker that dies costs a retry, not an episode. Results are
-appended as they come, so an interrupted evaluation goes on where it was, if it is the same one: `conditions.py`.
+Episodes are assigned one by one from a central queue; a worker that dies costs a retry, not an episode. Results are
+appended as they come, so an interrupted evaluation can be continued if its conditions are equal (`conditions.py`).
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def evaluate(
 
     Args:
         checkpoint: see `policy_source.find_policy`.
-        options: what departs from the usual.
-        progress: told once before the first and after every episode.
+        options: options that differ from the defaults.
+        progress: called once before the first and after every episode.
 
     Raises:
         UserError: the checkpoint or the options do not fit; nothing was started.
-        CellFailureError: a suite failed for good; what was played is kept.
+        CellFailureError: a suite failed for good; played episodes are kept.
     """
     with preflight():
         planned = _plan(checkpoint, options)
@@ -59,7 +59,7 @@ def evaluate(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
-    """An evaluation before it plays."""
+    """Evaluation before it plays."""
 
     source: PolicySource
     options: EvalOptions
@@ -109,7 +109,7 @@ def _evaluate(folder: Path, planned: Planned, progress: Progress | None) -> Eval
 
 @dataclass(slots=True)
 class Tally:
-    """Counts episodes over all suites and passes, and tells."""
+    """Counter of episodes over all suites and passes, which reports progress."""
 
     total: int
     progress: Progress | None
@@ -117,7 +117,7 @@ class Tally:
     successes: int = 0
 
     def add(self, episodes: Sequence[EpisodeResult]) -> None:
-        """These were played."""
+        """Add episodes that were played."""
         self.done += len(episodes)
         self.successes += sum(episode.success for episode in episodes)
         if self.progress is not None:
@@ -126,7 +126,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Passes:
-    """Plays all suites once, seeing or blind."""
+    """Player of all suites, seeing or blind."""
 
     folder: Path
     checkpoint: Path | None
@@ -134,7 +134,7 @@ class Passes:
     tally: Tally
 
     def play_all(self, suites: Sequence[SuitePlan], file: str) -> list[EpisodeResult]:
-        """Play what is missing in a log; returns the episodes that stand in it then: those of the suites."""
+        """Play the episodes that a log lacks; return all episodes of the suites from it."""
         with preflight():
             opened = EpisodeLog(self.folder / file)
         with opened as log:
@@ -154,7 +154,7 @@ class Passes:
 
 
 def _check_extras(suites: Sequence[SuitePlan], options: EvalOptions) -> None:
-    """Refuse a control or videos where there is nothing to see, or no encoder.
+    """Refuse a control or videos if there are no images or no encoder.
 
     Raises:
         ValueError: naming the option.
@@ -237,7 +237,7 @@ def _write_results(
 
 
 def _write_pictures(folder: Path, summary: EvaluationSummary) -> None:
-    """`success_<suite>.png`, where matplotlib is installed."""
+    """Write `success_<suite>.png` if matplotlib is installed."""
     if importlib.util.find_spec("matplotlib") is None:
         return
     from vla_rl.reporting.plots import draw_success_per_task, png

@@ -1,4 +1,4 @@
-"""What an evaluation may be asked for."""
+"""Options of an evaluation."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from vla_rl.evaluation.video import Keep
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalOptions:
-    """The options of an evaluation; whatever is left out is as usual."""
+    """Options of an evaluation; omitted ones have their defaults."""
 
     suites: tuple[str, ...] = ()  # none: that of the training
     tasks: tuple[int, ...] | None = None  # None: those of the training; in another suite all
     episodes_per_task: int = EPISODES_PER_TASK  # initial states 0 .. n - 1 of each task, with each seed
     protocol: Protocol = OFT
     workers: int | None = None  # simulator processes; None: `suite_plans.usual_workers`
-    seeds: tuple[int, ...] = (0,)  # of the environments: every episode is played with each
+    seeds: tuple[int, ...] = (0,)  # seeds of the environments: every episode is played with each
     init_states: InitStates | None = None  # None: `standard`, the benchmark's
     horizon: int | None = None  # control steps, instead of the protocol's
-    temperature: float | None = None  # actions are sampled at it; None: the most likely ones are taken
+    temperature: float | None = None  # temperature of sampling; None: greedy
     control: Literal["blind"] | None = None  # all episodes are played once more, with blank frames
-    video: Keep | None = None  # which episodes leave a video behind
-    assets: str | None = None  # of the simulator, instead of those of the training
+    video: Keep | None = None  # episodes of which videos are written
+    assets: str | None = None  # assets of the simulator, instead of those of the training
     allow_unpinned: bool = False  # versions of the simulator other than those of published scores
     profile: str = "auto"  # of a checkpoint directory
     statistics: str | None = None  # key of the data set that scales actions; None: as the policy says
@@ -36,7 +36,7 @@ class EvalOptions:
 
     @property
     def env(self) -> EnvOptions:
-        """What is asked of the environment."""
+        """Return the options of the environment."""
         return EnvOptions(
             tasks=self.tasks,
             protocol=self.protocol.name,

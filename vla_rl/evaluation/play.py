@@ -1,4 +1,4 @@
-"""Play the episodes of an evaluation through a cell: a central queue, a record each, a retry for a dead worker's."""
+"""Play the episodes of an evaluation in a cell, from a central queue; episodes of a dead worker are retried."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vla_rl.workers.episodes import EpisodeJob, EpisodeRecord
 
 
 def evaluation_jobs(plan: Plan, *, episodes_per_task: int, seeds: Sequence[int]) -> list[EpisodeJob]:
-    """Every (task, seed, initial state) once, task by task, so that a worker changes its simulator as rarely as it can.
+    """Return every (task, seed, initial state) once, task by task, so that workers rarely change their simulator.
 
     Raises:
         ValueError: more episodes per task than there are initial states.
@@ -43,7 +43,7 @@ def evaluation_jobs(plan: Plan, *, episodes_per_task: int, seeds: Sequence[int])
 
 
 def init_states(plan: Plan) -> str:
-    """The set that initial states are counted in."""
+    """Return the set in which initial states are counted."""
     return plan.setup.env.init_state_set
 
 
@@ -58,21 +58,21 @@ def play(
     log_dir: Path,
     on_episode: Callable[[EpisodeResult], None],
 ) -> None:
-    """Play what is not in the log yet, and append what comes of it at once.
+    """Play the episodes that are not in the log yet, and append each one immediately.
 
     Args:
         plan: of the evaluation.
-        checkpoint: trained tensors; None for the plan's policy as it is.
+        checkpoint: trained tensors; None for the plan's policy unchanged.
         jobs: all episodes.
-        episodes: those that were played before, and where the others go.
+        episodes: log of the episodes played before, to which new ones are appended.
         greedy: take the most likely tokens.
-        seed: of the sampling, where it is not greedy.
-        log_dir: of the processes.
-        on_episode: told after every episode.
+        seed: seed of sampling, if it is not greedy.
+        log_dir: folder of the processes' logs.
+        on_episode: called after every episode.
 
     Raises:
         UserError: the checkpoint does not fit the policy, or shared memory is too small.
-        CellFailureError: a part failed for good; what was played is kept.
+        CellFailureError: a part failed for good; played episodes are kept.
     """
     todo = [job for job in jobs if _result_key(plan, job) not in episodes.done]
     if not todo:
@@ -113,7 +113,7 @@ def play(
 
 
 def fit_slots(plan: Plan, episodes: int) -> Plan:
-    """The plan with no more workers than episodes, and no second slot where every worker plays a single one."""
+    """Return the plan with no more workers than episodes, and one slot if every worker plays a single episode."""
     rollout = plan.setup.rollout
     workers = min(rollout.num_workers, episodes)
     slots = min(rollout.envs_per_worker, -(-episodes // workers))
@@ -128,7 +128,7 @@ def _collect(
     episodes: EpisodeLog,
     on_episode: Callable[[EpisodeResult], None],
 ) -> None:
-    # Asked in this order: once the cell has finished, all its records are in the list.
+    # Checked in this order: once the cell has finished, all its records are in the list.
     while not cell.finished or finished:
         heed_signals()
         cell.raise_if_failed()
@@ -141,7 +141,7 @@ def _collect(
 
 
 def result_keys(plan: Plan, jobs: Sequence[EpisodeJob]) -> set[tuple[str, int, str, int, int]]:
-    """The keys under which the jobs' episodes are logged."""
+    """Return the keys under which the jobs' episodes are logged."""
     return {_result_key(plan, job) for job in jobs}
 
 

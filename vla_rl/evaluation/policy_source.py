@@ -1,4 +1,4 @@
-"""What is evaluated: a run, one of its checkpoints, a checkpoint directory of the public layout, or the tiny model."""
+"""Sources of a policy: a run, one of its checkpoints, a public checkpoint directory, or the tiny model."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ _BLOCKS, _BLOCK_BYTES = 64, 1 << 16  # of a weights file, that its fingerprint i
 
 @dataclass(frozen=True, slots=True)
 class PolicySource:
-    """A policy to evaluate or export, and where it comes from."""
+    """Policy to evaluate or export, and its origin."""
 
-    location: str  # where it lies, for people
-    name: str  # of the folder of results
+    location: str  # location, for people
+    name: str  # name of the folder of results
     home: Path  # that folder's parent
     policy: PolicySection
-    checkpoint: Path | None  # trained tensors to lay over the policy; None: the policy as it is
+    checkpoint: Path | None  # trained tensors that replace the policy's; None: the policy unchanged
     fingerprint: str
-    training: Training | None  # None: nobody knows
-    statistics: str | None = None  # key of the data set that scaled actions in the training, where a checkpoint knows
-    run: Setup | None = None  # of the run that made it; None: no run did, so that an environment must be named
-    num_images: int = 1  # cameras that the policy looks through, where no run says it
+    training: Training | None  # None: unknown
+    statistics: str | None = None  # key of the data set that scaled actions in the training, if a checkpoint records it
+    run: Setup | None = None  # environment of its training; None: not from a run, so that an environment must be named
+    num_images: int = 1  # the policy's cameras, if it is not from a run
 
     @property
     def trained_on(self) -> str:
-        """Suite and initial states of the training, in words."""
+        """Return the suite and initial states of the training, in words."""
         return UNKNOWN_TRAINING if self.training is None else str(self.training)
 
     def suites(self, asked: Sequence[str]) -> Sequence[str]:
@@ -82,19 +82,19 @@ class PolicySource:
 
 
 def find_policy(target: str, *, profile: str, statistics: str | None = None) -> PolicySource:
-    """Look up what is to be evaluated or exported. Reads checksums, no weights.
+    """Find the policy to evaluate or export. Reads checksums, no weights.
 
     Args:
         target: the folder of a run (its newest whole checkpoint is taken) or of a checkpoint; a checkpoint directory
             with `config.json` and safetensors, such as an export; the folder of a LoRA adapter, which names its base;
-            the name of either on the Hugging Face hub, from where it is downloaded unless the local cache has it; or
+            the name of either on the Hugging Face hub, downloaded unless the local cache has it; or
             `tiny`, the random model (`./tiny` is a folder).
-        profile: of a checkpoint directory: what its files do not say. A run says it in its recipe.
+        profile: family of a checkpoint directory, which its files do not state. A run's recipe does.
         statistics: key of the data set whose statistics scale the actions; None for what the recipe or an export's
             record says, else for the suite's own or the only one.
 
     Raises:
-        ValueError: it is none of these; the message says what it is instead, and what to do.
+        ValueError: it is none of these; the message says what it is, and what to do.
     """
     if target == TINY:
         return _policy_alone(
@@ -132,12 +132,12 @@ def find_policy(target: str, *, profile: str, statistics: str | None = None) -> 
 
 
 def _as_folder(path: Path) -> str:
-    """A path as a recipe's `policy.checkpoint`, where `tiny` alone would be the random model and no folder."""
+    """Return a path as `policy.checkpoint`, where `tiny` alone would mean the random model."""
     return f"./{path}" if str(path) in (TINY, RANDOM_7B) else str(path)
 
 
 def _meant(target: str) -> str:
-    """The run of a recipe whose name was given."""
+    """Return the run of a recipe whose name was given."""
     if target not in list_recipes():
         return ""
     run = _RUNS / target
@@ -145,7 +145,7 @@ def _meant(target: str) -> str:
 
 
 def _what_it_is(path: Path) -> str:
-    """Why a path is refused, and what to give instead."""
+    """Explain why a path is refused, and what to give instead."""
     if path.is_file():
         return "it is a file. Give the folder of a run, of a checkpoint, or of exported weights"
     return (
@@ -156,7 +156,7 @@ def _what_it_is(path: Path) -> str:
 
 
 def _policies_in(path: Path) -> list[Path]:
-    """Folders in a folder that can be evaluated: probably one of them was meant."""
+    """Return the folders in a folder that can be evaluated, one of which was probably meant."""
     folders = sorted(folder for folder in path.iterdir() if folder.is_dir()) if path.is_dir() else []
     return [folder for folder in folders if (folder / RECIPE_FILE).is_file() or is_checkpoint(folder)]
 
@@ -170,7 +170,7 @@ def _newest(run_dir: Path) -> Path:
 
 
 def _trained(checkpoint: Path, *, run_dir: Path, whole: bool) -> PolicySource:
-    """A checkpoint of a run; `whole` if its files were compared with their checksums already."""
+    """Return the policy of a run's checkpoint; `whole` if its checksums were already verified."""
     problem = None if whole else checkpoint_files.problem_of(checkpoint)
     if problem is not None:
         raise CheckpointError(f"{checkpoint}: {problem}")
@@ -190,23 +190,23 @@ def _trained(checkpoint: Path, *, run_dir: Path, whole: bool) -> PolicySource:
 
 
 def _on_this_machine(setup: Setup) -> Setup:
-    """A run whose recipe asked for a GPU is evaluated and exported where there is none too."""
+    """Replace a GPU by `auto`, so that a run can be evaluated and exported on a machine without one."""
     if setup.runtime.device != "cuda":
         return setup
     return setup.model_copy(update={"runtime": setup.runtime.model_copy(update={"device": "auto"})})
 
 
 def _described(policy: PolicySection) -> dict[str, Any]:
-    """A policy's section, as it was before there was a key of statistics: evaluations of older runs go on."""
+    """Describe a policy's section as before it had a key of statistics, so that older evaluations can be continued."""
     section = policy.model_dump(mode="json")
     return {name: value for name, value in section.items() if name != "statistics" or value is not None}
 
 
 def _scaled_by(statistics: str | None, source: PolicySource) -> PolicySource:
-    """The policy of a run with its actions scaled by other statistics than the suite's own.
+    """Return a policy whose actions are scaled by other statistics than the suite's own.
 
     Raises:
-        ValueError: the run says what it was trained with, or its policy has no statistics.
+        ValueError: the run records its statistics, or its policy has none.
     """
     policy = source.policy
     if statistics is None:
@@ -223,7 +223,7 @@ def _scaled_by(statistics: str | None, source: PolicySource) -> PolicySource:
 
 
 def _num_images(directory: Path, profile: str) -> int:
-    """How many cameras the checkpoints of its family look through.
+    """Return the number of cameras of the checkpoint's family.
 
     Raises:
         ValueError: weights are missing, or no such profile.
@@ -242,7 +242,7 @@ def _policy_alone(
     fingerprint: str,
     training: Training | None,
 ) -> PolicySource:
-    """A policy without a run: nothing is laid over its weights; its training is known where an export recorded it."""
+    """Return a policy without a run: its weights are unchanged; its training is known if an export recorded it."""
     name = Path(location).name
     name = name if re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) else "checkpoint"
     policy = OpenVLAOFTSection.model_validate(
@@ -280,9 +280,9 @@ def _has_gpu() -> bool:
 
 
 def _sampled_digest(directory: Path) -> str:
-    """Of the small files, and of blocks spread over the large ones: gigabytes need not be read to tell two apart.
+    """Return a digest of the small files and of blocks of the large ones, without reading gigabytes.
 
-    An adapter is told apart by its base too.
+    An adapter's digest includes its base.
 
     Raises:
         ValueError: weights are missing, or an adapter's base.

@@ -1,4 +1,4 @@
-"""What a policy was trained on, which must be read beside its scores."""
+"""Provenance of a policy: what it was trained on, which must be read with its scores."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from vla_rl.recipe import EnvSection
 
 UNKNOWN_TRAINING = "unknown"
 
-_FIELD = "training"  # of an export's record
+_FIELD = "training"  # field of an export's record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
     """Tasks and initial states of one training."""
 
-    suite: str  # the environment's name, where it has no suites
+    suite: str  # the environment's name, if it has no suites
     tasks: tuple[int, ...]
     init_states: str  # standard, spare or sampled
 
@@ -31,7 +31,7 @@ class Training:
         return f"{self.suite} (tasks: {tasks}), {self.init_states} initial states"
 
     def notes(self, *, init_states: str, tasks: Iterable[tuple[str, int]]) -> list[str]:
-        """What must be said before any number of an evaluation on a set of states of some tasks (suite, id)."""
+        """Return the caveats of an evaluation on a set of states of some tasks (suite, id)."""
         shared = {(self.suite, task) for task in self.tasks} & set(tasks)
         if init_states != self.init_states or init_states == SAMPLED or not shared:
             return []
@@ -42,12 +42,12 @@ class Training:
 
 
 def training_in(env: EnvSection) -> Training:
-    """Return what a training in an environment is on."""
+    """Return the training in an environment."""
     return Training(suite=env.suite_name, tasks=tuple(env.task_ids), init_states=env.init_state_set)
 
 
 def record_training(directory: Path, training: Training) -> None:
-    """Add it to the record of an export."""
+    """Add the training to the record of an export."""
     path = directory / RECORD_FILE
     write_json(path, {**read_json(path), _FIELD: asdict(training)})
 
@@ -59,7 +59,7 @@ def record_statistics(directory: Path, key: str) -> None:
 
 
 def recorded_training(directory: Path) -> Training | None:
-    """What the record of an export says; None where there is none.
+    """Return the training in the record of an export; None if there is none.
 
     Raises:
         ValueError: the record is broken.

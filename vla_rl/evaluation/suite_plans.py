@@ -1,4 +1,4 @@
-"""From what was asked for to plans: one for each suite, checked before anything starts."""
+"""Plans of an evaluation's suites, one for each, checked before anything starts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vla_rl.recipe import OpenVLAOFTSection, Problem, RecipeError, Setup, change
 from vla_rl.run.plan import Plan, make_plan
 from vla_rl.workers.episodes import EpisodeJob
 
-_OPTIONS = {  # under which names the fields that an option sets are known to who gave it
+_OPTIONS = {  # options by the fields that they set, for messages
     "env.suite": "--suite",
     "env.tasks": "--tasks",
     "env.init_states": "--init-states",
@@ -27,9 +27,9 @@ _OPTIONS = {  # under which names the fields that an option sets are known to wh
     "rollout.temperature": "--temperature",
     "rollout.num_workers": "--workers",
 }
-_SERIAL_SLOTS = 1  # a batch of one: what a decision is does not depend on its neighbours
-_SLOTS_PER_WORKER = 2  # one is stepped while the other waits for its decision
-MOST_WORKERS = 16  # unasked: each holds graphics contexts in the GPU's memory beside the policy; the recipes have 10
+_SERIAL_SLOTS = 1  # batches of one, so that decisions do not depend on their neighbours
+_SLOTS_PER_WORKER = 2  # one simulates while the other waits for its decision
+MOST_WORKERS = 16  # default limit: each holds graphics contexts in GPU memory beside the policy; the recipes have 10
 _WORKER_BYTES = 2 * 2**30  # memory of a worker with two LIBERO simulators and their graphics contexts, rounded up
 
 
@@ -42,7 +42,7 @@ class SuitePlan:
 
 
 def make_suite_plans(source: PolicySource, options: EvalOptions) -> list[SuitePlan]:
-    """A plan and its episodes for each suite.
+    """Make a plan and its episodes for each suite.
 
     Raises:
         ValueError: an option does not fit the policy, the suite or this machine.
@@ -63,10 +63,10 @@ def make_suite_plans(source: PolicySource, options: EvalOptions) -> list[SuitePl
 
 
 def _refuse_temperature(plan: Plan, options: EvalOptions) -> None:
-    """Two evaluations that differ in a temperature without effect would count as two.
+    """Refuse a temperature without effect, which would make equal evaluations look different.
 
     Raises:
-        ValueError: one was asked for, and the policy draws nothing.
+        ValueError: one was given, and the policy samples nothing.
     """
     if plan.policy.is_regression and options.temperature is not None:
         raise ValueError(
@@ -76,10 +76,10 @@ def _refuse_temperature(plan: Plan, options: EvalOptions) -> None:
 
 
 def _refuse_unpinned(simulator: SimulatorReport) -> None:
-    """A score from other versions looks like any other and means something else.
+    """Refuse other versions of the simulator, because their scores are not comparable.
 
     Raises:
-        ValueError: a package is not the one that published scores were made with.
+        ValueError: a package has another version than published scores were made with.
     """
     if simulator.warnings:
         raise ValueError(
@@ -89,7 +89,7 @@ def _refuse_unpinned(simulator: SimulatorReport) -> None:
 
 
 def make_conditions(source: PolicySource, options: EvalOptions, suites: Sequence[SuitePlan]) -> Conditions:
-    """What the evaluation must keep when it is gone on with."""
+    """Return the conditions that must stay equal when the evaluation is continued."""
     plan = suites[0].plan
     simulator = plan.env.simulator
     versions = {} if simulator is None else {**simulator.versions, "renderer": simulator.renderer}
@@ -112,7 +112,7 @@ def _assets_in_words(assets: Assets) -> str:
 
 
 def folder_name(source: PolicySource, options: EvalOptions, conditions: Conditions, suites: Sequence[SuitePlan]) -> str:
-    """The checkpoint, the suites, and what is not as usual."""
+    """Return a name made of the checkpoint, the suites, and options that are not defaults."""
     words = [source.name] if source.name else []
     words += [suite.plan.env.tasks[0].suite for suite in suites]
     if options.tasks is not None:
@@ -131,7 +131,7 @@ def folder_name(source: PolicySource, options: EvalOptions, conditions: Conditio
 
 
 def all_deviations(options: EvalOptions, suites: Sequence[SuitePlan]) -> tuple[str, ...]:
-    """From the protocol, over all suites, each said once."""
+    """Return the deviations from the protocol over all suites, each once."""
     found = [
         deviation
         for suite in suites
@@ -147,12 +147,12 @@ def all_deviations(options: EvalOptions, suites: Sequence[SuitePlan]) -> tuple[s
 
 
 def usual_workers() -> int:
-    """Simulator processes where nobody says how many: one for every usable core but one, if memory holds them."""
+    """Return the default number of simulator processes: usable cores less one, if memory suffices."""
     return max(1, min(usable_cores() - 1, available_memory() // _WORKER_BYTES, MOST_WORKERS))
 
 
 def _setup(source: PolicySource, options: EvalOptions, suite: str) -> Setup:
-    """The policy with the environment and the slots that were asked for.
+    """Return the policy with the requested environment and slots.
 
     Raises:
         ValueError: the options do not fit together, or not the policy.
@@ -182,7 +182,7 @@ def _setup(source: PolicySource, options: EvalOptions, suite: str) -> Setup:
 def _policy_changes(
     source: PolicySource, policy: OpenVLAOFTSection, options: EvalOptions, suite: str
 ) -> dict[tuple[str, ...], object]:
-    """In the suite of the training, actions are scaled as they were then, whatever lies beside the weights by now."""
+    """Return the policy's changes: in the suite of its training, actions are scaled as they were then."""
     changes: dict[tuple[str, ...], object] = {} if options.self_test else {("policy", "self_test"): False}
     trained_here = source.run is not None and source.run.env.suite_name == suite and source.statistics is not None
     if trained_here and policy.statistics is None:
@@ -191,6 +191,6 @@ def _policy_changes(
 
 
 def _as_option(problem: Problem) -> Problem:
-    """A fault of a field that was set by an option, told as a fault of the option."""
+    """Convert a fault of a field that an option set to a fault of the option."""
     option = _OPTIONS.get(problem.path)
     return problem if option is None else replace(problem, path=option, place="")

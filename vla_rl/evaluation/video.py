@@ -1,7 +1,7 @@
 """Videos of episodes, written by the env workers: all cameras side by side, the task above, the outcome below.
 
 The simulator draws every control step instead of one per decision. Physics and the frames of the decisions stay the
-same to the last bit, so that an episode with a video is the episode without one.
+same to the last bit, so that a video does not change its episode.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ VIDEOS = "videos"  # folder below the results
 Keep = Literal["failures", "all"]
 
 FRAMES_PER_S = 20  # LIBERO's control frequency: real time
-OUTCOME_FRAMES = 20  # how long the last frame stands
-_MIN_SIDE = 256  # small frames are enlarged for the eye
-_BLOCK = 16  # encoders want sides that are multiples of it
+OUTCOME_FRAMES = 20  # how long the last frame is shown
+_MIN_SIDE = 256  # small frames are enlarged
+_BLOCK = 16  # encoders need sides that are multiples of it
 _FONT_SIZE = 15
 _LINE = 20
 _INK, _PAPER = (235, 235, 235), (24, 24, 24)
@@ -39,16 +39,16 @@ _GOOD, _BAD = (90, 200, 110), (235, 95, 85)
 
 
 class DrawsEveryStep(Environment, Protocol):
-    """An environment whose `step_chunk` leaves the frames of all its control steps behind."""
+    """Environment whose `step_chunk` keeps the frames of all its control steps."""
 
     @property
     def chunk_frames(self) -> UInt8Array:
-        """(executed, N, H, W, 3)."""
+        """Return the frames, (executed, N, H, W, 3)."""
         ...
 
 
 def check_video() -> None:
-    """Whether videos can be written here.
+    """Check that videos can be written here.
 
     Raises:
         ValueError: the encoder is not installed.
@@ -61,16 +61,16 @@ def check_video() -> None:
 
 
 def recorded_builders(plan: Plan, folder: Path, *, keep: Keep, seeds: Sequence[int]) -> tuple[EnvBuilder, ...]:
-    """The builders of a plan's tasks, with a camera team.
+    """Return builders of a plan's tasks that record videos.
 
     Args:
         plan: of the evaluation.
-        folder: where the videos go.
-        keep: which of them.
-        seeds: of the evaluation; a video's name tells which one it is of.
+        folder: folder of the videos.
+        keep: which videos to keep.
+        seeds: seeds of the evaluation; a video's name contains its seed.
 
     Raises:
-        ValueError: the environment draws no pictures.
+        ValueError: the environment renders no images.
     """
     if not plan.env.filming_builders:
         raise ValueError(f"--video: the environment {plan.setup.env.name!r} has no cameras; leave the option out")
@@ -90,18 +90,18 @@ def recorded_builders(plan: Plan, folder: Path, *, keep: Keep, seeds: Sequence[i
 def build_recorded(
     *, build: Callable[[], DrawsEveryStep], seen: int, folder: Path, keep: Keep, seeds: Sequence[int]
 ) -> RecordedEnv:
-    """An environment that records its episodes; see `RecordedEnv`."""
+    """Build an environment that records its episodes; see `RecordedEnv`."""
     return RecordedEnv(build(), seen=seen, folder=folder, keep=keep, seeds=seeds)
 
 
 def video_name(*, suite: str, task_id: int, init_state: int, seed: int, success: bool) -> str:
-    """Name of an episode's video."""
+    """Return the name of an episode's video."""
     outcome = "success" if success else "failure"
     return f"{suite}_task{task_id}_state{init_state}_seed{seed}_{outcome}.mp4"
 
 
 def count_videos(folder: Path, episodes: Iterable[EpisodeResult], *, keep: Keep) -> tuple[int, int]:
-    """How many of the episodes that were to be kept have a video, and how many have none.
+    """Count the episodes that should have a video: those that have one, and those that do not.
 
     An episode that was played before videos were asked for is not played again.
     """
@@ -121,21 +121,20 @@ def count_videos(folder: Path, episodes: Iterable[EpisodeResult], *, keep: Keep)
 
 
 class RecordedEnv:
-    """An environment whose episodes leave videos behind. Satisfies `vla_rl.types.Environment`.
+    """Environment that records videos of its episodes. Satisfies `vla_rl.types.Environment`.
 
-    A video is written while the episode goes on, under a name that begins with a dot, and gets its own name when the
-    outcome is known.
+    A video is written during the episode, under a name that begins with a dot, and renamed when the outcome is known.
     """
 
     def __init__(self, env: DrawsEveryStep, *, seen: int, folder: Path, keep: Keep, seeds: Sequence[int]) -> None:
-        """Record.
+        """Start recording.
 
         Args:
-            env: draws all cameras.
-            seen: how many of them, from the first, are in the observations.
-            folder: where the videos go; made if it is missing.
+            env: environment that renders all cameras.
+            seen: number of cameras, from the first, that are in the observations.
+            folder: folder of the videos; created if it is missing.
             keep: `failures` or `all`.
-            seeds: of the evaluation, from which the seeds of its resets were derived (`reset_seed`).
+            seeds: seeds of the evaluation, from which those of its resets were derived (`reset_seed`).
         """
         self._env = env
         self._seen = seen
@@ -148,12 +147,12 @@ class RecordedEnv:
 
     @property
     def task(self) -> TaskInfo:
-        """The task that is simulated."""
+        """Return the task that is simulated."""
         return self._env.task
 
     @property
     def horizon(self) -> int:
-        """Control steps after which an episode is truncated."""
+        """Return the control steps after which an episode is truncated."""
         return self._env.horizon
 
     def reset(self, init_state: int, *, seed: int = 0) -> Observation:
@@ -174,7 +173,7 @@ class RecordedEnv:
         return self._visible(observation)
 
     def step_chunk(self, actions: FloatArray) -> ChunkResult:
-        """Execute a chunk and film it; at the episode's end keep the video or not."""
+        """Execute a chunk and record it; at the episode's end keep or drop the video."""
         result = self._env.step_chunk(actions)
         assert self._video is not None
         frames = self._env.chunk_frames
@@ -214,7 +213,7 @@ class RecordedEnv:
 
 
 class _Video:
-    """One file that grows frame by frame."""
+    """Video file that grows frame by frame."""
 
     def __init__(self, path: Path, title: str) -> None:
         self._path = path
@@ -260,7 +259,7 @@ def _open_encoder(path: Path, *, width: int, height: int) -> Generator[None, UIn
 
 
 def compose(frames: UInt8Array, title: str, footer: str, *, ink: tuple[int, int, int] = _INK) -> UInt8Array:
-    """One page of a video: frames (N, H, W, 3) side by side, two lines of title above, one line below.
+    """Compose one frame of a video: frames (N, H, W, 3) side by side, two lines of title above, one line below.
 
     Returns:
         (H', W', 3) uint8, both sides multiples of 16.

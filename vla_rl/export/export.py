@@ -1,4 +1,4 @@
-"""`export`: from a checkpoint of a run to a folder that other programs load, compared with the policy it came from."""
+"""Export of a run's checkpoint to a folder that other programs load, compared with the original policy."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ _STEP = re.compile(r"optimizer_step_(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """What was written."""
+    """Report of a written export."""
 
     folder: Path
     kind: Kind
     checkpoint: str
-    profile: str  # of the folder, recorded in it
-    faults: Sequence[str]  # what the test of networks found and what was missing, in sentences
+    profile: str  # comparison, recorded in the folder
+    faults: Sequence[str]  # findings of the network's self-test and missing tensors, in sentences
     verification: Verification | None
 
     def __str__(self) -> str:
@@ -79,10 +79,10 @@ def export(
             checkpoint directory, also one with an L1 head, is copied; an adapter alone is merged into its base.
         out: must not exist.
         kind: `merged`, a checkpoint in the public layout; `adapter`, a LoRA adapter in peft's.
-        dtype: of the written shards: `float32` or `bfloat16`; default: that of a run's frozen weights, the stored one
-            of a checkpoint directory (of an adapter's factors: float32).
-        verify: observations on which the answers before and after are compared; 0 for none.
-        profile: of a target that is a checkpoint directory.
+        dtype: dtype of the written shards, `float32` or `bfloat16`; default: that of a run's frozen weights, or the
+            stored one of a checkpoint directory (of an adapter's factors: float32).
+        verify: observations on which the outputs before and after are compared; 0 for none.
+        profile: family of a target that is a checkpoint directory.
 
     Raises:
         UserError: the target, `out` or the choices do not fit; nothing was written.
@@ -115,7 +115,7 @@ def _export_trained(
     dtype: torch.dtype | None,
     verify: int,
 ) -> ExportReport:
-    """A policy with what a run has trained of it."""
+    """Export a policy with the tensors that a run has trained."""
     build = _builder(origin)
     policy = build()
     load_policy(checkpoint, policy)
@@ -132,7 +132,7 @@ def _export_trained(
         write_adapter(policy, folder, step=_step(checkpoint), dtype=dtype)
     source, device = policy.source, policy.prompt_ids.device
     network_dtype = policy.model.dtype
-    del policy  # with 7B weights there is no room for two
+    del policy  # two copies of 7B weights would not fit
     gc.collect()
     verification = None
     if before is not None and shown is not None:
@@ -146,7 +146,7 @@ def _export_trained(
         if kind == "adapter":
             model = _network(source, device, dtype=network_dtype)
             with adapted_by_peft(model, folder):
-                pass  # merged on the way out
+                pass  # merged while writing
             compare_layers(layers, plain_answers(model, layers), dtype=coarsest)
     return ExportReport(out, kind, origin.location, resolved, faults, verification)
 
@@ -154,7 +154,7 @@ def _export_trained(
 def _export_network(
     origin: PolicySource, out: Path, folder: Path, *, profile: str, dtype: torch.dtype | None, verify: int
 ) -> ExportReport:
-    """A network as its files have it: neither statistics nor prompts matter, so neither is asked for."""
+    """Export a network as stored: neither statistics nor prompts are needed."""
     policy = origin.policy
     assert isinstance(policy, OpenVLAOFTSection), "what is no run is OpenVLA-OFT"
     device = use_device(resolve_device("auto"))
@@ -162,7 +162,7 @@ def _export_network(
         source = find_source(TINY, profile=profile, image_size=None, proprio=policy.proprio)
     else:
         source = find_checkpoint(Path(policy.checkpoint), profile=profile)
-    # float32 that was asked for reaches back to the merging of an adapter: else it would widen what was rounded.
+    # A requested float32 also applies to the merging of an adapter, which would otherwise be rounded first.
     model = _network(source, device, dtype=torch.float32 if dtype == torch.float32 else source.stored_dtype)
     faults = network_faults(model)
     before = network_answers(model, verify) if verify else None
@@ -188,7 +188,7 @@ def _export_network(
 def _merged_by_peft(
     source: Source, files: CheckpointFiles, device: torch.device, *, dtype: torch.dtype, verify: int
 ) -> tuple[Answers, dict[str, AdaptedAnswer]]:
-    """What the base with an adapter answers where peft puts it in: neither read nor merged by this program."""
+    """Return the outputs of the base with an adapter that peft loaded and merged, not this program."""
     assert files.adapter is not None
     model = _network(replace(source, files=replace(files, adapter=None)), device, dtype=dtype)
     with adapted_by_peft(model, files.adapter):
@@ -203,7 +203,7 @@ def _network(source: Source, device: torch.device, *, dtype: torch.dtype) -> Ope
 
 
 def _completed(lacking: Sequence[str]) -> list[str]:
-    """What to say of tensors that were not there."""
+    """Return a sentence about tensors that were missing."""
     if not lacking:
         return []
     return [
@@ -218,7 +218,7 @@ def _step(checkpoint: Path) -> int:
 
 
 def _statistics_to_record(origin: PolicySource) -> str | None:
-    """The key of the data set that scales the actions, where it is not the one that bears the suite's name."""
+    """Return the key of the data set that scales the actions, if it differs from the suite's name."""
     policy, training = origin.policy, origin.training
     if not isinstance(policy, OpenVLAOFTSection) or (origin.checkpoint is None and policy.checkpoint == TINY):
         return None
@@ -231,10 +231,10 @@ def _statistics_to_record(origin: PolicySource) -> str | None:
 
 
 def _builder(origin: PolicySource) -> partial[OpenVLAOFTPolicy]:
-    """Builds the policy that the origin's trained tensors belong to.
+    """Return the builder of the policy that the origin's trained tensors belong to.
 
     Raises:
-        ValueError: it is no OpenVLA-OFT, or its files do not fit.
+        ValueError: it is not OpenVLA-OFT, or its files do not fit.
     """
     setup = origin.run
     assert setup is not None, "a run made it"

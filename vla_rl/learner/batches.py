@@ -1,6 +1,6 @@
-"""From segments to rows: the observations and decisions of a batch that a forward pass looks at.
+"""Rows of a batch: the observations and decisions of its segments that a forward pass uses.
 
-Padding never reaches the policy: a row is a valid place of the (B, T) grid, R rows in all.
+Padding never reaches the policy: a row is a valid place of the (B, T) grid; there are R rows.
 """
 
 from __future__ import annotations
@@ -34,30 +34,30 @@ class Rows:
         return Rows(self.segment[chosen], self.time[chosen])
 
     def sorted_by(self, keys: Index) -> Rows:
-        """The same rows in ascending order of their keys, (R,); rows of one key keep their order."""
+        """Return the rows in ascending order of their keys, (R,); rows of one key keep their order."""
         return self[np.argsort(keys, kind="stable")]
 
     def followed_by(self, others: Rows) -> Rows:
-        """These rows, then the others."""
+        """Return these rows, then the others."""
         return Rows(np.concatenate([self.segment, others.segment]), np.concatenate([self.time, others.time]))
 
     def of_segments(self, segments: Index) -> Rows:
-        """Those in some of the segments, in the same order."""
+        """Return the rows in some of the segments, in the same order."""
         return self[np.isin(self.segment, segments)]
 
     def cuts(self, count: int) -> Iterator[slice]:
-        """Exactly `count` consecutive slices of nearly equal length; some are empty if there are fewer rows."""
+        """Yield exactly `count` consecutive slices of nearly equal length; some are empty if there are fewer rows."""
         bounds = np.linspace(0, len(self), count + 1).round().astype(int).tolist()
         return itertools.starmap(slice, itertools.pairwise(bounds))
 
 
 def decision_rows(batch: SegmentBatch) -> Rows:
-    """Where a decision stands, segment by segment."""
+    """Return the places of decisions, segment by segment."""
     return Rows(*np.nonzero(batch.mask))
 
 
 def bootstrap_rows(batch: SegmentBatch, *, time_limit: TimeLimit) -> Rows:
-    """After the last decision of each segment whose task goes on, the observation that is bootstrapped from."""
+    """Return the observations to bootstrap from, after the last decision of each segment whose task continues."""
     every = Rows(np.arange(len(batch.mask)), batch.mask.sum(axis=1))
     last = (every.segment, every.time - 1)
     is_over = batch.terminated[last] | (batch.truncated[last] if time_limit == "end" else False)
@@ -65,7 +65,7 @@ def bootstrap_rows(batch: SegmentBatch, *, time_limit: TimeLimit) -> Rows:
 
 
 def policy_inputs(batch: SegmentBatch, rows: Rows, device: torch.device, *, buckets: Index) -> PolicyInputs:
-    """What the policy looks at in those rows, (R,) buckets included, on its device."""
+    """Return the policy's inputs in those rows, (R,) buckets included, on its device."""
     return PolicyInputs(
         frames=torch.from_numpy(batch.frames[rows.segment, rows.time]).to(device),
         state=torch.from_numpy(batch.state[rows.segment, rows.time]).to(device),
@@ -75,11 +75,11 @@ def policy_inputs(batch: SegmentBatch, rows: Rows, device: torch.device, *, buck
 
 
 def token_mask(batch: SegmentBatch, rows: Rows, *, action_dim: int) -> Tensor:
-    """(R, A) bool: tokens whose control step ran; token i belongs to control step i // D."""
+    """Return (R, A) bool: tokens whose control step was executed; token i belongs to control step i // D."""
     control_step = np.arange(batch.tokens.shape[2]) // action_dim
     return torch.from_numpy(control_step < batch.executed[rows.segment, rows.time][:, None])
 
 
 def at(array: NDArray[np.generic], rows: Rows) -> Tensor:
-    """The rows of a (B, T, ...) array, (R, ...), on the CPU."""
+    """Return the rows of a (B, T, ...) array, (R, ...), on the CPU."""
     return torch.from_numpy(array[rows.segment, rows.time])

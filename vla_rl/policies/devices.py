@@ -40,9 +40,9 @@ def settle_arithmetic() -> None:
     """Set a GPU's arithmetic alike in learner and inference worker, so that their log-probabilities agree.
 
     * cuDNN's attention is off. If it were on, torch could choose it by shape, so acting and learning could use
-    different kernels for the same decision. What remains is flash attention without a mask and the memory-efficient
-    kernel with one. * float32 is float32: TensorFloat-32, which rounds factors to 10 bits and which convolutions use by
-    default, is off.
+      different kernels for the same decision. What remains is flash attention without a mask and the memory-efficient
+      kernel with one.
+    * float32 is float32: TensorFloat-32, which rounds factors to 10 bits and which convolutions use by default, is off.
       It changes the logits of a float32 policy by about 2e-3 (emulated). A bfloat16 policy computes little in float32.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)

@@ -1,7 +1,8 @@
-"""The recipe: strict models of everything a run is made of, and how a file becomes one.
+"""Recipe: strict models of everything that defines a run, and loading them from a file.
 
 Only the top of the program (`train`, `evaluation`, `studies`, `cli`) sees these models; below it functions take plain
-arguments. A recipe is YAML; `key.sub=value` overrides are applied before validation, and every error is told at once.
+arguments. A recipe is YAML; `key.sub=value` overrides are applied before validation, and all errors are reported at
+once.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""From a file, its base and overrides to a recipe, or to all that is wrong with them.
+"""Loading of a recipe from a file, its base and overrides, or of all problems with them.
 
-A file may begin with `base: NAME`. It then holds what differs from the base, and each of its values counts as an
-override of the base: another kind of a section drops what only the former kind knew. A base has no base of its own.
+A file may begin with `base: NAME`. It then holds the differences from the base, and each of its values counts as an
+override of the base: another kind of a section drops the fields that only the former kind has. A base has no base of
+its own.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from vla_rl.recipe.setup import Setup
 from vla_rl.recipe.translate import BASE, dotted_path, problems_of, shown
 from vla_rl.section import Problem, TimeLimit
 
-EARLIER_TIME_LIMIT: TimeLimit = "bootstrap"  # of every run that is older than targets.time_limit
+EARLIER_TIME_LIMIT: TimeLimit = "bootstrap"  # value of every run that is older than targets.time_limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class Layer:
     """One of the files that a recipe is made of."""
 
     document: Document
-    suffix: str  # of its places: empty in the recipe itself, which the error names
+    suffix: str  # prefix of its places: empty for the recipe itself, which the error names
 
 
 def load_recipe(path: Traversable, overrides: Sequence[str] = ()) -> Recipe:
@@ -49,17 +50,17 @@ def load_recipe(path: Traversable, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: with every problem of the file and of the overrides.
         UserError: the file cannot be read.
     """
-    folder = path.parent if isinstance(path, Path) else Path()  # what lies in a zip file names its base without a path
+    folder = path.parent if isinstance(path, Path) else Path()  # a file in a zip archive names its base without a path
     return build_recipe(read_text(path), overrides, source=str(path), folder=folder)
 
 
 def load_recorded_recipe(path: Traversable, overrides: Sequence[str] = ()) -> Recipe:
-    """As `load_recipe`, of a `recipe.yaml` that a run wrote; a field that is younger than it means what the run did."""
+    """Load a `recipe.yaml` that a run wrote; newer fields get the values that match the run's behaviour."""
     return load_recipe(path, [f"targets.time_limit={recorded_time_limit(path) or EARLIER_TIME_LIMIT}", *overrides])
 
 
 def recorded_time_limit(path: Traversable) -> TimeLimit | None:
-    """The `targets.time_limit` of a `recipe.yaml` that a run wrote; None if it has none, so that the run is older.
+    """Return `targets.time_limit` of a `recipe.yaml` that a run wrote; None if the run is older than the field.
 
     Raises:
         UserError: the file cannot be read.
@@ -67,7 +68,7 @@ def recorded_time_limit(path: Traversable) -> TimeLimit | None:
     try:
         data = parse(read_text(path)).data
     except YamlError:
-        return None  # told where the recipe is built
+        return None  # reported where the recipe is built
     targets = data.get("targets") if isinstance(data, dict) else None
     found = targets.get("time_limit") if isinstance(targets, dict) else None
     return found if found in get_args(TimeLimit) else None
@@ -76,13 +77,13 @@ def recorded_time_limit(path: Traversable) -> TimeLimit | None:
 def build_recipe(
     text: str, overrides: Sequence[str] = (), *, source: str = "recipe", folder: Path | None = None
 ) -> Recipe:
-    """As `load_recipe`, from YAML text.
+    """Build a recipe from YAML text, otherwise like `load_recipe`.
 
     Args:
         text: YAML.
         overrides: as in `load_recipe`.
         source: names the text in errors.
-        folder: that the path of a base starts from; default: the current one.
+        folder: folder to which the path of a base is relative; default: the current one.
     """
     try:
         layers, data, problems = _with_base(_parse(text), folder or Path(), source)
@@ -105,7 +106,7 @@ def change_setup(setup: Setup, changes: Mapping[tuple[str, ...], object], *, sou
     """Return the setup with other values, checked as those of a recipe are.
 
     Args:
-        setup: to begin with.
+        setup: setup to start from.
         changes: key path to value.
         source: names the result in errors.
 
@@ -125,7 +126,7 @@ def change_setup(setup: Setup, changes: Mapping[tuple[str, ...], object], *, sou
 
 
 class _NotAMappingError(ValueError):
-    """A text holds no YAML mapping."""
+    """Text that holds no YAML mapping."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(str(problem))
@@ -152,7 +153,7 @@ def _with_base(document: Document, folder: Path, source: str) -> tuple[list[Laye
     """Lay a file over its base, if it has one.
 
     Returns:
-        The files, the own one first; their data together; and what is wrong with them as documents.
+        The files, the recipe's own first; their merged data; and their problems as documents.
 
     Raises:
         RecipeError: there is no such base, or it cannot be one.
@@ -205,7 +206,7 @@ def _read_base(document: Document, folder: Path, source: str) -> Layer:
 
 
 def _is_same(path: Traversable, source: str) -> bool:
-    """Whether a file is the one that a recipe is read from; a recipe from elsewhere has no file."""
+    """Return whether a file is the recipe's own; a recipe from elsewhere has no file."""
     try:
         return isinstance(path, Path) and path.samefile(source)
     except OSError:
@@ -213,7 +214,7 @@ def _is_same(path: Traversable, source: str) -> bool:
 
 
 def _without_base(assignments: Sequence[Override]) -> tuple[list[Override], list[Problem]]:
-    """The overrides but those of `base`, which come back as problems."""
+    """Return the overrides except those of `base`, which are returned as problems."""
     kept = [override for override in assignments if override.path != (BASE,)]
     misplaced = [
         Problem(
@@ -247,7 +248,7 @@ def _document_problems(layer: Layer) -> list[Problem]:
 
 
 def _all_problems(error: ValidationError, data: Mapping[str, Any]) -> list[tuple[KeyPath, Problem]]:
-    """The faults of the sections, and those between sections that are right in themselves."""
+    """Return the faults of the sections, and those between sections that are valid on their own."""
     found = problems_of(error)
     sound: dict[str, Any] = {}
     for name, field in Recipe.model_fields.items():
@@ -262,7 +263,7 @@ def _all_problems(error: ValidationError, data: Mapping[str, Any]) -> list[tuple
 
 @cache
 def _adapter(name: str) -> TypeAdapter[Any]:
-    """The validator of one field of a recipe by itself."""
+    """Return the validator of one field of a recipe on its own."""
     field = Recipe.model_fields[name]
     annotation: Any = Annotated[field.annotation, field]
     return TypeAdapter(annotation)
@@ -271,7 +272,7 @@ def _adapter(name: str) -> TypeAdapter[Any]:
 def _placed(
     found: Sequence[tuple[KeyPath, Problem]], layers: Sequence[Layer], overrides: Sequence[Override]
 ) -> list[Problem]:
-    """The problems with the line or the override that each comes from."""
+    """Add to the problems the line or the override that each comes from."""
     return [replace(problem, place=_place(path, problem, layers, overrides)) for path, problem in found]
 
 

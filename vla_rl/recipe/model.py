@@ -1,4 +1,4 @@
-"""The recipe itself."""
+"""Model of a recipe."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Recipe(Section):
 
     @property
     def setup(self) -> Setup:
-        """What of the recipe is not about learning."""
+        """Return the part of the recipe that is not about learning."""
         return Setup(
             seed=self.seed,
             env=self.env,
@@ -80,5 +80,5 @@ class Recipe(Section):
         )
 
     def dump_yaml(self) -> str:
-        """Every field with its value, defaults included; loading it gives an equal recipe."""
+        """Return every field with its value as YAML, defaults included; loading it gives an equal recipe."""
         return dialect.dump(self.model_dump(mode="json", by_alias=True))

@@ -1,9 +1,9 @@
 """Overrides from the command line: `key.sub=value`, the value in YAML.
 
 An override of a `name` that chooses between kinds of a section (`surrogate.name=ppo`) is applied before the others.
-What only the former kind knows (`surrogate.sigma`) leaves with it; what both know stays; what an override sets is never
-dropped, so that setting a field of the wrong kind is an error and not silence. `targets.time_limit` says what the
-horizon is to the environment's task: with another environment, the former one's usual value leaves as well.
+Fields that only the former kind has (`surrogate.sigma`) are dropped; common ones stay; a field that an override sets is
+never dropped, so that setting a field of the wrong kind is an error. `targets.time_limit` states the meaning of the
+horizon for the environment's task: with another environment, the former one's default is dropped as well.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Override:
 
 
 def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[Problem]]:
-    """Read `key.sub=value` texts; those that cannot be read come back as problems."""
+    """Read `key.sub=value` texts; unreadable ones are returned as problems."""
     overrides: list[Override] = []
     problems: list[Problem] = []
     for text in texts:
@@ -53,7 +53,7 @@ def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[Problem]
 
 
 def apply_overrides(data: dict[str, Any], overrides: Sequence[Override]) -> list[Problem]:
-    """Change `data` in place; overrides that find no place come back as problems."""
+    """Change `data` in place; overrides without a place are returned as problems."""
     usual = usual_time_limit(data.get("env"))
     choices = [override for override in overrides if _chooses_kind(override)]
     for override in choices:
@@ -66,12 +66,12 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[Override]) -> list
 
 
 def lay_over(data: dict[str, Any], changes: Mapping[Any, Any], lines: Mapping[Path, int]) -> list[Problem]:
-    """Change `data` in place to what a file says that is laid over it: each of its values is an override.
+    """Apply a file's values to `data` in place, each as an override.
 
     Args:
-        data: of the base.
-        changes: of the file.
-        lines: of the file's keys.
+        data: values of the base.
+        changes: values of the file.
+        lines: lines of the file's keys.
     """
     return apply_overrides(data, list(_flattened(changes, (), data, lines)))
 
@@ -79,13 +79,13 @@ def lay_over(data: dict[str, Any], changes: Mapping[Any, Any], lines: Mapping[Pa
 def _flattened(
     changes: Mapping[Any, Any], path: tuple[str, ...], there: object, lines: Mapping[Path, int]
 ) -> Iterator[Override]:
-    """The values of nested mappings; a key that is no text is told by the reader of the file."""
+    """Yield the values of nested mappings; the reader of the file reports keys that are not text."""
     for key, value in changes.items():
         if not isinstance(key, str):
             continue
         inner, below = (*path, key), there.get(key) if isinstance(there, Mapping) else None
         is_section = isinstance(below, Mapping) or (below is None and bool(value))
-        if isinstance(value, Mapping) and is_section:  # one that is empty changes nothing
+        if isinstance(value, Mapping) and is_section:  # an empty one changes nothing
             yield from _flattened(value, inner, below, lines)
         else:
             yield Override(path=inner, value=value, text=f"line {lines[inner]}")
@@ -96,7 +96,7 @@ def _chooses_kind(override: Override) -> bool:
 
 
 def _drop_former_kind(data: dict[str, Any], override: Override) -> None:
-    """Remove the keys that the former kind knows and the new one does not."""
+    """Remove the keys that the former kind has and the new one does not."""
     known = kinds(override.path[:-1])
     section: Any = data
     for key in override.path[:-1]:
@@ -111,7 +111,7 @@ def _drop_former_kind(data: dict[str, Any], override: Override) -> None:
 
 
 def _drop_time_limit(data: dict[str, Any], usual: TimeLimit | None, overrides: Sequence[Override]) -> None:
-    """Remove a time limit that was the former environment's usual, so that the new one's takes its place."""
+    """Remove a time limit that was the former environment's default, so that the new one's replaces it."""
     targets = data.get("targets")
     said = any(override.path in (("targets",), ("targets", "time_limit")) for override in overrides)
     if not said and isinstance(targets, dict) and targets.get("time_limit") == usual:
@@ -135,7 +135,7 @@ def _assign(data: dict[str, Any], override: Override) -> Problem | None:
 
 
 def _default_kind(key: str) -> dict[str, Any]:
-    """The start of a section that a recipe leaves out: its `name`, where the default is one of several kinds."""
+    """Return the start of an omitted section: its `name` if the default is one of several kinds."""
     field = Recipe.model_fields.get(key)
     name = getattr(field.default, "name", None) if field else None
     return {} if name is None else {"name": name}

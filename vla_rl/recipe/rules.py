@@ -1,7 +1,7 @@
-"""Rules across sections: what each section allows alone, but not together.
+"""Rules across sections: combinations that each section alone allows.
 
-Every rule names the sections it reads through its parameters, so that it can also be asked when other sections are
-still wrong: a recipe tells all its faults at once.
+Every rule names the sections it reads through its parameters, so that it can also be checked when other sections are
+invalid: a recipe reports all its faults at once.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _ring_can_start(replay: ReplaySection) -> Problem | None:
 
 def _segment_fits_episode(env: EnvSection, policy: PolicySection, replay: ReplaySection) -> Problem | None:
     longest = decisions_per_episode(env, policy)
-    if policy.sees == env.observes and replay.segment_length > longest:  # a misfit has no episodes at all
+    if policy.sees == env.observes and replay.segment_length > longest:  # an invalid pair has no episodes
         return Problem(
             path="replay.segment_length",
             rule="a segment lies in one episode; what is longer is padding that the learner computes for nothing",
@@ -176,9 +176,9 @@ def _regime(name: str, replay: ReplaySection, learner: LearnerSection, budget: B
 
 
 def with_regime(data: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's raw data with what its regime stands for, where that can be known and is not written.
+    """Return a recipe's raw data with its regime's values, if these can be computed and are not written.
 
-    Data that is wrong in itself comes back as it is: validation tells what is wrong with it.
+    Invalid data is returned unchanged; validation reports its problems.
     """
     name, replay = data.get("regime"), data.get("replay", {})
     if not isinstance(name, str) or name not in SPANS or not isinstance(replay, Mapping):
@@ -194,9 +194,9 @@ def with_regime(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_time_limit(data: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's raw data with the environment's own `targets.time_limit`, where none is written.
+    """Return a recipe's raw data with the environment's own `targets.time_limit`, if none is written.
 
-    Data that is wrong in itself comes back as it is: validation tells what is wrong with it.
+    Invalid data is returned unchanged; validation reports its problems.
     """
     usual = usual_time_limit(data.get("env"))
     targets = data.get("targets", {"name": "gae"})
@@ -208,7 +208,7 @@ def with_time_limit(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def usual_time_limit(env: Any) -> TimeLimit | None:  # noqa: ANN401 - a section, or whatever was given for one
-    """The `targets.time_limit` of an environment whose recipe says nothing; None if it is no environment."""
+    """Return the default `targets.time_limit` of an environment; None if it is not an environment."""
     name = env.get("name") if isinstance(env, Mapping) else getattr(env, "name", None)
     kind = ENVIRONMENTS.get(name) if isinstance(name, str) else None
     return None if kind is None else kind.usual_time_limit
@@ -256,10 +256,10 @@ RULES: tuple[Callable[..., Problem | None], ...] = (
 
 
 def broken_rules(sections: Mapping[str, Any]) -> list[Problem]:
-    """Ask every rule whose sections are all there.
+    """Check every rule whose sections are all present.
 
     Args:
-        sections: the recipe's fields by name, without those that are wrong in themselves.
+        sections: the recipe's fields by name, without invalid ones.
     """
     found: list[Problem] = []
     for rule in RULES:

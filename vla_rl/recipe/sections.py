@@ -1,4 +1,4 @@
-"""The sections of a recipe, with the rules that hold inside one section. Rules across sections stand in `rules`."""
+"""Sections of a recipe, with the rules inside one section. `rules` has those across sections."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ class RolloutSection(Section):
 
 
 class RuntimeSection(Section):
-    """Where and how things run."""
+    """Mode, device, threads and memory of a run's processes."""
 
     mode: Literal["async", "serial"] = Field(
         "async",
@@ -209,7 +209,7 @@ class RuntimeSection(Section):
 
 
 class BudgetSection(Section):
-    """When the run ends: at the first limit that is reached."""
+    """Limits of a run, which ends at the first one reached."""
 
     optimizer_steps: Positive = Field(description="also the length of the learning-rate schedule")
     env_steps: Positive | None = Field(None, description="control steps simulated, all ranks together")
@@ -240,7 +240,7 @@ class EvaluationSection(Section):
 
 
 class LoggingSection(Section):
-    """What is written while the run goes on."""
+    """Output during the run."""
 
     every_optimizer_steps: Positive = Field(1, description="optimizer steps between rows of metrics")
     recent_episodes: Positive = Field(100, description="training episodes that returns and success rates are means of")

@@ -1,4 +1,4 @@
-"""The setup: what a training, an evaluation and an export share, whatever the algorithm."""
+"""Setup: the settings that training, evaluation and export share, independent of the algorithm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shared memory and processes of a cell, put together from a plan: for training and for evaluation alike."""
+"""Shared memory and processes of a cell, assembled from a plan, for training and evaluation alike."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from vla_rl.workers.worker_counters import WorkerCounters
 
 
 class AnyCell(Protocol):
-    """What the top of the program needs of a cell, in one process or in many."""
+    """Interface of a cell, in one process or in many."""
 
     restarts: int
     dropped_episodes: int
 
     @property
     def finished(self) -> bool:
-        """Whether all jobs are done."""
+        """Return whether all jobs are done."""
         ...
 
     def start(self) -> None:
@@ -47,7 +47,7 @@ class AnyCell(Protocol):
         ...
 
     def collect(self) -> None:
-        """Let some more experience come in."""
+        """Collect some more experience."""
         ...
 
     def raise_if_failed(self) -> None:
@@ -71,12 +71,12 @@ class CellMemory:
     _stack: ExitStack
 
     def close(self) -> None:
-        """Let go of everything, after the cell's processes have ended; safe to call twice."""
+        """Release everything, after the cell's processes have ended; safe to call twice."""
         self._stack.close()
 
 
 def trainable_tensors(policy: nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors that training changes, by parameter name."""
+    """Return the tensors that training changes, by parameter name."""
     return {name: p.detach() for name, p in trainable_parameters(policy).items()}
 
 
@@ -85,10 +85,10 @@ def share_frozen(policy: nn.Module, *, map_policy: bool = True, device: str = "c
 
     Args:
         policy: the learner's.
-        map_policy: its own parameters become views of the shared memory too, so that they exist once. Under ZeRO-3 they
-            cannot: that engine takes every parameter apart, so the inference worker needs whole ones beside it.
-        device: where the shared memory is, and where the rest of the policy goes too. Built on the CPU and moved here,
-            the frozen weights are never on a GPU twice: a card that holds them once is large enough to start.
+        map_policy: make its own parameters views of the shared memory too, so that they exist once. Not possible under
+            ZeRO-3, which shards every parameter, so that the inference worker needs whole ones beside it.
+        device: device of the shared memory and of the rest of the policy. Because the policy is built on the CPU and
+            moved here, the frozen weights are never on a GPU twice, even at the start.
 
     Returns:
         None if nothing is frozen.
@@ -106,12 +106,12 @@ def make_memory(plan: Plan, policy: nn.Module, *, ring_capacity: int | None) -> 
     """Allocate the shared memory of a cell around a policy, which moves to the plan's device.
 
     Args:
-        plan: of the run or the evaluation.
-        policy: the learner's, or the one to evaluate.
+        plan: plan of the run or the evaluation.
+        policy: the learner's policy, or the one to evaluate.
         ring_capacity: decisions of the replay ring; None without one, because nothing is learned.
 
     Raises:
-        ValueError: if it does not fit.
+        ValueError: it does not fit.
     """
     with ExitStack() as stack:
         ring = None
@@ -159,19 +159,19 @@ def make_cell(  # noqa: PLR0913 - the parts of a cell, by name
     first_episode: int = 0,
     jobs: Iterator[EpisodeJob] | None = None,
 ) -> AnyCell:
-    """The processes of a cell (async) or the same objects in this process (serial); nothing runs before `start`.
+    """Create the processes of a cell (async) or the same objects in this process (serial); `start` runs them.
 
     Args:
-        plan: of the run.
+        plan: plan of the run.
         env: environments to play in; an evaluation's differ from the plan's.
         memory: the cell's shared memory.
-        log_dir: where the children's logs go.
+        log_dir: folder of the children's logs.
         greedy: take the most likely tokens.
-        seed: of sampling and schedules, already different for every rank.
+        seed: seed of sampling and schedules, already different for every rank.
         on_episode: called with every finished episode.
-        rank: of this cell.
-        num_ranks: cells in all.
-        first_episode: where every slot enters the training schedule.
+        rank: rank of this cell.
+        num_ranks: number of cells.
+        first_episode: position at which every slot enters the training schedule.
         jobs: an evaluation's episodes; None for the training schedule.
 
     Raises:
@@ -244,7 +244,7 @@ def _serial_cell(
 
 
 def _frozen_handle(plan: Plan, memory: CellMemory) -> SharedWeightsHandle | NotShared | None:
-    """What the inference worker is told of the frozen weights."""
+    """Return the inference worker's handle of the frozen weights, or why there is none."""
     if memory.frozen is None:
         return _not_shared(plan)
     try:
@@ -256,7 +256,7 @@ def _frozen_handle(plan: Plan, memory: CellMemory) -> SharedWeightsHandle | NotS
 
 
 def _not_shared(plan: Plan) -> NotShared | None:
-    """Why no memory is shared: by request, or because nothing is frozen."""
+    """Return why no memory is shared: by request, or because nothing is frozen."""
     return NotShared("runtime.share_frozen is false", asked_for=True) if plan.policy.frozen_parameters else None
 
 
@@ -300,7 +300,7 @@ def _env_worker_settings(
         num_init_states=env.num_init_states,
         transform=plan.transform,
         seed=plan.setup.seed,
-        max_open_envs_per_slot=1 if queue_jobs else OPEN_ENVS_PER_SLOT,  # a queue goes through the tasks once
+        max_open_envs_per_slot=1 if queue_jobs else OPEN_ENVS_PER_SLOT,  # a queue visits each task once
         first_episode=first_episode,
         queue_jobs=queue_jobs,
         variables=variables,

@@ -1,4 +1,4 @@
-"""What would run, and how much memory it would take: the dry run."""
+"""Dry run: the processes of a run, and an estimate of their memory."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from vla_rl.types import ActionSpec
 
 MAILBOX_BUFFERS = 2
 PYTHON_TORCH_BYTES = 450 << 20  # resident size of a process that has imported torch, measured
-SIMULATOR_BYTES = 700 << 20  # of an env worker with one LIBERO simulator and its graphics context, measured
-CUDA_HOST_BYTES = 1 << 30  # what CUDA's libraries add to such a process; assumed, not measured
-CUDA_CONTEXT_BYTES = 500 << 20  # of each process on a GPU; assumed, not measured
-DRAWING_BYTES = 150 << 20  # of a simulator that draws on a GPU; assumed, not measured
-FRAGMENTATION = 1.1  # torch's allocator keeps somewhat more than it hands out; assumed
+SIMULATOR_BYTES = 700 << 20  # env worker with one LIBERO simulator and its graphics context, measured
+CUDA_HOST_BYTES = 1 << 30  # added to such a process by CUDA's libraries; assumed, not measured
+CUDA_CONTEXT_BYTES = 500 << 20  # CUDA context of each process on a GPU; assumed, not measured
+DRAWING_BYTES = 150 << 20  # memory of a simulator that renders on a GPU; assumed, not measured
+FRAGMENTATION = 1.1  # torch's allocator reserves more than it allocates; assumed
 GPU_GIGABYTES = (24, 40, 48, 80, 141)
-PLAIN_WORKER_BYTES = 80 << 20  # of an env worker without a simulator, measured
+PLAIN_WORKER_BYTES = 80 << 20  # resident size of an env worker without a simulator, measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class DryRunReport:
-    """What would run. Printing it gives a table."""
+    """Result of a dry run. Printing it gives a table."""
 
     lines: tuple[Line, ...]
     shared_memory_bytes: int  # all cells together
@@ -44,7 +44,7 @@ class DryRunReport:
 
 
 def ring_layout(plan: TrainingPlan) -> RingLayout:
-    """Layout of the plan's replay ring.
+    """Return the layout of the plan's replay ring.
 
     Raises:
         ValueError: `replay.capacity` is too small for the env slots, the longest episode or `replay.min_decisions`.
@@ -68,7 +68,7 @@ def ring_layout(plan: TrainingPlan) -> RingLayout:
 
 
 def estimate(plan: TrainingPlan, *, num_ranks: int) -> DryRunReport:
-    """Sizes of everything that a plan would allocate.
+    """Estimate the size of everything that a plan would allocate.
 
     Args:
         plan: the recipe in plain values.
@@ -112,13 +112,13 @@ def estimate(plan: TrainingPlan, *, num_ranks: int) -> DryRunReport:
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes of one rank: what is allocated for tensors, and what a process costs before it has any."""
+    """Memory of one rank in bytes: allocations for tensors, and the base cost of each process."""
 
-    on_gpu: bool  # where the policy's part is
+    on_gpu: bool  # device of the policy's part
     frozen: int  # one copy
-    learner_state: int  # float32 weights, gradients and AdamW's moments of what is trained
+    learner_state: int  # float32 weights, gradients and AdamW's moments of trained parameters
     learner_activations: int  # of one micro-batch, at the peak of the backward pass
-    inference_weights: int  # its own copy of what is trained
+    inference_weights: int  # its own copy of trained parameters
     inference_activations: int  # of one full batch
     replay: int
     mailbox: int
@@ -131,34 +131,34 @@ class MemoryEstimate:
 
     @property
     def shared(self) -> int:
-        """Shared memory besides the frozen weights."""
+        """Return the shared memory besides the frozen weights."""
         return self.replay + self.mailbox + self.slots
 
     @property
     def learner(self) -> int:
-        """The learner's part of the policy, without the frozen weights."""
+        """Return the learner's part of the policy, without the frozen weights."""
         return self.learner_state + self.learner_activations
 
     @property
     def inference(self) -> int:
-        """The inference worker's part of the policy, without the frozen weights."""
+        """Return the inference worker's part of the policy, without the frozen weights."""
         return self.inference_weights + self.inference_activations
 
     @property
     def gpu(self) -> int:
-        """Everything on one GPU: the policy with what fragmentation takes, two CUDA contexts, the simulators."""
+        """Return the total on one GPU: the policy including fragmentation, two CUDA contexts, the simulators."""
         policy = self.frozen_copies * self.frozen + self.learner + self.inference
         return int(FRAGMENTATION * policy) + 2 * CUDA_CONTEXT_BYTES + self.drawing
 
     @property
     def host(self) -> int:
-        """Everything that is not on a GPU."""
+        """Return the total that is not on a GPU."""
         policy = 0 if self.on_gpu else self.frozen_copies * self.frozen + self.learner + self.inference
         return self.shared + self.processes + self.env_workers + policy
 
 
 def estimate_memory(plan: TrainingPlan, *, num_ranks: int) -> MemoryEstimate:
-    """The memory of one rank; activations by `policies.openvla_oft.memory`.
+    """Estimate the memory of one rank; activations by `policies.openvla_oft.memory`.
 
     Raises:
         ValueError: `replay.capacity` is too small.
@@ -188,7 +188,7 @@ def estimate_memory(plan: TrainingPlan, *, num_ranks: int) -> MemoryEstimate:
 
 
 def _learner_rows(recipe: Recipe) -> int:
-    """Observations in one pass with gradients; the bootstrap ones too where that pass finds the values as well."""
+    """Return the observations in one pass with gradients; includes bootstrap ones if that pass computes values too."""
     loss = recipe.loss
     is_only_pass = (
         recipe.learner.accumulation == 1 or loss.advantage_moments == "running" or not loss.normalize_advantages
@@ -198,7 +198,7 @@ def _learner_rows(recipe: Recipe) -> int:
 
 
 def _learner_state(plan: TrainingPlan, *, num_ranks: int) -> int:
-    """Per trainable parameter: weight, gradient (4 bytes each) and two moments (8), less what DeepSpeed shards."""
+    """Return bytes of weights, gradients (4 each per parameter) and two moments (8), less what DeepSpeed shards."""
     learner = plan.recipe.learner
     stage = learner.zero_stage if learner.strategy == "deepspeed" else 0
     gradients = 4 / (num_ranks if stage >= 2 else 1)
@@ -207,7 +207,7 @@ def _learner_state(plan: TrainingPlan, *, num_ranks: int) -> int:
 
 
 def _memory_lines(plan: TrainingPlan, memory: MemoryEstimate, *, num_ranks: int) -> list[Line]:
-    """Every part per rank; the policy's parts under the device that holds them."""
+    """Return every part per rank; the policy's parts under the device that holds them."""
     replay = plan.recipe.replay
     where = "GPU" if memory.on_gpu else "host"
     one, two = readable(memory.frozen), readable(2 * memory.frozen)

@@ -1,4 +1,4 @@
-"""The folder of a run: refuses to write over another run, records what the run was made with."""
+"""Folder of a run: protects other runs from being overwritten, and records the run's provenance."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ class RunFolder:
         return cls(path)
 
     def claimed(self) -> AbstractContextManager[None]:
-        """Make the folder and hold it against other runs; see `claim_folder`."""
+        """Create the folder and lock it against other runs; see `claim_folder`."""
         return claim_folder(self.path, option="--run-dir")
 
     def find_start(self) -> Search:
-        """The checkpoint that a resumed run goes on from. None if the run died before its first. Writes nothing.
+        """Find the checkpoint that a resumed run starts from. None if the run died before its first. Writes nothing.
 
         Raises:
-            ValueError: there were checkpoints, and none of them is whole.
+            ValueError: there were checkpoints, and none of them is complete.
         """
         search = find_latest(self.path)
         if search.newest is None and search.damaged:
@@ -61,7 +61,7 @@ class RunFolder:
         return search
 
     def set_metrics_aside(self) -> Path | None:
-        """Keep the log points of a run that begins anew under another name; returns it, or None if there are none."""
+        """Rename the log points of a run that starts again; return their new path, or None if there are none."""
         metrics = self.path / METRICS_FILE
         if not metrics.is_file() or metrics.stat().st_size == 0:
             return None
@@ -72,7 +72,7 @@ class RunFolder:
 
     @property
     def logs(self) -> Path:
-        """Where every process of the run logs."""
+        """Return the folder of the processes' logs."""
         return self.path / "logs"
 
     def write_records(self, plan: TrainingPlan, *, num_ranks: int, resumed_from: str | None) -> None:

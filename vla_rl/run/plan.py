@@ -1,4 +1,4 @@
-"""From a setup to plain arguments: what will be built, how large it is, and whether it can be built at all."""
+"""Plan of a setup in plain values: what will be built, its size, and whether it can be built at all."""
 
 from __future__ import annotations
 
@@ -33,74 +33,74 @@ class PolicyPlan:
     frozen_bytes: int
     training_bytes: int  # activations of one decision in the backward pass
     inference_bytes: int  # activations of one decision in a forward pass
-    update_flops: float  # of one decision in an update; 0 where they are too few to matter
-    inference_flops: float  # of one decision in inference, likewise
+    update_flops: float  # FLOPs of one decision in an update; 0 if negligible
+    inference_flops: float  # FLOPs of one decision in inference, likewise
     statistics: str | None  # key of the data set that scales actions and proprioception
-    is_regression: bool  # actions are computed, not drawn: no temperature, no training
+    is_regression: bool  # actions are computed, not sampled: no temperature, no training
     text: str  # one line for people
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A setup in plain values: all that a cell is made of."""
+    """Setup in plain values: everything that a cell is built from."""
 
     setup: Setup
     env: EnvPlan
     policy: PolicyPlan
     transform: FrameTransform | None
     device: str
-    store_logits: bool = False  # whether the behaviour's distributions are stored: the exact KL needs them
-    shards_frozen: bool = False  # whether the engine takes frozen parameters apart too, so that they cannot be shared
+    store_logits: bool = False  # True: store the behaviour's distributions, for the exact KL
+    shards_frozen: bool = False  # True: the engine shards frozen parameters too, so that they cannot be shared
 
     @property
     def observation_spec(self) -> ObservationSpec:
-        """What is stored per observation."""
+        """Return the shapes of an observation."""
         return self.policy.observation_spec
 
     @property
     def action_spec(self) -> ActionSpec:
-        """What is decided per decision."""
+        """Return the shapes of a decision."""
         return self.policy.action_spec
 
     @property
     def num_slots(self) -> int:
-        """Env slots of one cell."""
+        """Return the env slots of one cell."""
         return self.setup.rollout.num_workers * self.setup.rollout.envs_per_worker
 
     @property
     def max_episode_decisions(self) -> int:
-        """Decisions of the longest episode."""
+        """Return the decisions of the longest episode."""
         return math.ceil(self.env.horizon / self.action_spec.chunk_size)
 
     @property
     def device_kind(self) -> Literal["cpu", "cuda"]:
-        """Kind of the torch device."""
+        """Return the kind of the torch device."""
         return "cuda" if self.device.startswith("cuda") else "cpu"
 
     @property
     def frozen_copies(self) -> int:
-        """Copies of the frozen weights on a device: one that is shared, or the learner's and the inference worker's."""
+        """Return the copies of the frozen weights on a device: one if shared, else learner's and inference worker's."""
         return 2 if self.shards_frozen or self.setup.runtime.share_frozen is False else 1
 
     @property
     def threads(self) -> int:
-        """Torch threads of the learner and of the inference worker."""
+        """Return torch's threads of the learner and of the inference worker."""
         asked = self.setup.runtime.threads_per_process
         return asked or max(1, len(os.sched_getaffinity(0)) // 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingPlan(Plan):
-    """A recipe in plain values: the plan of its setup, and what is learned with it."""
+    """Recipe in plain values: the plan of its setup, and the settings of learning."""
 
     recipe: Recipe
 
 
 def make_training_plan(recipe: Recipe) -> TrainingPlan:
-    """As `make_plan`, for a training.
+    """Make the plan of a training; see `make_plan`.
 
     Raises:
-        ValueError: naming the field, the rule, what was found and what is allowed.
+        ValueError: the recipe is not possible here; names the field, the rule, the found and the allowed value.
     """
     plan = make_plan(recipe.setup)
     return training_plan(recipe, env=plan.env, policy=plan.policy, transform=plan.transform, device=plan.device)
@@ -109,7 +109,7 @@ def make_training_plan(recipe: Recipe) -> TrainingPlan:
 def training_plan(
     recipe: Recipe, *, env: EnvPlan, policy: PolicyPlan, transform: FrameTransform | None, device: str
 ) -> TrainingPlan:
-    """Put the plan of a training together; the parts are those of `Plan`."""
+    """Assemble the plan of a training from the parts of `Plan`."""
     return TrainingPlan(
         recipe=recipe,
         setup=recipe.setup,
@@ -126,11 +126,11 @@ def make_plan(setup: Setup, *, accept_l1_head: bool = False) -> Plan:
     """Turn a setup into plain values and check everything that can be checked without starting a process.
 
     Args:
-        setup: of a run or of an evaluation.
+        setup: setup of a run or of an evaluation.
         accept_l1_head: nothing is trained, so a checkpoint may have an L1 head.
 
     Raises:
-        ValueError: naming the field, the rule, what was found and what is allowed.
+        ValueError: the recipe is not possible here; names the field, the rule, the found and the allowed value.
     """
     device = resolve_device(setup.runtime.device)
     policy, transform = plan_policy(setup, accept_l1_head=accept_l1_head, draw_on=device)
@@ -139,7 +139,7 @@ def make_plan(setup: Setup, *, accept_l1_head: bool = False) -> Plan:
 
 
 def resolve_device(asked: str) -> str:
-    """The torch device of this rank: what `runtime.device` asks for, or a GPU where there is one.
+    """Return the torch device of this rank: the one `runtime.device` names, or for auto a GPU if there is one.
 
     Raises:
         ValueError: `runtime.device` is cuda and torch sees none.
@@ -165,13 +165,13 @@ def plan_policy(
     tasks: Sequence[TaskInfo] | None = None,
     draw_on: str | None = None,
 ) -> tuple[PolicyPlan, FrameTransform | None]:
-    """The policy of a setup and the transform of its frames, as in `make_plan`; asks for no simulator.
+    """Plan the policy of a setup and the transform of its frames, as in `make_plan`, without a simulator.
 
     Args:
-        setup: of a run or of an evaluation.
+        setup: setup of a run or of an evaluation.
         accept_l1_head: as in `make_plan`.
-        tasks: whose prompts the policy reads; default: those of `env.tasks`, which an installed hf-libero names.
-        draw_on: device that draws the weights of `random-7b`; default: where the policy is built.
+        tasks: tasks whose prompts the policy reads; default: those of `env.tasks`, named by an installed hf-libero.
+        draw_on: device that draws the weights of `random-7b`; default: the policy's.
 
     Raises:
         ValueError: the checkpoint does not fit.

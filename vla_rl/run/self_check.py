@@ -1,4 +1,4 @@
-"""The test that a checkpoint must pass before anything starts from it."""
+"""Test that a checkpoint must pass before it is used."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 def check_policy(section: PolicySection, policy: nn.Module, *, way_on: str = "policy.self_test=false") -> None:
-    """Look for faults that fail silently in a policy that comes from a checkpoint; `tiny` and `random-7b` pass.
+    """Check a policy from a checkpoint for silent faults; `tiny` and `random-7b` pass.
 
-    Action rows that look untrained are warned of: a sound checkpoint may show them too.
+    Untrained-looking action rows only cause a warning, because a sound checkpoint may have them.
 
     Args:
-        section: of the policy, in a recipe.
-        policy: with its weights in place.
-        way_on: what to add to the command so that it starts all the same.
+        section: the policy's section of a recipe.
+        policy: policy with its weights loaded.
+        way_on: what to add to the command to skip the test.
 
     Raises:
         ValueError: one sentence per fault.

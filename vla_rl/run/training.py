@@ -1,4 +1,4 @@
-"""One run of one rank: its cell, its learner, its clocks.
+"""Run of one rank: its cell, its learner, its clocks.
 
 `train` strings the steps together:
 
@@ -40,7 +40,7 @@ from vla_rl.types import SegmentBatch
 
 logger = logging.getLogger(__name__)
 
-RANKS_TIMEOUT_S = 1800.0  # one rank may wait that long for experience while the others wait for it
+RANKS_TIMEOUT_S = 1800.0  # longest wait of one rank for experience while the others wait for it
 UNLIMITED = 2**62  # decisions; during warm-up, and while nothing eligible is in the ring
 NOTHING = Progress(optimizer_steps=0, env_steps=0, decisions=0, episodes=0, policy_version=0, consumed=0)
 SAMPLER_FILE = "sampler.json"  # of one rank, in a checkpoint
@@ -52,7 +52,7 @@ RANK_SEED_STRIDE = 1_000_003  # ranks draw from seeds this far apart
 class Totals:
     """This rank's clocks. Those of the cell's counters are since the last start, these are since the first."""
 
-    env_steps: int = 0  # before this start, as all below but `consumed`, `optimizer_steps` and `policy_version`
+    env_steps: int = 0  # before this start, like all below except `consumed`, `optimizer_steps` and `policy_version`
     decisions: int = 0
     episodes: int = 0
     seconds: float = 0.0
@@ -63,7 +63,7 @@ class Totals:
 
 @dataclass(slots=True)
 class Waits:
-    """Where this rank's learner spent its time, in seconds since the start."""
+    """Waiting times of this rank's learner, in seconds since the start."""
 
     began: float = field(default_factory=time.monotonic)
     for_experience: float = 0.0
@@ -71,7 +71,7 @@ class Waits:
 
 
 class TrainingRun:
-    """Everything that lives while one rank trains. Use as a context manager: leaving it ends every process."""
+    """Everything that exists while one rank trains."""
 
     def __init__(
         self, plan: TrainingPlan, run_dir: Path, *, resume_from: CheckpointInfo | None, rank: int, num_ranks: int
@@ -81,9 +81,9 @@ class TrainingRun:
         Args:
             plan: the recipe in plain values.
             run_dir: the run's folder; children log under it.
-            resume_from: weights, optimizer, clocks and experience to go on from.
-            rank: of this process.
-            num_ranks: cells in all.
+            resume_from: checkpoint with the weights, optimizer, clocks and experience to resume from.
+            rank: rank of this process.
+            num_ranks: number of cells.
 
         Raises:
             ValueError: the checkpoint is of another architecture, or the shared memory does not fit.
@@ -135,7 +135,7 @@ class TrainingRun:
         self.close()
 
     def close(self) -> None:
-        """End every process of the cell and let go of its memory; safe to call twice."""
+        """End every process of the cell and release its memory; safe to call twice."""
         self._stack.close()
 
     def start(self) -> None:
@@ -144,7 +144,7 @@ class TrainingRun:
             logger.info("layers compiled in %.0f s", self.engine.compile_seconds)
         self.memory.counters.set("allowed_decisions", UNLIMITED)
         self.sampler.refresh()
-        self._end_warm_up()  # at once where a resumed run brings enough experience along: before more is collected
+        self._end_warm_up()  # immediately, before collection, if a resumed run has enough experience
         self.publish()
         self.cell.start()
         self.waits = Waits()
@@ -173,17 +173,17 @@ class TrainingRun:
 
     @property
     def excluded_share(self) -> float:
-        """Share of the segments in the ring that `max_policy_lag` excluded from the last batch."""
+        """Return the share of segments in the ring that `max_policy_lag` excluded from the last batch."""
         return self.sampler.num_excluded / max(1, self.sampler.num_segments)
 
     def update(self, batch: SegmentBatch) -> dict[str, float]:
-        """One optimizer step; the clocks and the governor's limit move on.
+        """Make one optimizer step; advance the clocks and the governor's limit.
 
         Returns:
-            Metrics, where a log point can be due after this step; else none.
+            Metrics if a log point can be due after this step; otherwise none.
         """
         every, done = self.plan.recipe.logging.every_optimizer_steps, self.totals.optimizer_steps
-        is_logged = done % every == 0 or (done + 1) % every == 0  # the former where this update is skipped
+        is_logged = done % every == 0 or (done + 1) % every == 0  # the earlier value if this update is skipped
         metrics = self.learner.update(batch, policy_version=self.totals.policy_version, measure=is_logged)
         self.totals.optimizer_steps = self.engine.optimizer_steps
         self.totals.consumed += int(batch.mask.sum())
@@ -204,7 +204,7 @@ class TrainingRun:
 
     @property
     def clocks(self) -> Clocks:
-        """This rank's clocks now."""
+        """Return this rank's current clocks."""
         counters, totals = self.memory.counters, self.totals
         return Clocks(
             env_steps=totals.env_steps + int(counters.total("env_worker_env_steps")),
@@ -217,7 +217,7 @@ class TrainingRun:
 
     @property
     def env_steps_of_all_ranks(self) -> int:
-        """Control steps of all ranks since the first start, as if all had been as fast as this one since the last."""
+        """Estimate the control steps of all ranks since the first start, with this rank's speed since the last."""
         own = int(self.memory.counters.total("env_worker_env_steps"))
         return self._env_steps_before + self._num_ranks * own
 
@@ -228,10 +228,10 @@ class TrainingRun:
             clocks: summed over all ranks.
 
         Raises:
-            OSError: it could not be written; earlier checkpoints are untouched.
+            OSError: it could not be written; earlier checkpoints are unchanged.
         """
         recipe, ranks = self.plan.recipe, self.engine.collectives
-        account = self._account_now()  # collection goes on, and the clocks were read just before
+        account = self._account_now()  # collection continues, and the clocks were read just before
         consumed = ranks.sum_over_ranks({"consumed": float(self.totals.consumed)})["consumed"]
         return save(
             self.run_dir,
@@ -259,7 +259,7 @@ class TrainingRun:
         (folder / SAMPLER_FILE).write_text(json.dumps(self.sampler.state_dict()), encoding="utf-8")
 
     def _restore(self, info: CheckpointInfo, *, rank: int, num_ranks: int) -> Progress:
-        """Go on from a checkpoint; returns its clocks. Those summed over ranks are carried on by rank 0."""
+        """Resume from a checkpoint; return its clocks. Rank 0 continues those summed over ranks."""
         restored = load(info, self.engine)
         check_statistics(self.plan.policy, info.path, restored.extra.get(STATISTICS))
         self.learner.moments.load_state_dict(restored.extra.get("advantage_moments", {}))
@@ -274,7 +274,7 @@ class TrainingRun:
             policy_version=progress.policy_version,
         )
         account = info.rank_folder(rank, GOVERNOR) / ACCOUNT_FILE
-        if account.exists():  # else the checkpoint was made by an older version, or by fewer ranks
+        if account.exists():  # otherwise the checkpoint is from an older version, or from fewer ranks
             self._account = Account(**json.loads(account.read_text(encoding="utf-8")))
         replay = info.rank_folder(rank, REPLAY)
         if (replay / RING_FILE).exists() and self.plan.recipe.checkpoint.save_replay:
@@ -283,12 +283,12 @@ class TrainingRun:
         return progress
 
     def _may_learn(self) -> bool:
-        """Whether warm-up is over and the governor allows a batch."""
+        """Return whether warm-up is over and the governor allows a batch."""
         governor = self._governor or self._end_warm_up()
         return governor is not None and governor.may_learn(collected=self._collected, consumed=self.totals.consumed)
 
     def _end_warm_up(self) -> Governor | None:
-        """Begin to hold the ratio, if the ring holds enough; a resumed run goes on with its checkpoint's account."""
+        """Start controlling the ratio, if the ring holds enough; a resumed run continues its checkpoint's account."""
         replay = self.plan.recipe.replay
         if self.sampler.num_decisions < replay.min_decisions:
             return None
@@ -310,11 +310,11 @@ class TrainingRun:
 
     @property
     def _collected(self) -> int:
-        """Decisions since this start."""
+        """Return the decisions since this start."""
         return int(self.memory.counters.total("env_worker_decisions"))
 
     def _sample(self) -> SegmentBatch | None:
-        """A batch within the allowed lag; where there is none, collection goes on until there is."""
+        """Sample a batch within the allowed lag; if there is none, collection continues until there is."""
         max_lag = self.plan.recipe.replay.max_policy_lag
         min_version = None if max_lag is None else self.totals.policy_version - max_lag
         batch = self.sampler.sample(self.learner.batch_size, min_version=min_version)

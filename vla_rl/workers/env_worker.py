@@ -1,10 +1,10 @@
-"""The env worker process: makes its simulators, plays episodes, talks to the inference worker and to the supervisor.
+"""Process of an env worker: makes simulators, plays episodes, talks to the inference worker and the supervisor.
 
     loop:  wait for replies ─► execute each decision, record it ─► wait until the governor allows more ─► request
 
 It waits for the inference worker (a reply) and for the governor (collection far enough ahead of consumption). Both
-waits end with the stop flag, and the heartbeat goes on during both. The supervisor hears of every finished episode and
-of a worker that cannot start; in an evaluation it hands out the episodes (`vla_rl.workers.messages`).
+waits end with the stop flag, and the heartbeat continues during both. The worker reports every finished episode and a
+failure to start to the supervisor, which in an evaluation assigns the episodes (`vla_rl.workers.messages`).
 """
 
 from __future__ import annotations
@@ -33,32 +33,32 @@ from vla_rl.workers.worker_counters import WorkerCounters
 
 POLL_S = 0.25  # heartbeat period while waiting
 GOVERNOR_POLL_S = 0.002
-SEND_AFTER_S = 0.001  # requests of cheap environments leave together, those of slow ones one by one
+SEND_AFTER_S = 0.001  # requests of cheap environments are sent together, those of slow ones one by one
 
 
 @dataclass(frozen=True, slots=True)
 class EnvWorkerSettings:
-    """What one env worker is told at start. Picklable."""
+    """Settings of one env worker."""
 
     worker_index: int
     slot_ids: Sequence[int]  # of the cell
-    first_env_index: int  # of slot_ids[0], counted over all cells
+    first_env_index: int  # index of slot_ids[0], counted over all cells
     num_envs: int  # over all cells
     builders: Sequence[EnvBuilder]  # per task
     num_init_states: Sequence[int | None]  # per task
     transform: FrameTransform | None
     seed: int
     max_open_envs_per_slot: int
-    first_episode: int  # of every slot in the training schedule; above 0 in a resumed run
+    first_episode: int  # position of every slot in the training schedule; above 0 in a resumed run
     queue_jobs: bool  # ask the supervisor for episodes (evaluation) instead of the training schedule
     log_path: Path
-    variables: Mapping[str, str] = field(default_factory=dict)  # of the environment in which simulators are made
+    variables: Mapping[str, str] = field(default_factory=dict)  # environment variables for the simulators
     threads: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class EnvWorkerLinks:
-    """What one env worker shares with the rest of its cell. Picklable."""
+    """Objects that one env worker shares with the rest of its cell."""
 
     slots: SharedArraysHandle
     counters: SharedArraysHandle
@@ -93,12 +93,12 @@ def env_worker_main(settings: EnvWorkerSettings, links: EnvWorkerLinks, incarnat
 
 
 def set_variables(variables: Mapping[str, str]) -> None:
-    """Set what the simulators that this process will make read, such as the GPU to draw on."""
+    """Set the variables that this process's simulators read, such as the GPU to render on."""
     os.environ.update(variables)
 
 
 class EnvWorker:
-    """One env worker's loop around its `EnvRunner`."""
+    """Loop of one env worker around its `EnvRunner`."""
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ class EnvWorker:
         """Begin an episode in every slot; returns the slots that have one.
 
         Raises:
-            UserError: an environment cannot be made here, and the next attempt would fail alike.
+            UserError: an environment cannot be made here, and another attempt would fail too.
         """
         open_slots = set(self._settings.slot_ids)
         self._counters.set_open_slots(len(open_slots))
@@ -201,7 +201,7 @@ class EnvWorker:
         return scheduled_jobs(self._settings, slot, incarnation=self._incarnation)
 
     def _queued_jobs(self) -> Iterator[EpisodeJob]:
-        """Jobs handed out by the supervisor, one at a time, until it says there are no more."""
+        """Yield jobs assigned by the supervisor, one at a time, until there are no more."""
         while True:
             tell_supervisor(self._links.supervisor, JobRequest())
             while not self._links.supervisor.poll(POLL_S):
@@ -218,7 +218,7 @@ class EnvWorker:
 
 
 def scheduled_jobs(settings: EnvWorkerSettings, slot: int, *, incarnation: int) -> Iterator[EpisodeJob]:
-    """The training schedule of one slot; each restart enters it 65,536 episodes later, hardly to meet a predecessor."""
+    """Yield the training schedule of one slot; each restart enters it 65,536 episodes later, to avoid repetition."""
     return training_schedule(
         seed=settings.seed,
         env_index=settings.first_env_index + settings.slot_ids.index(slot),

@@ -1,4 +1,4 @@
-"""Whether LIBERO would run here, found out before any worker is started and without importing it in this process."""
+"""Check that LIBERO can run here, before any worker is started and without importing it in this process."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.envs.libero.suites import INSTALL_HINT
 
 _IMPORT = "import sys; from vla_rl.envs.libero import shim; shim.load(gl=sys.argv[1])"
-IMPORT_SECONDS = 300.0  # from a slow disk; what numba compiles, it compiles in the first episode
+IMPORT_SECONDS = 300.0  # from a slow disk; numba compiles in the first episode
 
 
 @dataclass(frozen=True, slots=True)
 class SimulatorReport:
-    """What episodes on this machine would run with; goes into the manifest of a run."""
+    """Software that episodes on this machine would use; recorded in the manifest of a run."""
 
     versions: dict[str, str]  # by package
     gl: str  # egl or osmesa
-    renderer: str  # what OpenGL calls itself, for example "llvmpipe (LLVM 15.0.6, 256 bits)"
+    renderer: str  # OpenGL's name of the renderer, for example "llvmpipe (LLVM 15.0.6, 256 bits)"
     assets: Assets
-    warnings: tuple[str, ...]  # why a score from here would not be comparable
+    warnings: tuple[str, ...]  # reasons why a score from here would not be comparable
 
     @property
     def draws_on_gpu(self) -> bool:
-        """Whether simulators take memory of the GPU."""
+        """Return whether simulators use GPU memory."""
         return self.gl == "egl"
 
 
 def check_simulator(*, gl: renderers.GL = "auto", assets: str = "auto") -> SimulatorReport:
-    """Look for everything that would stop a worker, in about three seconds.
+    """Check for everything that would stop a worker, in about three seconds.
 
-    Sets `MUJOCO_GL` for this process and the ones it starts, so that each of them need not look again.
+    Sets `MUJOCO_GL` for this process and the ones it starts, so that they need not search again.
 
     Args:
         gl: renderer, as in the recipe.
@@ -64,7 +64,7 @@ def _version_warnings(versions: dict[str, str]) -> tuple[str, ...]:
 
 
 def _check_import(backend: str) -> None:
-    """Import LIBERO in a process of its own: some of its imports are declared nowhere."""
+    """Import LIBERO in a process of its own, because some of its dependencies are undeclared."""
     outcome = run_python(_IMPORT, backend, seconds=IMPORT_SECONDS, variables={"MUJOCO_GL": backend})
     if not outcome.ok:
         kind, _, said = outcome.reason.partition(": ")

@@ -1,7 +1,7 @@
-"""Which EGL device to draw on, and which is which GPU: the two drivers number them independently.
+"""Choice of the EGL device to render on, and its mapping to GPUs: EGL and CUDA number them independently.
 
-An EGL device that is a GPU tells its file in /dev/dri; the kernel tells on which PCI bus that file's device sits. CUDA
-tells the bus as well.
+An EGL device that is a GPU reports its file in /dev/dri; the kernel reports the PCI bus of that file's device, and so
+does CUDA.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _ASK = f"import json; from {__name__} import egl_pci_buses; print(json.dumps(egl
 
 
 def device_to_draw_on() -> str:
-    """The value of `MUJOCO_EGL_DEVICE_ID` to draw with: the user's or the parent process's, else one that works.
+    """Return the value of `MUJOCO_EGL_DEVICE_ID` to use: the user's or the parent process's, else one that works.
 
-    Of several the first visible CUDA device, else the first. A device need not work because EGL lists it: a container
-    may hide the graphics card, or the user may not open its file.
+    Of several, prefer the first visible CUDA device, else the first. A listed device may not work: a container may hide
+    the graphics card, or the user may lack access to its file.
 
     Loads libEGL: call it in a process of its own, or in one that renders with EGL.
 
@@ -43,11 +43,11 @@ def device_to_draw_on() -> str:
 
 
 def _can_be_used(device: Any) -> bool:  # noqa: ANN401 - OpenGL's
-    """Whether its display can be initialised, which is what mujoco and robosuite begin with."""
+    """Return whether its display can be initialised, the first step of mujoco and robosuite."""
     from mujoco.egl import egl_ext
     from OpenGL.error import GLError
 
-    try:  # PyOpenGL may raise or, if it is told not to check, leave the error to be asked for
+    try:  # PyOpenGL may raise or, without checks, only record the error
         display = egl_ext.eglGetPlatformDisplayEXT(egl_ext.EGL_PLATFORM_DEVICE_EXT, device, None)
         return (
             display != egl_ext.EGL_NO_DISPLAY
@@ -59,19 +59,19 @@ def _can_be_used(device: Any) -> bool:  # noqa: ANN401 - OpenGL's
 
 
 def egl_index(pci_bus: str, *, cuda_index: int, egl_buses: Sequence[str | None]) -> int:
-    """The value of `MUJOCO_EGL_DEVICE_ID` that draws on a given GPU.
+    """Return the value of `MUJOCO_EGL_DEVICE_ID` that renders on a given GPU.
 
     Args:
-        pci_bus: of the GPU, like 0000:65:00.0.
-        cuda_index: its number without CUDA_VISIBLE_DEVICES; the answer if EGL tells no bus that fits.
-        egl_buses: of `egl_pci_buses`.
+        pci_bus: PCI bus of the GPU, like 0000:65:00.0.
+        cuda_index: its number without CUDA_VISIBLE_DEVICES; the result if EGL reports no matching bus.
+        egl_buses: result of `egl_pci_buses`.
     """
     known = [None if bus is None else bus.lower() for bus in egl_buses]
     return known.index(pci_bus.lower()) if pci_bus.lower() in known else cuda_index
 
 
 def egl_pci_buses() -> list[str | None]:
-    """The PCI bus of each EGL device, in EGL's order; None for a software renderer, or if the driver does not tell.
+    """Return the PCI bus of each EGL device, in EGL's order; None for a software renderer or if unknown.
 
     Loads libEGL: call it in a process of its own, or in one that renders with EGL.
 
@@ -86,14 +86,14 @@ def egl_pci_buses() -> list[str | None]:
     for device in egl_ext.eglQueryDevicesEXT():
         try:
             file = eglQueryDeviceStringEXT(device, _EGL_DRM_DEVICE_FILE)
-        except GLError:  # the extension is not there for this device
+        except GLError:  # the device lacks the extension
             file = None
         buses.append(pci_bus_of(file.decode()) if file else None)
     return buses
 
 
 def ask_egl_pci_buses(*, run: Callable[..., Outcome] = run_python) -> list[str | None]:
-    """`egl_pci_buses`, found out in a process of its own; empty where there is no EGL, or none that answers in time."""
+    """Return `egl_pci_buses` from a process of its own; empty if there is no EGL, or if it does not answer in time."""
     outcome = run(_ASK, seconds=_ASK_SECONDS, variables={"MUJOCO_GL": "egl", "PYOPENGL_PLATFORM": "egl"})
     buses: list[str | None] = json.loads(outcome.output) if outcome.ok else []
     return buses
@@ -103,7 +103,7 @@ def variables_to_draw_on(device: str, *, gl: str) -> dict[str, str]:
     """Return the environment variables that let a rank's simulators draw on the GPU that the rank computes on.
 
     Args:
-        device: of torch, like cuda:1.
+        device: torch device, like cuda:1.
         gl: the renderer that was chosen, egl or osmesa.
     """
     index = egl_device(device) if gl == "egl" else None
@@ -111,15 +111,15 @@ def variables_to_draw_on(device: str, *, gl: str) -> dict[str, str]:
 
 
 def egl_device(device: str, *, ask: Callable[[], Sequence[str | None]] = ask_egl_pci_buses) -> int | None:
-    """The EGL number of a rank's GPU, which need not be its CUDA number.
+    """Return the EGL number of a rank's GPU, which may differ from its CUDA number.
 
     Args:
-        device: of torch, like cuda:1.
-        ask: tells the PCI bus of each EGL device.
+        device: torch device, like cuda:1.
+        ask: function that returns the PCI bus of each EGL device.
 
     Returns:
-        None where there is nothing to choose: the rank computes on a CPU, the user has set `MUJOCO_EGL_DEVICE_ID`, or
-        EGL knows fewer devices than CUDA and no bus.
+        The number; None if there is nothing to choose: the rank computes on a CPU, the user has set
+        `MUJOCO_EGL_DEVICE_ID`, or EGL reports fewer devices than CUDA and no bus.
     """
     if not device.startswith("cuda") or "MUJOCO_EGL_DEVICE_ID" in os.environ:
         return None
@@ -137,6 +137,6 @@ def egl_device(device: str, *, ask: Callable[[], Sequence[str | None]] = ask_egl
 
 
 def pci_bus_of(device_file: str, *, sysfs: Path = _SYSFS) -> str | None:
-    """0000:65:00.0 for /dev/dri/card0, as the kernel has it; None if it has no such device."""
+    """Return the kernel's PCI bus of a device file, like 0000:65:00.0 for /dev/dri/card0; None if there is none."""
     link = sysfs / Path(device_file).name / "device"
     return link.resolve().name if link.exists() else None

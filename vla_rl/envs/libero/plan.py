@@ -1,4 +1,4 @@
-"""From LIBERO's section of a recipe to what its env workers need."""
+"""Plan of LIBERO's environments, made from its section of a recipe."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 
 def plan_libero(section: LiberoSection, *, render_size: int) -> EnvPlan:
-    """Look for everything that would stop an env worker, and describe the environments.
+    """Check for everything that would stop an env worker, and describe the environments.
 
     Args:
-        section: of the recipe.
-        render_size: pixels a side that the cameras draw.
+        section: section of the recipe.
+        render_size: pixels per side that the cameras render.
 
     Raises:
         SimulatorError: the one thing to fix first.
@@ -67,9 +67,9 @@ def libero_builder(
     """Return the builder of one LIBERO task.
 
     Args:
-        section: of the recipe.
+        section: section of the recipe.
         task: one of its tasks.
-        render_size: pixels a side that the cameras draw.
+        render_size: pixels per side that the cameras render.
         horizon: control steps of an episode.
         render_all: for videos: draw every control step (`LiberoEnv.chunk_frames`) from all cameras, those that the
             policy sees first.

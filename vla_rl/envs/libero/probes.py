@@ -8,9 +8,9 @@ Two known changes were measured with full assets on a software renderer:
   agree to 0.01 mm. The proxy's bowl is round and rests flat in both, but lower after ten steps: at 934.3 mm up to
   3.3.3, at 933.8 mm in 3.4.0.
 * The reading of textures marked as sRGB, in 3.3.3: they are converted to linear values and never converted back. A grey
-of 128 is drawn as 128 up to 3.3.2 and as 55 from 3.3.3 to 3.9.0. LIBERO's floors become darker only if their textures
-have the mark: with it the floor of Object task 0 falls from 179 to 122, without it (proxy assets, re-encoded copies) it
-stays at 179 on every version. So both the floor and a marked texture are measured.
+  of 128 is drawn as 128 up to 3.3.2 and as 55 from 3.3.3 to 3.9.0. LIBERO's floors become darker only if their textures
+  have the mark: with it the floor of Object task 0 falls from 179 to 122, without it (proxy assets, re-encoded copies)
+  it stays at 179 on every version. So both the floor and a marked texture are measured.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How LIBERO is evaluated, and in what a given evaluation departs from it."""
+"""Evaluation protocols of LIBERO, and the deviations of a given evaluation."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from vla_rl.libero_suites import SUITES
 InitStates = Literal["standard", "spare", "sampled"]
 
 EPISODES_PER_TASK = 50
-RENDER_SIZE = 256  # pixels a side that the cameras draw, before the policy's own transform
+RENDER_SIZE = 256  # pixels per side that the cameras render, before the policy's own transform
 
-# Control steps of an episode in the papers of SimpleVLA-RL and RLinf, settling not counted.
+# Control steps of an episode in the papers of SimpleVLA-RL and RLinf, not counting settling.
 _LONG_HORIZON = 512
 _LONG_HORIZONS = {"libero_10": 520}
 
@@ -28,7 +28,7 @@ _DESCRIPTIONS: Mapping[ProtocolName, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """One way of evaluating a suite."""
+    """Protocol for evaluating a suite."""
 
     name: ProtocolName
 
@@ -37,13 +37,13 @@ class Protocol:
             raise ValueError(f"--protocol: found {self.name!r}; allowed are {', '.join(get_args(ProtocolName))}")
 
     def horizon(self, suite: str) -> int:
-        """Control steps of an episode, settling not counted."""
+        """Return the control steps of an episode, not counting settling."""
         if self.name == "oft":
             return SUITES[suite].horizon
         return _LONG_HORIZONS.get(suite, _LONG_HORIZON)
 
     def describe(self) -> dict[str, str | int]:
-        """The protocol for a manifest."""
+        """Describe the protocol for a manifest."""
         return {
             "name": self.name,
             "horizons": _DESCRIPTIONS[self.name],
@@ -67,11 +67,11 @@ class Protocol:
         """Return a sentence for everything in which the evaluation of one suite departs from the protocol.
 
         Args:
-            section: of the evaluation.
-            plan: of the section.
-            temperature: of the sampling; None for greedy actions.
-            episodes_per_task: with each seed.
-            render_size: pixels a side that the cameras draw.
+            section: environment of the evaluation.
+            plan: plan of the section.
+            temperature: temperature of sampling; None for greedy actions.
+            episodes_per_task: episodes per task with each seed.
+            render_size: pixels per side that the cameras render.
         """
         assert plan.simulator is not None, "LIBERO has one"
         found = simulator_deviations(plan.simulator)

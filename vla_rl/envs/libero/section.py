@@ -59,27 +59,27 @@ class LiberoSection(EnvironmentSection):
 
     @property
     def task_ids(self) -> list[int]:
-        """The task ids, in order."""
+        """Return the task ids, in order."""
         return list(range(SUITES[self.suite].num_tasks)) if self.tasks == "all" else list(self.tasks)
 
     @property
     def episode_horizon(self) -> int:
-        """Control steps of the longest episode."""
+        """Return the control steps of the longest episode."""
         return self.horizon or SUITES[self.suite].horizon
 
     @property
     def num_images(self) -> int:
-        """Camera frames in an observation."""
+        """Return the camera frames in an observation."""
         return len(self.cameras)
 
     @property
     def suite_name(self) -> str:
-        """The suite of the tasks."""
+        """Return the suite of the tasks."""
         return self.suite
 
     @property
     def init_state_set(self) -> str:
-        """Which set of initial states episodes start from."""
+        """Return the set of initial states that episodes start from."""
         return self.init_states
 
     def task_infos(self) -> tuple[TaskInfo, ...]:
@@ -114,7 +114,7 @@ class LiberoSection(EnvironmentSection):
         changes: dict[str, Any] = {
             "suite": suite,
             "init_states": options.init_states or "standard",
-            "physics": "exact",  # fast physics is for training: a score is LIBERO's own or it is none
+            "physics": "exact",  # fast physics is for training: scores require LIBERO's own
             "horizon": options.horizon or Protocol(options.protocol).horizon(suite),
         }
         if suite != self.suite:

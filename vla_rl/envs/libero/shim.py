@@ -5,9 +5,11 @@ It avoids these problems of the stock packages:
 * `import libero.libero` asks a question on the terminal unless `LIBERO_CONFIG_PATH` names a folder with a config.
 * hf-libero downloads assets at first use, regardless of its config, unless a module variable names a folder.
 * The renderer is fixed by `MUJOCO_GL` when robosuite is imported, and its EGL device by `CUDA_VISIBLE_DEVICES`, whose
-empty value raises. * numba caches compiled code beside the packages' source; if neither that nor the home folder is
-writable, it refuses to compile. * robosuite opens `/tmp/robosuite.log`, which belongs to its first user on a shared
-machine. * One placement sampler drops into the debugger when it fails.
+  empty value raises.
+* numba caches compiled code beside the packages' source; if neither that nor the home folder is writable, it refuses to
+  compile.
+* robosuite opens `/tmp/robosuite.log`, which belongs to its first user on a shared machine.
+* One placement sampler drops into the debugger when it fails.
 """
 
 from __future__ import annotations

@@ -19,24 +19,24 @@ from vla_rl.envs.metaworld.tasks import task_info
 from vla_rl.types import ChunkResult, FloatArray, Observation, TaskInfo, UInt8Array
 
 ACTION_DIM = 4  # hand displacement (x, y, z) and gripper effort
-STATE_DIM = 39  # hand, gripper and objects now (18), the same one control step ago (18), goal (3)
-HORIZON = 500  # control steps; the simulator refuses to go on
+STATE_DIM = 39  # current hand, gripper and objects (18), the same one control step ago (18), goal (3)
+HORIZON = 500  # control steps; the simulator's own limit
 NUM_GOALS = 50  # initial states per task, as in the benchmark's MT1
 
 _NUMBERS_PER_STEP = 18  # of a state
 _WIDEST_GRIP = 0.1  # metres
 
 _NO_FRAMES: UInt8Array = np.zeros((0, 0, 0, 3), dtype=np.uint8)
-_GOAL_SEED = 2019  # of all tasks' initial states, so that runs of any seed play in the same 50
+_GOAL_SEED = 2019  # seed of all tasks' initial states, so that all runs use the same 50
 
 
 class MetaworldEnv:
     """One task with the goal in the observation, as in MT1.
 
     State, (39,): see `STATE_DIM`, in metres and the benchmark's own order. Action, (4,) in [-1, 1], clipped. The reward
-    is the benchmark's dense one, 0 to 10 per control step, times `reward_scale`. An episode never terminates: it goes
-    on after a success and is truncated at the horizon. `ChunkResult.success` tells
-    whether the benchmark's success flag was set in a control step of the chunk.
+    is the benchmark's dense one, 0 to 10 per control step, times `reward_scale`. An episode never terminates: it
+    continues after a success and is truncated at the horizon. `ChunkResult.success` tells whether the benchmark's
+    success flag was set in a control step of the chunk.
 
     Example:
         >>> env = MetaworldEnv("door-open-v3", task_id=0)
@@ -50,7 +50,7 @@ class MetaworldEnv:
         """Build the simulator.
 
         Args:
-            name: of the task, like `door-open-v3`.
+            name: name of the task, like `door-open-v3`.
             task_id: position in the program's list of tasks.
             horizon: control steps after which an episode is truncated, at most `HORIZON`.
             chunk_size: largest number of actions `step_chunk` takes at once.
@@ -70,12 +70,12 @@ class MetaworldEnv:
 
     @property
     def task(self) -> TaskInfo:
-        """The task that is simulated."""
+        """Return the task that is simulated."""
         return self._task
 
     @property
     def horizon(self) -> int:
-        """Control steps after which an episode is truncated."""
+        """Return the control steps after which an episode is truncated."""
         return self._horizon
 
     def reset(self, init_state: int, *, seed: int = 0) -> Observation:  # noqa: ARG002
@@ -129,7 +129,7 @@ def _observation(state: NDArray[np.float64]) -> Observation:
 
 
 def _make_simulator(name: str) -> Any:  # noqa: ANN401 - the package has no base class worth naming
-    """The benchmark's environment, drawing its own places from `np_random`, with the goal in sight."""
+    """Build the benchmark's environment, which draws positions from `np_random`, with an observable goal."""
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
     if name not in ALL_V3_ENVIRONMENTS:
@@ -147,7 +147,7 @@ def _make_simulator(name: str) -> Any:  # noqa: ANN401 - the package has no base
 
 
 def hand_and_objects(simulator: Any) -> NDArray[np.float64]:  # noqa: ANN401 - see above
-    """Hand, gripper and objects now, (18,): the simulator's own numbers, put together in a quarter of its time."""
+    """Return current hand, gripper and objects, (18,): the simulator's values, assembled in a quarter of the time."""
     right, left = simulator.data.body("rightclaw").xpos, simulator.data.body("leftclaw").xpos
     positions = simulator._get_pos_objects().reshape(-1, 3)
     objects = np.concatenate([positions, simulator._get_quat_objects().reshape(-1, 4)], axis=1).ravel()
@@ -159,10 +159,10 @@ def hand_and_objects(simulator: Any) -> NDArray[np.float64]:  # noqa: ANN401 - s
 
 
 def _quicken(module_name: str) -> None:
-    """Let a task's module turn its one rotation matrix per control step into a quaternion with plain arithmetic.
+    """Make a task's module convert its one rotation matrix per control step to a quaternion with plain arithmetic.
 
-    It asks scipy's `Rotation`, whose machinery for any number of rotations in any array library takes about as long as
-    the physics. The numbers are the same up to rounding.
+    It uses scipy's `Rotation`, whose general code takes about as long as the physics. The results are equal up to
+    rounding.
     """
     module = sys.modules[module_name]
     if hasattr(module, "Rotation"):
@@ -172,7 +172,7 @@ def _quicken(module_name: str) -> None:
 
 
 def quaternion(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Unit quaternion (x, y, z, w) of an orthogonal matrix (3, 3), with the sign that scipy gives it.
+    """Return the unit quaternion (x, y, z, w) of an orthogonal matrix (3, 3), with scipy's sign.
 
     The largest of the four components is computed from the diagonal, the others from it (Markley 2008, Journal of
     Guidance, Control, and Dynamics 31, 440-442).

@@ -16,7 +16,7 @@ from vla_rl.types import TaskInfo
 
 
 class MetaworldSection(EnvironmentSection):
-    """Meta-World version 3: state observations, dense rewards, episodes that go on after a success."""
+    """Meta-World version 3: state observations, dense rewards, episodes that continue after a success."""
 
     name: Literal["metaworld"]
     tasks: list[str] = Field(["door-open-v3"], description="names of tasks, like door-open-v3")
@@ -24,7 +24,7 @@ class MetaworldSection(EnvironmentSection):
     chunk_size: Horizon = Field(1, description="control steps per decision")
     reward_scale: Scale = Field(0.01, description="multiplies the dense reward of 0 to 10 per control step")
 
-    usual_time_limit: ClassVar[TimeLimit] = "bootstrap"  # reward flows on after a success; the horizon only cuts it off
+    usual_time_limit: ClassVar[TimeLimit] = "bootstrap"  # rewards continue after a success, cut by the horizon
 
     @model_validator(mode="after")
     def _benchmark_offers_it(self) -> Self:
@@ -38,17 +38,17 @@ class MetaworldSection(EnvironmentSection):
 
     @property
     def task_ids(self) -> list[int]:
-        """The task ids, in order."""
+        """Return the task ids, in order."""
         return [METAWORLD_TASKS.index(task) for task in self.tasks]
 
     @property
     def episode_horizon(self) -> int:
-        """Control steps of an episode."""
+        """Return the control steps of an episode."""
         return self.horizon
 
     @property
     def states(self) -> StateSpace:
-        """Sizes for a policy that sees states alone."""
+        """Return sizes for a policy that sees only states."""
         from vla_rl.envs.metaworld.env import ACTION_DIM, STATE_DIM
 
         return StateSpace(STATE_DIM, ACTION_DIM, self.chunk_size)

@@ -51,7 +51,7 @@ def write_checkpoint(
     """Write a checkpoint in the public layout. Only one shard at a time is in memory.
 
     Args:
-        policy: with its weights in place.
+        policy: policy with its weights loaded.
         directory: empty.
         step: number in the names of component files.
         dtype: dtype of the shards; default: that of the frozen weights.

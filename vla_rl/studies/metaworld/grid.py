@@ -1,9 +1,9 @@
-"""The paper's Meta-World experiment (arXiv 2603.03955, section 4 and appendix C) as a grid of runs.
+"""Grid of runs of the paper's Meta-World experiment (arXiv 2603.03955, section 4 and appendix C).
 
 A run is one task, one surrogate, one regime (`vla_rl.recipe.regimes`) and one seed; everything else comes from one
 recipe and is the same for all of them. Runs of one seed start from the same weights and the same initial states.
-The ring grows and shrinks with the budget: a decision is used as often in a short study as in a long one, which then
-has more experience.
+The ring's size is proportional to the budget, so that a decision is used as often in a short study as in a long one,
+which then has more experience.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PLAIN_SURROGATES = tuple(name for name in KINDS if name != "gipo")  # at their d
 
 @dataclass(frozen=True, slots=True)
 class StudySurrogate:
-    """A surrogate with its settings, as it is written on the command line and in every table."""
+    """Surrogate with its settings, as written on the command line and in tables."""
 
     label: str  # gipo, gipo:0.5, gipo:0.5:0.5 (σ, then the factor on σ for bad actions), or another's name
 
@@ -45,7 +45,7 @@ class StudySurrogate:
 
     @property
     def canonical(self) -> str:
-        """The one label of these settings: gipo:1, gipo:1.0:1 and gipo are gipo."""
+        """Return the canonical label of these settings: gipo:1, gipo:1.0:1 and gipo are gipo."""
         if self.sigma is None:
             return self.label
         sigma, scale = (str(number).removesuffix(".0") for number in self.sigma)
@@ -53,7 +53,7 @@ class StudySurrogate:
 
     @property
     def sigma(self) -> tuple[float, float] | None:
-        """GIPO's (σ, factor on σ for bad actions); None for the others."""
+        """Return GIPO's (σ, factor on σ for bad actions); None for the others."""
         name, *numbers = self.label.split(":")
         if name != "gipo":
             return None
@@ -62,7 +62,7 @@ class StudySurrogate:
 
     @property
     def overrides(self) -> list[str]:
-        """Of the recipe."""
+        """Return the overrides of the recipe."""
         if self.sigma is None:
             return [f"surrogate.name={self.label}"]
         sigma, scale = self.sigma
@@ -87,19 +87,19 @@ class StudyRun:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Return the name of its folder."""
         return f"{self.task}_{self.surrogate.replace(':', '-')}_{self.regime}_seed{self.seed}"
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """What a study runs. The axes may grow when it is called again; recipe and budget may not change."""
+    """Runs of a study."""
 
     tasks: tuple[str, ...]
     surrogates: tuple[str, ...]  # labels, made canonical
     regimes: tuple[str, ...]
     seeds: int  # 0 .. seeds - 1
-    optimizer_steps: int  # of every run, its only budget
+    optimizer_steps: int  # budget of every run
     recipe: str = RECIPE  # name or path
 
     def __post_init__(self) -> None:
@@ -111,7 +111,7 @@ class Grid:
         _require_known("--regimes", self.regimes, REGIMES)
 
     def runs(self) -> list[StudyRun]:
-        """All runs, seed by seed, so that an interrupted study has whole comparisons."""
+        """Return all runs, seed by seed, so that an interrupted study has complete comparisons."""
         return [
             StudyRun(task, surrogate, regime, seed)
             for seed in range(self.seeds)
@@ -121,7 +121,7 @@ class Grid:
         ]
 
     def overrides(self, run: StudyRun) -> list[str]:
-        """What makes the recipe this run's.
+        """Return the overrides that make the recipe this run's.
 
         Raises:
             UserError: the recipe itself is not valid.
@@ -140,7 +140,7 @@ class Grid:
         ]
 
     def _capacity(self) -> int:
-        """Of the ring: in proportion to the budget, but never too small for the recipe's warm-up."""
+        """Return the ring's capacity: proportional to the budget, but sufficient for the recipe's warm-up."""
         base = load_recipe(find_recipe(self.recipe))
         scaled = round(base.replay.capacity * self.optimizer_steps / base.budget.optimizer_steps)
         smallest = capacity_for(
@@ -151,10 +151,10 @@ class Grid:
         return max(scaled, smallest)
 
     def recipe_of(self, run: StudyRun) -> Recipe:
-        """The run's recipe.
+        """Return the run's recipe.
 
         Raises:
-            UserError: recipe and overrides do not fit, or its episodes are not whole.
+            UserError: recipe and overrides do not fit, or its episodes are not complete.
         """
         recipe = load_recipe(find_recipe(self.recipe), self.overrides(run))
         if isinstance(recipe.env, MetaworldSection) and recipe.env.horizon != HORIZON:
@@ -165,7 +165,7 @@ class Grid:
         return recipe
 
     def settings(self) -> dict[str, Any]:
-        """JSON of all fields."""
+        """Return all fields as JSON."""
         return asdict(self)
 
 

@@ -1,4 +1,4 @@
-"""The finished runs of a Meta-World study: one record each, and the choice among them.
+"""Finished runs of a Meta-World study: one record each, and their selection.
 
 Returns are given in the benchmark's units, without the recipe's reward scale. A run's closing value of a metric is its
 mean over the log points of the last 20 % of env steps, the paper's window.
@@ -55,40 +55,40 @@ class RunResult:
 
     @property
     def closing_return(self) -> float:
-        """Mean return of training episodes at the end of the run."""
+        """Return the mean return of training episodes at the end of the run."""
         mean = closing_mean(self.records, "rollout/return")
         assert mean is not None  # a run without one is not read
         return mean / self.reward_scale
 
     def closing(self, metric: str) -> float | None:
-        """Closing value of a metric; None if the run has none."""
+        """Return the closing value of a metric; None if the run has none."""
         return closing_mean(self.records, metric)
 
     def whole(self, metric: str) -> float | None:
-        """Mean over all log points, of which none lies in the warm-up; None if the run has none."""
+        """Return the mean over all log points, none of which is in the warm-up; None if the run has none."""
         values = series(self.records, metric, over="optimizer_steps")[1]
         return fmean(values) if values else None
 
     @property
     def closing_lr(self) -> float | None:
-        """The policy's learning rate in the closing window as a share of its largest."""
+        """Return the policy's learning rate in the closing window as a share of its largest."""
         rates = series(self.records, "learner/policy_lr", over="optimizer_steps")[1]
         closing = self.closing("learner/policy_lr")
         return None if closing is None or max(rates) == 0 else closing / max(rates)
 
     @property
     def second_half(self) -> Records:
-        """The later half of the log points: the clouds of the paper's Figures 7 and 8."""
+        """Return the later half of the log points: the points of the paper's Figures 7 and 8."""
         return self.records[len(self.records) // 2 :]
 
     def curve(self) -> tuple[list[float], list[float]]:
-        """Env steps and returns."""
+        """Return env steps and returns."""
         env_steps, returns = series(self.records, "rollout/return", over="env_steps")
         return env_steps, [value / self.reward_scale for value in returns]
 
 
 def read_results(out: Path) -> tuple[list[RunResult], list[str]]:
-    """All finished runs of a study, by name, and a sentence about each that cannot be read.
+    """Return all finished runs of a study, by name, and a sentence about each unreadable one.
 
     Raises:
         ValueError: no run has finished, or none can be read.
@@ -134,7 +134,7 @@ def _read_run(folder: Path) -> RunResult:
 
 
 def _read_place(path: Path) -> tuple[StudyRun, float]:
-    """A run's place in the grid, and its seconds."""
+    """Return a run's place in the grid, and its seconds."""
     values = read_json_object(path)
     match values:
         case {"task": str(task), "surrogate": str(label), "regime": str(regime), "seed": int(seed),
@@ -147,14 +147,14 @@ def _read_place(path: Path) -> tuple[StudyRun, float]:
 
 
 def labels(results: Iterable[RunResult], axis: Callable[[StudyRun], str]) -> list[str]:
-    """The values of one axis of the grid, in the order of their appearance."""
+    """Return the values of one axis of the grid, in order of appearance."""
     return list(dict.fromkeys(axis(result.run) for result in results))
 
 
 def select(
     results: Sequence[RunResult], *, task: str | None = None, surrogate: str | None = None, regime: str | None = None
 ) -> list[RunResult]:
-    """The runs with these values; None matches all."""
+    """Return the runs with these values; None matches all."""
     return [
         result
         for result in results
@@ -167,7 +167,7 @@ def select(
 def paired_returns(
     results: Sequence[RunResult], *, regime: str, first: str, second: str, task: str | None = None
 ) -> list[tuple[int, float, float]]:
-    """Seed and closing returns of two surrogates' runs of equal seed and task, which start from the same weights."""
+    """Return seed and closing returns of two surrogates' runs with equal seed and task, hence equal first weights."""
     ours, theirs = (
         {
             (result.run.task, result.run.seed): result.closing_return

@@ -43,7 +43,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Improvement:
-    """How probable it is that a run of the first surrogate ends higher than one of the second."""
+    """Probability that a run of the first surrogate ends higher than one of the second."""
 
     regime: str
     first: str
@@ -57,7 +57,7 @@ class Improvement:
 
 
 def random_return(task: str, *, episodes: int = RANDOM_EPISODES) -> float:
-    """Mean return of uniform actions in [-1, 1] over initial states 0 .. episodes - 1, in the benchmark's units."""
+    """Return the mean return of uniform actions in [-1, 1] over initial states 0 .. episodes - 1, benchmark units."""
     env = MetaworldEnv(task, task_id=METAWORLD_TASKS.index(task), horizon=HORIZON, chunk_size=HORIZON)
     generator = np.random.default_rng(0)
     returns = []
@@ -70,14 +70,14 @@ def random_return(task: str, *, episodes: int = RANDOM_EPISODES) -> float:
 
 
 def normalized(value: float, *, random_return: float) -> float:
-    """0 for uniformly random actions, 1 for `MAX_RETURN`."""
+    """Normalise a return: 0 for uniformly random actions, 1 for `MAX_RETURN`."""
     return (value - random_return) / (MAX_RETURN - random_return)
 
 
 def score_table(
     results: Sequence[RunResult], *, surrogate: str, regime: str, random_returns: Mapping[str, float]
 ) -> Float64Array | None:
-    """(seeds, tasks) normalised closing returns, of the seeds that every task has; None if there is none."""
+    """Return (seeds, tasks) normalised closing returns, of the seeds that every task has; None if there is none."""
     chosen = select(results, surrogate=surrogate, regime=regime)
     tasks = labels(results, lambda run: run.task)
     scores = {
@@ -91,7 +91,7 @@ def score_table(
 
 
 def scores(results: Sequence[RunResult], random_returns: Mapping[str, float]) -> list[Score]:
-    """IQM and interval of every surrogate in every regime, best first within its regime."""
+    """Return IQM and interval of every surrogate in every regime, best first within its regime."""
     found: list[Score] = []
     for regime in labels(results, lambda run: run.regime):
         of_regime: list[Score] = []
@@ -106,7 +106,7 @@ def scores(results: Sequence[RunResult], random_returns: Mapping[str, float]) ->
 
 
 def improvements(results: Sequence[RunResult], random_returns: Mapping[str, float]) -> list[Improvement]:
-    """Every ordered pair of surrogates once, the first being the earlier in the grid."""
+    """Compare every pair of surrogates once, the first being the earlier in the grid."""
     found: list[Improvement] = []
     surrogates = labels(results, lambda run: run.surrogate)
     for regime in labels(results, lambda run: run.regime):
@@ -131,7 +131,7 @@ def improvements(results: Sequence[RunResult], random_returns: Mapping[str, floa
 
 
 def _sign_test(results: Sequence[RunResult], *, regime: str, first: str, second: str) -> tuple[int, int, float, float]:
-    """Pairs in which the first ends higher and lower, and the exact p's: McNemar's test knows only the signs too."""
+    """Return the pairs in which the first ends higher and lower, and exact p-values, as in McNemar's test of signs."""
     pairs = paired_returns(results, regime=regime, first=first, second=second)
     higher, lower = [ours > theirs for _, ours, theirs in pairs], [ours < theirs for _, ours, theirs in pairs]
     test, by_seed = mcnemar(higher, lower), mcnemar(higher, lower, clusters=[seed for seed, _, _ in pairs])
