@@ -440,7 +440,7 @@ def test_the_self_test_names_the_camera_that_is_not_looked_at(build, monkeypatch
     monkeypatch.setattr(
         policy.model, "vision_features", lambda pixels: look(pixels[:, :6].repeat(1, pixels.shape[1] // 6, 1, 1))
     )
-    assert ["another picture of camera 1 gives" in finding for finding in self_test(policy).broken] == [True]
+    assert ["another image of camera 1 gives" in finding for finding in self_test(policy).broken] == [True]
 
 
 def test_dropout_of_adapters_acts_in_training_and_not_in_evaluation(build, make_inputs):
