@@ -137,9 +137,23 @@ def test_an_override_changes_the_time_limit_of_a_run_that_goes_on(
 
 def test_a_new_run_from_an_older_one_s_recipe_has_the_environment_s_time_limit(training: FakeTraining) -> None:
     make_run(Path("runs/toy"), time_limit=None)
-    invoke("runs/toy/recipe.yaml", "name=new")
+    Path("runs/toy/manifest.json").write_text("{}", encoding="utf-8")
+    result = invoke("runs/toy/recipe.yaml", "name=new")
     assert training.called
     assert training.called["recipe"].targets.time_limit == "end"
+    assert result.stdout.startswith(
+        "runs/toy/recipe.yaml is older than targets.time_limit: its run used bootstrap, this one uses end. "
+    )
+    advice = result.stdout.partition(" add ")[2].split()[0]
+    assert "older" not in invoke("runs/toy/recipe.yaml", "name=new", advice).stdout
+    assert training.called["recipe"].targets.time_limit == "bootstrap"
+
+
+def test_a_new_run_from_a_recipe_with_a_time_limit_says_nothing_of_older_ones(training: FakeTraining) -> None:
+    make_run(Path("runs/toy"), time_limit="end")
+    Path("runs/toy/manifest.json").write_text("{}", encoding="utf-8")
+    assert "older" not in invoke("runs/toy/recipe.yaml", "name=new").stdout
+    assert "older" not in invoke("toy").stdout
 
 
 @pytest.mark.parametrize("folder", ["runs/mien", "runs/empty"])

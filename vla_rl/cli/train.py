@@ -43,13 +43,16 @@ def train(
     from vla_rl.recipe import find_recipe, load_recipe
 
     folder = _run_folder(recipe, resume=resume)
-    loaded = load_recipe(find_recipe(recipe) if folder is None else folder / "recipe.yaml", overrides or ())
+    file = find_recipe(recipe) if folder is None else folder / "recipe.yaml"
+    loaded = load_recipe(file, overrides or ())
     if run_dir is None:
         run_dir = folder or Path("runs") / loaded.name
     if resume and folder is None:
         _refuse_another_run(recipe, run_dir)
     if resume and (run_dir / "recipe.yaml").is_file():
         loaded = _with_the_run_s_time_limit(loaded, run_dir, overrides or [])
+    elif isinstance(file, Path):
+        _compare_with_older_run(loaded, file, overrides or [])
 
     from rich.console import Console
 
@@ -120,7 +123,7 @@ def _with_the_run_s_time_limit(loaded: Recipe, run_dir: Path, overrides: list[st
     from vla_rl.learner.launch import launched_rank
     from vla_rl.recipe import EARLIER_TIME_LIMIT, recorded_time_limit
 
-    if any(text.partition("=")[0] in ("targets", "targets.time_limit") for text in overrides):
+    if _sets_time_limit(overrides):
         return loaded
     recorded = recorded_time_limit(run_dir / "recipe.yaml")
     kept = recorded or EARLIER_TIME_LIMIT
@@ -129,6 +132,27 @@ def _with_the_run_s_time_limit(loaded: Recipe, run_dir: Path, overrides: list[st
         age = ": it is older than this field" if recorded is None else ""
         print(f"{run_dir} goes on with targets.time_limit={kept}, as it began{age}")
     return loaded.model_copy(update={"targets": loaded.targets.model_copy(update={"time_limit": kept})})
+
+
+def _compare_with_older_run(loaded: Recipe, file: Path, overrides: list[str]) -> None:
+    """Say it where a run's `recipe.yaml` is older than `targets.time_limit`, so that it no longer trains the same."""
+    from vla_rl.learner.launch import launched_rank
+    from vla_rl.recipe import EARLIER_TIME_LIMIT, recorded_time_limit
+    from vla_rl.reporting.manifest import MANIFEST_FILE
+
+    is_of_run = file.name == "recipe.yaml" and (file.parent / MANIFEST_FILE).is_file()
+    used = loaded.targets.time_limit
+    if not is_of_run or used == EARLIER_TIME_LIMIT or _sets_time_limit(overrides) or launched_rank() is not None:
+        return
+    if recorded_time_limit(file) is None:
+        print(
+            f"{file} is older than targets.time_limit: its run used {EARLIER_TIME_LIMIT}, this one uses {used}. "
+            f"For the same as before add targets.time_limit={EARLIER_TIME_LIMIT}"
+        )
+
+
+def _sets_time_limit(overrides: list[str]) -> bool:
+    return any(text.partition("=")[0] in ("targets", "targets.time_limit") for text in overrides)
 
 
 def _runs_beside(folder: Path) -> str:
