@@ -225,6 +225,14 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.parametrize("content", [b"", b"\x80\xff\x1b[2J\n", b"../elsewhere\n"])
+def test_a_latest_that_names_no_checkpoint_is_called_damaged_and_not_repeated(tmp_path, content):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / "latest").write_bytes(content)
+    assert find_latest(tmp_path).damaged == [f"{folder}/latest: damaged, it names no checkpoint"]
+
+
 @pytest.mark.parametrize("damage", ["truncated", "removed", "latest alone"])
 def test_a_resume_without_a_whole_checkpoint_is_refused_and_everything_is_kept(tmp_path, damage):
     run(toy_recipe(), tmp_path / "run")

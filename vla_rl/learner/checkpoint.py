@@ -193,10 +193,14 @@ def find_latest(run_dir: Path) -> Search:
 
 
 def _missing_latest(checkpoints: Path, present: Collection[str]) -> list[str]:
-    """Return one line if `latest` names a checkpoint that does not exist."""
+    """One line if `latest` names a checkpoint that is not there, or none at all."""
     path = checkpoints / LATEST
     named = path.read_text(errors="replace").strip() if path.is_file() else None
-    return [] if named is None or named in present else [f"{path}: it names {named}, which is not there"]
+    if named is None or named in present:
+        return []
+    if _NAME.fullmatch(named) is None:
+        return [f"{path}: damaged, it names no checkpoint"]
+    return [f"{path}: it names {named}, which is not there"]
 
 
 def load(info: CheckpointInfo, engine: Engine) -> Restored:
