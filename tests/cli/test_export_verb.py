@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -516,3 +517,14 @@ def test_weights_that_are_no_numbers_are_exported_only_unseen(merged: Any, tmp_p
     assert "not finite" in result.stderr and "--verify 0" in result.stderr
     assert names(tmp_path) == {"source"}
     assert invoke(str(source), "--out", str(tmp_path / "out"), "--verify", "0").exit_code == 0
+
+
+def test_an_export_that_finds_no_room_is_one_message_and_leaves_nothing(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # the weights are larger
+    try:
+        result = CliRunner().invoke(app, ["export", "tiny", "--out", str(tmp_path / "out")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (result.exit_code, list(tmp_path.iterdir())) == (2, [])
+    assert result.stderr.startswith(f"error: {tmp_path}/out: File too large; ")

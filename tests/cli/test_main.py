@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -138,6 +139,36 @@ def test_a_path_that_is_too_long_is_the_user_s_mistake_in_every_verb(arguments: 
     assert result.exit_code == 2
     assert result.stderr.startswith("error: ")
     assert "File name too long" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "error: No space left on device; make room or "),
+        (OSError(errno.EROFS, "Read-only file system", "runs/x"), "error: runs/x: Read-only file system; give a path "),
+        (OSError(errno.EACCES, "Permission denied", "runs/x"), "error: runs/x: Permission denied; give a path "),
+    ],
+)
+def test_a_place_that_cannot_be_written_to_is_the_user_s_mistake(
+    monkeypatch: pytest.MonkeyPatch, raised: OSError, said: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("vla_rl.recipe.list_recipes", fail)
+    result = CliRunner().invoke(app, ["recipes", "list"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith(said)
+
+
+def test_a_file_that_breaks_while_it_is_read_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", "runs/x")
+
+    monkeypatch.setattr("vla_rl.recipe.list_recipes", fail)
+    result = CliRunner().invoke(app, ["recipes", "list"])
+    assert result.exit_code == 1
+    assert isinstance(result.exception, OSError)
 
 
 def test_too_little_memory_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:

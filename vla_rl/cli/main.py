@@ -29,6 +29,16 @@ from vla_rl.cli import study as study_verb
 from vla_rl.cli import train as train_verb
 from vla_rl.errors import RunFailureError, UserError
 
+_FIXES = {  # errors of the system that the user can end, by number; the others keep their traceback
+    errno.ENAMETOOLONG: "give another path",
+    errno.ELOOP: "give another path",
+    errno.ENOSPC: "make room or give another path",
+    errno.EDQUOT: "make room or give another path",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f) or give another path",
+    errno.EROFS: "give a path that can be written to",
+    errno.EACCES: "give a path that you may use, or change its permissions",
+}
+
 
 class Program(TyperGroup):
     """Command group that turns user errors and Ctrl-C into exit codes."""
@@ -44,9 +54,11 @@ class Program(TyperGroup):
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(exit_codes.FAILURE) from error
         except OSError as error:
-            if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+            fix = _FIXES.get(error.errno or 0)
+            if fix is None:
                 raise
-            print(f"error: {error.filename}: {error.strerror}; give another path", file=sys.stderr)
+            place = "" if error.filename is None else f"{error.filename}: "
+            print(f"error: {place}{error.strerror}; {fix}", file=sys.stderr)
             raise typer.Exit(exit_codes.USER_ERROR) from error
         except MemoryError as error:
             print(f"error: out of memory{f': {error}' if str(error) else ''}", file=sys.stderr)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from vla_rl.policies.openvla_oft.config import config_to_json
 from vla_rl.policies.openvla_oft.files import RECORD_FILE
@@ -29,6 +31,7 @@ def appears_whole(directory: Path) -> Iterator[Path]:
 
     Raises:
         ValueError: `directory` exists, or cannot be made.
+        OSError: a file could not be written, also where safetensors has an error of its own for it.
     """
     partial = directory.with_name(_PARTIAL_PREFIX + directory.name)
     try:
@@ -46,6 +49,12 @@ def appears_whole(directory: Path) -> Iterator[Path]:
             _flush(path)
         _flush(partial)
         partial.rename(directory)
+    except SafetensorError as error:
+        shutil.rmtree(partial)
+        number = re.search(r"\(os error (\d+)\)", str(error))  # as Rust writes errors of the system
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(directory)) from error
     except BaseException:  # also Ctrl-C
         shutil.rmtree(partial)
         raise
