@@ -1,11 +1,13 @@
 """Rates and shares of time between two moments of a run, and what its processes used of a GPU."""
 
+import logging
+
 import pytest
 
 from vla_rl.ipc.counters import CellCounters
 from vla_rl.policies.devices import PeakMemory
 from vla_rl.reporting.catalogue import CATALOGUE
-from vla_rl.run.log import Moment, memory_metrics, rates, utilisation_metrics
+from vla_rl.run.log import Moment, log_to, memory_metrics, rates, utilisation_metrics
 from vla_rl.run.utilisation import bf16_peak
 
 
@@ -92,3 +94,14 @@ def test_peaks_are_those_of_the_data_sheets_without_sparsity(name, teraflops):
 )
 def test_an_unknown_card_and_a_part_of_one_have_no_peak(name):
     assert bf16_peak(name) is None
+
+
+def test_the_run_s_log_holds_information_too_and_leaves_the_logger_as_it_was(tmp_path):
+    logger = logging.getLogger("vla_rl.run.training")
+    before = logging.getLogger("vla_rl").level
+    with log_to(tmp_path / "learner.log"):
+        logger.info("layers compiled in %.0f s", 12.0)
+    logger.info("after the run")
+    assert "INFO layers compiled in 12 s" in (tmp_path / "learner.log").read_text()
+    assert "after the run" not in (tmp_path / "learner.log").read_text()
+    assert logging.getLogger("vla_rl").level == before

@@ -5,6 +5,7 @@ import math
 import pytest
 from toy_runs import metrics, run
 
+from vla_rl.export.export import export
 from vla_rl.recipe import Recipe
 
 pytestmark = pytest.mark.libero
@@ -41,3 +42,19 @@ def test_a_run_whose_inference_worker_loads_its_own_frozen_weights_is_the_same(t
         runtime = {"mode": "serial", "device": "cpu", "threads_per_process": 1, "share_frozen": share}
         run(libero_recipe(runtime=runtime, budget={"optimizer_steps": 3}), tmp_path / str(share))
     assert metrics(tmp_path / "auto") == metrics(tmp_path / "False")
+
+
+@pytest.mark.slow
+def test_a_run_with_compiled_layers_trains_alike_resumes_and_is_exported(tmp_path):
+    plain, compiled = tmp_path / "plain", tmp_path / "compiled"
+    learner = {"micro_batch": 1, "accumulation": 2}
+    run(libero_recipe(budget={"optimizer_steps": 2}), plain)
+    run(libero_recipe(budget={"optimizer_steps": 2}, learner=learner | {"compile": "layers"}), compiled)
+    for expected, found in zip(metrics(plain), metrics(compiled), strict=True):
+        assert found["learner/value_loss"] == pytest.approx(expected["learner/value_loss"], rel=1e-3)
+        assert found["ratio/abs_log_p95"] == pytest.approx(expected["ratio/abs_log_p95"], abs=1e-3)
+    assert "layers compiled in" in (compiled / "logs" / "learner.log").read_text()
+    run(libero_recipe(budget={"optimizer_steps": 3}, learner=learner | {"compile": "layers"}), compiled, resume=True)
+    assert metrics(compiled)[-1]["optimizer_steps"] == 3
+    export(compiled, out=tmp_path / "exported", dtype="float32", verify=2)
+    assert (tmp_path / "exported" / "model.safetensors").is_file()

@@ -51,6 +51,8 @@ def log_to(path: Path) -> Iterator[None]:
     handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
     logger = logging.getLogger("vla_rl")
+    level = logger.level
+    logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     for loss in losses():  # terminal losses from before the log existed
         logger.warning("%s", loss)
@@ -58,6 +60,7 @@ def log_to(path: Path) -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(level)
         handler.close()
 
 
