@@ -34,6 +34,8 @@ SPEAKERS = {
     "vla_rl/policies/openvla_oft/statistics.py": ["eval"],
     "vla_rl/cli/main.py": [""],
     "vla_rl/cli/assets.py": ["assets download", "assets check", "assets status"],
+    "vla_rl/cli/demos.py": ["demos inspect", "demos convert"],
+    "vla_rl/demos": ["demos inspect", "demos convert"],
     "vla_rl/cli/doctor.py": ["doctor"],
     "vla_rl/cli/metrics.py": ["metrics"],
     "vla_rl/cli/report.py": ["report"],
