@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import suppress
 
 from vla_rl.envs.libero.cache import cache_root
 
@@ -12,3 +13,10 @@ os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_root() / "numba-tests"))
 # in the background with Ctrl-C ignored, `nohup` and some CI services with hangups ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+with suppress(ModuleNotFoundError):  # a bare machine with a GPU may lack it; the GPU tests do without
+    from hypothesis import settings
+
+    # An example's time says how busy the machine is, not whether the property holds.
+    settings.register_profile("untimed", deadline=None)
+    settings.load_profile("untimed")
