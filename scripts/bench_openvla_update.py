@@ -235,7 +235,6 @@ class Update:
 
         return Learner(
             self._engine,
-            temperature=1.0,
             old_threshold=1,
             **algorithm(values, moments, num_segments=BATCHES[self._size][0]),
         )
@@ -357,6 +356,7 @@ def older_algorithm(num_segments: int) -> dict[str, Any]:
         "surrogate": functools.partial(surrogates.gipo, sigma=0.5),
         "multiplier": functools.partial(multipliers.gipo, sigma=0.5),
         "loss": settings.LossSettings(),
+        "temperature": 1.0,
         "micro_batch": 1,
         "accumulation": num_segments,
     }
