@@ -136,7 +136,7 @@ def test_the_head_s_actions_reach_the_simulator_seeing_and_blind(checkpoint, dec
     assert set(grippers) == {-1.0, 1.0}
     assert np.abs(decisions[0][2] - decisions[2][2]).max() > 1e-2  # the same state, blind
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert "actions by its L1 head" in manifest["extra"]["policies"]["libero_10"]
+    assert "actions from its L1 head" in manifest["extra"]["policies"]["libero_10"]
     assert manifest["extra"]["temperature"] is None
 
 
