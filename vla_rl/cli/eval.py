@@ -19,67 +19,82 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
     checkpoint: Annotated[
         str | None,
         typer.Argument(
-            help="A run (its latest checkpoint), a checkpoint, a directory of exported or public weights, or 'tiny', a "
-            "random model (a folder of that name is ./tiny).",
+            help="A run (its latest checkpoint is used), a checkpoint, a directory of weights, a hub id, or 'tiny' for "
+            "a small random model (a folder of that name is ./tiny).",
             show_default=False,
         ),
     ] = None,
     suite: Annotated[
         list[str] | None,
         typer.Option(
-            "--suite", help="LIBERO suites: a comma list, or the option again.", show_default="the training's"
+            "--suite",
+            help="LIBERO suites, separated by commas; may be given several times.",
+            show_default="the suite it was trained on",
         ),
     ] = None,
     tasks: Annotated[
-        str | None, typer.Option("--tasks", help="Task ids, like 0,3 or 0-4.", show_default="those of the training")
+        str | None, typer.Option("--tasks", help="Task ids, like 0,3 or 0-4.", show_default="those it was trained on")
     ] = None,
     episodes_per_task: Annotated[int, typer.Option("--episodes-per-task", min=1, help="Initial states per task.")] = 50,
     protocol: Annotated[
         Literal["oft", "long"],
-        typer.Option("--protocol", help="oft: 220/280/300/520 control steps; long: 512 (520), as RL papers."),
+        typer.Option(
+            "--protocol", help="Horizon. oft: 220/280/300/520 control steps; long: 512 (520), as in RL papers."
+        ),
     ] = "oft",
     init_states: Annotated[
         Literal["standard", "spare", "sampled"] | None,
-        typer.Option("--init-states", help="Set of initial states.", show_default="standard, the benchmark's"),
+        typer.Option(
+            "--init-states", help="Which initial states to start from.", show_default="standard: the benchmark's"
+        ),
     ] = None,
     horizon: Annotated[
         int | None, typer.Option("--horizon", min=1, help="Control steps per episode.", show_default="the protocol's")
     ] = None,
     temperature: Annotated[
         float | None,
-        typer.Option("--temperature", help="Sample actions at it.", show_default="greedy: the most likely ones"),
+        typer.Option(
+            "--temperature", help="Sample actions at this temperature.", show_default="greedy: the most likely action"
+        ),
     ] = None,
     seed: Annotated[
-        str, typer.Option("--seed", help="Of the environments; several, like 0,1,2, play every episode with each.")
+        str,
+        typer.Option("--seed", help="Seed of the environments. Several, like 0,1,2, repeat every episode with each."),
     ] = "0",
     control: Annotated[
         Literal["blind"] | None,
-        typer.Option("--control", help="Play all once more with blank frames, and compare.", show_default=False),
+        typer.Option("--control", help="Also play every episode with blank frames, and compare.", show_default=False),
     ] = None,
     video: Annotated[
-        Literal["failures", "all", "none"], typer.Option("--video", help="Which episodes leave an mp4 behind.")
+        Literal["failures", "all", "none"], typer.Option("--video", help="Which episodes to record as mp4.")
     ] = "none",
     workers: Annotated[
         int | None,
-        typer.Option("--workers", min=1, help="Simulator processes.", show_default="usable cores less one, at most 16"),
+        typer.Option(
+            "--workers", min=1, help="Simulator processes.", show_default="usable cores minus one, at most 16"
+        ),
     ] = None,
-    serial: Annotated[bool, typer.Option("--serial", help="One process in a fixed order: repeats bit by bit.")] = False,
+    serial: Annotated[
+        bool, typer.Option("--serial", help="Use one process and a fixed order, so that a repetition is bit-identical.")
+    ] = False,
     assets: Annotated[
         str | None,
-        typer.Option("--assets", help="auto, proxy, or a folder of LIBERO's.", show_default="those of the training"),
+        typer.Option(
+            "--assets", help="auto, proxy, or a folder with LIBERO's assets.", show_default="those it was trained with"
+        ),
     ] = None,
     allow_unpinned: Annotated[
-        bool, typer.Option("--allow-unpinned", help="Evaluate on untested mujoco or robosuite too.")
+        bool, typer.Option("--allow-unpinned", help="Accept versions of mujoco and robosuite that were not tested.")
     ] = False,
     profile: Annotated[
         Literal["auto", "oft_l1", "simplevla", "rlinf"],
-        typer.Option("--profile", help="Who trained a checkpoint directory; a run knows it."),
+        typer.Option("--profile", help="Whose conventions a checkpoint directory follows; a run records it."),
     ] = "auto",
     statistics: Annotated[
         str | None,
         typer.Option(
             "--statistics",
-            help="Key of the data set in dataset_statistics.json that actions are scaled by.",
+            help="Key in dataset_statistics.json of the data set whose statistics scale the actions.",
             show_default="the suite's own, or the only one",
         ),
     ] = None,
@@ -87,25 +102,27 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
         bool,
         typer.Option(
             "--self-test/--no-self-test",
-            help="Refuse a checkpoint with faults that fail silently, like causal attention.",
+            help="Refuse a checkpoint that would fail silently, for example one with causal attention.",
         ),
     ] = True,
     out: Annotated[
         Path | None,
         typer.Option(
             "--out",
-            help="Where results are written. They sum up a whole folder: more tasks or episodes go on in it, fewer or "
-            "others need another one; below eval/ it gets a name of its own.",
-            show_default="eval/ of the run",
+            help="Folder of the results. The same command with more tasks or episodes extends it; fewer or different "
+            "ones need another folder.",
+            show_default="a folder below eval/ of the run",
         ),
     ] = None,
     compare: Annotated[
         tuple[Path, Path] | None,
-        typer.Option("--compare", help="Instead: two evaluations (or runs), pair by pair.", show_default=False),
+        typer.Option(
+            "--compare", help="Compare two finished evaluations (or runs) pair by pair instead.", show_default=False
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Evaluate a policy on the benchmark's standard initial states. Interrupted, the same command goes on."""
+    """Evaluate a policy on the benchmark's standard initial states. Repeat an interrupted command to resume it."""
     if compare is not None:
         _refuse_other_options(context)
         _compare(compare, as_json=as_json)

@@ -14,15 +14,16 @@ def export(
     checkpoint: Annotated[
         str,
         typer.Argument(
-            help="A run's folder, a checkpoint's, a directory of weights or of an adapter, a hub id, or tiny, a "
-            "random model (a folder of that name is ./tiny)."
+            help="A run (its latest checkpoint is used), a checkpoint, a directory of weights or an adapter, a hub id, "
+            "or 'tiny' for a small random model (a folder of that name is ./tiny)."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="New folder; an existing one is never overwritten.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to create; an existing one is never overwritten.")],
     merge: Annotated[
         bool,
         typer.Option(
-            "--merge/--adapter", help="A whole checkpoint in the public layout, or a LoRA adapter in peft's layout."
+            "--merge/--adapter",
+            help="Write a whole checkpoint in the public layout, or a LoRA adapter in peft's layout.",
         ),
     ] = True,
     dtype: Annotated[
@@ -30,14 +31,19 @@ def export(
         typer.Option("--dtype", help="Dtype of the written weights.", show_default="the frozen weights' own"),
     ] = None,
     verify: Annotated[
-        int, typer.Option("--verify", min=0, help="Observations on which policy and export are compared.")
+        int,
+        typer.Option(
+            "--verify",
+            min=0,
+            help="Number of observations on which policy and export are compared; 0 compares nothing.",
+        ),
     ] = 8,
     profile: Annotated[
         Literal["auto", "oft_l1", "simplevla", "rlinf"],
-        typer.Option("--profile", help="Family of a checkpoint directory; a run's recipe names it."),
+        typer.Option("--profile", help="Whose conventions a checkpoint directory follows; a run records it."),
     ] = "auto",
 ) -> None:
-    """Write a policy for other programs to load, and compare its outputs before and after."""
+    """Write a policy for other programs to load, and check that the export answers as the policy does."""
     from vla_rl.export.export import export as run_export
 
     only_comments()
