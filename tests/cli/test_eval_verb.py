@@ -44,7 +44,7 @@ REPORT = EvaluationReport(
     deviations=("horizon 9 control steps instead of 300",),
     trained_on="libero_goal (tasks: all), sampled initial states",
     init_states="standard",
-    control=None,
+    controls=(),
     videos=None,
 )
 
@@ -76,8 +76,8 @@ def test_the_options_reach_the_evaluation(calls: list[Call]) -> None:
     result = invoke(
         "runs/x", "--suite", "libero_goal,libero_10", "--suite", "libero_object", "--tasks", "0,2-3",
         "--episodes-per-task", "5", "--protocol", "long", "--init-states", "spare", "--horizon", "9",
-        "--temperature", "1.6", "--seed", "7,8", "--control", "blind", "--video", "failures", "--workers", "2",
-        "--serial", "--assets", "proxy", "--profile", "rlinf", "--out", "there", "--allow-unpinned",
+        "--temperature", "1.6", "--seed", "7,8", "--control", "instruction,blind", "--video", "failures",
+        "--workers", "2", "--serial", "--assets", "proxy", "--profile", "rlinf", "--out", "there", "--allow-unpinned",
         "--statistics", "libero_90_no_noops_trajall", "--no-self-test",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -87,8 +87,9 @@ def test_the_options_reach_the_evaluation(calls: list[Call]) -> None:
             EvalOptions(
                 suites=("libero_goal", "libero_10", "libero_object"), tasks=(0, 2, 3), episodes_per_task=5,
                 protocol=Protocol("long"), init_states="spare", horizon=9, temperature=1.6, seeds=(7, 8),
-                control="blind", video="failures", workers=2, serial=True, assets="proxy", profile="rlinf",
-                out=Path("there"), allow_unpinned=True, statistics="libero_90_no_noops_trajall", self_test=False,
+                controls=("blind", "instruction"), video="failures", workers=2, serial=True, assets="proxy",
+                profile="rlinf", out=Path("there"), allow_unpinned=True, statistics="libero_90_no_noops_trajall",
+                self_test=False,
             ),
         )
     ]  # fmt: skip
@@ -136,7 +137,14 @@ def test_a_checkpoint_that_is_refused_is_the_user_s_mistake() -> None:
 
 @pytest.mark.usefixtures("calls")
 @pytest.mark.parametrize(
-    "arguments", [["runs/x", "--seed", "0,x"], ["runs/x", "--tasks", "3-1"], ["runs/x", "--profile", "x"], []]
+    "arguments",
+    [
+        ["runs/x", "--seed", "0,x"],
+        ["runs/x", "--control", "blind,deaf"],
+        ["runs/x", "--tasks", "3-1"],
+        ["runs/x", "--profile", "x"],
+        [],
+    ],
 )
 def test_what_cannot_be_read_is_told_before_anything_is_loaded(arguments: list[str]) -> None:
     assert invoke(*arguments).exit_code == 2

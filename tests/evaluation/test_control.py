@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from vla_rl.evaluation.control import BLIND_EPISODES_FILE, BlankFrames, blind_control, stored_control
+from vla_rl.evaluation.control import (
+    CONTROLS,
+    BlankFrames,
+    compare_control,
+    episodes_file,
+    stored_controls,
+    wrong_instructions,
+)
 from vla_rl.evaluation.episodes import EpisodeLog, EpisodeResult
 
 
@@ -32,29 +39,57 @@ def test_blank_frames_have_the_shape_of_the_policy_s_own_and_nothing_on_them():
 
 
 @pytest.mark.parametrize(
-    ("seeing", "blind", "meaning"),
+    ("plain", "controlled", "meanings"),
     [
-        ([True] * 20, [False] * 15 + [True] * 5, "depends on its images"),
-        ([False] * 20, [True] * 15 + [False] * 5, "look for a fault"),
-        ([True] * 20, [False] * 2 + [True] * 18, "images make no measurable difference"),
-        ([False] * 20, [False] * 20, "neither succeeded once"),
+        ([True] * 20, [False] * 15 + [True] * 5, ("depends on its images", "depends on its instruction")),
+        ([False] * 20, [True] * 15 + [False] * 5, ("a fault in its images", "a fault in its prompts")),
+        (
+            [True] * 20,
+            [False] * 2 + [True] * 18,
+            ("images make no measurable difference", "instruction makes no measurable difference"),
+        ),
+        ([False] * 20, [False] * 20, ("its use of images", "its use of the instruction")),
     ],
 )
-def test_the_difference_that_sight_makes_is_put_in_words(seeing, blind, meaning):
-    control = blind_control(episodes(seeing), episodes(blind))
-    assert meaning in control.meaning
-    assert control.success_rate == sum(blind) / 20
-    assert control.comparison.difference == pytest.approx((sum(seeing) - sum(blind)) / 20)
+def test_the_difference_that_a_control_makes_is_put_in_words(plain, controlled, meanings):
+    for name, meaning in zip(CONTROLS, meanings, strict=True):
+        control = compare_control(name, episodes(plain), episodes(controlled))
+        assert meaning in control.meaning
+        assert control.success_rate == sum(controlled) / 20
+        assert control.comparison.difference == pytest.approx((sum(plain) - sum(controlled)) / 20)
 
 
 def test_a_control_that_was_played_stays_until_there_are_more_episodes_than_it_has(tmp_path):
-    assert stored_control(tmp_path, episodes([True] * 2)) == (None, [])
-    with EpisodeLog(tmp_path / BLIND_EPISODES_FILE) as log:
+    assert stored_controls(tmp_path, episodes([True] * 2)) == ((), [])
+    with EpisodeLog(tmp_path / episodes_file("instruction")) as log:
         for episode in episodes([False] * 2):
             log.append(episode)
-    kept, gaps = stored_control(tmp_path, episodes([True] * 2))
-    assert (kept.comparison.difference, gaps) == (1.0, [])
-    kept, gaps = stored_control(tmp_path, episodes([True] * 5))
+    kept, gaps = stored_controls(tmp_path, episodes([True] * 2))
+    assert ([(it.name, it.comparison.difference) for it in kept], gaps) == ([("instruction", 1.0)], [])
+    kept, gaps = stored_controls(tmp_path, episodes([True] * 5))
     assert (kept, gaps) == (
-        None, ["the blind control has 2 of 5 episodes; --control blind plays the others and compares."]
+        (), ["the instruction control has 2 of 5 episodes; --control instruction plays the others and compares."]
     )  # fmt: skip
+
+
+TEXTS = {0: "open", 1: "close", 2: "close", 3: "push", 4: "pull"}
+
+
+def test_a_wrong_instruction_is_that_of_the_next_task_with_another_text():
+    assert wrong_instructions(TEXTS, among=()) == {0: "close", 1: "push", 2: "push", 3: "pull", 4: "open"}
+
+
+def test_a_policy_that_knows_some_tasks_is_misled_by_those_it_knows():
+    wrong = wrong_instructions(TEXTS, among=(0, 3))
+    assert (wrong[0], wrong[3]) == ("push", "open")
+    assert wrong[4] == "open"  # unknown itself: any other
+
+
+def test_a_policy_that_knows_one_task_is_misled_by_another_of_the_suite():
+    assert wrong_instructions(TEXTS, among=(3,))[3] == "pull"
+    assert wrong_instructions(TEXTS, among=(1, 2))[1] == "push"  # the other one it knows has the same text
+
+
+def test_a_suite_with_one_instruction_has_no_wrong_one():
+    with pytest.raises(ValueError, match="--control instruction: all tasks have the same instruction"):
+        wrong_instructions({0: "open", 1: "open"}, among=())

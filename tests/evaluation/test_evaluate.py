@@ -132,7 +132,7 @@ def test_what_an_evaluation_writes_says_under_which_conditions_it_was_made(train
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["evaluation"]["trained_on"] == "toy (tasks: 0,1), sampled initial states"
     assert results["evaluation"]["seeds"] == [0]
-    assert results["control"] is None
+    assert results["controls"] == []
     assert [task["language"] for task in results["tasks"]] == ["move the point into the disc"]
     with (tmp_path / "results.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -160,7 +160,8 @@ def test_results_lie_in_the_run_under_a_name_that_says_what_is_special(trained):
         ({"init_states": "standard"}, "--init-states: toy samples"),
         ({"protocol": Protocol("long")}, "--protocol: a protocol is LIBERO's"),
         ({"assets": "proxy"}, "--assets: toy has none"),
-        ({"control": "blind"}, "--control blind: the policy sees no frames"),
+        ({"controls": ("blind",)}, "--control blind: the policy sees no frames"),
+        ({"controls": ("instruction",)}, "--control instruction: the policy reads no instruction"),
         ({"video": "all"}, "--video: the environment 'toy' has no cameras"),
         ({"seeds": (1, 1)}, "--seed: .* every seed stands once"),
         ({"temperature": 0.0}, "--temperature"),

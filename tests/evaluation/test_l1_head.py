@@ -17,6 +17,7 @@ from vla_rl.envs.libero.check import SimulatorReport
 from vla_rl.envs.libero.suites import libero_tasks
 from vla_rl.errors import UserError
 from vla_rl.evaluation.episodes import read_episodes
+from vla_rl.evaluation.control import CONTROLS
 from vla_rl.evaluation.evaluate import evaluate
 from vla_rl.evaluation.options import EvalOptions
 from vla_rl.evaluation.policy_source import find_policy
@@ -112,9 +113,9 @@ def channels(frame):
 
 
 @torch.no_grad()
-def head_s_actions(model, tokenizer, frames, state):
+def head_s_actions(model, tokenizer, frames, state, *, told="turn on the stove and put the moka pot on it"):
     """(8, 7) commands that the network's own method gives, with every scale worked out by hand."""
-    text = "In: What action should the robot take to turn on the stove and put the moka pot on it?\nOut:"
+    text = f"In: What action should the robot take to {told}?\nOut:"
     ids = torch.tensor([tokenizer.encode(text).ids])
     pixels = torch.from_numpy(np.concatenate([channels(frame) for frame in frames])).float()[None]
     proprio = torch.from_numpy(np.clip(state - 1.0, -1.0, 1.0))[None]
@@ -122,22 +123,27 @@ def head_s_actions(model, tokenizer, frames, state):
     return np.concatenate([2.0 * normalised[:, :6] + 1.0, np.where(normalised[:, 6:] > 0.5, -1.0, 1.0)], axis=-1)
 
 
-def test_the_head_s_actions_reach_the_simulator_seeing_and_blind(checkpoint, decisions, tmp_path):
-    evaluate(str(checkpoint), replace(EPISODE, seeds=(0, 1), control="blind", serial=True, out=tmp_path))
-    assert len(decisions) == 4  # two seeds, seeing and then blind
+def test_the_head_s_actions_reach_the_simulator_seeing_blind_and_misled(checkpoint, decisions, tmp_path):
+    evaluate(str(checkpoint), replace(EPISODE, seeds=(0, 1), controls=CONTROLS, serial=True, out=tmp_path))
+    assert len(decisions) == 6  # two seeds: as it is, without images, and with the next task's instruction
     model, look = OpenVLAOFT.from_pretrained(checkpoint), frame_transform("oft", output_size=SIZE)
     tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
     for index, (frames, state, actions) in enumerate(decisions):
         assert frames.shape[0] == 2  # both cameras
-        seen = look(frames) if index < 2 else np.zeros((2, SIZE, SIZE, 3), np.uint8)
-        expected = head_s_actions(model, tokenizer, seen, state)
+        seen = np.zeros((2, SIZE, SIZE, 3), np.uint8) if index in (2, 3) else look(frames)
+        told = {"told": "put the black bowl in the bottom drawer of the cabinet and close it"} if index > 3 else {}
+        expected = head_s_actions(model, tokenizer, seen, state, **told)
         np.testing.assert_allclose(actions, expected, rtol=0, atol=2e-4)  # of up to 4, in float32
     grippers = np.concatenate([actions[:, 6] for _, _, actions in decisions])
     assert set(grippers) == {-1.0, 1.0}
     assert np.abs(decisions[0][2] - decisions[2][2]).max() > 1e-2  # the same state, blind
+    assert np.abs(decisions[0][2] - decisions[4][2]).max() > 1e-2  # the same state, misled
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert "actions from its L1 head" in manifest["extra"]["policies"]["libero_10"]
     assert manifest["extra"]["temperature"] is None
+    assert manifest["extra"]["wrong_instructions"]["libero_10"] == {
+        "2": "put the black bowl in the bottom drawer of the cabinet and close it"
+    }
 
 
 @pytest.mark.usefixtures("decisions")

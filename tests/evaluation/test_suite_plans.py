@@ -174,19 +174,20 @@ def test_the_tiny_policy_is_evaluated_on_two_suites_filmed_and_blinded(tmp_path)
         workers=2,
         horizon=8,
         assets="proxy",
-        control="blind",
+        controls=("blind", "instruction"),
         video="all",
         out=tmp_path,
     )
     report = evaluate("tiny", options)
     wanted = {(suite, 1, "standard", state, 0) for suite in ("libero_spatial", "libero_goal") for state in (0, 1)}
-    for file in ("episodes.jsonl", "episodes_blind.jsonl"):
+    for file in ("episodes.jsonl", "episodes_blind.jsonl", "episodes_instruction.jsonl"):
         assert {episode.key for episode in read_episodes(tmp_path / file)} == wanted
     assert report.videos == (4, 0)
-    assert report.control is not None
-    assert report.control.comparison.pairs == 4
-    assert evaluate("tiny", dataclasses.replace(options, control=None)).control == report.control  # kept
+    assert {control.name: control.comparison.pairs for control in report.controls} == {"blind": 4, "instruction": 4}
+    assert evaluate("tiny", dataclasses.replace(options, controls=())).controls == report.controls  # kept
+    told = json.loads((tmp_path / "manifest.json").read_text())["extra"]["wrong_instructions"]  # kept too
+    assert told["libero_spatial"] == {"1": "pick up the black bowl from table center and place it on the plate"}
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["evaluation"]["trained_on"] == "unknown"
-    assert results["control"]["name"] == "blind"
+    assert [control["name"] for control in results["controls"]] == ["blind", "instruction"]
     assert {suite["suite"] for suite in results["suites"]} == {"libero_spatial", "libero_goal"}

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from vla_rl.cli.start import only_comments
 from vla_rl.errors import UserError, preflight
+
+if TYPE_CHECKING:
+    from vla_rl.evaluation.control import ControlName
 
 _DIGITS = 18  # digits of any integer that fits in 64 bits
 _MOST_TASKS = 10_000  # more than any benchmark has; a list of them still fits in memory
@@ -62,8 +65,13 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
         typer.Option("--seed", help="Seed of the environments. Several, like 0,1,2, repeat every episode with each."),
     ] = "0",
     control: Annotated[
-        Literal["blind"] | None,
-        typer.Option("--control", help="Also play every episode with blank frames, and compare.", show_default=False),
+        str | None,
+        typer.Option(
+            "--control",
+            help="Also play every episode with black frames (blind) or the instruction of another task (instruction), "
+            "and compare. For both: blind,instruction.",
+            show_default=False,
+        ),
     ] = None,
     video: Annotated[
         Literal["failures", "all", "none"], typer.Option("--video", help="Which episodes to record as mp4.")
@@ -147,7 +155,7 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
         init_states=init_states,
         horizon=horizon,
         temperature=temperature,
-        control=control,
+        controls=parse_controls(control),
         video=None if video == "none" else video,
         assets=assets,
         allow_unpinned=allow_unpinned,
@@ -186,6 +194,21 @@ def _compare(evaluations: tuple[Path, Path], *, as_json: bool) -> None:
     with preflight():
         report = compare_evaluations(*evaluations)
     print(report.to_json() if as_json else report)
+
+
+def parse_controls(text: str | None) -> tuple[ControlName, ...]:
+    """Parse `blind,instruction`.
+
+    Raises:
+        UserError: no such control, or one twice.
+    """
+    from vla_rl.evaluation.control import CONTROLS
+
+    asked = [] if text is None else [part.strip() for part in text.split(",")]
+    found = tuple(name for name in CONTROLS if name in asked)
+    if len(found) != len(asked):
+        raise UserError(f"--control: found {text!r}; allowed are {', '.join(CONTROLS)}, each once")
+    return found
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -108,6 +108,10 @@ class EnvironmentSection(Section):
     def task_infos(self) -> tuple[TaskInfo, ...]:
         """Describe the tasks, in order; asks for no simulator."""
 
+    def instructions(self) -> dict[int, str]:
+        """Return the instructions of all tasks of the suite, by task id; asks for no simulator."""
+        return {task.task_id: task.language for task in self.task_infos()}
+
     @abstractmethod
     def plan(self, *, render_size: int) -> EnvPlan:
         """Turn the section into plain values; `render_size` is what its cameras draw, if it has any.

@@ -1,10 +1,15 @@
-"""Blind control: the same policy on the same episodes, without images."""
+"""Controls of an evaluation: the same policy on the same episodes without something that it should depend on.
+
+`blind` takes away the images, `instruction` gives every task the instruction of another one. If success does not fall,
+the score says nothing about the use of images or of language.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -12,7 +17,7 @@ from vla_rl.evaluation.episodes import EpisodeResult, read_episodes
 from vla_rl.evaluation.pairs import Comparison, compare
 from vla_rl.types import FrameTransform, UInt8Array
 
-BLIND_EPISODES_FILE = "episodes_blind.jsonl"
+ControlName = Literal["blind", "instruction"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,49 +43,128 @@ class BlankFrames:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """Comparison of seeing with blind play."""
+    """Comparison of the policy with itself under a control."""
 
-    name: str
-    success_rate: float  # blind, mean over tasks
-    comparison: Comparison  # the first is the seeing policy
+    name: ControlName
+    success_rate: float  # under the control, mean over tasks
+    comparison: Comparison  # the first is the policy without the control
     meaning: str  # one sentence
 
+    @property
+    def subject(self) -> str:
+        """Return what the control takes away, in words."""
+        return _WORDS[self.name].subject
 
-def stored_control(folder: Path, seeing: Sequence[EpisodeResult]) -> tuple[Control | None, list[str]]:
-    """Return the control recorded in an evaluation's folder, if it is complete, and otherwise a sentence about it.
+
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """Sentences about the outcomes of a control."""
+
+    subject: str  # with its verb
+    falls: str
+    rises: str
+    same: str
+    nothing: str
+
+
+_WORDS: Mapping[ControlName, _Words] = {
+    "blind": _Words(
+        subject="images make",
+        falls="the policy depends on its images: without frames it succeeds less often, by more than chance would "
+        "explain",
+        rises="without frames the policy succeeds more often: look for a fault in its images before trusting it",
+        same="on these episodes images make no measurable difference: such a score may come from the robot's own "
+        "state, the task's text and memorised motions",
+        nothing="neither succeeded once, so nothing can be said about its use of images",
+    ),
+    "instruction": _Words(
+        subject="the right instruction makes",
+        falls="the policy depends on its instruction: with that of another task it succeeds less often, by more than "
+        "chance would explain",
+        rises="with the instruction of another task the policy succeeds more often: look for a fault in its prompts "
+        "before trusting it",
+        same="on these episodes the instruction makes no measurable difference: the policy may tell tasks apart by "
+        "the scene alone",
+        nothing="neither succeeded once, so nothing can be said about its use of the instruction",
+    ),
+}
+CONTROLS: tuple[ControlName, ...] = tuple(_WORDS)
+
+
+def episodes_file(name: ControlName) -> str:
+    """Return the name of a control's log of episodes."""
+    return f"episodes_{name}.jsonl"
+
+
+def wrong_instructions(instructions: Mapping[int, str], *, among: Collection[int]) -> dict[int, str]:
+    """Return for every task the instruction of another one: the next task, in a circle, with another text.
+
+    Args:
+        instructions: instructions of a suite by task id.
+        among: ids of the tasks that the policy knows. If a task is one of them, so is the other one: an unknown
+            instruction might fail only because it is unknown.
 
     Raises:
-        ValueError: its log is broken.
+        ValueError: a task has no other one.
     """
-    log = folder / BLIND_EPISODES_FILE
-    blind = read_episodes(log) if log.exists() else []
-    if len(blind) == len(seeing):
-        return blind_control(seeing, blind), []
-    if not blind:
-        return None, []
-    return None, [
-        f"the blind control has {len(blind)} of {len(seeing)} episodes; --control blind plays the others and compares."
-    ]
+    return {task_id: _of_another(task_id, instructions, among) for task_id in instructions}
 
 
-def blind_control(seeing: Iterable[EpisodeResult], blind: Iterable[EpisodeResult]) -> Control:
-    """Compare a policy with its blind self, pair by pair.
+def _of_another(task_id: int, instructions: Mapping[int, str], among: Collection[int]) -> str:
+    known = [other for other in _circle(instructions, task_id) if other in among] if task_id in among else []
+    for other in (*known, *_circle(instructions, task_id)):
+        if instructions[other] != instructions[task_id]:
+            return instructions[other]
+    raise ValueError("--control instruction: all tasks have the same instruction; leave the option out")
+
+
+def _circle(ids: Iterable[int], start: int) -> list[int]:
+    """Return the other ids in ascending order, from the one after `start` round to the one before it."""
+    return sorted((other for other in ids if other != start), key=lambda other: (other < start, other))
+
+
+def stored_controls(folder: Path, episodes: Sequence[EpisodeResult]) -> tuple[tuple[Control, ...], list[str]]:
+    """Return the complete controls recorded in an evaluation's folder, and a sentence about each incomplete one.
+
+    Args:
+        folder: folder of the evaluation.
+        episodes: its episodes without a control.
+
+    Raises:
+        ValueError: a log is broken.
+    """
+    controls, gaps = [], []
+    for name in CONTROLS:
+        log = folder / episodes_file(name)
+        played = read_episodes(log) if log.exists() else []
+        if played and len(played) == len(episodes):
+            controls.append(compare_control(name, episodes, played))
+        elif played:
+            gaps.append(
+                f"the {name} control has {len(played)} of {len(episodes)} episodes; --control {name} plays the others "
+                "and compares."
+            )
+    return tuple(controls), gaps
+
+
+def compare_control(
+    name: ControlName, episodes: Iterable[EpisodeResult], controlled: Iterable[EpisodeResult]
+) -> Control:
+    """Compare a policy with itself under a control, pair by pair.
+
+    Args:
+        name: the control.
+        episodes: episodes without it.
+        controlled: episodes with it.
 
     Raises:
         ValueError: the two share no episode.
     """
-    comparison = compare(seeing, blind)
+    comparison, words = compare(episodes, controlled), _WORDS[name]
     if comparison.first_rate == comparison.second_rate == 0.0:
-        meaning = "neither succeeded once, so nothing can be said about its use of images"
-    elif comparison.distinguishable and comparison.difference > 0:
-        meaning = (
-            "the policy depends on its images: without frames it succeeds less often, by more than chance would explain"
-        )
+        meaning = words.nothing
     elif comparison.distinguishable:
-        meaning = "without frames the policy succeeds more often: look for a fault in its images before trusting it"
+        meaning = words.falls if comparison.difference > 0 else words.rises
     else:
-        meaning = (
-            "on these episodes images make no measurable difference: such a score may come from the robot's own "
-            "state, the task's text and memorised motions"
-        )
-    return Control(name="blind", success_rate=comparison.second_rate, comparison=comparison, meaning=meaning)
+        meaning = words.same
+    return Control(name=name, success_rate=comparison.second_rate, comparison=comparison, meaning=meaning)

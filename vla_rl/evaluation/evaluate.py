@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vla_rl.errors import preflight
 from vla_rl.evaluation.conditions import Conditions, evaluation_folder
-from vla_rl.evaluation.control import BLIND_EPISODES_FILE, BlankFrames, Control, stored_control
+from vla_rl.evaluation.control import BlankFrames, Control, episodes_file, stored_controls, wrong_instructions
 from vla_rl.evaluation.episodes import EPISODES_FILE, EpisodeKey, EpisodeLog, EpisodeResult
 from vla_rl.evaluation.options import EvalOptions
 from vla_rl.evaluation.outcome import EvaluationReport
@@ -30,6 +30,7 @@ from vla_rl.evaluation.suite_plans import (
 from vla_rl.evaluation.video import VIDEOS, check_video, count_videos, recorded_builders
 from vla_rl.reporting.files import atomic_write_bytes
 from vla_rl.reporting.manifest import MANIFEST_FILE, write_manifest
+from vla_rl.run.plan import plan_policy
 
 USUAL = EvalOptions()
 Progress = Callable[[int, int, int], None]
@@ -89,12 +90,13 @@ def _plan(checkpoint: Path | str, options: EvalOptions) -> Planned:
 def _evaluate(folder: Path, planned: Planned, progress: Progress | None) -> EvaluationReport:
     options, suites = planned.options, planned.suites
     _write_manifest(folder, planned)
-    total = sum(len(suite.jobs) for suite in suites) * (1 if options.control is None else 2)
+    total = sum(len(suite.jobs) for suite in suites) * (1 + len(options.controls))
     passes = Passes(folder, planned.source.checkpoint, options, Tally(total, progress))
     episodes = passes.play_all([_filmed(suite, folder, options) for suite in suites], EPISODES_FILE)
-    if options.control is not None:
-        passes.play_all([_blinded(suite) for suite in suites], BLIND_EPISODES_FILE)
-    compared, gaps = stored_control(folder, episodes)
+    for name in options.controls:
+        changed = [_blinded(suite) if name == "blind" else _misled(suite, planned) for suite in suites]
+        passes.play_all(changed, episodes_file(name))
+    compared, gaps = stored_controls(folder, episodes)
     return EvaluationReport(
         checkpoint=planned.source.location,
         folder=folder,
@@ -102,7 +104,7 @@ def _evaluate(folder: Path, planned: Planned, progress: Progress | None) -> Eval
         deviations=planned.deviations,
         trained_on=planned.source.trained_on,
         init_states=planned.conditions.init_states,
-        control=compared,
+        controls=compared,
         videos=None if options.video is None else count_videos(folder / VIDEOS, episodes, keep=options.video),
     )
 
@@ -126,7 +128,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Passes:
-    """Player of all suites, seeing or blind."""
+    """Player of all suites, with or without a control."""
 
     folder: Path
     checkpoint: Path | None
@@ -160,8 +162,11 @@ def _check_extras(suites: Sequence[SuitePlan], options: EvalOptions) -> None:
         ValueError: naming the option.
     """
     for suite in suites:
-        if options.control is not None and suite.plan.transform is None:
-            raise ValueError("--control blind: the policy sees no frames, only the state; leave the option out")
+        if options.controls and suite.plan.transform is None:
+            missing = "sees no frames" if "blind" in options.controls else "reads no instruction"
+            raise ValueError(
+                f"--control {','.join(options.controls)}: the policy {missing}, only the state; leave the option out"
+            )
     if options.video is not None:
         check_video()
         for suite in suites:
@@ -178,6 +183,35 @@ def _filmed(suite: SuitePlan, folder: Path, options: EvalOptions) -> SuitePlan:
 def _blinded(suite: SuitePlan) -> SuitePlan:
     assert suite.plan.transform is not None
     return replace(suite, plan=replace(suite.plan, transform=BlankFrames(suite.plan.transform)))
+
+
+def _misled(suite: SuitePlan, planned: Planned) -> SuitePlan:
+    """Return the suite with a policy that reads the instruction of another task."""
+    wrong = _wrong_instructions(suite, planned.source)
+    tasks = [replace(task, language=wrong[task.task_id]) for task in suite.plan.env.tasks]
+    policy, _ = plan_policy(suite.plan.setup, accept_l1_head=True, tasks=tasks)
+    return replace(suite, plan=replace(suite.plan, policy=policy))
+
+
+def _wrong_instructions(suite: SuitePlan, source: PolicySource) -> dict[int, str]:
+    """Return the instruction of another task for every task of a suite; see `wrong_instructions`."""
+    env, training = suite.plan.setup.env, source.training
+    known = training.tasks if training is not None and training.suite == env.suite_name else ()
+    return wrong_instructions(env.instructions(), among=known)
+
+
+def _recorded_instructions(folder: Path, planned: Planned) -> dict[str, dict[int, str]] | None:
+    """Return the wrong instructions by suite and task id, if their control is or was played in this folder."""
+    if "instruction" not in planned.options.controls and not (folder / episodes_file("instruction")).exists():
+        return None
+    return {
+        suite.plan.env.tasks[0].suite: {
+            task_id: text
+            for task_id, text in _wrong_instructions(suite, planned.source).items()
+            if task_id in {task.task_id for task in suite.plan.env.tasks}
+        }
+        for suite in planned.suites
+    }
 
 
 def _write_manifest(folder: Path, planned: Planned) -> None:
@@ -205,6 +239,7 @@ def _write_manifest(folder: Path, planned: Planned) -> None:
             "policies": {plan.env.tasks[0].suite: plan.policy.text for plan in plans},
             "workers": plans[0].setup.rollout.num_workers,
             "temperature": options.temperature,
+            "wrong_instructions": _recorded_instructions(folder, planned),
         },
     )
 
@@ -213,7 +248,7 @@ def _write_results(
     folder: Path,
     planned: Planned,
     episodes: Sequence[EpisodeResult],
-    control: Control | None,
+    controls: Sequence[Control],
     gaps: Sequence[str],
 ) -> EvaluationSummary:
     source, states = planned.source, planned.conditions.init_states
@@ -229,7 +264,7 @@ def _write_results(
         details={
             "evaluation": asdict(planned.conditions),
             "deviations": list(planned.deviations),
-            "control": None if control is None else asdict(control),
+            "controls": [asdict(control) for control in controls],
         },
     )
     _write_pictures(folder, summary)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from vla_rl.envs.kind import EnvOptions
 from vla_rl.envs.libero.protocol import EPISODES_PER_TASK, OFT, InitStates, Protocol
+from vla_rl.evaluation.control import ControlName
 from vla_rl.evaluation.video import Keep
 
 
@@ -24,7 +24,7 @@ class EvalOptions:
     init_states: InitStates | None = None  # None: `standard`, the benchmark's
     horizon: int | None = None  # control steps, instead of the protocol's
     temperature: float | None = None  # temperature of sampling; None: greedy
-    control: Literal["blind"] | None = None  # all episodes are played once more, with blank frames
+    controls: tuple[ControlName, ...] = ()  # all episodes are played once more under each
     video: Keep | None = None  # episodes of which videos are written
     assets: str | None = None  # assets of the simulator, instead of those of the training
     allow_unpinned: bool = False  # versions of the simulator other than those of published scores

@@ -23,7 +23,7 @@ class EvaluationReport:
     deviations: tuple[str, ...]
     trained_on: str
     init_states: str  # of the evaluation
-    control: Control | None
+    controls: tuple[Control, ...]
     videos: tuple[int, int] | None  # episodes with a video, and without one that should have it; None: not requested
 
     def to_json(self) -> str:
@@ -35,7 +35,7 @@ class EvaluationReport:
             "trained_on": self.trained_on,
             "deviations": list(self.deviations),
             "videos": None if self.videos is None else self.videos[0],
-            "control": None if self.control is None else asdict(self.control),
+            "controls": [asdict(control) for control in self.controls],
             **asdict(self.summary),
         }
         return json.dumps(values, indent=2)
@@ -48,8 +48,7 @@ class EvaluationReport:
                 spread = suite.iqm_interval
                 words = f" (95 % interval {_points(spread.low)} to {_points(spread.high)})" if spread else ""
                 lines.append(f"{suite.suite}: interquartile mean over {suite.seeds} seeds {_points(suite.iqm)}{words}")
-        if self.control is not None:
-            lines.append(_control_in_words(self.control))
+        lines += map(_control_in_words, self.controls)
         if self.videos is not None:
             filmed, missed = self.videos
             before = f"; {missed} episodes were played before videos were asked for" if missed else ""
@@ -75,7 +74,7 @@ class EvaluationReport:
 def _control_in_words(control: Control) -> str:
     comparison = control.comparison
     return (
-        f"control {control.name}: success {_points(control.success_rate)}; images make a difference of "
+        f"control {control.name}: success {_points(control.success_rate)}; {control.subject} a difference of "
         f"{100 * comparison.difference:+.1f} points ({interval_in_words(comparison)}, {mcnemar_in_words(comparison)}): "
         f"{control.meaning}"
     )

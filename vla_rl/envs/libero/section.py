@@ -89,6 +89,12 @@ class LiberoSection(EnvironmentSection):
         known = libero_tasks(self.suite)
         return tuple(known[task_id] for task_id in self.task_ids)
 
+    def instructions(self) -> dict[int, str]:
+        """Return the instructions of all tasks of the suite, by task id; hf-libero has them."""
+        from vla_rl.envs.libero.suites import libero_tasks
+
+        return {task.task_id: task.language for task in libero_tasks(self.suite)}
+
     def plan(self, *, render_size: int) -> EnvPlan:
         """Turn the section into plain values; `render_size` is what its cameras draw.
 
