@@ -308,22 +308,27 @@ def batch_of(policy: Any, segments: int, decisions: int) -> Any:  # noqa: ANN401
     terminated[::3, -1] = True
     behavior_values = rng.normal(size=(segments, decisions + 1)).astype(np.float32)
     behavior_values[::3, -1] = np.nan
-    return SegmentBatch(
-        frames=rng.integers(0, 256, (segments, decisions + 1, *policy.observation_spec.frames_shape), dtype=np.uint8),
-        state=np.zeros((segments, decisions + 1, policy.observation_spec.state_dim), dtype=np.float32),
-        task_index=np.zeros(segments, dtype=np.int64),
-        tokens=rng.integers(0, bins, (*shape, tokens)).astype(np.int16),
-        behavior_logprobs=np.full((*shape, tokens), -np.log(bins), dtype=np.float32),
-        behavior_logits=None,
-        behavior_values=behavior_values,
-        rewards=rng.normal(size=shape).astype(np.float32),
-        executed=np.full(shape, policy.action_spec.chunk_size, dtype=np.int16),
-        terminated=terminated,
-        truncated=np.zeros(shape, dtype=np.bool_),
-        policy_version=np.zeros(shape, dtype=np.int64),
-        age=np.zeros(shape, dtype=np.int64),
-        mask=np.ones(shape, dtype=np.bool_),
-    )
+    given: dict[str, Any] = {
+        "frames": rng.integers(
+            0, 256, (segments, decisions + 1, *policy.observation_spec.frames_shape), dtype=np.uint8
+        ),
+        "state": np.zeros((segments, decisions + 1, policy.observation_spec.state_dim), dtype=np.float32),
+        "task_index": np.zeros(segments, dtype=np.int64),
+        "episode": np.arange(segments),
+        "group": np.zeros(segments, dtype=np.int64),
+        "tokens": rng.integers(0, bins, (*shape, tokens)).astype(np.int16),
+        "behavior_logprobs": np.full((*shape, tokens), -np.log(bins), dtype=np.float32),
+        "behavior_logits": None,
+        "behavior_values": behavior_values,
+        "rewards": rng.normal(size=shape).astype(np.float32),
+        "executed": np.full(shape, policy.action_spec.chunk_size, dtype=np.int16),
+        "terminated": terminated,
+        "truncated": np.zeros(shape, dtype=np.bool_),
+        "policy_version": np.zeros(shape, dtype=np.int64),
+        "age": np.zeros(shape, dtype=np.int64),
+        "mask": np.ones(shape, dtype=np.bool_),
+    }
+    return SegmentBatch(**{name: given[name] for name in SegmentBatch.__dataclass_fields__})  # fewer in older commits
 
 
 def algorithm(values: str, moments: str, *, num_segments: int) -> dict[str, Any]:

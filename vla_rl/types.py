@@ -262,6 +262,8 @@ class SegmentBatch:
     frames: UInt8Array  # (B, T + 1, N, H, W, 3)
     state: FloatArray  # (B, T + 1, S)
     task_index: NDArray[np.int64]  # (B,)
+    episode: NDArray[np.int64]  # (B,) the same for all segments of an episode
+    group: NDArray[np.int64]  # (B,) the same for all episodes of a group, which have the same start; 0: none
     tokens: TokenArray  # (B, T, A)
     behavior_logprobs: FloatArray  # (B, T, A), of the sampled tokens, at the temperature they were sampled with
     behavior_logits: (

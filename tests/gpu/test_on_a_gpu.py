@@ -147,6 +147,8 @@ def make_batch(policy):
         frames=rng.integers(0, 256, (2, 3, *policy.observation_spec.frames_shape), dtype=np.uint8),
         state=rng.normal(0.0, 0.3, (2, 3, policy.observation_spec.state_dim)).astype(np.float32),
         task_index=np.array([0, 1]),
+        episode=np.array([0, 1]),
+        group=np.zeros(2, dtype=np.int64),
         tokens=rng.integers(0, 256, (*shape, tokens)).astype(np.int16),
         behavior_logprobs=np.full((*shape, tokens), -np.log(256), dtype=np.float32),
         behavior_logits=None,

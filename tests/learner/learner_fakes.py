@@ -139,6 +139,8 @@ def make_batch(num_segments: int = 4, *, seed: int = 0) -> SegmentBatch:
         frames=np.zeros((num_segments, LENGTH + 1, 0, 0, 0, 3), dtype=np.uint8),
         state=generator.normal(size=(num_segments, LENGTH + 1, STATE_DIM)).astype(np.float32),
         task_index=np.zeros(num_segments, dtype=np.int64),
+        episode=np.arange(num_segments),
+        group=np.zeros(num_segments, dtype=np.int64),
         tokens=tokens,
         behavior_logprobs=np.take_along_axis(logits, tokens[..., None].astype(np.int64), axis=-1)[..., 0],
         behavior_logits=logits,

@@ -44,9 +44,11 @@ def writer_frames_shape(writer: EpisodeWriter) -> tuple[int, ...]:
     return writer._layout.observation_spec.frames_shape
 
 
-def write_episode(writer: EpisodeWriter, first: int, length: int, *, task=0, version=0, truncate=False, logits=None):
+def write_episode(
+    writer: EpisodeWriter, first: int, length: int, *, task=0, group=0, version=0, truncate=False, logits=None
+):
     """Decisions with signatures first, first + 1, ...; the last observation has signature first + length."""
-    writer.begin(task)
+    writer.begin(task, group=group)
     for index in range(length):
         last = index == length - 1
         add_decision(writer, first + index, version=version, last=last, truncate=truncate, logits=logits)

@@ -292,3 +292,14 @@ def test_a_reader_racing_a_fast_writer_never_returns_a_mixed_row():
         assert writer.exitcode == 0
         assert num_batches == 200
         assert sampler.total_committed > 500  # the race was real
+
+
+def test_the_segments_of_an_episode_and_the_episodes_of_a_group_are_known_by_their_numbers():
+    with make_ring(num_envs=2, longest=6, capacity=80) as ring:
+        write_episode(ring.writer(0), 100, 6, group=9)
+        write_episode(ring.writer(1), 200, 6, group=9)
+        write_episode(ring.writer(1), 300, 2)
+        batch = sampler_of(ring).sample(50)
+        firsts = [segment[0] // 100 for segment in signatures(batch)]
+        assert dict(zip(firsts, batch.group.tolist(), strict=True)) == {1: 9, 2: 9, 3: 0}
+        assert len(set(zip(firsts, batch.episode.tolist(), strict=True))) == len(set(batch.episode.tolist())) == 3

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from replay_helpers import assert_consistent, make_ring, signatures, write_episode
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from vla_rl.replay.ring import ReplayRing
@@ -153,3 +154,23 @@ def test_a_file_that_is_no_ring_is_refused(tmp_path):
         path.write_bytes(path.read_bytes()[:-20])
         with pytest.raises(ValueError, match=r"ring\.safetensors is not a complete safetensors file"):
             load_ring(ring, path)
+
+
+def test_groups_come_back_and_files_older_than_groups_have_none(tmp_path):
+    path = tmp_path / "ring.safetensors"
+    with make_ring() as ring, make_ring() as other:
+        for first, group in ((100, 0), (200, 1 << 62), (300, 1 << 62)):
+            write_episode(ring.writer(0), first, 2, group=group)
+        save_ring(ring, path)
+        load_ring(other, path)
+        assert other.present_episodes()["group"].tolist() == [0, 1 << 62, 1 << 62]
+        assert {first: int(batch.group[0]) for first, batch in everything(other).items()} == {
+            100: 0, 200: 1 << 62, 300: 1 << 62,
+        }  # fmt: skip
+    with safe_open(path, framework="numpy") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    del tensors["group"]
+    save_file(tensors, path, metadata)
+    with make_ring() as other:
+        load_ring(other, path)
+        assert other.present_episodes()["group"].tolist() == [0, 0, 0]

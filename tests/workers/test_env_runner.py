@@ -54,10 +54,11 @@ class ListSink:
     """Keeps what a ring's writer would be told."""
 
     def __init__(self):
-        self.calls, self.rows = [], []
+        self.calls, self.rows, self.groups = [], [], []
 
-    def begin(self, task_index):
+    def begin(self, task_index, *, group):
         self.calls.append(("begin", task_index))
+        self.groups.append(group)
 
     def add(self, **decision):
         self.calls.append("add")
@@ -248,3 +249,13 @@ def test_an_episode_is_reset_with_a_seed_of_its_own_and_recorded_under_the_sched
         runner.advance(0)
     assert env.resets == [(2, reset_seed(9, 6, 2)), (3, reset_seed(9, 6, 3))]
     assert [record.job.seed for record in records] == [9, 9]
+
+
+def test_an_episode_carries_the_group_of_its_job_to_the_ring_and_to_its_record(cell):
+    records, jobs = [], [dataclasses.replace(job(), group=group) for group in (7, 0)]
+    runner, slots, sink = make_runner(cell, [CountingEnv], jobs, records=records)
+    waits = runner.start(0)
+    while waits:
+        answer(slots, version=0)
+        waits = runner.advance(0)
+    assert sink.groups == [record.job.group for record in records] == [7, 0]

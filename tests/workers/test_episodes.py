@@ -1,10 +1,11 @@
+from collections import Counter
 from itertools import islice
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla_rl.workers.episodes import task_of_episode, training_schedule
+from vla_rl.workers.episodes import Groups, group_schedule, task_of_episode, training_schedule
 
 
 def first(count, **changes):
@@ -51,3 +52,65 @@ def test_a_schedule_can_be_entered_anywhere():
 
 def test_initial_states_stay_within_their_number():
     assert {job.init_state for job in first(200, num_init_states=[3, 3, 3])} == {0, 1, 2}
+
+
+def in_groups(count, *, members=4, env_index=0, num_envs=6, slots_per_cell=6, played=(), **changes):
+    groups = Groups(members, slots_per_cell)
+    settings: dict[str, Any] = {"seed": 0, "num_envs": num_envs, "num_init_states": [None, None, None]} | changes
+    return list(islice(group_schedule(groups, env_index=env_index, played=played, **settings), count))
+
+
+def test_a_team_is_as_many_slots_as_share_a_group_evenly():
+    # 6 slots and 4 members: three teams of two slots, each slot plays two members of a group in turn.
+    assert (Groups(4, 6).team_size, Groups(4, 6).turns) == (2, 2)
+    assert (Groups(8, 16).team_size, Groups(8, 16).turns) == (8, 1)
+    assert (Groups(8, 1).team_size, Groups(8, 1).turns) == (1, 8)
+    assert (Groups(8, 20).team_size, Groups(8, 20).turns) == (4, 2)
+
+
+@given(members=st.integers(2, 12), slots=st.integers(1, 12), cells=st.integers(1, 3), num_tasks=st.integers(1, 5))
+def test_every_group_has_all_its_members_in_one_cell_and_they_have_one_start(members, slots, cells, num_tasks):
+    rounds, played = 3, []
+    groups = Groups(members, slots)
+    for env in range(cells * slots):
+        jobs = in_groups(
+            rounds * groups.turns, members=members, env_index=env, num_envs=cells * slots, slots_per_cell=slots,
+            num_init_states=[None] * num_tasks,
+        )  # fmt: skip
+        played += [(job, env // slots) for job in jobs]
+    starts = {job.group: (job.task_index, job.init_state, job.seed, cell) for job, cell in played}
+    assert all(starts[job.group] == (job.task_index, job.init_state, job.seed, cell) for job, cell in played)
+    assert set(Counter(job.group for job, _ in played).values()) == {members}
+    assert len(starts) == len(set(starts.values())) == rounds * cells * slots // groups.team_size
+    assert min(starts) > 0
+
+
+def test_groups_play_every_task_equally_often():
+    teams = [in_groups(6, env_index=env, num_init_states=[5, 5])[::2] for env in (0, 2, 4)]
+    assert Counter(job.task_index for jobs in teams for job in jobs) in ({0: 5, 1: 4}, {0: 4, 1: 5})
+    assert all(job.init_state < 5 for jobs in teams for job in jobs)
+
+
+def test_a_slot_goes_on_after_its_last_committed_episode():
+    jobs = in_groups(9)
+    for done in range(8):
+        committed = [job.group for job in jobs[:done]]
+        assert in_groups(9 - done, played=committed) == jobs[done:]
+        assert in_groups(9 - done, played=committed[-3:]) == jobs[done:]  # older entries have left the catalogue
+    assert in_groups(1, played=[0, 7, *(job.group for job in jobs[:2])]) == jobs[2:3]  # those of others say nothing
+
+
+def test_a_resumed_run_without_its_ring_begins_a_new_group():
+    jobs = in_groups(12)
+    assert in_groups(4, first_episode=3) == jobs[4:8]
+    assert in_groups(4, first_episode=4) == jobs[4:8]
+    assert in_groups(4, first_episode=4, played=[job.group for job in jobs[:3]]) == jobs[4:8]
+    assert in_groups(3, first_episode=4, played=[job.group for job in jobs[:5]]) == jobs[5:8]
+
+
+def test_runs_with_other_groups_number_them_otherwise():
+    ids = [
+        {job.group for env in range(6) for job in in_groups(6, env_index=env, **changes)}
+        for changes in ({}, {"seed": 1}, {"members": 2}, {"num_envs": 12}, {"num_init_states": [None]})
+    ]
+    assert len(set.union(*ids)) == sum(map(len, ids))

@@ -15,6 +15,7 @@ EPISODE = np.dtype(
     [
         ("env", np.int64),
         ("task_index", np.int64),
+        ("group", np.int64),  # episodes with the same start share it; 0: none
         (
             "first_row",
             np.int64,

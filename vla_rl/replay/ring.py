@@ -160,13 +160,19 @@ class EpisodeWriter:
         self._first_row, self._decisions_total = self._end_of_last_episode()
         self._length = 0
         self._task_index: int | None = None  # of the current episode
+        self._group = 0  # likewise
         self._has_ended = False
 
-    def begin(self, task_index: int) -> None:
-        """Start an episode."""
+    def begin(self, task_index: int, *, group: int = 0) -> None:
+        """Start an episode.
+
+        Args:
+            task_index: index in the run's list of tasks.
+            group: id that it shares with the other episodes of its group; 0 for an episode without a group.
+        """
         if self._task_index is not None:
             raise RuntimeError("the last episode is unfinished: commit() or abandon() it before begin()")
-        self._task_index = task_index
+        self._task_index, self._group = task_index, group
 
     def add(  # noqa: PLR0913 - a decision has this many parts, all named
         self,
@@ -240,7 +246,7 @@ class EpisodeWriter:
         self._arrays["state"][position] = final_state
         count = int(self._num_episodes[0])
         self._decisions_total += self._length
-        where = (self._env_index, self._task_index, self._first_row, self._length)
+        where = (self._env_index, self._task_index, self._group, self._first_row, self._length)
         self._episodes[count % self._layout.episodes_per_env] = (*where, self._decisions_total, time.monotonic_ns())
         self._fence()
         self._num_episodes[0] = count + 1

@@ -14,6 +14,8 @@ _SEGMENT = np.dtype(
     [
         ("env", np.int64),
         ("task_index", np.int64),
+        ("episode", np.int64),  # number that no other episode of the ring has
+        ("group", np.int64),
         ("first_row", np.int64),  # absolute, see the ring
         ("length", np.int64),  # decisions, 1..T
         ("oldest_version", np.int64),  # smallest policy_version among them
@@ -110,6 +112,8 @@ class SegmentSampler:
         segments = np.zeros(len(starts), _SEGMENT)
         segments["env"] = episode["env"]
         segments["task_index"] = episode["task_index"]
+        segments["episode"] = episode["env"] + self._ring.layout.num_envs * episode["first_row"]
+        segments["group"] = episode["group"]
         segments["first_row"] = episode["first_row"] + starts
         segments["length"] = np.minimum(self._segment_length, length - starts)
         segments["oldest_version"] = np.minimum.reduceat(versions, starts)
@@ -149,6 +153,8 @@ class SegmentSampler:
             frames=observations("frames"),
             state=observations("state"),
             task_index=segments["task_index"].copy(),
+            episode=segments["episode"].copy(),
+            group=segments["group"].copy(),
             tokens=decisions("tokens"),
             behavior_logprobs=decisions("logprobs"),
             behavior_logits=decisions("logits") if self._ring.layout.store_logits else None,

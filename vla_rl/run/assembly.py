@@ -25,7 +25,7 @@ from vla_rl.run.plan import OPEN_ENVS_PER_SLOT, Plan
 from vla_rl.workers.cell import Cell, CellLimits
 from vla_rl.workers.env_runner import EnvPool, EnvRunner
 from vla_rl.workers.env_worker import EnvWorkerSettings, scheduled_jobs, set_variables
-from vla_rl.workers.episodes import EpisodeJob, EpisodeRecord
+from vla_rl.workers.episodes import EpisodeJob, EpisodeRecord, Groups
 from vla_rl.workers.inference_worker import InferenceSettings, make_server, report, tensors_of
 from vla_rl.workers.serial import SerialCell
 from vla_rl.workers.worker_counters import WorkerCounters
@@ -157,6 +157,7 @@ def make_cell(  # noqa: PLR0913 - the parts of a cell, by name
     rank: int = 0,
     num_ranks: int = 1,
     first_episode: int = 0,
+    group_members: int = 0,
     jobs: Iterator[EpisodeJob] | None = None,
 ) -> AnyCell:
     """Create the processes of a cell (async) or the same objects in this process (serial); `start` runs them.
@@ -172,6 +173,7 @@ def make_cell(  # noqa: PLR0913 - the parts of a cell, by name
         rank: rank of this cell.
         num_ranks: number of cells.
         first_episode: position at which every slot enters the training schedule.
+        group_members: episodes with the same start in the training schedule; 0: every episode has its own.
         jobs: an evaluation's episodes; None for the training schedule.
 
     Raises:
@@ -188,6 +190,7 @@ def make_cell(  # noqa: PLR0913 - the parts of a cell, by name
             rank=rank,
             num_ranks=num_ranks,
             first_episode=first_episode,
+            group_members=group_members,
             queue_jobs=jobs is not None,
             variables=variables,
         )
@@ -228,8 +231,8 @@ def _serial_cell(
     frozen = _not_shared(plan) if memory.frozen is None else memory.frozen
     server = make_server(inference, memory.mailbox, slots, tensors_of(frozen))
     slot_ids = [slot for settings in workers for slot in settings.slot_ids]
-    schedules = {slot: scheduled_jobs(own, slot, incarnation=0) for own in workers for slot in own.slot_ids}
     ring = memory.ring if jobs is None else None
+    schedules = {slot: scheduled_jobs(own, slot, incarnation=0, ring=ring) for own in workers for slot in own.slot_ids}
     runner = EnvRunner(
         slots=slots,
         slot_ids=slot_ids,
@@ -286,6 +289,7 @@ def _env_worker_settings(
     rank: int,
     num_ranks: int,
     first_episode: int,
+    group_members: int,
     queue_jobs: bool,
     variables: Mapping[str, str],
 ) -> EnvWorkerSettings:
@@ -302,6 +306,7 @@ def _env_worker_settings(
         seed=plan.setup.seed,
         max_open_envs_per_slot=1 if queue_jobs else OPEN_ENVS_PER_SLOT,  # a queue visits each task once
         first_episode=first_episode,
+        groups=Groups(group_members, plan.num_slots) if group_members else None,
         queue_jobs=queue_jobs,
         variables=variables,
         log_path=log_dir / f"env_worker_{worker}.log",

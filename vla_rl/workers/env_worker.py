@@ -26,7 +26,7 @@ from vla_rl.replay.ring import ReplayRing, RingHandle
 from vla_rl.types import FrameTransform
 from vla_rl.workers.channel import drain, receive_slots, send_slots
 from vla_rl.workers.env_runner import EnvBuilder, EnvPool, EnvRunner
-from vla_rl.workers.episodes import EpisodeJob, training_schedule
+from vla_rl.workers.episodes import EpisodeJob, Groups, group_schedule, training_schedule
 from vla_rl.workers.messages import JobRequest, NoMoreJobs, StartRefusal, hear_supervisor, tell_supervisor
 from vla_rl.workers.process import enter_child, leave_child
 from vla_rl.workers.worker_counters import WorkerCounters
@@ -54,6 +54,7 @@ class EnvWorkerSettings:
     log_path: Path
     variables: Mapping[str, str] = field(default_factory=dict)  # environment variables for the simulators
     threads: int = 1
+    groups: Groups | None = None  # of the training schedule; None: every episode has a start of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,7 @@ class EnvWorker:
             slot_ids=settings.slot_ids,
             pool=EnvPool(settings.builders, settings.max_open_envs_per_slot),
             transform=settings.transform,
-            jobs={slot: self._jobs(slot) for slot in settings.slot_ids},
+            jobs={slot: self._jobs(slot, ring) for slot in settings.slot_ids},
             writers=writers,
             counters=counters,
             on_episode=partial(tell_supervisor, links.supervisor),
@@ -195,10 +196,10 @@ class EnvWorker:
         incarnation, slots = receive_slots(self._links.inference)
         return slots if incarnation == self._incarnation else []
 
-    def _jobs(self, slot: int) -> Iterator[EpisodeJob]:
+    def _jobs(self, slot: int, ring: ReplayRing | None) -> Iterator[EpisodeJob]:
         if self._settings.queue_jobs:
             return self._queued_jobs()
-        return scheduled_jobs(self._settings, slot, incarnation=self._incarnation)
+        return scheduled_jobs(self._settings, slot, incarnation=self._incarnation, ring=ring)
 
     def _queued_jobs(self) -> Iterator[EpisodeJob]:
         """Yield jobs assigned by the supervisor, one at a time, until there are no more."""
@@ -217,11 +218,29 @@ class EnvWorker:
                     assert_never(never)
 
 
-def scheduled_jobs(settings: EnvWorkerSettings, slot: int, *, incarnation: int) -> Iterator[EpisodeJob]:
-    """Yield the training schedule of one slot; each restart enters it 65,536 episodes later, to avoid repetition."""
+def scheduled_jobs(
+    settings: EnvWorkerSettings, slot: int, *, incarnation: int, ring: ReplayRing | None
+) -> Iterator[EpisodeJob]:
+    """Yield the training schedule of one slot.
+
+    Without groups, each restart enters it 65,536 episodes later, to avoid repetition. With groups, a restarted worker
+    continues after the slot's last episode in the ring, so that no group stays incomplete.
+    """
+    env_index = settings.first_env_index + settings.slot_ids.index(slot)
+    if settings.groups is not None:
+        played = [] if ring is None else ring.episodes_after(slot, 0)[0]["group"].tolist()
+        return group_schedule(
+            settings.groups,
+            seed=settings.seed,
+            env_index=env_index,
+            num_envs=settings.num_envs,
+            num_init_states=settings.num_init_states,
+            first_episode=settings.first_episode,
+            played=played,
+        )
     return training_schedule(
         seed=settings.seed,
-        env_index=settings.first_env_index + settings.slot_ids.index(slot),
+        env_index=env_index,
         num_envs=settings.num_envs,
         num_init_states=settings.num_init_states,
         first_episode=settings.first_episode + (incarnation << 16),

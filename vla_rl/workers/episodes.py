@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +20,7 @@ class EpisodeJob:
     init_state: int
     seed: int  # of the schedule; `envs.seeds.reset_seed` derives the environment's from it
     job_id: int = -1  # position in an evaluation's queue; -1 in training
+    group: int = 0  # shared by all episodes with this start, see `group_schedule`; 0: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,81 @@ def training_schedule(
         count = num_init_states[task] or SAMPLED_STATES
         yield EpisodeJob(task_index=task, init_state=int(rng.integers(count)), seed=int(rng.integers(SAMPLED_STATES)))
         episode += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Groups of episodes with the same start, and the teams of slots that play them.
+
+    A team is the largest number of slots that divides both the members of a group and the slots of a cell, so that
+    every slot of a team plays equally many members of every group, one after another, and no group leaves its cell.
+    """
+
+    members: int  # episodes of a group
+    slots_per_cell: int
+
+    @property
+    def team_size(self) -> int:
+        """Return the number of slots that play one group at the same time."""
+        return math.gcd(self.members, self.slots_per_cell)
+
+    @property
+    def turns(self) -> int:
+        """Return the number of members that each slot of a team plays of every group."""
+        return self.members // self.team_size
+
+
+def group_schedule(
+    groups: Groups,
+    *,
+    seed: int,
+    env_index: int,
+    num_envs: int,
+    num_init_states: Sequence[int | None],
+    first_episode: int = 0,
+    played: Sequence[int] = (),
+) -> Iterator[EpisodeJob]:
+    """Yield jobs of one env slot, endlessly: its turns in the groups of its team.
+
+    All members of a group have the same task, initial state, seed and group id. Tasks follow from `task_of_episode`
+    with teams in place of slots and groups in place of episodes; initial states are drawn uniformly. A slot continues
+    after its last committed episode, so a member that was lost with a worker, or with the end of a run, is played
+    again before anything else.
+
+    A group id holds who numbered it and its number, so that ids stay distinct in a ring that a resumed run has loaded:
+    15 bits of a checksum over the arguments that the schedule depends on, 16 bits for the team, 32 for the number.
+
+    Args:
+        groups: the groups, and the slots of this cell.
+        seed: the run's seed.
+        env_index: this slot, 0 .. num_envs - 1, counted over all cells.
+        num_envs: slots over all cells.
+        num_init_states: number of initial states per task; None if the environment samples them.
+        first_episode: episodes that this slot played in earlier parts of the run and that the ring has lost.
+        played: groups of the slot's committed episodes, oldest first.
+    """
+    team, num_teams = env_index // groups.team_size, num_envs // groups.team_size
+    if num_teams >= 1 << 16:
+        raise ValueError(f"{num_teams} teams of slots play groups; 65,535 are possible: use fewer env workers")
+    checksum = zlib.crc32(repr((seed, num_teams, groups.members, tuple(num_init_states))).encode()) & 0x7FFF
+    first_id = (checksum << 48) + (team << 32) + 1
+    number, turn = math.ceil(first_episode / groups.turns), 0
+    own = [group - first_id for group in played if 0 <= group - first_id < (1 << 32) - 1]
+    if own and own[-1] >= number:
+        number, turn = own[-1], own.count(own[-1])
+    while True:
+        rng = np.random.default_rng([seed, team, number])
+        task = task_of_episode(number, env_index=team, num_envs=num_teams, num_tasks=len(num_init_states))
+        count = num_init_states[task] or SAMPLED_STATES
+        job = EpisodeJob(
+            task_index=task,
+            init_state=int(rng.integers(count)),
+            seed=int(rng.integers(SAMPLED_STATES)),
+            group=first_id + number,
+        )
+        for _ in range(turn, groups.turns):
+            yield job
+        number, turn = number + 1, 0
 
 
 def task_of_episode(episode: int, *, env_index: int, num_envs: int, num_tasks: int) -> int:
