@@ -16,9 +16,10 @@ from vla_rl.errors import UserError
 from vla_rl.recipe import find_recipe
 from vla_rl.reporting.metrics import Clocks, MetricsWriter
 from vla_rl.rl.surrogates import KINDS
-from vla_rl.studies.metaworld import runner as metaworld_runner
-from vla_rl.studies.metaworld.grid import PLAIN_SURROGATES, PRESETS, SWEEP_TASKS, Grid, StudySurrogate
+from vla_rl.studies import jobs as study_jobs
+from vla_rl.studies.metaworld.grid import PRESETS, SWEEP_TASKS, Grid
 from vla_rl.studies.metaworld.runner import RUN_FILE, run_grid
+from vla_rl.studies.surrogates import PLAIN_SURROGATES, StudySurrogate
 
 PYTHON = sys.executable
 GRID = Grid(tasks=("door-open-v3",), surrogates=("gipo:0.5", "ppo"), regimes=("stale",), seeds=2, optimizer_steps=6000)
@@ -44,7 +45,7 @@ def fake_train(monkeypatch, tmp_path):
     program.write_text(FAKE, encoding="utf-8")
     script.write_text(f'#!/bin/sh\nexec {sys.executable} {program} "$@"\n', encoding="utf-8")
     script.chmod(0o755)
-    monkeypatch.setattr(metaworld_runner.sys, "executable", str(script))
+    monkeypatch.setattr(study_jobs.sys, "executable", str(script))
     return tmp_path / "study"
 
 
@@ -151,7 +152,7 @@ def test_a_failed_run_does_not_end_the_grid_and_is_tried_again(fake_train):
 
 
 def test_a_study_says_now_and_then_how_far_its_runs_are(fake_train, monkeypatch):
-    monkeypatch.setattr(metaworld_runner, "HEARTBEAT_S", 0.3)
+    monkeypatch.setattr(study_jobs, "HEARTBEAT_S", 0.3)
     (fake_train / "runs").mkdir(parents=True)
     (fake_train / "runs" / "slow").touch()
     said = []
@@ -224,13 +225,13 @@ def test_two_studies_cannot_run_in_one_folder(fake_train):
 STUDY_IN_A_PROCESS = """
 import sys
 from pathlib import Path
-from vla_rl.reporting.metrics import Clocks, MetricsWriter
-from vla_rl.studies.metaworld import runner as metaworld_runner
+from vla_rl.studies import jobs as study_jobs
 from vla_rl.studies.metaworld.grid import Grid
+from vla_rl.studies.metaworld.runner import run_grid
 script, out = sys.argv[1:]
-metaworld_runner.sys.executable = script
+study_jobs.sys.executable = script
 grid = Grid(tasks=("door-open-v3",), surrogates=("ppo",), regimes=("stale",), seeds=1, optimizer_steps=6000)
-metaworld_runner.run_grid(grid, Path(out), jobs=1, say=lambda _: None)
+run_grid(grid, Path(out), jobs=1, say=lambda _: None)
 """
 
 
@@ -238,7 +239,7 @@ def test_runs_end_with_a_study_that_is_killed(fake_train):
     """The kernel sees to it: nothing of the study is left that could."""
     (fake_train / "runs").mkdir(parents=True)
     (fake_train / "runs" / "slow").touch()
-    command = [PYTHON, "-c", STUDY_IN_A_PROCESS, metaworld_runner.sys.executable, str(fake_train)]
+    command = [PYTHON, "-c", STUDY_IN_A_PROCESS, study_jobs.sys.executable, str(fake_train)]
     study = subprocess.Popen(command)
     calls = fake_train / "runs" / "door-open-v3_ppo_stale_seed0.unfinished" / "calls"
     wait_until(calls.exists)

@@ -16,12 +16,13 @@ from typer.testing import CliRunner
 from vla_rl.cli.main import app
 from vla_rl.evaluation.statistics import Interval
 from vla_rl.recipe import find_recipe
+from vla_rl.studies.figures import Look, panels_of
 from vla_rl.studies.metaworld import files as metaworld_files
 from vla_rl.studies.metaworld import plots as metaworld_plots
 from vla_rl.studies.metaworld.bands import metric_band, return_band
 from vla_rl.studies.metaworld.files import write_study
 from vla_rl.studies.metaworld.grid import Grid
-from vla_rl.studies.metaworld.plots import Look, _panels, _scatter
+from vla_rl.studies.metaworld.plots import _scatter
 from vla_rl.studies.metaworld.results import read_results, select
 from vla_rl.studies.metaworld.runner import open_study
 from vla_rl.studies.metaworld.scores import (
@@ -291,7 +292,7 @@ def test_curves_differ_by_dashes_and_later_ones_are_thinner(study, monkeypatch, 
 
 
 def test_a_figure_has_three_panels_in_a_row_at_most():
-    figure, panels = _panels([("stale", str(metric)) for metric in range(4)] + [("fresh", "0")])
+    figure, panels = panels_of([("stale", str(metric)) for metric in range(4)] + [("fresh", "0")])
     rows = {place: axes.get_subplotspec().rowspan.start for place, axes in panels.items()}
     assert [rows["stale", str(metric)] for metric in range(4)] == [0, 0, 1, 1]
     assert rows["fresh", "0"] == 2

@@ -47,7 +47,7 @@ def report(
 
 
 def _is_study(path: Path) -> bool:
-    from vla_rl.studies.metaworld.runner import STUDY_FILE
+    from vla_rl.studies.study_file import STUDY_FILE
 
     return (path / STUDY_FILE).is_file()
 

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vla_rl.reporting import html
 from vla_rl.reporting.files import atomic_write_json, atomic_write_text, read_json_object
@@ -37,23 +32,22 @@ from vla_rl.studies.metaworld.scores import (
 )
 from vla_rl.studies.metaworld.summary import parts
 from vla_rl.studies.metaworld.words import Study, cautions
+from vla_rl.studies.pages import (
+    PAGE,
+    RESULTS,
+    Row,
+    WrittenStudy,
+    html_sections,
+    markdown,
+    remove_others,
+    rounded,
+    write_csv,
+)
 
 TITLE = "Meta-World: surrogates on old and new experience"
-RESULTS = "results"
 POINTS = ("learner/kl", "learner/approx_kl", "utilization/ess_old", "policy_lag/p95", "ratio/abs_log_p95")
 TABLES = ("runs", "scores", "improvements", "curves", "trajectories", "points")
 BASELINES_FILE = "random_returns.json"
-PAGE = "report.html"
-
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class WrittenStudy:
-    """Files and page sections that `write_study` produced."""
-
-    files: tuple[Path, ...]
-    sections: tuple[str, ...]  # HTML, for a page about several things
 
 
 def write_study(out: Path) -> WrittenStudy:
@@ -77,9 +71,9 @@ def write_study(out: Path) -> WrittenStudy:
         "trajectories": list(_trajectory_rows(results)),
         "points": list(_point_rows(results)),
     }
-    written = [_write_csv(folder / f"{name}.csv", rows) for name, rows in tables.items() if rows]
+    written = [write_csv(folder / f"{name}.csv", rows) for name, rows in tables.items() if rows]
     figures = write_figures(folder, results, ranking, pairs, randoms)
-    _remove_others(folder, written + figures)
+    remove_others(folder, tables=TABLES, figures=FIGURES, written=written + figures)
     study = Study(
         planned=len(grid.runs()),
         optimizer_steps=grid.optimizer_steps,
@@ -92,17 +86,10 @@ def write_study(out: Path) -> WrittenStudy:
     )
     pictures = [path for path in figures if path.suffix == ".png"]
     sections = study_sections(study, pictures)
-    atomic_write_text(folder / "summary.md", _markdown(study, pictures))
+    text = markdown(TITLE, cautions=cautions(study), parts=parts(study), figures=pictures, texts=FIGURES)
+    atomic_write_text(folder / "summary.md", text)
     atomic_write_text(out / PAGE, html.page(TITLE, [html.note(f"Study {out.resolve().name}"), *sections]))
     return WrittenStudy((*written, *figures, folder / "summary.md", out / PAGE), tuple(sections))
-
-
-def _remove_others(folder: Path, written: Sequence[Path]) -> None:
-    """Remove tables and figures of an earlier call that this one has no data for: they would contradict the page."""
-    names = {f"{name}.csv" for name in TABLES} | {f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")}
-    for path in sorted(folder.iterdir()):
-        if path.name in names and path not in written:
-            path.unlink()
 
 
 def _random_returns(out: Path, tasks: Sequence[str]) -> Mapping[str, float]:
@@ -125,9 +112,9 @@ def _run_row(result: RunResult, randoms: Mapping[str, float]) -> Row:
         "seed": run.seed,
         "closing_return": round(result.closing_return, 2),
         "normalized_score": round(normalized(result.closing_return, random_return=randoms[run.task]), 5),
-        **{name: _rounded(result.closing(name)) for name in CLOSING},
-        **{f"whole_run/{name}": _rounded(result.whole(name)) for name in WHOLE_RUN},
-        "closing_lr_share": _rounded(result.closing_lr),
+        **{name: rounded(result.closing(name)) for name in CLOSING},
+        **{f"whole_run/{name}": rounded(result.whole(name)) for name in WHOLE_RUN},
+        "closing_lr_share": rounded(result.closing_lr),
         "env_steps": end["env_steps"],
         "optimizer_steps": end["optimizer_steps"],
         "seconds": round(result.seconds, 1),
@@ -157,8 +144,8 @@ def _improvement_row(entry: Improvement) -> Row:
         "high": None if entry.interval is None else round(entry.interval.high, 4),
         "pairs_higher": entry.higher,
         "pairs_lower": entry.lower,
-        "sign_test_p": _rounded(entry.sign_p),
-        "sign_test_p_by_seed": _rounded(entry.sign_p_by_seed),
+        "sign_test_p": rounded(entry.sign_p),
+        "sign_test_p_by_seed": rounded(entry.sign_p_by_seed),
     }
 
 
@@ -174,8 +161,8 @@ def _curve_rows(results: Sequence[RunResult]) -> Iterable[Row]:
                     "surrogate": surrogate,
                     "env_steps": round(float(band.clock[place])),
                     "mean": round(float(band.mean[place]), 2),
-                    "low": _rounded(float(band.low[place])),
-                    "high": _rounded(float(band.high[place])),
+                    "low": rounded(float(band.low[place])),
+                    "high": rounded(float(band.high[place])),
                     "seeds": band.runs,
                 }
 
@@ -191,9 +178,9 @@ def _trajectory_rows(results: Sequence[RunResult]) -> Iterable[Row]:
                     "surrogate": surrogate,
                     "metric": metric,
                     "optimizer_steps": round(float(band.clock[place])),
-                    "mean": _rounded(float(band.mean[place])),
-                    "low": _rounded(float(band.low[place])),
-                    "high": _rounded(float(band.high[place])),
+                    "mean": rounded(float(band.mean[place])),
+                    "low": rounded(float(band.low[place])),
+                    "high": rounded(float(band.high[place])),
                     "runs": band.runs,
                 }
 
@@ -207,7 +194,7 @@ def _point_rows(results: Sequence[RunResult]) -> Iterable[Row]:
                 "surrogate": result.run.surrogate,
                 "seed": result.run.seed,
                 "optimizer_steps": record["optimizer_steps"],
-                **{name: _rounded(value_of(record, name)) for name in POINTS},
+                **{name: rounded(value_of(record, name)) for name in POINTS},
             }
 
 
@@ -219,53 +206,9 @@ def _cells(results: Sequence[RunResult], *, by_task: bool) -> Iterable[tuple[str
                 yield task, regime, surrogate
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None or math.isnan(value) else float(f"{value:.6g}")
-
-
-def _write_csv(path: Path, rows: Sequence[Row]) -> Path:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    atomic_write_text(path, text.getvalue())
-    return path
-
-
-def _markdown(study: Study, figures: Sequence[Path]) -> str:
-    """Return the study as Markdown, with its figures."""
-    lines = [f"# {TITLE}", ""]
-    lines += [f"**{sentence}**\n" for sentence in cautions(study)]
-    for part in parts(study):
-        lines += [f"## {part.title}", "", *(f"* {sentence}" for sentence in part.sentences)]
-        lines += [""] if part.sentences else []
-        if part.header:
-            table = (part.header, ["---"] * len(part.header), *part.rows)
-            lines += [*(f"| {' | '.join(cells)} |" for cells in table), ""]
-    for path in figures:
-        lines += [
-            f"## {FIGURES[path.stem].title}",
-            "",
-            FIGURES[path.stem].caption,
-            "",
-            f"![{path.stem}]({path.name})",
-            "",
-        ]
-    return "\n".join(lines)
-
-
 def study_sections(study: Study, figures: Sequence[Path]) -> list[str]:
-    """Return the study as sections of a page: words, tables, figures, and provenance."""
-    words, *tables = parts(study)
-    shown = [html.section(words.title, html.warning_box(cautions(study)), html.bullets(words.sentences))]
-    for path in figures:
-        figure = FIGURES[path.stem]
-        shown.append(
-            html.section(figure.title, html.note(figure.caption), html.image(path.read_bytes(), alt=figure.title))
-        )
-    shown += [
-        html.section(part.title, *map(html.note, part.sentences), html.table(part.header, part.rows)) for part in tables
-    ]
+    """Return the study as sections of a page: words, figures, tables, and provenance."""
+    shown = html_sections(cautions=cautions(study), parts=parts(study), figures=figures, texts=FIGURES)
     return [*shown, _origin(study)]
 
 

@@ -8,8 +8,7 @@ which then has more experience.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,60 +19,10 @@ from vla_rl.errors import UserError
 from vla_rl.recipe import Recipe, decisions_per_episode, find_recipe, load_recipe
 from vla_rl.recipe.regimes import SPANS
 from vla_rl.replay.layout import capacity_for
-from vla_rl.rl.surrogates import KINDS
+from vla_rl.studies.surrogates import StudySurrogate, canonical_labels, require_known
 
 RECIPE = "metaworld_stale"
 REGIMES = tuple(SPANS)
-PLAIN_SURROGATES = tuple(name for name in KINDS if name != "gipo")  # at their default settings
-
-
-@dataclass(frozen=True, slots=True)
-class StudySurrogate:
-    """Surrogate with its settings, as written on the command line and in tables."""
-
-    label: str  # gipo, gipo:0.5, gipo:0.5:0.5 (σ, then the factor on σ for bad actions), or another's name
-
-    def __post_init__(self) -> None:
-        name, *numbers = self.label.split(":")
-        if (name != "gipo" and (name not in PLAIN_SURROGATES or numbers)) or len(numbers) > 2:
-            raise UserError(
-                f"--surrogates: found {self.label!r}; allowed are gipo, gipo:SIGMA, gipo:SIGMA:NEGATIVE_SCALE, "
-                f"{', '.join(PLAIN_SURROGATES)}"
-            )
-        if not all(_is_positive(number) for number in numbers):
-            raise UserError(f"--surrogates: found {self.label!r}; sigma and negative scale are finite numbers above 0")
-
-    @property
-    def canonical(self) -> str:
-        """Return the canonical label of these settings: gipo:1, gipo:1.0:1 and gipo are gipo."""
-        if self.sigma is None:
-            return self.label
-        sigma, scale = (str(number).removesuffix(".0") for number in self.sigma)
-        return f"gipo:{sigma}:{scale}" if scale != "1" else f"gipo:{sigma}" if sigma != "1" else "gipo"
-
-    @property
-    def sigma(self) -> tuple[float, float] | None:
-        """Return GIPO's (σ, factor on σ for bad actions); None for the others."""
-        name, *numbers = self.label.split(":")
-        if name != "gipo":
-            return None
-        sigma, scale = (*map(float, numbers), 1.0, 1.0)[:2]
-        return sigma, scale
-
-    @property
-    def overrides(self) -> list[str]:
-        """Return the overrides of the recipe."""
-        if self.sigma is None:
-            return [f"surrogate.name={self.label}"]
-        sigma, scale = self.sigma
-        return ["surrogate.name=gipo", f"surrogate.sigma={sigma}", f"surrogate.negative_sigma_scale={scale}"]
-
-
-def _is_positive(text: str) -> bool:
-    try:
-        return 0.0 < float(text) < math.inf
-    except ValueError:
-        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +52,9 @@ class Grid:
     recipe: str = RECIPE  # name or path
 
     def __post_init__(self) -> None:
-        labels = tuple(StudySurrogate(label).canonical for label in self.surrogates)
-        if len(set(labels)) != len(labels):
-            raise UserError(f"--surrogates: found {','.join(self.surrogates)}; every surrogate stands once")
-        object.__setattr__(self, "surrogates", labels)
-        _require_known("--tasks", self.tasks, METAWORLD_TASKS)
-        _require_known("--regimes", self.regimes, REGIMES)
+        object.__setattr__(self, "surrogates", canonical_labels(self.surrogates))
+        require_known("--tasks", self.tasks, METAWORLD_TASKS)
+        require_known("--regimes", self.regimes, REGIMES)
 
     def runs(self) -> list[StudyRun]:
         """Return all runs, seed by seed, so that an interrupted study has complete comparisons."""
@@ -167,12 +113,6 @@ class Grid:
     def settings(self) -> dict[str, Any]:
         """Return all fields as JSON."""
         return asdict(self)
-
-
-def _require_known(option: str, found: Sequence[str], known: Sequence[str]) -> None:
-    unknown = [name for name in found if name not in known]
-    if unknown or not found or len(set(found)) != len(found):
-        raise UserError(f"{option}: found {','.join(found)}; every name stands once, allowed are {', '.join(known)}")
 
 
 GIPO_SWEEP = tuple(f"gipo:{sigma}:{scale}" for sigma in (0.2, 0.5, 1.0) for scale in (0.5, 1.0))

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
 
 from vla_rl.evaluation.statistics import Interval
 from vla_rl.reporting.series import value_of
-from vla_rl.studies.figures import save, style
-from vla_rl.studies.metaworld.bands import Band, metric_band, return_band
-from vla_rl.studies.metaworld.grid import StudySurrogate
+from vla_rl.studies.figures import (
+    COLORS,
+    FigureText,
+    Look,
+    Place,
+    add_legend,
+    draw_band,
+    draw_estimate,
+    looks_of,
+    panels_of,
+    save,
+    style,
+)
+from vla_rl.studies.metaworld.bands import metric_band, return_band
 from vla_rl.studies.metaworld.results import (
     STALENESS,
     UTILIZATION,
@@ -32,38 +40,13 @@ from vla_rl.studies.metaworld.scores import (
 )
 from vla_rl.studies.metaworld.summary import TITLES
 from vla_rl.studies.metaworld.words import mean_over_runs
-
-COLUMNS = 3  # more would be too small to read on a page
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4d4d4d", "#8c6d31")
-
+from vla_rl.studies.surrogates import StudySurrogate
 
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 IQM = "IQM of the normalised score"
 OLD_ESS = "utilization/ess_old"
 
-Place = tuple[str, str]  # regime, and a task, metric or surrogate
 Estimate = tuple[float, Interval | None]
-
-
-class Look(NamedTuple):
-    """Line style of one surrogate's curves.
-
-    Later ones are thinner and dashed, so that a curve exactly beneath shows.
-    """
-
-    color: str
-    dashes: Any
-    width: float
-
-
-DASHES = ("-", (0, (4, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
-
-
-class FigureText(NamedTuple):
-    """Text above and below a figure."""
-
-    title: str
-    caption: str
 
 
 FIGURES: Mapping[str, FigureText] = {
@@ -102,15 +85,7 @@ def write_figures(
     random_returns: Mapping[str, float],
 ) -> list[Path]:
     """Draw every figure that the runs have data for; return the files."""
-    surrogates = labels(results, lambda run: run.surrogate)
-    looks = {
-        label: Look(
-            COLORS[index % len(COLORS)],
-            DASHES[(index + index // len(COLORS)) % len(DASHES)],  # same colour, different dashes
-            2.6 - 0.4 * (index % len(DASHES)),
-        )
-        for index, label in enumerate(surrogates)
-    }
+    looks = looks_of(labels(results, lambda run: run.surrogate))
     with style("metaworld"):
         figures = {
             "learning_curves": _learning_curves(results, looks),
@@ -127,7 +102,7 @@ def write_figures(
 def _learning_curves(results: Sequence[RunResult], looks: Mapping[str, Look]) -> Figure:
     """Plot return over env steps, by regime and task; every seed thin, mean and interval bold."""
     tasks, regimes = labels(results, lambda run: run.task), labels(results, lambda run: run.regime)
-    figure, panels = _panels([(regime, task) for regime in regimes for task in tasks])
+    figure, panels = panels_of([(regime, task) for regime in regimes for task in tasks])
     for (regime, task), axes in panels.items():
         axes.set(title=f"{task}, {regime}", xlabel="env steps", ylabel="return of training episodes")
         for label, look in looks.items():
@@ -135,8 +110,8 @@ def _learning_curves(results: Sequence[RunResult], looks: Mapping[str, Look]) ->
             for result in chosen:
                 axes.plot(*result.curve(), color=look.color, lw=0.6, alpha=0.4)
             if chosen:
-                _draw_band(axes, return_band(chosen), look, label)
-    _legend(figure)
+                draw_band(axes, return_band(chosen), look, label)
+    add_legend(figure)
     return figure
 
 
@@ -149,13 +124,13 @@ def _trajectories(results: Sequence[RunResult], looks: Mapping[str, Look], metri
         for regime in labels(results, lambda run: run.regime)
         for metric in metrics
     }
-    figure, panels = _panels([place for place, of_place in bands.items() if any(of_place.values())])
+    figure, panels = panels_of([place for place, of_place in bands.items() if any(of_place.values())])
     for (regime, metric), axes in panels.items():
         axes.set(title=f"{TITLES[metric]}, {regime}", xlabel="optimizer steps")
         for label, band in bands[regime, metric].items():
             if band is not None:
-                _draw_band(axes, band, looks[label], label)
-    _legend(figure)
+                draw_band(axes, band, looks[label], label)
+    add_legend(figure)
     return figure if panels else None
 
 
@@ -167,7 +142,7 @@ def _scatter(results: Sequence[RunResult], looks: Mapping[str, Look], *, x: str,
         for label in looks
         if len(found := _points(select(results, regime=regime, surrogate=label), x, y))
     }
-    figure, panels = _panels(list(points), share=True)
+    figure, panels = panels_of(list(points), share=True)
     for (regime, label), axes in panels.items():
         axes.set(title=f"{label}, {regime}", xlabel=TITLES[x], ylabel=TITLES[y])
         for place, others in points.items():
@@ -188,22 +163,16 @@ def _score_figure(scores: Sequence[Score], improvements: Sequence[Improvement], 
     figure = Figure(figsize=(9.0, 1.2 + 0.32 * rows), layout="constrained")
     left, right = figure.subplots(1, 2)
     for place, score in enumerate(scores):
-        _draw_estimate(left, place, score.iqm, score.interval, looks[score.surrogate].color)
+        draw_estimate(left, place, score.iqm, score.interval, looks[score.surrogate].color)
     left.set_yticks(range(len(scores)), [f"{score.surrogate}, {score.regime}" for score in scores])
     left.set(title=IQM, ylim=(len(scores) - 0.5, -0.5))
     for place, entry in enumerate(improvements):
-        _draw_estimate(right, place, entry.probability, entry.interval, "#4d4d4d")
+        draw_estimate(right, place, entry.probability, entry.interval, "#4d4d4d")
     right.axvline(0.5, color="#bdbdbd", lw=0.8, zorder=0)
     names = [f"{entry.first} above {entry.second}, {entry.regime}" for entry in improvements]
     right.set_yticks(range(len(improvements)), names)
     right.set(title="probability of improvement", xlim=(-0.02, 1.02), ylim=(max(1, len(improvements)) - 0.5, -0.5))
     return figure
-
-
-def _draw_estimate(axes: Axes, place: int, value: float, interval: Interval | None, color: str) -> None:
-    if interval is not None:
-        axes.plot([interval.low, interval.high], [place] * 2, color=color, lw=3, alpha=0.5)
-    axes.plot(value, place, "o", color=color)
 
 
 def _ess_figure(results: Sequence[RunResult], random_returns: Mapping[str, float]) -> Figure | None:
@@ -218,7 +187,7 @@ def _ess_figure(results: Sequence[RunResult], random_returns: Mapping[str, float
     if not points:
         return None
     colors = [score for _, _, score in points.values()]
-    figure, panels = _panels([(regime, "") for regime in dict.fromkeys(run.regime for run in points)], share=True)
+    figure, panels = panels_of([(regime, "") for regime in dict.fromkeys(run.regime for run in points)], share=True)
     for (regime, _), axes in panels.items():
         axes.set(title=regime, xlabel=TITLES[kl], ylabel=TITLES[OLD_ESS])
         surrogates = dict.fromkeys(run.surrogate for run in points)
@@ -230,7 +199,7 @@ def _ess_figure(results: Sequence[RunResult], random_returns: Mapping[str, float
                     kls, sizes, c=of_runs, vmin=min(colors), vmax=max(colors), marker=marker, label=label
                 )
     figure.colorbar(drawn, ax=list(panels.values()), label="normalised score")
-    _legend(figure)
+    add_legend(figure)
     return figure
 
 
@@ -257,11 +226,11 @@ def _sigma_figure(results: Sequence[RunResult], scores: Sequence[Score]) -> Figu
             estimates |= {(regime, TITLES[metric]): found} if found else {}
     others = (label for label in labels(results, lambda run: run.surrogate) if StudySurrogate(label).sigma is None)
     levels = dict(zip(others, itertools.cycle(("--", ":", "-.")), strict=False))  # the same in every panel
-    figure, panels = _panels(sorted(estimates, key=lambda place: place[0]))
+    figure, panels = panels_of(sorted(estimates, key=lambda place: place[0]))
     for (regime, title), axes in panels.items():
         axes.set(title=f"{title}, {regime}", xlabel="σ", xscale="log")
         _sigma_lines(axes, estimates[regime, title], levels)
-    _legend(figure)
+    add_legend(figure)
     return figure
 
 
@@ -286,40 +255,3 @@ def _sigma_lines(axes: Axes, estimates: Mapping[str, Estimate], levels: Mapping[
     sigmas = sorted({sigma for points in lines.values() for sigma, _ in points})
     axes.set_xticks(sigmas, [f"{sigma:g}" for sigma in sigmas], minor=False)
     axes.minorticks_off()
-
-
-def _draw_band(axes: Axes, band: Band, look: Look, label: str) -> None:
-    axes.plot(band.clock, band.mean, color=look.color, lw=look.width, ls=look.dashes, label=label)
-    axes.fill_between(band.clock, band.low, band.high, color=look.color, alpha=0.18, lw=0)
-
-
-def _panels(places: Sequence[Place], *, share: bool = False) -> tuple[Figure, dict[Place, Axes]]:
-    """Make a figure with axes for every place, at most three in a row; each regime starts a new row."""
-    rows: list[Sequence[Place]] = []
-    for regime in dict.fromkeys(regime for regime, _ in places):
-        of_regime = [place for place in places if place[0] == regime]
-        width = math.ceil(len(of_regime) / math.ceil(len(of_regime) / COLUMNS))  # four are two by two
-        rows += [of_regime[start : start + width] for start in range(0, len(of_regime), width)]
-    columns = max(map(len, rows), default=1)
-    figure = Figure(figsize=(max(4.6, 3.6 * columns), 2.7 * len(rows) + 0.5), layout="constrained")
-    if not rows:
-        return figure, {}
-    table = figure.subplots(len(rows), columns, squeeze=False, sharex="row" if share else False, sharey=share)
-    panels = {place: table[r, c] for r, row in enumerate(rows) for c, place in enumerate(row)}
-    for axes in set(table.flat) - set(panels.values()):
-        axes.remove()
-    for axes in panels.values():
-        axes.tick_params(labelbottom=True, labelleft=True)  # also on inner axes of a figure with shared axes
-    return figure, panels
-
-
-def _legend(figure: Figure) -> None:
-    """Add one legend for all axes; an axes need not show every surrogate."""
-    named: dict[str, Any] = {}  # handles by label
-    for axes in figure.axes:
-        handles, names = axes.get_legend_handles_labels()
-        named |= dict(zip(names, handles, strict=True))
-        if axes.get_xlim()[1] > 1000:
-            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    if named:
-        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=min(8, len(named)))

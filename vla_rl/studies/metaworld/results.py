@@ -19,8 +19,9 @@ from vla_rl.reporting.manifest import MANIFEST_FILE
 from vla_rl.reporting.metrics import METRICS_FILE, read_metrics
 from vla_rl.reporting.run_folder import RECIPE_FILE
 from vla_rl.reporting.series import Records, closing_mean, series
-from vla_rl.studies.metaworld.grid import StudyRun, StudySurrogate
+from vla_rl.studies.metaworld.grid import StudyRun
 from vla_rl.studies.metaworld.runner import RUN_FILE, RUNS
+from vla_rl.studies.surrogates import StudySurrogate
 
 STALENESS = (
     "policy_lag/mean",

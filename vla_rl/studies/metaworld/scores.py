@@ -19,11 +19,11 @@ from vla_rl.evaluation.statistics import (
     probability_of_improvement,
     unless_point,
 )
+from vla_rl.studies.bands import RESAMPLES
 from vla_rl.studies.metaworld.results import RunResult, labels, paired_returns, select
 
 MAX_RETURN = 5000.0  # 10 in each of 500 control steps, which no policy can reach
 RANDOM_EPISODES = 20
-RESAMPLES = 2000
 
 Float64Array = NDArray[np.float64]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from vla_rl.reporting.text import number, percent
 from vla_rl.studies.metaworld.results import (
@@ -17,7 +16,8 @@ from vla_rl.studies.metaworld.results import (
 from vla_rl.studies.metaworld.scores import (
     MAX_RETURN,
 )
-from vla_rl.studies.metaworld.words import Study, between, mean_over_runs, words
+from vla_rl.studies.metaworld.words import Study, mean_over_runs, words
+from vla_rl.studies.pages import Part, between
 
 TITLES = {
     "policy_lag/mean": "mean lag (versions)",
@@ -34,16 +34,6 @@ TITLES = {
     "learner/kl": "KL(behaviour ‖ policy), nat",
     "learner/approx_kl": "KL(behaviour ‖ policy), estimated, nat",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A heading with sentences and perhaps a table."""
-
-    title: str
-    sentences: tuple[str, ...] = ()
-    header: tuple[str, ...] = ()
-    rows: tuple[tuple[str, ...], ...] = ()
 
 
 def parts(study: Study) -> list[Part]:

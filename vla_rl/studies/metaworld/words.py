@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
 
-from vla_rl.evaluation.statistics import Interval
 from vla_rl.reporting.text import number, percent
-from vla_rl.studies.metaworld.grid import StudySurrogate
 from vla_rl.studies.metaworld.results import (
     RunResult,
     labels,
@@ -20,6 +18,8 @@ from vla_rl.studies.metaworld.scores import (
     Improvement,
     Score,
 )
+from vla_rl.studies.pages import between
+from vla_rl.studies.surrogates import StudySurrogate
 
 ENOUGH_SEEDS = 5
 SLOW = 0.2  # share of the largest learning rate
@@ -240,8 +240,3 @@ def mean_over_runs(
     """Return the mean of a metric over the runs that have it; None if none has."""
     values = [value for result in results if (value := of(result, metric)) is not None]
     return fmean(values) if values else None
-
-
-def between(interval: Interval | None, *, digits: int = 3) -> str:
-    """Return the ends of an interval, in words."""
-    return "no interval" if interval is None else f"{interval.low:.{digits}f} to {interval.high:.{digits}f}"

@@ -1,0 +1,105 @@
+"""The jobs of a study: in the order of their needs, within the cores, continued or begun again."""
+
+import sys
+
+import pytest
+
+from vla_rl.studies import jobs as study_jobs
+from vla_rl.studies.jobs import Job, run_jobs
+from vla_rl.studies.pace import Expected
+
+# Stands in for `vla-rl`: notes when it began and ended, its environment and what its folder held; `fail` fails.
+FAKE = """
+import os, sys, time
+from pathlib import Path
+word, folder = sys.argv[3:5]
+journal = Path(folder).parents[1] / "journal"
+with journal.open("a") as file:
+    kept = "kept" if (Path(folder) / "half").exists() else "fresh"
+    file.write(f"begin {word} {os.environ['OMP_NUM_THREADS']} {kept}\\n")
+time.sleep(0.3)
+with journal.open("a") as file:
+    file.write(f"end {word}\\n")
+sys.exit(word == "fail")
+"""
+
+
+@pytest.fixture
+def out(monkeypatch, tmp_path):
+    script, program = tmp_path / "fake.sh", tmp_path / "fake.py"
+    program.write_text(FAKE, encoding="utf-8")
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} {program} "$@"\n', encoding="utf-8")
+    script.chmod(0o755)
+    monkeypatch.setattr(study_jobs.sys, "executable", str(script))
+    return tmp_path
+
+
+def job(name, *, word=None, cores=1, needs=(), continues=False):
+    return Job(
+        name=name,
+        arguments=lambda folder: [word or name, str(folder)],
+        expected=Expected(start=1.0, training=1.0, cores=cores),
+        share=lambda _: 0.0,
+        record={"name": name},
+        needs=needs,
+        continues=continues,
+    )
+
+
+def run(out, jobs, *, at_once):
+    return run_jobs(jobs, out / "jobs", at_once=at_once, record_file="done.json", say=lambda _: None, noun="jobs")
+
+
+def journal(out):
+    return [line.split()[:2] for line in (out / "journal").read_text().splitlines()]
+
+
+def test_a_job_waits_for_those_it_needs_and_others_pass_it(out):
+    run(out, [job("a"), job("b", needs=("a",)), job("c")], at_once=2)
+    lines = journal(out)
+    assert lines.index(["begin", "b"]) > lines.index(["end", "a"])
+    assert lines.index(["begin", "c"]) < lines.index(["end", "a"])
+
+
+def test_what_a_job_is_told_may_depend_on_what_it_needs(out):
+    def told(folder):
+        return [f"after-{(out / 'jobs' / 'a' / 'done.json').exists()}", str(folder)]
+
+    second = Job(name="b", arguments=told, expected=Expected(1.0, 1.0), share=lambda _: 0.0, record={}, needs=("a",))
+    run(out, [job("a"), second], at_once=2)
+    assert ["begin", "after-True"] in journal(out)
+
+
+def test_a_job_of_two_cores_runs_alone_on_two_and_has_two_threads(out):
+    run(out, [job("a"), job("wide", cores=2), job("c")], at_once=2)
+    assert [line.split()[2] for line in (out / "journal").read_text().splitlines() if "begin" in line] == [
+        "1",
+        "2",
+        "1",
+    ]
+    lines = journal(out)
+    assert lines.index(["begin", "wide"]) > lines.index(["end", "a"])
+    assert lines.index(["begin", "c"]) > lines.index(["end", "wide"])
+
+
+def test_a_job_of_two_cores_runs_on_one_where_there_is_no_other(out):
+    assert [each.name for each in run(out, [job("wide", cores=2)], at_once=1).finished] == ["wide"]
+
+
+def test_jobs_that_need_a_failed_one_are_not_started_and_all_others_are(out):
+    jobs = [job("a", word="fail"), job("b", needs=("a",)), job("c", needs=("b",)), job("d")]
+    progress = run(out, jobs, at_once=1)
+    assert [each.name for each in progress.failed] == ["a"]
+    assert [each.name for each in progress.blocked] == ["b", "c"]
+    assert [each.name for each in progress.finished] == ["d"]
+    progress = run(out, [job("a"), *jobs[1:]], at_once=1)
+    assert (progress.kept, [each.name for each in progress.finished]) == (1, ["a", "b", "c"])
+
+
+@pytest.mark.parametrize(("continues", "found"), [(True, "kept"), (False, "fresh")])
+def test_an_interrupted_job_goes_on_in_its_folder_or_begins_again(out, continues, found):
+    folder = out / "jobs" / "a.unfinished"
+    folder.mkdir(parents=True)
+    (folder / "half").touch()
+    run(out, [job("a", continues=continues)], at_once=1)
+    assert (out / "journal").read_text().split()[3] == found

@@ -1,0 +1,219 @@
+"""Runner of a study's jobs: several at once, each in its own process; finished ones are kept, failures are reported.
+
+    FOLDER/NAME/              a finished job: what its command wrote, and its record
+    FOLDER/NAME.unfinished/   a current or interrupted job: restarted or continued next time
+    FOLDER/NAME.failed/       a failed job: retried next time
+
+A folder gets its final name when its job has succeeded, so there are no half-finished jobs.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from vla_rl.ipc.lifeline import end_with_parent
+from vla_rl.reporting.files import atomic_write_json
+from vla_rl.reporting.metrics import METRICS_FILE, read_metrics
+from vla_rl.reporting.text import percent
+from vla_rl.run.signals import StopRequest
+from vla_rl.studies.pace import Expected, Underway, minutes_left
+
+OUTPUT_FILE = "output.log"  # output of a job's command
+POLL_S = 0.2
+HEARTBEAT_S = 60.0
+STOP_S = 20.0  # for a job to end on its own after the study is interrupted
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One command of `vla-rl` with a folder of its own."""
+
+    name: str  # of its folder
+    arguments: Callable[[Path], Sequence[str]]  # of `vla-rl`, from the job's folder; called when the job starts
+    expected: Expected
+    share: Callable[[Path], float]  # share of its work that is done, from the job's folder
+    record: Mapping[str, Any]  # written to its folder when it has finished, with the seconds it took
+    needs: tuple[str, ...] = ()  # names of jobs that must finish first
+    continues: bool = False  # an interrupted one is continued in its folder; False: it starts again
+
+
+@dataclass(slots=True)
+class Progress:
+    """Progress of a study's jobs."""
+
+    total: int
+    kept: int  # finished before this call
+    finished: list[Job] = field(default_factory=list)
+    failed: list[Job] = field(default_factory=list)
+    blocked: list[Job] = field(default_factory=list)  # not started, because a job that they need failed
+
+
+@dataclass(slots=True)
+class _Running:
+    job: Job
+    process: subprocess.Popen[bytes]
+    began: float
+
+
+def run_jobs(jobs: Sequence[Job], folder: Path, *, at_once: int, record_file: str, say: Say, noun: str) -> Progress:
+    """Run everything that is not finished yet. The caller has claimed the study's folder.
+
+    Args:
+        jobs: the jobs; each comes after those that it needs.
+        folder: folder of the jobs' folders.
+        at_once: jobs of one core that run at the same time.
+        record_file: name of the file with a job's record; its presence in a job's folder means that it has finished.
+        say: called with one line per event.
+        noun: what the jobs are called in messages, in the plural.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, SIGTERM or a closed terminal; all jobs were stopped, and finished ones stay.
+    """
+    return _Session(jobs, folder, at_once=at_once, record_file=record_file, say=say, noun=noun).go()
+
+
+class _Session:
+    """One call of a study: waiting and running jobs, and results so far."""
+
+    def __init__(
+        self, jobs: Sequence[Job], folder: Path, *, at_once: int, record_file: str, say: Say, noun: str
+    ) -> None:
+        self._folder, self._at_once, self._record_file, self._say, self._noun = folder, at_once, record_file, say, noun
+        self._waiting = [job for job in jobs if not (folder / job.name / record_file).exists()]
+        self._unfinished = {job.name for job in self._waiting}
+        self._running: list[_Running] = []
+        self._ended: list[Underway] = []
+        self._progress = Progress(total=len(jobs), kept=len(jobs) - len(self._waiting))
+        self._told_at = time.monotonic()
+
+    def go(self) -> Progress:
+        """Run everything that waits."""
+        total, kept = self._progress.total, self._progress.kept
+        self._say(f"{total} {self._noun}, {kept} of them finished before, {self._at_once} at once")
+        with StopRequest() as stop:
+            try:
+                while (self._waiting or self._running) and not stop.requested:
+                    while (job := self._next()) is not None:
+                        self._waiting.remove(job)
+                        self._running.append(_start(job, self._folder, cores=self._cores(job)))
+                    time.sleep(POLL_S)
+                    for entry in [entry for entry in self._running if entry.process.poll() is not None]:
+                        self._settle(entry)
+                    if time.monotonic() - self._told_at >= HEARTBEAT_S:
+                        self._tell("going on")
+            finally:
+                _stop(self._running)
+        if stop.requested:
+            raise KeyboardInterrupt
+        return self._progress
+
+    def _cores(self, job: Job) -> int:
+        return min(job.expected.cores, self._at_once)
+
+    def _next(self) -> Job | None:
+        """Return the first job whose needs are met, if enough cores are free for it."""
+        free = self._at_once - sum(self._cores(entry.job) for entry in self._running)
+        ready = next((job for job in self._waiting if not self._unfinished & set(job.needs)), None)
+        return ready if ready is not None and self._cores(ready) <= free else None
+
+    def _settle(self, entry: _Running) -> None:
+        """Rename the folder of a job that has ended."""
+        self._running.remove(entry)
+        job, folder = entry.job, aside(self._folder, entry.job, "unfinished")
+        seconds, code = time.monotonic() - entry.began, entry.process.returncode
+        if code == 0:
+            self._ended.append(Underway(job.expected, seconds, share=1.0))
+            atomic_write_json(folder / self._record_file, {**job.record, "seconds": seconds})
+            folder.rename(self._folder / job.name)
+            self._unfinished.remove(job.name)
+            self._progress.finished.append(job)
+        else:
+            folder.rename(aside(self._folder, job, "failed"))
+            self._progress.failed.append(job)
+            self._block(job.name)
+        how = "finished" if code == 0 else f"FAILED with exit code {code}"
+        self._tell(f"{job.name} {how} after {seconds:.0f} s")
+
+    def _block(self, failed: str) -> None:
+        """Take jobs that need a failed one off the list, and those that need them."""
+        for job in [job for job in self._waiting if failed in job.needs]:
+            if job in self._waiting:
+                self._waiting.remove(job)
+                self._progress.blocked.append(job)
+                self._block(job.name)
+
+    def _tell(self, event: str) -> None:
+        """Report one line: the event, the progress of the running jobs, and the remaining time."""
+        self._told_at = time.monotonic()
+        underway = {
+            entry.job.name: Underway(
+                entry.job.expected,
+                time.monotonic() - entry.began,
+                entry.job.share(aside(self._folder, entry.job, "unfinished")),
+            )
+            for entry in self._running
+        }
+        waiting = [job.expected for job in self._waiting]
+        minutes = minutes_left(self._ended, list(underway.values()), waiting, jobs=self._at_once)
+        running = ", ".join(f"{name} {percent(state.share)}" for name, state in underway.items())
+        total = self._progress.total
+        self._say(
+            f"[{total - len(underway) - len(waiting)}/{total}] {event}; running: {running or 'none'}; "
+            f"{len(waiting)} waiting, about {minutes:.0f} min left"
+        )
+
+
+def share_of_updates(run_dir: Path, *, optimizer_steps: int) -> float:
+    """Return the share of a run's updates that is done, according to its log points."""
+    path = run_dir / METRICS_FILE
+    records = read_metrics(path) if path.exists() else []
+    return records[-1]["optimizer_steps"] / optimizer_steps if records else 0.0
+
+
+def _start(job: Job, folder: Path, *, cores: int) -> _Running:
+    own = aside(folder, job, "unfinished")
+    shutil.rmtree(aside(folder, job, "failed"), ignore_errors=True)
+    if not job.continues:
+        shutil.rmtree(own, ignore_errors=True)
+    own.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "vla_rl", *job.arguments(own)]
+    with (own / OUTPUT_FILE).open("ab") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": str(cores)},
+            start_new_session=True,  # Ctrl-C reaches only the study, which then stops its jobs
+            preexec_fn=partial(end_with_parent, signal.SIGTERM),
+        )
+    return _Running(job, process, time.monotonic())
+
+
+def _stop(running: Sequence[_Running]) -> None:
+    for entry in running:
+        entry.process.terminate()
+    deadline = time.monotonic() + STOP_S
+    for entry in running:
+        try:
+            entry.process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            entry.process.kill()
+            entry.process.wait()
+
+
+def aside(folder: Path, job: Job, state: str) -> Path:
+    """Return the folder of a job that has not finished; `state` is unfinished or failed."""
+    return folder / f"{job.name}.{state}"

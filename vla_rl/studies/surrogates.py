@@ -1,0 +1,84 @@
+"""Surrogates of a study, as written on the command line and in tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vla_rl.errors import UserError
+from vla_rl.rl.surrogates import KINDS
+
+PLAIN_SURROGATES = tuple(name for name in KINDS if name != "gipo")  # at their default settings
+
+
+@dataclass(frozen=True, slots=True)
+class StudySurrogate:
+    """Surrogate with its settings, as written on the command line and in tables."""
+
+    label: str  # gipo, gipo:0.5, gipo:0.5:0.5 (σ, then the factor on σ for bad actions), or another's name
+
+    def __post_init__(self) -> None:
+        name, *numbers = self.label.split(":")
+        if (name != "gipo" and (name not in PLAIN_SURROGATES or numbers)) or len(numbers) > 2:
+            raise UserError(
+                f"--surrogates: found {self.label!r}; allowed are gipo, gipo:SIGMA, gipo:SIGMA:NEGATIVE_SCALE, "
+                f"{', '.join(PLAIN_SURROGATES)}"
+            )
+        if not all(_is_positive(number) for number in numbers):
+            raise UserError(f"--surrogates: found {self.label!r}; sigma and negative scale are finite numbers above 0")
+
+    @property
+    def canonical(self) -> str:
+        """Return the canonical label of these settings: gipo:1, gipo:1.0:1 and gipo are gipo."""
+        if self.sigma is None:
+            return self.label
+        sigma, scale = (str(number).removesuffix(".0") for number in self.sigma)
+        return f"gipo:{sigma}:{scale}" if scale != "1" else f"gipo:{sigma}" if sigma != "1" else "gipo"
+
+    @property
+    def sigma(self) -> tuple[float, float] | None:
+        """Return GIPO's (σ, factor on σ for bad actions); None for the others."""
+        name, *numbers = self.label.split(":")
+        if name != "gipo":
+            return None
+        sigma, scale = (*map(float, numbers), 1.0, 1.0)[:2]
+        return sigma, scale
+
+    @property
+    def overrides(self) -> list[str]:
+        """Return the overrides of the recipe."""
+        if self.sigma is None:
+            return [f"surrogate.name={self.label}"]
+        sigma, scale = self.sigma
+        return ["surrogate.name=gipo", f"surrogate.sigma={sigma}", f"surrogate.negative_sigma_scale={scale}"]
+
+
+def canonical_labels(labels: Sequence[str]) -> tuple[str, ...]:
+    """Return the canonical labels.
+
+    Raises:
+        UserError: a label has no meaning, or two mean the same.
+    """
+    found = tuple(StudySurrogate(label).canonical for label in labels)
+    if len(set(found)) != len(found):
+        raise UserError(f"--surrogates: found {','.join(labels)}; every surrogate stands once")
+    return found
+
+
+def require_known(option: str, found: Sequence[str], known: Sequence[str]) -> None:
+    """Check the names of one axis of a study.
+
+    Raises:
+        UserError: a name is not known or stands twice, or there is none.
+    """
+    unknown = [name for name in found if name not in known]
+    if unknown or not found or len(set(found)) != len(found):
+        raise UserError(f"{option}: found {','.join(found)}; every name stands once, allowed are {', '.join(known)}")
+
+
+def _is_positive(text: str) -> bool:
+    try:
+        return 0.0 < float(text) < math.inf
+    except ValueError:
+        return False
