@@ -32,7 +32,7 @@ SPEAKERS = {
     "vla_rl/cli/study.py": ["study metaworld", "study gridworld"],
     "vla_rl/studies/metaworld": ["study metaworld"],
     "vla_rl/studies/surrogates.py": ["study metaworld"],
-    "vla_rl/policies/openvla_oft/statistics.py": ["eval"],
+    "vla_rl/policies/openvla_oft/dataset_statistics.py": ["eval"],
     "vla_rl/cli/main.py": [""],
     "vla_rl/cli/assets.py": ["assets download", "assets check", "assets status"],
     "vla_rl/cli/demos.py": ["demos inspect", "demos convert"],

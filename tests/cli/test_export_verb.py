@@ -29,7 +29,7 @@ from vla_rl.learner.optimizer import OptimizerSettings
 from vla_rl.policies.lora import merged_weight
 from vla_rl.policies.openvla_oft import OpenVLAOFT
 from vla_rl.policies.openvla_oft import adapters as reading
-from vla_rl.policies.openvla_oft import export as layout
+from vla_rl.policies.openvla_oft import checkpoint_writer as layout
 from vla_rl.policies.openvla_oft.adapter_config import AdapterConfig, write_adapter_config
 from vla_rl.policies.openvla_oft.heads import L1ActionHead
 from vla_rl.recipe import build_recipe

@@ -24,7 +24,7 @@ from vla_rl.evaluation.policy_source import find_policy
 from vla_rl.policies.build import build_openvla_oft
 from vla_rl.policies.image_transforms import frame_transform
 from vla_rl.policies.openvla_oft import OpenVLAOFT
-from vla_rl.policies.openvla_oft.export import write_checkpoint
+from vla_rl.policies.openvla_oft.checkpoint_writer import write_checkpoint
 from vla_rl.policies.openvla_oft.heads import L1ActionHead
 from vla_rl.run.plan import plan_policy
 from vla_rl.types import ChunkResult, Observation

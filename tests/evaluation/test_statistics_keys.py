@@ -13,9 +13,9 @@ from vla_rl.export.export import export
 from vla_rl.learner.checkpoint import Progress, kept_for_the_run, save
 from vla_rl.learner.engine import Engine
 from vla_rl.learner.optimizer import OptimizerSettings
-from vla_rl.policies.openvla_oft.export import write_checkpoint
+from vla_rl.policies.openvla_oft.checkpoint_writer import write_checkpoint
+from vla_rl.policies.openvla_oft.dataset_statistics import select_statistics, stored_blocks
 from vla_rl.policies.openvla_oft.source import find_checkpoint
-from vla_rl.policies.openvla_oft.statistics import select_statistics, stored_blocks
 from vla_rl.recipe import build_recipe
 from vla_rl.run.plan import plan_policy
 from vla_rl.run.statistics_key import check_statistics

@@ -22,7 +22,7 @@ from vla_rl.policies.openvla_oft.adapter_config import (
     is_chosen,
     write_adapter_config,
 )
-from vla_rl.policies.openvla_oft.export import write_checkpoint
+from vla_rl.policies.openvla_oft.checkpoint_writer import write_checkpoint
 
 INSTALLED = {field.name for field in dataclasses.fields(LoraConfig)}
 LINEARS = ["q_proj", "down_proj", "fc1"]  # of Llama, of Llama, of both ViTs and the projector

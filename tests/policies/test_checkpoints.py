@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from vla_rl.policies.build import build_openvla_oft
 from vla_rl.policies.describe import describe_openvla_oft
+from vla_rl.policies.openvla_oft.checkpoint_writer import write_checkpoint
 from vla_rl.policies.openvla_oft.config import config_to_json, read_config
-from vla_rl.policies.openvla_oft.export import write_checkpoint
 from vla_rl.policies.openvla_oft.model import OpenVLAOFT
 from vla_rl.policies.openvla_oft.source import find_source
 from vla_rl.policies.openvla_oft.tiny import tiny_config

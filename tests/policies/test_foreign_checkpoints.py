@@ -16,10 +16,10 @@ from vla_rl.cli.main import app
 from vla_rl.policies.build import build_openvla_oft
 from vla_rl.policies.describe import describe_openvla_oft
 from vla_rl.policies.openvla_oft import OpenVLAOFT
-from vla_rl.policies.openvla_oft.checkpoint import empty_model
+from vla_rl.policies.openvla_oft.checkpoint_files import find_files, unused_shapes
+from vla_rl.policies.openvla_oft.checkpoint_reader import empty_model
+from vla_rl.policies.openvla_oft.checkpoint_writer import write_checkpoint
 from vla_rl.policies.openvla_oft.config import OFTConfig, config_to_json
-from vla_rl.policies.openvla_oft.export import write_checkpoint
-from vla_rl.policies.openvla_oft.files import find_files, unused_shapes
 from vla_rl.policies.openvla_oft.heads import L1ActionHead
 from vla_rl.policies.openvla_oft.profiles import PROFILES
 

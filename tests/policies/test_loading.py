@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vla_rl.policies.openvla_oft import OpenVLAOFT
-from vla_rl.policies.openvla_oft.export import write_checkpoint
-from vla_rl.policies.openvla_oft.files import find_files
+from vla_rl.policies.openvla_oft.checkpoint_files import find_files
+from vla_rl.policies.openvla_oft.checkpoint_writer import write_checkpoint
 
 ADAPTER = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none", "base_model_name_or_path": "../base"}
 LINEAR = "language_model.model.layers.1.mlp.down_proj"  # (64, 172)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GenerationConfig
 
+from vla_rl.policies.openvla_oft.checkpoint_metadata import write_metadata
+from vla_rl.policies.openvla_oft.checkpoint_writer import write_checkpoint, write_network
 from vla_rl.policies.openvla_oft.config import OFTConfig, config_to_json
-from vla_rl.policies.openvla_oft.export import write_checkpoint, write_network
-from vla_rl.policies.openvla_oft.export_files import write_metadata
 from vla_rl.policies.openvla_oft.prompts import prompt_text
 from vla_rl.policies.openvla_oft.source import find_checkpoint, find_source
 from vla_rl.policies.openvla_oft.tiny_tokenizer import tiny_tokenizer

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vla_rl.policies.openvla_oft import random_weights, source
-from vla_rl.policies.openvla_oft.checkpoint import empty_model
+from vla_rl.policies.openvla_oft.checkpoint_reader import empty_model
 from vla_rl.policies.openvla_oft.config import LlamaDims
 from vla_rl.policies.openvla_oft.profiles import PROFILES
 from vla_rl.policies.openvla_oft.random_weights import fill_well_conditioned

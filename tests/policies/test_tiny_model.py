@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from vla_rl.policies.openvla_oft.checkpoint import empty_model
+from vla_rl.policies.openvla_oft.checkpoint_reader import empty_model
 from vla_rl.policies.openvla_oft.profiles import PROFILES
 from vla_rl.policies.openvla_oft.prompts import prompt_table, prompt_text, tokenize_prompt
 from vla_rl.policies.openvla_oft.source import find_source

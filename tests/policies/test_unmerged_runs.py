@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from vla_rl.evaluation.policy_source import find_policy
 from vla_rl.policies.openvla_oft import OpenVLAOFT
-from vla_rl.policies.openvla_oft.export import write_checkpoint
-from vla_rl.policies.openvla_oft.files import find_files
+from vla_rl.policies.openvla_oft.checkpoint_files import find_files
+from vla_rl.policies.openvla_oft.checkpoint_writer import write_checkpoint
 from vla_rl.policies.openvla_oft.heads import L1ActionHead
 from vla_rl.policies.openvla_oft.source import find_checkpoint
 

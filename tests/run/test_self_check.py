@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vla_rl.policies.openvla_oft.export import write_checkpoint
+from vla_rl.policies.openvla_oft.checkpoint_writer import write_checkpoint
 from vla_rl.recipe import build_recipe
 from vla_rl.run.plan import plan_policy
 from vla_rl.run.self_check import check_policy

@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 from vla_rl.envs.libero.section import CAMERAS, LiberoSection, known_suites
 from vla_rl.evaluation.provenance import UNKNOWN_TRAINING, Training, recorded_training, training_in
-from vla_rl.learner import checkpoint_files
+from vla_rl.learner import checkpoint_folder
 from vla_rl.learner.checkpoint import FOLDER, CheckpointError, find_latest, kept_for_the_run
 from vla_rl.libero_suites import SUITES
 from vla_rl.policies.openvla_oft.adapter_config import CONFIG_FILE as ADAPTER_CONFIG
-from vla_rl.policies.openvla_oft.files import find_files, is_checkpoint
+from vla_rl.policies.openvla_oft.checkpoint_files import find_files, is_checkpoint
 from vla_rl.policies.openvla_oft.hub import checkpoint_directory
 from vla_rl.policies.openvla_oft.profiles import resolve_profile
 from vla_rl.policies.openvla_oft.source import RANDOM_7B, TINY
@@ -171,11 +171,11 @@ def _newest(run_dir: Path) -> Path:
 
 def _trained(checkpoint: Path, *, run_dir: Path, whole: bool) -> PolicySource:
     """Return the policy of a run's checkpoint; `whole` if its checksums were already verified."""
-    problem = None if whole else checkpoint_files.problem_of(checkpoint)
+    problem = None if whole else checkpoint_folder.problem_of(checkpoint)
     if problem is not None:
         raise CheckpointError(f"{checkpoint}: {problem}")
     setup = _on_this_machine(load_recorded_recipe(run_dir / RECIPE_FILE).setup)
-    entry = json.loads((checkpoint / checkpoint_files.MANIFEST).read_text())["files"]["policy.safetensors"]
+    entry = json.loads((checkpoint / checkpoint_folder.MANIFEST).read_text())["files"]["policy.safetensors"]
     return PolicySource(
         location=str(checkpoint),
         name=checkpoint.name,

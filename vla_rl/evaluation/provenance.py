@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vla_rl.envs.kind import SAMPLED
 from vla_rl.libero_suites import SUITES
-from vla_rl.policies.openvla_oft.files import RECORD_FILE
+from vla_rl.policies.openvla_oft.checkpoint_files import RECORD_FILE
 from vla_rl.policies.openvla_oft.json_files import read_json, write_json
 from vla_rl.recipe import EnvSection
 

@@ -28,16 +28,16 @@ from vla_rl.export.verification import (
 from vla_rl.learner.checkpoint import load_policy
 from vla_rl.policies.build import build_openvla_oft
 from vla_rl.policies.devices import use_device
-from vla_rl.policies.openvla_oft.checkpoint import DTYPES
-from vla_rl.policies.openvla_oft.export import write_adapter, write_checkpoint, write_network
-from vla_rl.policies.openvla_oft.export_files import appears_whole
-from vla_rl.policies.openvla_oft.files import CheckpointFiles, find_files
+from vla_rl.policies.openvla_oft.checkpoint_files import CheckpointFiles, find_files
+from vla_rl.policies.openvla_oft.checkpoint_metadata import appears_whole
+from vla_rl.policies.openvla_oft.checkpoint_reader import DTYPES
+from vla_rl.policies.openvla_oft.checkpoint_writer import write_adapter, write_checkpoint, write_network
+from vla_rl.policies.openvla_oft.dataset_statistics import SUFFIX
 from vla_rl.policies.openvla_oft.model import OpenVLAOFT
 from vla_rl.policies.openvla_oft.peft_reference import adapted_by_peft
 from vla_rl.policies.openvla_oft.policy import OpenVLAOFTPolicy
 from vla_rl.policies.openvla_oft.self_test import network_faults
 from vla_rl.policies.openvla_oft.source import TINY, Source, find_checkpoint, find_source
-from vla_rl.policies.openvla_oft.statistics import SUFFIX
 from vla_rl.recipe import OpenVLAOFTSection
 from vla_rl.run.plan import plan_policy, resolve_device
 from vla_rl.run.signals import heed_signals, interrupted_by_signals

@@ -31,7 +31,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vla_rl.learner import checkpoint_files as files
+from vla_rl.learner import checkpoint_folder as files
 from vla_rl.learner.optimizer import trainable_parameters
 from vla_rl.learner.rng import capture_rng, restore_rng
 

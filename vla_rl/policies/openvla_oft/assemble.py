@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from vla_rl.policies.openvla_oft.checkpoint import DTYPES
+from vla_rl.policies.openvla_oft.checkpoint_reader import DTYPES
+from vla_rl.policies.openvla_oft.dataset_statistics import DatasetStatistics
 from vla_rl.policies.openvla_oft.model import OpenVLAOFT
 from vla_rl.policies.openvla_oft.policy import OpenVLAOFTPolicy, TrainingChoices
 from vla_rl.policies.openvla_oft.prompts import prompt_table
 from vla_rl.policies.openvla_oft.source import Source
-from vla_rl.policies.openvla_oft.statistics import DatasetStatistics
 from vla_rl.policies.parameters import cast_parameters, move_buffers
 
 

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from vla_rl.policies import action_tokens
 from vla_rl.policies.lora import LoraSettings, add_adapters, fill_adapters, is_adapter
+from vla_rl.policies.openvla_oft.dataset_statistics import DatasetStatistics
 from vla_rl.policies.openvla_oft.model import OpenVLAOFT
 from vla_rl.policies.openvla_oft.pixels import normalization_tensors, normalize_pixels
 from vla_rl.policies.openvla_oft.prompts import PromptTable
 from vla_rl.policies.openvla_oft.source import Source
-from vla_rl.policies.openvla_oft.statistics import DatasetStatistics
 from vla_rl.policies.parameters import META, fill_linear_and_norms
 from vla_rl.policies.token_density import TokenDensity
 from vla_rl.policies.value_heads import load_value_head

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from vla_rl.policies.openvla_oft.config import BOS_ID, LONE_SPACE_ID, STOP_ID
+from vla_rl.policies.openvla_oft.dataset_statistics import DatasetStatistics
 from vla_rl.policies.openvla_oft.model import OpenVLAOFT
-from vla_rl.policies.openvla_oft.statistics import DatasetStatistics
 from vla_rl.policies.openvla_oft.vision import CHANNELS_PER_IMAGE
 from vla_rl.types import PolicyInputs
 

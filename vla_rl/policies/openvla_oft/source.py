@@ -9,15 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from vla_rl.policies.openvla_oft import tiny
-from vla_rl.policies.openvla_oft.checkpoint import DTYPES, check_stored, empty_model, fill_model
+from vla_rl.policies.openvla_oft.checkpoint_files import CheckpointFiles, find_files
+from vla_rl.policies.openvla_oft.checkpoint_reader import DTYPES, check_stored, empty_model, fill_model
 from vla_rl.policies.openvla_oft.config import OFTConfig, read_config
-from vla_rl.policies.openvla_oft.files import CheckpointFiles, find_files
-from vla_rl.policies.openvla_oft.hub import checkpoint_directory
-from vla_rl.policies.openvla_oft.model import OpenVLAOFT
-from vla_rl.policies.openvla_oft.pixels import PixelNormalization, read_pixel_normalization
-from vla_rl.policies.openvla_oft.profiles import Profile, resolve_profile
-from vla_rl.policies.openvla_oft.random_weights import fill_well_conditioned
-from vla_rl.policies.openvla_oft.statistics import (
+from vla_rl.policies.openvla_oft.dataset_statistics import (
     DatasetStatistics,
     Statistics,
     checkpoint_statistics,
@@ -25,6 +20,11 @@ from vla_rl.policies.openvla_oft.statistics import (
     select_statistics,
     stored_blocks,
 )
+from vla_rl.policies.openvla_oft.hub import checkpoint_directory
+from vla_rl.policies.openvla_oft.model import OpenVLAOFT
+from vla_rl.policies.openvla_oft.pixels import PixelNormalization, read_pixel_normalization
+from vla_rl.policies.openvla_oft.profiles import Profile, resolve_profile
+from vla_rl.policies.openvla_oft.random_weights import fill_well_conditioned
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

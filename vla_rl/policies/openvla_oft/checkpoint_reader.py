@@ -13,8 +13,8 @@ from torch import Tensor
 
 from vla_rl.policies.openvla_oft.adapters import WEIGHTS_FILE as ADAPTER_WEIGHTS
 from vla_rl.policies.openvla_oft.adapters import Adapter, read_adapter
+from vla_rl.policies.openvla_oft.checkpoint_files import COMPONENTS, CheckpointFiles, unused_shapes
 from vla_rl.policies.openvla_oft.config import OFTConfig
-from vla_rl.policies.openvla_oft.files import COMPONENTS, CheckpointFiles, unused_shapes
 from vla_rl.policies.openvla_oft.headers import FLOATS, StoredTensor, read_header, refuse_pointer
 from vla_rl.policies.openvla_oft.model import OpenVLAOFT
 from vla_rl.policies.openvla_oft.profiles import Profile

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
+from vla_rl.policies.openvla_oft.checkpoint_files import RECORD_FILE
 from vla_rl.policies.openvla_oft.config import config_to_json
-from vla_rl.policies.openvla_oft.files import RECORD_FILE
+from vla_rl.policies.openvla_oft.dataset_statistics import libero_statistics
 from vla_rl.policies.openvla_oft.json_files import read_json, write_json
 from vla_rl.policies.openvla_oft.public_files import write_processor_files
 from vla_rl.policies.openvla_oft.source import Source
-from vla_rl.policies.openvla_oft.statistics import libero_statistics
 
 _PARTIAL_PREFIX = ".partial-"
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".bin", ".index.json")

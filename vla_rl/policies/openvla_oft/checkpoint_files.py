@@ -17,10 +17,10 @@ from vla_rl.policies.openvla_oft.adapter_config import CONFIG_FILE as ADAPTER_CO
 from vla_rl.policies.openvla_oft.adapters import WEIGHTS_FILE as ADAPTER_WEIGHTS
 from vla_rl.policies.openvla_oft.adapters import base_directory
 from vla_rl.policies.openvla_oft.config import OFTConfig, ViTConfig
+from vla_rl.policies.openvla_oft.dataset_statistics import STATISTICS_FILE
 from vla_rl.policies.openvla_oft.headers import conversion
 from vla_rl.policies.openvla_oft.json_files import read_json
 from vla_rl.policies.openvla_oft.shards import find_shards, has_shards
-from vla_rl.policies.openvla_oft.statistics import STATISTICS_FILE
 
 ADAPTER_FOLDER = "lora_adapter"  # name given by OpenVLA-OFT's fine-tuning
 ADAPTER_PICKLED = "adapter_model.bin"

@@ -26,9 +26,9 @@ from vla_rl.policies.lora import (
 )
 from vla_rl.policies.openvla_oft.adapter_config import write_adapter_config
 from vla_rl.policies.openvla_oft.adapters import PREFIX, WEIGHTS_FILE, read_adapter
-from vla_rl.policies.openvla_oft.checkpoint import unused_tensors
-from vla_rl.policies.openvla_oft.export_files import write_metadata, write_record, write_statistics
-from vla_rl.policies.openvla_oft.files import COMPONENTS, VALUE_HEAD_FILE, CheckpointFiles, unused_shapes
+from vla_rl.policies.openvla_oft.checkpoint_files import COMPONENTS, VALUE_HEAD_FILE, CheckpointFiles, unused_shapes
+from vla_rl.policies.openvla_oft.checkpoint_metadata import write_metadata, write_record, write_statistics
+from vla_rl.policies.openvla_oft.checkpoint_reader import unused_tensors
 from vla_rl.policies.openvla_oft.json_files import write_json
 from vla_rl.policies.openvla_oft.model import OpenVLAOFT
 from vla_rl.policies.openvla_oft.policy import LM_HEAD, OpenVLAOFTPolicy
