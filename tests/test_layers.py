@@ -11,28 +11,29 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vla_rl"
 
-BELOW = {"types", "errors", "section", "libero_suites", "rl", "credit", "policies", "envs"}
+BELOW = {"types", "errors", "files", "section", "libero_suites", "rl", "credit", "policies", "envs"}
 BELOW |= {"ipc", "replay", "workers", "learner", "reporting"}
 
 ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
     "types": set(),
     "errors": set(),
+    "files": set(),
     "section": set(),
     "libero_suites": set(),
     # A kind of environment, policy, surrogate or credit brings its own section of a recipe.
     "rl": {"section"},
     "credit": {"section", "rl"},
     "recipe": {"errors", "section", "rl", "credit", "envs"},
-    "policies": {"types", "errors", "section", "rl"},  # rl: a policy owns the density of its actions
-    "envs": {"types", "errors", "section", "libero_suites"},
+    "policies": {"types", "errors", "files", "section", "rl"},  # rl: a policy owns the density of its actions
+    "envs": {"types", "errors", "files", "section", "libero_suites"},
     "ipc": {"types", "errors"},
     "replay": {"types", "errors", "ipc"},
     "workers": {"types", "errors", "ipc", "replay", "envs", "policies"},
-    "learner": {"types", "errors", "section", "ipc", "replay", "policies", "rl", "credit"},
-    "reporting": {"types", "errors", "__init__"},
+    "learner": {"types", "errors", "files", "section", "ipc", "replay", "policies", "rl", "credit"},
+    "reporting": {"types", "errors", "files", "__init__"},
     "doctor": {"types", "errors", "envs", "ipc"},
-    "demos": {"types", "errors", "section"},  # section: the form in which a fault is told
+    "demos": {"types", "errors", "files", "section"},  # section: the form in which a fault is told
     # The top: what sees a recipe. `run` turns one into plain arguments and running processes.
     "run": BELOW | {"recipe"},
     "evaluation": BELOW | {"recipe", "run"},
@@ -159,3 +160,20 @@ KNOW_NO_KIND = ("recipe", "run", "train", "workers", "replay", "ipc", "learner",
 def test_what_runs_environments_knows_no_kind_of_them(file: Path) -> None:
     """`vla_rl.envs.kinds` lists them; else a new one would be work in many places."""
     assert not [name for name in imports_of(file) if within(name, KINDS_OF_ENVIRONMENTS)]
+
+
+def renames_and_flushes(file: Path) -> list[str]:
+    """Calls by which a file could be replaced or flushed: `os.fsync`, `path.rename(...)`, `path.replace(target)`."""
+    found = []
+    for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and not call.keywords:
+            name, of_os = call.func.attr, ast.unparse(call.func.value) == "os"
+            # `text.replace(old, new)` has two arguments, `date.replace(tzinfo=...)` only named ones.
+            if name in ("rename", "renames", "fsync") or (name == "replace" and (of_os or len(call.args) == 1)):
+                found.append(ast.unparse(call))
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_files_are_renamed_and_flushed_in_one_place(file: Path) -> None:
+    assert bool(renames_and_flushes(file)) == (module_name(file) == "vla_rl.files")

@@ -351,7 +351,7 @@ def test_an_interrupted_export_leaves_nothing(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: type[BaseException]
 ) -> None:
     def interrupt(*_: object, **__: object) -> None:
-        assert any(".partial" in name for name in names(tmp_path))  # it was on its way
+        assert names(tmp_path) == {".tmp-out"}  # it was on its way
         raise failure
 
     monkeypatch.setattr(exporting, "compare", interrupt)
@@ -367,7 +367,7 @@ def test_an_export_that_is_asked_to_end_leaves_nothing(tmp_path: Path) -> None:
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 120
-        while not (tmp_path / ".partial-out" / "model.safetensors").is_file():
+        while not (tmp_path / ".tmp-out" / "model.safetensors").is_file():
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
         process.terminate()
@@ -379,7 +379,7 @@ def test_an_export_that_is_asked_to_end_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_export_left_is_replaced(run: Path, tmp_path: Path) -> None:
-    left = tmp_path / ".partial-out"
+    left = tmp_path / ".tmp-out"
     left.mkdir()
     (left / "model.safetensors").write_bytes(b"half")
     export(run, out=tmp_path / "out", verify=0)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from vla_rl.learner import checkpoint
+from vla_rl.learner import checkpoint, checkpoint_folder
 from vla_rl.learner.checkpoint import CheckpointError, CheckpointInfo, Progress
 from vla_rl.learner.engine import Engine
 
@@ -136,16 +136,16 @@ def test_a_save_that_is_killed_while_it_replaces_one_of_the_same_step_loses_noth
 ) -> None:
     engine = trained(1)
     save(tmp_path, engine, extra={"part": 1})
-    rename, done = Path.rename, []
+    rename, done = checkpoint_folder.rename, []
 
-    def die(path: Path, target: Path) -> Path:
+    def die(path: Path, target: Path) -> None:
         if len(done) == renames:
             raise Killed
         done.append(target)
-        return rename(path, target)
+        rename(path, target)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Path, "rename", die)
+        patch.setattr(checkpoint_folder, "rename", die)
         save(tmp_path, engine, extra={"part": 2})
     search = checkpoint.find_latest(tmp_path)
     assert search.newest is not None

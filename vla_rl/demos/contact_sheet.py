@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 
 from vla_rl.demos.episode import CAMERAS, Episode
 from vla_rl.demos.opening import Demos
+from vla_rl.files import written_aside
 
 THUMBNAIL = 160  # pixels
 MARGIN, LABEL = 8, 18
@@ -34,12 +35,8 @@ def write_contact_sheet(demos: Demos, file: Path) -> int:
     sheet = Image.new("RGB", (MARGIN + columns * (THUMBNAIL + MARGIN), MARGIN + line * len(shown)), PAPER)
     for row, index in enumerate(shown.values()):
         _draw(sheet, demos[index], MARGIN + row * line)
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        sheet.save(partial, "PNG")
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_aside(file) as aside:
+        sheet.save(aside, "PNG")
     return len(shown)
 
 

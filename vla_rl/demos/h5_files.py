@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_rl.demos.problems import DemosError, damaged, extra_needed
+from vla_rl.files import written_aside
 
 if TYPE_CHECKING:
     from h5py import Dataset as Dataset
@@ -96,13 +97,8 @@ def new_h5(file: Path) -> Iterator[File]:
     """Write an HDF5 file atomically: it appears under its name when complete, or not at all."""
     with extra_needed("writing HDF5 files"):
         import h5py
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        with h5py.File(partial, "w") as handle:
-            yield handle
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_aside(file) as aside, h5py.File(aside, "w") as handle:
+        yield handle
 
 
 def write_datasets(group: Group, arrays: Mapping[str, NDArray[Any]]) -> None:

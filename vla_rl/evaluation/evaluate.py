@@ -28,7 +28,7 @@ from vla_rl.evaluation.suite_plans import (
     make_suite_plans,
 )
 from vla_rl.evaluation.video import VIDEOS, check_video, count_videos, recorded_builders
-from vla_rl.reporting.files import atomic_write_bytes
+from vla_rl.files import atomic_write_bytes
 from vla_rl.reporting.manifest import MANIFEST_FILE, write_manifest
 from vla_rl.run.plan import plan_policy
 

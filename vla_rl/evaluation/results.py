@@ -23,7 +23,7 @@ from vla_rl.evaluation.statistics import (
     unless_point,
     wilson_interval,
 )
-from vla_rl.reporting.files import atomic_write_json, atomic_write_text
+from vla_rl.files import atomic_write_json, atomic_write_text
 from vla_rl.reporting.run_folder import RESULTS_FILE
 
 TABLE_FILE = "results.csv"

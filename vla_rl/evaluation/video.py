@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vla_rl.envs.seeds import reset_seed
 from vla_rl.evaluation.episodes import EpisodeResult
+from vla_rl.files import rename
 from vla_rl.types import ChunkResult, Environment, FloatArray, Observation, TaskInfo, UInt8Array
 
 if TYPE_CHECKING:
@@ -230,7 +231,7 @@ class _Video:
     def finish(self, path: Path) -> None:
         """Close the file and give it its name."""
         self._close()
-        self._path.replace(path)
+        rename(self._path, path)
 
     def discard(self) -> None:
         """Remove what was written."""

@@ -31,6 +31,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vla_rl.files import atomic_write_json, atomic_write_text, flush_tree, written_aside
 from vla_rl.learner import checkpoint_folder as files
 from vla_rl.learner.optimizer import trainable_parameters
 from vla_rl.learner.rng import capture_rng, restore_rng
@@ -126,7 +127,7 @@ def save(
     """
     checkpoints = run_dir / FOLDER
     final = checkpoints / f"optimizer_step_{progress.optimizer_steps}"
-    partial = checkpoints / f".tmp-{final.name}"
+    partial = checkpoints / f"{files.PARTIAL_PREFIX}{final.name}"
     ranks = engine.collectives
     policy, optimizer = (
         engine.trainable_state(),
@@ -154,15 +155,15 @@ def save(
         if ranks.is_main:
             _write_tensors(partial / "policy.safetensors", policy)
             _write_tensors(partial / "optimizer.safetensors", _flatten(optimizer))
-            files.write_json(partial / "state.json", state)
-        files.write_json(mine / "rng.json", capture_rng())
-        files.flush_tree(partial if ranks.is_main else mine)
+            atomic_write_json(partial / "state.json", state)
+        atomic_write_json(mine / "rng.json", capture_rng())
+        flush_tree(partial if ranks.is_main else mine)
 
     def publish() -> None:
         if ranks.is_main:
             files.write_manifest(partial)
             files.replace_folder(partial, final)
-            files.write_text_atomically(checkpoints / LATEST, final.name + "\n")
+            atomic_write_text(checkpoints / LATEST, final.name + "\n")
             _prune(checkpoints, keep, newest=progress.optimizer_steps)
 
     for phase in (prepare, write, publish):
@@ -316,10 +317,8 @@ def _check_architecture(path: Path, saved: Mapping[str, list[int]], present: Map
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file with the default mode of new files; safetensors itself uses 0600."""
-    path.touch()
-    usual = path.stat().st_mode & 0o777
-    save_file(_on_cpu(tensors), path)
-    path.chmod(usual)
+    with written_aside(path) as aside:
+        save_file(_on_cpu(tensors), aside)
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

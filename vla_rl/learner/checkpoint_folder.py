@@ -3,38 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import zlib
 from pathlib import Path
-from typing import Any
+
+from vla_rl.files import ASIDE, atomic_write_json, rename
 
 MANIFEST = "manifest.json"
-PARTIAL_PREFIX = ".tmp-"
+PARTIAL_PREFIX = ASIDE
 REPLACED_PREFIX = f"{PARTIAL_PREFIX}old-"  # a checkpoint that a save of the same clock moved aside
 REMOVED_PREFIX = f"{PARTIAL_PREFIX}gone-"
 
 _BLOCK = 1 << 20
-
-
-def write_json(path: Path, content: Any) -> None:  # noqa: ANN401 - whatever JSON carries
-    """Write readable JSON without non-finite numbers."""
-    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Replace a small file atomically: a reader sees the old or the new text, never a part."""
-    partial = path.with_name(PARTIAL_PREFIX + path.name)
-    partial.write_text(text)
-    _flush(partial)
-    partial.replace(path)
-    _flush(path.parent)
-
-
-def flush_tree(folder: Path) -> None:
-    """Fsync every file and folder below."""
-    for path in [*folder.rglob("*"), folder]:
-        _flush(path)
 
 
 def write_manifest(folder: Path) -> None:
@@ -44,9 +24,7 @@ def write_manifest(folder: Path) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    write_json(folder / MANIFEST, {"files": entries})
-    _flush(folder / MANIFEST)
-    _flush(folder)
+    atomic_write_json(folder / MANIFEST, {"files": entries})
 
 
 def problem_of(folder: Path) -> str | None:
@@ -73,9 +51,8 @@ def replace_folder(partial: Path, final: Path) -> None:
     """
     old = final.with_name(f"{REPLACED_PREFIX}{final.name}")
     if final.exists():
-        final.rename(old)
-    partial.rename(final)
-    _flush(final.parent)
+        rename(final, old)
+    rename(partial, final)
     if old.exists():
         shutil.rmtree(old)
 
@@ -90,27 +67,19 @@ def replaced_folders(checkpoints: Path) -> dict[Path, Path]:
 def remove_folder(folder: Path) -> None:
     """Remove a checkpoint; a crash meanwhile leaves nothing that a search takes for a checkpoint."""
     doomed = folder.with_name(f"{REMOVED_PREFIX}{folder.name}")
-    folder.rename(doomed)
+    rename(folder, doomed)
     shutil.rmtree(doomed)
 
 
 def clear_up(checkpoints: Path) -> None:
     """Remove leftovers of killed saves and restore a checkpoint that was being replaced."""
     for path, home in replaced_folders(checkpoints).items():
-        path.rename(home)
+        rename(path, home)
     for path in checkpoints.glob(f"{PARTIAL_PREFIX}*"):
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _crc32(path: Path) -> int:

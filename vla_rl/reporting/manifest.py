@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from vla_rl.reporting.files import atomic_write_json
+from vla_rl.files import atomic_write_json
 
 MANIFEST_FILE = "manifest.json"
 SCHEMA = 1

@@ -23,8 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from vla_rl.files import atomic_write_bytes
 from vla_rl.reporting.catalogue import require_known
-from vla_rl.reporting.files import atomic_write_bytes
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
-from vla_rl.reporting.files import atomic_write_bytes
+from vla_rl.files import atomic_write_bytes
 from vla_rl.reporting.run_folder import read_run
 from vla_rl.reporting.series import Records, series, value_of
 

@@ -7,8 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vla_rl.files import atomic_write_text
 from vla_rl.reporting.catalogue import CATALOGUE
-from vla_rl.reporting.files import atomic_write_text
 from vla_rl.reporting.html import bullets, folded, image, nested, note, page, preformatted, section, table, warning_box
 from vla_rl.reporting.plots import FIGURES, draw, draw_success_per_task, png
 from vla_rl.reporting.run_folder import Evaluation, WrittenRun, read_run

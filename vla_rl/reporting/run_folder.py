@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vla_rl.reporting.files import read_json_object
+from vla_rl.files import read_json_object
 from vla_rl.reporting.manifest import MANIFEST_FILE
 from vla_rl.reporting.metrics import METRICS_FILE, read_metrics
 from vla_rl.reporting.series import Records

@@ -9,8 +9,8 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from vla_rl.files import atomic_write_text, rename
 from vla_rl.learner.checkpoint import Search, find_latest
-from vla_rl.reporting.files import atomic_write_text
 from vla_rl.reporting.manifest import MANIFEST_FILE, write_manifest
 from vla_rl.reporting.metrics import METRICS_FILE
 from vla_rl.reporting.run_folder import RECIPE_FILE
@@ -67,7 +67,7 @@ class RunFolder:
             return None
         names = (self.path / f"metrics.before_restart_{number}.jsonl" for number in count(1))
         aside = next(path for path in names if not path.exists())
-        metrics.rename(aside)
+        rename(metrics, aside)
         return aside
 
     @property

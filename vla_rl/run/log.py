@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 
+from vla_rl.files import directory_bytes
 from vla_rl.ipc.counters import CellCounters
 from vla_rl.learner.collectives import Collectives
 from vla_rl.policies.devices import PeakMemory, peak_memory
 from vla_rl.reporting.catalogue import reduce_over_ranks
-from vla_rl.reporting.files import directory_bytes
 from vla_rl.reporting.live import Display
 from vla_rl.reporting.metrics import Clocks, MetricsWriter
 from vla_rl.reporting.snapshot import RunSnapshot

@@ -21,8 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vla_rl.files import atomic_write_json, rename
 from vla_rl.ipc.lifeline import end_with_parent
-from vla_rl.reporting.files import atomic_write_json
 from vla_rl.reporting.metrics import METRICS_FILE, read_metrics
 from vla_rl.reporting.text import percent
 from vla_rl.run.signals import StopRequest
@@ -136,11 +136,11 @@ class _Session:
         if code == 0:
             self._ended.append(Underway(job.expected, seconds, share=1.0))
             atomic_write_json(folder / self._record_file, {**job.record, "seconds": seconds})
-            folder.rename(self._folder / job.name)
+            rename(folder, self._folder / job.name)
             self._unfinished.remove(job.name)
             self._progress.finished.append(job)
         else:
-            folder.rename(aside(self._folder, job, "failed"))
+            rename(folder, aside(self._folder, job, "failed"))
             self._progress.failed.append(job)
             self._block(job.name)
         how = "finished" if code == 0 else f"FAILED with exit code {code}"

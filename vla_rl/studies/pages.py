@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from vla_rl.evaluation.statistics import Interval
+from vla_rl.files import atomic_write_text
 from vla_rl.reporting import html
-from vla_rl.reporting.files import atomic_write_text
 from vla_rl.studies.figures import FigureText
 
 PAGE = "report.html"

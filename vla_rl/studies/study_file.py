@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vla_rl.files import read_json_object
 from vla_rl.recipe import Recipe
-from vla_rl.reporting.files import read_json_object
 
 STUDY_FILE = "study.json"
 KIND = "study"  # field with the kind of the study

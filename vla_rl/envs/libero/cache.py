@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from vla_rl.envs.libero.errors import SimulatorError
+from vla_rl.files import rename
 
 
 def cache_root() -> Path:
@@ -71,7 +72,7 @@ def _publish(target: Path, files: Mapping[PurePosixPath, bytes]) -> None:
             destination = staging / path
             destination.parent.mkdir(parents=True, exist_ok=True)
             destination.write_bytes(content)
-        staging.rename(target)
+        rename(staging, target)
     except OSError:
         if not target.is_dir():  # otherwise another process published the same content first
             raise

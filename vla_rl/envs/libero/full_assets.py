@@ -16,6 +16,7 @@ from vla_rl.envs.libero.assets import ASSETS_VARIABLE, DOWNLOADED_FOLDER, Assets
 from vla_rl.envs.libero.cache import cache_root, writing_to
 from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.envs.libero.suites import libero_tasks
+from vla_rl.files import rename
 from vla_rl.libero_suites import MAIN_SUITES, SUITES
 from vla_rl.types import TaskInfo
 
@@ -102,7 +103,7 @@ def download(fetch: Callable[[Path], None]) -> Path:
                 f"{faults[0]}. Fix: run it again; if it stays, remove {partial} first"
             )
         shutil.rmtree(partial / ".cache", ignore_errors=True)  # the hub client's state for resuming
-        partial.rename(target)
+        rename(partial, target)
     return target
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
+from vla_rl.files import folder_written_aside
 from vla_rl.policies.openvla_oft.checkpoint_files import RECORD_FILE
 from vla_rl.policies.openvla_oft.config import config_to_json
 from vla_rl.policies.openvla_oft.dataset_statistics import libero_statistics
@@ -19,7 +20,6 @@ from vla_rl.policies.openvla_oft.json_files import read_json, write_json
 from vla_rl.policies.openvla_oft.public_files import write_processor_files
 from vla_rl.policies.openvla_oft.source import Source
 
-_PARTIAL_PREFIX = ".partial-"
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".bin", ".index.json")
 _STATISTICS_FILE = "dataset_statistics.json"
 _DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -33,32 +33,14 @@ def appears_whole(directory: Path) -> Iterator[Path]:
         ValueError: `directory` exists, or cannot be made.
         OSError: a file could not be written, also where safetensors has an error of its own for it.
     """
-    partial = directory.with_name(_PARTIAL_PREFIX + directory.name)
     try:
-        if directory.exists():
-            raise ValueError(f"{directory} exists and nothing is written over it; name a new directory for the export")
-        if partial.exists():  # of an export that was killed
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise ValueError(f"{directory} cannot be made ({error}); choose another directory for the export") from error
-    try:
-        yield partial
-        for path in partial.iterdir():
-            path.chmod(partial.stat().st_mode & 0o666)  # safetensors writes files that only their owner can read
-            _flush(path)
-        _flush(partial)
-        partial.rename(directory)
+        with folder_written_aside(directory) as aside:
+            yield aside
     except SafetensorError as error:
-        shutil.rmtree(partial)
         number = re.search(r"\(os error (\d+)\)", str(error))  # as Rust writes errors of the system
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(directory)) from error
-    except BaseException:  # also Ctrl-C
-        shutil.rmtree(partial)
-        raise
-    _flush(directory.parent)
 
 
 def write_metadata(source: Source, directory: Path, *, dtype: torch.dtype) -> None:
@@ -97,12 +79,3 @@ def _write_new_metadata(source: Source, directory: Path) -> None:
     write_json(directory / _STATISTICS_FILE, statistics)
     write_json(directory / "config.json", {**config_to_json(source.config), "norm_stats": statistics})
     write_processor_files(directory, source.config, source.pixels)
-
-
-def _flush(path: Path) -> None:
-    """Flush the file to disk, so that a rename never outlives its content."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from vla_rl.reporting.files import atomic_write_json, atomic_write_text
+from vla_rl.files import atomic_write_json, atomic_write_text
 from vla_rl.studies.gridworld.enumeration import CASES, Record, labels, pareto_front
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from vla_rl.files import atomic_write_json, atomic_write_text, read_json_object
 from vla_rl.reporting import html
-from vla_rl.reporting.files import atomic_write_json, atomic_write_text, read_json_object
 from vla_rl.reporting.report import origin_table
 from vla_rl.reporting.series import value_of
 from vla_rl.studies.metaworld.bands import metric_band, return_band

@@ -13,8 +13,8 @@ from statistics import fmean
 from typing import Any
 
 from vla_rl.envs.metaworld.section import MetaworldSection
+from vla_rl.files import read_json_object
 from vla_rl.recipe import load_recorded_recipe
-from vla_rl.reporting.files import read_json_object
 from vla_rl.reporting.manifest import MANIFEST_FILE
 from vla_rl.reporting.metrics import METRICS_FILE, read_metrics
 from vla_rl.reporting.run_folder import RECIPE_FILE
