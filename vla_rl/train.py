@@ -18,7 +18,7 @@ from vla_rl.errors import CellFailureError, RunFailureError, preflight
 from vla_rl.evaluation.evaluate import evaluate
 from vla_rl.evaluation.options import EvalOptions
 from vla_rl.evaluation.outcome import EvaluationReport
-from vla_rl.ipc.room import check_room
+from vla_rl.ipc.memory_check import check_room
 from vla_rl.learner.checkpoint import CheckpointInfo, Search
 from vla_rl.learner.engine import NonFiniteUpdateError
 from vla_rl.learner.launch import launch_ranks, launched_rank

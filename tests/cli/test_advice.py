@@ -46,7 +46,7 @@ SPEAKERS = {
 FOREIGN = {
     "vla_rl/doctor/packages.py": {"--no-deps"},
     "vla_rl/envs/libero/suites.py": {"--no-deps"},
-    "vla_rl/ipc/room.py": {"--memory"},
+    "vla_rl/ipc/memory_check.py": {"--memory"},
     "vla_rl/learner/launch.py": None,  # builds the command of a launcher
     "vla_rl/reporting/manifest.py": {"--porcelain", "--untracked-files"},
     "vla_rl/reporting/report_style.py": None,  # variables of CSS

@@ -11,8 +11,8 @@ from vla_rl.errors import UserError
 from vla_rl.evaluation.episodes import EPISODES_FILE, read_episodes
 from vla_rl.evaluation.evaluate import evaluate
 from vla_rl.evaluation.options import EvalOptions
-from vla_rl.ipc import room
-from vla_rl.run.claim import claim_folder
+from vla_rl.ipc import memory_check
+from vla_rl.run.folder_lock import claim_folder
 
 
 def evaluated(policy, *, progress=None, **choices):
@@ -176,7 +176,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(trained, tmp_pa
 
 
 def test_too_little_shared_memory_is_told_in_the_options_of_an_evaluation(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(room, "available_memory", lambda: 16)
+    monkeypatch.setattr(memory_check, "available_memory", lambda: 16)
     with pytest.raises(UserError, match=r"only 16 B of memory.*Free memory.*or lower --workers\.$"):
         evaluated(trained, episodes_per_task=1, workers=3, out=tmp_path)
 

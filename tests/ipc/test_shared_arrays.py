@@ -20,9 +20,9 @@ import numpy as np
 import psutil
 import pytest
 
-from vla_rl.ipc import room
-from vla_rl.ipc.lifeline import end_with_parent
-from vla_rl.ipc.room import check_room
+from vla_rl.ipc import memory_check
+from vla_rl.ipc.memory_check import check_room
+from vla_rl.ipc.parent_death import end_with_parent
 from vla_rl.ipc.shared_arrays import Field, SharedArrays, SharedArraysHandle, bytes_needed
 
 FIELDS = [
@@ -184,7 +184,7 @@ def test_a_size_beyond_memory_is_refused_with_numbers_and_the_fix():
 
 
 def test_a_size_beyond_memory_is_refused_before_creation(monkeypatch):
-    monkeypatch.setattr(room, "available_memory", lambda: 100)
+    monkeypatch.setattr(memory_check, "available_memory", lambda: 100)
     with pytest.raises(ValueError, match=r"256 B are needed, but only 100 B of memory"):
         SharedArrays.create("refused", FIELDS)
     assert traces("refused") == []
@@ -192,9 +192,9 @@ def test_a_size_beyond_memory_is_refused_before_creation(monkeypatch):
 
 @pytest.mark.parametrize(("limit", "available"), [(500, 500), (2000, 1000), (None, 1000)])
 def test_a_container_limit_bounds_the_memory(monkeypatch, limit, available):
-    monkeypatch.setattr(room.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
-    monkeypatch.setattr(room, "memory_below_limit", lambda: limit)
-    assert room.available_memory() == available
+    monkeypatch.setattr(memory_check.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr(memory_check, "memory_below_limit", lambda: limit)
+    assert memory_check.available_memory() == available
 
 
 def test_failing_allocation_leaves_nothing_open(monkeypatch):
@@ -210,7 +210,7 @@ def test_failing_allocation_leaves_nothing_open(monkeypatch):
 @pytest.mark.parametrize("free", [0, 1])
 def test_memory_that_the_system_refuses_is_told(monkeypatch, free):
     """As in a container whose rules forbid the call; here because no descriptor is left for it, or for the mapping."""
-    monkeypatch.setattr(room, "available_memory", lambda: 2**20)  # it opens files
+    monkeypatch.setattr(memory_check, "available_memory", lambda: 2**20)  # it opens files
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest = os.dup(0)
     os.close(lowest)

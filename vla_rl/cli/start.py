@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from vla_rl.cli import exit_codes
-from vla_rl.ipc.lifeline import stop_signals
+from vla_rl.ipc.parent_death import stop_signals
 from vla_rl.run.signals import heed_signals, interrupted_by_signals
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import numpy as np
 
 from vla_rl.doctor.record import Check, Status
 from vla_rl.envs.libero.cache import cache_root
-from vla_rl.ipc.room import available_memory
+from vla_rl.ipc.memory_check import available_memory
 from vla_rl.ipc.shared_arrays import Field, SharedArrays
 
 GIB = 2**30

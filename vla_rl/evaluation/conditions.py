@@ -15,7 +15,7 @@ from vla_rl.evaluation.episodes import EPISODES_FILE, EpisodeKey, in_words, read
 from vla_rl.files import atomic_write_json
 from vla_rl.reporting.manifest import MANIFEST_FILE
 from vla_rl.reporting.run_folder import RECIPE_FILE
-from vla_rl.run.claim import claim_folder
+from vla_rl.run.folder_lock import claim_folder
 
 CONDITIONS_FILE = "evaluation.json"
 

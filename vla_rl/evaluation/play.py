@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vla_rl.errors import preflight
 from vla_rl.evaluation.episodes import EpisodeLog, EpisodeResult
-from vla_rl.ipc.room import NoRoomError
+from vla_rl.ipc.memory_check import NoRoomError
 from vla_rl.learner.checkpoint import load_policy
 from vla_rl.policies.devices import use_device
 from vla_rl.run.assembly import AnyCell, make_cell, make_memory, trainable_tensors

@@ -13,7 +13,7 @@ from vla_rl.evaluation.options import EvalOptions
 from vla_rl.evaluation.play import evaluation_jobs, init_states
 from vla_rl.evaluation.policy_source import PolicySource
 from vla_rl.ipc.container import usable_cores
-from vla_rl.ipc.room import available_memory
+from vla_rl.ipc.memory_check import available_memory
 from vla_rl.recipe import OpenVLAOFTSection, Problem, RecipeError, Setup, change_setup
 from vla_rl.run.plan import Plan, make_plan
 from vla_rl.workers.episodes import EpisodeJob

@@ -21,8 +21,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from vla_rl.ipc.memory_check import check_room
 from vla_rl.ipc.memory_file import MemoryFile
-from vla_rl.ipc.room import check_room
 
 ALIGNMENT = 64  # bytes; a cache line, so that two fields never share one
 

@@ -19,7 +19,7 @@ from typing import Literal
 
 import psutil
 
-from vla_rl.ipc.lifeline import end_with_parent, stop_signals
+from vla_rl.ipc.parent_death import end_with_parent, stop_signals
 
 INTERRUPTED = 130  # exit code after a signal, as in a shell
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vla_rl.ipc.room import readable
+from vla_rl.ipc.memory_check import readable
 from vla_rl.ipc.shared_arrays import bytes_needed
 from vla_rl.ipc.slots import slot_fields
 from vla_rl.recipe import Recipe

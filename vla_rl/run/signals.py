@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Self
 
-from vla_rl.ipc.lifeline import FOR_THE_PARENT, stop_signals
+from vla_rl.ipc.parent_death import FOR_THE_PARENT, stop_signals
 
 _pending: list[int] = []  # signals received before anything could handle them; no lock, because a handler adds to it
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_rl.files import atomic_write_json, rename
-from vla_rl.ipc.lifeline import end_with_parent
+from vla_rl.ipc.parent_death import end_with_parent
 from vla_rl.reporting.metrics import METRICS_FILE, read_metrics
 from vla_rl.reporting.text import percent
 from vla_rl.run.signals import StopRequest

@@ -14,7 +14,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NoReturn
 
-from vla_rl.ipc.lifeline import FOR_THE_PARENT, end_with_parent, shielded
+from vla_rl.ipc.parent_death import FOR_THE_PARENT, end_with_parent, shielded
 
 ORPHANED_EXIT_CODE = 113
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from vla_rl.errors import UserError, preflight
 from vla_rl.files import atomic_write_json, read_json_object
 from vla_rl.recipe import build_recipe, find_recipe, load_recipe
-from vla_rl.run.claim import claim_folder
+from vla_rl.run.folder_lock import claim_folder
 from vla_rl.studies.jobs import Job, Progress, Say, run_jobs, share_of_updates
 from vla_rl.studies.metaworld.grid import Grid, StudyRun
 from vla_rl.studies.metaworld.pace import expect
