@@ -29,9 +29,10 @@ SPEAKERS = {
     "vla_rl/envs/metaworld/section.py": ["eval"],
     "vla_rl/cli/export.py": ["export"],
     "vla_rl/export": ["export"],
-    "vla_rl/cli/study.py": ["study metaworld", "study gridworld"],
+    "vla_rl/cli/study.py": ["study metaworld", "study libero", "study gridworld"],
     "vla_rl/studies/metaworld": ["study metaworld"],
-    "vla_rl/studies/surrogates.py": ["study metaworld"],
+    "vla_rl/studies/libero": ["study libero"],
+    "vla_rl/studies/surrogates.py": ["study metaworld", "study libero"],
     "vla_rl/policies/openvla_oft/dataset_statistics.py": ["eval"],
     "vla_rl/cli/main.py": [""],
     "vla_rl/cli/assets.py": ["assets download", "assets check", "assets status"],
@@ -51,6 +52,7 @@ FOREIGN = {
     "vla_rl/reporting/manifest.py": {"--porcelain", "--untracked-files"},
     "vla_rl/reporting/report_style.py": None,  # variables of CSS
     "vla_rl/studies/metaworld/runner.py": {"--run-dir"},  # builds the command of a training
+    "vla_rl/studies/libero/stages.py": None,  # builds commands of other verbs
 }
 # Overrides in messages of verbs that take none: they say what a recipe says, or name the verb that takes them.
 STATED = {("vla_rl/evaluation/policy_source.py", "policy.statistics")}

@@ -54,7 +54,13 @@ def _is_study(path: Path) -> bool:
 
 def _write_study(path: Path) -> tuple[str, ...]:
     """Aggregate a study again; return the sections of its page."""
-    from vla_rl.studies.metaworld.files import write_study
+    from vla_rl.studies.libero.runner import LIBERO
+    from vla_rl.studies.study_file import kind_of
+
+    if kind_of(path) == LIBERO:
+        from vla_rl.studies.libero.files import write_study
+    else:
+        from vla_rl.studies.metaworld.files import write_study
 
     written = write_study(path)
     print("\n".join(map(str, written.files)))

@@ -25,6 +25,14 @@ class Preset(StrEnum):
     FULL = "full"
 
 
+class LiberoPreset(StrEnum):
+    """Sizes of the LIBERO study that come with the program."""
+
+    TINY = "tiny"
+    SMALL = "small"
+    FULL = "full"
+
+
 @app.callback()
 def study() -> None:
     """Reproduce an experiment of the paper."""
@@ -102,6 +110,92 @@ def metaworld(
     if progress.failed:
         names = "\n".join(f"  {run.name}: see {out}/runs/{run.name}.failed/output.log" for run in progress.failed)
         raise RunFailureError(f"{len(progress.failed)} runs failed; run the study again to retry them\n{names}")
+
+
+@app.command()
+def libero(  # noqa: PLR0913 - one parameter per option
+    out: Annotated[
+        Path, typer.Option("--out", file_okay=False, help="Folder of the study; the same command continues it.")
+    ],
+    preset: Annotated[
+        LiberoPreset,
+        typer.Option(
+            "--preset",
+            help="small: 3 runs, about an hour on 2 cores; full: 24 runs; tiny: everything once, to see that it works.",
+        ),
+    ] = LiberoPreset.SMALL,
+    surrogates: Annotated[
+        str | None,
+        typer.Option(
+            "--surrogates",
+            help="Some of gipo, gipo:SIGMA, gipo:SIGMA:NEGATIVE_SCALE, the names of the other surrogates, and lr0, a "
+            "policy that never changes.",
+            show_default="the preset's",
+        ),
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option("--tasks", help="Task ids of the suite, like 0,3.", show_default="the preset's")
+    ] = None,
+    regimes: Annotated[
+        str | None, typer.Option("--regimes", help="Of fresh, stale.", show_default="the preset's")
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe",
+            help="Recipe of all runs, with env.name libero: a name, or a file given with a slash or its .yaml.",
+            show_default="the preset's",
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", min=1, help="Number N of seeds, 0 to N - 1.", show_default="the preset's")
+    ] = None,
+    budget: Annotated[
+        int | None, typer.Option("--budget", min=1, help="Optimizer steps per run.", show_default="the preset's")
+    ] = None,
+    states: Annotated[
+        int | None,
+        typer.Option(
+            "--states",
+            min=1,
+            help="Held-out initial states per task of every evaluation before and after.",
+            show_default="the preset's",
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, help="Jobs at once, one core each.", show_default="all cores")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show every stage and its price in core minutes; start nothing.")
+    ] = False,
+) -> None:
+    """Collect demonstrations, clone them, improve the policy with RL, and compare before and after."""
+    _require_matplotlib()
+    from vla_rl.cli.eval import parse_tasks
+    from vla_rl.studies.libero.files import write_study
+    from vla_rl.studies.libero.plan import PRESETS
+    from vla_rl.studies.libero.runner import run_study
+    from vla_rl.studies.libero.stages import estimate, jobs_of
+
+    chosen: dict[str, Any] = {"arms": _names(surrogates), "regimes": _names(regimes), "recipe": recipe}
+    chosen |= {"tasks": None if tasks is None else tuple(parse_tasks(tasks))}
+    chosen |= {"seeds": seeds, "optimizer_steps": budget, "states": states}
+    plan = replace(PRESETS[preset.value], **{name: value for name, value in chosen.items() if value is not None})
+    at_once = jobs or len(os.sched_getaffinity(0))
+    print(estimate(jobs_of(plan, out), at_once=at_once))
+    if dry_run:
+        return
+    only_comments()
+    progress = run_study(plan, out, at_once=at_once, say=partial(print, flush=True))
+    if progress.kept or progress.finished:
+        with preflight():
+            print("\n".join(f"wrote {path}" for path in write_study(out).files))
+    if progress.failed:
+        names = "\n".join(f"  {job.name}: see {out}/jobs/{job.name}.failed/output.log" for job in progress.failed)
+        waiting = f"; {len(progress.blocked)} others wait for them" if progress.blocked else ""
+        raise RunFailureError(
+            f"{len(progress.failed)} jobs failed{waiting}; run the study again to retry them\n{names}"
+        )
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:

@@ -1,0 +1,85 @@
+"""Runner of the LIBERO study; see `vla_rl.studies.jobs`.
+
+OUT/study.json         the plan, and the recipe that all runs share
+OUT/jobs/NAME/         a finished job: demonstrations, the cloned policy, a run, an evaluation
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vla_rl.errors import UserError, preflight
+from vla_rl.files import atomic_write_json, read_json_object
+from vla_rl.recipe import build_recipe, find_recipe, load_recipe
+from vla_rl.run.folder_lock import claim_folder
+from vla_rl.studies.jobs import Progress, Say, run_jobs
+from vla_rl.studies.libero.plan import Plan, grown, plan_from
+from vla_rl.studies.libero.stages import JOB_FILE, JOBS, jobs_of
+from vla_rl.studies.study_file import KIND, STUDY_FILE, changed_fields
+
+LIBERO = "libero"
+GROWING = ("arms", "regimes", "seeds")  # fields that a later call may extend
+
+
+def open_study(plan: Plan, out: Path) -> None:
+    """Write `study.json`, or check that an existing one describes this study.
+
+    Raises:
+        UserError: the folder holds another study, or one with a recipe that has changed since.
+    """
+    path = out / STUDY_FILE
+    base = load_recipe(find_recipe(plan.recipe))
+    settings = plan.settings()
+    if path.exists():
+        with preflight():
+            there, began_with = read_study(out)
+        for name, before in there.settings().items():
+            if name not in GROWING and before != settings[name]:
+                raise UserError(
+                    f"--out: {out} holds a study with {name} {before}, and this one has {settings[name]}: their runs "
+                    "would not be comparable. Choose another folder"
+                )
+        changed = changed_fields(build_recipe(began_with, source=str(path)), base)
+        if changed:
+            raise UserError(
+                f"--out: the recipe {plan.recipe} has changed since the study in {out} began, in {', '.join(changed)}: "
+                "runs of both would not be comparable. Choose another folder"
+            )
+        settings = grown(there, plan).settings()
+    atomic_write_json(path, {KIND: LIBERO, "plan": settings, "base": base.dump_yaml()})
+
+
+def read_study(out: Path) -> tuple[Plan, str]:
+    """Return the plan of a study, and the recipe (YAML) that it began with.
+
+    Raises:
+        ValueError: `study.json` is missing or broken; names it.
+    """
+    path = out / STUDY_FILE
+    values = read_json_object(path)
+    match values:
+        case {"study": "libero", "plan": dict(plan), "base": str(base)}:
+            return plan_from(plan, source=path), base
+    raise ValueError(
+        f"{path}: expected a LIBERO study (study, plan, base), found {', '.join(values) or 'nothing'}; put the file "
+        "back, or begin the study in another folder"
+    )
+
+
+def run_study(plan: Plan, out: Path, *, at_once: int, say: Say) -> Progress:
+    """Run every stage that is not finished yet.
+
+    Args:
+        plan: the study.
+        out: its folder.
+        at_once: jobs of one core that run at the same time.
+        say: called with one line per event.
+
+    Raises:
+        UserError: a recipe does not fit, or a study is running in the folder; nothing was started.
+        KeyboardInterrupt: Ctrl-C, SIGTERM or a closed terminal; all jobs were stopped and continue next time.
+    """
+    jobs = jobs_of(plan, out)
+    with claim_folder(out, option="--out"):
+        open_study(plan, out)
+        return run_jobs(jobs, out / JOBS, at_once=at_once, record_file=JOB_FILE, say=say, noun="jobs")

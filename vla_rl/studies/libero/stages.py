@@ -1,0 +1,281 @@
+"""Stages of the LIBERO study as jobs, each a command of the program.
+
+demos ─► sft ─► start_STEP (each candidate) ─► before_ACTIONS, before_videos
+└─► RUN ─► RUN_ACTIONS, RUN_videos
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from vla_rl.evaluation.episodes import EPISODES_FILE, read_episodes
+from vla_rl.evaluation.results import summarise
+from vla_rl.studies.jobs import Job, share_of_updates
+from vla_rl.studies.libero.plan import (
+    ACTIONS,
+    CHOICE_SEED,
+    HELD_OUT_SEED,
+    STORED,
+    Actions,
+    Plan,
+    StudyRun,
+    choose_start,
+)
+from vla_rl.studies.pace import Expected
+
+JOBS = "jobs"
+JOB_FILE = "study_job.json"
+DATA = "data"  # folder of the demonstrations in their job's folder
+
+# Rates of one of two jobs on two virtual cores; other machines differ by a factor.
+START_S = 15.0  # imports, simulators, compilation of nothing
+DEMONSTRATION_S = 2.0
+SFT_BATCH, SFT_SAMPLES_PER_S = 16, 60.0
+ENV_STEPS_PER_S = 130.0
+SAMPLES_PER_S = 60.0
+EVALUATED_ENV_STEPS_PER_S = 100.0  # exact physics, one simulator
+FILMED_ENV_STEPS_PER_S = 30.0
+
+
+def jobs_of(plan: Plan, out: Path) -> list[Job]:
+    """Return all jobs of a study, in the order in which they should run.
+
+    Raises:
+        UserError: a recipe does not fit.
+    """
+    stages = Stages(plan, out / JOBS)
+    before = [stages.evaluation("before", actions, stages.start, needs=stages.choices) for actions in ACTIONS]
+    jobs = [stages.demos(), stages.sft(), *map(stages.choice, plan.sft_steps), *before]
+    jobs.append(stages.videos("before", stages.start, needs=stages.choices))
+    for number, run in enumerate(plan.runs()):
+        jobs.append(stages.run(run))
+        jobs += [
+            stages.evaluation(run.name, actions, stages.folder_of(run.name), needs=(run.name,), controls=number == 0)
+            for actions in ACTIONS
+        ]
+        if number == 0:
+            jobs.append(stages.videos(run.name, stages.folder_of(run.name), needs=(run.name,)))
+    return jobs
+
+
+def choice_name(step: int) -> str:
+    """Return the name of the job that evaluates a candidate for the start."""
+    return f"start_{step}"
+
+
+def evaluation_name(subject: str, actions: Actions) -> str:
+    """Return the name of the job that evaluates `before` or a run."""
+    return f"{subject}_{actions}"
+
+
+class Stages:
+    """Commands of a study's jobs."""
+
+    def __init__(self, plan: Plan, folder: Path) -> None:
+        """Take the plan and the folder of the jobs' folders."""
+        self._plan, self._folder = plan, folder
+        self._recipe = plan.recipe_of(plan.runs()[0])
+        self._tasks = ",".join(map(str, plan.tasks))
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """Return the names of the jobs that the choice of the start needs."""
+        return tuple(map(choice_name, self._plan.sft_steps))
+
+    def folder_of(self, name: str) -> Callable[[], Path]:
+        """Return the folder of a finished job, as a function."""
+        return lambda: self._folder / name
+
+    def start(self) -> Path:
+        """Return the checkpoint that RL starts from; all candidates must have been evaluated."""
+        return self._candidate(chosen_step(self._plan, self._folder))
+
+    def _candidate(self, step: int) -> Path:
+        return candidate(self._folder, step)
+
+    def demos(self) -> Job:
+        """Collect demonstrations with the scripted expert, from sampled states."""
+        plan = self._plan
+        return Job(
+            name="demos",
+            arguments=lambda folder: [
+                *("demos", "collect", "--suite", plan.suite, "--tasks", self._tasks),
+                *("--init-states", plan.init_states, "--episodes", str(plan.demonstrations)),
+                *("--out", str(folder / DATA)),
+            ],
+            expected=Expected(START_S, DEMONSTRATION_S * plan.demonstrations * len(plan.tasks) / 2, cores=2),
+            share=lambda _: 0.0,
+            record={"stage": "demos"},
+            continues=True,
+        )
+
+    def sft(self) -> Job:
+        """Clone the demonstrations; every candidate for the start is a checkpoint that stays."""
+        plan, steps = self._plan, self._plan.sft_steps
+        return Job(
+            name="sft",
+            arguments=lambda folder: [
+                *("sft", plan.sft_recipe, f"data.path={self._folder / 'demos' / DATA}"),
+                f"budget.optimizer_steps={steps[-1]}",
+                f"checkpoint.every_optimizer_steps={steps[0]}",
+                f"checkpoint.keep={steps[-1] // steps[0]}",
+                *("--run-dir", str(folder), *_resume(folder)),
+            ],
+            expected=Expected(START_S, steps[-1] * SFT_BATCH / SFT_SAMPLES_PER_S / 2, cores=2),
+            share=lambda folder: share_of_updates(folder, optimizer_steps=steps[-1]),
+            record={"stage": "sft"},
+            needs=("demos",),
+            continues=True,
+        )
+
+    def choice(self, step: int) -> Job:
+        """Evaluate a candidate as training would play it, on states of its own."""
+        return self._evaluate(
+            choice_name(step),
+            lambda: self._candidate(step),
+            ["--init-states", self._plan.init_states, "--seed", str(CHOICE_SEED), *self._actions("sampled")],
+            states=self._plan.choice_states,
+            record={"stage": "choice", "optimizer_steps": step},
+            needs=("sft",),
+        )
+
+    def evaluation(
+        self,
+        subject: str,
+        actions: Actions,
+        policy: Callable[[], Path],
+        *,
+        needs: Sequence[str],
+        controls: bool = True,
+    ) -> Job:
+        """Evaluate the start (`before`) or a run's policy on the held-out states; controls with sampled actions."""
+        with_controls = controls and actions == "sampled"
+        return self._evaluate(
+            evaluation_name(subject, actions),
+            policy,
+            [
+                *self._held_out(),
+                *self._actions(actions),
+                *(["--control", "blind,instruction"] if with_controls else []),
+            ],
+            states=self._plan.states,
+            passes=3 if with_controls else 1,
+            record={"stage": "evaluation", "subject": subject, "actions": actions},
+            needs=needs,
+        )
+
+    def videos(self, subject: str, policy: Callable[[], Path], *, needs: Sequence[str]) -> Job:
+        """Film one episode of every task, on the first held-out state."""
+        return self._evaluate(
+            f"{subject}_videos",
+            policy,
+            [*self._held_out(), *self._actions("sampled"), "--video", "all"],
+            states=1,
+            record={"stage": "videos", "subject": subject},
+            needs=needs,
+            env_steps_per_s=FILMED_ENV_STEPS_PER_S,
+        )
+
+    def _held_out(self) -> list[str]:
+        plan = self._plan
+        seed = [] if plan.held_out == STORED else ["--seed", str(HELD_OUT_SEED)]
+        return ["--init-states", plan.held_out, *seed]
+
+    def _actions(self, actions: Actions) -> list[str]:
+        return ["--temperature", str(self._recipe.rollout.temperature)] if actions == "sampled" else []
+
+    def _evaluate(
+        self,
+        name: str,
+        policy: Callable[[], Path],
+        options: Sequence[str],
+        *,
+        states: int,
+        record: dict[str, object],
+        needs: Sequence[str],
+        passes: int = 1,
+        env_steps_per_s: float = EVALUATED_ENV_STEPS_PER_S,
+    ) -> Job:
+        plan, horizon = self._plan, self._recipe.env.episode_horizon
+        episodes = states * len(plan.tasks)
+        return Job(
+            name=name,
+            arguments=lambda folder: [
+                *("eval", str(policy()), "--suite", plan.suite, "--tasks", self._tasks, "--horizon", str(horizon)),
+                *("--episodes-per-task", str(states), *options, "--serial", "--out", str(folder)),
+            ],
+            expected=Expected(START_S, passes * episodes * 0.8 * horizon / env_steps_per_s),
+            share=lambda folder: _share_of_episodes(folder, passes * episodes),
+            record=record,
+            needs=tuple(needs),
+            continues=True,
+        )
+
+    def run(self, run: StudyRun) -> Job:
+        """Train from the start."""
+        plan, recipe = self._plan, self._plan.recipe_of(run)
+        consumed = recipe.budget.optimizer_steps * recipe.learner.batch_segments * recipe.replay.segment_length
+        env_steps = 8 * (recipe.replay.min_decisions + consumed / recipe.replay.replay_ratio)
+        return Job(
+            name=run.name,
+            arguments=lambda folder: [
+                *("train", plan.recipe, *plan.overrides(run, start=str(self.start()))),
+                *("--run-dir", str(folder), *_resume(folder)),
+            ],
+            expected=Expected(START_S, env_steps / ENV_STEPS_PER_S + consumed / SAMPLES_PER_S),
+            share=lambda folder: share_of_updates(folder, optimizer_steps=plan.optimizer_steps),
+            record={"stage": "run", "arm": run.arm, "regime": run.regime, "seed": run.seed},
+            needs=self.choices,
+            continues=True,
+        )
+
+
+def candidate(folder: Path, step: int) -> Path:
+    """Return the checkpoint of the cloned policy after so many optimizer steps; `folder` is that of the jobs."""
+    return folder / "sft" / "checkpoints" / f"optimizer_step_{step}"
+
+
+def chosen_step(plan: Plan, folder: Path) -> int:
+    """Return the optimizer steps of the cloned policy that RL starts from.
+
+    Raises:
+        FileNotFoundError: a candidate has not been evaluated.
+        ValueError: its episodes cannot be read.
+    """
+    return choose_start(success_of_candidates(plan, folder), plan.window)
+
+
+def success_of_candidates(plan: Plan, folder: Path) -> dict[int, float]:
+    """Return the success rate of every candidate by its optimizer steps, mean over tasks."""
+    rates = {}
+    for step in plan.sft_steps:
+        episodes = read_episodes(folder / choice_name(step) / EPISODES_FILE)
+        (suite,) = summarise(episodes).suites
+        rates[step] = suite.success_rate
+    return rates
+
+
+def _resume(folder: Path) -> list[str]:
+    """Return the option that continues an interrupted run; none where nothing was begun."""
+    return ["--resume"] if (folder / "recipe.yaml").exists() else []
+
+
+def _share_of_episodes(folder: Path, total: int) -> float:
+    logs = folder.glob("episodes*.jsonl")
+    return sum(log.read_bytes().count(b"\n") for log in logs) / total
+
+
+def estimate(jobs: Sequence[Job], *, at_once: int) -> str:
+    """Return the price of a study in words: a line for each stage with its core minutes, and the sum."""
+    minutes: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    for job in jobs:
+        stage = str(job.record["stage"])
+        minutes[stage] = minutes.get(stage, 0.0) + job.expected.seconds * job.expected.cores / 60
+        counts[stage] = counts.get(stage, 0) + 1
+    lines = [f"{stage:<12} {counts[stage]:>3} jobs  about {minutes[stage]:6.1f} core minutes" for stage in minutes]
+    total = sum(minutes.values())
+    return "\n".join(
+        [*lines, f"{len(jobs)} jobs, {total:.0f} core minutes, {at_once} at once: about {total / at_once:.0f} minutes"]
+    )
