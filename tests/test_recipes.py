@@ -702,6 +702,12 @@ def test_an_override_that_cannot_be_applied_is_a_problem(override: str) -> None:
         ([LIBERO, VLA, "env.suite=libero_goal", "env.init_states=spare"], "env.init_states", "sampled, standard"),
         (["optimizer.policy_warmup=30", "budget.optimizer_steps=30"], "optimizer.policy_warmup", "0..29, a larger"),
         (["optimizer.value_warmup=31", "budget.optimizer_steps=30"], "optimizer.value_warmup", "0..29, a larger"),
+        (["optimizer.critic_only_steps=30", "budget.optimizer_steps=30"], "optimizer.critic_only_steps", "0..29, or a"),
+        (
+            ["optimizer={policy_warmup: 10, critic_only_steps: 20, schedule: linear}", "budget.optimizer_steps=30"],
+            "optimizer.policy_warmup",
+            "0..9, a larger",
+        ),
         (["learner.compile=layers"], "learner.compile", "off, or policy.name 'openvla_oft'"),
         (
             [LIBERO, VLA, "learner.compile=layers", "learner.strategy=deepspeed", "learner.zero_stage=3"],
@@ -728,6 +734,7 @@ def test_sections_that_do_not_fit_are_refused(overrides: list[str], path: str, a
         ["replay.segment_length=8"],
         ["optimizer={policy_warmup: 29, value_warmup: 29}", "budget.optimizer_steps=30"],
         ["optimizer={policy_warmup: 31, schedule: constant}", "budget.optimizer_steps=30"],
+        ["optimizer={policy_warmup: 9, critic_only_steps: 20, schedule: linear}", "budget.optimizer_steps=30"],
         ["learner.strategy=ddp", "learner.num_ranks=2"],
         ["env.tasks=[0,2]", "evaluation.tasks=[2]"],
         ["env={name: metaworld, tasks: [push-v3, door-open-v3]}", "evaluation.tasks=[15]"],

@@ -30,10 +30,11 @@ def descend(engine: Engine, *losses: Callable[[], torch.Tensor]) -> UpdateResult
     ("schedule", "expected"),
     [
         ("cosine", [0.25, 0.5, 0.75, 1.0, 1.0, 0.5 + 0.5 * math.cos(math.pi / 4), 0.5]),
+        ("linear", [0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.5]),
         ("constant", [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0]),
     ],
 )
-def test_warm_up_rises_by_equal_parts_and_the_cosine_starts_where_it_ends(schedule, expected: list[float]) -> None:
+def test_warm_up_rises_by_equal_parts_and_the_schedule_starts_where_it_ends(schedule, expected: list[float]) -> None:
     rates = [learning_rate(step, peak=1.0, warmup=4, total_steps=8, schedule=schedule) for step in range(7)]
     assert rates == pytest.approx(expected)
 
@@ -43,9 +44,42 @@ def test_the_cosine_ends_at_zero_and_stays_there() -> None:
     assert rates == pytest.approx([0.0, 0.0, 0.0])
 
 
+@pytest.mark.parametrize(("schedule", "halfway"), [("cosine", 1.05), ("linear", 1.05)])
+def test_a_schedule_ends_at_its_fraction_of_the_peak_and_stays_there(schedule, halfway: float) -> None:
+    rates = [
+        learning_rate(step, peak=2.0, warmup=4, total_steps=8, schedule=schedule, final_fraction=0.05)
+        for step in (4, 6, 8, 100)
+    ]
+    assert rates == pytest.approx([2.0, halfway, 0.1, 0.1])
+
+
 def test_a_warm_up_longer_than_the_run_is_refused() -> None:
-    with pytest.raises(ValueError, match="policy_warmup 10, value_warmup 0, total_steps 10"):
+    with pytest.raises(ValueError, match="policy_warmup 10 after critic_only_steps 0, value_warmup 0, total_steps 10"):
         OptimizerSettings(policy_lr=1.0, value_lr=1.0, policy_warmup=10, total_steps=10)
+    with pytest.raises(ValueError, match="policy_warmup 1 after critic_only_steps 9"):
+        OptimizerSettings(policy_lr=1.0, value_lr=1.0, policy_warmup=1, critic_only_steps=9, total_steps=10)
+
+
+def test_only_the_value_head_moves_while_only_the_critic_is_trained() -> None:
+    settings = OptimizerSettings(
+        policy_lr=1e-2, value_lr=1e-2, policy_warmup=2, weight_decay=0.1, total_steps=10, critic_only_steps=2
+    )
+    policy = fakes.make_policy()
+    engine = Engine(policy, strategy="single", zero_stage=2, precision="fp32", device="cpu", optimizer=settings)
+
+    def loss() -> torch.Tensor:
+        output = engine.forward(inputs())
+        return output.logits.square().mean() + output.values.square().mean()
+
+    start = fakes.weights(policy)
+    rates = [descend(engine, loss).learning_rates["policy"] for _ in range(2)]
+    critic_only = fakes.weights(policy)
+    rates += [descend(engine, loss).learning_rates["policy"] for _ in range(2)]
+    assert rates == pytest.approx([0.0, 0.0, 0.005, 0.01])  # the policy's own warm-up follows
+    moved = {name for name in start if not torch.equal(start[name], critic_only[name])}
+    assert moved == {name for name in start if policy.is_value_parameter(name)}
+    moved_later = {name for name in start if not torch.equal(fakes.weights(policy)[name], critic_only[name])}
+    assert moved_later == set(start) - {"frozen"}
 
 
 def test_policy_and_value_have_learning_rates_of_their_own() -> None:

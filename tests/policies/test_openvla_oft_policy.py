@@ -479,6 +479,14 @@ def test_weights_that_are_trained_themselves_are_float32_and_move_by_a_small_ste
     assert moved == pytest.approx(1e-3, rel=1e-3)  # a step that bfloat16 would round to a multiple of the last bit
 
 
+def test_the_embeddings_of_words_can_stay_as_they_are_while_every_other_weight_is_trained(build):
+    def trained(**choices: bool) -> set[str]:
+        policy = build(lora=None, train_backbone=True, **choices)
+        return {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
+
+    assert trained() - trained(train_embeddings=False) == {"model.language_model.model.embed_tokens.weight"}
+
+
 @torch.no_grad()
 def test_a_row_of_padding_alone_is_refused(build):
     model, ids = build(proprio=False).model, torch.tensor([[1, 5, 7], [1, 5, 7]])

@@ -32,6 +32,7 @@ from vla_rl.reporting.run_folder import EVALUATIONS, RECIPE_FILE
 from vla_rl.run.statistics_key import STATISTICS
 
 _RUNS = Path("runs")  # where the results of what is no run go
+_NEWER_FIELDS = (("statistics", None), ("train_embeddings", True))  # with the values that older runs had
 _BLOCKS, _BLOCK_BYTES = 64, 1 << 16  # of a weights file, that its fingerprint is made of
 
 
@@ -197,9 +198,9 @@ def _on_this_machine(setup: Setup) -> Setup:
 
 
 def _described(policy: PolicySection) -> dict[str, Any]:
-    """Describe a policy's section as before it had a key of statistics, so that older evaluations can be continued."""
+    """Describe a policy's section as before it had newer fields, so that older evaluations can be continued."""
     section = policy.model_dump(mode="json")
-    return {name: value for name, value in section.items() if name != "statistics" or value is not None}
+    return {name: value for name, value in section.items() if (name, value) not in _NEWER_FIELDS}
 
 
 def _scaled_by(statistics: str | None, source: PolicySource) -> PolicySource:

@@ -38,6 +38,7 @@ def build_openvla_oft(  # noqa: PLR0913 - the flat arguments of a partial
     device: str,
     empty: bool = False,
     train_backbone: bool = False,
+    train_embeddings: bool = True,
     accept_l1_head: bool = False,
     draw_on: str | None = None,
     statistics: str | None = None,
@@ -65,6 +66,7 @@ def build_openvla_oft(  # noqa: PLR0913 - the flat arguments of a partial
         device: device of parameters and tables.
         empty: leave all parameters on the meta device; tables are real regardless.
         train_backbone: train every weight of the network itself; `lora` must then be None.
+        train_embeddings: with `train_backbone`, train the embeddings of words too.
         accept_l1_head: the policy only acts, so the checkpoint may have an L1 head instead of tokens.
         draw_on: device that draws the weights of `random-7b`; default: `device`. The same seed gives different numbers
             on a CPU and on each GPU model.
@@ -92,6 +94,7 @@ def build_openvla_oft(  # noqa: PLR0913 - the flat arguments of a partial
             train_action_rows=train_action_rows,
             train_proprio_projector=train_proprio_projector,
             train_backbone=train_backbone,
+            train_embeddings=train_embeddings,
             value_head=value_head,
             detach_value=detach_value,
         ),

@@ -17,11 +17,13 @@ from vla_rl.envs.kinds import ENVIRONMENTS, EnvSection
 from vla_rl.recipe.regimes import SPANS, STALE_REUSE, Regime, RegimeName, regime_of_run
 from vla_rl.recipe.sections import (
     POLICIES,
+    AdamWSection,
     BudgetSection,
     EvaluationSection,
     LearnerSection,
     OpenVLAOFTSection,
     OptimizerSection,
+    OptimizerSteps,
     PolicySection,
     ReplaySection,
     RuntimeSection,
@@ -145,21 +147,39 @@ def _serial_has_one_rank(runtime: RuntimeSection, learner: LearnerSection) -> Pr
     return None
 
 
-def _policy_warmup_ends(optimizer: OptimizerSection, budget: BudgetSection) -> Problem | None:
-    return _warmup_ends("policy_warmup", optimizer.policy_warmup, optimizer, budget)
+def _critic_only_ends(optimizer: AdamWSection, budget: OptimizerSteps) -> Problem | None:
+    steps = optimizer.critic_only_steps if isinstance(optimizer, OptimizerSection) else 0
+    total = budget.optimizer_steps
+    if steps >= total:
+        return Problem(
+            path="optimizer.critic_only_steps",
+            rule="the policy must be trained after the critic, or it never is",
+            found=f"{steps} with budget.optimizer_steps {total}",
+            allowed=f"0..{total - 1}, or a larger budget.optimizer_steps",
+        )
+    return None
 
 
-def _value_warmup_ends(optimizer: OptimizerSection, budget: BudgetSection) -> Problem | None:
+def _policy_warmup_ends(optimizer: AdamWSection, budget: OptimizerSteps) -> Problem | None:
+    before = optimizer.critic_only_steps if isinstance(optimizer, OptimizerSection) else 0
+    return _warmup_ends("policy_warmup", optimizer.policy_warmup, optimizer, budget, before=before)
+
+
+def _value_warmup_ends(optimizer: AdamWSection, budget: OptimizerSteps) -> Problem | None:
     return _warmup_ends("value_warmup", optimizer.value_warmup, optimizer, budget)
 
 
-def _warmup_ends(field: str, warmup: int, optimizer: OptimizerSection, budget: BudgetSection) -> Problem | None:
-    total = budget.optimizer_steps
-    if optimizer.schedule == "cosine" and warmup >= total:
+def _warmup_ends(
+    field: str, warmup: int, optimizer: AdamWSection, budget: OptimizerSteps, *, before: int = 0
+) -> Problem | None:
+    """Check a warm-up that begins after the first `before` optimizer steps."""
+    total = budget.optimizer_steps - before
+    if optimizer.schedule != "constant" and warmup >= total > 0:
+        after = f" after optimizer.critic_only_steps {before}" if before else ""
         return Problem(
             path=f"optimizer.{field}",
-            rule="the warm-up must end before the run, or the cosine never begins",
-            found=f"{warmup} with budget.optimizer_steps {total}",
+            rule=f"the warm-up must end before the run, or the {optimizer.schedule} schedule never begins",
+            found=f"{warmup}{after} with budget.optimizer_steps {budget.optimizer_steps}",
             allowed=f"0..{total - 1}, a larger budget.optimizer_steps, or optimizer.schedule 'constant'",
         )
     return None
@@ -249,6 +269,7 @@ RULES: tuple[Callable[..., Problem | None], ...] = (
     _segment_fits_episode,
     _evaluation_tasks_are_trained,
     _serial_has_one_rank,
+    _critic_only_ends,
     _policy_warmup_ends,
     _value_warmup_ends,
     _regime_is_kept,

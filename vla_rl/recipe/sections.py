@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from vla_rl.section import (
     BatchSize,
+    Fraction,
     Horizon,
     LearningRate,
     NonNegative,
@@ -64,6 +65,7 @@ class OpenVLAOFTSection(Section):
     )
     lora: LoraSection | None = LoraSection()
     train_backbone: bool = Field(False, description="train all weights themselves, in float32; needs policy.lora=null")
+    train_embeddings: bool = Field(True, description="with train_backbone: train the embeddings of words too")
     train_action_rows: bool = Field(True, description="train the 256 action rows of lm_head")
     train_proprio_projector: bool = Field(True, description="where the checkpoint has one")
     value_head: Literal["attention_pool", "last_prompt_token"] = Field(
@@ -102,19 +104,28 @@ POLICIES: dict[str, type[OpenVLAOFTSection | MLPSection]] = {"openvla_oft": Open
 # --- the algorithm ---------------------------------------------------------------------------------------------------
 
 
-class OptimizerSection(Section):
-    """AdamW with separate learning rates for policy and value; linear warm-up, then cosine to zero or constant."""
+class AdamWSection(Section):
+    """AdamW with separate learning rates for policy and value: linear warm-up, then cosine, linear or constant."""
 
     policy_lr: LearningRate = Field(1e-5, description="peak learning rate of the policy")
     value_lr: LearningRate = Field(1e-4, description="peak learning rate of the value head")
     policy_warmup: NonNegative = Field(0, description="optimizer steps")
     value_warmup: NonNegative = Field(0, description="optimizer steps")
-    schedule: Literal["cosine", "constant"] = Field(
-        "cosine", description="after the warm-up; cosine ends at 0 with budget.optimizer_steps"
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="after the warm-up; cosine and linear fall until budget.optimizer_steps"
     )
+    final_lr_fraction: Fraction = Field(0.0, description="of the peak, at which cosine and linear end")
     weight_decay: Weight = Field(0.0, description="decoupled")
     max_grad_norm: Annotated[float, Field(gt=0.0, le=1e12)] = Field(
         1.0, description="the gradient is clipped to this norm"
+    )
+
+
+class OptimizerSection(AdamWSection):
+    """AdamW of reinforcement learning, which may begin with the critic alone."""
+
+    critic_only_steps: NonNegative = Field(
+        0, description="first optimizer steps, in which only the value head is trained; the policy's schedule follows"
     )
 
 
@@ -137,8 +148,8 @@ class ReplaySection(Section):
 Precision = Literal["fp32", "bf16"]
 
 
-class LearnerSection(Section):
-    """Batches, precision and ranks. Batch sizes are per rank."""
+class EngineSection(Section):
+    """Precision and ranks of whatever is trained."""
 
     strategy: Literal["single", "ddp", "deepspeed"] = Field("single", description="engine of the ranks")
     zero_stage: Literal[1, 2, 3] = Field(
@@ -147,19 +158,11 @@ class LearnerSection(Section):
     num_ranks: Literal["auto"] | Processes = Field(
         "auto", description="learners, each with its own cell; auto: one per GPU"
     )
-    micro_batch: BatchSize = Field(4, description="segments per forward pass")
-    accumulation: BatchSize = Field(1, description="micro-batches per optimizer step")
-    publish_every: Positive = Field(1, description="optimizer steps between published policy versions")
     precision: Precision = Field("fp32", description="of the forward and backward pass")
     compile: Literal["off", "layers"] = Field(
         "off",
         description="layers: compile each layer of the language model, forward and backward; minutes at the start",
     )
-
-    @property
-    def batch_segments(self) -> int:
-        """Segments of one optimizer step, on each rank."""
-        return self.micro_batch * self.accumulation
 
     @model_validator(mode="after")
     def _ranks_match_strategy(self) -> Self:
@@ -167,6 +170,19 @@ class LearnerSection(Section):
             allowed = "auto, 1, or strategy 'ddp' or 'deepspeed'"
             raise RulesError([Problem("num_ranks", "strategy 'single' has one rank", str(self.num_ranks), allowed)])
         return self
+
+
+class LearnerSection(EngineSection):
+    """Batches, precision and ranks. Batch sizes are per rank."""
+
+    micro_batch: BatchSize = Field(4, description="segments per forward pass")
+    accumulation: BatchSize = Field(1, description="micro-batches per optimizer step")
+    publish_every: Positive = Field(1, description="optimizer steps between published policy versions")
+
+    @property
+    def batch_segments(self) -> int:
+        """Segments of one optimizer step, on each rank."""
+        return self.micro_batch * self.accumulation
 
 
 class RolloutSection(Section):
@@ -208,19 +224,29 @@ class RuntimeSection(Section):
     )
 
 
-class BudgetSection(Section):
-    """Limits of a run, which ends at the first one reached."""
+class OptimizerSteps(Section):
+    """Limits of any training, which ends at the first one reached."""
 
     optimizer_steps: Positive = Field(description="also the length of the learning-rate schedule")
-    env_steps: Positive | None = Field(None, description="control steps simulated, all ranks together")
     minutes: Annotated[float, Field(gt=0.0, le=1e8)] | None = Field(None, description="wall-clock time")
 
 
-class CheckpointSection(Section):
+class BudgetSection(OptimizerSteps):
+    """Limits of a run, which ends at the first one reached."""
+
+    env_steps: Positive | None = Field(None, description="control steps simulated, all ranks together")
+
+
+class KeptCheckpoints(Section):
     """Atomic checkpoints. One is always written at the end and on Ctrl-C."""
 
     every_optimizer_steps: Positive = Field(100, description="optimizer steps between checkpoints")
     keep: Positive = Field(3, description="newest checkpoints that stay")
+
+
+class CheckpointSection(KeptCheckpoints):
+    """Atomic checkpoints of a run with a replay ring."""
+
     save_replay: bool = Field(True, description="resume with the experience, not with an empty ring")
 
 
@@ -239,9 +265,14 @@ class EvaluationSection(Section):
         return self
 
 
-class LoggingSection(Section):
-    """Output during the run."""
+class MetricsSection(Section):
+    """Metrics of any training."""
 
     every_optimizer_steps: Positive = Field(1, description="optimizer steps between rows of metrics")
-    recent_episodes: Positive = Field(100, description="training episodes that returns and success rates are means of")
     tensorboard: bool = Field(True, description="also write TensorBoard event files")
+
+
+class LoggingSection(MetricsSection):
+    """Output during the run."""
+
+    recent_episodes: Positive = Field(100, description="training episodes that returns and success rates are means of")

@@ -7,7 +7,7 @@ from vla_rl.recipe import Recipe
 
 
 def optimizer_settings(recipe: Recipe) -> OptimizerSettings:
-    """Learning rates of the recipe; the cosine ends with the budget."""
+    """Learning rates of the recipe; cosine and linear end with the budget."""
     section = recipe.optimizer
     return OptimizerSettings(
         policy_lr=section.policy_lr,
@@ -18,4 +18,6 @@ def optimizer_settings(recipe: Recipe) -> OptimizerSettings:
         weight_decay=section.weight_decay,
         max_grad_norm=section.max_grad_norm,
         total_steps=recipe.budget.optimizer_steps,
+        final_lr_fraction=section.final_lr_fraction,
+        critic_only_steps=section.critic_only_steps,
     )

@@ -205,6 +205,7 @@ def _plan_openvla_oft(
         lora=None if lora is None else LoraSettings(**lora.model_dump() | {"targets": tuple(lora.targets)}),
         train_action_rows=section.train_action_rows,
         train_backbone=section.train_backbone,
+        train_embeddings=section.train_embeddings,
         train_proprio_projector=section.train_proprio_projector,
         value_head=section.value_head,
         detach_value=section.detach_value,

@@ -29,6 +29,7 @@ from vla_rl.policies.value_heads import value_head as build_value_head
 from vla_rl.types import ActionSpec, FloatArray, ObservationSpec, PolicyInputs, PolicyOutput, TokenArray
 
 LM_HEAD = "language_model.lm_head.weight"
+EMBEDDINGS = "language_model.model.embed_tokens.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class TrainingChoices:
     train_backbone: bool  # every weight but lm_head's, which is trained through `action_rows` alone
     value_head: str
     detach_value: bool
+    train_embeddings: bool = True  # with train_backbone: those of words too
 
 
 class OpenVLAOFTPolicy(TokenDensity, nn.Module):
@@ -180,6 +182,7 @@ class OpenVLAOFTPolicy(TokenDensity, nn.Module):
         self.model.requires_grad_(False)
         for name, parameter in self.model.named_parameters():
             is_backbone = training.train_backbone and name != LM_HEAD and not name.startswith("proprio_projector.")
+            is_backbone &= training.train_embeddings or name != EMBEDDINGS
             parameter.requires_grad_(is_adapter(name) or is_backbone)
         if projector is not None and training.train_proprio_projector:
             projector.requires_grad_(True)
