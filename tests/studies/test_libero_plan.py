@@ -18,7 +18,13 @@ from vla_rl.studies.libero.runner import read_study, run_study
 from vla_rl.studies.libero.stages import JOB_FILE, chosen_step, jobs_of
 from vla_rl.workers.episodes import training_schedule
 
-PLAN = replace(PRESETS["small"], arms=("gipo", "ppo", UNCHANGED), regimes=("fresh", "stale"), seeds=2)
+PLAN = replace(
+    PRESETS["small"],
+    sft_steps=(300, 600, 900, 1200, 1500),
+    arms=("gipo", "ppo", UNCHANGED),
+    regimes=("fresh", "stale"),
+    seeds=2,
+)
 
 
 def arguments(jobs, out, name):
@@ -192,7 +198,7 @@ def test_runs_and_the_evaluation_before_start_from_the_chosen_candidate(tmp_path
     assert chosen_step(PLAN, tmp_path / "jobs") == 900
     jobs = jobs_of(PLAN, tmp_path)
     checkpoint = arguments(jobs, tmp_path, "before_greedy")[0][1]
-    assert checkpoint.endswith("optimizer_step_900")
+    assert checkpoint == str(tmp_path / "jobs" / "sft_900" / "policy")
     assert f"policy.checkpoint={checkpoint}" in arguments(jobs, tmp_path, "ppo_stale_seed1")[0]
 
 
@@ -221,7 +227,7 @@ with (root.parent / "journal").open("a") as journal:
 if (root.parent / "broken").exists() and verb == "sft":
     sys.exit(1)
 if verb == "eval":
-    step = told[1].rpartition("_")[2]
+    step = Path(told[1]).parent.name.rpartition("_")[2]
     rate = int(step) / 1500 if step.isdigit() else 0.5
     with (folder / "episodes.jsonl").open("w") as log:
         for state in range(10):
@@ -253,8 +259,9 @@ def test_the_stages_run_one_after_the_other_and_never_again(out):
     assert not progress.failed
     journal = (out / "journal").read_text().splitlines()
     order = [line.removesuffix(".unfinished") for line in journal]
-    assert order[:2] == ["demos", "sft"]
-    assert set(order[2:5]) == {"start_300", "start_600", "start_900"}
+    assert order[0] == "demos"
+    assert set(order[1:7]) == {f"{stage}_{steps}" for stage in ("sft", "start") for steps in (300, 600, 900)}
+    assert all(order.index(f"sft_{steps}") < order.index(f"start_{steps}") for steps in (300, 600, 900))
     assert order.index("gipo_fresh_seed0") < order.index("gipo_fresh_seed0_greedy")
     assert all((out / "jobs" / name / JOB_FILE).exists() for name in order)
     progress = run(out, TINY)
@@ -281,8 +288,8 @@ def test_a_stage_that_fails_holds_up_what_needs_it_and_is_tried_again(out):
     out.mkdir()
     (out / "broken").touch()
     progress = run(out, TINY)
-    assert [job.name for job in progress.failed] == ["sft"]
-    assert len(progress.blocked) == progress.total - 2
+    assert {job.name for job in progress.failed} == {"sft_300", "sft_600", "sft_900"}
+    assert len(progress.blocked) == progress.total - 4
     (out / "broken").unlink()
     progress = run(out, TINY)
     assert (progress.kept, progress.failed, progress.blocked) == (1, [], [])

@@ -157,7 +157,10 @@ def test_the_words_say_what_rose_what_did_not_and_what_cannot_be_told_apart(stud
     assert "gipo ends higher on these states." in told
     assert "fresh, greedy actions: ppo 50.0 %, lr0 40.0 % over 3 seed(s)" in told
     assert "they cannot be told apart on these states." in told
-    assert "after 600 optimizer steps. On 10 other sampled states of each task the candidates succeeded in 0 %" in told
+    assert (
+        "cloned for 600 optimizer steps. On 10 other sampled states of each task the candidates succeeded in 0 %"
+        in told
+    )
     assert "gipo, fresh: over the last 20 % of env steps KL 0.004 nat" in told  # the mean of 0.002, 0.004 and 0.006
     assert "before, control blind: 40.0 % without it, 0.0 % with it" in told
     assert "the policy depends on its instruction" in told

@@ -60,7 +60,7 @@ class Plan:
     init_states: str = "sampled"  # states of demonstrations and training
     held_out: str = STORED  # states of evaluation before and after: stored ones, or those of training from another seed
     demonstrations: int  # per task
-    sft_steps: tuple[int, ...]  # optimizer steps after which the cloned policy is a candidate for the start
+    sft_steps: tuple[int, ...]  # optimizer steps of the cloned policies that are candidates for the start
     window: tuple[float, float] = (0.2, 0.5)  # success of the start at the rollout's temperature, if a candidate has it
     choice_states: int  # initial states per task on which a candidate is judged
     arms: tuple[str, ...]  # surrogates, made canonical, and perhaps `UNCHANGED`
@@ -198,7 +198,7 @@ PRESETS: Mapping[str, Plan] = {
     "small": Plan(
         tasks=(0, 1, 2),
         demonstrations=60,
-        sft_steps=(300, 600, 900, 1200, 1500),
+        sft_steps=(200, 350, 500, 700),
         choice_states=10,
         arms=("gipo", "ppo", UNCHANGED),
         regimes=("fresh",),
@@ -209,7 +209,7 @@ PRESETS: Mapping[str, Plan] = {
     "full": Plan(
         tasks=(0, 1, 2),
         demonstrations=100,
-        sft_steps=(300, 600, 900, 1200, 1500),
+        sft_steps=(200, 350, 500, 700),
         choice_states=20,
         arms=("gipo", "ppo", "sapo", UNCHANGED),
         regimes=("fresh", "stale"),

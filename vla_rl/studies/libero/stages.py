@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vla_rl.evaluation.episodes import EPISODES_FILE, read_episodes
 from vla_rl.evaluation.results import summarise
+from vla_rl.run.plan import plan_policy
 from vla_rl.studies.jobs import Job, share_of_updates
 from vla_rl.studies.libero.plan import (
     ACTIONS,
@@ -27,10 +28,12 @@ from vla_rl.studies.pace import Expected
 JOBS = "jobs"
 JOB_FILE = "study_job.json"
 DATA = "data"  # folder of the demonstrations in their job's folder
+POLICY = "policy"  # folder of the policy in the folder of a supervised run
 
 # Rates of one of two jobs on two virtual cores; other machines differ by a factor.
 START_S = 15.0  # imports, simulators, compilation of nothing
 DEMONSTRATION_S = 2.0
+FRAMES_S = 20.0  # preparation of the demonstrations' frames
 SFT_BATCH, SFT_SAMPLES_PER_S = 16, 60.0
 ENV_STEPS_PER_S = 130.0
 SAMPLES_PER_S = 60.0
@@ -46,7 +49,7 @@ def jobs_of(plan: Plan, out: Path) -> list[Job]:
     """
     stages = Stages(plan, out / JOBS)
     before = [stages.evaluation("before", actions, stages.start, needs=stages.choices) for actions in ACTIONS]
-    jobs = [stages.demos(), stages.sft(), *map(stages.choice, plan.sft_steps), *before]
+    jobs = [stages.demos(), *map(stages.sft, plan.sft_steps), *map(stages.choice, plan.sft_steps), *before]
     jobs.append(stages.videos("before", stages.start, needs=stages.choices))
     for number, run in enumerate(plan.runs()):
         jobs.append(stages.run(run))
@@ -57,6 +60,11 @@ def jobs_of(plan: Plan, out: Path) -> list[Job]:
         if number == 0:
             jobs.append(stages.videos(run.name, stages.folder_of(run.name), needs=(run.name,)))
     return jobs
+
+
+def sft_name(steps: int) -> str:
+    """Return the name of the job that clones the demonstrations for so many optimizer steps."""
+    return f"sft_{steps}"
 
 
 def choice_name(step: int) -> str:
@@ -102,6 +110,7 @@ class Stages:
             arguments=lambda folder: [
                 *("demos", "collect", "--suite", plan.suite, "--tasks", self._tasks),
                 *("--init-states", plan.init_states, "--episodes", str(plan.demonstrations)),
+                *("--image-size", str(self._render_size())),
                 *("--out", str(folder / DATA)),
             ],
             expected=Expected(START_S, DEMONSTRATION_S * plan.demonstrations * len(plan.tasks) / 2, cores=2),
@@ -110,21 +119,19 @@ class Stages:
             continues=True,
         )
 
-    def sft(self) -> Job:
-        """Clone the demonstrations; every candidate for the start is a checkpoint that stays."""
-        plan, steps = self._plan, self._plan.sft_steps
+    def sft(self, steps: int) -> Job:
+        """Clone the demonstrations for so many optimizer steps, a whole schedule: a candidate for the start."""
+        plan = self._plan
         return Job(
-            name="sft",
+            name=sft_name(steps),
             arguments=lambda folder: [
-                *("sft", plan.sft_recipe, f"data.path={self._folder / 'demos' / DATA}"),
-                f"budget.optimizer_steps={steps[-1]}",
-                f"checkpoint.every_optimizer_steps={steps[0]}",
-                f"checkpoint.keep={steps[-1] // steps[0]}",
-                *("--run-dir", str(folder), *_resume(folder)),
+                *("sft", plan.sft_recipe, f"demos.path={self._folder / 'demos' / DATA}", f"demos.suite={plan.suite}"),
+                *(f"name={sft_name(steps)}", f"budget.optimizer_steps={steps}", "--run-dir", str(folder)),
+                *_resume(folder),
             ],
-            expected=Expected(START_S, steps[-1] * SFT_BATCH / SFT_SAMPLES_PER_S / 2, cores=2),
-            share=lambda folder: share_of_updates(folder, optimizer_steps=steps[-1]),
-            record={"stage": "sft"},
+            expected=Expected(START_S + FRAMES_S, steps * SFT_BATCH / SFT_SAMPLES_PER_S),
+            share=lambda folder: share_of_updates(folder, optimizer_steps=steps),
+            record={"stage": "sft", "optimizer_steps": steps},
             needs=("demos",),
             continues=True,
         )
@@ -137,7 +144,7 @@ class Stages:
             ["--init-states", self._plan.init_states, "--seed", str(CHOICE_SEED), *self._actions("sampled")],
             states=self._plan.choice_states,
             record={"stage": "choice", "optimizer_steps": step},
-            needs=("sft",),
+            needs=(sft_name(step),),
         )
 
     def evaluation(
@@ -176,6 +183,12 @@ class Stages:
             needs=needs,
             env_steps_per_s=FILMED_ENV_STEPS_PER_S,
         )
+
+    def _render_size(self) -> int:
+        """Return the pixels per side that the policy's camera draws."""
+        _, transform = plan_policy(self._recipe.setup)
+        assert transform is not None, "policies in LIBERO see frames"
+        return transform.input_size
 
     def _held_out(self) -> list[str]:
         plan = self._plan
@@ -232,8 +245,8 @@ class Stages:
 
 
 def candidate(folder: Path, step: int) -> Path:
-    """Return the checkpoint of the cloned policy after so many optimizer steps; `folder` is that of the jobs."""
-    return folder / "sft" / "checkpoints" / f"optimizer_step_{step}"
+    """Return the policy that was cloned for so many optimizer steps; `folder` is that of the jobs."""
+    return folder / sft_name(step) / POLICY
 
 
 def chosen_step(plan: Plan, folder: Path) -> int:

@@ -97,10 +97,10 @@ def _extent(data: StudyData) -> str:
 def _start(data: StudyData) -> Iterator[str]:
     if data.start is None:
         return
-    rates = ", ".join(f"{percent(rate)} after {step}" for step, rate in data.candidates.items())
+    rates = ", ".join(f"{percent(rate)} ({step} steps)" for step, rate in data.candidates.items())
     low, high = data.plan.window
     yield (
-        f"The start is the cloned policy after {data.start} optimizer steps. On {data.plan.choice_states} other "
+        f"The start is the policy that was cloned for {data.start} optimizer steps. On {data.plan.choice_states} other "
         f"{data.plan.init_states} states of each task the candidates succeeded in {rates}; the earliest between "
         f"{percent(low)} and {percent(high)} is taken, else the best below."
     )
