@@ -262,8 +262,6 @@ class Update:
 
 def build(size: str, device: str) -> Any:  # noqa: ANN401
     """The network of a size."""
-    from vla_rl.policies.build import build_openvla_oft
-    from vla_rl.policies.lora import LoraSettings
     from vla_rl.policies.openvla_oft import tiny
     from vla_rl.policies.openvla_oft.config import LlamaDims
 
@@ -272,27 +270,43 @@ def build(size: str, device: str) -> Any:  # noqa: ANN401
         llama = LlamaDims(**MID, num_key_value_heads=MID["num_attention_heads"])
         config = dataclasses.replace(plain(image_size=MID_IMAGE), llama=llama)
         tiny.tiny_config = lambda **_options: config
+    choices = {
+        "checkpoint": "random-7b" if size == "7b" else "tiny",
+        "profile": "simplevla",
+        "image_size": MID_IMAGE if size == "mid" else None,
+        "proprio": False,
+        "train_proprio_projector": False,
+        "dtype": "bfloat16" if size == "7b" else "float32",
+    }
     try:
-        return build_openvla_oft(
-            checkpoint="random-7b" if size == "7b" else "tiny",
-            profile="simplevla",
-            tasks=("pick up the black bowl between the plate and the ramekin and place it on the plate",),
-            statistics_key="libero_spatial",
-            num_images=1,
-            image_size=MID_IMAGE if size == "mid" else None,
-            proprio=False,
-            lora=LoraSettings(),
-            train_action_rows=True,
-            train_proprio_projector=False,
-            value_head="attention_pool",
-            detach_value=True,
-            dtype="bfloat16" if size == "7b" else "float32",
-            gradient_checkpointing=False,
-            seed=0,
-            device=device,
-        )
+        return _build(choices, device)
     finally:
         tiny.tiny_config = plain
+
+
+def _build(choices: dict[str, Any], device: str) -> Any:  # noqa: ANN401
+    task = "pick up the black bowl between the plate and the ramekin and place it on the plate"
+    try:
+        from vla_rl.policies.kind import PolicyContext
+    except ImportError:  # an older checkout
+        return _build_from_arguments(choices, task, device)
+    from vla_rl.policies.openvla_oft.build import build_openvla_oft
+    from vla_rl.policies.openvla_oft.section import OpenVLAOFTSection
+
+    section = OpenVLAOFTSection.model_validate({"name": "openvla_oft", **choices})
+    context = PolicyContext(seed=0, suite="libero_spatial", tasks=(task,), num_images=1)
+    return build_openvla_oft(section, context, device=device)
+
+
+def _build_from_arguments(choices: dict[str, Any], task: str, device: str) -> Any:  # noqa: ANN401
+    """As `_build`, in a checkout whose builder takes everything one by one."""
+    from importlib import import_module
+
+    settings = import_module("vla_rl.policies.lora").LoraSettings()
+    return import_module("vla_rl.policies.build").build_openvla_oft(
+        **choices, tasks=(task,), statistics_key="libero_spatial", num_images=1, lora=settings, train_action_rows=True,
+        value_head="attention_pool", detach_value=True, gradient_checkpointing=False, seed=0, device=device,
+    )  # fmt: skip
 
 
 def batch_of(policy: Any, segments: int, decisions: int) -> Any:  # noqa: ANN401

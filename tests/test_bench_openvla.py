@@ -19,9 +19,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vla_rl.policies.assign import assign_parameters
-from vla_rl.policies.build import build_openvla_oft
-from vla_rl.policies.lora import LoraSettings
+from vla_rl.policies.kind import PolicyContext
+from vla_rl.policies.lora_section import LoraSection
+from vla_rl.policies.openvla_oft.build import build_openvla_oft
 from vla_rl.policies.openvla_oft.policy import OpenVLAOFTPolicy
+from vla_rl.policies.openvla_oft.section import OpenVLAOFTSection
 from vla_rl.types import PolicyInputs
 
 ROOT = Path(__file__).parents[1]
@@ -166,16 +168,12 @@ def counted(policy: OpenVLAOFTPolicy, *, train: bool) -> float:
     return float(counter.get_total_flops())
 
 
-def of_7b(**choices: Any) -> OpenVLAOFTPolicy:
-    return build_openvla_oft(
-        **{
-            "checkpoint": "random-7b", "profile": "simplevla", "tasks": (TASK,), "statistics_key": "libero_spatial",
-            "num_images": 1, "image_size": None, "proprio": False, "lora": None, "train_action_rows": True,
-            "train_proprio_projector": False, "value_head": "attention_pool", "detach_value": True,
-            "dtype": "bfloat16", "gradient_checkpointing": False, "seed": 0, "device": "cpu", "empty": True,
-            **choices,
-        }
-    )  # fmt: skip
+def of_7b(*, num_images: int = 1, **choices: Any) -> OpenVLAOFTPolicy:
+    fixed = {"name": "openvla_oft", "checkpoint": "random-7b", "profile": "simplevla", "dtype": "bfloat16"}
+    trained = {"lora": None, "train_proprio_projector": False, "proprio": False}
+    section = OpenVLAOFTSection.model_validate({**fixed, **trained, **choices})
+    context = PolicyContext(seed=0, suite="libero_spatial", tasks=(TASK,), num_images=num_images)
+    return build_openvla_oft(section, context, device="cpu", empty=True)
 
 
 @pytest.mark.slow
@@ -191,7 +189,7 @@ def test_a_forward_pass_of_7b_takes_the_flops_of_the_formula(script: ModuleType,
 def test_training_adapters_of_7b_takes_two_or_three_passes_of_llama_and_one_of_vision(
     script: ModuleType, checkpointing: bool
 ) -> None:
-    policy = of_7b(lora=LoraSettings(), gradient_checkpointing=checkpointing)
+    policy = of_7b(lora=LoraSection(), gradient_checkpointing=checkpointing)
     llama, vision = script.flops(policy)
     tokens = 256 + int(policy.prompt_lengths[0]) + 56 + 1
     adapters = 2 * tokens * 32 * 32 * (4 * 8192 + 3 * 15104)  # one pass through them at rank 32

@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     # A kind of environment, policy, surrogate or credit brings its own section of a recipe.
     "rl": {"section"},
     "credit": {"section", "rl"},
-    "recipe": {"errors", "section", "rl", "credit", "envs"},
+    "recipe": {"errors", "section", "rl", "credit", "envs", "policies"},
     "policies": {"types", "errors", "files", "section", "rl"},  # rl: a policy owns the density of its actions
     "envs": {"types", "errors", "files", "section", "libero_suites"},
     "ipc": {"types", "errors"},
@@ -177,3 +177,62 @@ def renames_and_flushes(file: Path) -> list[str]:
 @pytest.mark.parametrize("file", FILES, ids=module_name)
 def test_files_are_renamed_and_flushed_in_one_place(file: Path) -> None:
     assert bool(renames_and_flushes(file)) == (module_name(file) == "vla_rl.files")
+
+
+def statements_for_types_only(tree: ast.Module) -> set[ast.stmt]:
+    """Statements under `if TYPE_CHECKING:`, which never run."""
+    return {
+        statement
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for inner in node.body
+        for statement in ast.walk(inner)
+        if isinstance(statement, ast.stmt)
+    }
+
+
+def files_imported_by(file: Path) -> set[Path]:
+    """Files of the package that run because this one does, or once one of its functions is called."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    skipped = statements_for_types_only(tree)
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name if name in MODULES else node.module for name in inner}
+    return {MODULES[name] for name in names & set(MODULES)}
+
+
+MODULES = {module_name(file): file for file in FILES}
+
+
+def in_circles(imports: dict[str, set[str]]) -> set[str]:
+    """Names from which a chain of imports leads back to themselves."""
+
+    def reached_from(name: str) -> set[str]:
+        reached: set[str] = set()
+        waiting = set(imports[name])
+        while waiting:
+            reached |= waiting
+            waiting = {inner for each in waiting for inner in imports[each]} - reached
+        return reached
+
+    return {name for name in imports if name in reached_from(name)}
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """Neither at the top nor inside functions. Imports for type checkers alone may close a circle: they never run."""
+    imports = {
+        module_name(file): {module_name(other) for other in files_imported_by(file)} - {module_name(file)}
+        for file in FILES
+    }
+    assert in_circles(imports) == set()
+
+
+def test_circles_are_found_behind_functions_and_over_several_files() -> None:
+    assert in_circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}, "e": set()}) == {"a", "b", "c"}
+    assert in_circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == set()

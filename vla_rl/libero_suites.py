@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+CAMERAS: tuple[Literal["agentview", "wrist"], ...] = ("agentview", "wrist")  # all that policies were trained with
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,6 +68,15 @@ class ActionSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class StateSpace:
+    """Sizes for a policy that sees only states."""
+
+    state_dim: int
+    action_dim: int
+    chunk_size: int  # control steps per decision
+
+
+@dataclass(frozen=True, slots=True)
 class TaskInfo:
     """One task of a suite."""
 

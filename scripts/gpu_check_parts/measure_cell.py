@@ -77,13 +77,13 @@ def make_plan(setting: Setting) -> TrainingPlan:
     recipe = load_recipe(find_recipe(RECIPE), overrides)
     tasks = tuple(TaskInfo("libero_spatial", number, f"task_{number}", text) for number, text in enumerate(TASKS))
     where = resolve_device(recipe.setup.runtime.device)
-    policy, transform = plan_policy(recipe.setup, tasks=tasks, draw_on=where)
-    assert transform is not None
+    policy = plan_policy(recipe.setup, tasks=tasks, draw_on=where)
+    assert policy.transform is not None
     real = setting.size == "7b"
     make = partial(
         build_invented,
         num_images=policy.observation_spec.num_images,
-        size=transform.input_size,
+        size=policy.transform.input_size,
         horizon=HORIZON if real else 48,
         step_seconds=STEP_SECONDS if real else 0.0,
     )
@@ -95,7 +95,7 @@ def make_plan(setting: Setting) -> TrainingPlan:
         deviations=("invented environments",),
         simulator=None,
     )
-    return training_plan(recipe, env=env, policy=policy, transform=transform, device=where)
+    return training_plan(recipe, env=env, policy=policy, device=where)
 
 
 def peaks(run: TrainingRun, card: CardPeak) -> dict[str, Any] | None:

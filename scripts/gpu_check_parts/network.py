@@ -8,12 +8,13 @@ from torch import Tensor
 from gpu_check_parts.measuring import device, on_gpu
 from gpu_check_parts.record import Setting
 from gpu_check_parts.tasks import TASKS
-from vla_rl.policies.build import build_openvla_oft
-from vla_rl.policies.describe import num_tokens
 from vla_rl.policies.devices import use_device
-from vla_rl.policies.lora import LoraSettings
+from vla_rl.policies.kind import PolicyContext
+from vla_rl.policies.openvla_oft.build import build_openvla_oft
 from vla_rl.policies.openvla_oft.flops import DecisionFlops, decision_flops
+from vla_rl.policies.openvla_oft.plan import num_tokens
 from vla_rl.policies.openvla_oft.policy import OpenVLAOFTPolicy
+from vla_rl.policies.openvla_oft.section import OpenVLAOFTSection
 from vla_rl.types import PolicyInputs, PolicyOutput
 
 DTYPE = torch.bfloat16 if on_gpu() else torch.float32
@@ -22,24 +23,17 @@ DTYPE = torch.bfloat16 if on_gpu() else torch.float32
 def build(setting: Setting) -> OpenVLAOFTPolicy:
     """The policy of the recipe `libero_spatial_gipo`, with random weights."""
     use_device(device())
-    return build_openvla_oft(
+    section = OpenVLAOFTSection(
+        name="openvla_oft",
         checkpoint=setting.checkpoint,
         profile="simplevla",
-        tasks=TASKS,
-        statistics_key="libero_spatial",
-        num_images=1,
         image_size=setting.image_size,
         proprio=False,
-        lora=LoraSettings(),
-        train_action_rows=True,
         train_proprio_projector=False,
-        value_head="attention_pool",
-        detach_value=True,
-        dtype=str(DTYPE).removeprefix("torch."),
-        gradient_checkpointing=False,
-        seed=0,
-        device=str(device()),
+        dtype="bfloat16" if torch.bfloat16 == DTYPE else "float32",
     )
+    context = PolicyContext(seed=0, suite="libero_spatial", tasks=TASKS, num_images=1)
+    return build_openvla_oft(section, context, device=str(device()))
 
 
 def batch_of(

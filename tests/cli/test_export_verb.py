@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +83,7 @@ def fill_ring(folder: Path, policy: Any) -> None:
 def make_run(folder: Path, *overrides: str, with_replay: bool = True) -> Path:
     """A run's folder with one checkpoint, whose adapters, action rows and critic have moved."""
     recipe = build_recipe(RECIPE, overrides)
-    policy = plan_policy(recipe.setup)[0].build(device="cpu")
+    policy = plan_policy(recipe.setup).build(device="cpu")
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
             if parameter.requires_grad:
@@ -336,7 +335,7 @@ def test_a_policy_without_a_public_layout_is_refused(tmp_path: Path) -> None:
     recipe = build_recipe("name: t\nenv: {name: toy}\npolicy: {name: mlp}\nsurrogate: {name: gipo}\n"
                           "budget: {optimizer_steps: 1}\n")  # fmt: skip
     engine = Engine(
-        plan_policy(recipe.setup)[0].build(device="cpu"),
+        plan_policy(recipe.setup).build(device="cpu"),
         strategy="single", zero_stage=2, precision="fp32", device="cpu",
         optimizer=OptimizerSettings(policy_lr=0.0, value_lr=0.0, schedule="constant"),
     )  # fmt: skip
@@ -463,9 +462,8 @@ def test_an_adapter_that_is_written_and_read_wrongly_alike_is_caught_by_peft(
     run = make_run(tmp_path / "run", f"policy.checkpoint={merged[0]}", with_replay=False)
 
     def doubled(settings: Any, directory: Path, *, base: str, whole_modules: list[str] | None) -> None:
-        write_adapter_config(
-            replace(settings, alpha=2.0 * settings.alpha), directory, base=base, whole_modules=whole_modules
-        )
+        twice = settings.model_copy(update={"alpha": 2.0 * settings.alpha})
+        write_adapter_config(twice, directory, base=base, whole_modules=whole_modules)
 
     monkeypatch.setattr(layout, "write_adapter_config", doubled)
     monkeypatch.setattr(AdapterConfig, "scaling_of", lambda self, _: 0.5 * self.alpha / self.rank)

@@ -21,11 +21,13 @@ from vla_rl.evaluation.episodes import read_episodes
 from vla_rl.evaluation.evaluate import evaluate
 from vla_rl.evaluation.options import EvalOptions
 from vla_rl.evaluation.policy_source import find_policy
-from vla_rl.policies.build import build_openvla_oft
 from vla_rl.policies.image_transforms import frame_transform
+from vla_rl.policies.kind import PolicyContext
 from vla_rl.policies.openvla_oft import OpenVLAOFT
+from vla_rl.policies.openvla_oft.build import build_openvla_oft
 from vla_rl.policies.openvla_oft.checkpoint_writer import write_checkpoint
 from vla_rl.policies.openvla_oft.heads import L1ActionHead
+from vla_rl.policies.openvla_oft.section import OpenVLAOFTSection
 from vla_rl.run.plan import plan_policy
 from vla_rl.types import ChunkResult, Observation
 
@@ -48,12 +50,11 @@ SIGLIP = np.array([[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]])
 def checkpoint(tmp_path_factory):
     """The layout of a published one: shards, tokenizer, statistics of one suite, projector, L1 head."""
     folder = tmp_path_factory.mktemp("published") / "l1"
-    policy = build_openvla_oft(
-        checkpoint="tiny", profile="auto", tasks=("open the drawer",), statistics_key="libero_10", num_images=1,
-        image_size=SIZE, proprio=True, lora=None, train_action_rows=False, train_proprio_projector=False,
-        value_head="attention_pool", detach_value=True, dtype="float32", gradient_checkpointing=False, seed=0,
-        device="cpu",
-    )  # fmt: skip
+    section = OpenVLAOFTSection(
+        name="openvla_oft", image_size=SIZE, lora=None, train_action_rows=False, train_proprio_projector=False
+    )
+    context = PolicyContext(seed=0, suite="libero_10", tasks=("open the drawer",), num_images=1)
+    policy = build_openvla_oft(section, context, device="cpu")
     folder.mkdir()
     write_checkpoint(policy, folder, step=7)
     for name in ("vla_rl.json", "value_head.safetensors"):  # ours alone

@@ -94,7 +94,7 @@ def original(tmp_path_factory):
     folder = tmp_path_factory.mktemp("statistics") / "checkpoint"
     folder.mkdir()
     recipe = build_recipe(RECIPE, ["policy.image_size=28", "policy.lora=null"])
-    write_checkpoint(plan_policy(recipe.setup)[0].build(device="cpu"), folder, step=0)
+    write_checkpoint(plan_policy(recipe.setup).build(device="cpu"), folder, step=0)
     (folder / "dataset_statistics.json").write_text(json.dumps({ONE: block(2.0), OTHER: block(3.0)}))
     return folder
 
@@ -108,7 +108,7 @@ def checkpoint(original, tmp_path):
 def run(checkpoint, tmp_path):
     """The folder of a run whose recipe names the key."""
     recipe = build_recipe(RECIPE, [f"policy.checkpoint={checkpoint}", f"policy.statistics={OTHER}"])
-    plan = plan_policy(recipe.setup)[0]
+    plan = plan_policy(recipe.setup)
     settings = OptimizerSettings(policy_lr=0.0, value_lr=0.0, schedule="constant")
     policy = plan.build(device="cpu")
     engine = Engine(policy, strategy="single", zero_stage=2, precision="fp32", device="cpu", optimizer=settings)
@@ -121,7 +121,7 @@ def run(checkpoint, tmp_path):
 def test_a_recipe_s_key_scales_the_actions(checkpoint):
     for key, high in ((ONE, 2.0), (OTHER, 3.0)):
         recipe = build_recipe(RECIPE, [f"policy.checkpoint={checkpoint}", f"policy.statistics={key}"])
-        plan = plan_policy(recipe.setup)[0]
+        plan = plan_policy(recipe.setup)
         assert plan.statistics == key
         assert f"statistics {key}" in plan.text
         assert plan.build(device="cpu", empty=True).statistics.action.q99.tolist() == [high] * 7
@@ -185,7 +185,7 @@ def test_a_policy_without_statistics_takes_no_key(trained):
 
 def test_a_run_does_not_go_on_with_other_statistics(run, checkpoint):
     recipe = build_recipe(RECIPE, [f"policy.checkpoint={checkpoint}", f"policy.statistics={ONE}"])
-    (plan, _), saved = plan_policy(recipe.setup), next((run / "checkpoints").glob("optimizer_step_*"))
+    plan, saved = plan_policy(recipe.setup), next((run / "checkpoints").glob("optimizer_step_*"))
     recorded = kept_for_the_run(saved)["statistics"]
     assert recorded == OTHER
     with pytest.raises(ValueError, match=f"go on with policy.statistics={OTHER}"):

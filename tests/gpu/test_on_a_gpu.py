@@ -6,7 +6,7 @@ the first GPU is known to work. A test with `cuda` alone shows what a CPU does n
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import gc
 import multiprocessing
 import os
@@ -25,12 +25,16 @@ from vla_rl.learner.engine import Engine
 from vla_rl.learner.learner import Learner
 from vla_rl.learner.optimizer import OptimizerSettings
 from vla_rl.policies.assign import assign_parameters
-from vla_rl.policies.build import build_mlp, build_openvla_oft
 from vla_rl.policies.devices import peak_memory, use_device
-from vla_rl.policies.lora import LoraSettings
+from vla_rl.policies.kind import PolicyContext
+from vla_rl.policies.lora_section import LoraSection
+from vla_rl.policies.mlp.network import build_mlp
+from vla_rl.policies.mlp.section import MLPSection
+from vla_rl.policies.openvla_oft.build import build_openvla_oft
+from vla_rl.policies.openvla_oft.section import OpenVLAOFTSection
 from vla_rl.rl.loss_weights import LossWeights
 from vla_rl.rl.surrogates import Gipo
-from vla_rl.types import PolicyInputs, SegmentBatch
+from vla_rl.types import PolicyInputs, SegmentBatch, StateSpace
 from vla_rl.workers.compiled import CompiledForward
 
 HAS_GPU = torch.cuda.is_available()
@@ -39,24 +43,14 @@ DEVICES = ["cpu", pytest.param("cuda:0", marks=[pytest.mark.gpu, needs_gpu])]
 TASKS = ("pick up the red mug", "turn on the stove and put the moka pot on it", "open the drawer")
 CHILD_S = 120.0
 
-BUILD = functools.partial(
-    build_openvla_oft,
-    checkpoint="tiny",
-    profile="auto",
-    tasks=TASKS,
-    statistics_key="libero_spatial",
-    num_images=1,
-    image_size=28,
-    proprio=True,
-    lora=LoraSettings(rank=4),
-    train_action_rows=True,
-    train_proprio_projector=True,
-    value_head="attention_pool",
-    detach_value=True,
-    dtype="float32",
-    gradient_checkpointing=False,
-    seed=0,
-)
+SECTION = OpenVLAOFTSection(name="openvla_oft", image_size=28, lora=LoraSection(rank=4))
+CONTEXT = PolicyContext(seed=0, suite="libero_spatial", tasks=TASKS, num_images=1)
+
+
+def build(*, device, empty=False, tasks=TASKS, **changes):
+    """The tiny OpenVLA-OFT."""
+    context = dataclasses.replace(CONTEXT, tasks=tasks)
+    return build_openvla_oft(SECTION.model_copy(update=changes), context, device=device, empty=empty)
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +76,7 @@ def inputs_for(policy, task_index, device):
 @pytest.mark.parametrize("task_index", [[0, 1, 2], [1, 1]], ids=["padded", "of one length"])
 @torch.no_grad()
 def test_float32_gives_what_the_cpu_gives(device, task_index):
-    here, there = BUILD(device="cpu"), BUILD(device=device)
+    here, there = build(device="cpu"), build(device=device)
     expected, actual = (policy(inputs_for(policy, task_index, at)) for policy, at in ((here, "cpu"), (there, device)))
     assert (actual.logits.cpu() - expected.logits).abs().max() < 1e-3
     assert (actual.values.cpu() - expected.values).abs().max() < 1e-3
@@ -90,7 +84,7 @@ def test_float32_gives_what_the_cpu_gives(device, task_index):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_bfloat16_with_checkpointing_gives_finite_gradients_to_all_that_is_trained(device):
-    policy = BUILD(device=device, dtype="bfloat16", gradient_checkpointing=True).train()
+    policy = build(device=device, dtype="bfloat16", gradient_checkpointing=True).train()
     with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
         output = policy(inputs_for(policy, [0, 1], device))
     (output.logits.square().mean() + output.values.square().mean()).backward()
@@ -104,7 +98,7 @@ def test_bfloat16_with_checkpointing_gives_finite_gradients_to_all_that_is_train
 @needs_gpu
 @torch.no_grad()
 def test_a_compiled_pass_follows_adapters_that_change_in_place():
-    policy = BUILD(device="cuda:0", tasks=TASKS[:2]).eval()
+    policy = build(device="cuda:0", tasks=TASKS[:2]).eval()
     compiled = CompiledForward(policy, max_batch=2)
     for change in (0.0, 0.05, 0.05):
         for name, parameter in policy.named_parameters():
@@ -121,9 +115,8 @@ def test_a_compiled_pass_follows_adapters_that_change_in_place():
 @needs_gpu
 @torch.no_grad()
 def test_cuda_graphs_give_what_the_policy_gives_and_follow_new_weights():
-    policy = build_mlp(
-        state_dim=3, chunk_size=2, action_dim=2, num_bins=5, hidden_dim=64, seed=0, device="cuda:0"
-    ).eval()  # fmt: skip
+    context = PolicyContext(seed=0, suite="toy", tasks=("reach",), states=StateSpace(3, 2, 2))
+    policy = build_mlp(MLPSection(name="mlp", num_bins=5, hidden_dim=64), context, device="cuda:0").eval()
     compiled = CompiledForward(policy, max_batch=4)
     for call in range(6):
         rows = 1 + call % 4
@@ -165,7 +158,7 @@ def make_batch(policy):
 
 def updated(device, *, before=lambda policy: None):
     """Metrics of one whole update and the action rows after it."""
-    policy = BUILD(device=device)
+    policy = build(device=device)
     before(policy)
     engine = Engine(
         policy,
@@ -271,7 +264,7 @@ def test_shared_memory_is_given_back_however_its_user_ends(device, way):
 def adopt_while_computing(frozen: SharedWeightsHandle, handle: MailboxHandle, device: str, last: int, tell) -> None:
     """A child that maps the frozen weights, adopts every version it finds, and computes with it in between."""
     use_device(device)
-    policy = BUILD(device=device, empty=True)
+    policy = build(device=device, empty=True)
     mapped = SharedWeights.attach(frozen).tensors()
     trainable = {
         name: torch.empty(p.shape, dtype=p.dtype, device=device)
@@ -295,7 +288,7 @@ def adopt_while_computing(frozen: SharedWeightsHandle, handle: MailboxHandle, de
 @torch.no_grad()
 def test_two_processes_publish_and_adopt_while_both_compute(device):
     last = 20
-    policy = BUILD(device=device).eval()
+    policy = build(device=device).eval()
     parameters = dict(policy.named_parameters())
     shared = share_tensors({name: p.detach() for name, p in parameters.items() if not p.requires_grad})
     trainable = {name: p.detach() for name, p in parameters.items() if p.requires_grad}

@@ -13,7 +13,7 @@ from vla_rl.learner.engine import Engine
 from vla_rl.learner.learner import Learner
 from vla_rl.learner.optimizer import OptimizerSettings
 from vla_rl.learner.strategies import StrategyName
-from vla_rl.policies.mlp import MLPPolicy
+from vla_rl.policies.mlp.network import MLPPolicy
 from vla_rl.rl.loss_weights import LossWeights
 from vla_rl.rl.surrogates import KINDS, Surrogate
 from vla_rl.types import ActionSpec, PolicyInputs, PolicyOutput, SegmentBatch

@@ -20,8 +20,10 @@ from vla_rl.learner import checkpoint
 from vla_rl.learner.collectives import Collectives
 from vla_rl.learner.engine import Engine
 from vla_rl.learner.strategies import close_process_group
-from vla_rl.policies.build import build_openvla_oft
-from vla_rl.policies.lora import LoraSettings
+from vla_rl.policies.kind import PolicyContext
+from vla_rl.policies.lora_section import LoraSection
+from vla_rl.policies.openvla_oft.build import build_openvla_oft
+from vla_rl.policies.openvla_oft.section import OpenVLAOFTSection
 from vla_rl.rl.loss_weights import LossWeights
 
 UNION = 8  # segments of all ranks together
@@ -123,24 +125,16 @@ def save(engine: Engine, run_dir: Path, *, fail_on_rank: int | None = None) -> c
 
 def openvla_oft(*, strategy: str, zero_stage: int, precision: str, compile: str = "off") -> dict[str, Any]:
     """Two updates of the tiny OpenVLA-OFT with adapters; one rank sees all segments, two see half of them each."""
-    policy = build_openvla_oft(
-        checkpoint="tiny",
-        profile="auto",
-        tasks=("open the drawer", "push the plate to the front of the stove"),
-        statistics_key="libero_goal",
-        num_images=1,
+    section = OpenVLAOFTSection(
+        name="openvla_oft",
         image_size=28,
-        proprio=True,
-        lora=LoraSettings(rank=4),
-        train_action_rows=True,
-        train_proprio_projector=True,
-        value_head="attention_pool",
-        detach_value=True,
+        lora=LoraSection(rank=4),
         dtype="bfloat16" if precision == "bf16" else "float32",
         gradient_checkpointing=True,
-        seed=0,
-        device="cpu",
     )
+    tasks = ("open the drawer", "push the plate to the front of the stove")
+    context = PolicyContext(seed=0, suite="libero_goal", tasks=tasks, num_images=1)
+    policy = build_openvla_oft(section, context, device="cpu")
     engine = fakes.make_engine(
         policy, strategy=strategy, zero_stage=zero_stage, precision=precision, lr=1e-3, compile=compile
     )

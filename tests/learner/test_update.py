@@ -16,7 +16,7 @@ from torch import nn
 
 from vla_rl.credit import Vtrace
 from vla_rl.learner.engine import NonFiniteUpdateError
-from vla_rl.policies.token_density import TokenDensity
+from vla_rl.policies.token_policy import TokenDensity
 from vla_rl.rl.loss_weights import LossWeights
 from vla_rl.rl.surrogates import KINDS, Ppo
 from vla_rl.types import ObservationSpec, PolicyInputs, PolicyOutput, SegmentBatch

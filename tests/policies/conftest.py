@@ -1,38 +1,45 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
-from vla_rl.policies.build import build_openvla_oft
-from vla_rl.policies.lora import LoraSettings
+from vla_rl.policies.kind import PolicyContext
+from vla_rl.policies.lora_section import LoraSection
+from vla_rl.policies.openvla_oft.build import build_openvla_oft
+from vla_rl.policies.openvla_oft.section import OpenVLAOFTSection
 from vla_rl.types import PolicyInputs
 
 TASKS = ("pick up the red mug", "turn on the stove and put the moka pot on it", "open the drawer")
-TINY = {
-    "checkpoint": "tiny",
-    "profile": "auto",
-    "tasks": TASKS,
-    "statistics_key": "libero_spatial",
-    "num_images": 1,
-    "image_size": 28,
-    "proprio": True,
-    "lora": LoraSettings(rank=4),
-    "train_action_rows": True,
-    "train_proprio_projector": True,
-    "value_head": "attention_pool",
-    "detach_value": True,
-    "dtype": "float32",
-    "gradient_checkpointing": False,
-    "seed": 0,
-    "device": "cpu",
-}
+CONTEXT = PolicyContext(seed=0, suite="libero_spatial", tasks=TASKS, num_images=1)
+SECTION = OpenVLAOFTSection(name="openvla_oft", image_size=28, lora=LoraSection(rank=4))
+OF_CONTEXT = {field.name for field in dataclasses.fields(PolicyContext)}
+
+
+def chosen(changes):
+    """The tiny policy's section and context, with some of their fields replaced."""
+    of_context = {name: changes.pop(name) for name in OF_CONTEXT & set(changes)}
+    section = OpenVLAOFTSection.model_validate(dict(SECTION) | changes)
+    return section, dataclasses.replace(CONTEXT, **of_context)
+
+
+def build_tiny(*, device="cpu", empty=False, **changes):
+    return build_openvla_oft(*chosen(changes), device=device, empty=empty)
 
 
 @pytest.fixture
 def build():
     """The tiny policy, four patches per image, with some of its choices replaced."""
+    return build_tiny
+
+
+@pytest.fixture
+def plan_tiny():
+    """The plan of that policy, as a dry run makes it."""
 
     def call(**changes):
-        return build_openvla_oft(**{**TINY, **changes})
+        section, context = chosen(changes)
+        return section.plan(context)
 
     return call
 
@@ -56,16 +63,7 @@ def tasks():
     return TASKS
 
 
-@pytest.fixture
-def build_arguments():
-    return TINY
-
-
 @pytest.fixture(scope="module")
 def module_build():
     """As `build`, for fixtures that serve a whole file."""
-
-    def call(**changes):
-        return build_openvla_oft(**{**TINY, **changes})
-
-    return call
+    return build_tiny

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from vla_rl.policies.lora import LLAMA_LINEARS, LoraSettings
+from vla_rl.policies.lora_section import LLAMA_LINEARS, LoraSection
 from vla_rl.policies.openvla_oft import tiny
 from vla_rl.policies.openvla_oft.config import LlamaDims, OFTConfig
 from vla_rl.policies.openvla_oft.memory import activation_memory, llama_layer_bytes
@@ -37,7 +37,9 @@ def kept_by_autograd(policy, inputs):
 def test_the_formula_is_what_autograd_keeps(build, make_inputs, tasks, monkeypatch, dtype, targets):
     config = dataclasses.replace(tiny.tiny_config(image_size=112), llama=WIDE)
     monkeypatch.setattr(tiny, "tiny_config", lambda **_: config)
-    policy = build(image_size=112, dtype=dtype, tasks=tasks[:1], lora=LoraSettings(rank=2, targets=targets)).train()
+    policy = build(
+        image_size=112, dtype=dtype, tasks=tasks[:1], lora=LoraSection(rank=2, targets=list(targets))
+    ).train()
     inputs = make_inputs(policy, [0, 0])
     num_tokens = 1 + 64 + 1 + int(policy.prompt_lengths[0]) - 1 + 56 + 1
     layer = llama_layer_bytes(WIDE, bytes_per_value=2 if dtype == "bfloat16" else 4, kept=targets)

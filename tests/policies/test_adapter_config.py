@@ -13,7 +13,7 @@ from peft.tuners.lora.config import CordaConfig, EvaConfig, LoraRuntimeConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors.torch import load_file, save_file
 
-from vla_rl.policies.lora import LoraSettings
+from vla_rl.policies.lora_section import LoraSection
 from vla_rl.policies.openvla_oft import OpenVLAOFT
 from vla_rl.policies.openvla_oft.adapter_config import (
     COMPUTED,
@@ -311,7 +311,7 @@ FIELDS_OF_PEFT_0_11_1 = {
 
 
 def test_a_written_configuration_has_the_fields_of_peft_0_11_1_alone_and_reads_back(tmp_path):
-    settings = LoraSettings(rank=3, alpha=5.0, dropout=0.25, targets=("v_proj", "q_proj"))
+    settings = LoraSection(rank=3, alpha=5.0, dropout=0.25, targets=["v_proj", "q_proj"])
     write_adapter_config(settings, tmp_path, base="here", whole_modules=["lm_head"])
     assert json.loads((tmp_path / "adapter_config.json").read_text()).keys() == FIELDS_OF_PEFT_0_11_1
     with warnings.catch_warnings():

@@ -1,6 +1,5 @@
 """Exported folders, what loading them refuses, and what a description says before anything starts."""
 
-import functools
 import json
 import shutil
 
@@ -8,11 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vla_rl.policies.build import build_openvla_oft
-from vla_rl.policies.describe import describe_openvla_oft
+from vla_rl.policies.openvla_oft import OpenVLAOFT
 from vla_rl.policies.openvla_oft.checkpoint_writer import write_checkpoint
 from vla_rl.policies.openvla_oft.config import config_to_json, read_config
-from vla_rl.policies.openvla_oft.model import OpenVLAOFT
 from vla_rl.policies.openvla_oft.source import find_source
 from vla_rl.policies.openvla_oft.tiny import tiny_config
 
@@ -152,28 +149,26 @@ def nothing(_directory):
     pass
 
 
-def describe(build_arguments, directory, **changes):
-    arguments = {**build_arguments, "checkpoint": str(directory), **BASE, **changes}
-    return describe_openvla_oft(functools.partial(build_openvla_oft, **arguments))
+def describe(plan_tiny, directory, **changes):
+    return plan_tiny(**{"checkpoint": str(directory), **BASE, **changes})
 
 
-def test_a_description_counts_without_reading_weights(build_arguments, unreadable, build):
-    summary = describe(build_arguments, unreadable)
+def test_a_description_counts_without_reading_weights(plan_tiny, unreadable, build):
+    plan = describe(plan_tiny, unreadable)
     policy = build()
     trained = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
     frozen = sum(parameter.numel() for parameter in policy.parameters() if not parameter.requires_grad)
-    assert (summary.trainable_parameters, summary.frozen_parameters) == (trained, frozen)
-    assert summary.trainable_bytes == 4 * trained
-    assert (summary.profile, summary.image_transform) == ("simplevla", "oft")
-    assert (summary.statistics_key, summary.proprio) == ("libero_spatial_no_noops", True)
-    assert "libero_spatial_no_noops" in str(summary)
+    assert (plan.trainable_parameters, plan.frozen_parameters) == (trained, frozen)
+    assert plan.trainable_bytes == 4 * trained
+    assert "profile simplevla" in plan.text and "by transform oft," in plan.text
+    assert plan.statistics == "libero_spatial_no_noops" and plan.statistics in plan.text
+    assert plan.build(device="cpu", empty=True).source.proprio
 
 
-def test_the_tiny_model_is_described_too(build_arguments):
-    arguments = {**build_arguments, "proprio": False, "profile": "rlinf"}
-    summary = describe_openvla_oft(functools.partial(build_openvla_oft, **arguments))
-    assert (summary.image_transform, summary.training_temperature, summary.proprio) == ("rlinf", 1.6, False)
-    assert "authors sample at 1.6" in str(summary)
+def test_the_tiny_model_is_described_too(plan_tiny):
+    plan = plan_tiny(proprio=False, profile="rlinf")
+    assert "by transform rlinf," in plan.text and "authors sample at 1.6" in plan.text
+    assert not plan.build(device="cpu", empty=True).source.proprio
 
 
 @pytest.mark.parametrize(
@@ -195,18 +190,16 @@ def test_the_tiny_model_is_described_too(build_arguments):
         (lambda path: (path / "action_head--7_checkpoint.pt").touch(), {}, "L1 regression.*Haozhan72.*rlinf"),
         (lambda path: (path / "vision_backbone--7_checkpoint.pt").touch(), {}, "FiLM"),
         (lambda path: (path / "proprio_projector--8_checkpoint.pt").touch(), {}, "several files for proprio_projector"),
-        (nothing, {"statistics_key": "libero_100"}, "checkpoint has: libero_10_no_noops, libero_90_no_noops"),
+        (nothing, {"suite": "libero_100"}, "checkpoint has: libero_10_no_noops, libero_90_no_noops"),
         (nothing, {"num_images": 2}, r"look at 1 image\(s\), found 2 camera"),
         (nothing, {"image_size": 224}, "image_size is 224, but .* takes 28 pixels"),
-        (nothing, {"profile": "openvla"}, "profile 'openvla' is unknown.*auto.*oft_l1.*simplevla.*rlinf"),
-        (nothing, {"dtype": "float16"}, "dtype 'float16' is unknown"),
         (nothing, {"tasks": ()}, "tasks is empty"),
     ],
 )
-def test_a_checkpoint_that_does_not_fit_gets_one_clear_error(unreadable, build_arguments, damage, changes, message):
+def test_a_checkpoint_that_does_not_fit_gets_one_clear_error(unreadable, plan_tiny, damage, changes, message):
     damage(unreadable)
     with pytest.raises(ValueError, match=message):
-        describe(build_arguments, unreadable, **changes)
+        describe(plan_tiny, unreadable, **changes)
 
 
 def edit_statistics(name=None, field=None, value=None):
@@ -250,18 +243,16 @@ STATISTICS = r"^/.*/dataset_statistics\.json: libero_spatial_no_noops\."
         ),
     ],
 )
-def test_statistics_that_scale_something_else_are_refused_by_file_and_field(
-    unreadable, build_arguments, damage, message
-):
+def test_statistics_that_scale_something_else_are_refused_by_file_and_field(unreadable, plan_tiny, damage, message):
     damage(unreadable)
     with pytest.raises(ValueError, match=message):
-        describe(build_arguments, unreadable)
+        describe(plan_tiny, unreadable)
 
 
-def test_statistics_of_what_is_not_fed_do_not_matter(unreadable, build_arguments):
+def test_statistics_of_what_is_not_fed_do_not_matter(unreadable, plan_tiny):
     (unreadable / "proprio_projector--7_checkpoint.pt").unlink()
     edit_statistics("proprio", "q01", [0.0] * 7)(unreadable)
-    assert describe(build_arguments, unreadable).statistics_key == "libero_spatial_no_noops"
+    assert describe(plan_tiny, unreadable).statistics == "libero_spatial_no_noops"
 
 
 @pytest.mark.parametrize(
@@ -272,24 +263,24 @@ def test_statistics_of_what_is_not_fed_do_not_matter(unreadable, build_arguments
         ("vla_rl.json", '{"profile": ["rlinf"]}', r"vla_rl\.json: profile is \['rlinf'\]; expected the name of one"),
     ],
 )
-def test_a_small_file_that_holds_something_else_is_refused_by_name(unreadable, build_arguments, file, content, message):
+def test_a_small_file_that_holds_something_else_is_refused_by_name(unreadable, plan_tiny, file, content, message):
     (unreadable / file).write_text(content)
     with pytest.raises(ValueError, match=message):
-        describe(build_arguments, unreadable)
+        describe(plan_tiny, unreadable)
 
 
-def test_norm_stats_that_are_a_list_are_refused(unreadable, build_arguments):
+def test_norm_stats_that_are_a_list_are_refused(unreadable, plan_tiny):
     edit_json(unreadable / "config.json", norm_stats=["libero_spatial"])
     with pytest.raises(ValueError, match=r"config\.json: norm_stats is a list; expected an object of data sets"):
-        describe(build_arguments, unreadable)
+        describe(plan_tiny, unreadable)
 
 
-def test_an_l1_head_is_the_first_thing_that_is_said_of_a_folder(unreadable, build_arguments):
+def test_an_l1_head_is_the_first_thing_that_is_said_of_a_folder(unreadable, plan_tiny):
     (unreadable / "action_head--7_checkpoint.pt").touch()
     for name in ("tokenizer.json", "preprocessor_config.json", "dataset_statistics.json"):
         (unreadable / name).unlink()
     with pytest.raises(ValueError, match=r"L1 regression.*nothing to sample from.*Haozhan72.*rlinf"):
-        describe(build_arguments, unreadable, statistics_key="libero_100", image_size=224, num_images=2)
+        describe(plan_tiny, unreadable, suite="libero_100", image_size=224, num_images=2)
 
 
 @pytest.mark.parametrize(
@@ -366,8 +357,8 @@ def test_tensors_that_are_not_needed_and_not_there_are_exported_as_zeros(broken,
     assert written.keys() == tensors.keys()
 
 
-def test_statistics_in_config_json_count_where_the_file_is_absent(unreadable, build_arguments):
+def test_statistics_in_config_json_count_where_the_file_is_absent(unreadable, plan_tiny):
     statistics = json.loads((unreadable / "dataset_statistics.json").read_text())
     (unreadable / "dataset_statistics.json").unlink()
     edit_json(unreadable / "config.json", norm_stats={"libero_goal": statistics["libero_goal_no_noops"]})
-    assert describe(build_arguments, unreadable, statistics_key="libero_goal").statistics_key == "libero_goal"
+    assert describe(plan_tiny, unreadable, suite="libero_goal").statistics == "libero_goal"

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from vla_rl.policies.lora import LoraSettings
+from vla_rl.policies.lora_section import LoraSection
 from vla_rl.policies.openvla_oft import tiny
 from vla_rl.policies.openvla_oft.config import LlamaDims
 from vla_rl.policies.openvla_oft.language import MAX_GRAPHS
@@ -139,7 +139,7 @@ def equal_steps(compiled, plain, make_inputs, *, tolerance=3e-5, rounded=None):
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_outputs_and_gradients_are_those_of_plain_layers(build, make_inputs, dropout):
     """With dropout the same numbers are drawn: this backend runs torch's own operations."""
-    lora = LoraSettings(rank=4, dropout=dropout)
+    lora = LoraSection(rank=4, dropout=dropout)
     compiled, plain = (moved_adapters(build(gradient_checkpointing=True, lora=lora)) for _ in range(2))
     compiled.model.language_model.compile_layers(backend="aot_eager")
     if dropout:

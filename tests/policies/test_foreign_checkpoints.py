@@ -1,6 +1,5 @@
 """Folders as they come from elsewhere: loaded rightly or refused by name, and told alike before anything starts."""
 
-import functools
 import json
 import re
 import shutil
@@ -13,8 +12,6 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from vla_rl.cli.main import app
-from vla_rl.policies.build import build_openvla_oft
-from vla_rl.policies.describe import describe_openvla_oft
 from vla_rl.policies.openvla_oft import OpenVLAOFT
 from vla_rl.policies.openvla_oft.checkpoint_files import find_files, unused_shapes
 from vla_rl.policies.openvla_oft.checkpoint_reader import empty_model
@@ -60,16 +57,15 @@ def add_shards(folder, source):
         shutil.copy(path, folder)
 
 
-def describe(build_arguments, directory):
+def describe(plan_tiny, directory):
     """What a dry run builds: everything but the weights."""
-    arguments = {**build_arguments, "checkpoint": str(directory), **BASE, "lora": None}
-    return describe_openvla_oft(functools.partial(build_openvla_oft, **arguments))
+    return plan_tiny(checkpoint=str(directory), **BASE, lora=None)
 
 
-def refused(build_arguments, directory, message):
+def refused(plan_tiny, directory, message):
     """Before the start and when loading, in the same words; returns them."""
     with pytest.raises(ValueError, match=message) as before:
-        describe(build_arguments, directory)
+        describe(plan_tiny, directory)
     with pytest.raises(ValueError, match=message) as loading:
         OpenVLAOFT.from_pretrained(directory)
     assert str(before.value) == str(loading.value)
@@ -97,9 +93,9 @@ def test_equal_weights_in_one_file_and_in_shards_are_one_checkpoint(originals, f
     assert find_files(folder).shards == (folder / SINGLE,)
 
 
-def test_other_weights_in_one_file_and_in_shards_are_refused_with_both_named(originals, folder, build_arguments):
+def test_other_weights_in_one_file_and_in_shards_are_refused_with_both_named(originals, folder, plan_tiny):
     add_shards(folder, originals / "others")
-    message = refused(build_arguments, folder, "two sets of weights and not the same")
+    message = refused(plan_tiny, folder, "two sets of weights and not the same")
     assert SINGLE in message
     assert f"{INDEX}, model-00001-of-00003.safetensors" in message
 
@@ -169,7 +165,7 @@ def test_shards_without_their_index_are_told_what_is_missing(originals, tmp_path
         find_files(folder)
 
 
-def test_an_index_of_other_shards_is_refused(originals, tmp_path, build_arguments):
+def test_an_index_of_other_shards_is_refused(originals, tmp_path, plan_tiny):
     """As after a second export whose shards are cut elsewhere."""
     folder = shutil.copytree(originals / "sharded", tmp_path / "sharded")
     content = json.loads((folder / INDEX).read_text())
@@ -177,10 +173,10 @@ def test_an_index_of_other_shards_is_refused(originals, tmp_path, build_argument
     moved = json.loads((originals / "sharded" / INDEX).read_text())["weight_map"][BIAS]
     assert moved != content["weight_map"][BIAS]
     (folder / INDEX).write_text(json.dumps(content))
-    refused(build_arguments, folder, r"says that projector\.fc2\.bias is in model-00002")
+    refused(plan_tiny, folder, r"says that projector\.fc2\.bias is in model-00002")
     del content["weight_map"][BIAS]
     (folder / INDEX).write_text(json.dumps(content))
-    refused(build_arguments, folder, rf"{moved} holds projector\.fc2\.bias, of which .* does not know")
+    refused(plan_tiny, folder, rf"{moved} holds projector\.fc2\.bias, of which .* does not know")
 
 
 # --- what headers tell -----------------------------------------------------------------------------------------------
@@ -279,18 +275,16 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGES)
-def test_weights_that_do_not_fit_are_told_alike_before_the_start_and_when_loading(
-    folder, build_arguments, damage, message
-):
+def test_weights_that_do_not_fit_are_told_alike_before_the_start_and_when_loading(folder, plan_tiny, damage, message):
     damage(folder)
-    refused(build_arguments, folder, message)
+    refused(plan_tiny, folder, message)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "dataset_statistics.json"])
-def test_small_files_may_be_pointers_too(folder, build_arguments, name):
+def test_small_files_may_be_pointers_too(folder, plan_tiny, name):
     pointer(name)(folder)
     with pytest.raises(ValueError, match=rf"{re.escape(name)}: a git-lfs pointer"):
-        describe(build_arguments, folder)
+        describe(plan_tiny, folder)
 
 
 @pytest.mark.parametrize("damage", [pointer(SINGLE), an_unknown_tensor, a_missing_tensor, cut_off])
@@ -310,40 +304,38 @@ def test_train_eval_and_export_refuse_in_the_same_words(folder, tmp_path, damage
 
 
 @pytest.mark.parametrize("wrapper", ["module.", "base_model.model.", "_orig_mod.", "module._orig_mod."])
-def test_what_wrappers_put_before_every_name_is_taken_off(originals, folder, build_arguments, wrapper):
+def test_what_wrappers_put_before_every_name_is_taken_off(originals, folder, plan_tiny, wrapper):
     edit_weights(folder, lambda tensors: {f"{wrapper}{name}": each for name, each in tensors.items()})
-    describe(build_arguments, folder)
+    describe(plan_tiny, folder)
     plain, wrapped = (OpenVLAOFT.from_pretrained(path) for path in (originals / "single", folder))
     for (name, one), (_, other) in zip(plain.named_parameters(), wrapped.named_parameters(), strict=True):
         assert torch.equal(one, other), name
 
 
-def test_tables_that_old_versions_of_transformers_store_are_ignored(folder, build_arguments):
+def test_tables_that_old_versions_of_transformers_store_are_ignored(folder, plan_tiny):
     table = "language_model.model.layers.0.self_attn.rotary_emb.inv_freq"
     edit_weights(folder, lambda tensors: tensors | {table: torch.zeros(8)})
-    describe(build_arguments, folder)
+    describe(plan_tiny, folder)
     OpenVLAOFT.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_weights_in_torch_s_own_format_come_with_the_command_that_converts_them(
-    originals, folder, build_arguments, parts
-):
+def test_weights_in_torch_s_own_format_come_with_the_command_that_converts_them(originals, folder, plan_tiny, parts):
     tensors = list(load_file(folder / SINGLE).items())
     (folder / SINGLE).unlink()
     for part in range(parts):
         name = "pytorch_model.bin" if parts == 1 else f"pytorch_model-{part + 1:05d}-of-{parts:05d}.bin"
         torch.save(dict(tensors[part::parts]), folder / name)
-    assert run_commands(refused(build_arguments, folder, "in torch's own format")) == 1
+    assert run_commands(refused(plan_tiny, folder, "in torch's own format")) == 1
     for name, tensor in load_file(originals / "single" / SINGLE).items():
         assert torch.equal(load_file(folder / SINGLE)[name], tensor)
-    describe(build_arguments, folder)
+    describe(plan_tiny, folder)
 
 
-def test_a_checkpoint_of_the_real_size_is_checked_by_its_headers(originals, tmp_path, build_arguments):
+def test_a_checkpoint_of_the_real_size_is_checked_by_its_headers(originals, tmp_path, plan_tiny):
     """982 tensors of 15 GB in three shards that hold nothing: reading them would take minutes and memory."""
     config = OFTConfig()
-    model = empty_model(config, PROFILES["simplevla"], proprio=False, l1_head=False, dtype=torch.bfloat16)
+    model = empty_model(OpenVLAOFT, config, PROFILES["simplevla"], proprio=False, l1_head=False, dtype=torch.bfloat16)
     shapes = {**{name: tuple(each.shape) for name, each in model.named_parameters()}, **unused_shapes(config)}
     assert len(shapes) == 982
     names, weight_map, total = sorted(shapes), {}, 0
@@ -364,12 +356,12 @@ def test_a_checkpoint_of_the_real_size_is_checked_by_its_headers(originals, tmp_
     for name in ("tokenizer.json", "preprocessor_config.json", "dataset_statistics.json"):
         shutil.copy(originals / "single" / name, tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config_to_json(config)))
-    arguments = {**build_arguments, "checkpoint": str(tmp_path), **BASE, "lora": None, "dtype": "bfloat16"}
-    describe_openvla_oft(functools.partial(build_openvla_oft, **arguments))
+    arguments = {"checkpoint": str(tmp_path), **BASE, "lora": None, "dtype": "bfloat16"}
+    plan_tiny(**arguments)
     with (tmp_path / "model-00002-of-00003.safetensors").open("r+b") as file:
         file.truncate(4_000_000_000)
     with pytest.raises(ValueError, match=r"model-00002-of-00003\.safetensors: not a complete safetensors file"):
-        describe_openvla_oft(functools.partial(build_openvla_oft, **arguments))
+        plan_tiny(**arguments)
 
 
 # --- components ------------------------------------------------------------------------------------------------------

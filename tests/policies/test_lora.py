@@ -9,7 +9,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vla_rl.policies.lora import LoraSettings, add_adapters, fill_adapters, is_adapter
+from vla_rl.policies.lora import add_adapters, fill_adapters, is_adapter
+from vla_rl.policies.lora_section import LoraSection
 from vla_rl.policies.parameters import set_parameter
 
 
@@ -51,9 +52,9 @@ def adapted_pair(settings, *, dtype=torch.float32):
     return ours, theirs
 
 
-@pytest.mark.parametrize("targets", [("q_proj",), ("q_proj", "down_proj")])
+@pytest.mark.parametrize("targets", [["q_proj"], ["q_proj", "down_proj"]])
 def test_outputs_and_gradients_are_pefts(targets):
-    ours, theirs = adapted_pair(LoraSettings(rank=4, alpha=3.0, targets=targets))
+    ours, theirs = adapted_pair(LoraSection(rank=4, alpha=3.0, targets=targets))
     x = torch.randn(2, 5, 24)
     outputs = [model(x) for model in (ours, theirs)]
     plain = [model.q_proj.base_layer(x) for model in (ours, theirs)]
@@ -68,7 +69,7 @@ def test_outputs_and_gradients_are_pefts(targets):
 
 
 def test_float32_adapters_on_bfloat16_weights_differ_from_pefts_by_roundings_alone():
-    ours, theirs = adapted_pair(LoraSettings(rank=4, alpha=3.0, targets=("q_proj", "down_proj")), dtype=torch.bfloat16)
+    ours, theirs = adapted_pair(LoraSection(rank=4, alpha=3.0, targets=["q_proj", "down_proj"]), dtype=torch.bfloat16)
     x = torch.randn(2, 5, 24).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         first, second = ours(x), theirs(x)
@@ -78,7 +79,7 @@ def test_float32_adapters_on_bfloat16_weights_differ_from_pefts_by_roundings_alo
 
 
 def test_dropout_acts_on_the_adapters_input_in_training_alone():
-    ours, theirs = adapted_pair(LoraSettings(rank=4, dropout=0.5, targets=("q_proj",)))
+    ours, theirs = adapted_pair(LoraSection(rank=4, dropout=0.5, targets=["q_proj"]))
     x = torch.randn(2, 5, 24)
     dropped = []
     for model in (ours, theirs):
@@ -90,7 +91,7 @@ def test_dropout_acts_on_the_adapters_input_in_training_alone():
 
 
 def test_the_result_is_added_in_the_memory_of_the_layers_own_with_gradients_and_without():
-    ours, _ = adapted_pair(LoraSettings(rank=4, targets=("q_proj",)))
+    ours, _ = adapted_pair(LoraSection(rank=4, targets=["q_proj"]))
     x = torch.randn(10, 24)
     expected = ours.q_proj(x).detach()
     add = ours.q_proj.lora_B["default"]
@@ -105,7 +106,7 @@ def test_the_result_is_added_in_the_memory_of_the_layers_own_with_gradients_and_
 
 def test_a_view_that_autograd_may_not_see_changed_is_left_alone():
     """ZeRO-3 puts such views between the layers."""
-    ours, _ = adapted_pair(LoraSettings(rank=4, targets=("q_proj",)))
+    ours, _ = adapted_pair(LoraSection(rank=4, targets=["q_proj"]))
     x, result = torch.randn(10, 24), torch.randn(10, 40, requires_grad=True)
     view = result.view(10, 40)
     added = ours.q_proj.lora_B["default"](ours.q_proj.lora_A["default"](x), view)
@@ -130,7 +131,7 @@ class Attention(nn.Module):
 def adapted_attention(**settings):
     torch.manual_seed(3)
     module = Attention()
-    add_adapters(module, LoraSettings(rank=4, alpha=3.0, targets=("q_proj", "k_proj", "v_proj"), **settings))
+    add_adapters(module, LoraSection(rank=4, alpha=3.0, targets=["q_proj", "k_proj", "v_proj"], **settings))
     fill_adapters(module, seed=0, device=torch.device("cpu"))
     for name, parameter in list(module.named_parameters()):
         if "lora_B" in name:

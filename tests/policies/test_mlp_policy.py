@@ -1,18 +1,24 @@
-import functools
+import dataclasses
 import pickle
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from vla_rl.policies.assign import assign_parameters
-from vla_rl.policies.build import build_mlp
-from vla_rl.types import PolicyInputs
+from vla_rl.policies.kind import PolicyContext
+from vla_rl.policies.mlp.network import build_mlp
+from vla_rl.policies.mlp.section import MLPSection
+from vla_rl.types import PolicyInputs, StateSpace
 
-ARGUMENTS: dict[str, Any] = {
-    "state_dim": 5, "chunk_size": 2, "action_dim": 3, "num_bins": 11, "hidden_dim": 16, "seed": 0, "device": "cpu",
-}  # fmt: skip
+SECTION = MLPSection(name="mlp", num_bins=11, hidden_dim=16)
+STATES = StateSpace(state_dim=5, action_dim=3, chunk_size=2)
+CONTEXT = PolicyContext(seed=0, suite="toy", tasks=("reach",), states=STATES)
+
+
+def make(*, context=CONTEXT, **changes):
+    return build_mlp(SECTION.model_copy(update=changes), context, device="cpu")
 
 
 def inputs(batch=4):
@@ -21,14 +27,14 @@ def inputs(batch=4):
 
 
 def test_outputs_have_the_shapes_of_the_protocol():
-    policy = build_mlp(**ARGUMENTS)
+    policy = make()
     output = policy(inputs())
     assert output.logits.shape == (4, 6, 11) and output.values.shape == (4,)
     assert output.logits.dtype == output.values.dtype == torch.float32
 
 
 def test_bins_are_evenly_spaced_from_minus_one_to_one():
-    policy = build_mlp(**ARGUMENTS)
+    policy = make()
     tokens = np.array([[0, 5, 10, 1, 2, 9]], dtype=np.int16)
     actions = policy.decode_tokens(tokens, np.array([0]))
     np.testing.assert_allclose(actions, [[[-1.0, 0.0, 1.0], [-0.8, -0.6, 0.8]]], atol=1e-7)
@@ -36,7 +42,7 @@ def test_bins_are_evenly_spaced_from_minus_one_to_one():
 
 
 def test_without_bins_a_token_has_a_mean_and_a_log_deviation_and_is_clipped_on_its_way_out():
-    policy = build_mlp(**{**ARGUMENTS, "num_bins": None})
+    policy = make(distribution="gaussian")
     assert policy(inputs()).logits.shape == (4, 6, 2)
     assert policy.action_spec.token_dtype is np.float32
     actions = policy.decode_tokens(np.array([[-3.0, 0.25, 1.5, -0.5, 0.0, 0.75]], dtype=np.float32), np.array([0]))
@@ -44,21 +50,21 @@ def test_without_bins_a_token_has_a_mean_and_a_log_deviation_and_is_clipped_on_i
 
 
 def test_the_value_loss_trains_the_critic_alone():
-    policy = build_mlp(**ARGUMENTS)
+    policy = make()
     policy(inputs()).values.sum().backward()
     reached = {name for name, parameter in policy.named_parameters() if parameter.grad is not None}
     assert reached == {name for name, _ in policy.named_parameters() if policy.is_value_parameter(name)} != set()
 
 
 def test_the_policy_loss_trains_all_but_the_critic():
-    policy = build_mlp(**ARGUMENTS)
+    policy = make()
     policy(inputs()).logits.square().sum().backward()
     reached = {name for name, parameter in policy.named_parameters() if parameter.grad is not None}
     assert reached == {name for name, _ in policy.named_parameters() if not policy.is_value_parameter(name)}
 
 
 def test_a_pickled_builder_gives_the_same_policy_and_an_empty_one_takes_its_parameters():
-    builder = pickle.loads(pickle.dumps(functools.partial(build_mlp, **{**ARGUMENTS, "device": "cpu"})))
+    builder = pickle.loads(pickle.dumps(SECTION.plan(CONTEXT).build))
     full, again, empty = builder(device="cpu"), builder(device="cpu"), builder(device="cpu", empty=True)
     assert all(parameter.is_meta for parameter in empty.parameters())
     assign_parameters(empty, dict(full.named_parameters()))
@@ -69,10 +75,10 @@ def test_a_pickled_builder_gives_the_same_policy_and_an_empty_one_takes_its_para
 
 
 def test_another_seed_gives_another_policy():
-    first, other = build_mlp(**ARGUMENTS), build_mlp(**{**ARGUMENTS, "seed": 1})
+    first, other = make(), make(context=dataclasses.replace(CONTEXT, seed=1))
     assert not torch.equal(first(inputs()).logits, other(inputs()).logits)
 
 
 def test_a_hidden_layer_of_one_is_refused():
-    with pytest.raises(ValueError, match="at least 2"):
-        build_mlp(**{**ARGUMENTS, "hidden_dim": 1})
+    with pytest.raises(ValidationError, match=r"hidden_dim\n.*greater than or equal to 2"):
+        MLPSection(name="mlp", hidden_dim=1)

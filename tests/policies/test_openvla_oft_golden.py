@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file
 
 from vla_rl.policies.action_tokens import Quantiles, decode_tokens, unnormalize_actions
+from vla_rl.policies.openvla_oft import OpenVLAOFT
 from vla_rl.policies.openvla_oft.checkpoint_files import find_files, unused_shapes
 from vla_rl.policies.openvla_oft.checkpoint_reader import unused_tensors
 from vla_rl.policies.openvla_oft.config import read_config
-from vla_rl.policies.openvla_oft.model import OpenVLAOFT
 from vla_rl.policies.openvla_oft.profiles import PROFILES
 
 ROOT = Path(__file__).resolve().parents[2]

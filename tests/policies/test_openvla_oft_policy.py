@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from vla_rl.policies.assign import assign_parameters
-from vla_rl.policies.lora import LoraSettings, checkpoint_name
+from vla_rl.policies.lora import checkpoint_name
+from vla_rl.policies.lora_section import LoraSection
 from vla_rl.policies.openvla_oft.self_test import Findings, self_test
+from vla_rl.recipe import RecipeError, build_recipe
 from vla_rl.types import ActionSpec, ObservationSpec, PolicyInputs
 from vla_rl.workers.compiled import CompiledForward
 
@@ -274,7 +276,7 @@ def test_building_leaves_the_global_random_state_alone(build):
 
 
 def test_tokens_become_libero_commands_of_the_suite(build):
-    policy = build(statistics_key="libero_spatial")
+    policy = build(suite="libero_spatial")
     tokens = np.full((2, 56), 128, dtype=np.int16)  # the middle of every range
     tokens[1, 13] = 1  # gripper of the second control step: open
     tokens[1, 7] = 255  # first component of that step: the lowest centre
@@ -314,26 +316,32 @@ def test_names_of_adapted_layers_lead_back_to_the_checkpoint(build):
 
 
 def test_adapters_stay_off_everything_but_the_chosen_layers(build):
-    policy = build(lora=LoraSettings(rank=2, targets=("q_proj",)))
+    policy = build(lora=LoraSection(rank=2, targets=["q_proj"]))
     adapted = {name.rsplit(".", 3)[0] for name, _ in policy.named_parameters() if "lora_" in name}
     assert adapted == {f"model.language_model.model.layers.{layer}.self_attn.q_proj" for layer in range(3)}
 
 
 @pytest.mark.parametrize("rank", [2, 16])
 def test_adapters_start_gaussian_with_deviation_one_over_rank_and_without_effect(build, rank):
-    policy = build(lora=LoraSettings(rank=rank))
+    policy = build(lora=LoraSection(rank=rank))
     first = torch.cat([parameter.flatten() for name, parameter in policy.named_parameters() if "lora_A" in name])
     assert first.std().item() == pytest.approx(1 / rank, rel=0.05)
     assert not any(parameter.any() for name, parameter in policy.named_parameters() if "lora_B" in name)
 
 
-def test_an_unknown_target_of_adapters_is_refused():
-    with pytest.raises(ValueError, match="train_action_rows"):
-        LoraSettings(targets=("lm_head",))
+def test_an_unknown_target_of_adapters_is_refused_with_a_hint_at_what_trains_it():
+    recipe = (
+        "name: vla\nenv: {name: libero, suite: libero_goal}\nsurrogate: {name: gipo}\nbudget: {optimizer_steps: 1}\n"
+    )
+    with pytest.raises(RecipeError) as refused:
+        build_recipe(recipe + "policy: {name: openvla_oft, lora: {targets: [q_proj, lm_head]}}\n")
+    (problem,) = refused.value.problems
+    assert problem.path == "policy.lora.targets" and "q_proj, k_proj" in problem.allowed
+    assert "policy.train_action_rows=true" in problem.hint
 
 
 def test_scaling_of_adapters_is_alpha_over_rank(build, make_inputs):
-    one, two = build(lora=LoraSettings(rank=4, alpha=4.0)), build(lora=LoraSettings(rank=4, alpha=8.0))
+    one, two = build(lora=LoraSection(rank=4, alpha=4.0)), build(lora=LoraSection(rank=4, alpha=8.0))
     inputs = make_inputs(one, [0])
     with torch.no_grad():
         for policy, scale in ((one, 1.0), (two, 0.5)):
@@ -444,7 +452,7 @@ def test_the_self_test_names_the_camera_that_is_not_looked_at(build, monkeypatch
 
 
 def test_dropout_of_adapters_acts_in_training_and_not_in_evaluation(build, make_inputs):
-    policy = build(lora=LoraSettings(rank=4, dropout=0.5))
+    policy = build(lora=LoraSection(rank=4, dropout=0.5))
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
             if "lora_B" in name:
@@ -458,11 +466,11 @@ def test_dropout_of_adapters_acts_in_training_and_not_in_evaluation(build, make_
 
 
 @pytest.mark.parametrize(
-    "setting", [{"rank": 0}, {"rank": -1}, {"alpha": 0.0}, {"dropout": 1.0}, {"dropout": -0.1}, {"targets": ()}]
+    "setting", [{"rank": 0}, {"rank": -1}, {"alpha": 0.0}, {"dropout": 1.0}, {"dropout": -0.1}, {"targets": []}]
 )
 def test_settings_of_adapters_that_adapt_nothing_are_refused_by_name(setting):
-    with pytest.raises(ValueError, match=rf"lora\.{next(iter(setting))}"):
-        LoraSettings(**setting)
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        LoraSection(**setting)
 
 
 def test_weights_that_are_trained_themselves_are_float32_and_move_by_a_small_step(build, make_inputs):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GenerationConfig
 
+from vla_rl.policies.openvla_oft import OpenVLAOFT
 from vla_rl.policies.openvla_oft.checkpoint_metadata import write_metadata
 from vla_rl.policies.openvla_oft.checkpoint_writer import write_checkpoint, write_network
 from vla_rl.policies.openvla_oft.config import OFTConfig, config_to_json
@@ -140,7 +141,7 @@ def test_a_checkpoint_directory_s_own_files_are_copied_byte_by_byte(tmp_path, mo
     (first / "added_tokens.json").unlink()
     before = {path.name: path.read_bytes() for path in first.iterdir()}
     source = find_checkpoint(first, profile="auto")
-    model = source.empty_network(dtype=source.stored_dtype)
+    model = source.empty_network(OpenVLAOFT, dtype=source.stored_dtype)
     source.fill(model, seed=0, device=torch.device("cpu"))
     write_network(model, source, second)
     after = {path.name: path.read_bytes() for path in second.iterdir()}

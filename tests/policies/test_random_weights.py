@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from vla_rl.policies.openvla_oft import random_weights, source
+from vla_rl.policies.openvla_oft import OpenVLAOFT, random_weights, source
 from vla_rl.policies.openvla_oft.checkpoint_reader import empty_model
 from vla_rl.policies.openvla_oft.config import LlamaDims
 from vla_rl.policies.openvla_oft.profiles import PROFILES
@@ -31,7 +31,7 @@ def network(*, depth, width, fill=fill_well_conditioned, dtype=torch.bfloat16, s
         num_key_value_heads=width // 32,
     )
     config = dataclasses.replace(tiny_config(), llama=dims)
-    model = empty_model(config, PROFILES["simplevla"], proprio=False, l1_head=False, dtype=dtype)
+    model = empty_model(OpenVLAOFT, config, PROFILES["simplevla"], proprio=False, l1_head=False, dtype=dtype)
     fill(model, seed=seed, device=CPU)
     return model.eval()
 
@@ -111,7 +111,7 @@ def test_random_7b_is_drawn_where_it_is_told_to_and_then_moved(monkeypatch):
     asked = []
     monkeypatch.setattr(source, "fill_well_conditioned", lambda model, **asks: asked.append(asks))
     real = Source(RANDOM_7B, tiny_config(), PROFILES["simplevla"], proprio=False, files=None)
-    real.fill(real.empty_network(dtype=torch.bfloat16), seed=3, device=CPU, draw_on=torch.device("cuda:1"))
+    real.fill(real.empty_network(OpenVLAOFT, dtype=torch.bfloat16), seed=3, device=CPU, draw_on=torch.device("cuda:1"))
     assert asked == [{"seed": 3, "device": CPU, "draw_on": torch.device("cuda:1")}]
 
 
@@ -123,7 +123,9 @@ def test_the_generator_is_the_drawing_devices(monkeypatch):
         return torch.Generator().manual_seed(0)
 
     monkeypatch.setattr(random_weights, "named_generator", generator)
-    model = empty_model(tiny_config(), PROFILES["simplevla"], proprio=False, l1_head=False, dtype=torch.float32)
+    model = empty_model(
+        OpenVLAOFT, tiny_config(), PROFILES["simplevla"], proprio=False, l1_head=False, dtype=torch.float32
+    )
     fill_well_conditioned(model, seed=0, device=CPU, draw_on=torch.device("cuda:1"))
     assert set(devices) == {torch.device("cuda:1")}
     assert {parameter.device for parameter in model.parameters()} == {CPU}

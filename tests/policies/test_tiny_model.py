@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from vla_rl.policies.openvla_oft import OpenVLAOFT
 from vla_rl.policies.openvla_oft.checkpoint_reader import empty_model
 from vla_rl.policies.openvla_oft.profiles import PROFILES
 from vla_rl.policies.openvla_oft.prompts import prompt_table, prompt_text, tokenize_prompt
@@ -30,7 +31,9 @@ def numbers(name, shape, scale):
 
 def numbered_model(profile="simplevla"):
     """A small network with a projector of proprioception and both heads, whose weights are made here."""
-    model = empty_model(tiny_config(image_size=28), PROFILES[profile], proprio=True, l1_head=True, dtype=torch.float32)
+    model = empty_model(
+        OpenVLAOFT, tiny_config(image_size=28), PROFILES[profile], proprio=True, l1_head=True, dtype=torch.float32
+    )
     for name, parameter in list(model.named_parameters()):
         fan_in = parameter[0].numel() if parameter.dim() > 1 else 1
         value = numbers(name, tuple(parameter.shape), 0.1 if parameter.dim() == 1 else fan_in**-0.5)
@@ -184,7 +187,7 @@ def test_a_remark_is_no_data_set():
 
 def test_importing_the_builders_imports_neither_transformers_nor_peft():
     code = (
-        "import sys, vla_rl.policies.build, vla_rl.policies.describe, vla_rl.policies.image_transforms;"
+        "import sys, vla_rl.policies.kinds, vla_rl.policies.mlp.network, vla_rl.policies.image_transforms;"
         "print(sorted({'transformers', 'peft', 'accelerate', 'tokenizers'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

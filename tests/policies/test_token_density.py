@@ -7,24 +7,21 @@ import math
 import pytest
 import torch
 
-from vla_rl.policies.build import build_mlp
-from vla_rl.policies.token_density import NonFiniteOutputError
-from vla_rl.types import PolicyInputs, PolicyOutput
+from vla_rl.policies.kind import PolicyContext
+from vla_rl.policies.mlp.network import build_mlp
+from vla_rl.policies.mlp.section import MLPSection
+from vla_rl.policies.token_policy import NonFiniteOutputError
+from vla_rl.types import PolicyInputs, PolicyOutput, StateSpace
 
 ROWS = 3
 
 
 def make(num_bins: int | None = 2, temperature: float = 1.0):
-    return build_mlp(
-        state_dim=4,
-        chunk_size=1,
-        action_dim=2,
-        num_bins=num_bins,
-        hidden_dim=8,
-        seed=0,
-        device="cpu",
-        temperature=temperature,
-    )
+    family = {"distribution": "gaussian"} if num_bins is None else {"num_bins": num_bins}
+    section = MLPSection.model_validate({"name": "mlp", "hidden_dim": 8, **family})
+    states = StateSpace(state_dim=4, action_dim=2, chunk_size=1)
+    context = PolicyContext(seed=0, suite="toy", tasks=("reach",), states=states, temperature=temperature)
+    return build_mlp(section, context, device="cpu")
 
 
 def inputs() -> PolicyInputs:

@@ -12,28 +12,21 @@ from vla_rl.ipc.shared_weights import NotShared
 from vla_rl.ipc.slots import ExchangeSlots, slot_fields
 from vla_rl.learner.engine import Engine
 from vla_rl.learner.optimizer import OptimizerSettings
-from vla_rl.policies.build import build_openvla_oft
-from vla_rl.policies.lora import LoraSettings
+from vla_rl.policies.kind import PolicyContext
+from vla_rl.policies.lora_section import LoraSection
+from vla_rl.policies.openvla_oft.build import build_openvla_oft
+from vla_rl.policies.openvla_oft.section import OpenVLAOFTSection
 from vla_rl.run.assembly import _frozen_handle, share_frozen, trainable_tensors
 from vla_rl.workers.inference_worker import InferenceSettings, make_server
 
 BUILD = functools.partial(
     build_openvla_oft,
-    checkpoint="tiny",
-    profile="auto",
-    tasks=("pick up the bowl",),
-    statistics_key="libero_spatial",
-    num_images=1,
-    image_size=56,
-    proprio=True,
-    lora=LoraSettings(rank=2, alpha=2.0, dropout=0.0, targets=("q_proj", "v_proj")),
-    train_action_rows=True,
-    train_proprio_projector=True,
-    value_head="attention_pool",
-    detach_value=True,
-    dtype="float32",
-    gradient_checkpointing=False,
-    seed=0,
+    OpenVLAOFTSection(
+        name="openvla_oft",
+        image_size=56,
+        lora=LoraSection(rank=2, alpha=2.0, targets=["q_proj", "v_proj"]),
+    ),
+    PolicyContext(seed=0, suite="libero_spatial", tasks=("pick up the bowl",), num_images=1),
 )
 
 

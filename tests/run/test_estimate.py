@@ -22,10 +22,10 @@ SIZED = sorted(path.stem for path in RECIPES.glob("libero_*.yaml"))
 def make_plan(name, *overrides, device="cuda:0", gl="egl"):
     """A plan on a machine that has neither the weights, nor a simulator, nor the GPU."""
     recipe = load_recipe(RECIPES / f"{name}.yaml", ["policy.checkpoint=random-7b", *overrides])
-    policy, transform = plan_policy(recipe.setup)
+    policy = plan_policy(recipe.setup)
     simulator = SimulatorReport({}, gl, "a renderer", Assets(Path(), "full"), ()) if gl else None
     env = EnvPlan((TaskInfo("libero_spatial", 0, "t", "t"),), (), (50,), 220, (), simulator)
-    return training_plan(recipe, env=env, policy=policy, transform=transform, device=device)
+    return training_plan(recipe, env=env, policy=policy, device=device)
 
 
 @pytest.fixture(scope="module")

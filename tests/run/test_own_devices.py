@@ -64,6 +64,6 @@ def test_an_export_of_a_run_and_of_a_network(tmp_path):
     setup = Recipe.model_validate(VLA).setup
     source: Any = SimpleNamespace(run=setup, policy=setup.policy, location="here")
     with pytest.raises(CurrentError, match="cuda:1"):
-        export._builder(source)
+        export._export_trained(source, tmp_path, tmp_path, tmp_path, kind="merged", dtype=None, verify=0)
     with pytest.raises(CurrentError, match="cuda:1"):
         export._export_network(source, tmp_path, tmp_path, profile="auto", dtype=None, verify=0)

@@ -7,7 +7,6 @@ import torch
 from vla_rl.policies.openvla_oft.checkpoint_writer import write_checkpoint
 from vla_rl.recipe import build_recipe
 from vla_rl.run.plan import plan_policy
-from vla_rl.run.self_check import check_policy
 
 RECIPE = """
 name: small
@@ -20,7 +19,11 @@ budget: {optimizer_steps: 10}
 
 def built(*overrides):
     recipe = build_recipe(RECIPE, overrides)
-    return recipe.policy, plan_policy(recipe.setup)[0].build(device="cpu")
+    return recipe.policy, plan_policy(recipe.setup).build(device="cpu")
+
+
+def check(section, policy):
+    section.check(policy)
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +47,13 @@ def blind(policy):
 
 
 def test_a_sound_checkpoint_passes(loaded):
-    check_policy(*loaded)
+    check(*loaded)
 
 
 def test_a_checkpoint_that_ignores_its_camera_is_refused_in_one_sentence(loaded, directory):
     blind(loaded[1])
     with pytest.raises(ValueError, match=r"(?s)images do not matter.*self_test=false") as raised:
-        check_policy(*loaded)
+        check(*loaded)
     assert str(raised.value).startswith(str(directory))
     assert len(str(raised.value).splitlines()) == 3  # the folder, the finding, the way on
 
@@ -59,13 +62,13 @@ def test_statistics_that_scale_every_component_to_nothing_are_refused(loaded):
     quantiles = loaded[1].statistics.action
     quantiles.q99[:6] = quantiles.q01[:6]  # the gripper is not scaled
     with pytest.raises(ValueError, match="statistics 'libero_goal_no_noops' scale every action to 0"):
-        check_policy(*loaded)
+        check(*loaded)
 
 
 def test_a_component_that_never_moved_in_the_data_is_no_fault(loaded):
     quantiles = loaded[1].statistics.action
     quantiles.q99[2] = quantiles.q01[2]
-    check_policy(*loaded)
+    check(*loaded)
     actions = loaded[1].decode_tokens(np.array([[0] * 56, [255] * 56]), np.array([0, 0]))
     np.testing.assert_allclose(actions[:, :, 2], quantiles.q01[2], atol=1e-7)  # whatever the token: range 0, plus 1e-8
     assert (np.abs(actions[0, :, 1] - actions[1, :, 1]) > 0.5).all()
@@ -76,7 +79,7 @@ def test_quantiles_in_the_wrong_order_and_no_numbers_are_refused(loaded):
     for value in (quantiles.q01[2] - 1.0, np.nan, np.inf):
         quantiles.q99[2] = value
         with pytest.raises(ValueError, match="to 0 or to a non-finite number"):
-            check_policy(*loaded)
+            check(*loaded)
 
 
 def test_a_component_of_proprioception_that_the_mask_leaves_out_is_not_scaled(loaded):
@@ -91,22 +94,22 @@ def test_a_component_of_proprioception_that_the_mask_leaves_out_is_not_scaled(lo
 
 def test_action_rows_that_look_untrained_are_warned_of(loaded):
     with pytest.warns(UserWarning, match="action rows of lm_head look untrained"):
-        check_policy(*loaded)
+        check(*loaded)
 
 
 def test_a_weight_that_is_no_number_is_refused(loaded):
     with torch.no_grad():
         loaded[1].model.projector.fc2.bias[0] = torch.nan
     with pytest.raises(ValueError, match=r"its hiddens are not finite, nor is the weight projector\.fc2\.bias"):
-        check_policy(*loaded)
+        check(*loaded)
 
 
 def test_random_weights_and_a_recipe_that_says_so_are_not_tested(loaded):
     section, policy = built()
     blind(policy)
-    check_policy(section, policy)
+    check(section, policy)
     blind(loaded[1])
-    check_policy(build_recipe(RECIPE, ["policy.self_test=false"]).policy, loaded[1])
+    check(build_recipe(RECIPE, ["policy.self_test=false"]).policy, loaded[1])
 
 
 def test_all_weights_are_trained_where_the_recipe_says_so():

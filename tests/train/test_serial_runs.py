@@ -17,7 +17,7 @@ from vla_rl.cli.main import app
 from vla_rl.errors import CellFailureError, RunFailureError, UserError
 from vla_rl.learner.checkpoint import find_latest
 from vla_rl.learner.stepping import StepOutcome, TorchStrategy
-from vla_rl.policies.mlp import MLPPolicy
+from vla_rl.policies.mlp.network import MLPPolicy
 from vla_rl.reporting.metrics import Clocks, MetricsWriter
 from vla_rl.reporting.report import write_report
 from vla_rl.run.plan import make_training_plan

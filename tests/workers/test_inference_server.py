@@ -9,8 +9,10 @@ from torch._inductor.cudagraph_utils import log_cudagraph_skip_and_bump_counter
 
 from vla_rl.ipc.shared_arrays import SharedArrays
 from vla_rl.ipc.slots import ExchangeSlots, slot_fields
-from vla_rl.policies.build import build_mlp
-from vla_rl.policies.mlp import MLPPolicy
+from vla_rl.policies.kind import PolicyContext
+from vla_rl.policies.mlp.network import MLPPolicy, build_mlp
+from vla_rl.policies.mlp.section import MLPSection
+from vla_rl.types import StateSpace
 from vla_rl.workers.compiled import CompiledForward, batch_sizes
 from vla_rl.workers.inference_server import InferenceServer
 
@@ -41,7 +43,9 @@ class Watched(MLPPolicy):
 
 
 def mlp():
-    return build_mlp(state_dim=3, chunk_size=2, action_dim=2, num_bins=5, hidden_dim=8, seed=0, device="cpu").eval()
+    section = MLPSection(name="mlp", num_bins=5, hidden_dim=8)
+    context = PolicyContext(seed=0, suite="toy", tasks=("reach",), states=StateSpace(3, 2, 2))
+    return build_mlp(section, context, device="cpu").eval()
 
 
 @pytest.fixture

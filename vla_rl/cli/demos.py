@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vla_rl.cli.start import only_comments
+from vla_rl.cli.commentary import only_comments
 
 if TYPE_CHECKING:
     from vla_rl.demos.inspection import Inspection, Progress

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from vla_rl.cli.start import only_comments
+from vla_rl.cli.commentary import only_comments
 
 
 def export(

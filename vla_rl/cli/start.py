@@ -10,22 +10,12 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from vla_rl.cli import exit_codes
+from vla_rl.cli.commentary import is_commentary
 from vla_rl.ipc.parent_death import stop_signals
 from vla_rl.run.signals import heed_signals, interrupted_by_signals
 
 if TYPE_CHECKING:
     from vla_rl.reporting.streams import EnduringFile
-
-_is_commentary = False  # whether the verb's output is its result
-
-
-def only_comments() -> None:
-    """Declare that further output is not a result: results are in files, and a lost line does not matter."""
-    from vla_rl.reporting.streams import drop_what_nobody_reads
-
-    global _is_commentary
-    _is_commentary = True
-    drop_what_nobody_reads()
 
 
 def run() -> NoReturn:
@@ -74,4 +64,4 @@ def _settle() -> None:
 
 def _lacks_output(stdout: EnduringFile) -> bool:
     """Return whether lost output matters; it does not to a reader that has seen enough (`head`)."""
-    return stdout.error is not None and stdout.error.errno != errno.EPIPE and not _is_commentary
+    return stdout.error is not None and stdout.error.errno != errno.EPIPE and not is_commentary()

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vla_rl.cli.start import only_comments
+from vla_rl.cli.commentary import only_comments
 from vla_rl.errors import RunFailureError, UserError, preflight
 
 app = typer.Typer(no_args_is_help=True, help="Reproduce an experiment of the paper.")

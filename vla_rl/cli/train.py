@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vla_rl.cli import exit_codes
-from vla_rl.cli.start import only_comments
+from vla_rl.cli.commentary import only_comments
 from vla_rl.errors import UserError, preflight
 
 if TYPE_CHECKING:

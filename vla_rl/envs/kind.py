@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from vla_rl.section import Section, TimeLimit
-from vla_rl.types import Environment, TaskInfo
+from vla_rl.types import Environment, StateSpace, TaskInfo
 
 if TYPE_CHECKING:
     from vla_rl.envs.libero.check import SimulatorReport
@@ -24,15 +24,6 @@ SAMPLED = "sampled"  # initial states drawn from a seed; the only ones of most e
 
 EnvBuilder = Callable[[], Environment]
 """Picklable, and free of a simulator until it is called in the process that simulates."""
-
-
-@dataclass(frozen=True, slots=True)
-class StateSpace:
-    """Sizes for a policy that sees only states."""
-
-    state_dim: int
-    action_dim: int
-    chunk_size: int  # control steps per decision
 
 
 def no_variables(device: str) -> dict[str, str]:  # noqa: ARG001 - a place in EnvPlan
@@ -70,6 +61,7 @@ class EnvironmentSection(Section):
 
     name: str
 
+    suites: ClassVar[tuple[str, ...]] = ()  # by which a policy from elsewhere may name this kind; none: it cannot
     usual_time_limit: ClassVar[TimeLimit] = "end"  # targets.time_limit, where a recipe says nothing
     observes: ClassVar[Literal["frames", "state"]] = "state"
     state_lacks: ClassVar[str] = ""  # why states alone are not sufficient for a policy, if they are not
@@ -93,6 +85,11 @@ class EnvironmentSection(Section):
     def num_images(self) -> int:
         """Return the camera frames in an observation."""
         return 0
+
+    @property
+    def reward_factor(self) -> float:
+        """Return what the benchmark's own rewards are multiplied by."""
+        return 1.0
 
     @property
     def suite_name(self) -> str:
@@ -123,6 +120,17 @@ class EnvironmentSection(Section):
     def decisions_per_episode(self, chunk_size: int) -> int:
         """Return the most decisions that fit in one episode, each of `chunk_size` control steps."""
         return math.ceil(self.episode_horizon / chunk_size)
+
+    @classmethod
+    def of_suite(cls, suite: str, *, tasks: Sequence[int] | None, num_images: int) -> Self:
+        """Return the section of one of the `suites`.
+
+        Args:
+            suite: one of `suites`.
+            tasks: task ids; None for all.
+            num_images: camera frames that the policy sees.
+        """
+        raise NotImplementedError(f"{cls.__name__} has no suites, so nothing can ask for {suite}")
 
     # --- evaluation --------------------------------------------------------------------------------------------------
 
@@ -184,3 +192,14 @@ class EnvironmentSection(Section):
             render_size: pixels per side that cameras render, if the policy uses them.
         """
         return plan.deviations
+
+
+def known_suites(asked: Sequence[str], allowed: Collection[str]) -> Sequence[str]:
+    """Return the suites that were asked for, each checked.
+
+    Raises:
+        ValueError: one does not exist, or stands twice.
+    """
+    if set(asked) - set(allowed) or len(set(asked)) != len(asked):
+        raise ValueError(f"--suite: found {', '.join(asked)}; allowed are {', '.join(allowed)}, each once")
+    return asked

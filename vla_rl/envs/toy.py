@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from vla_rl.envs.kind import EnvironmentSection, EnvPlan, StateSpace
+from vla_rl.envs.kind import EnvironmentSection, EnvPlan
 from vla_rl.section import Horizon, NonNegative, RulesError, distinct
-from vla_rl.types import ChunkResult, FloatArray, Observation, TaskInfo, UInt8Array
+from vla_rl.types import ChunkResult, FloatArray, Observation, StateSpace, TaskInfo, UInt8Array
 
 ACTION_DIM = 2
 STATE_DIM = 4

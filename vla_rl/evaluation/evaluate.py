@@ -181,15 +181,17 @@ def _filmed(suite: SuitePlan, folder: Path, options: EvalOptions) -> SuitePlan:
 
 
 def _blinded(suite: SuitePlan) -> SuitePlan:
-    assert suite.plan.transform is not None
-    return replace(suite, plan=replace(suite.plan, transform=BlankFrames(suite.plan.transform)))
+    policy = suite.plan.policy
+    assert policy.transform is not None
+    blind = replace(policy, transform=BlankFrames(policy.transform))
+    return replace(suite, plan=replace(suite.plan, policy=blind))
 
 
 def _misled(suite: SuitePlan, planned: Planned) -> SuitePlan:
     """Return the suite with a policy that reads the instruction of another task."""
     wrong = _wrong_instructions(suite, planned.source)
     tasks = [replace(task, language=wrong[task.task_id]) for task in suite.plan.env.tasks]
-    policy, _ = plan_policy(suite.plan.setup, accept_l1_head=True, tasks=tasks)
+    policy = plan_policy(suite.plan.setup, only_acts=True, tasks=tasks)
     return replace(suite, plan=replace(suite.plan, policy=policy))
 
 

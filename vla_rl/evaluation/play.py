@@ -13,7 +13,6 @@ from vla_rl.learner.checkpoint import load_policy
 from vla_rl.policies.devices import use_device
 from vla_rl.run.assembly import AnyCell, make_cell, make_memory, trainable_tensors
 from vla_rl.run.plan import Plan
-from vla_rl.run.self_check import check_policy
 from vla_rl.run.signals import heed_signals
 from vla_rl.workers.episodes import EpisodeJob, EpisodeRecord
 
@@ -90,7 +89,7 @@ def play(
     finished: list[EpisodeRecord] = []
     try:
         with preflight():
-            check_policy(plan.setup.policy, policy, way_on="--no-self-test")
+            plan.setup.policy.check(policy, way_on="--no-self-test")
         memory.mailbox.publish(0, trainable_tensors(policy))
         with preflight():
             cell = make_cell(

@@ -5,32 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from vla_rl.envs.libero.section import CAMERAS, LiberoSection, known_suites
+from vla_rl.envs.kind import EnvironmentSection, known_suites
+from vla_rl.envs.kinds import ENVIRONMENTS
 from vla_rl.evaluation.provenance import UNKNOWN_TRAINING, Training, recorded_training, training_in
 from vla_rl.learner import checkpoint_folder
 from vla_rl.learner.checkpoint import FOLDER, CheckpointError, find_latest, kept_for_the_run
-from vla_rl.libero_suites import SUITES
-from vla_rl.policies.openvla_oft.adapter_config import CONFIG_FILE as ADAPTER_CONFIG
-from vla_rl.policies.openvla_oft.checkpoint_files import find_files, is_checkpoint
-from vla_rl.policies.openvla_oft.hub import checkpoint_directory
-from vla_rl.policies.openvla_oft.profiles import resolve_profile
-from vla_rl.policies.openvla_oft.source import RANDOM_7B, TINY
-from vla_rl.recipe import (
-    EnvSection,
-    OpenVLAOFTSection,
-    PolicySection,
-    Setup,
-    list_recipes,
-    load_recorded_recipe,
-)
+from vla_rl.policies.kind import PolicySection, StoredPolicy
+from vla_rl.policies.kinds import POLICIES
+from vla_rl.recipe import Setup, list_recipes, load_recorded_recipe
 from vla_rl.reporting.run_folder import EVALUATIONS, RECIPE_FILE
 from vla_rl.run.statistics_key import STATISTICS
 
+_KINDS_OF_SUITES: Mapping[str, type[EnvironmentSection]] = {
+    suite: kind for kind in ENVIRONMENTS.values() for suite in kind.suites
+}
 _RUNS = Path("runs")  # where the results of what is no run go
 _NEWER_FIELDS = (("statistics", None), ("train_embeddings", True))  # with the values that older runs had
 _BLOCKS, _BLOCK_BYTES = 64, 1 << 16  # of a weights file, that its fingerprint is made of
@@ -65,21 +58,18 @@ class PolicySource:
         if self.run is not None:
             return self.run.env.suites_to_play(asked)
         if not asked and self.training is None:
-            raise ValueError(f"--suite: {self.location} does not say what it is for; name a suite: {', '.join(SUITES)}")
-        return known_suites(asked) or ([] if self.training is None else [self.training.suite])
+            allowed = ", ".join(_KINDS_OF_SUITES)
+            raise ValueError(f"--suite: {self.location} does not say what it is for; name a suite: {allowed}")
+        return known_suites(asked, _KINDS_OF_SUITES) or ([] if self.training is None else [self.training.suite])
 
     def setup(self, suite: str) -> Setup:
-        """Return the policy in the environment of its training, or in a suite of LIBERO where no run made it."""
+        """Return the policy in the environment of its training, or in a suite where no run made it."""
         if self.run is not None:
             return self.run.model_copy(update={"policy": self.policy})
-        return Setup(env=self._libero(suite), policy=self.policy, precision=_precision())
-
-    def _libero(self, suite: str) -> EnvSection:
         trained = self.training is not None and self.training.suite == suite
-        tasks = list(self.training.tasks) if self.training is not None and trained else "all"
-        return LiberoSection.model_validate(
-            {"name": "libero", "suite": suite, "tasks": tasks, "cameras": list(CAMERAS[: self.num_images])}
-        )
+        tasks = self.training.tasks if self.training is not None and trained else None
+        env = _KINDS_OF_SUITES[suite].of_suite(suite, tasks=tasks, num_images=self.num_images)
+        return Setup.model_validate({"env": env, "policy": self.policy, "precision": "bf16" if _has_gpu() else "fp32"})
 
 
 def find_policy(target: str, *, profile: str, statistics: str | None = None) -> PolicySource:
@@ -97,44 +87,24 @@ def find_policy(target: str, *, profile: str, statistics: str | None = None) -> 
     Raises:
         ValueError: it is none of these; the message says what it is, and what to do.
     """
-    if target == TINY:
-        return _policy_alone(
-            TINY,
-            checkpoint=TINY,
-            profile=profile,
-            statistics=statistics,
-            num_images=1,
-            fingerprint=TINY,
-            training=None,
-        )
-    path = checkpoint_directory(target, download=True)
+    path = Path(target).expanduser()
+    if path.exists() and not any(target in kind.reserved_names for kind in POLICIES.values()):
+        in_run = path.parent.name == FOLDER and (path.parents[1] / RECIPE_FILE).is_file()
+        if (in_run or (path / RECIPE_FILE).is_file()) and profile != "auto":
+            raise ValueError(f"--profile: {target} belongs to a run, whose recipe says it; leave the option out")
+        if in_run:
+            return _scaled_by(statistics, _trained(path, run_dir=path.parents[1], whole=False))
+        if (path / RECIPE_FILE).is_file():
+            return _scaled_by(statistics, _trained(_newest(path), run_dir=path, whole=True))
+    for kind in POLICIES.values():
+        stored = kind.stored(target, profile=profile, statistics=statistics, bf16=_has_gpu())
+        if stored is not None:
+            return _policy_alone(target, stored, profile=profile, statistics=statistics)
     if not path.exists():
         raise CheckpointError(
             f"{target} does not exist: give the folder of a run, of a checkpoint, or exported weights{_meant(target)}"
         )
-    in_run = path.parent.name == FOLDER and (path.parents[1] / RECIPE_FILE).is_file()
-    if (in_run or (path / RECIPE_FILE).is_file()) and profile != "auto":
-        raise ValueError(f"--profile: {target} belongs to a run, whose recipe says it; leave the option out")
-    if in_run:
-        return _scaled_by(statistics, _trained(path, run_dir=path.parents[1], whole=False))
-    if (path / RECIPE_FILE).is_file():
-        return _scaled_by(statistics, _trained(_newest(path), run_dir=path, whole=True))
-    if is_checkpoint(path):
-        return _policy_alone(
-            target,
-            checkpoint=_as_folder(path),
-            profile=profile,
-            statistics=statistics,
-            num_images=_num_images(path, profile),
-            fingerprint=_sampled_digest(path),
-            training=recorded_training(path),
-        )
     raise CheckpointError(f"{target} is nothing that can be evaluated: {_what_it_is(path)}")
-
-
-def _as_folder(path: Path) -> str:
-    """Return a path as `policy.checkpoint`, where `tiny` alone would mean the random model."""
-    return f"./{path}" if str(path) in (TINY, RANDOM_7B) else str(path)
 
 
 def _meant(target: str) -> str:
@@ -150,8 +120,8 @@ def _what_it_is(path: Path) -> str:
     if path.is_file():
         return "it is a file. Give the folder of a run, of a checkpoint, or of exported weights"
     return (
-        f"it holds neither {RECIPE_FILE} (a run), nor is it below {FOLDER}/ of a run, nor is there a config.json "
-        f"(a checkpoint directory) or an {ADAPTER_CONFIG} (a LoRA adapter)"
+        f"it holds neither {RECIPE_FILE} (a run), nor is it below {FOLDER}/ of a run, nor is there "
+        + " or ".join(kind.stored_as for kind in POLICIES.values() if kind.stored_as)
         + "".join(f"\n  {folder} is one of these" for folder in _policies_in(path))
     )
 
@@ -159,7 +129,11 @@ def _what_it_is(path: Path) -> str:
 def _policies_in(path: Path) -> list[Path]:
     """Return the folders in a folder that can be evaluated, one of which was probably meant."""
     folders = sorted(folder for folder in path.iterdir() if folder.is_dir()) if path.is_dir() else []
-    return [folder for folder in folders if (folder / RECIPE_FILE).is_file() or is_checkpoint(folder)]
+    return [folder for folder in folders if (folder / RECIPE_FILE).is_file() or _is_stored_in(folder)]
+
+
+def _is_stored_in(folder: Path) -> bool:
+    return any(kind.is_stored_in(folder) for kind in POLICIES.values())
 
 
 def _newest(run_dir: Path) -> Path:
@@ -209,69 +183,27 @@ def _scaled_by(statistics: str | None, source: PolicySource) -> PolicySource:
     Raises:
         ValueError: the run records its statistics, or its policy has none.
     """
-    policy = source.policy
     if statistics is None:
         return source
-    if not isinstance(policy, OpenVLAOFTSection):
-        raise ValueError(f"--statistics: the policy {policy.name!r} has none; leave the option out")
-    if policy.statistics not in (None, statistics):
-        raise ValueError(
-            f"--statistics: found {statistics}, but {source.location} was trained with policy.statistics="
-            f"{policy.statistics}; leave the option out"
-        )
-    scaled = policy.model_copy(update={"statistics": statistics})
+    scaled = source.policy.scaled_by(statistics, location=source.location)
     return replace(source, policy=scaled, fingerprint=_digest(source.fingerprint, statistics))
 
 
-def _num_images(directory: Path, profile: str) -> int:
-    """Return the number of cameras of the checkpoint's family.
-
-    Raises:
-        ValueError: weights are missing, or no such profile.
-    """
-    files = find_files(directory)
-    return resolve_profile(profile, has_l1_head=files.action_head is not None, recorded=files.profile).num_images
-
-
-def _policy_alone(
-    location: str,
-    *,
-    checkpoint: str,
-    profile: str,
-    statistics: str | None,
-    num_images: int,
-    fingerprint: str,
-    training: Training | None,
-) -> PolicySource:
+def _policy_alone(location: str, stored: StoredPolicy, *, profile: str, statistics: str | None) -> PolicySource:
     """Return a policy without a run: its weights are unchanged; its training is known if an export recorded it."""
     name = Path(location).name
     name = name if re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) else "checkpoint"
-    policy = OpenVLAOFTSection.model_validate(
-        {
-            "name": "openvla_oft",
-            "checkpoint": checkpoint,
-            "profile": profile,
-            "statistics": statistics,
-            "lora": None,
-            "train_action_rows": False,
-            "train_proprio_projector": False,
-            "dtype": "bfloat16" if _has_gpu() else "float32",
-        }
-    )
+    fingerprint = location if stored.folder is None else _sampled_digest(stored.files_in)
     return PolicySource(
         location=location,
         name="",
         home=_RUNS / name / EVALUATIONS,
-        policy=policy,
+        policy=stored.section,
         checkpoint=None,
         fingerprint=_digest(fingerprint, profile, *([] if statistics is None else [statistics])),
-        training=training,
-        num_images=num_images,
+        training=None if stored.folder is None else recorded_training(stored.folder),
+        num_images=stored.num_images,
     )
-
-
-def _precision() -> Literal["fp32", "bf16"]:
-    return "bf16" if _has_gpu() else "fp32"
 
 
 def _has_gpu() -> bool:
@@ -280,15 +212,12 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _sampled_digest(directory: Path) -> str:
+def _sampled_digest(folders: Sequence[Path]) -> str:
     """Return a digest of the small files and of blocks of the large ones, without reading gigabytes.
 
     An adapter's digest includes its base.
-
-    Raises:
-        ValueError: weights are missing, or an adapter's base.
     """
-    kept = [path for folder in find_files(directory).folders for path in sorted(folder.iterdir())]
+    kept = [path for folder in folders for path in sorted(folder.iterdir())]
     digest = hashlib.sha256()
     for path in (path for path in kept if path.suffix in {".json", ".safetensors", ".pt"}):
         digest.update(f"{path.name} {path.stat().st_size}".encode())

@@ -14,7 +14,7 @@ from vla_rl.evaluation.play import evaluation_jobs, init_states
 from vla_rl.evaluation.policy_source import PolicySource
 from vla_rl.ipc.container import usable_cores
 from vla_rl.ipc.memory_check import available_memory
-from vla_rl.recipe import OpenVLAOFTSection, Problem, RecipeError, Setup, change_setup
+from vla_rl.recipe import Problem, RecipeError, Setup, change_setup
 from vla_rl.run.plan import Plan, make_plan
 from vla_rl.workers.episodes import EpisodeJob
 
@@ -53,7 +53,7 @@ def make_suite_plans(source: PolicySource, options: EvalOptions) -> list[SuitePl
         raise ValueError(f"--workers: found {options.workers}, but --serial has one; leave out one of the two")
     suites = []
     for name in source.suites(options.suites):
-        plan = make_plan(_setup(source, options, name), accept_l1_head=True)
+        plan = make_plan(_setup(source, options, name), only_acts=True)
         _refuse_temperature(plan, options)
         if plan.env.simulator is not None and not options.allow_unpinned:
             _refuse_unpinned(plan.env.simulator)
@@ -158,8 +158,6 @@ def _setup(source: PolicySource, options: EvalOptions, suite: str) -> Setup:
         ValueError: the options do not fit together, or not the policy.
     """
     setup = source.setup(suite)
-    if not options.self_test and not isinstance(setup.policy, OpenVLAOFTSection):
-        raise ValueError(f"--no-self-test: the policy {setup.policy.name!r} is not tested; leave the option out")
     changes: dict[tuple[str, ...], object] = {
         ("rollout", "num_workers"): _SERIAL_SLOTS if options.serial else options.workers or usual_workers(),
         ("rollout", "envs_per_worker"): _SERIAL_SLOTS if options.serial else _SLOTS_PER_WORKER,
@@ -168,8 +166,12 @@ def _setup(source: PolicySource, options: EvalOptions, suite: str) -> Setup:
         changes["runtime", "mode"] = "serial"
     if options.temperature is not None:
         changes["rollout", "temperature"] = options.temperature
-    if isinstance(setup.policy, OpenVLAOFTSection):
-        changes |= _policy_changes(source, setup.policy, options, suite)
+    trained_here = source.run is not None and source.run.env.suite_name == suite
+    statistics = source.statistics if trained_here else None
+    for field, value in setup.policy.evaluation_changes(
+        self_test=options.self_test, trained_statistics=statistics
+    ).items():
+        changes["policy", field] = value
     for field, value in setup.env.evaluation_changes(suite, options.env).items():
         changes["env", field] = value
     title = f"evaluation of {source.location}"
@@ -177,17 +179,6 @@ def _setup(source: PolicySource, options: EvalOptions, suite: str) -> Setup:
         return change_setup(setup, changes, source=title)
     except RecipeError as error:
         raise RecipeError(title, [_as_option(problem) for problem in error.problems]) from None
-
-
-def _policy_changes(
-    source: PolicySource, policy: OpenVLAOFTSection, options: EvalOptions, suite: str
-) -> dict[tuple[str, ...], object]:
-    """Return the policy's changes: in the suite of its training, actions are scaled as they were then."""
-    changes: dict[tuple[str, ...], object] = {} if options.self_test else {("policy", "self_test"): False}
-    trained_here = source.run is not None and source.run.env.suite_name == suite and source.statistics is not None
-    if trained_here and policy.statistics is None:
-        changes["policy", "statistics"] = source.statistics
-    return changes
 
 
 def _as_option(problem: Problem) -> Problem:

@@ -6,9 +6,8 @@ import gc
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 
@@ -26,19 +25,19 @@ from vla_rl.export.verification import (
     refuse_infinite,
 )
 from vla_rl.learner.checkpoint import load_policy
-from vla_rl.policies.build import build_openvla_oft
 from vla_rl.policies.devices import use_device
 from vla_rl.policies.openvla_oft.checkpoint_files import CheckpointFiles, find_files
 from vla_rl.policies.openvla_oft.checkpoint_metadata import appears_whole
 from vla_rl.policies.openvla_oft.checkpoint_reader import DTYPES
 from vla_rl.policies.openvla_oft.checkpoint_writer import write_adapter, write_checkpoint, write_network
+from vla_rl.policies.openvla_oft.config import TINY
 from vla_rl.policies.openvla_oft.dataset_statistics import SUFFIX
-from vla_rl.policies.openvla_oft.model import OpenVLAOFT
+from vla_rl.policies.openvla_oft.model import OFTNetwork
 from vla_rl.policies.openvla_oft.peft_reference import adapted_by_peft
 from vla_rl.policies.openvla_oft.policy import OpenVLAOFTPolicy
+from vla_rl.policies.openvla_oft.section import exportable
 from vla_rl.policies.openvla_oft.self_test import network_faults
-from vla_rl.policies.openvla_oft.source import TINY, Source, find_checkpoint, find_source
-from vla_rl.recipe import OpenVLAOFTSection
+from vla_rl.policies.openvla_oft.source import Source, find_checkpoint, find_source
 from vla_rl.run.plan import plan_policy, resolve_device
 from vla_rl.run.signals import heed_signals, interrupted_by_signals
 
@@ -116,8 +115,11 @@ def _export_trained(
     verify: int,
 ) -> ExportReport:
     """Export a policy with the tensors that a run has trained."""
-    build = _builder(origin)
-    policy = build()
+    setup = origin.run
+    assert setup is not None, "a run made it"
+    section = exportable(setup.policy, location=origin.location)
+    device = use_device(resolve_device(setup.runtime.device))
+    policy: OpenVLAOFTPolicy = plan_policy(setup).build(device=str(device))
     load_policy(checkpoint, policy)
     policy.eval()
     resolved, faults = policy.source.profile.name, network_faults(policy.model)
@@ -130,14 +132,15 @@ def _export_trained(
         faults += _completed(write_checkpoint(policy, folder, step=_step(checkpoint), dtype=dtype))
     else:
         write_adapter(policy, folder, step=_step(checkpoint), dtype=dtype)
-    source, device = policy.source, policy.prompt_ids.device
+    source = policy.source
     network_dtype = policy.model.dtype
     del policy  # two copies of 7B weights would not fit
     gc.collect()
     verification = None
     if before is not None and shown is not None:
         changes: dict[str, Any] = {"checkpoint": str(folder), "profile": "auto", "image_size": None, "lora": None}
-        again = build(**changes, train_action_rows=False).eval()
+        written_section = section.model_copy(update={**changes, "train_action_rows": False})
+        again = plan_policy(setup.model_copy(update={"policy": written_section})).build(device=str(device)).eval()
         verification = compare(before, policy_answers(again, shown), origin=shown.origin, dtype=coarsest)
         written = plain_answers(again.model, layers)
         verification = replace(verification, layers=compare_layers(layers, written, dtype=coarsest))
@@ -155,8 +158,7 @@ def _export_network(
     origin: PolicySource, out: Path, folder: Path, *, profile: str, dtype: torch.dtype | None, verify: int
 ) -> ExportReport:
     """Export a network as stored: neither statistics nor prompts are needed."""
-    policy = origin.policy
-    assert isinstance(policy, OpenVLAOFTSection), "what is no run is OpenVLA-OFT"
+    policy = exportable(origin.policy, location=origin.location)
     device = use_device(resolve_device("auto"))
     if policy.checkpoint == TINY:
         source = find_source(TINY, profile=profile, image_size=None, proprio=policy.proprio)
@@ -196,8 +198,8 @@ def _merged_by_peft(
     return network_answers(model, verify), layers
 
 
-def _network(source: Source, device: torch.device, *, dtype: torch.dtype) -> OpenVLAOFT:
-    model = source.empty_network(dtype=dtype)
+def _network(source: Source, device: torch.device, *, dtype: torch.dtype) -> OFTNetwork:
+    model = source.empty_network(OFTNetwork, dtype=dtype)
     source.fill(model, seed=0, device=device)
     return model.eval()
 
@@ -219,30 +221,12 @@ def _step(checkpoint: Path) -> int:
 
 def _statistics_to_record(origin: PolicySource) -> str | None:
     """Return the key of the data set that scales the actions, if it differs from the suite's name."""
-    policy, training = origin.policy, origin.training
-    if not isinstance(policy, OpenVLAOFTSection) or (origin.checkpoint is None and policy.checkpoint == TINY):
+    policy, training = exportable(origin.policy, location=origin.location), origin.training
+    if origin.checkpoint is None and policy.checkpoint == TINY:
         return None
     if origin.checkpoint is None:
         return policy.statistics or find_files(Path(policy.checkpoint)).statistics
     if training is None:
         return None
-    key = plan_policy(origin.setup(training.suite))[0].statistics
+    key = plan_policy(origin.setup(training.suite)).statistics
     return None if key in (training.suite, training.suite + SUFFIX) else key
-
-
-def _builder(origin: PolicySource) -> partial[OpenVLAOFTPolicy]:
-    """Return the builder of the policy that the origin's trained tensors belong to.
-
-    Raises:
-        ValueError: it is not OpenVLA-OFT, or its files do not fit.
-    """
-    setup = origin.run
-    assert setup is not None, "a run made it"
-    if not isinstance(setup.policy, OpenVLAOFTSection):
-        raise ValueError(
-            f"{origin.location}: its policy is {setup.policy.name!r}; only 'openvla_oft' has a layout that other "
-            "programs load"
-        )
-    build = cast("partial[OpenVLAOFTPolicy]", plan_policy(setup)[0].build)
-    device = use_device(resolve_device(setup.runtime.device))
-    return partial(build_openvla_oft, *build.args, **build.keywords, device=str(device))

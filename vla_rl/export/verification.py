@@ -17,7 +17,7 @@ from vla_rl.errors import RunFailureError
 from vla_rl.export.layers import LayerComparison
 from vla_rl.policies.action_tokens import FIRST_ACTION_ID
 from vla_rl.policies.openvla_oft.config import BOS_ID
-from vla_rl.policies.openvla_oft.model import OpenVLAOFT
+from vla_rl.policies.openvla_oft.model import OFTNetwork
 from vla_rl.policies.openvla_oft.policy import OpenVLAOFTPolicy
 from vla_rl.policies.openvla_oft.vision import CHANNELS_PER_IMAGE
 from vla_rl.replay.store import REPLAY, RING_FILE
@@ -141,7 +141,7 @@ def policy_answers(policy: OpenVLAOFTPolicy, shown: Observations) -> Answers:
 
 
 @torch.inference_mode()
-def network_answers(model: OpenVLAOFT, number: int) -> Answers:
+def network_answers(model: OFTNetwork, number: int) -> Answers:
     """Return a network's outputs for noise images and random words."""
     device, config = model.language_model.lm_head.weight.device, model.config
     size = (CHANNELS_PER_IMAGE * model.profile.num_images, config.image_size, config.image_size)

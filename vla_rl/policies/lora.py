@@ -12,46 +12,16 @@ read the same input (query, key and value; gate and up) multiply it by all their
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vla_rl.policies.lora_section import LoraSection
 from vla_rl.policies.parameters import META, named_generator, set_parameter
 
 ADAPTER = "default"
-LLAMA_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # in the order in which Llama calls them
-
-
-@dataclass(frozen=True, slots=True)
-class LoraSettings:
-    """Adapters on the language model's linear layers: W x + alpha / rank · B A x."""
-
-    rank: int = 32
-    alpha: float = 16.0
-    dropout: float = 0.0
-    targets: tuple[str, ...] = LLAMA_LINEARS
-
-    def __post_init__(self) -> None:
-        wrong = [
-            f"lora.{name} is {value}; allowed is {allowed}"
-            for name, value, allowed, fits in (
-                ("rank", self.rank, "1 or more", self.rank >= 1),
-                ("alpha", self.alpha, "more than 0", self.alpha > 0),
-                ("dropout", self.dropout, "at least 0 and below 1", 0 <= self.dropout < 1),
-            )
-            if not fits
-        ]
-        if wrong:
-            raise ValueError("; ".join(wrong))
-        unknown = sorted(set(self.targets) - set(LLAMA_LINEARS))
-        if unknown or not self.targets:
-            raise ValueError(
-                f"policy.lora.targets {list(self.targets)} must be some of {list(LLAMA_LINEARS)}; "
-                "the action rows of lm_head are trained by policy.train_action_rows=true instead"
-            )
 
 
 class LowRank(nn.Linear):
@@ -121,7 +91,7 @@ class AdaptedLinear(nn.Module):
     weights compute in bfloat16, as the layer does.
     """
 
-    def __init__(self, base_layer: nn.Linear, settings: LoraSettings) -> None:
+    def __init__(self, base_layer: nn.Linear, settings: LoraSection) -> None:
         super().__init__()
         rank, scaling = settings.rank, settings.alpha / settings.rank
         self.base_layer = base_layer
@@ -148,7 +118,7 @@ class AdaptedLinear(nn.Module):
         return group.low(index, x)
 
 
-def add_adapters(module: nn.Module, settings: LoraSettings) -> None:
+def add_adapters(module: nn.Module, settings: LoraSection) -> None:
     """Put adapters into the targeted linear layers of `module`, in float32 and on the meta device."""
     for owner in list(module.modules()):
         for name, child in list(owner.named_children()):

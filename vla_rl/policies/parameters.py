@@ -4,12 +4,35 @@ from __future__ import annotations
 
 import math
 import zlib
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 META = torch.device("meta")
 _SEED_MODULUS = 2**63
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Numbers and bytes of a module's parameters."""
+
+    trainable: int
+    frozen: int
+    trainable_bytes: int
+    frozen_bytes: int
+
+
+def sizes_of(module: nn.Module) -> Sizes:
+    """Count the parameters of a module, which may be on the meta device."""
+
+    def total(*, trainable: bool) -> tuple[int, int]:
+        chosen = [parameter for parameter in module.parameters() if parameter.requires_grad is trainable]
+        count = sum(parameter.numel() for parameter in chosen)
+        return count, sum(parameter.numel() * parameter.element_size() for parameter in chosen)
+
+    (trainable, trainable_bytes), (frozen, frozen_bytes) = total(trainable=True), total(trainable=False)
+    return Sizes(trainable, frozen, trainable_bytes, frozen_bytes)
 
 
 def named_generator(seed: int, name: str, *, device: torch.device | None = None) -> torch.Generator:

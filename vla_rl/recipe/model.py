@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from vla_rl.credit import AnyCredit, Gae
 from vla_rl.envs.kinds import EnvSection
+from vla_rl.policies.kinds import AnyPolicy
 from vla_rl.recipe import dialect
 from vla_rl.recipe.regimes import RegimeName
 from vla_rl.recipe.rules import broken_rules, with_regime, with_time_limit
@@ -18,7 +19,6 @@ from vla_rl.recipe.sections import (
     LearnerSection,
     LoggingSection,
     OptimizerSection,
-    PolicySection,
     ReplaySection,
     RolloutSection,
     RuntimeSection,
@@ -41,7 +41,7 @@ class Recipe(Section):
         None, description="how old the samples are: sets replay.replay_ratio and replay.old_threshold from the budget"
     )
     env: EnvSection
-    policy: PolicySection
+    policy: AnyPolicy
     surrogate: AnySurrogate
     targets: AnyCredit = Gae(name="gae")
     loss: LossWeights = LossWeights()

@@ -14,17 +14,16 @@ from pydantic import ValidationError
 
 from vla_rl.credit import Credit
 from vla_rl.envs.kinds import ENVIRONMENTS, EnvSection
+from vla_rl.policies.kind import PolicySection
+from vla_rl.policies.kinds import POLICIES
 from vla_rl.recipe.regimes import SPANS, STALE_REUSE, Regime, RegimeName, regime_of_run
 from vla_rl.recipe.sections import (
-    POLICIES,
     AdamWSection,
     BudgetSection,
     EvaluationSection,
     LearnerSection,
-    OpenVLAOFTSection,
     OptimizerSection,
     OptimizerSteps,
-    PolicySection,
     ReplaySection,
     RuntimeSection,
 )
@@ -54,24 +53,14 @@ def decisions_per_episode(env: EnvSection, policy: PolicySection) -> int:
     return env.decisions_per_episode(policy.chunk_size or own or 1)
 
 
-def _adapters_or_backbone(policy: PolicySection) -> Problem | None:
-    if isinstance(policy, OpenVLAOFTSection) and policy.train_backbone and policy.lora is not None:
-        return Problem(
-            path="policy.train_backbone",
-            rule="adapters are for weights that stay as they are",
-            found="true with policy.lora",
-            allowed="false, or policy.lora=null",
-        )
-    return None
-
-
 def _compiled_policy_has_layers(policy: PolicySection, learner: LearnerSection) -> Problem | None:
-    if learner.compile == "layers" and not isinstance(policy, OpenVLAOFTSection):
+    if learner.compile == "layers" and not policy.has_layers:
+        layered = " or ".join(f"'{name}'" for name, kind in POLICIES.items() if kind.has_layers)
         return Problem(
             path="learner.compile",
             rule="'layers' are those of a language model",
             found=f"layers with policy.name '{policy.name}'",
-            allowed="off, or policy.name 'openvla_oft'",
+            allowed=f"off, or policy.name {layered}",
         )
     return None
 
@@ -261,7 +250,6 @@ def _regime_is_kept(
 
 RULES: tuple[Callable[..., Problem | None], ...] = (
     _policy_sees_enough,
-    _adapters_or_backbone,
     _compiled_policy_has_layers,
     _compiled_layers_are_whole,
     _ring_can_start,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,94 +12,15 @@ from vla_rl.section import (
     Horizon,
     LearningRate,
     NonNegative,
-    PathText,
     Positive,
     Problem,
     Processes,
     RulesError,
-    Scale,
     Seconds,
     Section,
-    Text,
     Weight,
     distinct,
 )
-
-# --- policies --------------------------------------------------------------------------------------------------------
-
-
-class LoraSection(Section):
-    """Low-rank adapters on the language model's linear layers."""
-
-    rank: Annotated[int, Field(ge=1, le=4096)] = Field(32, description="of the adapters")
-    alpha: Scale = Field(16.0, description="adapters are scaled by alpha / rank")
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="on the adapters' input")
-    targets: list[Text] = Field(
-        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-        description="names of linear layers",
-    )
-
-
-class OpenVLAOFTSection(Section):
-    """OpenVLA-OFT with the discrete token head."""
-
-    chunk_size: ClassVar[int | None] = 8  # control steps per decision
-    sees: ClassVar[Literal["frames", "state"]] = "frames"
-
-    name: Literal["openvla_oft"]
-    checkpoint: PathText = Field(
-        "tiny",
-        description="tiny or random-7b (random weights, scaled down or of the real size), or a checkpoint directory",
-    )
-    profile: Literal["auto", "oft_l1", "simplevla", "rlinf"] = Field(
-        "auto",
-        description="who trained the checkpoint: prompt, normalisation and image details; auto reads it from the files",
-    )
-    statistics: Annotated[str, Field(min_length=1)] | None = Field(
-        None,
-        description="key of the data set that actions are scaled by; default: the suite's own, or the only one",
-    )
-    proprio: bool = Field(True, description="feed proprioception (random weights only; a checkpoint says it itself)")
-    image_size: Annotated[int, Field(ge=1, le=4096)] | None = Field(
-        None, description="pixels; default: what the checkpoint was trained on"
-    )
-    lora: LoraSection | None = LoraSection()
-    train_backbone: bool = Field(False, description="train all weights themselves, in float32; needs policy.lora=null")
-    train_embeddings: bool = Field(True, description="with train_backbone: train the embeddings of words too")
-    train_action_rows: bool = Field(True, description="train the 256 action rows of lm_head")
-    train_proprio_projector: bool = Field(True, description="where the checkpoint has one")
-    value_head: Literal["attention_pool", "last_prompt_token"] = Field(
-        "attention_pool", description="what the critic reads: the action positions, pooled, or the prompt's last token"
-    )
-    detach_value: bool = Field(True, description="keep the value loss out of the trunk")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the frozen weights")
-    gradient_checkpointing: bool = Field(False, description="less memory for activations, about a third more time")
-    self_test: bool = Field(
-        True,
-        description="before the start, test a checkpoint for faults that fail silently, and refuse it if there are",
-    )
-
-
-class MLPSection(Section):
-    """A multi-layer perceptron over state observations."""
-
-    chunk_size: ClassVar[int | None] = None  # the environment's
-    sees: ClassVar[Literal["frames", "state"]] = "state"
-
-    name: Literal["mlp"]
-    hidden_dim: Annotated[int, Field(ge=2, le=8192)] = Field(
-        128, description="width of the hidden layers; the value head has half of it"
-    )
-    num_bins: Annotated[int, Field(ge=2, le=256)] = Field(256, description="of a categorical action component")
-    distribution: Literal["categorical", "gaussian"] = Field(
-        "categorical", description="of every action component: over bins, as the VLA's, or a Gaussian"
-    )
-
-
-PolicySection = Annotated[OpenVLAOFTSection | MLPSection, Field(discriminator="name")]
-
-POLICIES: dict[str, type[OpenVLAOFTSection | MLPSection]] = {"openvla_oft": OpenVLAOFTSection, "mlp": MLPSection}
-
 
 # --- the algorithm ---------------------------------------------------------------------------------------------------
 

@@ -7,8 +7,9 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from vla_rl.envs.kinds import EnvSection
+from vla_rl.policies.kinds import AnyPolicy
 from vla_rl.recipe.rules import broken_rules
-from vla_rl.recipe.sections import PolicySection, Precision, RolloutSection, RuntimeSection
+from vla_rl.recipe.sections import Precision, RolloutSection, RuntimeSection
 from vla_rl.section import RulesError, Section, Seed
 
 
@@ -17,7 +18,7 @@ class Setup(Section):
 
     seed: Seed = Field(0, description="of weights, environments and actions")
     env: EnvSection
-    policy: PolicySection
+    policy: AnyPolicy
     rollout: RolloutSection = RolloutSection()
     runtime: RuntimeSection = RuntimeSection()
     precision: Precision = Field("fp32", description="of every pass through the policy; a recipe's learner.precision")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vla_rl.run.plan import PolicyPlan
+from vla_rl.policies.kind import PolicyPlan
 
 STATISTICS = "statistics"  # key in a checkpoint's `extra`
 

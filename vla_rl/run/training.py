@@ -34,7 +34,6 @@ from vla_rl.run import algorithm
 from vla_rl.run.assembly import make_cell, make_memory
 from vla_rl.run.plan import TrainingPlan
 from vla_rl.run.rollout_stats import RolloutStats
-from vla_rl.run.self_check import check_policy
 from vla_rl.run.statistics_key import STATISTICS, check_statistics
 from vla_rl.types import SegmentBatch
 
@@ -99,7 +98,7 @@ class TrainingRun:
         with ExitStack() as stack:
             self.memory = make_memory(plan, policy, ring_capacity=recipe.replay.capacity)
             stack.callback(self.memory.close)
-            check_policy(recipe.policy, policy)
+            recipe.policy.check(policy)
             self.engine = _make_engine(plan, policy)
             self.learner = _make_learner(plan, self.engine)
             assert self.memory.ring is not None

@@ -16,7 +16,7 @@ from vla_rl.errors import RunFailureError
 from vla_rl.ipc.slots import ExchangeSlots
 from vla_rl.policies.devices import PeakMemory, peak_memory
 from vla_rl.policies.memory_errors import is_out_of_memory
-from vla_rl.policies.token_density import NonFiniteOutputError
+from vla_rl.policies.token_policy import NonFiniteOutputError
 from vla_rl.types import Acted, Policy, PolicyInputs, PolicyOutput, TokenArray
 from vla_rl.workers.compiled import CompiledForward, cuda_graph_skips
 

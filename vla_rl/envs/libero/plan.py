@@ -10,15 +10,15 @@ from vla_rl.envs.libero.asset_files import check_task_assets
 from vla_rl.envs.libero.check import SimulatorReport, check_simulator
 from vla_rl.envs.libero.egl_devices import variables_to_draw_on
 from vla_rl.envs.libero.init_states import num_init_states
-from vla_rl.envs.libero.section import CAMERAS, LiberoSection
 from vla_rl.envs.libero.suites import libero_task
-from vla_rl.libero_suites import SUITES
+from vla_rl.libero_suites import CAMERAS, SUITES
 from vla_rl.types import TaskInfo
 
 if TYPE_CHECKING:
     from vla_rl.envs.libero.env import Camera, LiberoEnv, Render
     from vla_rl.envs.libero.gl import GL
     from vla_rl.envs.libero.init_states import InitStates
+    from vla_rl.envs.libero.section import LiberoSection
     from vla_rl.envs.libero.simulation import Physics
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from vla_rl.envs.kind import EnvPlan, ProtocolName
 from vla_rl.envs.libero.plan import simulator_deviations
-from vla_rl.envs.libero.section import LiberoSection
 from vla_rl.libero_suites import SUITES
+
+if TYPE_CHECKING:
+    from vla_rl.envs.libero.section import LiberoSection
 
 InitStates = Literal["standard", "spare", "sampled"]
 

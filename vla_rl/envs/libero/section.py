@@ -7,12 +7,10 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from vla_rl.envs.kind import EnvironmentSection, EnvOptions, EnvPlan, ProtocolName
-from vla_rl.libero_suites import SUITES
+from vla_rl.envs.kind import EnvironmentSection, EnvOptions, EnvPlan, ProtocolName, known_suites
+from vla_rl.libero_suites import CAMERAS, SUITES
 from vla_rl.section import Horizon, NonNegative, PathText, Problem, RulesError, distinct
 from vla_rl.types import TaskInfo
-
-CAMERAS: tuple[Literal["agentview", "wrist"], ...] = ("agentview", "wrist")  # all that policies were trained with
 
 
 class LiberoSection(EnvironmentSection):
@@ -39,6 +37,7 @@ class LiberoSection(EnvironmentSection):
         "auto", description="renderer; auto takes EGL where it works, else OSMesa"
     )
 
+    suites: ClassVar[tuple[str, ...]] = tuple(SUITES)
     observes: ClassVar[Literal["frames", "state"]] = "frames"
     state_lacks: ClassVar[str] = "LIBERO's state is the robot's own 8 numbers: no object is in it"
 
@@ -56,6 +55,13 @@ class LiberoSection(EnvironmentSection):
         if problems:
             raise RulesError(problems)
         return self
+
+    @classmethod
+    def of_suite(cls, suite: str, *, tasks: Sequence[int] | None, num_images: int) -> Self:
+        """Return the section of a suite, seen through the first cameras that policies were trained with."""
+        chosen = "all" if tasks is None else list(tasks)
+        cameras = list(CAMERAS[:num_images])
+        return cls.model_validate({"name": "libero", "suite": suite, "tasks": chosen, "cameras": cameras})
 
     @property
     def task_ids(self) -> list[int]:
@@ -111,7 +117,7 @@ class LiberoSection(EnvironmentSection):
         Raises:
             ValueError: one does not exist, or stands twice.
         """
-        return known_suites(asked) or [self.suite]
+        return known_suites(asked, self.suites) or [self.suite]
 
     def evaluation_changes(self, suite: str, options: EnvOptions) -> dict[str, Any]:
         """Return the fields that an evaluation of a suite sets, with their values."""
@@ -146,15 +152,3 @@ class LiberoSection(EnvironmentSection):
         return Protocol(protocol).deviations(
             self, plan, temperature=temperature, episodes_per_task=episodes_per_task, render_size=render_size
         )
-
-
-def known_suites(asked: Sequence[str]) -> Sequence[str]:
-    """Return the suites that were asked for, each checked.
-
-    Raises:
-        ValueError: one does not exist, or stands twice.
-    """
-    unknown = [name for name in asked if name not in SUITES]
-    if unknown or len(set(asked)) != len(asked):
-        raise ValueError(f"--suite: found {', '.join(asked)}; allowed are {', '.join(SUITES)}, each once")
-    return asked

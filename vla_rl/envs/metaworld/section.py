@@ -9,10 +9,10 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from vla_rl.envs.kind import EnvironmentSection, EnvPlan, StateSpace
+from vla_rl.envs.kind import EnvironmentSection, EnvPlan
 from vla_rl.envs.metaworld.tasks import METAWORLD_TASKS, task_info
 from vla_rl.section import Horizon, Problem, RulesError, Scale, TimeLimit, distinct
-from vla_rl.types import TaskInfo
+from vla_rl.types import StateSpace, TaskInfo
 
 
 class MetaworldSection(EnvironmentSection):
@@ -45,6 +45,11 @@ class MetaworldSection(EnvironmentSection):
     def episode_horizon(self) -> int:
         """Return the control steps of an episode."""
         return self.horizon
+
+    @property
+    def reward_factor(self) -> float:
+        """Return what the benchmark's own rewards are multiplied by."""
+        return self.reward_scale
 
     @property
     def states(self) -> StateSpace:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vla_rl.policies.openvla_oft.model import OpenVLAOFT as OpenVLAOFT
+    from vla_rl.policies.openvla_oft.pretrained import OpenVLAOFT as OpenVLAOFT
 
 __all__ = ["OpenVLAOFT"]
 
@@ -17,7 +17,7 @@ __all__ = ["OpenVLAOFT"]
 def __getattr__(name: str) -> object:
     """Import the network on first access: some modules of this package are read where torch must not be imported."""
     if name == "OpenVLAOFT":
-        from vla_rl.policies.openvla_oft.model import OpenVLAOFT
+        from vla_rl.policies.openvla_oft.pretrained import OpenVLAOFT
 
         return OpenVLAOFT
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

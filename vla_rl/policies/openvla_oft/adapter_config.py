@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vla_rl.policies.lora import LoraSettings
+from vla_rl.policies.lora_section import LoraSection
 from vla_rl.policies.openvla_oft.json_files import is_positive, read_json, write_json
 
 CONFIG_FILE = "adapter_config.json"
@@ -146,9 +146,7 @@ def read_adapter_config(path: Path, adapted: Iterable[str]) -> AdapterConfig:
     )
 
 
-def write_adapter_config(
-    settings: LoraSettings, directory: Path, *, base: str, whole_modules: list[str] | None
-) -> None:
+def write_adapter_config(settings: LoraSection, directory: Path, *, base: str, whole_modules: list[str] | None) -> None:
     """Write adapter_config.json with only the fields of peft 0.11.1, which the original code pins.
 
     That version raises on unknown fields, and later versions have defaults for missing ones.

@@ -6,6 +6,7 @@ import pickle
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,25 +17,28 @@ from vla_rl.policies.openvla_oft.adapters import Adapter, read_adapter
 from vla_rl.policies.openvla_oft.checkpoint_files import COMPONENTS, CheckpointFiles, unused_shapes
 from vla_rl.policies.openvla_oft.config import OFTConfig
 from vla_rl.policies.openvla_oft.headers import FLOATS, StoredTensor, read_header, refuse_pointer
-from vla_rl.policies.openvla_oft.model import OpenVLAOFT
+from vla_rl.policies.openvla_oft.model import OFTNetwork
 from vla_rl.policies.openvla_oft.profiles import Profile
 from vla_rl.policies.openvla_oft.shards import INDEX_FILE, SINGLE_FILE, plain_name, read_index, stored_tensors
 from vla_rl.policies.parameters import META, cast_parameters, move_buffers, set_parameter
 
+Network = TypeVar("Network", bound=OFTNetwork)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _MAPPED_BYTES = 64 << 20  # bytes read from a shard before it is mapped again
 _SHOWN_NAMES = 6  # names shown of a long list in an error message
 
 
-def empty_model(config: OFTConfig, profile: Profile, *, proprio: bool, l1_head: bool, dtype: torch.dtype) -> OpenVLAOFT:
-    """Build the frozen network with its parameters on the meta device."""
+def empty_model(
+    kind: type[Network], config: OFTConfig, profile: Profile, *, proprio: bool, l1_head: bool, dtype: torch.dtype
+) -> Network:
+    """Build the frozen network with its parameters on the meta device, as an instance of `kind`."""
     with META:
-        model = OpenVLAOFT(config, profile, proprio=proprio, l1_head=l1_head)
+        model = kind(config, profile, proprio=proprio, l1_head=l1_head)
     cast_parameters(model, dtype)
     return model.requires_grad_(False)
 
 
-def check_stored(model: OpenVLAOFT, files: CheckpointFiles) -> None:
+def check_stored(model: OFTNetwork, files: CheckpointFiles) -> None:
     """Compare the names, shapes, dtypes and sizes in the files with those `model` needs. Reads no weights.
 
     Raises:
@@ -93,7 +97,7 @@ def _index_faults(directory: Path, stored: Mapping[str, tuple[Path, StoredTensor
     ]
 
 
-def fill_model(model: OpenVLAOFT, files: CheckpointFiles, *, device: torch.device) -> None:
+def fill_model(model: OFTNetwork, files: CheckpointFiles, *, device: torch.device) -> None:
     """Fill every parameter of `model` with its stored tensor, cast to the parameter's dtype.
 
     Raises:

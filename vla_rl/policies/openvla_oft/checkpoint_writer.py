@@ -19,18 +19,18 @@ from torch import Tensor
 from vla_rl.policies.action_tokens import FIRST_ACTION_ID, NUM_BINS
 from vla_rl.policies.lora import (
     ADAPTER,
-    LoraSettings,
     checkpoint_name,
     is_adapter,
     merged_weight,
 )
+from vla_rl.policies.lora_section import LoraSection
 from vla_rl.policies.openvla_oft.adapter_config import write_adapter_config
 from vla_rl.policies.openvla_oft.adapters import PREFIX, WEIGHTS_FILE, read_adapter
 from vla_rl.policies.openvla_oft.checkpoint_files import COMPONENTS, VALUE_HEAD_FILE, CheckpointFiles, unused_shapes
 from vla_rl.policies.openvla_oft.checkpoint_metadata import write_metadata, write_record, write_statistics
 from vla_rl.policies.openvla_oft.checkpoint_reader import unused_tensors
 from vla_rl.policies.openvla_oft.json_files import write_json
-from vla_rl.policies.openvla_oft.model import OpenVLAOFT
+from vla_rl.policies.openvla_oft.model import OFTNetwork
 from vla_rl.policies.openvla_oft.policy import LM_HEAD, OpenVLAOFTPolicy
 from vla_rl.policies.openvla_oft.shards import INDEX_FILE, SINGLE_FILE
 from vla_rl.policies.openvla_oft.source import Source
@@ -60,14 +60,15 @@ def write_checkpoint(
     Returns:
         Names of tensors that the source lacks and the network does not need: they are written as zeros.
     """
-    tensors = _CheckpointTensors(policy.model, policy.source, dtype, lora=policy.lora, action_rows=policy.action_rows)
+    lora = policy.section.lora
+    tensors = _CheckpointTensors(policy.model, policy.source, dtype, lora=lora, action_rows=policy.action_rows)
     _write_shards(tensors, directory, max_shard_bytes)
     _write_components(policy, directory, step=step)
     write_metadata(policy.source, directory, dtype=tensors.dtype)
     return tensors.lacking
 
 
-def write_network(model: OpenVLAOFT, source: Source, directory: Path, *, dtype: torch.dtype | None = None) -> list[str]:
+def write_network(model: OFTNetwork, source: Source, directory: Path, *, dtype: torch.dtype | None = None) -> list[str]:
     """Write a network as its source has it into an empty directory, components unchanged unless adapted.
 
     Args:
@@ -103,7 +104,7 @@ def write_adapter(policy: OpenVLAOFTPolicy, directory: Path, *, step: int, dtype
         ValueError: the policy has no adapters, or its base is not a folder that an adapter could name.
     """
     files = policy.source.files
-    if policy.lora is None:
+    if policy.section.lora is None:
         raise ValueError("this policy was trained without adapters (policy.lora is null): export it merged")
     if files is None or files.adapter is not None:
         raise ValueError(
@@ -120,7 +121,7 @@ def write_adapter(policy: OpenVLAOFTPolicy, directory: Path, *, step: int, dtype
         tensors[PREFIX + LM_HEAD] = _with_action_rows(head.detach().to("cpu", dtype or head.dtype), policy.action_rows)
     save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
     whole = ["lm_head"] if policy.action_rows is not None else None
-    write_adapter_config(policy.lora, directory, base=str(files.directory.resolve()), whole_modules=whole)
+    write_adapter_config(policy.section.lora, directory, base=str(files.directory.resolve()), whole_modules=whole)
     _write_components(policy, directory, step=step)
     write_statistics(policy.source, directory)
     write_record(policy.source, directory)
@@ -131,11 +132,11 @@ class _CheckpointTensors:
 
     def __init__(
         self,
-        model: OpenVLAOFT,
+        model: OFTNetwork,
         source: Source,
         dtype: torch.dtype | None,
         *,
-        lora: LoraSettings | None = None,
+        lora: LoraSection | None = None,
         action_rows: Tensor | None = None,
     ) -> None:
         self.dtype = dtype or model.dtype
@@ -174,7 +175,7 @@ def _with_action_rows(head: Tensor, rows: Tensor) -> Tensor:
     return merged
 
 
-def _unused(model: OpenVLAOFT, source: Source) -> tuple[dict[str, Tensor], list[str]]:
+def _unused(model: OFTNetwork, source: Source) -> tuple[dict[str, Tensor], list[str]]:
     """Return the tensors that the network does not need, and the names of those that the source's files lack."""
     stored = {} if source.files is None else unused_tensors(source.files, model.config)
     shapes = unused_shapes(model.config)
@@ -182,7 +183,7 @@ def _unused(model: OpenVLAOFT, source: Source) -> tuple[dict[str, Tensor], list[
     return stored | zeros, [] if source.files is None else list(zeros)
 
 
-def _copy_components(model: OpenVLAOFT, files: CheckpointFiles, directory: Path) -> None:
+def _copy_components(model: OFTNetwork, files: CheckpointFiles, directory: Path) -> None:
     """Copy the components' files; adapted components are written from the network, where they are merged."""
     adapted = set() if files.adapter is None else read_adapter(files.adapter).names
     for component in COMPONENTS:
@@ -196,7 +197,7 @@ def _copy_components(model: OpenVLAOFT, files: CheckpointFiles, directory: Path)
         shutil.copyfile(files.value_head, directory / files.value_head.name)
 
 
-def _write_projector(model: OpenVLAOFT, directory: Path, *, step: int) -> None:
+def _write_projector(model: OFTNetwork, directory: Path, *, step: int) -> None:
     projector = {
         name.removeprefix(PROJECTOR_PREFIX): tensor.detach().cpu()
         for name, tensor in model.named_parameters()
@@ -209,7 +210,7 @@ def _write_projector(model: OpenVLAOFT, directory: Path, *, step: int) -> None:
 def _write_components(policy: OpenVLAOFTPolicy, directory: Path, *, step: int) -> None:
     _write_projector(policy.model, directory, step=step)
     critic = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.value_head.named_parameters()}
-    save_file(critic, directory / VALUE_HEAD_FILE, metadata={"value_head": policy.training_choices.value_head})
+    save_file(critic, directory / VALUE_HEAD_FILE, metadata={"value_head": policy.section.value_head})
 
 
 def _write_shards(tensors: _CheckpointTensors, directory: Path, max_shard_bytes: int) -> None:

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 from vla_rl.policies.openvla_oft.json_files import is_positive, read_json
 
+TINY = "tiny"  # networks with random weights: scaled down, and of the real size
+RANDOM_7B = "random-7b"
 BOS_ID = 1
 STOP_ID = 2
 LONE_SPACE_ID = 29871  # the last prompt token; the first readout is at its position

@@ -20,7 +20,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from vla_rl.policies.action_tokens import NUM_BINS
-from vla_rl.policies.lora import LLAMA_LINEARS
+from vla_rl.policies.lora_section import LLAMA_LINEARS
 from vla_rl.policies.openvla_oft.config import LlamaDims, OFTConfig, ViTConfig
 
 _FLOAT32 = 4

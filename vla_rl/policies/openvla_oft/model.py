@@ -9,9 +9,6 @@ Letters: B decisions, N images, A = K D action components, d width.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Self
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,7 +21,7 @@ from vla_rl.policies.openvla_oft.profiles import Profile
 from vla_rl.policies.openvla_oft.vision import CHANNELS_PER_IMAGE, VisionBackbone
 
 
-class OpenVLAOFT(nn.Module):
+class OFTNetwork(nn.Module):
     """OpenVLA-OFT network. State-dict names equal those of the public shards and component files.
 
     `proprio_projector` and `action_head` are None where the checkpoint has none.
@@ -51,50 +48,6 @@ class OpenVLAOFT(nn.Module):
         # the parameters are not, and in no checkpoint.
         for name, token_id in (("bos_id", BOS_ID), ("stop_id", STOP_ID)):
             self.register_buffer(name, torch.tensor(token_id, device="cpu"), persistent=False)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        path: str | Path,
-        *,
-        adapter: str | Path | None = None,
-        profile: str = "auto",
-        dtype: torch.dtype | None = None,
-        device: str | torch.device | None = None,
-    ) -> Self:
-        """Load a checkpoint in the public layout. No code in it is executed, and no tokenizer is needed.
-
-        Tensors stored in the requested dtype stay views of the mapped files until they are written to: do not change a
-        file in place while a network loaded from it is in use (replacing the file is safe). A network that looks broken
-        (see `self_test.network_faults`) is loaded with a warning.
-
-        Args:
-            path: its directory; the folder of an adapter that names its base, which is then merged in float32; or a hub
-                id, which is downloaded if the local cache lacks it. A `lora_adapter/` beside shards is already merged
-                into them and is not read.
-            adapter: folder of an adapter to merge into the checkpoint at `path`.
-            profile: `auto` or a name of `profiles.PROFILES`.
-            dtype: dtype of the weights; default: that in `config.json`.
-            device: default: CPU.
-
-        Raises:
-            ValueError: the directory lacks files, holds another architecture, or tensors are missing or misshapen.
-        """
-        # These modules import this one.
-        from vla_rl.policies.openvla_oft.hub import checkpoint_directory
-        from vla_rl.policies.openvla_oft.self_test import warn_of_faults
-        from vla_rl.policies.openvla_oft.source import find_checkpoint
-
-        source = find_checkpoint(
-            checkpoint_directory(path, download=True),
-            profile=profile,
-            adapter=None if adapter is None else Path(adapter),
-        )
-        model = source.empty_network(dtype=dtype or source.stored_dtype)
-        source.fill(model, seed=0, device=torch.device(device or "cpu"))
-        warn_of_faults(model, source.origin)
-        assert isinstance(model, cls)
-        return model.eval()
 
     @property
     def dtype(self) -> torch.dtype:

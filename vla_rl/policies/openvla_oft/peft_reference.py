@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vla_rl.policies.openvla_oft.model import OpenVLAOFT
+from vla_rl.policies.openvla_oft.model import OFTNetwork
 
 
 @contextmanager
-def adapted_by_peft(model: OpenVLAOFT, folder: Path) -> Iterator[None]:
+def adapted_by_peft(model: OFTNetwork, folder: Path) -> Iterator[None]:
     """Put a folder's adapter into a network with peft: unmerged inside the block, merged by peft at its end.
 
     Args:

@@ -8,7 +8,7 @@ proprioception projector and the critic.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,33 +16,23 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vla_rl.policies import action_tokens
-from vla_rl.policies.lora import LoraSettings, add_adapters, fill_adapters, is_adapter
+from vla_rl.policies.lora import add_adapters, fill_adapters, is_adapter
 from vla_rl.policies.openvla_oft.dataset_statistics import DatasetStatistics
-from vla_rl.policies.openvla_oft.model import OpenVLAOFT
+from vla_rl.policies.openvla_oft.model import OFTNetwork
 from vla_rl.policies.openvla_oft.pixels import normalization_tensors, normalize_pixels
 from vla_rl.policies.openvla_oft.prompts import PromptTable
 from vla_rl.policies.openvla_oft.source import Source
 from vla_rl.policies.parameters import META, fill_linear_and_norms
-from vla_rl.policies.token_density import TokenDensity
+from vla_rl.policies.token_policy import TokenDensity
 from vla_rl.policies.value_heads import load_value_head
 from vla_rl.policies.value_heads import value_head as build_value_head
 from vla_rl.types import ActionSpec, FloatArray, ObservationSpec, PolicyInputs, PolicyOutput, TokenArray
 
+if TYPE_CHECKING:
+    from vla_rl.policies.openvla_oft.section import OpenVLAOFTSection
+
 LM_HEAD = "language_model.lm_head.weight"
 EMBEDDINGS = "language_model.model.embed_tokens.weight"
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingChoices:
-    """Choices of what is trained in the policy, and how the critic is attached."""
-
-    lora: LoraSettings | None
-    train_action_rows: bool
-    train_proprio_projector: bool
-    train_backbone: bool  # every weight but lm_head's, which is trained through `action_rows` alone
-    value_head: str
-    detach_value: bool
-    train_embeddings: bool = True  # with train_backbone: those of words too
 
 
 class OpenVLAOFTPolicy(TokenDensity, nn.Module):
@@ -64,14 +54,13 @@ class OpenVLAOFTPolicy(TokenDensity, nn.Module):
 
     def __init__(
         self,
-        model: OpenVLAOFT,
+        model: OFTNetwork,
+        section: OpenVLAOFTSection,
         *,
         source: Source,
         num_images: int,
         prompts: PromptTable,
         statistics: DatasetStatistics,
-        training: TrainingChoices,
-        gradient_checkpointing: bool,
     ) -> None:
         super().__init__()
         config = model.config
@@ -81,22 +70,19 @@ class OpenVLAOFTPolicy(TokenDensity, nn.Module):
         self.action_spec = ActionSpec(config.chunk_size, config.action_dim, num_bins)
         self.source = source
         self.statistics = statistics
-        self.detach_value = training.detach_value
-        self.lora = training.lora
-        self.training_choices = training
-        self.gradient_checkpointing = gradient_checkpointing
+        self.section = section
         self._task_buckets = prompts.lengths
         self._buckets = prompts.distinct_lengths
         self.model = model
-        if training.lora is not None:
-            add_adapters(model.language_model, training.lora)
+        if section.lora is not None:
+            add_adapters(model.language_model, section.lora)
         with META:
-            self.value_head = build_value_head(training.value_head, width=width)
+            self.value_head = build_value_head(section.value_head, width=width)
             rows = torch.empty(action_tokens.NUM_BINS, width, dtype=torch.float32)
-        self.action_rows = nn.Parameter(rows) if training.train_action_rows else None
-        model.language_model.recompute_layers = gradient_checkpointing
+        self.action_rows = nn.Parameter(rows) if section.train_action_rows else None
+        model.language_model.recompute_layers = section.gradient_checkpointing
         self._register_tables(prompts)
-        self._choose_trainable(training)
+        self._choose_trainable(section)
 
     def forward(self, inputs: PolicyInputs) -> PolicyOutput:
         """Return logits (B, A, 256) and values (B,), float32; with an L1 head means and widths (B, A, 2) as logits."""
@@ -110,7 +96,7 @@ class OpenVLAOFTPolicy(TokenDensity, nn.Module):
         )
         logits = self._regression(hidden) if self.is_regression else self.model.action_logits(hidden, self.action_rows)
         with torch.autocast(hidden.device.type, enabled=False):
-            values: Tensor = self.value_head((hidden.detach() if self.detach_value else hidden).float())
+            values: Tensor = self.value_head((hidden.detach() if self.section.detach_value else hidden).float())
         return PolicyOutput(logits=logits, values=values)
 
     @property
@@ -146,7 +132,7 @@ class OpenVLAOFTPolicy(TokenDensity, nn.Module):
         fill_adapters(self.model.language_model, seed=seed, device=device)
         fill_linear_and_norms(self.value_head, seed=seed, device=device, prefix="value_head.")
         if self.source.files is not None and self.source.files.value_head is not None:
-            load_value_head(self.value_head, self.source.files.value_head, kind=self.training_choices.value_head)
+            load_value_head(self.value_head, self.source.files.value_head, kind=self.section.value_head)
         if self.action_rows is not None:
             first = action_tokens.FIRST_ACTION_ID
             rows = self.model.language_model.lm_head.weight[first : first + action_tokens.NUM_BINS]
@@ -177,14 +163,14 @@ class OpenVLAOFTPolicy(TokenDensity, nn.Module):
         for name, table in tables.items():
             self.register_buffer(name, table, persistent=False)
 
-    def _choose_trainable(self, training: TrainingChoices) -> None:
+    def _choose_trainable(self, section: OpenVLAOFTSection) -> None:
         projector = self.model.proprio_projector
         self.model.requires_grad_(False)
         for name, parameter in self.model.named_parameters():
-            is_backbone = training.train_backbone and name != LM_HEAD and not name.startswith("proprio_projector.")
-            is_backbone &= training.train_embeddings or name != EMBEDDINGS
+            is_backbone = section.train_backbone and name != LM_HEAD and not name.startswith("proprio_projector.")
+            is_backbone &= section.train_embeddings or name != EMBEDDINGS
             parameter.requires_grad_(is_adapter(name) or is_backbone)
-        if projector is not None and training.train_proprio_projector:
+        if projector is not None and section.train_proprio_projector:
             projector.requires_grad_(True)
 
     def _prompts(self, inputs: PolicyInputs) -> tuple[Tensor, Tensor | None]:

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor, nn
 
-from vla_rl.policies.openvla_oft.model import OpenVLAOFT
+from vla_rl.policies.openvla_oft.model import OFTNetwork
 from vla_rl.policies.parameters import move_buffers, named_generator, set_parameter
 
 _MAX_THREADS = 16  # each holds a float32 copy of one matrix, half a gigabyte at most
@@ -26,7 +26,7 @@ _ENDS_A_BRANCH = ("o_proj.weight", "down_proj.weight", "attn.proj.weight", "mlp.
 
 
 def fill_well_conditioned(
-    model: OpenVLAOFT, *, seed: int, device: torch.device, draw_on: torch.device | None = None
+    model: OFTNetwork, *, seed: int, device: torch.device, draw_on: torch.device | None = None
 ) -> None:
     """Give every parameter of `model` a value that depends on `seed`, its name and the model of `draw_on` alone.
 
@@ -53,7 +53,7 @@ def fill_well_conditioned(
     move_buffers(model, device)
 
 
-def _gains(model: OpenVLAOFT) -> Iterator[tuple[str, float | None]]:
+def _gains(model: OFTNetwork) -> Iterator[tuple[str, float | None]]:
     """Yield per parameter the standard deviation times the root of its inputs; None for vectors and tables."""
     vision, language = model.vision_backbone, model.language_model.model
     depths = {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vla_rl.policies.openvla_oft.config import BOS_ID, LONE_SPACE_ID, STOP_ID
 from vla_rl.policies.openvla_oft.dataset_statistics import DatasetStatistics
-from vla_rl.policies.openvla_oft.model import OpenVLAOFT
+from vla_rl.policies.openvla_oft.model import OFTNetwork
 from vla_rl.policies.openvla_oft.vision import CHANNELS_PER_IMAGE
 from vla_rl.types import PolicyInputs
 
@@ -35,14 +35,14 @@ class Findings:
     untrained: str  # action rows that hardly distinguish bins, which may also happen in a sound policy
 
 
-def warn_of_faults(model: OpenVLAOFT, origin: str) -> None:
+def warn_of_faults(model: OFTNetwork, origin: str) -> None:
     """Warn of every fault of a network, but load it: the caller may know better, and training refuses it anyway."""
     for fault in network_faults(model):
         warnings.warn(f"{origin}: {fault}", stacklevel=3)
 
 
 @torch.no_grad()
-def network_faults(model: OpenVLAOFT) -> list[str]:
+def network_faults(model: OFTNetwork) -> list[str]:
     """Return faults that show without a prompt or statistics; an empty list is a pass. Costs a short pass.
 
     The network is shown the skeleton of a sequence: BOS, some patches, the lone space, STOP. At the lone space the
@@ -82,6 +82,31 @@ def _not_finite(outputs: Tensor, name: str, module: nn.Module) -> str:
 
 def _size(values: Tensor) -> float:
     return float(values.abs().max())
+
+
+def check_policy(policy: OpenVLAOFTPolicy, *, way_on: str) -> None:
+    """Refuse a policy from a checkpoint that has silent faults; random weights pass.
+
+    Untrained-looking action rows only cause a warning, because a sound checkpoint may have them.
+
+    Args:
+        policy: policy with its weights loaded.
+        way_on: what to add to the command to skip the test.
+
+    Raises:
+        ValueError: one sentence per fault.
+    """
+    if policy.source.files is None:
+        return
+    findings = self_test(policy)
+    if findings.untrained:
+        warnings.warn(f"{policy.source.origin}: {findings.untrained}", stacklevel=3)
+    if findings.broken:
+        raise ValueError(
+            f"{policy.source.origin} does not pass the test of checkpoints:"
+            + "".join(f"\n  {fault}" for fault in findings.broken)
+            + f"\n{way_on} starts all the same"
+        )
 
 
 @torch.no_grad()

@@ -10,8 +10,8 @@ import torch
 
 from vla_rl.policies.openvla_oft import tiny
 from vla_rl.policies.openvla_oft.checkpoint_files import CheckpointFiles, find_files
-from vla_rl.policies.openvla_oft.checkpoint_reader import DTYPES, check_stored, empty_model, fill_model
-from vla_rl.policies.openvla_oft.config import OFTConfig, read_config
+from vla_rl.policies.openvla_oft.checkpoint_reader import DTYPES, Network, check_stored, empty_model, fill_model
+from vla_rl.policies.openvla_oft.config import RANDOM_7B, TINY, OFTConfig, read_config
 from vla_rl.policies.openvla_oft.dataset_statistics import (
     DatasetStatistics,
     Statistics,
@@ -21,16 +21,13 @@ from vla_rl.policies.openvla_oft.dataset_statistics import (
     stored_blocks,
 )
 from vla_rl.policies.openvla_oft.hub import checkpoint_directory
-from vla_rl.policies.openvla_oft.model import OpenVLAOFT
+from vla_rl.policies.openvla_oft.model import OFTNetwork
 from vla_rl.policies.openvla_oft.pixels import PixelNormalization, read_pixel_normalization
 from vla_rl.policies.openvla_oft.profiles import Profile, resolve_profile
 from vla_rl.policies.openvla_oft.random_weights import fill_well_conditioned
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-TINY = "tiny"
-RANDOM_7B = "random-7b"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,16 +95,16 @@ class Source:
 
         return read_tokenizer(self.files.directory)
 
-    def empty_network(self, *, dtype: torch.dtype) -> OpenVLAOFT:
-        """Return the network on the meta device, with the components that the source has."""
-        return empty_model(self.config, self.profile, proprio=self.proprio, l1_head=self.l1_head, dtype=dtype)
+    def empty_network(self, kind: type[Network], *, dtype: torch.dtype) -> Network:
+        """Return a network of this kind on the meta device, with the components that the source has."""
+        return empty_model(kind, self.config, self.profile, proprio=self.proprio, l1_head=self.l1_head, dtype=dtype)
 
-    def check(self, model: OpenVLAOFT) -> None:
+    def check(self, model: OFTNetwork) -> None:
         """Compare the files with what the network needs, without reading weights; ValueError if they do not fit."""
         if self.files is not None:
             check_stored(model, self.files)
 
-    def fill(self, model: OpenVLAOFT, *, seed: int, device: torch.device, draw_on: torch.device | None = None) -> None:
+    def fill(self, model: OFTNetwork, *, seed: int, device: torch.device, draw_on: torch.device | None = None) -> None:
         """Load the network's weights.
 
         Args:

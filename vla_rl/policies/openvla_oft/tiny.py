@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vla_rl.policies.openvla_oft.config import PATCH_SIZE, LlamaDims, OFTConfig, ViTConfig
-from vla_rl.policies.openvla_oft.model import OpenVLAOFT
+from vla_rl.policies.openvla_oft.model import OFTNetwork
 from vla_rl.policies.parameters import move_buffers, named_generator, set_parameter
 
 IMAGE_SIZE = 112
@@ -37,7 +37,7 @@ def tiny_config(*, image_size: int = IMAGE_SIZE) -> OFTConfig:
     )
 
 
-def fill_randomly(model: OpenVLAOFT, *, seed: int, device: torch.device) -> None:
+def fill_randomly(model: OFTNetwork, *, seed: int, device: torch.device) -> None:
     """Give every parameter of `model` a value that depends on `seed` and its name alone.
 
     Args:

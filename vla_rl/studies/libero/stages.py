@@ -186,7 +186,7 @@ class Stages:
 
     def _render_size(self) -> int:
         """Return the pixels per side that the policy's camera draws."""
-        _, transform = plan_policy(self._recipe.setup)
+        transform = plan_policy(self._recipe.setup).transform
         assert transform is not None, "policies in LIBERO see frames"
         return transform.input_size
 

@@ -13,8 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vla_rl.envs.metaworld.env import HORIZON
-from vla_rl.envs.metaworld.section import MetaworldSection
-from vla_rl.envs.metaworld.tasks import METAWORLD_TASKS
+from vla_rl.envs.metaworld.tasks import METAWORLD_TASKS, SUITE
 from vla_rl.errors import UserError
 from vla_rl.recipe import Recipe, decisions_per_episode, find_recipe, load_recipe
 from vla_rl.recipe.regimes import SPANS
@@ -103,10 +102,11 @@ class Grid:
             UserError: recipe and overrides do not fit, or its episodes are not complete.
         """
         recipe = load_recipe(find_recipe(self.recipe), self.overrides(run))
-        if isinstance(recipe.env, MetaworldSection) and recipe.env.horizon != HORIZON:
+        horizon = recipe.env.episode_horizon
+        if recipe.env.suite_name == SUITE and horizon != HORIZON:
             raise UserError(
-                f"--recipe: env.horizon is {recipe.env.horizon} in {self.recipe}; the scores of a study are of whole "
-                f"episodes, so it must be {HORIZON}"
+                f"--recipe: env.horizon is {horizon} in {self.recipe}; the scores of a study are of whole episodes, so "
+                f"it must be {HORIZON}"
             )
         return recipe
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from vla_rl.envs.metaworld.section import MetaworldSection
+from vla_rl.envs.metaworld.tasks import SUITE
 from vla_rl.files import read_json_object
 from vla_rl.recipe import load_recorded_recipe
 from vla_rl.reporting.manifest import MANIFEST_FILE
@@ -118,7 +118,7 @@ def _read_run(folder: Path) -> RunResult:
     """
     run, seconds = _read_place(folder / RUN_FILE)
     recipe = load_recorded_recipe(folder / RECIPE_FILE)
-    if not isinstance(recipe.env, MetaworldSection) or recipe.env.tasks != [run.task]:
+    if recipe.env.suite_name != SUITE or [task.name for task in recipe.env.task_infos()] != [run.task]:
         raise ValueError(f"{folder / RECIPE_FILE}: expected the recipe of a run on {run.task}, as {RUN_FILE} says")
     records = read_metrics(folder / METRICS_FILE)
     if closing_mean(records, "rollout/return") is None:
@@ -127,7 +127,7 @@ def _read_run(folder: Path) -> RunResult:
         run=run,
         records=records,
         seconds=seconds,
-        reward_scale=recipe.env.reward_scale,
+        reward_scale=recipe.env.reward_factor,
         old_threshold=recipe.replay.old_threshold,
         recipe=(folder / RECIPE_FILE).read_text(encoding="utf-8"),
         manifest=read_json_object(folder / MANIFEST_FILE),

@@ -6,13 +6,20 @@ its own hidden layer, and a value head on the trunk's detached features.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vla_rl.policies.parameters import META
-from vla_rl.policies.token_density import TokenDensity
+from vla_rl.policies.parameters import META, fill_linear_and_norms
+from vla_rl.policies.token_policy import TokenDensity
 from vla_rl.types import ActionSpec, FloatArray, ObservationSpec, PolicyInputs, PolicyOutput, TokenArray
+
+if TYPE_CHECKING:
+    from vla_rl.policies.kind import PolicyContext
+    from vla_rl.policies.mlp.section import MLPSection
 
 
 class MLPPolicy(TokenDensity, nn.Module):
@@ -60,9 +67,18 @@ def _block(in_dim: int, out_dim: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(in_dim, out_dim), nn.ReLU(), nn.LayerNorm(out_dim))
 
 
-def meta_mlp(*, state_dim: int, action_spec: ActionSpec, hidden_dim: int) -> MLPPolicy:
-    """Build the policy with its parameters on the meta device."""
-    if hidden_dim < 2:
-        raise ValueError(f"hidden_dim must be at least 2 (the value head has half of it), found {hidden_dim}")
+def build_mlp(section: MLPSection, context: PolicyContext, *, device: str, empty: bool = False) -> MLPPolicy:
+    """Build the policy, initialised from the context's seed; with `empty` its parameters stay on the meta device."""
+    states = context.states
+    assert states is not None, "the recipe's rules pair this policy with environments of states"
+    num_bins = section.num_bins if section.distribution == "categorical" else None
     with META:
-        return MLPPolicy(state_dim=state_dim, action_spec=action_spec, hidden_dim=hidden_dim)
+        policy = MLPPolicy(
+            state_dim=states.state_dim,
+            action_spec=ActionSpec(states.chunk_size, states.action_dim, num_bins),
+            hidden_dim=section.hidden_dim,
+        )
+    policy.temperature = context.temperature
+    if not empty:
+        fill_linear_and_norms(policy, seed=context.seed, device=torch.device(device))
+    return policy

@@ -1,0 +1,42 @@
+"""The multi-layer perceptron in a recipe."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from vla_rl.policies.kind import PolicyContext, PolicyPlan, PolicySection
+
+
+class MLPSection(PolicySection):
+    """A multi-layer perceptron over state observations."""
+
+    name: Literal["mlp"]
+    hidden_dim: Annotated[int, Field(ge=2, le=8192)] = Field(
+        128, description="width of the hidden layers; the value head has half of it"
+    )
+    num_bins: Annotated[int, Field(ge=2, le=256)] = Field(256, description="of a categorical action component")
+    distribution: Literal["categorical", "gaussian"] = Field(
+        "categorical", description="of every action component: over bins, as the VLA's, or a Gaussian"
+    )
+
+    def plan(self, context: PolicyContext) -> PolicyPlan:
+        """Turn the section into plain values."""
+        from vla_rl.policies.mlp.network import build_mlp
+        from vla_rl.policies.parameters import sizes_of
+
+        build = partial(build_mlp, self, context)
+        policy = build(device="cpu", empty=True)
+        sizes = sizes_of(policy)
+        return PolicyPlan(
+            build=build,
+            observation_spec=policy.observation_spec,
+            action_spec=policy.action_spec,
+            trainable_parameters=sizes.trainable,
+            frozen_parameters=sizes.frozen,
+            trainable_bytes=sizes.trainable_bytes,
+            frozen_bytes=sizes.frozen_bytes,
+            text=f"MLP with {sizes.trainable:,} parameters",
+        )
