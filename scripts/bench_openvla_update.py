@@ -166,7 +166,6 @@ class Update:
                 inductor.cpp.enable_kernel_profile = True  # the profiler then sees the compiler's kernels
         from vla_rl.ipc.mailbox import WeightMailbox
         from vla_rl.learner.engine import Engine
-        from vla_rl.learner.optimizer import OptimizerSettings
 
         if device == "cuda":
             try:
@@ -179,7 +178,7 @@ class Update:
         self._policy = build(size, device)
         self._engine = Engine(
             self._policy, strategy="single", zero_stage=2, precision="bf16" if size == "7b" else "fp32", device=device,
-            optimizer=OptimizerSettings(policy_lr=1e-6, value_lr=1e-6, schedule="constant"),
+            optimizer=_optimizer(policy_lr=1e-6, value_lr=1e-6, schedule="constant"),
             **({"compile": "layers"} if compiled == "layers" else {}),
         )  # fmt: skip
         self.compile_s = getattr(self._engine, "compile_seconds", 0.0)
@@ -258,6 +257,16 @@ class Update:
 
     def _next_version(self) -> int:
         return self._mailbox.latest_version() + 1
+
+
+def _optimizer(**numbers: Any) -> Any:  # noqa: ANN401
+    try:
+        from vla_rl.rl.optimizer_section import OptimizerSection
+    except ImportError:  # an older checkout
+        from importlib import import_module
+
+        return import_module("vla_rl.learner.optimizer").OptimizerSettings(**numbers)
+    return OptimizerSection(**numbers)
 
 
 def build(size: str, device: str) -> Any:  # noqa: ANN401

@@ -162,7 +162,7 @@ def counted(policy: OpenVLAOFTPolicy, *, train: bool) -> float:
         assign_parameters(policy, shapes)
         frames = torch.zeros(1, *policy.observation_spec.frames_shape, dtype=torch.uint8)
         with torch.set_grad_enabled(train), FlopCounterMode(display=False) as counter:
-            output = policy(PolicyInputs(frames, torch.zeros(1, 8), torch.zeros(1, dtype=torch.int64)))
+            output = policy.network(PolicyInputs(frames, torch.zeros(1, 8), torch.zeros(1, dtype=torch.int64)))
             if train:
                 (output.logits.sum() + output.values.sum()).backward()
     return float(counter.get_total_flops())

@@ -63,7 +63,14 @@ CONFINED: dict[str, tuple[str, ...]] = {
     "av": ("vla_rl.demos.videos",),
     "pydantic": (
         *("vla_rl.section", "vla_rl.recipe"),
-        *("vla_rl.rl.surrogates", "vla_rl.rl.loss_weights", "vla_rl.credit", "vla_rl.envs", "vla_rl.policies"),
+        *(
+            "vla_rl.rl.surrogates",
+            "vla_rl.rl.loss_weights",
+            "vla_rl.rl.optimizer_section",
+            "vla_rl.credit",
+            "vla_rl.envs",
+            "vla_rl.policies",
+        ),
     ),
     "yaml": ("vla_rl.recipe", "vla_rl.envs.libero"),
     "typer": ("vla_rl.cli",),

@@ -9,7 +9,7 @@ Shape letters, used everywhere in the program:
     K  control steps per chunk (`chunk_size`)
     D  components of one control action (`action_dim`)
     A  action tokens per decision, A = K · D, token i belongs to control step i // D, component i % D
-    V  numbers that describe a token's distribution: logits of `num_bins` bins, or mean and width of a Gaussian
+    V  numbers that describe what a token was drawn from, in the policy's own terms, e.g. log-probabilities of bins
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 FloatArray = NDArray[np.float32]
 UInt8Array = NDArray[np.uint8]
-TokenArray = NDArray[np.int16] | NDArray[np.float32]  # bins, or numbers drawn from a Gaussian
+TokenArray = NDArray[np.int16] | NDArray[np.float32]  # bins, or numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,8 @@ class ActionSpec:
 
     chunk_size: int  # K
     action_dim: int  # D
-    num_bins: int | None  # bins of a categorical per token; None for a Gaussian per token
+    num_bins: int | None  # a token is one of so many bins; None: a number
+    behavior_size: int | None = None  # V; None: `num_bins`, or 2 for numbers
 
     @property
     def num_tokens(self) -> int:
@@ -57,9 +58,9 @@ class ActionSpec:
         return self.chunk_size * self.action_dim
 
     @property
-    def num_outputs(self) -> int:
+    def num_behavior(self) -> int:
         """Return V."""
-        return 2 if self.num_bins is None else self.num_bins
+        return self.behavior_size or self.num_bins or 2
 
     @property
     def token_dtype(self) -> type[np.int16] | type[np.float32]:
@@ -165,14 +166,6 @@ class PolicyInputs:
 
 
 @dataclass(frozen=True, slots=True)
-class PolicyOutput:
-    """Output of one forward pass."""
-
-    logits: torch.Tensor  # (B, A, V) float32, before temperature (of a Gaussian: mean and width)
-    values: torch.Tensor  # (B,) float32
-
-
-@dataclass(frozen=True, slots=True)
 class Acted:
     """Decisions for a batch of observations."""
 
@@ -184,25 +177,50 @@ class Acted:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Stored decisions as a policy sees them, at its temperature; differentiable."""
+    """Observations and stored decisions as a policy sees them, at its temperature; differentiable.
 
-    logprobs: torch.Tensor  # (B, A) of the stored tokens
+    D of the B observations have decisions: the first D.
+    """
+
     values: torch.Tensor  # (B,) float32
-    entropy: torch.Tensor | None  # (B, A) nats, if requested
-    kl: torch.Tensor | None  # (B, A) nats, exact KL(behaviour || policy), if the behaviour was given
+    logprobs: torch.Tensor | None = None  # (D, A) float32 of the stored tokens; None if no tokens were given
+    entropy: torch.Tensor | None = None  # (D, A) nats, if requested
+    kl: torch.Tensor | None = None  # (D, A) nats, exact KL(behaviour || policy), if the behaviour was given
 
 
 class Policy(Protocol):
     """Actor-critic that owns the density of its actions. Every implementation is a `torch.nn.Module`.
 
-    The network's pass, `__call__`, is separate from the density: it may run inside a wrapper or be compiled.
+    The learner calls it through whatever wraps the module; the inference worker calls `act`. Both see tokens,
+    log-probabilities and values alone: what the network computes in between is the policy's own affair.
     """
 
     observation_spec: ObservationSpec
     action_spec: ActionSpec
 
-    def __call__(self, inputs: PolicyInputs) -> PolicyOutput:
-        """Return logits and values of a batch. Gradients flow to the trainable parameters only."""
+    def __call__(
+        self,
+        inputs: PolicyInputs,
+        tokens: torch.Tensor | None = None,
+        *,
+        behavior: torch.Tensor | None = None,
+        with_entropy: bool = False,
+    ) -> Evaluation:
+        """Value observations, and evaluate the decisions that were made at the first of them.
+
+        Gradients flow to the trainable parameters only. The call may run under autocast: what must not be rounded is
+        to be excluded from it.
+
+        Args:
+            inputs: B observations.
+            tokens: (D, A) that were drawn at the first D observations, D ≤ B; None: values alone.
+            behavior: (D, A, V) `Acted.behavior` of the policy that drew them, a constant; None for no KL.
+            with_entropy: whether to compute the entropy of decisions.
+        """
+        ...
+
+    def network(self, inputs: PolicyInputs) -> tuple[torch.Tensor, ...]:
+        """Compute what `act` draws from: tensors of leading dimension B. This pass alone may be compiled."""
         ...
 
     def act(
@@ -212,7 +230,7 @@ class Policy(Protocol):
         greedy: bool = False,
         generator: torch.Generator | None = None,
         with_behavior: bool = False,
-        network: Callable[[PolicyInputs], PolicyOutput] | None = None,
+        network: Callable[[PolicyInputs], tuple[torch.Tensor, ...]] | None = None,
     ) -> Acted:
         """Decide for a batch.
 
@@ -221,28 +239,10 @@ class Policy(Protocol):
             greedy: take the most likely tokens; log-probabilities are the same as if they had been drawn.
             generator: source of the random numbers.
             with_behavior: also return the parameters of what was drawn from, for an exact KL later.
-            network: used for the network's pass in place of the policy's own call, e.g. a compiled one.
+            network: used in place of the policy's own `network`, e.g. a compiled one.
 
         Raises:
-            ValueError: the network's output is not finite.
-        """
-        ...
-
-    def evaluate(
-        self,
-        output: PolicyOutput,
-        tokens: torch.Tensor,
-        *,
-        behavior: torch.Tensor | None = None,
-        with_entropy: bool = False,
-    ) -> Evaluation:
-        """Evaluate stored tokens.
-
-        Args:
-            output: of the network's pass over the observations, (B, ...).
-            tokens: (B, A) that were drawn there.
-            behavior: (B, A, V) `Acted.behavior` of the policy that drew them, a constant; None for no KL.
-            with_entropy: whether to compute the entropy.
+            NonFiniteOutputError: the network's output is not finite.
         """
         ...
 
@@ -275,9 +275,7 @@ class SegmentBatch:
     group: NDArray[np.int64]  # (B,) the same for all episodes of a group, which have the same start; 0: none
     tokens: TokenArray  # (B, T, A)
     behavior_logprobs: FloatArray  # (B, T, A), of the sampled tokens, at the temperature they were sampled with
-    behavior_logits: (
-        FloatArray | None
-    )  # (B, T, A, V) `Distribution.parameters` of the behaviour, if the run stores them
+    behavior_logits: FloatArray | None  # (B, T, A, V) `Acted.behavior`, if the run stores it
     behavior_values: FloatArray  # (B, T + 1) V by the policy that acted; NaN after an episode's end (no decision)
     rewards: FloatArray  # (B, T), summed over the executed control steps
     executed: NDArray[np.int16]  # (B, T) control steps that ran, 0 in padding

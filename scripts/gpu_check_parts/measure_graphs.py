@@ -66,7 +66,7 @@ def compiled(setting: Setting, reasons: Reasons, *, batch: int) -> dict[str, Any
 
     def call() -> torch.Tensor:
         with torch.autocast(device().type, dtype=torch.bfloat16, enabled=enabled):
-            return run(inputs).logits
+            return run(inputs)[0]
 
     with torch.no_grad():
         plain = forward(policy, inputs)

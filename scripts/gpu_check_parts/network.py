@@ -15,7 +15,8 @@ from vla_rl.policies.openvla_oft.flops import DecisionFlops, decision_flops
 from vla_rl.policies.openvla_oft.plan import num_tokens
 from vla_rl.policies.openvla_oft.policy import OpenVLAOFTPolicy
 from vla_rl.policies.openvla_oft.section import OpenVLAOFTSection
-from vla_rl.types import PolicyInputs, PolicyOutput
+from vla_rl.policies.token_policy import TokenOutput
+from vla_rl.types import PolicyInputs
 
 DTYPE = torch.bfloat16 if on_gpu() else torch.float32
 
@@ -56,13 +57,13 @@ def batch_of(
     return PolicyInputs(frames.to(device()), state, index.to(device()), buckets=None if mixed else buckets)
 
 
-def forward(policy: OpenVLAOFTPolicy, inputs: PolicyInputs) -> PolicyOutput:
+def forward(policy: OpenVLAOFTPolicy, inputs: PolicyInputs) -> TokenOutput:
     """One pass under the autocast that learner and inference worker have around theirs."""
     with torch.autocast(device().type, dtype=torch.bfloat16, enabled=on_gpu()):
-        return policy(inputs)  # type: ignore[no-any-return]
+        return policy.network(inputs)
 
 
-def log_probabilities(output: PolicyOutput, rows: int) -> Tensor:
+def log_probabilities(output: TokenOutput, rows: int) -> Tensor:
     """(rows, A, V) of the first rows."""
     return torch.log_softmax(output.logits[:rows].float(), dim=-1)
 

@@ -24,7 +24,6 @@ from vla_rl.export import export as exporting
 from vla_rl.export.export import ExportReport, export
 from vla_rl.learner.checkpoint import Progress, save
 from vla_rl.learner.engine import Engine
-from vla_rl.learner.optimizer import OptimizerSettings
 from vla_rl.policies.lora import merged_weight
 from vla_rl.policies.openvla_oft import OpenVLAOFT
 from vla_rl.policies.openvla_oft import adapters as reading
@@ -34,6 +33,7 @@ from vla_rl.policies.openvla_oft.heads import L1ActionHead
 from vla_rl.recipe import build_recipe
 from vla_rl.replay.ring import ReplayRing
 from vla_rl.replay.store import save_ring
+from vla_rl.rl.optimizer_section import OptimizerSection
 from vla_rl.run.plan import plan_policy
 
 RECIPE = """
@@ -89,7 +89,7 @@ def make_run(folder: Path, *overrides: str, with_replay: bool = True) -> Path:
             if parameter.requires_grad:
                 generator = torch.Generator().manual_seed(len(name))
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    settings = OptimizerSettings(policy_lr=0.0, value_lr=0.0, schedule="constant")
+    settings = OptimizerSection(policy_lr=0.0, value_lr=0.0, schedule="constant")
     engine = Engine(policy, strategy="single", zero_stage=2, precision="fp32", device="cpu", optimizer=settings)
     progress = Progress(STEP, 0, 0, 0, 0, 0)
     writers = {"replay": lambda place: fill_ring(place, policy)} if with_replay else {}
@@ -337,7 +337,7 @@ def test_a_policy_without_a_public_layout_is_refused(tmp_path: Path) -> None:
     engine = Engine(
         plan_policy(recipe.setup).build(device="cpu"),
         strategy="single", zero_stage=2, precision="fp32", device="cpu",
-        optimizer=OptimizerSettings(policy_lr=0.0, value_lr=0.0, schedule="constant"),
+        optimizer=OptimizerSection(policy_lr=0.0, value_lr=0.0, schedule="constant"),
     )  # fmt: skip
     save(toy, engine, progress=Progress(1, 0, 0, 0, 0, 0), extra={}, writers={}, keep=1)
     (toy / "recipe.yaml").write_text(recipe.dump_yaml(), encoding="utf-8")

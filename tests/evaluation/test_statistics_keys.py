@@ -12,11 +12,11 @@ from vla_rl.evaluation.policy_source import find_policy
 from vla_rl.export.export import export
 from vla_rl.learner.checkpoint import Progress, kept_for_the_run, save
 from vla_rl.learner.engine import Engine
-from vla_rl.learner.optimizer import OptimizerSettings
 from vla_rl.policies.openvla_oft.checkpoint_writer import write_checkpoint
 from vla_rl.policies.openvla_oft.dataset_statistics import select_statistics, stored_blocks
 from vla_rl.policies.openvla_oft.source import find_checkpoint
 from vla_rl.recipe import build_recipe
+from vla_rl.rl.optimizer_section import OptimizerSection
 from vla_rl.run.plan import plan_policy
 from vla_rl.run.statistics_key import check_statistics
 
@@ -109,7 +109,7 @@ def run(checkpoint, tmp_path):
     """The folder of a run whose recipe names the key."""
     recipe = build_recipe(RECIPE, [f"policy.checkpoint={checkpoint}", f"policy.statistics={OTHER}"])
     plan = plan_policy(recipe.setup)
-    settings = OptimizerSettings(policy_lr=0.0, value_lr=0.0, schedule="constant")
+    settings = OptimizerSection(policy_lr=0.0, value_lr=0.0, schedule="constant")
     policy = plan.build(device="cpu")
     engine = Engine(policy, strategy="single", zero_stage=2, precision="fp32", device="cpu", optimizer=settings)
     extra = {"statistics": plan.statistics}

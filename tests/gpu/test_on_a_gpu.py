@@ -23,7 +23,6 @@ from vla_rl.ipc.shared_weights import SharedWeights, SharedWeightsHandle, share_
 from vla_rl.ipc.transfers import PlainTransfers, transfers_for
 from vla_rl.learner.engine import Engine
 from vla_rl.learner.learner import Learner
-from vla_rl.learner.optimizer import OptimizerSettings
 from vla_rl.policies.assign import assign_parameters
 from vla_rl.policies.devices import peak_memory, use_device
 from vla_rl.policies.kind import PolicyContext
@@ -32,7 +31,9 @@ from vla_rl.policies.mlp.network import build_mlp
 from vla_rl.policies.mlp.section import MLPSection
 from vla_rl.policies.openvla_oft.build import build_openvla_oft
 from vla_rl.policies.openvla_oft.section import OpenVLAOFTSection
+from vla_rl.policies.token_policy import TokenOutput
 from vla_rl.rl.loss_weights import LossWeights
+from vla_rl.rl.optimizer_section import OptimizerSection
 from vla_rl.rl.surrogates import Gipo
 from vla_rl.types import PolicyInputs, SegmentBatch, StateSpace
 from vla_rl.workers.compiled import CompiledForward
@@ -77,7 +78,8 @@ def inputs_for(policy, task_index, device):
 @torch.no_grad()
 def test_float32_gives_what_the_cpu_gives(device, task_index):
     here, there = build(device="cpu"), build(device=device)
-    expected, actual = (policy(inputs_for(policy, task_index, at)) for policy, at in ((here, "cpu"), (there, device)))
+    pairs = ((here, "cpu"), (there, device))
+    expected, actual = (policy.network(inputs_for(policy, task_index, at)) for policy, at in pairs)
     assert (actual.logits.cpu() - expected.logits).abs().max() < 1e-3
     assert (actual.values.cpu() - expected.values).abs().max() < 1e-3
 
@@ -86,7 +88,7 @@ def test_float32_gives_what_the_cpu_gives(device, task_index):
 def test_bfloat16_with_checkpointing_gives_finite_gradients_to_all_that_is_trained(device):
     policy = build(device=device, dtype="bfloat16", gradient_checkpointing=True).train()
     with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
-        output = policy(inputs_for(policy, [0, 1], device))
+        output = policy.network(inputs_for(policy, [0, 1], device))
     (output.logits.square().mean() + output.values.square().mean()).backward()
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
@@ -106,7 +108,7 @@ def test_a_compiled_pass_follows_adapters_that_change_in_place():
                 parameter.add_(change)
         for task_index in ([0], [0, 1], [1, 1]):
             inputs = inputs_for(policy, task_index, "cuda:0")
-            expected, actual = policy(inputs), compiled(inputs)
+            expected, actual = policy.network(inputs), TokenOutput(*compiled(inputs))
             torch.testing.assert_close(actual.logits, expected.logits, atol=1e-3, rtol=0)
             torch.testing.assert_close(actual.values, expected.values, atol=1e-3, rtol=0)
 
@@ -125,7 +127,7 @@ def test_cuda_graphs_give_what_the_policy_gives_and_follow_new_weights():
             torch.zeros(rows, dtype=torch.int64, device="cuda:0"),
         )  # fmt: skip
         policy.policy_head[1].weight.add_(0.1)
-        torch.testing.assert_close(compiled(inputs).logits, policy(inputs).logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(compiled(inputs)[0], policy.network(inputs).logits, atol=1e-4, rtol=1e-4)
 
 
 # --- learning --------------------------------------------------------------------------------------------------------
@@ -166,7 +168,7 @@ def updated(device, *, before=lambda policy: None):
         zero_stage=2,
         precision="fp32",
         device="cuda" if device.startswith("cuda") else "cpu",
-        optimizer=OptimizerSettings(policy_lr=1e-4, value_lr=1e-4, schedule="constant"),
+        optimizer=OptimizerSection(policy_lr=1e-4, value_lr=1e-4, schedule="constant"),
     )
     learner = Learner(
         engine,
@@ -195,7 +197,7 @@ def test_running_out_of_memory_halves_the_micro_batches_and_gives_the_same_updat
 
     def scarce(policy):
         """More memory than there is, as soon as more than three rows pass: of the GPU itself, where there is one."""
-        forward = policy.forward
+        network = policy.network
 
         def short(inputs):
             asked.append(len(inputs.state))
@@ -203,9 +205,9 @@ def test_running_out_of_memory_halves_the_micro_batches_and_gives_the_same_updat
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory")
             if len(inputs.state) > 3:
                 torch.empty(2 * torch.cuda.get_device_properties(0).total_memory, dtype=torch.uint8, device=device)
-            return forward(inputs)
+            return network(inputs)
 
-        policy.forward = short
+        policy.network = short
 
     (plain, rows), (cut, moved) = updated(device), updated(device, before=scarce)
     assert cut["learner/micro_batches"] == 2.0 and max(asked) > 3
@@ -280,7 +282,7 @@ def adopt_while_computing(frozen: SharedWeightsHandle, handle: MailboxHandle, de
                 version = mailbox.read(trainable)
                 uniform = trainable["action_rows"].unique().tolist()
                 assert uniform == [float(version)], f"a mixture of versions: {uniform[:4]}"
-            logits = policy(inputs_for(policy, [0, 1], device)).logits
+            logits = policy.network(inputs_for(policy, [0, 1], device)).logits
     tell.send((version, logits.cpu().numpy()))
 
 
@@ -303,7 +305,7 @@ def test_two_processes_publish_and_adopt_while_both_compute(device):
         theirs.close()
         for version in range(last + 1):
             trainable["action_rows"].fill_(float(version))
-            logits = policy(inputs_for(policy, [0, 1], device)).logits
+            logits = policy.network(inputs_for(policy, [0, 1], device)).logits
             mailbox.publish(version, trainable)
         try:
             assert ours.poll(CHILD_S)

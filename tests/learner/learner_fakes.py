@@ -11,12 +11,13 @@ import torch
 from vla_rl.credit import Credit, Gae, Vtrace
 from vla_rl.learner.engine import Engine
 from vla_rl.learner.learner import Learner
-from vla_rl.learner.optimizer import OptimizerSettings
 from vla_rl.learner.strategies import StrategyName
 from vla_rl.policies.mlp.network import MLPPolicy
+from vla_rl.policies.token_policy import TokenOutput
 from vla_rl.rl.loss_weights import LossWeights
+from vla_rl.rl.optimizer_section import OptimizerSection
 from vla_rl.rl.surrogates import KINDS, Surrogate
-from vla_rl.types import ActionSpec, PolicyInputs, PolicyOutput, SegmentBatch
+from vla_rl.types import ActionSpec, PolicyInputs, SegmentBatch
 
 ACTIONS = ActionSpec(chunk_size=2, action_dim=3, num_bins=5)
 STATE_DIM = 4
@@ -31,9 +32,9 @@ class FakePolicy(MLPPolicy):
         self.frozen = torch.nn.Parameter(torch.linspace(-1.0, 1.0, ACTIONS.num_bins), requires_grad=False)
         self.scale = torch.nn.Parameter(torch.linspace(0.5, 1.5, ACTIONS.num_bins))
 
-    def forward(self, inputs: PolicyInputs) -> PolicyOutput:
-        output = super().forward(inputs)
-        return PolicyOutput(logits=output.logits + self.frozen * self.scale, values=output.values)
+    def network(self, inputs: PolicyInputs) -> TokenOutput:
+        output = super().network(inputs)
+        return TokenOutput(logits=output.logits + self.frozen * self.scale, values=output.values)
 
 
 class SmallMemoryPolicy(FakePolicy):
@@ -43,10 +44,10 @@ class SmallMemoryPolicy(FakePolicy):
         super().__init__()
         self.limit = limit
 
-    def forward(self, inputs: PolicyInputs) -> PolicyOutput:
+    def network(self, inputs: PolicyInputs) -> TokenOutput:
         if torch.is_grad_enabled() and len(inputs.state) > self.limit:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return super().forward(inputs)
+        return super().network(inputs)
 
 
 def make_policy(seed: int = 0) -> FakePolicy:
@@ -71,15 +72,15 @@ def make_engine(
         zero_stage=zero_stage,
         precision=precision,
         device="cpu",
-        optimizer=OptimizerSettings(
+        optimizer=OptimizerSection(
             policy_lr=lr,
             value_lr=3 * lr,
             policy_warmup=2,
             schedule="cosine",
             weight_decay=0.01,
             max_grad_norm=max_grad_norm,
-            total_steps=50,
         ),
+        total_steps=50,
         max_skipped_updates=max_skipped_updates,
         collective_timeout_s=30.0 if compile == "off" else 300.0,
         compile=compile,
@@ -155,12 +156,12 @@ def make_batch(num_segments: int = 4, *, seed: int = 0) -> SegmentBatch:
     )
 
 
-def on_policy(batch: SegmentBatch, policy: torch.nn.Module, *, temperature: float = 1.0) -> SegmentBatch:
+def on_policy(batch: SegmentBatch, policy: MLPPolicy, *, temperature: float = 1.0) -> SegmentBatch:
     """The same batch as if the policy had acted: its own log-probabilities as the behaviour's."""
     state = torch.from_numpy(batch.state[:, :-1]).reshape(-1, STATE_DIM)
     inputs = PolicyInputs(frames=torch.zeros(len(state), 0, 0, 0, 3), state=state, task_index=torch.zeros(len(state)))
     with torch.no_grad():
-        log_probs = torch.log_softmax(policy(inputs).logits / temperature, dim=-1).numpy()
+        log_probs = torch.log_softmax(policy.token_logits(inputs) / temperature, dim=-1).numpy()
     log_probs = log_probs.reshape(batch.behavior_logits.shape)
     taken = np.take_along_axis(log_probs, batch.tokens[..., None].astype(np.int64), axis=-1)[..., 0]
     return replace(batch, behavior_logprobs=taken, behavior_logits=log_probs)

@@ -11,13 +11,19 @@ import torch
 
 from vla_rl.learner import strategies
 from vla_rl.learner.engine import Engine, UpdateResult
-from vla_rl.learner.optimizer import OptimizerSettings, learning_rate
+from vla_rl.learner.optimizer import learning_rate
+from vla_rl.rl.optimizer_section import OptimizerSection
 from vla_rl.types import PolicyInputs
 
 
 def inputs(rows: int = 4) -> PolicyInputs:
     state = torch.linspace(-1.0, 1.0, rows * fakes.STATE_DIM).reshape(rows, fakes.STATE_DIM)
     return PolicyInputs(frames=torch.zeros(rows, 0, 0, 0, 3), state=state, task_index=torch.zeros(rows))
+
+
+def tokens(rows: int = 4) -> torch.Tensor:
+    count = fakes.ACTIONS.num_tokens
+    return torch.arange(rows * count).reshape(rows, count) % 5
 
 
 def descend(engine: Engine, *losses: Callable[[], torch.Tensor]) -> UpdateResult:
@@ -54,22 +60,29 @@ def test_a_schedule_ends_at_its_fraction_of_the_peak_and_stays_there(schedule, h
 
 
 def test_a_warm_up_longer_than_the_run_is_refused() -> None:
-    with pytest.raises(ValueError, match="policy_warmup 10 after critic_only_steps 0, value_warmup 0, total_steps 10"):
-        OptimizerSettings(policy_lr=1.0, value_lr=1.0, policy_warmup=10, total_steps=10)
-    with pytest.raises(ValueError, match="policy_warmup 1 after critic_only_steps 9"):
-        OptimizerSettings(policy_lr=1.0, value_lr=1.0, policy_warmup=1, critic_only_steps=9, total_steps=10)
+    settings = OptimizerSection(policy_warmup=10, value_warmup=9)
+    with pytest.raises(ValueError, match=r"found \{'policy_warmup': 10\}, total_steps 10"):
+        Engine(
+            fakes.make_policy(), strategy="single", zero_stage=2, precision="fp32", device="cpu", optimizer=settings,
+            total_steps=10,
+        )  # fmt: skip
+    assert settings.endless_warmups(11) == {}
+    assert OptimizerSection(policy_warmup=99, schedule="constant").endless_warmups(10) == {}
+    after_the_critic = OptimizerSection(policy_warmup=1, value_warmup=1, critic_only_steps=9)
+    assert after_the_critic.endless_warmups(10) == {"policy_warmup": 1}
 
 
 def test_only_the_value_head_moves_while_only_the_critic_is_trained() -> None:
-    settings = OptimizerSettings(
-        policy_lr=1e-2, value_lr=1e-2, policy_warmup=2, weight_decay=0.1, total_steps=10, critic_only_steps=2
-    )
+    settings = OptimizerSection(policy_lr=1e-2, value_lr=1e-2, policy_warmup=2, weight_decay=0.1, critic_only_steps=2)
     policy = fakes.make_policy()
-    engine = Engine(policy, strategy="single", zero_stage=2, precision="fp32", device="cpu", optimizer=settings)
+    engine = Engine(
+        policy, strategy="single", zero_stage=2, precision="fp32", device="cpu", optimizer=settings, total_steps=10
+    )
 
     def loss() -> torch.Tensor:
-        output = engine.forward(inputs())
-        return output.logits.square().mean() + output.values.square().mean()
+        found = engine.forward(inputs(), tokens())
+        assert found.logprobs is not None
+        return found.logprobs.square().mean() + found.values.square().mean()
 
     start = fakes.weights(policy)
     rates = [descend(engine, loss).learning_rates["policy"] for _ in range(2)]
@@ -86,8 +99,9 @@ def test_policy_and_value_have_learning_rates_of_their_own() -> None:
     engine = fakes.make_engine(fakes.make_policy(), lr=1e-2)  # warm-up of the policy: 2 updates; value: none
 
     def loss() -> torch.Tensor:
-        output = engine.forward(inputs())
-        return output.logits.square().mean() + output.values.square().mean()
+        found = engine.forward(inputs(), tokens())
+        assert found.logprobs is not None
+        return found.logprobs.square().mean() + found.values.square().mean()
 
     before = fakes.weights(engine.policy)
     result = descend(engine, loss)
@@ -132,13 +146,13 @@ def test_bf16_keeps_trainable_parameters_in_float32_and_frozen_ones_as_they_are(
     policy.scale.data = policy.scale.data.bfloat16()
     frozen_memory = policy.frozen.data_ptr()
     engine = fakes.make_engine(policy, precision="bf16")
-    exact = policy(inputs())
-    output = engine.forward(inputs())
+    exact, found = policy(inputs(), tokens()), engine.forward(inputs(), tokens())
     assert {tensor.dtype for tensor in engine.trainable_state().values()} == {torch.float32}
     assert policy.frozen.dtype == torch.bfloat16
     assert policy.frozen.data_ptr() == frozen_memory
-    assert output.logits.dtype == output.values.dtype == torch.float32
-    difference = float((output.logits - exact.logits).detach().abs().max())
+    assert found.logprobs is not None
+    assert found.logprobs.dtype == found.values.dtype == torch.float32
+    difference = float((found.logprobs - exact.logprobs).detach().abs().max())
     assert 0.0 < difference < 0.05  # arithmetic of 8 bits did take place
 
 
@@ -175,3 +189,15 @@ def test_one_rank_has_collectives_that_change_nothing() -> None:
     assert not collectives.any_over_ranks(False)
     assert collectives.gather_over_ranks(torch.arange(3)).tolist() == [0, 1, 2]
     collectives.barrier()
+
+
+def test_the_wrapped_module_evaluates_what_was_asked_for_and_only_that() -> None:
+    policy = fakes.make_policy()
+    engine, behavior = fakes.make_engine(policy), torch.log_softmax(torch.zeros(3, 6, 5), dim=-1)
+    with torch.no_grad():
+        for asked in ({}, {"with_entropy": True}, {"behavior": behavior}, {"behavior": behavior, "with_entropy": True}):
+            found, expected = (each(inputs(), tokens(3), **asked) for each in (engine.forward, policy))
+            for name in ("values", "logprobs", "entropy", "kl"):
+                one, other = getattr(found, name), getattr(expected, name)
+                assert (one is None and other is None) or torch.equal(one, other), (name, asked)
+        assert engine.forward(inputs()).logprobs is None

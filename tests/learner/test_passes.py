@@ -17,9 +17,10 @@ from ranks import run_ranks
 from vla_rl.credit import Credit
 from vla_rl.learner.learner import Learner
 from vla_rl.learner.moments import RunningMoments
+from vla_rl.policies.token_policy import TokenOutput
 from vla_rl.rl.loss_weights import LossWeights
 from vla_rl.section import Section, TimeLimit
-from vla_rl.types import PolicyInputs, PolicyOutput, SegmentBatch
+from vla_rl.types import PolicyInputs, SegmentBatch
 
 S = TypeVar("S", bound=Section)
 
@@ -45,11 +46,11 @@ class CountingPolicy(fakes.FakePolicy):
         self.free: list[int] = []
         self.graded: list[int] = []
 
-    def forward(self, inputs: PolicyInputs) -> PolicyOutput:
+    def network(self, inputs: PolicyInputs) -> TokenOutput:
         if torch.is_grad_enabled() and len(inputs.state) > self.limit:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         (self.graded if torch.is_grad_enabled() else self.free).append(len(inputs.state))
-        return super().forward(inputs)
+        return super().network(inputs)
 
 
 def make_learner(

@@ -16,27 +16,27 @@ from torch import nn
 
 from vla_rl.credit import Vtrace
 from vla_rl.learner.engine import NonFiniteUpdateError
-from vla_rl.policies.token_policy import TokenDensity
+from vla_rl.policies.token_policy import TokenOutput, TokenPolicy
 from vla_rl.rl.loss_weights import LossWeights
 from vla_rl.rl.surrogates import KINDS, Ppo
-from vla_rl.types import ObservationSpec, PolicyInputs, PolicyOutput, SegmentBatch
+from vla_rl.types import ObservationSpec, PolicyInputs, SegmentBatch
 
 PLAIN = LossWeights(value_coefficient=0.5, normalize_advantages=False)
 
 
-class TablePolicy(TokenDensity, nn.Module):
+class TablePolicy(TokenPolicy):
     """V(s) is the state's first number, the action is uniform over 5 bins."""
 
     def __init__(self) -> None:
         super().__init__()
         self.observation_spec = ObservationSpec(num_images=0, image_size=0, state_dim=fakes.STATE_DIM)
         self.action_spec = fakes.ACTIONS
-        self.bias = nn.Parameter(torch.zeros(self.action_spec.num_tokens, self.action_spec.num_outputs))
+        self.bias = nn.Parameter(torch.zeros(self.action_spec.num_tokens, self.action_spec.num_behavior))
         self.value_scale = nn.Parameter(torch.ones(()))
 
-    def forward(self, inputs: PolicyInputs) -> PolicyOutput:
+    def network(self, inputs: PolicyInputs) -> TokenOutput:
         values = inputs.state[:, 0] * self.value_scale
-        return PolicyOutput(logits=self.bias.expand(len(values), -1, -1), values=values)
+        return TokenOutput(logits=self.bias.expand(len(values), -1, -1), values=values)
 
     def bucket_of(self, task_index: np.ndarray) -> np.ndarray:
         return np.zeros_like(task_index)
@@ -195,11 +195,11 @@ class BucketsOfTasks(fakes.FakePolicy):
     def bucket_of(self, task_index: np.ndarray) -> np.ndarray:
         return 10 * task_index
 
-    def forward(self, inputs: PolicyInputs) -> PolicyOutput:
+    def network(self, inputs: PolicyInputs) -> TokenOutput:
         assert inputs.buckets == tuple(sorted({10 * task for task in inputs.task_index.tolist()}))
         if torch.is_grad_enabled():
             self.told.append(inputs.buckets)
-        return super().forward(inputs)
+        return super().network(inputs)
 
 
 @pytest.mark.parametrize("targets", [None, fakes.vtrace(discount=0.9, lambda_=1.0, rho_bar=1.0, c_bar=1.0)])
@@ -401,11 +401,11 @@ class NoWorkspacePolicy(fakes.FakePolicy):
 
     passes = 0
 
-    def forward(self, inputs: PolicyInputs) -> PolicyOutput:
+    def network(self, inputs: PolicyInputs) -> TokenOutput:
         self.passes += torch.is_grad_enabled()
         if torch.is_grad_enabled() and self.passes == 1:
             raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
-        return super().forward(inputs)
+        return super().network(inputs)
 
 
 def test_a_library_without_room_for_its_workspace_counts_as_out_of_memory() -> None:
@@ -421,9 +421,9 @@ class CountingPolicy(fakes.FakePolicy):
         self.dropout = nn.Dropout(dropout)
         self.passes = [0, 0]
 
-    def forward(self, inputs: PolicyInputs) -> PolicyOutput:
+    def network(self, inputs: PolicyInputs) -> TokenOutput:
         self.passes[torch.is_grad_enabled()] += 1
-        return super().forward(inputs)
+        return super().network(inputs)
 
 
 @pytest.mark.parametrize("targets", [None, fakes.vtrace(discount=0.9, lambda_=1.0, rho_bar=1.0, c_bar=1.0)])
@@ -456,9 +456,9 @@ class _NoRoomForGradients(torch.autograd.Function):
 class SmallBackwardMemoryPolicy(fakes.FakePolicy):
     """Runs out of memory in the backward pass of more than 8 rows."""
 
-    def forward(self, inputs: PolicyInputs) -> PolicyOutput:
-        output = super().forward(inputs)
-        return PolicyOutput(logits=_NoRoomForGradients.apply(output.logits), values=output.values)
+    def network(self, inputs: PolicyInputs) -> TokenOutput:
+        output = super().network(inputs)
+        return TokenOutput(logits=_NoRoomForGradients.apply(output.logits), values=output.values)
 
 
 def test_out_of_memory_in_the_backward_pass_of_the_only_pass_begins_again_with_smaller_ones() -> None:
@@ -478,9 +478,9 @@ class RememberingPolicy(fakes.FakePolicy):
         self.outputs: list[weakref.ref[torch.Tensor]] = []
         self.held: list[int] = []
 
-    def forward(self, inputs: PolicyInputs) -> PolicyOutput:
+    def network(self, inputs: PolicyInputs) -> TokenOutput:
         self.held.append(sum(output() is not None for output in self.outputs))
-        output = super().forward(inputs)
+        output = super().network(inputs)
         self.outputs.append(weakref.ref(output.logits))
         return output
 
@@ -507,11 +507,11 @@ class OnceOutOfMemoryPolicy(fakes.FakePolicy):
 
     passes = 0
 
-    def forward(self, inputs: PolicyInputs) -> PolicyOutput:
+    def network(self, inputs: PolicyInputs) -> TokenOutput:
         self.passes += torch.is_grad_enabled()
         if torch.is_grad_enabled() and self.passes == 2:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return super().forward(inputs)
+        return super().network(inputs)
 
 
 def test_gradients_from_before_running_out_of_memory_are_forgotten() -> None:

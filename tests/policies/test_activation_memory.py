@@ -27,7 +27,7 @@ def kept_by_autograd(policy, inputs):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = policy(inputs)
+        output = policy.network(inputs)
     del output
     return sum(size for size, _ in kept.values())
 

@@ -51,7 +51,7 @@ def of_tasks(policy, make_inputs, tasks):
 def gradient_step(policy, inputs):
     """Output, and all gradients as one vector."""
     policy.train()
-    output = policy(inputs)
+    output = policy.network(inputs)
     (torch.log_softmax(output.logits, dim=-1)[..., 3].mean() + output.values.square().mean()).backward()
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     gradient = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in trained])
@@ -61,7 +61,7 @@ def gradient_step(policy, inputs):
 
 @torch.no_grad()
 def values_pass(policy, inputs):
-    return policy.eval()(inputs)
+    return policy.eval().network(inputs)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])

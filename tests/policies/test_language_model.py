@@ -108,5 +108,5 @@ def test_a_pass_on_a_device_computes_with_nothing_on_the_host(build, monkeypatch
         buckets=(int(policy.bucket_of(np.array([0]))[0]),) if lengths == "of one length" else None,
     )
     with Devices("meta") as devices:
-        output = policy(inputs)
+        output = policy.network(inputs)
     assert output.logits.is_meta and devices.strays == []

@@ -28,7 +28,7 @@ def inputs(batch=4):
 
 def test_outputs_have_the_shapes_of_the_protocol():
     policy = make()
-    output = policy(inputs())
+    output = policy.network(inputs())
     assert output.logits.shape == (4, 6, 11) and output.values.shape == (4,)
     assert output.logits.dtype == output.values.dtype == torch.float32
 
@@ -43,7 +43,7 @@ def test_bins_are_evenly_spaced_from_minus_one_to_one():
 
 def test_without_bins_a_token_has_a_mean_and_a_log_deviation_and_is_clipped_on_its_way_out():
     policy = make(distribution="gaussian")
-    assert policy(inputs()).logits.shape == (4, 6, 2)
+    assert policy.network(inputs()).logits.shape == (4, 6, 2)
     assert policy.action_spec.token_dtype is np.float32
     actions = policy.decode_tokens(np.array([[-3.0, 0.25, 1.5, -0.5, 0.0, 0.75]], dtype=np.float32), np.array([0]))
     np.testing.assert_array_equal(actions, [[[-1.0, 0.25, 1.0], [-0.5, 0.0, 0.75]]])
@@ -51,14 +51,14 @@ def test_without_bins_a_token_has_a_mean_and_a_log_deviation_and_is_clipped_on_i
 
 def test_the_value_loss_trains_the_critic_alone():
     policy = make()
-    policy(inputs()).values.sum().backward()
+    policy.network(inputs()).values.sum().backward()
     reached = {name for name, parameter in policy.named_parameters() if parameter.grad is not None}
     assert reached == {name for name, _ in policy.named_parameters() if policy.is_value_parameter(name)} != set()
 
 
 def test_the_policy_loss_trains_all_but_the_critic():
     policy = make()
-    policy(inputs()).logits.square().sum().backward()
+    policy.network(inputs()).logits.square().sum().backward()
     reached = {name for name, parameter in policy.named_parameters() if parameter.grad is not None}
     assert reached == {name for name, _ in policy.named_parameters() if not policy.is_value_parameter(name)}
 
@@ -68,15 +68,15 @@ def test_a_pickled_builder_gives_the_same_policy_and_an_empty_one_takes_its_para
     full, again, empty = builder(device="cpu"), builder(device="cpu"), builder(device="cpu", empty=True)
     assert all(parameter.is_meta for parameter in empty.parameters())
     assign_parameters(empty, dict(full.named_parameters()))
-    expected = full(inputs())
+    expected = full.network(inputs())
     for policy in (again, empty):
-        output = policy(inputs())
+        output = policy.network(inputs())
         assert torch.equal(output.logits, expected.logits) and torch.equal(output.values, expected.values)
 
 
 def test_another_seed_gives_another_policy():
     first, other = make(), make(context=dataclasses.replace(CONTEXT, seed=1))
-    assert not torch.equal(first(inputs()).logits, other(inputs()).logits)
+    assert not torch.equal(first.network(inputs()).logits, other.network(inputs()).logits)
 
 
 def test_a_hidden_layer_of_one_is_refused():

@@ -8,6 +8,7 @@ from vla_rl.policies.assign import assign_parameters
 from vla_rl.policies.lora import checkpoint_name
 from vla_rl.policies.lora_section import LoraSection
 from vla_rl.policies.openvla_oft.self_test import Findings, self_test
+from vla_rl.policies.token_policy import TokenOutput
 from vla_rl.recipe import RecipeError, build_recipe
 from vla_rl.types import ActionSpec, ObservationSpec, PolicyInputs
 from vla_rl.workers.compiled import CompiledForward
@@ -31,7 +32,7 @@ def test_specs_say_what_libero_needs(build):
 
 def test_outputs_have_the_shapes_and_dtype_of_the_protocol(build, make_inputs):
     policy = build()
-    output = policy(make_inputs(policy, [0, 1, 2, 0]))
+    output = policy.network(make_inputs(policy, [0, 1, 2, 0]))
     assert output.logits.shape == (4, 56, 256) and output.values.shape == (4,)
     assert output.logits.dtype == output.values.dtype == torch.float32
 
@@ -40,14 +41,14 @@ def test_outputs_have_the_shapes_and_dtype_of_the_protocol(build, make_inputs):
 def test_new_adapters_and_action_rows_leave_the_logits_of_the_base_model_alone(build, make_inputs):
     adapted, plain = build(), build(lora=None, train_action_rows=False)
     inputs = make_inputs(adapted, [0, 1])
-    assert torch.equal(adapted(inputs).logits, plain(inputs).logits)
+    assert torch.equal(adapted.network(inputs).logits, plain.network(inputs).logits)
 
 
 @torch.no_grad()
 def test_a_right_padded_batch_gives_each_member_what_it_gets_alone(build, make_inputs, tasks):
     policy = build()
     inputs = make_inputs(policy, [0, 1, 2])
-    together = policy(inputs)
+    together = policy.network(inputs)
     for task in range(3):
         alone = build(tasks=tasks[task : task + 1])
         single = alone(PolicyInputs(inputs.frames[[task]], inputs.state[[task]], torch.tensor([0])))
@@ -75,11 +76,11 @@ def test_a_batch_of_one_prompt_length_gives_attention_no_mask_and_the_same_outpu
     inputs = make_inputs(policy, [0, 0, 1])
     buckets = policy.bucket_of(np.array([0, 1, 2])).tolist()
     assert buckets[0] == buckets[1] < buckets[2]
-    padded = policy(inputs)
+    padded = policy.network(inputs)
     llama = len(policy.model.language_model.model.layers)
     assert sum(mask is not None for mask in masks) == llama
     masks.clear()
-    exact = policy(dataclasses.replace(inputs, buckets=(buckets[0],)))
+    exact = policy.network(dataclasses.replace(inputs, buckets=(buckets[0],)))
     assert len(masks) > llama and not any(mask is not None for mask in masks)
     torch.testing.assert_close(exact.logits, padded.logits, atol=5e-5, rtol=0)
     torch.testing.assert_close(exact.values, padded.values, atol=5e-5, rtol=0)
@@ -89,11 +90,11 @@ def test_a_batch_of_one_prompt_length_gives_attention_no_mask_and_the_same_outpu
 def test_a_mixed_batch_is_as_wide_as_its_longest_prompt(build, make_inputs, tasks, masks):
     policy = build(tasks=(*tasks, tasks[1] + " and close the drawer"))
     inputs = make_inputs(policy, [0, 1])
-    widest = policy(inputs)
+    widest = policy.network(inputs)
     widths = {mask.shape[-1] for mask in masks if mask is not None}
     masks.clear()
     buckets = tuple(policy.bucket_of(np.array([0, 1])).tolist())
-    narrow = policy(dataclasses.replace(inputs, buckets=buckets))
+    narrow = policy.network(dataclasses.replace(inputs, buckets=buckets))
     extra = int(policy.prompt_lengths.max()) - buckets[1]
     assert extra > 0 and widths == {mask.shape[-1] + extra for mask in masks if mask is not None}
     torch.testing.assert_close(narrow.logits, widest.logits, atol=5e-5, rtol=0)
@@ -101,7 +102,7 @@ def test_a_mixed_batch_is_as_wide_as_its_longest_prompt(build, make_inputs, task
 
 def test_one_prompt_length_in_the_whole_run_needs_no_mask_without_being_asked(build, make_inputs, masks):
     policy = build(tasks=EQUALLY_LONG)
-    policy(make_inputs(policy, [0, 1])).logits.square().mean().backward()
+    policy.network(make_inputs(policy, [0, 1])).logits.square().mean().backward()
     assert masks and not any(mask is not None for mask in masks)
 
 
@@ -109,22 +110,22 @@ def test_one_prompt_length_in_the_whole_run_needs_no_mask_without_being_asked(bu
 def test_image_state_and_task_each_change_the_logits(build, make_inputs):
     policy = build()
     inputs = make_inputs(policy, [0])
-    reference = policy(inputs).logits
+    reference = policy.network(inputs).logits
     other = make_inputs(policy, [0], seed=1)
     for changed in (
         PolicyInputs(other.frames, inputs.state, inputs.task_index),
         PolicyInputs(inputs.frames, other.state, inputs.task_index),
         PolicyInputs(inputs.frames, inputs.state, torch.tensor([2])),
     ):
-        assert (policy(changed).logits - reference).abs().max() > 1e-3
+        assert (policy.network(changed).logits - reference).abs().max() > 1e-3
 
 
 @torch.no_grad()
 def test_without_proprioception_the_state_is_not_looked_at(build, make_inputs):
     policy = build(proprio=False)
     inputs = make_inputs(policy, [0])
-    logits = policy(inputs).logits
-    assert torch.equal(policy(PolicyInputs(inputs.frames, inputs.state + 1, inputs.task_index)).logits, logits)
+    logits = policy.network(inputs).logits
+    assert torch.equal(policy.network(PolicyInputs(inputs.frames, inputs.state + 1, inputs.task_index)).logits, logits)
 
 
 @torch.no_grad()
@@ -132,19 +133,19 @@ def test_proprioception_beyond_the_quantiles_counts_as_at_the_quantiles(build, m
     policy = build()
     inputs = make_inputs(policy, [0])
     far, further = (PolicyInputs(inputs.frames, torch.full((1, 8), size), inputs.task_index) for size in (50.0, 90.0))
-    assert torch.equal(policy(far).logits, policy(further).logits)
+    assert torch.equal(policy.network(far).logits, policy.network(further).logits)
 
 
 @torch.no_grad()
 def test_dropping_stop_changes_the_logits_of_the_rlinf_profile(build, make_inputs):
     kept, dropped = build(profile="simplevla"), build(profile="rlinf")
     inputs = make_inputs(kept, [0])
-    assert (kept(inputs).logits - dropped(inputs).logits).abs().max() > 1e-4
+    assert (kept.network(inputs).logits - dropped.network(inputs).logits).abs().max() > 1e-4
 
 
 def test_exactly_adapters_rows_projector_and_critic_are_trained_and_every_one_gets_a_gradient(build, make_inputs):
     policy = build()
-    output = policy(make_inputs(policy, [0, 1]))
+    output = policy.network(make_inputs(policy, [0, 1]))
     (output.logits.square().mean() + output.values.square().mean()).backward()
     for name, parameter in policy.named_parameters():
         expected = "lora_" in name or name.startswith(("action_rows", "value_head", "model.proprio_projector"))
@@ -164,7 +165,7 @@ def test_the_value_gradient_stays_out_of_the_trunk_unless_it_is_let_in(build, ma
     reaches_adapters = []
     for detach in (True, False):
         policy = build(detach_value=detach)
-        policy(make_inputs(policy, [0, 1])).values.sum().backward()
+        policy.network(make_inputs(policy, [0, 1])).values.sum().backward()
         reached = {name for name, parameter in trainable(policy).items() if parameter.grad is not None}
         assert {name for name in trainable(policy) if policy.is_value_parameter(name)} <= reached
         reaches_adapters.append(any("lora_" in name for name in reached))
@@ -174,7 +175,7 @@ def test_the_value_gradient_stays_out_of_the_trunk_unless_it_is_let_in(build, ma
 @pytest.mark.parametrize("head", ["attention_pool", "last_prompt_token"])
 def test_each_critic_tells_observations_apart(build, make_inputs, head):
     policy = build(value_head=head)
-    values = policy(make_inputs(policy, [0, 0, 0])).values
+    values = policy.network(make_inputs(policy, [0, 0, 0])).values
     assert values.shape == (3,) and values.std() > 1e-3
 
 
@@ -187,7 +188,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(build, make_inputs):
     gradients = []
     for checkpointing in (False, True):
         policy = build(gradient_checkpointing=checkpointing).train()
-        policy(make_inputs(policy, [0, 1])).logits.square().mean().backward()
+        policy.network(make_inputs(policy, [0, 1])).logits.square().mean().backward()
         gradients.append({name: parameter.grad for name, parameter in trainable(policy).items()})
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
@@ -198,12 +199,12 @@ def test_gradient_checkpointing_gives_the_same_gradients(build, make_inputs):
 def test_bfloat16_weights_keep_what_is_trained_in_float32_and_stay_close(build, make_inputs):
     reduced, exact = build(dtype="bfloat16"), build()
     inputs = make_inputs(exact, [0, 1])
-    output = reduced(inputs)
+    output = reduced.network(inputs)
     assert {parameter.dtype for parameter in trainable(reduced).values()} == {torch.float32}
     frozen = [parameter for parameter in reduced.parameters() if not parameter.requires_grad]
     assert {parameter.dtype for parameter in frozen} == {torch.bfloat16}
     assert output.logits.dtype == output.values.dtype == torch.float32
-    assert (output.logits - exact(inputs).logits).abs().mean() < 0.05
+    assert (output.logits - exact.network(inputs).logits).abs().mean() < 0.05
     output.logits.square().mean().backward()
     assert reduced.action_rows.grad is not None and reduced.action_rows.grad.abs().sum() > 0
 
@@ -212,8 +213,8 @@ def test_mixed_precision_around_float32_weights_takes_effect_and_keeps_float32_o
     policy = build()
     inputs = make_inputs(policy, [0, 1])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = policy(inputs)
-    exact = policy(inputs)
+        mixed = policy.network(inputs)
+    exact = policy.network(inputs)
     assert mixed.logits.dtype == mixed.values.dtype == torch.float32
     assert 1e-3 < (mixed.logits - exact.logits).abs().mean() < 0.1
     mixed.logits.square().mean().backward()
@@ -236,7 +237,7 @@ def test_an_empty_policy_that_is_given_the_parameters_answers_like_the_full_one(
     assign_parameters(empty, dict(full.named_parameters()))
     assert [(n, p.requires_grad) for n, p in empty.named_parameters()] == [(n, g) for n, g, _, _ in flags[0]]
     inputs = make_inputs(full, [0, 1])
-    expected, actual = full(inputs), empty(inputs)
+    expected, actual = full.network(inputs), empty.network(inputs)
     assert torch.equal(actual.logits, expected.logits) and torch.equal(actual.values, expected.values)
 
 
@@ -304,9 +305,9 @@ def test_frames_of_another_shape_or_type_are_refused(build, make_inputs):
     policy = build()
     inputs = make_inputs(policy, [0])
     with pytest.raises(ValueError, match=r"uint8 of shape \(B, 1, 28, 28, 3\)"):
-        policy(PolicyInputs(inputs.frames[:, :, :14], inputs.state, inputs.task_index))
+        policy.network(PolicyInputs(inputs.frames[:, :, :14], inputs.state, inputs.task_index))
     with pytest.raises(ValueError, match="float32"):
-        policy(PolicyInputs(inputs.frames.float(), inputs.state, inputs.task_index))
+        policy.network(PolicyInputs(inputs.frames.float(), inputs.state, inputs.task_index))
 
 
 def test_names_of_adapted_layers_lead_back_to_the_checkpoint(build):
@@ -348,8 +349,8 @@ def test_scaling_of_adapters_is_alpha_over_rank(build, make_inputs):
             for name, parameter in policy.named_parameters():
                 if "lora_B" in name:
                     parameter.fill_(0.01 * scale)
-        assert (one(inputs).logits - build()(inputs).logits).abs().max() > 1e-3
-        torch.testing.assert_close(one(inputs).logits, two(inputs).logits, atol=2e-5, rtol=0)
+        assert (one.network(inputs).logits - build().network(inputs).logits).abs().max() > 1e-3
+        torch.testing.assert_close(one.network(inputs).logits, two.network(inputs).logits, atol=2e-5, rtol=0)
 
 
 def test_the_self_test_finds_nothing_but_untrained_rows_in_a_random_model(build):
@@ -459,8 +460,8 @@ def test_dropout_of_adapters_acts_in_training_and_not_in_evaluation(build, make_
                 parameter.fill_(0.05)
     inputs = make_inputs(policy, [0])
     with torch.no_grad():
-        training = [policy.train()(inputs).logits for _ in range(2)]
-        evaluation = [policy.eval()(inputs).logits for _ in range(2)]
+        training = [policy.train().network(inputs).logits for _ in range(2)]
+        evaluation = [policy.eval().network(inputs).logits for _ in range(2)]
     assert not torch.equal(*training)
     assert torch.equal(*evaluation)
 
@@ -480,7 +481,7 @@ def test_weights_that_are_trained_themselves_are_float32_and_move_by_a_small_ste
     assert policy.model.dtype == torch.float32
     weight = policy.model.get_parameter("language_model.model.layers.0.mlp.up_proj.weight")
     before = weight.detach().clone()
-    output = policy(make_inputs(policy, [0]))
+    output = policy.network(make_inputs(policy, [0]))
     output.logits.square().mean().backward()
     torch.optim.SGD([weight], lr=1e-3 / float(weight.grad.abs().max())).step()
     moved = (weight - before).abs().max().item()
@@ -509,7 +510,7 @@ def test_torch_compile_takes_the_whole_forward_pass_and_gives_the_same_outputs(b
     compiled = CompiledForward(policy, max_batch=2, backend="aot_eager")
     for tasks in ([0, 1], [2, 2]):
         inputs = make_inputs(policy, tasks)
-        expected, actual = policy(inputs), compiled(inputs)
+        expected, actual = policy.network(inputs), TokenOutput(*compiled(inputs))
         torch.testing.assert_close(actual.logits, expected.logits, atol=5e-5, rtol=0)
         torch.testing.assert_close(actual.values, expected.values, atol=5e-5, rtol=0)
         policy.action_rows.add_(0.1)

@@ -11,11 +11,11 @@ from vla_rl.ipc.shared_arrays import SharedArrays
 from vla_rl.ipc.shared_weights import NotShared
 from vla_rl.ipc.slots import ExchangeSlots, slot_fields
 from vla_rl.learner.engine import Engine
-from vla_rl.learner.optimizer import OptimizerSettings
 from vla_rl.policies.kind import PolicyContext
 from vla_rl.policies.lora_section import LoraSection
 from vla_rl.policies.openvla_oft.build import build_openvla_oft
 from vla_rl.policies.openvla_oft.section import OpenVLAOFTSection
+from vla_rl.rl.optimizer_section import OptimizerSection
 from vla_rl.run.assembly import _frozen_handle, share_frozen, trainable_tensors
 from vla_rl.workers.inference_worker import InferenceSettings, make_server
 
@@ -47,7 +47,7 @@ def cell(tmp_path, copies):
         zero_stage=2,
         precision="fp32",
         device="cpu",
-        optimizer=OptimizerSettings(policy_lr=1e-3, value_lr=1e-3, schedule="constant"),
+        optimizer=OptimizerSection(policy_lr=1e-3, value_lr=1e-3, schedule="constant"),
     )
     settings = InferenceSettings(
         build=BUILD,

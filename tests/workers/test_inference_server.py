@@ -35,11 +35,11 @@ class Watched(MLPPolicy):
     def bucket_of(self, task_index):
         return 10 * task_index
 
-    def forward(self, inputs):
+    def network(self, inputs):
         self.seen.append((len(inputs.state), inputs.buckets))
         if len(inputs.state) > self.limit:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return super().forward(inputs)
+        return super().network(inputs)
 
 
 def mlp():
@@ -162,7 +162,7 @@ def test_why_torch_leaves_cuda_graphs_out_is_logged_once(policy, slots, caplog):
 
         def __call__(self, inputs):
             log_cudagraph_skip_and_bump_counter("skipping cudagraphs due to cpu device (lift)")
-            return policy(inputs)
+            return policy.network(inputs)
 
     server = make_server(policy, slots, compiled=SkippingPass())
     with caplog.at_level(logging.WARNING, logger="vla_rl"):

@@ -20,8 +20,9 @@ from vla_rl.policies.openvla_oft.config import BOS_ID
 from vla_rl.policies.openvla_oft.model import OFTNetwork
 from vla_rl.policies.openvla_oft.policy import OpenVLAOFTPolicy
 from vla_rl.policies.openvla_oft.vision import CHANNELS_PER_IMAGE
+from vla_rl.policies.token_policy import TokenOutput
 from vla_rl.replay.store import REPLAY, RING_FILE
-from vla_rl.types import PolicyInputs, PolicyOutput
+from vla_rl.types import PolicyInputs
 
 BATCH = 4  # observations per forward pass
 FIRST_WORD, PROMPT_LENGTH = 259, 24  # for random prompts: ids below are special or bytes
@@ -131,10 +132,10 @@ def policy_answers(policy: OpenVLAOFTPolicy, shown: Observations) -> Answers:
     """Return logits and values of every observation, on the CPU."""
     device = policy.prompt_ids.device
 
-    def answer(start: int) -> PolicyOutput:
+    def answer(start: int) -> TokenOutput:
         rows = slice(start, start + BATCH)
         arrays = (shown.frames[rows], shown.state[rows], shown.task_index[rows])
-        return policy(PolicyInputs(*(torch.from_numpy(array).to(device) for array in arrays)))  # type: ignore[no-any-return]
+        return policy.network(PolicyInputs(*(torch.from_numpy(array).to(device) for array in arrays)))
 
     outputs = [answer(start) for start in range(0, len(shown.frames), BATCH)]
     return _joined([Answers(output.logits, {"values": output.values}) for output in outputs])

@@ -32,7 +32,7 @@ def slot_fields(
         Field("actions", (num_slots, action_spec.chunk_size, action_spec.action_dim), np.float32),
     ]
     if store_logits:
-        fields.append(Field("logits", (num_slots, num_tokens, action_spec.num_outputs), np.float32))
+        fields.append(Field("logits", (num_slots, num_tokens, action_spec.num_behavior), np.float32))
     return fields
 
 

@@ -16,7 +16,7 @@ from vla_rl.types import Policy
 
 _ROWS = 2  # a batch of one row gets its own graph when it occurs
 
-TensorForwardCall = Callable[[Tensor, Tensor, Tensor, tuple[int, ...] | None], tuple[Tensor, Tensor]]
+TensorForwardCall = Callable[..., tuple[Tensor, ...]]
 
 
 class LayeredPolicy(Policy, Protocol):
@@ -32,7 +32,7 @@ def compile_layers(policy: nn.Module, forward: TensorForwardCall, *, device: tor
 
     Args:
         policy: a `LayeredPolicy`, on its device.
-        forward: calls the policy as the learner does: frames, state, task index and buckets to logits and values.
+        forward: calls the policy as the learner does, see `learner.engine.TensorForward`.
         device: device of the policy.
 
     Returns:
@@ -49,13 +49,13 @@ def compile_layers(policy: nn.Module, forward: TensorForwardCall, *, device: tor
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     try:
         for buckets in _kinds_of_prompts(layered):
-            inputs = _zeros(layered, device)
+            inputs, tokens = _zeros(layered, device), _zero_tokens(layered, device)
             policy.eval()
             with torch.no_grad():
                 forward(*inputs, buckets)
             policy.train()
-            logits, values = forward(*inputs, buckets)
-            torch.autograd.grad(logits.sum() + values.sum(), trained, allow_unused=True)
+            values, logprobs = forward(*inputs, buckets, tokens)
+            torch.autograd.grad(logprobs.sum() + values.sum(), trained, allow_unused=True)
     except TorchDynamoException as error:
         if is_out_of_memory(error):
             raise
@@ -77,6 +77,11 @@ def _zeros(policy: Policy, device: torch.device) -> tuple[Tensor, Tensor, Tensor
         torch.zeros(_ROWS, spec.state_dim, device=device),
         torch.zeros(_ROWS, dtype=torch.int64, device=device),
     )
+
+
+def _zero_tokens(policy: Policy, device: torch.device) -> Tensor:
+    spec = policy.action_spec
+    return torch.from_numpy(np.zeros((_ROWS, spec.num_tokens), dtype=spec.token_dtype)).to(device)
 
 
 def _advice(error: TorchDynamoException) -> str:

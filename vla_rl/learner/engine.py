@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from vla_rl.learner.collectives import Collectives
 from vla_rl.learner.compiling import compile_layers
-from vla_rl.learner.optimizer import OptimizerSettings, build_adamw, schedule, trainable_parameters
+from vla_rl.learner.optimizer import build_adamw, schedule, trainable_parameters
 from vla_rl.learner.stepping import OptimizerState
 from vla_rl.learner.strategies import StrategyName, build_strategy
-from vla_rl.types import PolicyInputs, PolicyOutput
+from vla_rl.rl.optimizer_section import AdamWSection
+from vla_rl.types import Evaluation, PolicyInputs
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class TensorForward(nn.Module):
     """Policy in the form that DeepSpeed needs: tensors in, a tuple of tensors out.
 
     Autocast is applied here, inside the wrapped module, because otherwise each engine would add its own: parameters
-    stay fp32 (frozen ones keep their dtype), arithmetic runs in bf16, logits and values are returned as fp32.
+    stay fp32 (frozen ones keep their dtype), arithmetic runs in bf16, results are returned as fp32.
     """
 
     def __init__(self, policy: nn.Module, *, precision: Precision) -> None:
@@ -51,14 +52,27 @@ class TensorForward(nn.Module):
         self._bf16 = precision == "bf16"
 
     def forward(
-        self, frames: Tensor, state: Tensor, task_index: Tensor, buckets: tuple[int, ...] | None
-    ) -> tuple[Tensor, Tensor]:
-        """Map (B, N, H, W, 3), (B, S), (B,) and buckets to logits (B, A, V) and values (B,), float32."""
+        self,
+        frames: Tensor,
+        state: Tensor,
+        task_index: Tensor,
+        buckets: tuple[int, ...] | None,
+        tokens: Tensor | None = None,
+        behavior: Tensor | None = None,
+        with_entropy: bool = False,
+    ) -> tuple[Tensor, ...]:
+        """Evaluate as the policy does: return values and, as far as they exist, logprobs, entropy and KL, float32."""
         with torch.autocast(state.device.type, dtype=torch.bfloat16, enabled=self._bf16):
             # Not `self.policy(...)`: ZeRO-3 hooks the call of every module and cannot look into records. See
             # `strategies.gather_with_wrapper` for the parameters that the policy itself holds.
-            output = self.policy.forward(PolicyInputs(frames, state, task_index, buckets=buckets))
-        return output.logits.float(), output.values.float()
+            found = self.policy.forward(
+                PolicyInputs(frames, state, task_index, buckets=buckets),
+                tokens,
+                behavior=behavior,
+                with_entropy=with_entropy,
+            )
+        terms = (found.values, found.logprobs, found.entropy, found.kl)
+        return tuple(term.float() for term in terms if term is not None)
 
 
 class Engine:
@@ -75,13 +89,14 @@ class Engine:
         precision: arithmetic of the forward pass; trainable parameters and optimizer state are float32 in both.
         device: device of the policy.
         optimizer: learning rates and the rest.
+        total_steps: optimizer steps of the run; the schedule ends with them.
         max_skipped_updates: number of consecutive updates without a finite loss and gradient that raises.
         collective_timeout_s: seconds after which a collective that another rank does not join raises.
         compile: "layers": compile the policy's layers, see `vla_rl.learner.compiling`; not under ZeRO-3, whose hooks on
             every module cannot be compiled.
 
     Raises:
-        ValueError: the strategy or `compile` is not available here.
+        ValueError: the strategy or `compile` is not available here, or a warm-up is longer than the run.
     """
 
     def __init__(
@@ -92,13 +107,20 @@ class Engine:
         zero_stage: int,
         precision: Precision,
         device: Literal["cpu", "cuda"],
-        optimizer: OptimizerSettings,
+        optimizer: AdamWSection,
+        total_steps: int = 1,
         max_skipped_updates: int = 10,
         collective_timeout_s: float = 600.0,
         compile: Literal["off", "layers"] = "off",
     ) -> None:
         self.policy = policy
         self.settings = optimizer
+        self.total_steps = total_steps
+        if endless := optimizer.endless_warmups(total_steps):
+            raise ValueError(
+                f"warm-up must end before the run does: found {endless}, total_steps {total_steps}; shorten it "
+                "or use schedule 'constant'"
+            )
         self.optimizer_steps = 0
         self.skipped_updates = 0
         self._skipped_in_a_row = 0
@@ -120,10 +142,27 @@ class Engine:
         self.collectives = Collectives(timeout_s=collective_timeout_s)
         self.can_retry = strategy != "deepspeed"  # `accumulate` waits for no other rank
 
-    def forward(self, inputs: PolicyInputs) -> PolicyOutput:
-        """Compute logits and values through the strategy's wrapper."""
-        logits, values = self._strategy.module(inputs.frames, inputs.state, inputs.task_index, inputs.buckets)
-        return PolicyOutput(logits=logits, values=values)
+    def forward(
+        self,
+        inputs: PolicyInputs,
+        tokens: Tensor | None = None,
+        *,
+        behavior: Tensor | None = None,
+        with_entropy: bool = False,
+    ) -> Evaluation:
+        """Evaluate observations and decisions through the strategy's wrapper; see `vla_rl.types.Policy.__call__`."""
+        values, *terms = self._strategy.module(
+            inputs.frames, inputs.state, inputs.task_index, inputs.buckets, tokens, behavior, with_entropy
+        )
+        if tokens is None:
+            return Evaluation(values)
+        rest = iter(terms)
+        return Evaluation(
+            values,
+            logprobs=next(rest),
+            entropy=next(rest) if with_entropy else None,
+            kl=None if behavior is None else next(rest),
+        )
 
     def accumulate(self, micro_losses: Sequence[Callable[[], tuple[Tensor, Kept]]]) -> tuple[float, list[Kept]]:
         """Accumulate the gradients of one update.
@@ -165,7 +204,7 @@ class Engine:
         Raises:
             NonFiniteUpdateError: `max_skipped_updates` updates in a row were skipped.
         """
-        rates = schedule(self._strategy.optimizer, self.settings, self.optimizer_steps)
+        rates = schedule(self._strategy.optimizer, self.settings, self.optimizer_steps, total_steps=self.total_steps)
         outcome = self._strategy.step(self.settings.max_grad_norm)
         self._count(outcome.applied, loss=loss, grad_norm=outcome.grad_norm)
         return UpdateResult(outcome.applied, loss, outcome.grad_norm, rates)

@@ -35,7 +35,7 @@ from vla_rl.policies.memory_errors import is_out_of_memory
 from vla_rl.rl.loss_weights import LossWeights
 from vla_rl.rl.masking import NonFiniteError
 from vla_rl.rl.surrogates import Surrogate
-from vla_rl.types import Policy, PolicyOutput, SegmentBatch
+from vla_rl.types import Evaluation, Policy, SegmentBatch
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,6 @@ class Learner:
         self._policy = engine.policy
         policy = cast(Policy, engine.policy)
         self._bucket_of = policy.bucket_of
-        self._density = policy.evaluate
         self._action_dim = policy.action_spec.action_dim
         self._has_dropout = any(isinstance(module, _DropoutNd) and module.p > 0 for module in engine.policy.modules())
         self._surrogate = surrogate
@@ -115,11 +114,11 @@ class Learner:
             moments = self._union(moments_of(sums))
         else:
             # 2. Values (for V-trace, log-ratios too) under the current weights, as far as the credit needs them.
-            experience, output = self._experience(batch), None
+            experience, evaluation = self._experience(batch), None
             if self._evaluates_decisions or lacks_values:
                 with self._clock("values"):
-                    experience, output = self._with_memory(
-                        lambda parts: self._evaluate(batch, rows, after, parts), batch
+                    experience, evaluation = self._with_memory(
+                        lambda parts: self._evaluate(batch, rows, after, parts, measure), batch
                     )
             # 3. Credit: constants of the update. Advantages are normalised over the decisions of all ranks.
             decisions = self._credited(batch, rows, experience)
@@ -127,8 +126,8 @@ class Learner:
             decisions = decisions.normalized((moments if before is None else before) if normalizes else None)
 
             def descend(parts: int) -> tuple[float, list[Sums]]:
-                nonlocal output
-                known, output = output, None  # a second attempt has smaller micro-batches
+                nonlocal evaluation
+                known, evaluation = evaluation, None  # a second attempt has smaller micro-batches
                 return self._accumulate(batch, decisions, known, counts, parts, measure)
 
             # 4. Micro-batches: surrogate + value + entropy + KL, sums over global counts.
@@ -196,41 +195,48 @@ class Learner:
         return experience_of(batch, with_behavior_values=not self._credit.needs_current_values)
 
     def _evaluate(
-        self, batch: SegmentBatch, decisions: Rows, after: Rows, parts: int
-    ) -> tuple[Experience, PolicyOutput | None]:
-        """Return the credit's inputs under the current weights, and the output of all decisions if it can be reused.
+        self, batch: SegmentBatch, decisions: Rows, after: Rows, parts: int, measure: bool
+    ) -> tuple[Experience, Evaluation | None]:
+        """Return the credit's inputs under the current weights, and all decisions evaluated if that can be reused.
 
         If all of the batch is one micro-batch, the loss is computed from the same forward pass, one instead of two,
-        unless the policy's outputs differ in training mode. That output keeps its graph.
+        unless the policy's outputs differ in training mode. That evaluation keeps its graph.
         """
-        rows = decisions.followed_by(after) if self._evaluates_decisions else after
-        keep = parts == 1 and self._evaluates_decisions and not self._has_dropout
-        if not keep:
-            rows = self._in_buckets(batch, rows)
         experience = self._experience(batch)
-        self._set_training(keep)
-        with torch.set_grad_enabled(keep):
+        if parts == 1 and self._evaluates_decisions and not self._has_dropout:
+            self._set_training(True)
+            evaluation = self._forward(batch, decisions, after, for_loss=True, measure=measure)
+            self._enter(experience, batch, decisions, after, evaluation)
+            return experience, _first(evaluation, len(decisions))
+        rows = decisions.followed_by(after) if self._evaluates_decisions else after
+        rows = self._in_buckets(batch, rows)
+        nothing = rows[:0]
+        self._set_training(False)
+        with torch.no_grad():
             for cut in rows.cuts(parts):
-                output = self._forward(batch, rows[cut])
-                self._enter(experience, batch, rows[cut], output)
-        return experience, _first(output, len(decisions)) if keep else None
+                part = rows[cut]
+                is_decision = part.time < batch.mask.sum(axis=1)[part.segment]
+                own = part[is_decision], part[~is_decision]
+                decided, valued = own if self._credit.needs_log_ratios else (nothing, part)
+                self._enter(experience, batch, decided, valued, self._forward(batch, decided, valued))
+        return experience, None
 
-    def _enter(self, experience: Experience, batch: SegmentBatch, rows: Rows, output: PolicyOutput) -> None:
-        """Enter the results of a pass over the rows."""
+    def _enter(
+        self, experience: Experience, batch: SegmentBatch, decisions: Rows, others: Rows, evaluation: Evaluation
+    ) -> None:
+        """Enter the results of a pass over evaluated decisions, and others of which only values are known."""
+        rows = decisions.followed_by(others)
         is_decision = rows.time < batch.mask.sum(axis=1)[rows.segment]
         valued = np.ones_like(is_decision) if self._credit.needs_current_values else ~is_decision
-        values = output.values.detach().cpu()[torch.from_numpy(valued)]
+        values = evaluation.values.detach().cpu()[torch.from_numpy(valued)]
         experience.values[_place(rows[valued])] = values
-        if self._credit.needs_log_ratios:
-            decisions = rows[is_decision]
-            chosen = torch.from_numpy(is_decision).to(output.values.device)
-            known = PolicyOutput(logits=output.logits.detach()[chosen], values=output.values.detach()[chosen])
-            experience.log_ratios[_place(decisions)] = self._joint_log_ratio(batch, decisions, known)
+        if self._credit.needs_log_ratios and len(decisions):
+            experience.log_ratios[_place(decisions)] = self._joint_log_ratio(batch, decisions, evaluation)
 
-    def _joint_log_ratio(self, batch: SegmentBatch, decisions: Rows, output: PolicyOutput) -> Tensor:
+    def _joint_log_ratio(self, batch: SegmentBatch, decisions: Rows, evaluation: Evaluation) -> Tensor:
         """Return the sum of each decision's executed token log-ratios, (R,): the joint ratio of the whole chunk."""
-        tokens = at(batch.tokens, decisions).to(output.values.device)
-        logprobs = self._density(output, tokens).logprobs.cpu()
+        assert evaluation.logprobs is not None, "decisions were evaluated"
+        logprobs = evaluation.logprobs.detach().cpu()
         run = token_mask(batch, decisions, action_dim=self._action_dim)
         return torch.where(run, logprobs - at(batch.behavior_logprobs, decisions), 0.0).sum(dim=1)
 
@@ -257,16 +263,17 @@ class Learner:
         self,
         batch: SegmentBatch,
         decisions: Decisions,
-        output: PolicyOutput | None,
+        known: Evaluation | None,
         counts: Counts,
         parts: int,
         measure: bool,
     ) -> tuple[float, list[Sums]]:
-        """Compute gradients in micro-batches; `output` is that of all decisions, if the pass was made already."""
+        """Compute gradients in micro-batches; `known` is that of all decisions, if the pass was made already."""
         self._set_training(True)
 
         def loss_of(part: Decisions) -> tuple[Tensor, Sums]:
-            return self._micro_loss(batch, part, output or self._forward(batch, part.rows), counts, measure)
+            evaluation = known or self._forward(batch, part.rows, part.rows[:0], for_loss=True, measure=measure)
+            return self._micro_loss(batch, part, evaluation, counts)
 
         return self._engine.accumulate([functools.partial(loss_of, part) for part in decisions.parts(parts)])
 
@@ -287,18 +294,18 @@ class Learner:
         """
         moments = before if self._loss.normalize_advantages else None
         if parts > len(batch.mask):
-            experience, _ = self._evaluate(batch, rows, after, parts)
+            experience, _ = self._evaluate(batch, rows, after, parts, measure)
             decisions = self._credited(batch, rows, experience).normalized(moments)
             return self._accumulate(batch, decisions, None, counts, parts, measure)
         self._set_training(True)
 
         def loss_of(segments: Index) -> tuple[Tensor, Sums]:
             own, own_after = rows.of_segments(segments), after.of_segments(segments)
-            every = own.followed_by(own_after)
-            output, experience = self._forward(batch, every), self._experience(batch)
-            self._enter(experience, batch, every, output)
+            evaluation = self._forward(batch, own, own_after, for_loss=True, measure=measure)
+            experience = self._experience(batch)
+            self._enter(experience, batch, own, own_after, evaluation)
             decisions = self._credited(batch, own, experience).normalized(moments)
-            return self._micro_loss(batch, decisions, _first(output, len(own)), counts, measure)
+            return self._micro_loss(batch, decisions, _first(evaluation, len(own)), counts)
 
         order = np.argsort(self._bucket_of(batch.task_index), kind="stable")
         return self._engine.accumulate(
@@ -306,16 +313,9 @@ class Learner:
         )
 
     def _micro_loss(
-        self, batch: SegmentBatch, decisions: Decisions, output: PolicyOutput, counts: Counts, measure: bool
+        self, batch: SegmentBatch, decisions: Decisions, evaluation: Evaluation, counts: Counts
     ) -> tuple[Tensor, Sums]:
         """Return a micro-batch's share of the loss; NaN (skips the update on all ranks) if it cannot be computed."""
-        device, behavior = output.values.device, batch.behavior_logits if self._loss.kl_coefficient > 0 else None
-        evaluation = self._density(
-            output,
-            at(batch.tokens, decisions.rows).to(device),
-            behavior=None if behavior is None else at(behavior, decisions.rows).to(device),
-            with_entropy=measure or self._loss.entropy_coefficient > 0,
-        )
         try:
             sums = micro_batch_sums(batch, decisions, evaluation, surrogate=self._surrogate, loss=self._loss)
         except NonFiniteError as error:
@@ -330,15 +330,33 @@ class Learner:
         if self._policy.training != training:
             self._policy.train(training)
 
-    def _forward(self, batch: SegmentBatch, rows: Rows) -> PolicyOutput:
-        """Compute the output of the rows.
+    def _forward(
+        self, batch: SegmentBatch, decisions: Rows, others: Rows, *, for_loss: bool = False, measure: bool = False
+    ) -> Evaluation:
+        """Evaluate decisions, and value other observations, in one pass; their values follow those of the decisions.
 
         Without rows a pass is run on a dummy, because other ranks may wait inside it.
+
+        Args:
+            batch: its segments.
+            decisions: rows whose stored tokens are evaluated.
+            others: rows of which only values are needed.
+            for_loss: also compute the terms of the loss besides log-probabilities and values.
+            measure: compute all of these that are metrics.
         """
-        some = rows if len(rows) else Rows(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))
-        buckets = self._bucket_of(batch.task_index[some.segment])
-        output = self._engine.forward(policy_inputs(batch, some, self._engine.device, buckets=buckets))
-        return _first(output, len(rows))
+        rows, loss = decisions.followed_by(others), self._loss
+        if not len(rows):
+            first = Rows(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))  # every segment has a decision
+            found = self._forward(batch, first, others, for_loss=for_loss, measure=measure)
+            return _first(found, 0)
+        device, behavior = self._engine.device, batch.behavior_logits if for_loss and loss.kl_coefficient > 0 else None
+        buckets = self._bucket_of(batch.task_index[rows.segment])
+        return self._engine.forward(
+            policy_inputs(batch, rows, device, buckets=buckets),
+            at(batch.tokens, decisions).to(device) if for_loss or len(decisions) else None,
+            behavior=None if behavior is None else at(behavior, decisions).to(device),
+            with_entropy=for_loss and (measure or loss.entropy_coefficient > 0),
+        )
 
     def _with_memory(self, work: Callable[[int], Result], batch: SegmentBatch) -> Result:
         """Run `work(micro-batches)`; if a rank runs out of memory, all restart with twice as many from then on.
@@ -409,8 +427,14 @@ class Learner:
         return metrics | {"learner/grad_norm": result.grad_norm}
 
 
-def _first(output: PolicyOutput, count: int) -> PolicyOutput:
-    return PolicyOutput(logits=output.logits[:count], values=output.values[:count])
+def _first(evaluation: Evaluation, count: int) -> Evaluation:
+    """Return the evaluation of the first decisions, and nothing else."""
+    values, *terms = (
+        None if term is None else term[:count]
+        for term in (evaluation.values, evaluation.logprobs, evaluation.entropy, evaluation.kl)
+    )
+    assert values is not None
+    return Evaluation(values, *terms)
 
 
 def _place(rows: Rows) -> tuple[Tensor, Tensor]:

@@ -133,6 +133,7 @@ def micro_batch_sums(
     Raises:
         NonFiniteError: a valid place holds a non-finite number.
     """
+    assert evaluation.logprobs is not None, "decisions were evaluated"
     rows, device = decisions.rows, evaluation.values.device
     logprobs, behavior_logprobs = evaluation.logprobs, at(batch.behavior_logprobs, rows).to(device)
     run = decisions.tokens_run.to(device)
@@ -164,6 +165,7 @@ def micro_batch_sums(
 
 def no_sums(decisions: Decisions, evaluation: Evaluation) -> Sums:
     """Return the terms of a micro-batch that no loss can be computed from: NaN, with a graph for the backward pass."""
+    assert evaluation.logprobs is not None, "decisions were evaluated"
     nothing = torch.zeros((), device=evaluation.values.device)
     policy = (evaluation.logprobs.sum() + evaluation.values.sum()) * math.nan
     return Sums(decisions, policy, nothing, nothing, nothing, torch.zeros(0), torch.zeros(0))

@@ -3,44 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import nn
 
+from vla_rl.rl.optimizer_section import AdamWSection, Schedule
 from vla_rl.types import Policy
 
 POLICY_GROUP = "policy"
 VALUE_GROUP = "value"
-
-
-Schedule = Literal["cosine", "linear", "constant"]
-
-
-@dataclass(frozen=True, slots=True)
-class OptimizerSettings:
-    """Plain numbers of the optimizer. Warm-ups and step counts are in optimizer steps."""
-
-    policy_lr: float
-    value_lr: float
-    policy_warmup: int = 0
-    value_warmup: int = 0
-    schedule: Schedule = "cosine"
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    total_steps: int = 1
-    final_lr_fraction: float = 0.0  # of the peak, at which cosine and linear end
-    critic_only_steps: int = 0  # first steps, in which only the value head moves
-
-    def __post_init__(self) -> None:
-        longest = max(self.critic_only_steps + self.policy_warmup, self.value_warmup)
-        if self.schedule != "constant" and longest >= self.total_steps:
-            raise ValueError(
-                f"warm-up must end before the run does: policy_warmup {self.policy_warmup} after critic_only_steps "
-                f"{self.critic_only_steps}, value_warmup {self.value_warmup}, total_steps {self.total_steps}; shorten "
-                "the warm-up or use schedule 'constant'"
-            )
 
 
 def learning_rate(
@@ -66,7 +38,7 @@ def trainable_parameters(policy: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
 
 
-def build_adamw(policy: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
+def build_adamw(policy: nn.Module, settings: AdamWSection) -> torch.optim.AdamW:
     """Build AdamW over the trainable parameters: one group for the policy, one for the value head, if not empty.
 
     Raises:
@@ -88,32 +60,31 @@ def build_adamw(policy: nn.Module, settings: OptimizerSettings) -> torch.optim.A
     )
 
 
-def schedule(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, step: int) -> dict[str, float]:
+def schedule(
+    optimizer: torch.optim.Optimizer, settings: AdamWSection, step: int, *, total_steps: int
+) -> dict[str, float]:
     """Set every group's learning rate for the update with index `step` and return it by group name.
 
     While only the critic is trained the policy's rate is exactly 0, at which AdamW leaves a weight as it is, decay
     included; the policy's schedule begins afterwards. Its moments are averaged meanwhile.
     """
-    before = settings.critic_only_steps
+    before = settings.policy_begins_at
+
+    def rate(peak: float, warmup: int, *, begins_at: int) -> float:
+        if step < begins_at:
+            return 0.0
+        return learning_rate(
+            step - begins_at,
+            peak=peak,
+            warmup=warmup,
+            total_steps=total_steps - begins_at,
+            schedule=settings.schedule,
+            final_fraction=settings.final_lr_fraction,
+        )
+
     rates = {
-        POLICY_GROUP: 0.0
-        if step < before
-        else learning_rate(
-            step - before,
-            peak=settings.policy_lr,
-            warmup=settings.policy_warmup,
-            total_steps=settings.total_steps - before,
-            schedule=settings.schedule,
-            final_fraction=settings.final_lr_fraction,
-        ),
-        VALUE_GROUP: learning_rate(
-            step,
-            peak=settings.value_lr,
-            warmup=settings.value_warmup,
-            total_steps=settings.total_steps,
-            schedule=settings.schedule,
-            final_fraction=settings.final_lr_fraction,
-        ),
+        POLICY_GROUP: rate(settings.policy_lr, settings.policy_warmup, begins_at=before),
+        VALUE_GROUP: rate(settings.value_lr, settings.value_warmup, begins_at=0),
     }
     for group in optimizer.param_groups:
         group["lr"] = rates[group["name"]]

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+class NonFiniteOutputError(ValueError):
+    """A policy's output is not finite, so nothing can be drawn from it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyContext:
     """Facts that the rest of a setup states about its policy. Picklable: builders carry it to their processes."""

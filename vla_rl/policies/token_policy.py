@@ -1,26 +1,66 @@
-"""Density of policies that decide token by token: drawing tokens, and evaluating stored ones."""
+"""Policies with one distribution per token: drawing tokens, and evaluating stored ones.
+
+The only place where logits, bins and the temperature meet.
+"""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
-from typing import cast
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from vla_rl.policies.kind import NonFiniteOutputError
 from vla_rl.rl.distributions import Distribution, distribution_of
-from vla_rl.types import Acted, ActionSpec, Evaluation, Policy, PolicyInputs, PolicyOutput
+from vla_rl.types import Acted, ActionSpec, Evaluation, PolicyInputs
 
 
-class NonFiniteOutputError(ValueError):
-    """A policy's output is not finite, so nothing can be drawn from it."""
+class TokenOutput(NamedTuple):
+    """Output of the network's pass."""
+
+    logits: Tensor  # (B, A, V) float32, before temperature (of a Gaussian: mean and width)
+    values: Tensor  # (B,) float32
 
 
-class TokenDensity:
-    """Base of policies with one distribution per token, which follows from `action_spec`, at a temperature."""
+class TokenPolicy(nn.Module):
+    """Base of policies whose tokens are independent given the observation.
+
+    The distribution of a token follows from `action_spec`: a categorical over its bins, or a Gaussian. A subclass has
+    the network, and `bucket_of`, `decode_tokens` and `is_value_parameter` of `vla_rl.types.Policy`.
+    """
 
     action_spec: ActionSpec
     temperature: float = 1.0  # divides the log-density, in acting and evaluating alike
+
+    @abstractmethod
+    def network(self, inputs: PolicyInputs) -> TokenOutput:
+        """Compute logits and values; see `vla_rl.types.Policy.network`."""
+
+    def token_logits(self, inputs: PolicyInputs) -> Tensor:
+        """Return the logits (B, A, V) alone, before temperature, differentiable."""
+        return self.network(inputs).logits
+
+    def forward(
+        self,
+        inputs: PolicyInputs,
+        tokens: Tensor | None = None,
+        *,
+        behavior: Tensor | None = None,
+        with_entropy: bool = False,
+    ) -> Evaluation:
+        """Value observations and evaluate stored tokens; see `vla_rl.types.Policy.__call__`."""
+        output = self.network(inputs)
+        values = output.values.float()
+        if tokens is None:
+            return Evaluation(values)
+        with torch.autocast(values.device.type, enabled=False):
+            logits = output.logits[: len(tokens)].float()
+            terms = self._distribution.terms(
+                logits, tokens, self.temperature, behavior=behavior, with_entropy=with_entropy
+            )
+        return Evaluation(values, terms.logprobs, terms.entropy, terms.kl)
 
     def act(
         self,
@@ -29,25 +69,16 @@ class TokenDensity:
         greedy: bool = False,
         generator: torch.Generator | None = None,
         with_behavior: bool = False,
-        network: Callable[[PolicyInputs], PolicyOutput] | None = None,
+        network: Callable[[PolicyInputs], tuple[Tensor, ...]] | None = None,
     ) -> Acted:
         """Decide for a batch; see `vla_rl.types.Policy.act`."""
-        output = (network or cast(Policy, self))(inputs)
-        logits = output.logits.float()
+        logits, values = (network or self.network)(inputs)
+        logits = logits.float()
         if not bool(torch.isfinite(logits).all()):
             raise NonFiniteOutputError("the policy's logits are not finite")
         tokens, logprobs = self._distribution.sample(logits, self.temperature, generator=generator, greedy=greedy)
         behavior = self._distribution.parameters(logits, self.temperature) if with_behavior else None
-        return Acted(tokens, logprobs, output.values.float(), behavior)
-
-    def evaluate(
-        self, output: PolicyOutput, tokens: Tensor, *, behavior: Tensor | None = None, with_entropy: bool = False
-    ) -> Evaluation:
-        """Evaluate stored tokens; see `vla_rl.types.Policy.evaluate`."""
-        terms = self._distribution.terms(
-            output.logits, tokens, self.temperature, behavior=behavior, with_entropy=with_entropy
-        )
-        return Evaluation(terms.logprobs, output.values, terms.entropy, terms.kl)
+        return Acted(tokens, logprobs, values.float(), behavior)
 
     @property
     def _distribution(self) -> Distribution:

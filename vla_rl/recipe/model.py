@@ -18,13 +18,13 @@ from vla_rl.recipe.sections import (
     EvaluationSection,
     LearnerSection,
     LoggingSection,
-    OptimizerSection,
     ReplaySection,
     RolloutSection,
     RuntimeSection,
 )
 from vla_rl.recipe.setup import Setup
 from vla_rl.rl.loss_weights import LossWeights
+from vla_rl.rl.optimizer_section import OptimizerSection
 from vla_rl.rl.surrogates import AnySurrogate
 from vla_rl.section import RulesError, Section, Seed, Text
 

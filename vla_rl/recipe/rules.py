@@ -18,15 +18,14 @@ from vla_rl.policies.kind import PolicySection
 from vla_rl.policies.kinds import POLICIES
 from vla_rl.recipe.regimes import SPANS, STALE_REUSE, Regime, RegimeName, regime_of_run
 from vla_rl.recipe.sections import (
-    AdamWSection,
     BudgetSection,
     EvaluationSection,
     LearnerSection,
-    OptimizerSection,
     OptimizerSteps,
     ReplaySection,
     RuntimeSection,
 )
+from vla_rl.rl.optimizer_section import AdamWSection
 from vla_rl.section import Problem, TimeLimit
 
 
@@ -137,7 +136,7 @@ def _serial_has_one_rank(runtime: RuntimeSection, learner: LearnerSection) -> Pr
 
 
 def _critic_only_ends(optimizer: AdamWSection, budget: OptimizerSteps) -> Problem | None:
-    steps = optimizer.critic_only_steps if isinstance(optimizer, OptimizerSection) else 0
+    steps = optimizer.policy_begins_at
     total = budget.optimizer_steps
     if steps >= total:
         return Problem(
@@ -150,7 +149,7 @@ def _critic_only_ends(optimizer: AdamWSection, budget: OptimizerSteps) -> Proble
 
 
 def _policy_warmup_ends(optimizer: AdamWSection, budget: OptimizerSteps) -> Problem | None:
-    before = optimizer.critic_only_steps if isinstance(optimizer, OptimizerSection) else 0
+    before = optimizer.policy_begins_at
     return _warmup_ends("policy_warmup", optimizer.policy_warmup, optimizer, budget, before=before)
 
 

@@ -8,9 +8,7 @@ from pydantic import Field, model_validator
 
 from vla_rl.section import (
     BatchSize,
-    Fraction,
     Horizon,
-    LearningRate,
     NonNegative,
     Positive,
     Problem,
@@ -18,36 +16,10 @@ from vla_rl.section import (
     RulesError,
     Seconds,
     Section,
-    Weight,
     distinct,
 )
 
 # --- the algorithm ---------------------------------------------------------------------------------------------------
-
-
-class AdamWSection(Section):
-    """AdamW with separate learning rates for policy and value: linear warm-up, then cosine, linear or constant."""
-
-    policy_lr: LearningRate = Field(1e-5, description="peak learning rate of the policy")
-    value_lr: LearningRate = Field(1e-4, description="peak learning rate of the value head")
-    policy_warmup: NonNegative = Field(0, description="optimizer steps")
-    value_warmup: NonNegative = Field(0, description="optimizer steps")
-    schedule: Literal["cosine", "linear", "constant"] = Field(
-        "cosine", description="after the warm-up; cosine and linear fall until budget.optimizer_steps"
-    )
-    final_lr_fraction: Fraction = Field(0.0, description="of the peak, at which cosine and linear end")
-    weight_decay: Weight = Field(0.0, description="decoupled")
-    max_grad_norm: Annotated[float, Field(gt=0.0, le=1e12)] = Field(
-        1.0, description="the gradient is clipped to this norm"
-    )
-
-
-class OptimizerSection(AdamWSection):
-    """AdamW of reinforcement learning, which may begin with the critic alone."""
-
-    critic_only_steps: NonNegative = Field(
-        0, description="first optimizer steps, in which only the value head is trained; the policy's schedule follows"
-    )
 
 
 class ReplaySection(Section):

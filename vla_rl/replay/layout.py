@@ -88,7 +88,7 @@ class RingLayout:
             Field("policy_version", (rows,), np.int64),
         ]
         if self.store_logits:
-            fields.append(Field("logits", (rows, num_tokens, self.action_spec.num_outputs), np.float32))
+            fields.append(Field("logits", (rows, num_tokens, self.action_spec.num_behavior), np.float32))
         return fields
 
     def fields(self) -> list[Field]:

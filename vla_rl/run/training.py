@@ -30,7 +30,6 @@ from vla_rl.replay.governor import Account, Governor
 from vla_rl.replay.sampler import SegmentSampler
 from vla_rl.replay.store import REPLAY, RING_FILE, load_ring, save_ring
 from vla_rl.reporting.metrics import Clocks
-from vla_rl.run import algorithm
 from vla_rl.run.assembly import make_cell, make_memory
 from vla_rl.run.plan import TrainingPlan
 from vla_rl.run.rollout_stats import RolloutStats
@@ -339,7 +338,8 @@ def _make_engine(plan: TrainingPlan, policy: nn.Module) -> Engine:
         zero_stage=learner.zero_stage,
         precision=learner.precision,
         device=plan.device_kind,
-        optimizer=algorithm.optimizer_settings(plan.recipe),
+        optimizer=plan.recipe.optimizer,
+        total_steps=plan.recipe.budget.optimizer_steps,
         collective_timeout_s=RANKS_TIMEOUT_S,
         compile=learner.compile,
     )

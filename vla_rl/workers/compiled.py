@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from vla_rl.types import Policy, PolicyInputs, PolicyOutput
+from vla_rl.types import Policy, PolicyInputs
 
 # Loggers on which torch reports skipped CUDA graphs: the former up to 2.11, the latter since.
 _SKIP_LOGS = ("torch._inductor.cudagraph_utils.__perf_hints", "torch._inductor.cudagraph_utils.__cudagraphs")
@@ -72,17 +72,16 @@ class CompiledForward:
     def __init__(self, policy: Policy, *, max_batch: int, backend: str = "inductor") -> None:
         self.sizes = batch_sizes(max_batch)
 
-        def forward(frames: Tensor, state: Tensor, task_index: Tensor) -> tuple[Tensor, Tensor]:
+        def forward(frames: Tensor, state: Tensor, task_index: Tensor) -> tuple[Tensor, ...]:
             # No buckets: any prompt may occur, so that each size has one shape.
-            output = policy(PolicyInputs(frames, state, task_index))
-            return output.logits, output.values
+            return tuple(policy.network(PolicyInputs(frames, state, task_index)))
 
         # "reduce-overhead" means CUDA graphs, which launch a whole forward pass at once instead of kernel by kernel.
         mode = "reduce-overhead" if backend == "inductor" else None
         self._forward = torch.compile(forward, fullgraph=True, dynamic=False, backend=backend, mode=mode)
 
     @torch.no_grad()  # torch.compile supports this better than inference_mode
-    def __call__(self, inputs: PolicyInputs) -> PolicyOutput:
+    def __call__(self, inputs: PolicyInputs) -> tuple[Tensor, ...]:
         """Compute the policy's output. Autocast, where it is on, is compiled in."""
         rows = len(inputs.task_index)
         missing = next(size for size in self.sizes if size >= rows) - rows
@@ -91,6 +90,5 @@ class CompiledForward:
             for each in (inputs.frames, inputs.state, inputs.task_index)
         )
         torch.compiler.cudagraph_mark_step_begin()
-        logits, values = self._forward(*filled)
         # Copies, because the next replay of the graph overwrites its outputs.
-        return PolicyOutput(logits=logits[:rows].clone(), values=values[:rows].clone())
+        return tuple(output[:rows].clone() for output in self._forward(*filled))

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from vla_rl.errors import RunFailureError
 from vla_rl.ipc.slots import ExchangeSlots
 from vla_rl.policies.devices import PeakMemory, peak_memory
+from vla_rl.policies.kind import NonFiniteOutputError
 from vla_rl.policies.memory_errors import is_out_of_memory
-from vla_rl.policies.token_policy import NonFiniteOutputError
-from vla_rl.types import Acted, Policy, PolicyInputs, PolicyOutput, TokenArray
+from vla_rl.types import Acted, Policy, PolicyInputs, TokenArray
 from vla_rl.workers.compiled import CompiledForward, cuda_graph_skips
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ class InferenceServer:
         read all weights several times.
 
         Raises:
-            RuntimeError: no weights were adopted yet, or the policy gives a non-finite logit.
+            RuntimeError: no weights were adopted yet, or the policy gives non-finite outputs.
             torch.cuda.OutOfMemoryError: memory does not suffice for a single decision.
         """
         if self.version < 0:
@@ -164,15 +164,15 @@ class InferenceServer:
             )
         except NonFiniteOutputError as error:
             raise RunFailureError(
-                f"policy version {self.version} gives non-finite logits: lower optimizer.policy_lr, "
+                f"policy version {self.version} gives non-finite outputs: lower optimizer.policy_lr, "
                 "optimizer.weight_decay or optimizer.max_grad_norm"
             ) from error
         self._scatter(index, acted)
 
-    def _network(self, inputs: PolicyInputs) -> PolicyOutput:
+    def _network(self, inputs: PolicyInputs) -> tuple[torch.Tensor, ...]:
         """Run the network's pass, compiled if it is, in the run's precision and without gradients."""
         with torch.inference_mode(self._compiled is None), self._autocast():
-            return (self._compiled or self._policy)(inputs)
+            return (self._compiled or self._policy.network)(inputs)
 
     def _gather(self, index: NDArray[np.int64]) -> PolicyInputs:
         """Copy the slots' observations to the device; fancy indexing makes a copy that is independent of the slots."""

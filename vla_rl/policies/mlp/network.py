@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vla_rl.policies.parameters import META, fill_linear_and_norms
-from vla_rl.policies.token_policy import TokenDensity
-from vla_rl.types import ActionSpec, FloatArray, ObservationSpec, PolicyInputs, PolicyOutput, TokenArray
+from vla_rl.policies.token_policy import TokenOutput, TokenPolicy
+from vla_rl.types import ActionSpec, FloatArray, ObservationSpec, PolicyInputs, TokenArray
 
 if TYPE_CHECKING:
     from vla_rl.policies.kind import PolicyContext
     from vla_rl.policies.mlp.section import MLPSection
 
 
-class MLPPolicy(TokenDensity, nn.Module):
+class MLPPolicy(TokenPolicy):
     """Multi-layer perceptron that satisfies `vla_rl.types.Policy`.
 
     Bin b of a component means the action -1 + 2 b / (V - 1). Without bins a component is drawn from a Gaussian, whose
@@ -33,18 +33,18 @@ class MLPPolicy(TokenDensity, nn.Module):
         super().__init__()
         self.observation_spec = ObservationSpec(num_images=0, image_size=0, state_dim=state_dim)
         self.action_spec = action_spec
-        num_outputs = action_spec.num_tokens * action_spec.num_outputs
+        num_outputs = action_spec.num_tokens * action_spec.num_behavior
         self.trunk = _block(state_dim, hidden_dim)
         self.policy_head = nn.Sequential(_block(hidden_dim, hidden_dim), nn.Linear(hidden_dim, num_outputs))
         self.value_head = nn.Sequential(_block(hidden_dim, hidden_dim // 2), nn.Linear(hidden_dim // 2, 1))
 
-    def forward(self, inputs: PolicyInputs) -> PolicyOutput:
+    def network(self, inputs: PolicyInputs) -> TokenOutput:
         """Return logits (B, A, V) and values (B,); frames and task_index are ignored."""
         features: Tensor = self.trunk(inputs.state.float())
         logits: Tensor = self.policy_head(features)
         values: Tensor = self.value_head(features.detach())
-        shape = (-1, self.action_spec.num_tokens, self.action_spec.num_outputs)
-        return PolicyOutput(logits=logits.reshape(shape).float(), values=values.squeeze(-1).float())
+        shape = (-1, self.action_spec.num_tokens, self.action_spec.num_behavior)
+        return TokenOutput(logits=logits.reshape(shape).float(), values=values.squeeze(-1).float())
 
     def bucket_of(self, task_index: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return zeros: nothing is padded, so there is one bucket."""

@@ -23,10 +23,10 @@ from vla_rl.policies.openvla_oft.pixels import normalization_tensors, normalize_
 from vla_rl.policies.openvla_oft.prompts import PromptTable
 from vla_rl.policies.openvla_oft.source import Source
 from vla_rl.policies.parameters import META, fill_linear_and_norms
-from vla_rl.policies.token_policy import TokenDensity
+from vla_rl.policies.token_policy import TokenOutput, TokenPolicy
 from vla_rl.policies.value_heads import load_value_head
 from vla_rl.policies.value_heads import value_head as build_value_head
-from vla_rl.types import ActionSpec, FloatArray, ObservationSpec, PolicyInputs, PolicyOutput, TokenArray
+from vla_rl.types import ActionSpec, FloatArray, ObservationSpec, PolicyInputs, TokenArray
 
 if TYPE_CHECKING:
     from vla_rl.policies.openvla_oft.section import OpenVLAOFTSection
@@ -35,7 +35,7 @@ LM_HEAD = "language_model.lm_head.weight"
 EMBEDDINGS = "language_model.model.embed_tokens.weight"
 
 
-class OpenVLAOFTPolicy(TokenDensity, nn.Module):
+class OpenVLAOFTPolicy(TokenPolicy):
     """OpenVLA-OFT policy that satisfies `vla_rl.types.Policy`.
 
     Built around a network that may still be empty (meta device); `fill_trainable` then initialises what is new. The
@@ -84,7 +84,7 @@ class OpenVLAOFTPolicy(TokenDensity, nn.Module):
         self._register_tables(prompts)
         self._choose_trainable(section)
 
-    def forward(self, inputs: PolicyInputs) -> PolicyOutput:
+    def network(self, inputs: PolicyInputs) -> TokenOutput:
         """Return logits (B, A, 256) and values (B,), float32; with an L1 head means and widths (B, A, 2) as logits."""
         self._check_frames(inputs.frames)
         prompts, lengths = self._prompts(inputs)
@@ -97,7 +97,7 @@ class OpenVLAOFTPolicy(TokenDensity, nn.Module):
         logits = self._regression(hidden) if self.is_regression else self.model.action_logits(hidden, self.action_rows)
         with torch.autocast(hidden.device.type, enabled=False):
             values: Tensor = self.value_head((hidden.detach() if self.section.detach_value else hidden).float())
-        return PolicyOutput(logits=logits, values=values)
+        return TokenOutput(logits=logits, values=values)
 
     @property
     def is_regression(self) -> bool:

@@ -115,7 +115,7 @@ def self_test(policy: OpenVLAOFTPolicy) -> Findings:
     broken = [*_statistics(policy.statistics), *network_faults(policy.model)]
     if broken:
         return Findings(broken, "")
-    output = policy(_shown(policy))
+    output = policy.network(_shown(policy))
     logits = output.logits
     fault = _not_finite(logits, "logits", policy) or _not_finite(output.values, "values", policy) or _images(logits)
     if fault:
