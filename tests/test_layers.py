@@ -169,6 +169,18 @@ def test_what_runs_environments_knows_no_kind_of_them(file: Path) -> None:
     assert not [name for name in imports_of(file) if within(name, KINDS_OF_ENVIRONMENTS)]
 
 
+KINDS_OF_POLICIES = ("vla_rl.policies.mlp", "vla_rl.policies.openvla_oft")
+
+
+@pytest.mark.parametrize(
+    "file", [file for file in FILES if layer_of(module_name(file)) in {*KNOW_NO_KIND, "envs"} - {"policies"}],
+    ids=module_name,
+)  # fmt: skip
+def test_what_trains_policies_and_acts_with_them_knows_no_kind_of_them(file: Path) -> None:
+    """`vla_rl.policies.kinds` lists them. `export` writes the layout of one kind, and knows it alone."""
+    assert not [name for name in imports_of(file) if within(name, KINDS_OF_POLICIES)]
+
+
 def renames_and_flushes(file: Path) -> list[str]:
     """Calls by which a file could be replaced or flushed: `os.fsync`, `path.rename(...)`, `path.replace(target)`."""
     found = []

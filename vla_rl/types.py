@@ -170,14 +170,14 @@ class Acted:
     """Decisions for a batch of observations."""
 
     tokens: torch.Tensor  # (B, A) integer bins, or float32
-    logprobs: torch.Tensor  # (B, A) float32, at the policy's temperature
+    logprobs: torch.Tensor  # (B, A) float32
     values: torch.Tensor  # (B,) float32
     behavior: torch.Tensor | None  # (B, A, V) float32, parameters of what was drawn from, if requested
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Observations and stored decisions as a policy sees them, at its temperature; differentiable.
+    """Observations and stored decisions as a policy sees them; differentiable.
 
     D of the B observations have decisions: the first D.
     """
@@ -274,7 +274,7 @@ class SegmentBatch:
     episode: NDArray[np.int64]  # (B,) the same for all segments of an episode
     group: NDArray[np.int64]  # (B,) the same for all episodes of a group, which have the same start; 0: none
     tokens: TokenArray  # (B, T, A)
-    behavior_logprobs: FloatArray  # (B, T, A), of the sampled tokens, at the temperature they were sampled with
+    behavior_logprobs: FloatArray  # (B, T, A), of the sampled tokens, as they were sampled
     behavior_logits: FloatArray | None  # (B, T, A, V) `Acted.behavior`, if the run stores it
     behavior_values: FloatArray  # (B, T + 1) V by the policy that acted; NaN after an episode's end (no decision)
     rewards: FloatArray  # (B, T), summed over the executed control steps

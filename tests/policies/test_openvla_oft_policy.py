@@ -51,7 +51,7 @@ def test_a_right_padded_batch_gives_each_member_what_it_gets_alone(build, make_i
     together = policy.network(inputs)
     for task in range(3):
         alone = build(tasks=tasks[task : task + 1])
-        single = alone(PolicyInputs(inputs.frames[[task]], inputs.state[[task]], torch.tensor([0])))
+        single = alone.network(PolicyInputs(inputs.frames[[task]], inputs.state[[task]], torch.tensor([0])))
         torch.testing.assert_close(together.logits[[task]], single.logits, atol=5e-5, rtol=0)
         torch.testing.assert_close(together.values[[task]], single.values, atol=5e-5, rtol=0)
 

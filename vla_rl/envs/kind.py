@@ -56,6 +56,16 @@ class EnvOptions:
     assets: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationTerms:
+    """Manner in which the episodes of an evaluation are played."""
+
+    protocol: ProtocolName
+    temperature: float | None  # of sampling; None for greedy actions
+    episodes_per_task: int  # with each seed
+    render_size: int | None  # pixels per side that cameras render, if the policy uses them
+
+
 class EnvironmentSection(Section):
     """Base of every environment's section. Defaults suit an environment that shows only states."""
 
@@ -173,23 +183,12 @@ class EnvironmentSection(Section):
         """
         return list(ids)
 
-    def evaluation_deviations(
-        self,
-        plan: EnvPlan,
-        *,
-        protocol: ProtocolName,  # noqa: ARG002 - for kinds with a protocol, as all below
-        temperature: float | None,  # noqa: ARG002
-        episodes_per_task: int,  # noqa: ARG002
-        render_size: int | None,  # noqa: ARG002
-    ) -> tuple[str, ...]:
+    def evaluation_deviations(self, plan: EnvPlan, terms: EvaluationTerms) -> tuple[str, ...]:  # noqa: ARG002
         """Return a sentence for everything in which an evaluation departs from the benchmark's protocol.
 
         Args:
             plan: of this section.
-            protocol: by name.
-            temperature: temperature of sampling; None for greedy actions.
-            episodes_per_task: episodes per task with each seed.
-            render_size: pixels per side that cameras render, if the policy uses them.
+            terms: how its episodes are played.
         """
         return plan.deviations
 

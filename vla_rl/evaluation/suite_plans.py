@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from vla_rl.envs.kind import SAMPLED
+from vla_rl.envs.kind import SAMPLED, EvaluationTerms
 from vla_rl.envs.libero.assets import SUBFOLDERS, Assets
 from vla_rl.envs.libero.check import SimulatorReport
 from vla_rl.evaluation.conditions import Conditions, digest_of_files
@@ -137,10 +137,12 @@ def all_deviations(options: EvalOptions, suites: Sequence[SuitePlan]) -> tuple[s
         for suite in suites
         for deviation in suite.plan.setup.env.evaluation_deviations(
             suite.plan.env,
-            protocol=options.protocol.name,
-            temperature=options.temperature,
-            episodes_per_task=options.episodes_per_task,
-            render_size=None if suite.plan.transform is None else suite.plan.transform.input_size,
+            EvaluationTerms(
+                protocol=options.protocol.name,
+                temperature=options.temperature,
+                episodes_per_task=options.episodes_per_task,
+                render_size=None if suite.plan.transform is None else suite.plan.transform.input_size,
+            ),
         )
     ]
     return tuple(dict.fromkeys(found))

@@ -48,7 +48,7 @@ class ExchangeSlots:
     value: FloatArray  # (M,)
     policy_version: NDArray[np.int64]  # (M,) version of the weights that acted
     actions: FloatArray  # (M, K, D) in the environment's own units
-    logits: FloatArray | None  # (M, A, V) `Distribution.parameters` of the acting policy, if the run stores them
+    logits: FloatArray | None  # (M, A, V) `Acted.behavior`, if the run stores it
 
     @classmethod
     def view(cls, arrays: SharedArrays) -> Self:

@@ -202,7 +202,7 @@ class EpisodeWriter:
             terminated: the task ended.
             truncated: the horizon ended.
             policy_version: version of the weights that acted.
-            logits: (A, V) float32 `Distribution.parameters`, if and only if the ring stores them.
+            logits: (A, V) float32 `Acted.behavior`, if and only if the ring stores it.
 
         Raises:
             ValueError: executed out of range, logits given or missing, or an episode longer than the ring was made for.

@@ -64,7 +64,7 @@ class InferenceServer:
             mailbox: published weights.
             slots: exchange arrays of the cell.
             device: torch device of `policy`.
-            greedy: take the most likely token; log-probabilities are still those at the policy's temperature.
+            greedy: take the most likely tokens; log-probabilities are those of drawing them.
             seed: seed of the sampling.
             max_batch: decisions per forward pass at most; fewer once the device has run out of memory.
             bf16: run the forward pass under bfloat16 autocast, as the learner does.

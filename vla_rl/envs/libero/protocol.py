@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from vla_rl.envs.kind import EnvPlan, ProtocolName
+from vla_rl.envs.kind import EnvPlan, EvaluationTerms, ProtocolName
 from vla_rl.envs.libero.plan import simulator_deviations
 from vla_rl.libero_suites import SUITES
 
@@ -57,23 +57,13 @@ class Protocol:
             "placement depends on the order of episodes",
         }
 
-    def deviations(
-        self,
-        section: LiberoSection,
-        plan: EnvPlan,
-        *,
-        temperature: float | None,
-        episodes_per_task: int,
-        render_size: int | None,
-    ) -> tuple[str, ...]:
+    def deviations(self, section: LiberoSection, plan: EnvPlan, terms: EvaluationTerms) -> tuple[str, ...]:
         """Return a sentence for everything in which the evaluation of one suite departs from the protocol.
 
         Args:
             section: environment of the evaluation.
             plan: plan of the section.
-            temperature: temperature of sampling; None for greedy actions.
-            episodes_per_task: episodes per task with each seed.
-            render_size: pixels per side that the cameras render.
+            terms: how its episodes are played.
         """
         assert plan.simulator is not None, "LIBERO has one"
         found = simulator_deviations(plan.simulator)
@@ -82,15 +72,15 @@ class Protocol:
             found.append(f"{section.suite}: horizon {plan.horizon} control steps instead of {expected}")
         if section.init_states != "standard":
             found.append(f"initial states: {section.init_states} instead of the benchmark's standard ones")
-        if temperature is not None:
-            found.append(f"actions sampled at temperature {temperature:g} instead of greedy ones")
+        if terms.temperature is not None:
+            found.append(f"actions sampled at temperature {terms.temperature:g} instead of greedy ones")
         if len(plan.tasks) < SUITES[section.suite].num_tasks:
             ids = ", ".join(str(task.task_id) for task in plan.tasks)
             found.append(f"{section.suite}: only task {ids} of {SUITES[section.suite].num_tasks}")
-        if episodes_per_task != EPISODES_PER_TASK:
-            found.append(f"{episodes_per_task} episodes per task instead of {EPISODES_PER_TASK}")
-        if render_size is not None and render_size != RENDER_SIZE:
-            found.append(f"cameras draw {render_size} pixels a side instead of {RENDER_SIZE}")
+        if terms.episodes_per_task != EPISODES_PER_TASK:
+            found.append(f"{terms.episodes_per_task} episodes per task instead of {EPISODES_PER_TASK}")
+        if terms.render_size not in (None, RENDER_SIZE):
+            found.append(f"cameras draw {terms.render_size} pixels a side instead of {RENDER_SIZE}")
         return tuple(found)
 
 

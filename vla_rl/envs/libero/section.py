@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from vla_rl.envs.kind import EnvironmentSection, EnvOptions, EnvPlan, ProtocolName, known_suites
+from vla_rl.envs.kind import EnvironmentSection, EnvOptions, EnvPlan, EvaluationTerms, known_suites
 from vla_rl.libero_suites import CAMERAS, SUITES
 from vla_rl.section import Horizon, NonNegative, PathText, Problem, RulesError, distinct
 from vla_rl.types import TaskInfo
@@ -137,18 +137,8 @@ class LiberoSection(EnvironmentSection):
             changes["assets"] = options.assets
         return changes
 
-    def evaluation_deviations(
-        self,
-        plan: EnvPlan,
-        *,
-        protocol: ProtocolName,
-        temperature: float | None,
-        episodes_per_task: int,
-        render_size: int | None,
-    ) -> tuple[str, ...]:
+    def evaluation_deviations(self, plan: EnvPlan, terms: EvaluationTerms) -> tuple[str, ...]:
         """Return a sentence for everything in which an evaluation departs from the protocol; see the base."""
         from vla_rl.envs.libero.protocol import Protocol
 
-        return Protocol(protocol).deviations(
-            self, plan, temperature=temperature, episodes_per_task=episodes_per_task, render_size=render_size
-        )
+        return Protocol(terms.protocol).deviations(self, plan, terms)

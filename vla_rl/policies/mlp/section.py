@@ -25,18 +25,6 @@ class MLPSection(PolicySection):
     def plan(self, context: PolicyContext) -> PolicyPlan:
         """Turn the section into plain values."""
         from vla_rl.policies.mlp.network import build_mlp
-        from vla_rl.policies.parameters import sizes_of
+        from vla_rl.policies.small import plan_small
 
-        build = partial(build_mlp, self, context)
-        policy = build(device="cpu", empty=True)
-        sizes = sizes_of(policy)
-        return PolicyPlan(
-            build=build,
-            observation_spec=policy.observation_spec,
-            action_spec=policy.action_spec,
-            trainable_parameters=sizes.trainable,
-            frozen_parameters=sizes.frozen,
-            trainable_bytes=sizes.trainable_bytes,
-            frozen_bytes=sizes.frozen_bytes,
-            text=f"MLP with {sizes.trainable:,} parameters",
-        )
+        return plan_small(partial(build_mlp, self, context), kind="MLP")

@@ -73,7 +73,7 @@ def _in_words(policy: OpenVLAOFTPolicy, sizes: Sizes) -> str:
         f"transform {profile.image_transform}, statistics {policy.statistics.key}, {sizes.trainable:,} trained and "
         f"{sizes.frozen:,} frozen parameters in {mebibytes:,.0f} MiB"
         + ("; actions from its L1 head, nothing is sampled" if policy.is_regression else "")
-        + ("" if profile.temperature is None else f"; its authors sample at {profile.temperature}")
+        + profile.sampling_in_words
     )
 
 

@@ -27,6 +27,11 @@ class Profile:
     image_transform: str  # name for `image_transforms.frame_transform`
     temperature: float | None  # of its authors' training rollouts, for information; None if nothing is sampled
 
+    @property
+    def sampling_in_words(self) -> str:
+        """Return how its authors sample, to be added to a line for people."""
+        return "" if self.temperature is None else f"; its authors sample at {self.temperature}"
+
 
 PROFILES: Mapping[str, Profile] = MappingProxyType(
     {

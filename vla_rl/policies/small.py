@@ -1,0 +1,28 @@
+"""Plans of policies so small that they are built to be counted."""
+
+from __future__ import annotations
+
+from vla_rl.policies.kind import PolicyPlan
+from vla_rl.policies.parameters import sizes_of
+from vla_rl.types import PolicyBuilder
+
+
+def plan_small(build: PolicyBuilder, *, kind: str) -> PolicyPlan:
+    """Return the plan of a policy whose memory and arithmetic are negligible.
+
+    Args:
+        build: its builder, called once with `empty=True`.
+        kind: what it is, for people.
+    """
+    policy = build(device="cpu", empty=True)
+    sizes = sizes_of(policy)
+    return PolicyPlan(
+        build=build,
+        observation_spec=policy.observation_spec,
+        action_spec=policy.action_spec,
+        trainable_parameters=sizes.trainable,
+        frozen_parameters=sizes.frozen,
+        trainable_bytes=sizes.trainable_bytes,
+        frozen_bytes=sizes.frozen_bytes,
+        text=f"{kind} with {sizes.trainable + sizes.frozen:,} parameters",
+    )
