@@ -15,8 +15,8 @@ import torch
 from rich.console import Console
 
 from vla_rl.errors import CellFailureError, RunFailureError, preflight
+from vla_rl.evaluation.eval_options import EvalOptions
 from vla_rl.evaluation.evaluate import evaluate
-from vla_rl.evaluation.options import EvalOptions
 from vla_rl.evaluation.outcome import EvaluationReport
 from vla_rl.ipc.memory_check import check_room
 from vla_rl.learner.checkpoint import CheckpointInfo, Search
@@ -25,7 +25,7 @@ from vla_rl.learner.launch import launch_ranks, launched_rank
 from vla_rl.learner.strategies import close_process_group
 from vla_rl.recipe import Recipe
 from vla_rl.reporting.live import make_display
-from vla_rl.reporting.metrics import Clocks, MetricsWriter
+from vla_rl.reporting.metrics_file import Clocks, MetricsWriter
 from vla_rl.run.estimate import DryRunReport, estimate
 from vla_rl.run.folder import RunFolder
 from vla_rl.run.log import RunLog, log_to

@@ -90,7 +90,7 @@ def test_check_lists_problems_by_task(
     monkeypatch.setattr("vla_rl.envs.libero.full_assets.completeness", lambda _folder: {"libero_90": "67 of 90"})
     monkeypatch.setattr("vla_rl.doctor.simulator.check_import", lambda: Check("import libero", "ok", "works"))
     built: list[TaskInfo] = []
-    monkeypatch.setattr("vla_rl.doctor.tasks.build_faults", lambda _folder, tasks: built.extend(tasks) or faults)
+    monkeypatch.setattr("vla_rl.doctor.task_builds.build_faults", lambda _folder, tasks: built.extend(tasks) or faults)
     result = assets("check")
     assert result.exit_code == code
     for line, expected in zip(

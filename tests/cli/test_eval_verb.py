@@ -18,10 +18,10 @@ from vla_rl.cli.eval_view import EvaluationProgress, results_table
 from vla_rl.cli.main import app
 from vla_rl.envs.libero.protocol import Protocol
 from vla_rl.errors import UserError
-from vla_rl.evaluation.episodes import EPISODES_FILE, EpisodeLog, EpisodeResult
-from vla_rl.evaluation.options import EvalOptions
+from vla_rl.evaluation.episode_log import EPISODES_FILE, EpisodeLog, EpisodeResult
+from vla_rl.evaluation.eval_options import EvalOptions
+from vla_rl.evaluation.eval_results import summarise
 from vla_rl.evaluation.outcome import EvaluationReport
-from vla_rl.evaluation.results import summarise
 
 Progress = Callable[[int, int, int], None]
 Call = tuple[str, EvalOptions]

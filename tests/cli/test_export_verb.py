@@ -20,8 +20,8 @@ from typer.testing import CliRunner, Result
 from vla_rl.cli.main import app
 from vla_rl.errors import RunFailureError, UserError
 from vla_rl.evaluation.policy_source import find_policy
-from vla_rl.export import export as exporting
-from vla_rl.export.export import ExportReport, export
+from vla_rl.export import policy_export as exporting
+from vla_rl.export.policy_export import ExportReport, export
 from vla_rl.learner.checkpoint import Progress, save
 from vla_rl.learner.engine import Engine
 from vla_rl.policies.lora import merged_weight
@@ -32,7 +32,7 @@ from vla_rl.policies.openvla_oft.adapter_config import AdapterConfig, write_adap
 from vla_rl.policies.openvla_oft.heads import L1ActionHead
 from vla_rl.recipe import build_recipe
 from vla_rl.replay.ring import ReplayRing
-from vla_rl.replay.store import save_ring
+from vla_rl.replay.ring_file import save_ring
 from vla_rl.rl.optimizer_section import OptimizerSection
 from vla_rl.run.plan import plan_policy
 

@@ -6,7 +6,7 @@ import pytest
 
 from vla_rl.doctor.accelerators import check_egl_devices, check_gpus, check_import
 from vla_rl.doctor.graphics import check_renderers, check_users_choice
-from vla_rl.doctor.network import check_hub
+from vla_rl.doctor.internet import check_hub
 from vla_rl.envs.libero.egl_devices import egl_index, pci_bus_of
 from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.envs.libero.gl import Probe

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from vla_rl.doctor import simulator
-from vla_rl.doctor.tasks import build_faults
+from vla_rl.doctor.task_builds import build_faults
 from vla_rl.envs.libero import probes
 from vla_rl.envs.libero.assets import AssetKind
 from vla_rl.envs.libero.child import Outcome

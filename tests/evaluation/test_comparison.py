@@ -13,7 +13,7 @@ from vla_rl.evaluation.comparison import (
     weights_in_words,
 )
 from vla_rl.evaluation.conditions import evaluation_folder
-from vla_rl.evaluation.episodes import EPISODES_FILE, EpisodeLog, EpisodeResult
+from vla_rl.evaluation.episode_log import EPISODES_FILE, EpisodeLog, EpisodeResult
 from vla_rl.evaluation.pairs import compare
 
 

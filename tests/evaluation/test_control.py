@@ -9,7 +9,7 @@ from vla_rl.evaluation.control import (
     stored_controls,
     wrong_instructions,
 )
-from vla_rl.evaluation.episodes import EpisodeLog, EpisodeResult
+from vla_rl.evaluation.episode_log import EpisodeLog, EpisodeResult
 
 
 class Halving:

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from vla_rl.evaluation.episodes import EpisodeLog, EpisodeResult, read_episodes
+from vla_rl.evaluation.episode_log import EpisodeLog, EpisodeResult, read_episodes
 
 
 def episode(init_state, *, success=True, **more):

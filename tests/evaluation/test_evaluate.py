@@ -8,9 +8,9 @@ import pytest
 
 from vla_rl.envs.libero.protocol import Protocol
 from vla_rl.errors import UserError
-from vla_rl.evaluation.episodes import EPISODES_FILE, read_episodes
+from vla_rl.evaluation.episode_log import EPISODES_FILE, read_episodes
+from vla_rl.evaluation.eval_options import EvalOptions
 from vla_rl.evaluation.evaluate import evaluate
-from vla_rl.evaluation.options import EvalOptions
 from vla_rl.ipc import memory_check
 from vla_rl.run.folder_lock import claim_folder
 

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import yaml
 
-from vla_rl.evaluation.episodes import EPISODES_FILE, read_episodes
+from vla_rl.evaluation.episode_log import EPISODES_FILE, read_episodes
 
 pytestmark = pytest.mark.slow
 

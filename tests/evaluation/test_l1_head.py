@@ -17,9 +17,9 @@ from vla_rl.envs.libero.check import SimulatorReport
 from vla_rl.envs.libero.suites import libero_tasks
 from vla_rl.errors import UserError
 from vla_rl.evaluation.control import CONTROLS
-from vla_rl.evaluation.episodes import read_episodes
+from vla_rl.evaluation.episode_log import read_episodes
+from vla_rl.evaluation.eval_options import EvalOptions
 from vla_rl.evaluation.evaluate import evaluate
-from vla_rl.evaluation.options import EvalOptions
 from vla_rl.evaluation.policy_source import find_policy
 from vla_rl.policies.image_transforms import frame_transform
 from vla_rl.policies.kind import PolicyContext

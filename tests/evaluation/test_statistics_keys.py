@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from vla_rl.cli.main import app
 from vla_rl.evaluation.policy_source import find_policy
-from vla_rl.export.export import export
+from vla_rl.export.policy_export import export
 from vla_rl.learner.checkpoint import Progress, kept_for_the_run, save
 from vla_rl.learner.engine import Engine
 from vla_rl.policies.openvla_oft.checkpoint_writer import write_checkpoint

@@ -12,9 +12,9 @@ from vla_rl.envs.libero.assets import Assets
 from vla_rl.envs.libero.check import SimulatorReport
 from vla_rl.envs.libero.protocol import Protocol
 from vla_rl.errors import UserError
-from vla_rl.evaluation.episodes import read_episodes
+from vla_rl.evaluation.episode_log import read_episodes
+from vla_rl.evaluation.eval_options import EvalOptions
 from vla_rl.evaluation.evaluate import evaluate
-from vla_rl.evaluation.options import EvalOptions
 from vla_rl.evaluation.play import fit_slots
 from vla_rl.evaluation.policy_source import find_policy
 from vla_rl.evaluation.suite_plans import all_deviations, folder_name, make_conditions, make_suite_plans, usual_workers

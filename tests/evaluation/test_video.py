@@ -8,7 +8,7 @@ import pytest
 
 from vla_rl.envs.seeds import reset_seed
 from vla_rl.evaluation import video
-from vla_rl.evaluation.episodes import EpisodeResult
+from vla_rl.evaluation.episode_log import EpisodeResult
 from vla_rl.evaluation.video import OUTCOME_FRAMES, RecordedEnv, check_video, compose, count_videos
 from vla_rl.types import ChunkResult, Observation, TaskInfo
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from vla_rl.reporting.metrics import Clocks, MetricsWriter
+from vla_rl.reporting.metrics_file import Clocks, MetricsWriter
 
 RESULTS = {
     "schema": 1,

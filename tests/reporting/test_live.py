@@ -5,8 +5,8 @@ import pytest
 from rich.console import Console
 
 from vla_rl.reporting.live import History, PanelDisplay, PlainDisplay, make_display
-from vla_rl.reporting.metrics import Clocks
-from vla_rl.reporting.snapshot import RateWindow, RunSnapshot, pace_setter
+from vla_rl.reporting.metrics_file import Clocks
+from vla_rl.reporting.run_snapshot import RateWindow, RunSnapshot, pace_setter
 
 
 def snapshot(seconds, *, optimizer_steps=0, env_steps=0, decisions=0, samples=0, **more):

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from vla_rl.reporting.metrics import Clocks, MetricsWriter, read_metrics
+from vla_rl.reporting.metrics_file import Clocks, MetricsWriter, read_metrics
 
 
 def at(optimizer_steps, **more):
@@ -116,7 +116,7 @@ def test_tensorboard_events_hold_metrics_over_optimizer_steps(tmp_path):
 
 def test_reading_metrics_imports_neither_torch_nor_tensorboard():
     code = (
-        "import sys, vla_rl.reporting.metrics, vla_rl.reporting.catalogue;"
+        "import sys, vla_rl.reporting.metrics_file, vla_rl.reporting.catalogue;"
         "sys.exit(any(m in sys.modules for m in ('torch', 'tensorboard', 'matplotlib', 'rich')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

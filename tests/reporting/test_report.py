@@ -11,13 +11,13 @@ pytest.importorskip("matplotlib", reason="figures need the extra 'plots'")
 
 from vla_rl.cli.report import compare_runs, report
 from vla_rl.errors import UserError
-from vla_rl.evaluation.episodes import EpisodeLog, EpisodeResult
+from vla_rl.evaluation.episode_log import EpisodeLog, EpisodeResult
 from vla_rl.reporting.catalogue import CATALOGUE
-from vla_rl.reporting.metrics import read_metrics
-from vla_rl.reporting.plots import FIGURES, draw, draw_success_per_task
+from vla_rl.reporting.metrics_file import read_metrics
 from vla_rl.reporting.report import COLUMNS, write_report
 from vla_rl.reporting.run_folder import read_run
-from vla_rl.reporting.summary import run_sentences
+from vla_rl.reporting.run_plots import FIGURES, draw, draw_success_per_task
+from vla_rl.reporting.run_summary import run_sentences
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
@@ -156,7 +156,7 @@ def test_a_report_of_a_run_that_died_early_has_what_there_is(bare_run, tmp_path)
 
 
 def test_the_command_draws_several_runs_together_where_it_is_told(full_run, bare_run, tmp_path, monkeypatch):
-    monkeypatch.setattr("vla_rl.reporting.plots.write_figures", lambda _folder: [])  # drawn in the test below
+    monkeypatch.setattr("vla_rl.reporting.run_plots.write_figures", lambda _folder: [])  # drawn in the test below
     report([full_run, bare_run, full_run], out=tmp_path / "all.html")
     page = read_page(tmp_path / "all.html")
     assert "Side by side" in page.text

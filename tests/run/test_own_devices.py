@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vla_rl.evaluation.play import play
-from vla_rl.export import export
+from vla_rl.export import policy_export as export
 from vla_rl.recipe import Recipe
 from vla_rl.run.plan import make_training_plan
 from vla_rl.run.training import TrainingRun

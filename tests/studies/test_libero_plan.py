@@ -11,7 +11,7 @@ pytest.importorskip("matplotlib")
 
 from vla_rl.envs.seeds import reset_seed
 from vla_rl.errors import UserError
-from vla_rl.evaluation.episodes import EpisodeLog, EpisodeResult
+from vla_rl.evaluation.episode_log import EpisodeLog, EpisodeResult
 from vla_rl.studies import jobs as study_jobs
 from vla_rl.studies.libero.plan import CHOICE_SEED, HELD_OUT_SEED, PRESETS, RING_SIZES, UNCHANGED, choose_start
 from vla_rl.studies.libero.runner import read_study, run_study

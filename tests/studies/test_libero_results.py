@@ -12,8 +12,8 @@ pytest.importorskip("matplotlib")
 from typer.testing import CliRunner
 
 from vla_rl.cli.main import app
-from vla_rl.evaluation.episodes import EpisodeLog, EpisodeResult
-from vla_rl.studies.libero.files import write_study
+from vla_rl.evaluation.episode_log import EpisodeLog, EpisodeResult
+from vla_rl.studies.libero.outputs import write_study
 from vla_rl.studies.libero.plan import PRESETS, UNCHANGED
 from vla_rl.studies.libero.results import read_results
 from vla_rl.studies.libero.runner import open_study

@@ -14,12 +14,12 @@ import pytest
 
 from vla_rl.errors import UserError
 from vla_rl.recipe import find_recipe
-from vla_rl.reporting.metrics import Clocks, MetricsWriter
+from vla_rl.reporting.metrics_file import Clocks, MetricsWriter
 from vla_rl.rl.surrogates import KINDS
 from vla_rl.studies import jobs as study_jobs
 from vla_rl.studies.metaworld.grid import PRESETS, SWEEP_TASKS, Grid
 from vla_rl.studies.metaworld.runner import RUN_FILE, run_grid
-from vla_rl.studies.surrogates import PLAIN_SURROGATES, StudySurrogate
+from vla_rl.studies.surrogate_labels import PLAIN_SURROGATES, StudySurrogate
 
 PYTHON = sys.executable
 GRID = Grid(tasks=("door-open-v3",), surrogates=("gipo:0.5", "ppo"), regimes=("stale",), seeds=2, optimizer_steps=6000)

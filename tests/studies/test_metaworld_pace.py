@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from vla_rl.studies.metaworld.duration import expect
 from vla_rl.studies.metaworld.grid import PRESETS, StudyRun
-from vla_rl.studies.metaworld.pace import expect
 from vla_rl.studies.pace import Expected, Underway, minutes_left
 
 LONG, SHORT = Expected(start=10.0, training=590.0), Expected(start=10.0, training=110.0)

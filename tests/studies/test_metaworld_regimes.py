@@ -7,7 +7,7 @@ from rich.console import Console
 
 from vla_rl import train as training
 from vla_rl.recipe import build_recipe
-from vla_rl.reporting.metrics import METRICS_FILE, read_metrics
+from vla_rl.reporting.metrics_file import METRICS_FILE, read_metrics
 from vla_rl.reporting.series import closing_mean
 
 RECIPE = """

@@ -17,11 +17,11 @@ from vla_rl.cli.main import app
 from vla_rl.evaluation.statistics import Interval
 from vla_rl.recipe import find_recipe
 from vla_rl.studies.figures import Look, panels_of
-from vla_rl.studies.metaworld import files as metaworld_files
+from vla_rl.studies.metaworld import outputs as metaworld_outputs
 from vla_rl.studies.metaworld import plots as metaworld_plots
-from vla_rl.studies.metaworld.bands import metric_band, return_band
-from vla_rl.studies.metaworld.files import write_study
+from vla_rl.studies.metaworld.curves import metric_band, return_band
 from vla_rl.studies.metaworld.grid import Grid
+from vla_rl.studies.metaworld.outputs import write_study
 from vla_rl.studies.metaworld.plots import _scatter
 from vla_rl.studies.metaworld.results import read_results, select
 from vla_rl.studies.metaworld.runner import open_study
@@ -52,7 +52,7 @@ def record(step, *, scaled_return, ess):
 @pytest.fixture
 def study(tmp_path, monkeypatch):
     """Every run ends with a return of 100 · (1 + seed), ten times that of the surrogate gipo, in both tasks."""
-    monkeypatch.setattr(metaworld_files, "random_return", lambda _: 0.0)
+    monkeypatch.setattr(metaworld_outputs, "random_return", lambda _: 0.0)
     open_study(GRID, tmp_path)
     for run in GRID.runs():
         folder = tmp_path / "runs" / run.name
@@ -124,7 +124,7 @@ def test_bands_are_means_over_runs(study):
 
 
 def test_a_band_over_single_runs_claims_no_interval(study, monkeypatch):
-    monkeypatch.setattr(metaworld_files, "write_figures", lambda *_: [])
+    monkeypatch.setattr(metaworld_outputs, "write_figures", lambda *_: [])
     one = [result for result in results_of(study) if result.run.seed == 0 and result.run.surrogate == "ppo"]
     band = metric_band(one, "utilization/ess_old")
     assert band.mean[-1] == pytest.approx(1.0)
@@ -138,7 +138,7 @@ def test_a_band_over_single_runs_claims_no_interval(study, monkeypatch):
 
 
 def test_axes_are_in_the_order_of_the_grid_and_not_of_the_folders(study, monkeypatch):
-    monkeypatch.setattr(metaworld_files, "write_figures", lambda *_: [])
+    monkeypatch.setattr(metaworld_outputs, "write_figures", lambda *_: [])
     settings = json.loads((study / "study.json").read_text(encoding="utf-8"))
     settings |= {"tasks": ["push-v3", "door-open-v3"], "surrogates": ["ppo", "gipo:0.5", "gipo"]}
     (study / "study.json").write_text(json.dumps(settings), encoding="utf-8")
@@ -148,7 +148,7 @@ def test_axes_are_in_the_order_of_the_grid_and_not_of_the_folders(study, monkeyp
 
 
 def test_tables_and_figures_of_an_earlier_call_do_not_outlive_their_data(study, monkeypatch):
-    monkeypatch.setattr(metaworld_files, "write_figures", lambda *_: [])
+    monkeypatch.setattr(metaworld_outputs, "write_figures", lambda *_: [])
     (study / "results").mkdir()
     for name in ("scores.csv", "sigma.png", "sigma.svg", "notes.csv"):
         (study / "results" / name).touch()
@@ -300,7 +300,7 @@ def test_a_figure_has_three_panels_in_a_row_at_most():
 
 
 def test_the_points_of_the_scatter_plots_are_a_table(study, monkeypatch):
-    monkeypatch.setattr(metaworld_files, "write_figures", lambda *_: [])
+    monkeypatch.setattr(metaworld_outputs, "write_figures", lambda *_: [])
     write_study(study)
     with (study / "results" / "points.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -323,7 +323,7 @@ def test_the_words_tell_success_on_every_task_and_say_that_there_was_none(study)
 
 
 def test_a_study_that_is_not_finished_says_so(study, monkeypatch):
-    monkeypatch.setattr(metaworld_files, "write_figures", lambda *_: [])
+    monkeypatch.setattr(metaworld_outputs, "write_figures", lambda *_: [])
     (study / "runs" / "push-v3_ppo_stale_seed1").rename(study / "runs" / "push-v3_ppo_stale_seed1.unfinished")
     for path in (study / "runs" / "push-v3_ppo_stale_seed1.unfinished").glob("study_run.json"):
         path.unlink()
@@ -349,7 +349,7 @@ def test_a_study_that_is_not_finished_says_so(study, monkeypatch):
     ],
 )
 def test_a_run_that_cannot_be_read_is_left_out_and_told(study, monkeypatch, file, content, complaint):
-    monkeypatch.setattr(metaworld_files, "write_figures", lambda *_: [])
+    monkeypatch.setattr(metaworld_outputs, "write_figures", lambda *_: [])
     path = study / "runs" / "push-v3_ppo_stale_seed1" / file
     path.unlink() if content is None else path.write_text(content, encoding="utf-8")
     write_study(study)
@@ -383,14 +383,14 @@ def test_a_study_without_a_run_is_refused(tmp_path):
 
 
 def test_report_takes_the_folder_of_a_study(study, monkeypatch):
-    monkeypatch.setattr(metaworld_files, "write_figures", lambda *_: [])
+    monkeypatch.setattr(metaworld_outputs, "write_figures", lambda *_: [])
     done = CliRunner().invoke(app, ["report", str(study)])
     assert done.exit_code == 0, done.output
     assert (study / "report.html").exists()
 
 
 def test_runs_and_studies_share_a_page(study, tmp_path, monkeypatch):
-    monkeypatch.setattr(metaworld_files, "write_figures", lambda *_: [])
+    monkeypatch.setattr(metaworld_outputs, "write_figures", lambda *_: [])
     run = study / "runs" / "push-v3_ppo_stale_seed1"
     page = tmp_path / "both.html"
     done = CliRunner().invoke(app, ["report", str(study), str(run), "--out", str(page)])
@@ -401,7 +401,7 @@ def test_runs_and_studies_share_a_page(study, tmp_path, monkeypatch):
 
 
 def test_studies_of_one_name_are_both_on_the_page(study, tmp_path, monkeypatch):
-    monkeypatch.setattr(metaworld_files, "write_figures", lambda *_: [])
+    monkeypatch.setattr(metaworld_outputs, "write_figures", lambda *_: [])
     for place in ("a", "b"):
         shutil.copytree(study / "runs", tmp_path / place / "same" / "runs")
         shutil.copy(study / "study.json", tmp_path / place / "same")
@@ -494,7 +494,7 @@ def test_the_words_go_by_the_interval_where_there_is_one(study):
 
 
 def test_a_pair_without_an_interval_has_the_sign_test_in_its_row(study, monkeypatch):
-    monkeypatch.setattr(metaworld_files, "write_figures", lambda *_: [])
+    monkeypatch.setattr(metaworld_outputs, "write_figures", lambda *_: [])
     write_study(study)
     with (study / "results" / "improvements.csv").open(encoding="utf-8") as file:
         rows = {(row["first"], row["second"]): row for row in csv.DictReader(file)}
@@ -536,7 +536,7 @@ def test_fresh_and_stale_are_compared_where_both_were_run(study):
 
 
 def test_the_page_tells_what_runs_were_made_with(study, monkeypatch):
-    monkeypatch.setattr(metaworld_files, "write_figures", lambda *_: [])
+    monkeypatch.setattr(metaworld_outputs, "write_figures", lambda *_: [])
     page = "".join(write_study(study).sections)
     assert "All runs were made with the same sources and versions" in page
     assert page.count("<summary>manifest of ") == 12

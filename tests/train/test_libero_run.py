@@ -5,7 +5,7 @@ import math
 import pytest
 from toy_runs import metrics, run
 
-from vla_rl.export.export import export
+from vla_rl.export.policy_export import export
 from vla_rl.recipe import Recipe
 
 pytestmark = pytest.mark.libero

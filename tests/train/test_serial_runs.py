@@ -18,7 +18,7 @@ from vla_rl.errors import CellFailureError, RunFailureError, UserError
 from vla_rl.learner.checkpoint import find_latest
 from vla_rl.learner.stepping import StepOutcome, TorchStrategy
 from vla_rl.policies.mlp.network import MLPPolicy
-from vla_rl.reporting.metrics import Clocks, MetricsWriter
+from vla_rl.reporting.metrics_file import Clocks, MetricsWriter
 from vla_rl.reporting.report import write_report
 from vla_rl.run.plan import make_training_plan
 from vla_rl.run.rollout_stats import RolloutStats
@@ -390,7 +390,7 @@ def test_a_full_disk_costs_log_points_and_checkpoints_but_not_the_run(tmp_path, 
         raise OSError(28, "No space left on device")
 
     before = own_blocks()
-    monkeypatch.setattr("vla_rl.reporting.metrics.MetricsWriter._append", full)
+    monkeypatch.setattr("vla_rl.reporting.metrics_file.MetricsWriter._append", full)
     outcome, printed = run(toy_recipe(), tmp_path / "run")
     assert outcome.clocks.optimizer_steps == 6
     assert printed.count("log points are lost from optimizer step 1 on") == 1

@@ -48,7 +48,7 @@ def check(
     Exits with 2 if something is wrong. Also reports how many LIBERO-90 tasks have all their files.
     """
     from vla_rl.doctor.simulator import check_import
-    from vla_rl.doctor.tasks import build_faults
+    from vla_rl.doctor.task_builds import build_faults
     from vla_rl.envs.libero.assets import resolve_assets
     from vla_rl.envs.libero.full_assets import check_tasks, completeness
 

@@ -142,8 +142,8 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
 
     from vla_rl.cli.eval_view import EvaluationProgress, print_report
     from vla_rl.envs.libero.protocol import Protocol
+    from vla_rl.evaluation.eval_options import EvalOptions
     from vla_rl.evaluation.evaluate import evaluate as run_evaluation
-    from vla_rl.evaluation.options import EvalOptions
 
     options = EvalOptions(
         suites=tuple(name for entry in suite or () for name in entry.split(",")),

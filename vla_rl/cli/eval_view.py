@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from vla_rl.evaluation.eval_results import SuiteSummary, TaskSummary
 from vla_rl.evaluation.outcome import EvaluationReport
-from vla_rl.evaluation.results import SuiteSummary, TaskSummary
 from vla_rl.evaluation.statistics import Interval
 from vla_rl.reporting.text import duration, percent
 

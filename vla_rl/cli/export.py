@@ -44,7 +44,7 @@ def export(
     ] = "auto",
 ) -> None:
     """Write a policy for other programs to load, and check that the export answers as the policy does."""
-    from vla_rl.export.export import export as run_export
+    from vla_rl.export.policy_export import export as run_export
 
     only_comments()
     report = run_export(

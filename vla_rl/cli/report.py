@@ -12,7 +12,7 @@ from vla_rl.cli.commentary import only_comments
 from vla_rl.errors import UserError, preflight
 
 if TYPE_CHECKING:
-    from vla_rl.evaluation.episodes import EpisodeResult
+    from vla_rl.evaluation.episode_log import EpisodeResult
 
 
 def report(
@@ -26,8 +26,8 @@ def report(
 ) -> None:
     """Write figures and one self-contained HTML page about runs."""
     try:
-        from vla_rl.reporting.plots import write_figures
         from vla_rl.reporting.report import write_report
+        from vla_rl.reporting.run_plots import write_figures
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise
@@ -58,9 +58,9 @@ def _write_study(path: Path) -> tuple[str, ...]:
     from vla_rl.studies.study_file import kind_of
 
     if kind_of(path) == LIBERO:
-        from vla_rl.studies.libero.files import write_study
+        from vla_rl.studies.libero.outputs import write_study
     else:
-        from vla_rl.studies.metaworld.files import write_study
+        from vla_rl.studies.metaworld.outputs import write_study
 
     written = write_study(path)
     print("\n".join(map(str, written.files)))
@@ -74,7 +74,7 @@ def compare_runs(runs: list[Path]) -> list[str]:
         ValueError: a file of episodes is broken.
     """
     from vla_rl.evaluation.comparison import newest_episodes
-    from vla_rl.evaluation.episodes import read_episodes
+    from vla_rl.evaluation.episode_log import read_episodes
 
     newest = {run: newest_episodes(run) for run in runs}
     evaluated = {run: read_episodes(path) for run, path in newest.items() if path is not None}

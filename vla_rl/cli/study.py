@@ -90,9 +90,9 @@ def metaworld(
 ) -> None:
     """Compare surrogates on fresh and stale experience: a resumable grid of runs, statistics and figures."""
     _require_matplotlib()
-    from vla_rl.studies.metaworld.files import write_study
+    from vla_rl.studies.metaworld.duration import estimate
     from vla_rl.studies.metaworld.grid import PRESETS
-    from vla_rl.studies.metaworld.pace import estimate
+    from vla_rl.studies.metaworld.outputs import write_study
     from vla_rl.studies.metaworld.runner import run_grid
 
     chosen: dict[str, Any] = {"tasks": _names(tasks), "surrogates": _names(surrogates), "regimes": _names(regimes)}
@@ -172,7 +172,7 @@ def libero(  # noqa: PLR0913 - one parameter per option
     """Collect demonstrations, clone them, improve the policy with RL, and compare before and after."""
     _require_matplotlib()
     from vla_rl.cli.eval import parse_tasks
-    from vla_rl.studies.libero.files import write_study
+    from vla_rl.studies.libero.outputs import write_study
     from vla_rl.studies.libero.plan import PRESETS
     from vla_rl.studies.libero.runner import run_study
     from vla_rl.studies.libero.stages import estimate, jobs_of
@@ -216,7 +216,7 @@ def gridworld(
     """Compute exact bias and variance of every surrogate on the 2x2 GridWorld: JSON, CSV, table and figures."""
     _require_matplotlib()
     from vla_rl.studies.gridworld.enumeration import study as run_study
-    from vla_rl.studies.gridworld.files import markdown_table, write_records
+    from vla_rl.studies.gridworld.outputs import markdown_table, write_records
     from vla_rl.studies.gridworld.plots import plot_pareto, plot_weights
 
     only_comments()

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_rl.demos.data_errors import DemosError
 from vla_rl.demos.episode import ACTION_DIM, STATE_DIM
-from vla_rl.demos.problems import DemosError
 
 
 def check_numbers(name: str, values: NDArray[Any], shape: tuple[int, ...], place: tuple[str, str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_rl.demos.problems import DemosError
+from vla_rl.demos.data_errors import DemosError
 
 Gripper = Literal["signed", "binary"]
 GRIPPERS: dict[str, str] = {"signed": "-1 open, +1 close", "binary": "0 close, 1 open"}

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_rl.demos.conventions import instruction_of_task, task_of_file
+from vla_rl.demos.data_errors import DemosError
 from vla_rl.demos.episode import Episode, StoredEpisode
 from vla_rl.demos.h5_files import new_h5, open_h5, write_datasets
 from vla_rl.demos.hdf5 import PICTURES, Hdf5Reader
 from vla_rl.demos.opening import Demos
-from vla_rl.demos.problems import DemosError
 
 if TYPE_CHECKING:
     from vla_rl.demos.h5_files import File

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_rl.demos.problems import DemosError, damaged, extra_needed
+from vla_rl.demos.data_errors import DemosError, damaged, extra_needed
 from vla_rl.files import written_aside
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from vla_rl.demos.checks import check_episode
 from vla_rl.demos.conventions import instruction_of_task, measured_lag, task_of_file
+from vla_rl.demos.data_errors import DemosError
 from vla_rl.demos.episode import Rows, StoredEpisode
 from vla_rl.demos.h5_files import READABLE, find, open_h5, read_array
-from vla_rl.demos.problems import DemosError
 from vla_rl.types import UInt8Array
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import numpy as np
 from vla_rl.demos.conventions import kept_rows
 from vla_rl.demos.episode import Episode, StoredEpisode
 from vla_rl.demos.opening import Demos
-from vla_rl.demos.statistics import action_statistics
+from vla_rl.demos.scaling_statistics import action_statistics
 
 CHUNK = 8  # actions per decision of OpenVLA-OFT on LIBERO
 HELD = 5  # rows after which the fingers have followed a command

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_rl.demos.checks import check_episode
+from vla_rl.demos.data_errors import DemosError
 from vla_rl.demos.episode import ACTION_DIM, CAMERAS, Rows, StoredEpisode
 from vla_rl.demos.parquet import column_names, num_rows, read_cells, read_columns, read_table
 from vla_rl.demos.pictures import PictureError, decode_picture
-from vla_rl.demos.problems import DemosError
 from vla_rl.demos.videos import read_video
 from vla_rl.types import UInt8Array
 

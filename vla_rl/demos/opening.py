@@ -10,10 +10,10 @@ from typing import Literal
 import numpy as np
 
 from vla_rl.demos.conventions import GRIPPERS, Gripper, gripper_of, kept_rows, to_environment
+from vla_rl.demos.data_errors import DemosError
 from vla_rl.demos.episode import Episode, Reader, StoredEpisode
 from vla_rl.demos.hdf5 import SUFFIXES, Hdf5Reader
 from vla_rl.demos.lerobot import INFO, LeRobotReader
-from vla_rl.demos.problems import DemosError
 from vla_rl.demos.rlds import RldsReader
 from vla_rl.errors import UserError
 

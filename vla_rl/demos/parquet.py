@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_rl.demos.problems import AGAIN, DemosError, damaged, extra_needed
+from vla_rl.demos.data_errors import AGAIN, DemosError, damaged, extra_needed
 
 BATCH_ROWS = 64  # rows with pictures are large
 Columns = dict[str, list[Any]]

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from vla_rl.demos.checks import check_episode, missing_key
 from vla_rl.demos.conventions import instruction_of_task, task_of_file
+from vla_rl.demos.data_errors import AGAIN, DemosError
 from vla_rl.demos.episode import ACTION_DIM, CAMERAS, STATE_DIM, Rows, StoredEpisode
 from vla_rl.demos.pictures import PictureError, decode_picture, size_of_picture
-from vla_rl.demos.problems import AGAIN, DemosError
 from vla_rl.demos.protobuf import Feature, ProtobufError, parse_example
 from vla_rl.demos.tfrecord import RecordRef, read_record, scan_records
 from vla_rl.types import UInt8Array

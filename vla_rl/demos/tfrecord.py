@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vla_rl.demos.crc32c import masked_crc32c
-from vla_rl.demos.problems import AGAIN, DemosError, damaged
+from vla_rl.demos.data_errors import AGAIN, DemosError, damaged
 
 HEADER_BYTES = 12
 FOOTER_BYTES = 4

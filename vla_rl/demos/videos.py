@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_rl.demos.problems import DemosError, damaged, extra_needed
+from vla_rl.demos.data_errors import DemosError, damaged, extra_needed
 from vla_rl.types import UInt8Array
 
 # Largest difference between a frame's time and a row's, as a share of the time between frames. Containers round times,

@@ -108,7 +108,7 @@ def _imports() -> list[Check]:
 
 
 def _hub() -> list[Check]:
-    from vla_rl.doctor.network import check_hub
+    from vla_rl.doctor.internet import check_hub
 
     return [check_hub()]
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vla_rl.evaluation.conditions import differences, read_conditions
-from vla_rl.evaluation.episodes import EPISODES_FILE, EpisodeResult, read_episodes
+from vla_rl.evaluation.episode_log import EPISODES_FILE, EpisodeResult, read_episodes
 from vla_rl.evaluation.pairs import Comparison, compare
 from vla_rl.evaluation.statistics import CONFIDENCE
 from vla_rl.reporting.run_folder import EVALUATIONS

@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 
 from vla_rl.errors import UserError, preflight
-from vla_rl.evaluation.episodes import EPISODES_FILE, EpisodeKey, in_words, read_episodes
+from vla_rl.evaluation.episode_log import EPISODES_FILE, EpisodeKey, in_words, read_episodes
 from vla_rl.files import atomic_write_json
 from vla_rl.reporting.manifest import MANIFEST_FILE
 from vla_rl.reporting.run_folder import RECIPE_FILE

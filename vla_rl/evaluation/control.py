@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from vla_rl.evaluation.episodes import EpisodeResult, read_episodes
+from vla_rl.evaluation.episode_log import EpisodeResult, read_episodes
 from vla_rl.evaluation.pairs import Comparison, compare
 from vla_rl.types import FrameTransform, UInt8Array
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from vla_rl.errors import preflight
 from vla_rl.evaluation.conditions import Conditions, evaluation_folder
 from vla_rl.evaluation.control import BlankFrames, Control, episodes_file, stored_controls, wrong_instructions
-from vla_rl.evaluation.episodes import EPISODES_FILE, EpisodeKey, EpisodeLog, EpisodeResult
-from vla_rl.evaluation.options import EvalOptions
+from vla_rl.evaluation.episode_log import EPISODES_FILE, EpisodeKey, EpisodeLog, EpisodeResult
+from vla_rl.evaluation.eval_options import EvalOptions
+from vla_rl.evaluation.eval_results import EvaluationSummary, write_results
 from vla_rl.evaluation.outcome import EvaluationReport
 from vla_rl.evaluation.play import play, result_keys
 from vla_rl.evaluation.policy_source import PolicySource, find_policy
-from vla_rl.evaluation.results import EvaluationSummary, write_results
 from vla_rl.evaluation.suite_plans import (
     SuitePlan,
     all_deviations,
@@ -277,7 +277,7 @@ def _write_pictures(folder: Path, summary: EvaluationSummary) -> None:
     """Write `success_<suite>.png` if matplotlib is installed."""
     if importlib.util.find_spec("matplotlib") is None:
         return
-    from vla_rl.reporting.plots import draw_success_per_task, png
+    from vla_rl.reporting.run_plots import draw_success_per_task, png
 
     for suite in summary.suites:
         tasks = [asdict(task) for task in summary.tasks if task.suite == suite.suite]

@@ -9,7 +9,7 @@ from typing import Any
 
 from vla_rl.evaluation.comparison import interval_in_words, mcnemar_in_words
 from vla_rl.evaluation.control import Control
-from vla_rl.evaluation.results import EvaluationSummary
+from vla_rl.evaluation.eval_results import EvaluationSummary
 from vla_rl.evaluation.video import VIDEOS
 
 

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from vla_rl.evaluation.episodes import EpisodeKey, EpisodeResult
-from vla_rl.evaluation.results import group_by, rates_by_state
+from vla_rl.evaluation.episode_log import EpisodeKey, EpisodeResult
+from vla_rl.evaluation.eval_results import group_by, rates_by_state
 from vla_rl.evaluation.statistics import (
     CONFIDENCE,
     Interval,

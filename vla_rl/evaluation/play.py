@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vla_rl.errors import preflight
-from vla_rl.evaluation.episodes import EpisodeLog, EpisodeResult
+from vla_rl.evaluation.episode_log import EpisodeLog, EpisodeResult
 from vla_rl.ipc.memory_check import NoRoomError
 from vla_rl.learner.checkpoint import load_policy
 from vla_rl.policies.devices import use_device

@@ -9,7 +9,7 @@ from vla_rl.envs.kind import SAMPLED, EvaluationTerms
 from vla_rl.envs.libero.assets import SUBFOLDERS, Assets
 from vla_rl.envs.libero.check import SimulatorReport
 from vla_rl.evaluation.conditions import Conditions, digest_of_files
-from vla_rl.evaluation.options import EvalOptions
+from vla_rl.evaluation.eval_options import EvalOptions
 from vla_rl.evaluation.play import evaluation_jobs, init_states
 from vla_rl.evaluation.policy_source import PolicySource
 from vla_rl.ipc.container import usable_cores

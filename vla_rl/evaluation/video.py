@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vla_rl.envs.seeds import reset_seed
-from vla_rl.evaluation.episodes import EpisodeResult
+from vla_rl.evaluation.episode_log import EpisodeResult
 from vla_rl.files import rename
 from vla_rl.types import ChunkResult, Environment, FloatArray, Observation, TaskInfo, UInt8Array
 

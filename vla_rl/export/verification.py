@@ -21,7 +21,7 @@ from vla_rl.policies.openvla_oft.model import OFTNetwork
 from vla_rl.policies.openvla_oft.policy import OpenVLAOFTPolicy
 from vla_rl.policies.openvla_oft.vision import CHANNELS_PER_IMAGE
 from vla_rl.policies.token_policy import TokenOutput
-from vla_rl.replay.store import REPLAY, RING_FILE
+from vla_rl.replay.ring_file import REPLAY, RING_FILE
 from vla_rl.types import PolicyInputs
 
 BATCH = 4  # observations per forward pass

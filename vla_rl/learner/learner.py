@@ -17,7 +17,6 @@ from torch.nn.modules.dropout import _DropoutNd
 from vla_rl.credit import Credit, Experience
 from vla_rl.learner.batches import Index, Rows, at, bootstrap_rows, decision_rows, policy_inputs, token_mask
 from vla_rl.learner.engine import Engine, UpdateResult
-from vla_rl.learner.metrics import lag_metrics, loss_metrics, ratio_metrics
 from vla_rl.learner.moments import RunningMoments
 from vla_rl.learner.objective import (
     Counts,
@@ -31,6 +30,7 @@ from vla_rl.learner.objective import (
     share_of_loss,
 )
 from vla_rl.learner.optimizer import POLICY_GROUP, VALUE_GROUP
+from vla_rl.learner.update_metrics import lag_metrics, loss_metrics, ratio_metrics
 from vla_rl.policies.memory_errors import is_out_of_memory
 from vla_rl.rl.loss_weights import LossWeights
 from vla_rl.rl.masking import NonFiniteError

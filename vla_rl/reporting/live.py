@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from vla_rl.reporting.snapshot import Rates, RateWindow, RunSnapshot, pace_setter
+from vla_rl.reporting.run_snapshot import Rates, RateWindow, RunSnapshot, pace_setter
 from vla_rl.reporting.text import ABSENT, duration, number, percent, size, sparkline
 
 PLAIN_INTERVAL_S = 10.0

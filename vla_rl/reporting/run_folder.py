@@ -9,7 +9,7 @@ from typing import Any
 
 from vla_rl.files import read_json_object
 from vla_rl.reporting.manifest import MANIFEST_FILE
-from vla_rl.reporting.metrics import METRICS_FILE, read_metrics
+from vla_rl.reporting.metrics_file import METRICS_FILE, read_metrics
 from vla_rl.reporting.series import Records
 
 RECIPE_FILE = "recipe.yaml"

@@ -12,7 +12,7 @@ from typing import Any
 from vla_rl.files import atomic_write_text, rename
 from vla_rl.learner.checkpoint import Search, find_latest
 from vla_rl.reporting.manifest import MANIFEST_FILE, write_manifest
-from vla_rl.reporting.metrics import METRICS_FILE
+from vla_rl.reporting.metrics_file import METRICS_FILE
 from vla_rl.reporting.run_folder import RECIPE_FILE
 from vla_rl.run.folder_lock import claim_folder
 from vla_rl.run.plan import TrainingPlan

@@ -18,8 +18,8 @@ from vla_rl.learner.collectives import Collectives
 from vla_rl.policies.devices import PeakMemory, peak_memory
 from vla_rl.reporting.catalogue import reduce_over_ranks
 from vla_rl.reporting.live import Display
-from vla_rl.reporting.metrics import Clocks, MetricsWriter
-from vla_rl.reporting.snapshot import RunSnapshot
+from vla_rl.reporting.metrics_file import Clocks, MetricsWriter
+from vla_rl.reporting.run_snapshot import RunSnapshot
 from vla_rl.reporting.streams import losses
 from vla_rl.run.estimate import estimate_memory
 from vla_rl.run.rollout_stats import rollout_metrics

@@ -27,9 +27,9 @@ from vla_rl.learner.engine import Engine
 from vla_rl.learner.learner import Learner
 from vla_rl.policies.devices import use_device
 from vla_rl.replay.governor import Account, Governor
+from vla_rl.replay.ring_file import REPLAY, RING_FILE, load_ring, save_ring
 from vla_rl.replay.sampler import SegmentSampler
-from vla_rl.replay.store import REPLAY, RING_FILE, load_ring, save_ring
-from vla_rl.reporting.metrics import Clocks
+from vla_rl.reporting.metrics_file import Clocks
 from vla_rl.run.assembly import make_cell, make_memory
 from vla_rl.run.plan import TrainingPlan
 from vla_rl.run.rollout_stats import RolloutStats

@@ -23,7 +23,7 @@ from typing import Any
 
 from vla_rl.files import atomic_write_json, rename
 from vla_rl.ipc.parent_death import end_with_parent
-from vla_rl.reporting.metrics import METRICS_FILE, read_metrics
+from vla_rl.reporting.metrics_file import METRICS_FILE, read_metrics
 from vla_rl.reporting.text import percent
 from vla_rl.run.signals import StopRequest
 from vla_rl.studies.pace import Expected, Underway, minutes_left

@@ -22,7 +22,7 @@ from vla_rl.envs.libero.section import LiberoSection
 from vla_rl.errors import UserError
 from vla_rl.libero_suites import SUITES
 from vla_rl.recipe import Recipe, find_recipe, load_recipe
-from vla_rl.studies.surrogates import StudySurrogate, canonical_labels, require_known
+from vla_rl.studies.surrogate_labels import StudySurrogate, canonical_labels, require_known
 from vla_rl.workers.episodes import SAMPLED_STATES
 
 RECIPE = "libero_tiny_gipo"

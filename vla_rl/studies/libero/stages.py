@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vla_rl.evaluation.episodes import EPISODES_FILE, read_episodes
-from vla_rl.evaluation.results import summarise
+from vla_rl.evaluation.episode_log import EPISODES_FILE, read_episodes
+from vla_rl.evaluation.eval_results import summarise
 from vla_rl.run.plan import plan_policy
 from vla_rl.studies.jobs import Job, share_of_updates
 from vla_rl.studies.libero.plan import (

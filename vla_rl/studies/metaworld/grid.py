@@ -18,7 +18,7 @@ from vla_rl.errors import UserError
 from vla_rl.recipe import Recipe, decisions_per_episode, find_recipe, load_recipe
 from vla_rl.recipe.regimes import SPANS
 from vla_rl.replay.layout import capacity_for
-from vla_rl.studies.surrogates import StudySurrogate, canonical_labels, require_known
+from vla_rl.studies.surrogate_labels import StudySurrogate, canonical_labels, require_known
 
 RECIPE = "metaworld_stale"
 REGIMES = tuple(SPANS)

@@ -25,7 +25,7 @@ from vla_rl.studies.figures import (
     save,
     style,
 )
-from vla_rl.studies.metaworld.bands import metric_band, return_band
+from vla_rl.studies.metaworld.curves import metric_band, return_band
 from vla_rl.studies.metaworld.results import (
     STALENESS,
     UTILIZATION,
@@ -40,7 +40,7 @@ from vla_rl.studies.metaworld.scores import (
 )
 from vla_rl.studies.metaworld.summary import TITLES
 from vla_rl.studies.metaworld.words import mean_over_runs
-from vla_rl.studies.surrogates import StudySurrogate
+from vla_rl.studies.surrogate_labels import StudySurrogate
 
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 IQM = "IQM of the normalised score"

@@ -16,12 +16,12 @@ from vla_rl.envs.metaworld.tasks import SUITE
 from vla_rl.files import read_json_object
 from vla_rl.recipe import load_recorded_recipe
 from vla_rl.reporting.manifest import MANIFEST_FILE
-from vla_rl.reporting.metrics import METRICS_FILE, read_metrics
+from vla_rl.reporting.metrics_file import METRICS_FILE, read_metrics
 from vla_rl.reporting.run_folder import RECIPE_FILE
 from vla_rl.reporting.series import Records, closing_mean, series
 from vla_rl.studies.metaworld.grid import StudyRun
 from vla_rl.studies.metaworld.runner import RUN_FILE, RUNS
-from vla_rl.studies.surrogates import StudySurrogate
+from vla_rl.studies.surrogate_labels import StudySurrogate
 
 STALENESS = (
     "policy_lag/mean",

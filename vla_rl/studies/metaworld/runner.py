@@ -14,8 +14,8 @@ from vla_rl.files import atomic_write_json, read_json_object
 from vla_rl.recipe import build_recipe, find_recipe, load_recipe
 from vla_rl.run.folder_lock import claim_folder
 from vla_rl.studies.jobs import Job, Progress, Say, run_jobs, share_of_updates
+from vla_rl.studies.metaworld.duration import expect
 from vla_rl.studies.metaworld.grid import Grid, StudyRun
-from vla_rl.studies.metaworld.pace import expect
 from vla_rl.studies.study_file import STUDY_FILE, changed_fields
 
 RUN_FILE = "study_run.json"

@@ -19,7 +19,7 @@ from vla_rl.studies.metaworld.scores import (
     Score,
 )
 from vla_rl.studies.pages import between
-from vla_rl.studies.surrogates import StudySurrogate
+from vla_rl.studies.surrogate_labels import StudySurrogate
 
 ENOUGH_SEEDS = 5
 SLOW = 0.2  # share of the largest learning rate

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from vla_rl.evaluation.episodes import EpisodeResult
+from vla_rl.evaluation.episode_log import EpisodeResult
 from vla_rl.evaluation.statistics import (
     CONFIDENCE,
     Float64Array,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from vla_rl.reporting.metrics import Clocks
+from vla_rl.reporting.metrics_file import Clocks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

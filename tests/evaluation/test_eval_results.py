@@ -5,9 +5,9 @@ import random
 
 import pytest
 
-from vla_rl.evaluation.episodes import EpisodeResult
+from vla_rl.evaluation.episode_log import EpisodeResult
+from vla_rl.evaluation.eval_results import summarise, write_results
 from vla_rl.evaluation.pairs import compare
-from vla_rl.evaluation.results import summarise, write_results
 
 
 def episodes(suite, task_id, outcomes, *, env_steps=100, first_state=0):

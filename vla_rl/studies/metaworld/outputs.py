@@ -9,7 +9,7 @@ from vla_rl.files import atomic_write_json, atomic_write_text, read_json_object
 from vla_rl.reporting import html
 from vla_rl.reporting.report import origin_table
 from vla_rl.reporting.series import value_of
-from vla_rl.studies.metaworld.bands import metric_band, return_band
+from vla_rl.studies.metaworld.curves import metric_band, return_band
 from vla_rl.studies.metaworld.plots import FIGURES, write_figures
 from vla_rl.studies.metaworld.results import (
     CLOSING,

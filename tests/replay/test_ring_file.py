@@ -7,8 +7,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from vla_rl.replay.ring import ReplayRing
+from vla_rl.replay.ring_file import load_ring, save_ring
 from vla_rl.replay.sampler import SegmentSampler
-from vla_rl.replay.store import load_ring, save_ring
 from vla_rl.types import ObservationSpec, SegmentBatch
 
 

@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 
 from vla_rl.reporting.run_folder import read_run
+from vla_rl.reporting.run_summary import run_sentences, warnings
 from vla_rl.reporting.series import closing_mean, last, nonfinite_counts, opening_mean, series
-from vla_rl.reporting.summary import run_sentences, warnings
 
 RECORDS: list[dict[str, Any]] = [
     {"env_steps": 0, "optimizer_steps": 0, "a": 100.0},
