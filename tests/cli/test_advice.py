@@ -52,7 +52,7 @@ FOREIGN = {
     "vla_rl/ipc/memory_check.py": {"--memory"},
     "vla_rl/learner/launch.py": None,  # builds the command of a launcher
     "vla_rl/reporting/manifest.py": {"--porcelain", "--untracked-files"},
-    "vla_rl/reporting/report_style.py": None,  # variables of CSS
+    "vla_rl/reporting/html.py": None,  # variables of CSS
     "vla_rl/studies/metaworld/runner.py": {"--run-dir"},  # builds the command of a training
     "vla_rl/studies/libero/stages.py": None,  # builds commands of other verbs
 }

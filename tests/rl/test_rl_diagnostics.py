@@ -1,13 +1,12 @@
 """Lag, drift and utilisation on batches small enough to count by hand."""
 
 import math
-from functools import partial
 
 import pytest
 import torch
 
 from vla_rl.rl import diagnostics
-from vla_rl.rl.multipliers import LOG_MULTIPLIERS
+from vla_rl.rl.surrogates import Gipo, Ppo
 
 ALL = torch.ones(4, dtype=torch.bool)
 NOTHING = torch.zeros(4, dtype=torch.bool)
@@ -87,9 +86,9 @@ def test_equal_contributions_are_all_effective():
 
 def test_an_underflowing_gaussian_weight_is_suppressed_and_a_clipped_one_is_dead():
     x, advantages = torch.tensor([-3.0, 0.0, 0.0, 0.0]), torch.tensor([-1.0, 1.0, 1.0, 1.0])
-    gipo = partial(LOG_MULTIPLIERS["gipo"], sigma=0.2)
-    soft = diagnostics.utilization(gipo(x, advantages), advantages, ALL, ALL)
-    hard = diagnostics.utilization(LOG_MULTIPLIERS["ppo"](x, advantages), advantages, ALL, ALL)
+    gipo, ppo = Gipo(name="gipo", sigma=0.2), Ppo(name="ppo")
+    soft = diagnostics.utilization(gipo.log_weight(x, advantages), advantages, ALL, ALL)
+    hard = diagnostics.utilization(ppo.log_weight(x, advantages), advantages, ALL, ALL)
     assert (soft.dead, soft.suppressed) == (0.0, 0.25)
     assert (hard.dead, hard.suppressed) == (0.25, 0.0)
 

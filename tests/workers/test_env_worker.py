@@ -13,10 +13,9 @@ from vla_rl.ipc.counters import CellCounters, EnvWorkerPhase
 from vla_rl.ipc.shared_arrays import SharedArrays
 from vla_rl.ipc.slots import ExchangeSlots, slot_fields
 from vla_rl.types import ActionSpec, ChunkResult, Observation, ObservationSpec, TaskInfo
-from vla_rl.workers.channel import receive_slots, send_slots
 from vla_rl.workers.env_worker import EnvWorker, EnvWorkerLinks, EnvWorkerSettings
 from vla_rl.workers.episodes import EpisodeJob
-from vla_rl.workers.messages import JobRequest, NoMoreJobs, StartRefusal
+from vla_rl.workers.messages import JobRequest, NoMoreJobs, StartRefusal, receive_slots, send_slots
 from vla_rl.workers.worker_counters import WorkerCounters
 
 

@@ -24,10 +24,18 @@ from vla_rl.ipc.shared_arrays import SharedArrays, SharedArraysHandle
 from vla_rl.ipc.slots import ExchangeSlots
 from vla_rl.replay.ring import ReplayRing, RingHandle
 from vla_rl.types import FrameTransform
-from vla_rl.workers.channel import drain, receive_slots, send_slots
 from vla_rl.workers.env_runner import EnvBuilder, EnvPool, EnvRunner
 from vla_rl.workers.episodes import EpisodeJob, Groups, group_schedule, training_schedule
-from vla_rl.workers.messages import JobRequest, NoMoreJobs, StartRefusal, hear_supervisor, tell_supervisor
+from vla_rl.workers.messages import (
+    JobRequest,
+    NoMoreJobs,
+    StartRefusal,
+    drain,
+    hear_supervisor,
+    receive_slots,
+    send_slots,
+    tell_supervisor,
+)
 from vla_rl.workers.process import enter_child, leave_child
 from vla_rl.workers.worker_counters import WorkerCounters
 

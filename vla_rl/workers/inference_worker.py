@@ -29,9 +29,9 @@ from vla_rl.policies.assign import assign_parameters
 from vla_rl.policies.devices import use_device
 from vla_rl.types import PolicyBuilder
 from vla_rl.workers.batching import Batcher
-from vla_rl.workers.channel import receive_slots, send_slots
 from vla_rl.workers.compiled import CompiledForward
 from vla_rl.workers.inference_server import InferenceServer
+from vla_rl.workers.messages import receive_slots, send_slots
 from vla_rl.workers.process import enter_child, leave_child
 
 WARM_UP_S = 3600.0  # for compiling every batch size of a large network

@@ -1,4 +1,10 @@
-"""Messages between an env worker and the cell's supervisor over their pipe.
+"""Messages of an env worker over its two pipes: to the inference worker, and to the cell's supervisor.
+
+With the inference worker it exchanges slot numbers; the arrays stay in shared memory. Such a message is one small
+write: the sender's incarnation, then slot numbers, as int64. The incarnation counts the starts of the env worker; it
+identifies replies to a dead predecessor, which are ignored.
+
+With the supervisor it exchanges records:
 
     env worker ─► supervisor   EpisodeRecord   an episode is over
                                StartRefusal    this worker cannot start, and no restart would help
@@ -11,8 +17,11 @@ Requests are answered in order, so an answer names no request.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+
+import numpy as np
 
 from vla_rl.workers.episodes import EpisodeJob, EpisodeRecord
 
@@ -66,3 +75,24 @@ def hear_supervisor(connection: Connection) -> SupervisorMessage:
     """
     message: SupervisorMessage = connection.recv()
     return message
+
+
+def send_slots(connection: Connection, incarnation: int, slots: Sequence[int]) -> None:
+    """Send slot numbers, (n,) with n >= 1."""
+    connection.send_bytes(np.array([incarnation, *slots], dtype=np.int64).tobytes())
+
+
+def receive_slots(connection: Connection) -> tuple[int, list[int]]:
+    """Receive one message: incarnation and slot numbers. Blocks; poll first.
+
+    Raises:
+        EOFError: the other side has closed the pipe.
+    """
+    message = np.frombuffer(connection.recv_bytes(), dtype=np.int64)
+    return int(message[0]), [int(slot) for slot in message[1:]]
+
+
+def drain(connection: Connection) -> None:
+    """Discard what a predecessor did not read."""
+    while connection.poll():
+        connection.recv_bytes()
