@@ -13,6 +13,10 @@ class UserError(ValueError):
     """
 
 
+class SimulatorError(UserError):
+    """Error of a simulator, its assets or its graphics; the message names the cause and the fix."""
+
+
 class RunFailureError(RuntimeError):
     """Failure of a run whose message says everything there is to say.
 

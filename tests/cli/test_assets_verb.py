@@ -9,9 +9,9 @@ from typer.testing import CliRunner, Result
 
 from vla_rl.cli.main import app
 from vla_rl.doctor.record import Check
-from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.envs.libero.full_assets import TaskCheck
 from vla_rl.envs.libero.proxy.generate import proxy_folder
+from vla_rl.errors import SimulatorError
 from vla_rl.types import TaskInfo
 
 

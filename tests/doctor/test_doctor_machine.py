@@ -8,8 +8,8 @@ from vla_rl.doctor.accelerators import check_egl_devices, check_gpus, check_impo
 from vla_rl.doctor.graphics import check_renderers, check_users_choice
 from vla_rl.doctor.internet import check_hub
 from vla_rl.envs.libero.egl_devices import egl_index, pci_bus_of
-from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.envs.libero.gl import Probe
+from vla_rl.errors import SimulatorError
 
 BUSES = ["0000:17:00.0", "0000:65:00.0"]
 TWO_GPUS = json.dumps(

@@ -9,7 +9,7 @@ from vla_rl.doctor.task_builds import build_faults
 from vla_rl.envs.libero import probes
 from vla_rl.envs.libero.assets import AssetKind
 from vla_rl.envs.libero.child import Outcome
-from vla_rl.envs.libero.errors import SimulatorError
+from vla_rl.errors import SimulatorError
 from vla_rl.types import TaskInfo
 
 needs_tasks = pytest.mark.libero  # the definitions of the tasks come with hf-libero

@@ -6,7 +6,7 @@ import pytest
 
 from vla_rl.doctor.examine import GROUPS, examine
 from vla_rl.doctor.record import Check
-from vla_rl.envs.libero.errors import SimulatorError
+from vla_rl.errors import SimulatorError
 
 
 def test_checks_are_told_in_order_whoever_is_first_to_end():

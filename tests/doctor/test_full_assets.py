@@ -7,9 +7,9 @@ import pytest
 
 from vla_rl.envs.libero import full_assets
 from vla_rl.envs.libero.assets import resolve_assets
-from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.envs.libero.full_assets import check_tasks, completeness, download, downloaded_folder, missing_files
 from vla_rl.envs.libero.proxy.generate import proxy_folder
+from vla_rl.errors import SimulatorError
 
 BOWL = "stable_scanned_objects/akita_black_bowl/akita_black_bowl.xml"
 

@@ -14,8 +14,8 @@ FULL_ASSETS_BESIDE = Path(__file__).resolve().parents[3] / "shared" / "libero-as
 def simulator_is_missing():
     if any(importlib.util.find_spec(name) is None for name in ("libero", "robosuite", "mujoco")):
         return "hf-libero, robosuite or mujoco is not installed"
-    from vla_rl.envs.libero.errors import SimulatorError
     from vla_rl.envs.libero.gl import choose
+    from vla_rl.errors import SimulatorError
 
     try:
         choose("auto")

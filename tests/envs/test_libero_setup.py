@@ -21,11 +21,11 @@ from vla_rl.envs.libero.assets import SUBFOLDERS, Assets, resolve_assets
 from vla_rl.envs.libero.cache import cache_root, publish_folder
 from vla_rl.envs.libero.child import Outcome, run_python
 from vla_rl.envs.libero.egl_devices import device_to_draw_on
-from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.envs.libero.gl import Probe
 from vla_rl.envs.libero.init_states import read_states
 from vla_rl.envs.libero.probes import build_simulation
 from vla_rl.envs.libero.suites import libero_task, libero_tasks, task_files
+from vla_rl.errors import SimulatorError
 
 needs_wheel = pytest.mark.skipif(importlib.util.find_spec("libero") is None, reason="hf-libero is not installed")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vla_rl.envs.libero import suites
-from vla_rl.envs.libero.errors import SimulatorError
+from vla_rl.errors import SimulatorError
 from vla_rl.recipe import find_recipe, load_recipe
 from vla_rl.run.plan import plan_policy
 from vla_rl.types import TaskInfo

@@ -8,7 +8,7 @@ from multiprocessing import Pipe
 import numpy as np
 import pytest
 
-from vla_rl.envs.libero.errors import SimulatorError
+from vla_rl.errors import SimulatorError
 from vla_rl.ipc.counters import CellCounters, EnvWorkerPhase
 from vla_rl.ipc.shared_arrays import SharedArrays
 from vla_rl.ipc.slots import ExchangeSlots, slot_fields

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 
 from vla_rl.doctor.accelerators import NVIDIA_DRIVER
 from vla_rl.doctor.record import Check, found_and_fix
-from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.envs.libero.gl import BACKENDS, GL, Probe, choose, probe
+from vla_rl.errors import SimulatorError
 
 _SOFTWARE = ("llvmpipe", "softpipe", "swrast", "swr")
 

@@ -9,9 +9,9 @@ from vla_rl.doctor.record import Check, found_and_fix
 from vla_rl.envs.libero import probes, shim
 from vla_rl.envs.libero.assets import ASSETS_VARIABLE, AssetKind, resolve_assets
 from vla_rl.envs.libero.child import Outcome, run_python
-from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.envs.libero.full_assets import missing_files
 from vla_rl.envs.libero.suites import INSTALL_HINT
+from vla_rl.errors import SimulatorError
 
 IMPORT_SECONDS = 300.0  # from a slow disk
 PROBE_SECONDS = 300.0  # the first run on a machine takes half a minute to compile code of the arm's controller

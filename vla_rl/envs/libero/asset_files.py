@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from vla_rl.envs.libero.assets import ASSETS_VARIABLE, SUBFOLDERS, Assets
-from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.envs.libero.suites import task_files
+from vla_rl.errors import SimulatorError
 from vla_rl.types import TaskInfo
 
 _SHOWN = 3  # problems listed in an error

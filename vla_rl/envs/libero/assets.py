@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from vla_rl.envs.libero.cache import cache_root
-from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.envs.libero.proxy.generate import MARK, proxy_folder
+from vla_rl.errors import SimulatorError
 
 AssetKind = Literal["proxy", "full"]
 ASSETS_VARIABLE = "VLA_RL_LIBERO_ASSETS"

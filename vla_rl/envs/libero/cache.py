@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from vla_rl.envs.libero.errors import SimulatorError
+from vla_rl.errors import SimulatorError
 from vla_rl.files import rename
 
 

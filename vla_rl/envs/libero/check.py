@@ -9,8 +9,8 @@ from vla_rl.envs.libero import gl as renderers
 from vla_rl.envs.libero import shim
 from vla_rl.envs.libero.assets import Assets, resolve_assets
 from vla_rl.envs.libero.child import run_python
-from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.envs.libero.suites import INSTALL_HINT
+from vla_rl.errors import SimulatorError
 
 _IMPORT = "import sys; from vla_rl.envs.libero import shim; shim.load(gl=sys.argv[1])"
 IMPORT_SECONDS = 300.0  # from a slow disk; numba compiles in the first episode

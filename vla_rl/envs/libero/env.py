@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from vla_rl.envs.libero import shim
 from vla_rl.envs.libero.asset_files import check_task_assets
 from vla_rl.envs.libero.assets import resolve_assets
-from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.envs.libero.gl import GL
 from vla_rl.envs.libero.init_states import InitStates, load_states
 from vla_rl.envs.libero.proxy.robot import simplify_visuals
 from vla_rl.envs.libero.simulation import Physics, Pose, Simulation
 from vla_rl.envs.libero.suites import libero_task, task_files
 from vla_rl.envs.seeds import reset_seed
+from vla_rl.errors import SimulatorError
 from vla_rl.libero_suites import SUITES
 from vla_rl.types import ChunkResult, FloatArray, Observation, TaskInfo, UInt8Array
 

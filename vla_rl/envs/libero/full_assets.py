@@ -14,8 +14,8 @@ from pathlib import Path
 from vla_rl.envs.libero.asset_files import read_references, task_problems
 from vla_rl.envs.libero.assets import ASSETS_VARIABLE, DOWNLOADED_FOLDER, Assets
 from vla_rl.envs.libero.cache import cache_root, writing_to
-from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.envs.libero.suites import libero_tasks
+from vla_rl.errors import SimulatorError
 from vla_rl.files import rename
 from vla_rl.libero_suites import MAIN_SUITES, SUITES
 from vla_rl.types import TaskInfo

@@ -10,7 +10,7 @@ from functools import cache
 from typing import Literal
 
 from vla_rl.envs.libero.child import run_python
-from vla_rl.envs.libero.errors import SimulatorError
+from vla_rl.errors import SimulatorError
 
 GL = Literal["auto", "egl", "osmesa"]
 

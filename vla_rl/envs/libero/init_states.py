@@ -16,8 +16,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.envs.libero.suites import task_files
+from vla_rl.errors import SimulatorError
 from vla_rl.types import TaskInfo
 
 InitStates = Literal["standard", "spare", "sampled"]

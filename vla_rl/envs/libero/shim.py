@@ -31,8 +31,8 @@ import numpy as np
 from vla_rl.envs.libero import gl as renderers
 from vla_rl.envs.libero.cache import cache_root, publish_folder
 from vla_rl.envs.libero.egl_devices import device_to_draw_on
-from vla_rl.envs.libero.errors import SimulatorError
 from vla_rl.envs.libero.suites import INSTALL_HINT, wheel_root
+from vla_rl.errors import SimulatorError
 
 # Scores differ on other versions: from mujoco 3.3.3 on, the floor of the Object suite is darker; from 3.4 on, Spatial
 # task 5 settles differently; robosuite 1.5 removed the class that LIBERO derives from.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vla_rl.envs.libero import shim
 from vla_rl.envs.libero.arm import Arm
 from vla_rl.envs.libero.cameras import Cameras
-from vla_rl.envs.libero.errors import SimulatorError
+from vla_rl.errors import SimulatorError
 from vla_rl.types import UInt8Array
 
 CONTROL_FREQUENCY = 20  # Hz
