@@ -20,7 +20,7 @@ from gpu_check_parts.network import (
     matrix_tflops,
 )
 from gpu_check_parts.record import Record, Setting
-from vla_rl.policies.memory_errors import is_out_of_memory
+from vla_rl.policies.devices import is_out_of_memory
 from vla_rl.policies.openvla_oft.policy import OpenVLAOFTPolicy
 
 INFERENCE_BATCHES = (1, 4, 8, 16)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
-from vla_rl.policies.memory_errors import is_out_of_memory
+from vla_rl.policies.devices import is_out_of_memory
 from vla_rl.types import Policy
 
 _ROWS = 2  # a batch of one row gets its own graph when it occurs

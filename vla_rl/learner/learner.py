@@ -31,7 +31,7 @@ from vla_rl.learner.objective import (
 )
 from vla_rl.learner.optimizer import POLICY_GROUP, VALUE_GROUP
 from vla_rl.learner.update_metrics import lag_metrics, loss_metrics, ratio_metrics
-from vla_rl.policies.memory_errors import is_out_of_memory
+from vla_rl.policies.devices import is_out_of_memory
 from vla_rl.rl.loss_weights import LossWeights
 from vla_rl.rl.masking import NonFiniteError
 from vla_rl.rl.surrogates import Surrogate

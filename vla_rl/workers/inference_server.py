@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from vla_rl.errors import RunFailureError
 from vla_rl.ipc.slots import ExchangeSlots
-from vla_rl.policies.devices import PeakMemory, peak_memory
+from vla_rl.policies.devices import PeakMemory, is_out_of_memory, peak_memory
 from vla_rl.policies.kind import NonFiniteOutputError
-from vla_rl.policies.memory_errors import is_out_of_memory
 from vla_rl.types import Acted, Policy, PolicyInputs, TokenArray
 from vla_rl.workers.compiled import CompiledForward, cuda_graph_skips
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vla_rl.policies.memory_errors import is_out_of_memory
+from vla_rl.policies.devices import is_out_of_memory
 
 NO_ROOM = [
     # torch's allocator, quoted by torch.compile; HIP builds say it with their own name.
