@@ -255,3 +255,45 @@ def test_no_files_import_each_other_in_a_circle() -> None:
 def test_circles_are_found_behind_functions_and_over_several_files() -> None:
     assert in_circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}, "e": set()}) == {"a", "b", "c"}
     assert in_circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == set()
+
+
+# Names that every room of a sort has, or a kind of environment and its study: a search for one says which is meant by
+# its folder. Any other name belongs to one module, so that a search, a traceback and a sentence mean one thing.
+SHARED_NAMES = {"base", "kind", "kinds", "section", "plan", "env", "policy", "libero", "metaworld"}
+SHARED_NAMES |= {"model"}  # a policy's network, and the recipe as a model of pydantic
+ROOMS = ("envs", "policies", "studies")  # one folder for each kind; parallel parts of siblings have the same name
+
+
+def home(file: Path) -> str | None:
+    """Return what a name belongs to; None for a verb of the command line, whose file has the verb's name."""
+    parts = file.relative_to(PACKAGE).with_suffix("").parts
+    parts = parts[:-1] if parts[-1] == "__init__" else parts
+    if parts[:1] == ("cli",):
+        return None
+    return "/".join((parts[0], "*", *parts[2:]) if len(parts) > 2 and parts[0] in ROOMS else parts)
+
+
+def names_in_two_places(files: list[Path]) -> dict[str, set[str]]:
+    homes: dict[str, set[str]] = {}
+    for place in filter(None, map(home, files)):
+        folder, _, name = place.rpartition("/")
+        if folder != name:  # learner/learner.py is what its folder is about
+            homes.setdefault(name, set()).add(place)
+    return {name: places for name, places in homes.items() if len(places) > 1 and name not in SHARED_NAMES}
+
+
+def test_a_name_belongs_to_one_module() -> None:
+    assert names_in_two_places(FILES) == {}
+
+
+def test_a_second_module_of_a_name_is_found_unless_it_is_a_verb_or_a_sibling() -> None:
+    def found(*places: str) -> dict[str, set[str]]:
+        return names_in_two_places([PACKAGE / place for place in places])
+
+    assert found("learner/metrics.py", "reporting/metrics.py") == {"metrics": {"learner/metrics", "reporting/metrics"}}
+    assert found("files.py", "studies/libero/files.py") == {"files": {"files", "studies/*/files"}}
+    assert found("rl/surrogates/__init__.py", "studies/surrogates.py").keys() == {"surrogates"}
+    assert found("cli/train.py", "train.py") == {}
+    assert found("studies/libero/plots.py", "studies/metaworld/plots.py") == {}
+    assert found("envs/libero/section.py", "section.py") == {}
+    assert found("learner/__init__.py", "learner/learner.py") == {}
