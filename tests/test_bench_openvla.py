@@ -18,12 +18,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from vla_rl.policies.assign import assign_parameters
 from vla_rl.policies.kind import PolicyContext
 from vla_rl.policies.lora_section import LoraSection
 from vla_rl.policies.openvla_oft.build import build_openvla_oft
 from vla_rl.policies.openvla_oft.policy import OpenVLAOFTPolicy
 from vla_rl.policies.openvla_oft.section import OpenVLAOFTSection
+from vla_rl.policies.parameters import assign_parameters
 from vla_rl.types import PolicyInputs
 
 ROOT = Path(__file__).parents[1]

@@ -23,7 +23,6 @@ from vla_rl.ipc.shared_weights import SharedWeights, SharedWeightsHandle, share_
 from vla_rl.ipc.transfers import PlainTransfers, transfers_for
 from vla_rl.learner.engine import Engine
 from vla_rl.learner.learner import Learner
-from vla_rl.policies.assign import assign_parameters
 from vla_rl.policies.devices import peak_memory, use_device
 from vla_rl.policies.kind import PolicyContext
 from vla_rl.policies.lora_section import LoraSection
@@ -31,6 +30,7 @@ from vla_rl.policies.mlp.network import build_mlp
 from vla_rl.policies.mlp.section import MLPSection
 from vla_rl.policies.openvla_oft.build import build_openvla_oft
 from vla_rl.policies.openvla_oft.section import OpenVLAOFTSection
+from vla_rl.policies.parameters import assign_parameters
 from vla_rl.policies.token_policy import TokenOutput
 from vla_rl.rl.loss_weights import LossWeights
 from vla_rl.rl.optimizer_section import OptimizerSection

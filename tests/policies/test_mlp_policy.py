@@ -6,10 +6,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from vla_rl.policies.assign import assign_parameters
 from vla_rl.policies.kind import PolicyContext
 from vla_rl.policies.mlp.network import build_mlp
 from vla_rl.policies.mlp.section import MLPSection
+from vla_rl.policies.parameters import assign_parameters
 from vla_rl.types import PolicyInputs, StateSpace
 
 SECTION = MLPSection(name="mlp", num_bins=11, hidden_dim=16)

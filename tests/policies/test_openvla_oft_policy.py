@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from vla_rl.policies.assign import assign_parameters
 from vla_rl.policies.lora import checkpoint_name
 from vla_rl.policies.lora_section import LoraSection
 from vla_rl.policies.openvla_oft.self_test import Findings, self_test
+from vla_rl.policies.parameters import assign_parameters
 from vla_rl.policies.token_policy import TokenOutput
 from vla_rl.recipe import RecipeError, build_recipe
 from vla_rl.types import ActionSpec, ObservationSpec, PolicyInputs

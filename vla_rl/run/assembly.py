@@ -19,7 +19,7 @@ from vla_rl.ipc.shared_arrays import SharedArrays
 from vla_rl.ipc.shared_weights import NotShared, SharedWeights, SharedWeightsHandle, share_tensors
 from vla_rl.ipc.slots import ExchangeSlots, slot_fields
 from vla_rl.learner.optimizer import trainable_parameters
-from vla_rl.policies.assign import assign_parameters
+from vla_rl.policies.parameters import assign_parameters
 from vla_rl.replay.ring import ReplayRing
 from vla_rl.run.plan import OPEN_ENVS_PER_SLOT, Plan
 from vla_rl.workers.cell import Cell, CellLimits

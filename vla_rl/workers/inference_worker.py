@@ -25,8 +25,8 @@ from vla_rl.ipc.mailbox import MailboxHandle, WeightMailbox
 from vla_rl.ipc.shared_arrays import SharedArrays, SharedArraysHandle
 from vla_rl.ipc.shared_weights import NotShared, SharedWeights, SharedWeightsHandle
 from vla_rl.ipc.slots import ExchangeSlots
-from vla_rl.policies.assign import assign_parameters
 from vla_rl.policies.devices import use_device
+from vla_rl.policies.parameters import assign_parameters
 from vla_rl.types import PolicyBuilder
 from vla_rl.workers.batching import Batcher
 from vla_rl.workers.compiled import CompiledForward
