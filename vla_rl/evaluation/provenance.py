@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vla_rl.envs.kind import SAMPLED
+from vla_rl.files import atomic_write_json
 from vla_rl.libero_suites import SUITES
 from vla_rl.policies.openvla_oft.checkpoint_files import RECORD_FILE
-from vla_rl.policies.openvla_oft.json_files import read_json, write_json
+from vla_rl.policies.openvla_oft.json_files import read_json
 from vla_rl.recipe import EnvSection
 
 UNKNOWN_TRAINING = "unknown"
@@ -49,13 +50,13 @@ def training_in(env: EnvSection) -> Training:
 def record_training(directory: Path, training: Training) -> None:
     """Add the training to the record of an export."""
     path = directory / RECORD_FILE
-    write_json(path, {**read_json(path), _FIELD: asdict(training)})
+    atomic_write_json(path, {**read_json(path), _FIELD: asdict(training)})
 
 
 def record_statistics(directory: Path, key: str) -> None:
     """Add the key of the data set that scales actions to the record of an export."""
     path = directory / RECORD_FILE
-    write_json(path, {**read_json(path), "statistics": key})
+    atomic_write_json(path, {**read_json(path), "statistics": key})
 
 
 def recorded_training(directory: Path) -> Training | None:

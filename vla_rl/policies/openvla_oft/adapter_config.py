@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vla_rl.files import atomic_write_json
 from vla_rl.policies.lora_section import LoraSection
-from vla_rl.policies.openvla_oft.json_files import is_positive, read_json, write_json
+from vla_rl.policies.openvla_oft.json_files import is_positive, read_json
 
 CONFIG_FILE = "adapter_config.json"
 
@@ -183,7 +184,7 @@ def write_adapter_config(settings: LoraSection, directory: Path, *, base: str, w
         "use_dora": False,
         "use_rslora": False,
     }
-    write_json(directory / CONFIG_FILE, content)
+    atomic_write_json(directory / CONFIG_FILE, content)
 
 
 def is_chosen(config: Mapping[str, Any], module: str) -> bool:

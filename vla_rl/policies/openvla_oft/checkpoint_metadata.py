@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from vla_rl.files import folder_written_aside
+from vla_rl.files import atomic_write_json, folder_written_aside
 from vla_rl.policies.openvla_oft.checkpoint_files import RECORD_FILE
 from vla_rl.policies.openvla_oft.config import config_to_json
 from vla_rl.policies.openvla_oft.dataset_statistics import libero_statistics
-from vla_rl.policies.openvla_oft.json_files import read_json, write_json
+from vla_rl.policies.openvla_oft.json_files import read_json
 from vla_rl.policies.openvla_oft.public_files import write_processor_files
 from vla_rl.policies.openvla_oft.source import Source
 
@@ -57,7 +57,7 @@ def write_metadata(source: Source, directory: Path, *, dtype: torch.dtype) -> No
     config = read_json(path)
     key = "dtype" if "dtype" in config and "torch_dtype" not in config else "torch_dtype"  # newer or older transformers
     if config.get(key) != _DTYPE_NAMES[dtype]:
-        write_json(path, {**config, key: _DTYPE_NAMES[dtype]})
+        atomic_write_json(path, {**config, key: _DTYPE_NAMES[dtype]})
 
 
 def write_statistics(source: Source, directory: Path) -> None:
@@ -68,7 +68,7 @@ def write_statistics(source: Source, directory: Path) -> None:
 
 def write_record(source: Source, directory: Path) -> None:
     """Record what no file of the public layout says, for `profile="auto"` to find."""
-    write_json(directory / RECORD_FILE, {"profile": source.profile.name})
+    atomic_write_json(directory / RECORD_FILE, {"profile": source.profile.name})
 
 
 def _write_new_metadata(source: Source, directory: Path) -> None:
@@ -76,6 +76,6 @@ def _write_new_metadata(source: Source, directory: Path) -> None:
 
     (directory / "tokenizer.json").write_text(tiny_tokenizer_json(), encoding="utf-8")
     statistics = {key: block for key, block in libero_statistics().items() if not key.startswith("_")}
-    write_json(directory / _STATISTICS_FILE, statistics)
-    write_json(directory / "config.json", {**config_to_json(source.config), "norm_stats": statistics})
+    atomic_write_json(directory / _STATISTICS_FILE, statistics)
+    atomic_write_json(directory / "config.json", {**config_to_json(source.config), "norm_stats": statistics})
     write_processor_files(directory, source.config, source.pixels)

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vla_rl.files import atomic_write_json
 from vla_rl.policies.action_tokens import FIRST_ACTION_ID, NUM_BINS
 from vla_rl.policies.lora import (
     ADAPTER,
@@ -29,7 +30,6 @@ from vla_rl.policies.openvla_oft.adapters import PREFIX, WEIGHTS_FILE, read_adap
 from vla_rl.policies.openvla_oft.checkpoint_files import COMPONENTS, VALUE_HEAD_FILE, CheckpointFiles, unused_shapes
 from vla_rl.policies.openvla_oft.checkpoint_metadata import write_metadata, write_record, write_statistics
 from vla_rl.policies.openvla_oft.checkpoint_reader import unused_tensors
-from vla_rl.policies.openvla_oft.json_files import write_json
 from vla_rl.policies.openvla_oft.model import OFTNetwork
 from vla_rl.policies.openvla_oft.policy import LM_HEAD, OpenVLAOFTPolicy
 from vla_rl.policies.openvla_oft.shards import INDEX_FILE, SINGLE_FILE
@@ -222,7 +222,7 @@ def _write_shards(tensors: _CheckpointTensors, directory: Path, max_shard_bytes:
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
         total = sum(tensors.sizes.values())
-        write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        atomic_write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _split(sizes: dict[str, int], max_shard_bytes: int) -> list[list[str]]:

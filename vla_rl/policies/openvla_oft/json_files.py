@@ -1,4 +1,4 @@
-"""Reading and writing of JSON objects in files."""
+"""Reading of a checkpoint's JSON files, whose values nobody has checked."""
 
 from __future__ import annotations
 
@@ -20,11 +20,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
     return content
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write readable JSON."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def is_positive(value: object, kind: type) -> bool:

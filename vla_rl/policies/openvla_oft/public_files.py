@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vla_rl.files import atomic_write_json
 from vla_rl.policies.openvla_oft.config import BOS_ID, PAD_ID, STOP_ID, OFTConfig
-from vla_rl.policies.openvla_oft.json_files import write_json
 from vla_rl.policies.openvla_oft.pixels import NUM_CHANNELS, PixelNormalization
 
 _PROCESSOR = "PrismaticProcessor"
@@ -24,9 +24,9 @@ _STDS = [[0.229, 0.224, 0.225], [0.5, 0.5, 0.5]]
 
 def write_processor_files(directory: Path, config: OFTConfig, pixels: PixelNormalization) -> None:
     """Write everything but weights, `config.json`, statistics and `tokenizer.json`."""
-    write_json(directory / "preprocessor_config.json", _preprocessor(config.image_size, pixels))
-    write_json(directory / "processor_config.json", {"processor_class": _PROCESSOR})
-    write_json(
+    atomic_write_json(directory / "preprocessor_config.json", _preprocessor(config.image_size, pixels))
+    atomic_write_json(directory / "processor_config.json", {"processor_class": _PROCESSOR})
+    atomic_write_json(
         directory / "generation_config.json",
         {
             "_from_model_config": True,
@@ -36,12 +36,12 @@ def write_processor_files(directory: Path, config: OFTConfig, pixels: PixelNorma
             "transformers_version": "4.40.1",
         },
     )
-    write_json(directory / "added_tokens.json", {"<PAD>": PAD_ID})
+    atomic_write_json(directory / "added_tokens.json", {"<PAD>": PAD_ID})
     flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
     tokens = {name: {"content": content, **flags} for name, (content, _) in _SPECIAL_TOKENS.items()}
-    write_json(directory / "special_tokens_map.json", tokens)
+    atomic_write_json(directory / "special_tokens_map.json", tokens)
     decoder = {str(number): {**tokens[name], "special": True} for name, (_, number) in _SPECIAL_TOKENS.items()}
-    write_json(
+    atomic_write_json(
         directory / "tokenizer_config.json",
         {
             "added_tokens_decoder": decoder,
