@@ -165,9 +165,9 @@ def test_a_profile_that_is_given_is_recorded(merged: Any, tmp_path: Path) -> Non
 
 def test_an_export_and_its_export_know_what_the_policy_was_trained_on(run: Path, merged: Any, tmp_path: Path) -> None:
     export(merged[0], out=tmp_path / "again", verify=0)
-    subjects = [find_policy(str(folder), profile="auto") for folder in (run, merged[0], tmp_path / "again")]
-    assert {subject.trained_on for subject in subjects} == {"libero_goal (tasks: 3,5), sampled initial states"}
-    assert {tuple(subject.setup("libero_goal").env.task_ids) for subject in subjects} == {(3, 5)}
+    sources = [find_policy(str(folder), profile="auto") for folder in (run, merged[0], tmp_path / "again")]
+    assert {source.trained_on for source in sources} == {"libero_goal (tasks: 3,5), sampled initial states"}
+    assert {tuple(source.setup("libero_goal").env.task_ids) for source in sources} == {(3, 5)}
 
 
 def test_a_checkpoint_directory_keeps_its_dtype_unless_another_is_asked_for(run: Path, tmp_path: Path) -> None:

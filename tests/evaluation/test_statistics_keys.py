@@ -171,9 +171,9 @@ def test_a_run_says_its_key_itself(run):
 
 
 def test_another_key_is_another_policy(checkpoint):
-    subjects = [find_policy(str(checkpoint), profile="auto", statistics=key) for key in (None, ONE, OTHER)]
-    assert [subject.policy.statistics for subject in subjects] == [None, ONE, OTHER]
-    assert len({subject.fingerprint for subject in subjects}) == 3
+    sources = [find_policy(str(checkpoint), profile="auto", statistics=key) for key in (None, ONE, OTHER)]
+    assert [source.policy.statistics for source in sources] == [None, ONE, OTHER]
+    assert len({source.fingerprint for source in sources}) == 3
 
 
 def test_a_policy_without_statistics_takes_no_key(trained):
