@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vla_rl.credit import Gae, Vtrace
+from vla_rl.credit import Gae, Group, Vtrace
 from vla_rl.errors import UserError
 from vla_rl.recipe import (
     FieldReference,
@@ -32,6 +32,7 @@ from vla_rl.recipe import (
 )
 from vla_rl.recipe.dialect import parse
 from vla_rl.recipe.shape import homes, kinds
+from vla_rl.rl.loss_weights import LossWeights
 from vla_rl.rl.surrogates import Sapo
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +48,9 @@ policy: {name: mlp}
 surrogate: {name: gipo, sigma: 0.5}
 budget: {optimizer_steps: 10}
 """
+
+
+GROUPS = ["targets.name=group", "learner.micro_batch=8"]
 
 
 def problems(text: str, *overrides: str) -> dict[str, Problem]:
@@ -716,6 +720,15 @@ def test_an_override_that_cannot_be_applied_is_a_problem(override: str) -> None:
         ),
         (["learner.num_ranks=2"], "learner.num_ranks", "auto, 1, or strategy 'ddp' or 'deepspeed'"),
         (["learner.strategy=ddp", "runtime.mode=serial"], "learner.strategy", "single, or runtime.mode 'async'"),
+        (["policy.value_head=none"], "policy.value_head", "mlp, or targets.name 'group'"),
+        ([*GROUPS, "policy.value_head=mlp"], "policy.value_head", "none"),
+        ([*GROUPS, "optimizer.critic_only_steps=2"], "optimizer.critic_only_steps", "0"),
+        (["loss.aggregation=constant"], "loss.aggregation", "token, or targets.name 'group'"),
+        ([*GROUPS, "learner.micro_batch=12"], "learner.micro_batch", "a multiple of 8, or a larger"),
+        ([*GROUPS, "replay.segment_length=3"], "learner.micro_batch", "a multiple of 24, or a larger"),
+        ([*GROUPS, "replay.capacity=224"], "replay.capacity", ">= 225"),  # 9 rows each of 8 (1 + 2) + 1 episodes
+        ([*GROUPS, "targets.uses=2", "replay.replay_ratio=3"], "replay.replay_ratio", "at most 2"),
+        ([*GROUPS, "targets.time_limit=bootstrap"], "targets.time_limit", "end"),
     ],
 )
 def test_sections_that_do_not_fit_are_refused(overrides: list[str], path: str, allowed: str) -> None:
@@ -738,10 +751,30 @@ def test_sections_that_do_not_fit_are_refused(overrides: list[str], path: str, a
         ["learner.strategy=ddp", "learner.num_ranks=2"],
         ["env.tasks=[0,2]", "evaluation.tasks=[2]"],
         ["env={name: metaworld, tasks: [push-v3, door-open-v3]}", "evaluation.tasks=[15]"],
+        [*GROUPS, "loss.aggregation=constant", "replay.capacity=225", "replay.min_decisions=8"],
+        ["env={name: metaworld}", *GROUPS, "replay.segment_length=500", "replay.capacity=13000"],
     ],
 )
 def test_sections_that_fit_are_accepted(overrides: list[str]) -> None:
     build_recipe(TOY, overrides)
+
+
+def test_groups_have_neither_a_critic_nor_advantages_normalised_twice_unless_someone_says_otherwise() -> None:
+    recipe = build_recipe(TOY, GROUPS)
+    assert (recipe.policy.value_head, recipe.loss.normalize_advantages) == ("none", False)
+    assert recipe.targets.time_limit == "end"
+    assert build_recipe(recipe.dump_yaml()) == recipe
+    assert build_recipe(TOY, [*GROUPS, "loss.normalize_advantages=true"]).loss.normalize_advantages
+    usual = build_recipe(TOY)
+    assert (usual.policy.value_head, usual.loss.normalize_advantages) == ("mlp", True)
+    sections = {
+        **usual.model_dump(by_alias=True),
+        "loss": LossWeights(entropy_coefficient=0.5),
+        "policy": {"name": "mlp"},
+    }
+    made = Recipe.model_validate(sections | {"learner": {"micro_batch": 8}, "targets": Group(name="group")})
+    assert made.loss == LossWeights(entropy_coefficient=0.5, normalize_advantages=False)
+    assert made.policy.value_head == "none"
 
 
 def test_models_built_in_code_obey_the_same_rules() -> None:

@@ -31,6 +31,10 @@ class CellFailureError(RunFailureError):
     """
 
 
+class NoSignalError(RunFailureError):
+    """End of a run that has nothing to learn from: whatever it collects is left out."""
+
+
 @contextmanager
 def preflight() -> Iterator[None]:
     """Run checks before anything starts: a `ValueError` raised inside is the user's to fix.

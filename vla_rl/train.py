@@ -14,7 +14,7 @@ from shlex import quote
 import torch
 from rich.console import Console
 
-from vla_rl.errors import CellFailureError, RunFailureError, preflight
+from vla_rl.errors import CellFailureError, NoSignalError, RunFailureError, preflight
 from vla_rl.evaluation.eval_options import EvalOptions
 from vla_rl.evaluation.evaluate import evaluate
 from vla_rl.evaluation.outcome import EvaluationReport
@@ -77,6 +77,7 @@ def train(recipe: Recipe, *, run_dir: Path, resume: bool, console: Console) -> T
     Raises:
         UserError: the recipe, the folder or the machine does not allow the run; nothing was started or overwritten.
         CellFailureError: a part failed for good; the message holds the child's traceback.
+        NoSignalError: nothing that is collected can be learned from; the message says why.
     """
     launched = launched_rank()
     is_first = launched is None or launched[0] == 0
@@ -166,7 +167,7 @@ def _loop(run: TrainingRun, run_log: RunLog, stop: StopRequest) -> CheckpointInf
     """Wait, update, publish, log, checkpoint; returns the last checkpoint.
 
     Ranks decide together whether to continue, so that none waits in a collective that others never join. A cell that
-    fails ends the loop on all ranks; they save together before its rank raises.
+    fails, or collects nothing to learn from, ends the loop on all ranks; they save together before its rank raises.
     """
     recipe, totals = run.plan.recipe, run.totals
 
@@ -180,7 +181,7 @@ def _loop(run: TrainingRun, run_log: RunLog, stop: StopRequest) -> CheckpointInf
         return earlier if earlier is not None and earlier.is_in_place else _save_last(run, run_log, earlier=earlier)
     run.start()
     saved: CheckpointInfo | None = None  # the current policy
-    failure: CellFailureError | None = None
+    failure: RunFailureError | None = None
     while totals.optimizer_steps < recipe.budget.optimizer_steps:
         batch, failure = _wait(run, poll)
         if run.engine.collectives.any_over_ranks(batch is None):
@@ -230,11 +231,11 @@ def _is_spent(run: TrainingRun) -> bool:
     return out_of_time or (budget.env_steps is not None and run.env_steps_of_all_ranks >= budget.env_steps)
 
 
-def _wait(run: TrainingRun, poll: Callable[[], bool]) -> tuple[SegmentBatch | None, CellFailureError | None]:
+def _wait(run: TrainingRun, poll: Callable[[], bool]) -> tuple[SegmentBatch | None, RunFailureError | None]:
     """Return the next batch, or why there is none: None twice if a stop was requested."""
     try:
         return run.wait_for_batch(poll), None
-    except CellFailureError as failure:
+    except (CellFailureError, NoSignalError) as failure:
         return None, failure
 
 

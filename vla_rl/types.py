@@ -192,7 +192,8 @@ class Policy(Protocol):
     """Actor-critic that owns the density of its actions. Every implementation is a `torch.nn.Module`.
 
     The learner calls it through whatever wraps the module; the inference worker calls `act`. Both see tokens,
-    log-probabilities and values alone: what the network computes in between is the policy's own affair.
+    log-probabilities and values alone: what the network computes in between is the policy's own affair. Without a
+    critic all values are NaN.
     """
 
     observation_spec: ObservationSpec
@@ -276,7 +277,7 @@ class SegmentBatch:
     tokens: TokenArray  # (B, T, A)
     behavior_logprobs: FloatArray  # (B, T, A), of the sampled tokens, as they were sampled
     behavior_logits: FloatArray | None  # (B, T, A, V) `Acted.behavior`, if the run stores it
-    behavior_values: FloatArray  # (B, T + 1) V by the policy that acted; NaN after an episode's end (no decision)
+    behavior_values: FloatArray  # (B, T + 1) V by the policy that acted; NaN where it made no decision or had no critic
     rewards: FloatArray  # (B, T), summed over the executed control steps
     executed: NDArray[np.int16]  # (B, T) control steps that ran, 0 in padding
     terminated: NDArray[np.bool_]  # (B, T)

@@ -105,6 +105,7 @@ def make_learner(
     micro_batch: int = 2,
     accumulation: int = 2,
     temperature: float = 1.0,
+    longest_episode: int | None = None,
 ) -> Learner:
     engine.policy.temperature = temperature  # type: ignore[assignment]
     return Learner(
@@ -115,6 +116,7 @@ def make_learner(
         batch_size=micro_batch * accumulation,
         num_micro_batches=accumulation,
         old_threshold=10,
+        longest_episode=longest_episode,
     )
 
 

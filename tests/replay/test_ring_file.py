@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from replay_helpers import assert_consistent, make_ring, signatures, write_episode
+from replay_helpers import add_decision, assert_consistent, make_ring, signatures, write_episode
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -160,17 +160,31 @@ def test_groups_come_back_and_files_older_than_groups_have_none(tmp_path):
     path = tmp_path / "ring.safetensors"
     with make_ring() as ring, make_ring() as other:
         for first, group in ((100, 0), (200, 1 << 62), (300, 1 << 62)):
-            write_episode(ring.writer(0), first, 2, group=group)
+            write_episode(ring.writer(0), first, 2, group=group, truncate=first == 200)
         save_ring(ring, path)
         load_ring(other, path)
         assert other.present_episodes()["group"].tolist() == [0, 1 << 62, 1 << 62]
         assert {first: int(batch.group[0]) for first, batch in everything(other).items()} == {
             100: 0, 200: 1 << 62, 300: 1 << 62,
         }  # fmt: skip
+        assert other.present_episodes()["success"].tolist() == [1, 0, 1]
     with safe_open(path, framework="numpy") as file:
         metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    del tensors["group"]
+    del tensors["group"], tensors["success"]
     save_file(tensors, path, metadata)
     with make_ring() as other:
         load_ring(other, path)
         assert other.present_episodes()["group"].tolist() == [0, 0, 0]
+        assert other.present_episodes()["success"].tolist() == [1, 0, 1]  # a termination is one
+
+
+def test_a_success_without_a_termination_comes_back_too(tmp_path):
+    with make_ring() as ring, make_ring() as other:
+        writer = ring.writer(0)
+        for success in (True, False):
+            writer.begin(0)
+            add_decision(writer, 100, last=True, truncate=True)
+            writer.commit(np.zeros((1, 4, 4, 3), np.uint8), np.zeros(3, np.float32), success=success)
+        save_ring(ring, tmp_path / "ring.safetensors")
+        load_ring(other, tmp_path / "ring.safetensors")
+        assert other.present_episodes()["success"].tolist() == [1, 0]

@@ -8,7 +8,6 @@ from vla_rl.reporting.catalogue import CATALOGUE, reduce_over_ranks, require_kno
 def test_names_are_unique_and_grouped():
     assert all(name == metric.name and name.count("/") == 1 for name, metric in CATALOGUE.items())
     assert all(metric.meaning and metric.unit for metric in CATALOGUE.values())
-    assert len(CATALOGUE) == 55
 
 
 def test_an_unknown_name_is_refused_with_the_closest_known_one():

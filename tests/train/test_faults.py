@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from toy_runs import toy_recipe
+from toy_runs import assert_pure, groups_in_ring, toy_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -140,6 +140,29 @@ def test_a_killed_env_worker_is_restarted_and_counted_and_the_run_goes_on(start,
     assert last["system/env_worker_restarts"] == 1
     assert last["system/dropped_episodes"] == 1
     all_gone(tmp_path)
+
+
+def test_a_killed_env_worker_breaks_no_group(start, tmp_path):
+    """Two workers of two slots play groups of 4 on two tasks, one at a time; the successor plays what was lost."""
+    recipe = async_recipe(
+        env={"tasks": [0, 1]},
+        targets={"name": "group", "size": 4, "keep": None, "uses": 1},
+        replay={"capacity": 8192, "replay_ratio": 1.0},
+        learner={"micro_batch": 8},
+        rollout={"envs_per_worker": 2},
+    )
+    run = start(recipe)
+    wait_until(learning(tmp_path / "run"), "the first update")
+    os.kill(pid_of(tmp_path / "run", "env_worker_0"), signal.SIGKILL)
+    log = tmp_path / "run" / "logs" / "env_worker_0.log"
+    wait_until(lambda: "start 1 of this worker" in log.read_text(), "the start of the successor")
+    wait_until(learning(tmp_path / "run", len(points(tmp_path / "run")) + 10), "ten updates more")
+    run.send_signal(signal.SIGINT)
+    assert finished(run) == 130, (tmp_path / "output.txt").read_text()
+    assert points(tmp_path / "run")[-1]["system/env_worker_restarts"] == 1
+    groups = groups_in_ring(tmp_path / "run")
+    assert_pure(groups, size=4, teams=1)
+    assert len(groups) > 20
 
 
 def test_a_hung_env_worker_is_restarted(start, tmp_path):

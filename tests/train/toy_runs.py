@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
+from safetensors.numpy import load_file
 
 from vla_rl import train as training
 from vla_rl.recipe import Recipe
@@ -49,3 +52,40 @@ def metrics(run_dir: Path) -> list[dict[str, float]]:
         {name: value for name, value in json.loads(line).items() if name != "seconds" and not name.startswith("perf/")}
         for line in lines
     ]
+
+
+@dataclass(frozen=True)
+class Played:
+    """One group in the replay ring of a checkpoint."""
+
+    starts: frozenset[tuple[float, ...]]  # first observations of its episodes: the toy's position and goal
+    tasks: frozenset[int]
+    episodes: int
+    versions: frozenset[int]  # of all decisions
+
+
+def groups_in_ring(run_dir: Path) -> dict[int, Played]:
+    """Groups in the newest checkpoint's ring, by id."""
+    path = max(run_dir.rglob("ring.safetensors"), key=lambda file: int(file.parents[2].name.rsplit("_", 1)[1]))
+    ring = load_file(path)
+    first = np.cumsum(ring["length"] + 1) - (ring["length"] + 1)
+    found = {}
+    for group in set(ring["group"].tolist()):
+        own = np.flatnonzero(ring["group"] == group)
+        rows = [ring["policy_version"][first[i] : first[i] + ring["length"][i]].tolist() for i in own]
+        found[group] = Played(
+            starts=frozenset(tuple(ring["state"][first[i]].tolist()) for i in own),
+            tasks=frozenset(ring["task_index"][own].tolist()),
+            episodes=len(own),
+            versions=frozenset(version for versions in rows for version in versions),
+        )
+    return found
+
+
+def assert_pure(groups: dict[int, Played], *, size: int, teams: int) -> None:
+    """Every group has one task and one start, which no other has; only those being played lack members."""
+    assert 0 not in groups
+    assert all(len(group.starts) == len(group.tasks) == 1 for group in groups.values())
+    assert len({(*group.starts, *group.tasks) for group in groups.values()}) == len(groups)
+    assert max(group.episodes for group in groups.values()) == size
+    assert sum(group.episodes < size for group in groups.values()) <= 3 * teams  # the slowest's, and a lead of two

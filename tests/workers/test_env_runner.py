@@ -54,7 +54,7 @@ class ListSink:
     """Keeps what a ring's writer would be told."""
 
     def __init__(self):
-        self.calls, self.rows, self.groups = [], [], []
+        self.calls, self.rows, self.groups, self.successes = [], [], [], []
 
     def begin(self, task_index, *, group):
         self.calls.append(("begin", task_index))
@@ -69,7 +69,8 @@ class ListSink:
             }
         )
 
-    def commit(self, final_frames, final_state):
+    def commit(self, final_frames, final_state, *, success):
+        self.successes.append(success)
         self.calls.append(("commit", final_state.copy().tolist()))
 
     def abandon(self):
@@ -259,3 +260,4 @@ def test_an_episode_carries_the_group_of_its_job_to_the_ring_and_to_its_record(c
         answer(slots, version=0)
         waits = runner.advance(0)
     assert sink.groups == [record.job.group for record in records] == [7, 0]
+    assert sink.successes == [record.success for record in records] == [True, True]

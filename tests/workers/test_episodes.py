@@ -54,24 +54,27 @@ def test_initial_states_stay_within_their_number():
     assert {job.init_state for job in first(200, num_init_states=[3, 3, 3])} == {0, 1, 2}
 
 
-def in_groups(count, *, members=4, env_index=0, num_envs=6, slots_per_cell=6, played=(), **changes):
-    groups = Groups(members, slots_per_cell)
+def in_groups(count, *, members=4, env_index=0, num_envs=6, slots_per_cell=6, played=(), max_lead=99, **changes):
+    """Jobs of a slot that has committed episodes of these groups; its mates have none, which hinders nobody here."""
+    groups = Groups(members, slots_per_cell, max_lead)
     settings: dict[str, Any] = {"seed": 0, "num_envs": num_envs, "num_init_states": [None, None, None]} | changes
-    return list(islice(group_schedule(groups, env_index=env_index, played=played, **settings), count))
+    newest = {env_index: list(played)[-groups.turns :]}
+    schedule = group_schedule(groups, env_index=env_index, newest_groups=lambda env: newest.get(env, ()), **settings)
+    return list(islice(schedule, count))
 
 
 def test_a_team_is_as_many_slots_as_share_a_group_evenly():
     # 6 slots and 4 members: three teams of two slots, each slot plays two members of a group in turn.
-    assert (Groups(4, 6).team_size, Groups(4, 6).turns) == (2, 2)
-    assert (Groups(8, 16).team_size, Groups(8, 16).turns) == (8, 1)
-    assert (Groups(8, 1).team_size, Groups(8, 1).turns) == (1, 8)
-    assert (Groups(8, 20).team_size, Groups(8, 20).turns) == (4, 2)
+    assert (Groups(4, 6, 2).team_size, Groups(4, 6, 2).turns) == (2, 2)
+    assert (Groups(8, 16, 2).team_size, Groups(8, 16, 2).turns) == (8, 1)
+    assert (Groups(8, 1, 2).team_size, Groups(8, 1, 2).turns) == (1, 8)
+    assert (Groups(8, 20, 2).team_size, Groups(8, 20, 2).turns) == (4, 2)
 
 
 @given(members=st.integers(2, 12), slots=st.integers(1, 12), cells=st.integers(1, 3), num_tasks=st.integers(1, 5))
 def test_every_group_has_all_its_members_in_one_cell_and_they_have_one_start(members, slots, cells, num_tasks):
     rounds, played = 3, []
-    groups = Groups(members, slots)
+    groups = Groups(members, slots, 2)
     for env in range(cells * slots):
         jobs = in_groups(
             rounds * groups.turns, members=members, env_index=env, num_envs=cells * slots, slots_per_cell=slots,
@@ -96,7 +99,6 @@ def test_a_slot_goes_on_after_its_last_committed_episode():
     for done in range(8):
         committed = [job.group for job in jobs[:done]]
         assert in_groups(9 - done, played=committed) == jobs[done:]
-        assert in_groups(9 - done, played=committed[-3:]) == jobs[done:]  # older entries have left the catalogue
     assert in_groups(1, played=[0, 7, *(job.group for job in jobs[:2])]) == jobs[2:3]  # those of others say nothing
 
 
@@ -104,7 +106,7 @@ def test_a_resumed_run_without_its_ring_begins_a_new_group():
     jobs = in_groups(12)
     assert in_groups(4, first_episode=3) == jobs[4:8]
     assert in_groups(4, first_episode=4) == jobs[4:8]
-    assert in_groups(4, first_episode=4, played=[job.group for job in jobs[:3]]) == jobs[4:8]
+    assert in_groups(5, first_episode=4, played=[job.group for job in jobs[:3]]) == jobs[3:8]  # others were faster
     assert in_groups(3, first_episode=4, played=[job.group for job in jobs[:5]]) == jobs[5:8]
 
 
@@ -114,3 +116,29 @@ def test_runs_with_other_groups_number_them_otherwise():
         for changes in ({}, {"seed": 1}, {"members": 2}, {"num_envs": 12}, {"num_init_states": [None]})
     ]
     assert len(set.union(*ids)) == sum(map(len, ids))
+
+
+def test_a_slot_waits_for_the_slowest_of_its_team():
+    """Two slots, two turns each, and one group of lead: after two groups alone, the first waits for the second."""
+    committed: dict[int, list[int]] = {0: [], 1: []}
+    schedules = [
+        group_schedule(
+            Groups(4, 2, 1), seed=0, env_index=env, num_envs=2, num_init_states=[None],
+            newest_groups=lambda env: committed[env][-2:],
+        )
+        for env in (0, 1)
+    ]  # fmt: skip
+
+    def play(env):
+        job = next(schedules[env])
+        if job is not None:
+            committed[env].append(job.group)
+        return job
+
+    assert all(play(0) for _ in range(4))
+    assert [play(0) for _ in range(3)] == [None] * 3
+    assert play(1)
+    assert play(0) is None  # the other has played one of its two turns
+    assert play(1)
+    assert play(0)
+    assert committed[0][:2] == committed[1] == [committed[0][0]] * 2

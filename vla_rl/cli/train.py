@@ -123,7 +123,7 @@ def _with_the_run_s_time_limit(loaded: Recipe, run_dir: Path, overrides: list[st
     from vla_rl.learner.launch import launched_rank
     from vla_rl.recipe import EARLIER_TIME_LIMIT, recorded_time_limit
 
-    if _sets_time_limit(overrides):
+    if _sets_time_limit(overrides) or not loaded.targets.needs_values:  # without a critic there is no choice
         return loaded
     recorded = recorded_time_limit(run_dir / "recipe.yaml")
     kept = recorded or EARLIER_TIME_LIMIT

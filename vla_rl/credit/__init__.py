@@ -12,13 +12,25 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
-from vla_rl.credit.base import Credit, Experience, Targets, ValueSource
+from vla_rl.credit.base import Credit, Experience, GroupNeeds, Targets, ValueSource
 from vla_rl.credit.gae import Gae
+from vla_rl.credit.group import Group
 from vla_rl.credit.vtrace import Vtrace
 
-AnyCredit = Annotated[Gae | Vtrace, Field(discriminator="name")]
+AnyCredit = Annotated[Gae | Vtrace | Group, Field(discriminator="name")]
 
 KINDS: Mapping[str, type[Credit]] = {kind.kind(): kind for kind in get_args(get_args(AnyCredit)[0])}
 """Every credit by the name that chooses it in a recipe."""
 
-__all__ = ["KINDS", "AnyCredit", "Credit", "Experience", "Gae", "Targets", "ValueSource", "Vtrace"]
+__all__ = [
+    "KINDS",
+    "AnyCredit",
+    "Credit",
+    "Experience",
+    "Gae",
+    "Group",
+    "GroupNeeds",
+    "Targets",
+    "ValueSource",
+    "Vtrace",
+]

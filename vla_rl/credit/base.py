@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from vla_rl.section import Section, TimeLimit
@@ -40,34 +42,49 @@ class Experience:
     truncated: Tensor  # (B, T) bool, the horizon was reached
     values: Tensor  # (B, T + 1) V of every observation; the one after the last decision bootstraps
     log_ratios: Tensor  # (B, T) log π/μ of whole decisions; zeros unless `Credit.needs_log_ratios`
+    mask: Tensor  # (B, T) bool, True where there is a decision
+    episode: Tensor  # (B,) int64, the same for all segments of an episode
+    group: Tensor  # (B,) int64, the same for all episodes of a group; 0: none
 
 
 @dataclass(frozen=True, slots=True)
 class Targets:
     """Targets that a credit assigns: constants of an update, float32 at least. Padding has no meaning."""
 
-    value_targets: Tensor  # (B, T), regression targets of the critic
+    value_targets: Tensor  # (B, T), regression targets of the critic; no meaning unless `Credit.needs_values`
     advantages: Tensor  # (B, T), not normalised and without an importance ratio: the surrogate multiplies by it
+
+
+@dataclass(frozen=True, slots=True)
+class GroupNeeds:
+    """Sizes and limits of the groups of episodes with the same start that a credit needs."""
+
+    size: int  # episodes of a group in a batch
+    candidates: int  # episodes played per group, of which `Credit.choose` takes `size`
+    max_uses: int | None  # updates that a group may be in; None: any number
+    max_rejected: int  # groups left out since the last batch, after which a run that waits for one ends
+    max_lead: int = 2  # groups by which an environment may be ahead of others that play the same ones
 
 
 class Credit(Section, ABC):
     """The recipe's `targets`: how rewards become value targets and advantages."""
 
-    group_size: ClassVar[int] = 0  # episodes that must be in a batch together; 0: none
+    needs_values: ClassVar[bool] = True  # it uses `Experience.values`, so that a critic is built and trained
 
-    if TYPE_CHECKING:  # every kind declares these two itself, after its own fields: that is their order in a recipe
-        time_limit: TimeLimit | None
-        values: ValueSource
+    if TYPE_CHECKING:  # kinds declare these fields after their own: that is their order in a recipe
+
+        @property
+        def values(self) -> ValueSource:
+            """Return whose V the targets are made of, if they are."""
+
+        @property
+        def time_limit(self) -> TimeLimit | None:
+            """Return the meaning of the horizon, if it is set."""
 
     @classmethod
     def kind(cls) -> str:
         """Return the name that chooses it in a recipe."""
         return str(get_args(cls.model_fields["name"].annotation)[0])
-
-    @property
-    def needs_values(self) -> bool:
-        """Return whether it uses `Experience.values`."""
-        return True
 
     @property
     def needs_current_values(self) -> bool:
@@ -89,6 +106,15 @@ class Credit(Section, ABC):
         if self.time_limit is None:
             raise ValueError("targets.time_limit is not set; allowed are end and bootstrap")
         return self.time_limit
+
+    @property
+    def groups(self) -> GroupNeeds | None:
+        """Return what it asks of groups of episodes, which are in a batch as a whole; None if it needs none."""
+        return None
+
+    def choose(self, scores: NDArray[np.float64]) -> NDArray[np.intp] | None:
+        """Return the members of a complete group that are learned from, by their scores; None: leave the group out."""
+        return np.arange(len(scores))
 
     @abstractmethod
     def assign(self, experience: Experience) -> Targets:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar, cast
 
 import numpy as np
@@ -50,9 +51,14 @@ class Learner:
         surrogate: the policy objective. Its weights and its clip range give metrics.
         credit: makes value targets and advantages.
         loss: weights of the terms.
-        batch_size: segments that every update takes, on each rank.
+        batch_size: segments that every update takes, on each rank; with a credit that needs groups, the most segments
+            that whole groups of whole episodes have.
         num_micro_batches: parts that an update is cut into on each rank; more after running out of memory.
         old_threshold: versions; a decision is old at this lag or more (metrics only).
+        longest_episode: decisions of the longest possible episode, for the constant of `loss.aggregation`.
+
+    Raises:
+        ValueError: `loss.aggregation` asks for whole episodes or their longest, and there are none.
     """
 
     def __init__(
@@ -65,7 +71,15 @@ class Learner:
         batch_size: int,
         num_micro_batches: int,
         old_threshold: int,
+        longest_episode: int | None = None,
     ) -> None:
+        if loss.aggregation != "token" and credit.groups is None:
+            raise ValueError(
+                f"loss.aggregation: {loss.aggregation} weighs whole episodes, and only targets.name=group puts whole "
+                "episodes into a batch; allowed is token"
+            )
+        if loss.aggregation == "constant" and longest_episode is None:
+            raise ValueError("loss.aggregation: constant needs the decisions of the longest episode")
         self.batch_size = batch_size
         self.num_micro_batches = num_micro_batches
         self._engine = engine
@@ -73,9 +87,12 @@ class Learner:
         policy = cast(Policy, engine.policy)
         self._bucket_of = policy.bucket_of
         self._action_dim = policy.action_spec.action_dim
+        self._longest_episode = longest_episode or 0
+        self._fill = 1.0  # share of the most decisions of a batch that the fullest rank's has
         self._has_dropout = any(isinstance(module, _DropoutNd) and module.p > 0 for module in engine.policy.modules())
         self._surrogate = surrogate
         self._credit = credit
+        self._has_critic = credit.needs_values
         self._loss = loss
         self._old_threshold = old_threshold
         self._evaluates_decisions = credit.needs_current_values or credit.needs_log_ratios
@@ -86,7 +103,7 @@ class Learner:
         """Make one update from this rank's batch and those of all other ranks, which call it at the same time.
 
         Args:
-            batch: `batch_size` segments with at least one decision each.
+            batch: `batch_size` segments with at least one decision each, or whole groups of at most as many.
             policy_version: version of the weights before this update; the lag is measured against it.
             measure: compute the metrics; with small policies they cost about as much as the update. The same on all
                 ranks.
@@ -104,6 +121,7 @@ class Learner:
         # 1. Rows: the decisions, and the observations after them whose values are missing. Global counts.
         rows, after = self._in_buckets(batch, decision_rows(batch)), self._rows_after(batch)
         counts, lacks_values = self._survey(batch, rows, after)
+        self._fill = self._fullest(batch) if self._credit.groups else 1.0
         normalizes, before = self._loss.normalize_advantages, self._moments_before()
         if self._evaluates_decisions and not self._has_dropout and not (normalizes and before is None):
             # 2. to 4. Nothing depends on the whole batch: micro-batches of whole segments take one pass each.
@@ -151,9 +169,10 @@ class Learner:
         self.seconds[part] = time.perf_counter() - began
 
     def _check(self, batch: SegmentBatch) -> None:
-        if len(batch.mask) != self.batch_size:
+        given, at_most = len(batch.mask), "at most " if self._credit.groups else ""
+        if given > self.batch_size or (given < self.batch_size and not at_most):
             raise ValueError(
-                f"a batch of {len(batch.mask)} segments was given, and an update takes {self.batch_size} "
+                f"a batch of {given} segments was given, and an update takes {at_most}{self.batch_size} "
                 "(micro_batch times accumulation)"
             )
         if self._loss.kl_coefficient > 0 and batch.behavior_logits is None:
@@ -183,10 +202,33 @@ class Learner:
         """Return denominators over the ranks, and whether a rank has an observation whose value is missing."""
         tokens = token_mask(batch, rows, action_dim=self._action_dim).sum()
         union = self._engine.collectives.sum_over_ranks(
-            {"decisions": float(len(rows)), "tokens": float(tokens), "lacking": float(len(after))}
+            {
+                "decisions": float(len(rows)),
+                "tokens": float(tokens),
+                "episodes": float(len(np.unique(batch.episode))),
+                "lacking": float(len(after)),
+            }
         )
-        ratios = union["decisions" if self._loss.ratio == "joint" else "tokens"]
-        return Counts(decisions=union["decisions"], tokens=union["tokens"], ratios=ratios), union["lacking"] > 0
+        return self._counts(union), union["lacking"] > 0
+
+    def _fullest(self, batch: SegmentBatch) -> float:
+        """Return the decisions of the rank that has most, as a share of what `batch_size` segments can have."""
+        decisions = self._engine.collectives.gather_over_ranks(torch.tensor([int(batch.mask.sum())]))
+        return float(int(decisions.max()) / (self.batch_size * batch.mask.shape[1]))
+
+    def _counts(self, union: Mapping[str, float]) -> Counts:
+        """Return the denominators from counts over the ranks; that of the policy term is `loss.aggregation`'s."""
+        spec = cast(Policy, self._policy).action_spec
+        tokens_per_ratio = {"token": 1, "step": spec.action_dim, "joint": spec.num_tokens}[self._loss.ratio]
+        match self._loss.aggregation:
+            case "token":
+                per_step = union["tokens"] / tokens_per_ratio
+                policy = union["decisions"] if self._loss.ratio == "joint" else per_step
+            case "trajectory":
+                policy = union["episodes"]
+            case "constant":
+                policy = union["episodes"] * self._longest_episode * (spec.num_tokens // tokens_per_ratio)
+        return Counts(decisions=union["decisions"], tokens=union["tokens"], policy=policy)
 
     # --- 2. values and log-ratios under the current weights ----------------------------------------------------------
 
@@ -244,8 +286,7 @@ class Learner:
 
     def _credited(self, batch: SegmentBatch, rows: Rows, experience: Experience) -> Decisions:
         """Return the decisions with their targets, advantages not yet normalised."""
-        joint = self._loss.ratio == "joint"
-        return credited(batch, rows, experience, self._credit, action_dim=self._action_dim, joint_ratio=joint)
+        return credited(batch, rows, experience, self._credit, action_dim=self._action_dim, loss=self._loss)
 
     def _moments_before(self) -> Tensor | None:
         """Return the moments of earlier updates, if advantages are normalised by those."""
@@ -317,7 +358,14 @@ class Learner:
     ) -> tuple[Tensor, Sums]:
         """Return a micro-batch's share of the loss; NaN (skips the update on all ranks) if it cannot be computed."""
         try:
-            sums = micro_batch_sums(batch, decisions, evaluation, surrogate=self._surrogate, loss=self._loss)
+            sums = micro_batch_sums(
+                batch,
+                decisions,
+                evaluation,
+                surrogate=self._surrogate,
+                loss=self._loss,
+                with_critic=self._has_critic,
+            )
         except NonFiniteError as error:
             logger.warning("%s", error)
             sums = no_sums(decisions, evaluation)
@@ -367,7 +415,7 @@ class Learner:
         while True:
             result, shortage = self._attempt(work)
             short = shortage is not None
-            hopeless = short and self.num_micro_batches >= batch.mask.sum()
+            hopeless = short and self._num_parts >= batch.mask.sum()
             union = self._engine.collectives.sum_over_ranks({"short": float(short), "hopeless": float(hopeless)})
             if result is not None and not union["short"]:
                 return result
@@ -383,7 +431,7 @@ class Learner:
     def _attempt(self, work: Callable[[int], Result]) -> tuple[Result | None, str | None]:
         """Return the result, or the error's message. The error itself would keep all activations in its traceback."""
         try:
-            return work(self.num_micro_batches), None
+            return work(self._num_parts), None
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -395,6 +443,11 @@ class Learner:
                 )
                 raise
             return None, str(error)
+
+    @property
+    def _num_parts(self) -> int:
+        """Return the micro-batches of this update: fewer if groups of short episodes have not filled the batch."""
+        return max(1, math.ceil(self.num_micro_batches * self._fill))
 
     def _halve_micro_batches(self) -> None:
         self._engine.discard_gradients()
@@ -417,13 +470,19 @@ class Learner:
             "learner/skipped_updates": float(self._engine.skipped_updates),
             "learner/micro_batches": float(self.num_micro_batches),
             "learner/policy_lr": result.learning_rates[POLICY_GROUP],
-            "learner/value_lr": result.learning_rates[VALUE_GROUP],
         }
+        if self._has_critic:
+            metrics["learner/value_lr"] = result.learning_rates[VALUE_GROUP]
         metrics |= lag_metrics(batch, sums, collectives, **version)
         if not result.applied:
             return metrics
-        metrics |= loss_metrics(sums, counts, collectives, with_kl=self._loss.kl_coefficient > 0)
-        metrics |= ratio_metrics(batch, sums, collectives, surrogate=self._surrogate, **version)
+        with_critic = self._has_critic
+        metrics |= loss_metrics(
+            sums, counts, collectives, with_kl=self._loss.kl_coefficient > 0, with_critic=with_critic
+        )
+        metrics |= ratio_metrics(
+            batch, sums, collectives, surrogate=self._surrogate, with_critic=with_critic, **version
+        )
         return metrics | {"learner/grad_norm": result.grad_norm}
 
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,7 +30,7 @@ class Counts:
 
     decisions: float
     tokens: float  # of executed control steps
-    ratios: float  # tokens, or decisions if a decision has one ratio
+    policy: float  # of the surrogate: tokens, control steps, decisions, episodes, or a constant times episodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,8 @@ class Decisions:
 
     rows: Rows  # R
     tokens_run: Tensor  # (R, A) bool, the token's control step was executed
-    ratios_valid: Tensor  # (R, P) bool, P ratios per decision: those tokens, or P = 1 if a decision has one ratio
+    ratios_valid: Tensor  # (R, P) bool, P ratios per decision: A tokens, K control steps, or 1
+    weights: Tensor | None  # (R, 1) of the decision's ratios in the policy term; None: 1
     value_targets: Tensor  # (R,)
     credited: Tensor  # (R,) advantages as the credit assigned them
     advantages: Tensor  # (R,) the same, normalised if that is on
@@ -50,6 +52,7 @@ class Decisions:
                 self.rows[cut],
                 self.tokens_run[cut],
                 self.ratios_valid[cut],
+                None if self.weights is None else self.weights[cut],
                 self.value_targets[cut],
                 self.credited[cut],
                 self.advantages[cut],
@@ -103,32 +106,60 @@ def experience_of(batch: SegmentBatch, *, with_behavior_values: bool) -> Experie
         truncated=torch.from_numpy(batch.truncated),
         values=torch.zeros(num_segments, length + 1) if acting is None else acting,
         log_ratios=torch.zeros(batch.mask.shape),
+        mask=torch.from_numpy(batch.mask),
+        episode=torch.from_numpy(batch.episode),
+        group=torch.from_numpy(batch.group),
     )
 
 
 def credited(
-    batch: SegmentBatch, rows: Rows, experience: Experience, credit: Credit, *, action_dim: int, joint_ratio: bool
+    batch: SegmentBatch, rows: Rows, experience: Experience, credit: Credit, *, action_dim: int, loss: LossWeights
 ) -> Decisions:
-    """Return the decisions with their targets, advantages not yet normalised."""
+    """Return the decisions with their targets, advantages not yet normalised.
+
+    With `loss.aggregation` trajectory, `rows` must be all decisions of the batch.
+    """
     targets = credit.assign(experience)
     place = torch.from_numpy(rows.segment), torch.from_numpy(rows.time)
     run = token_mask(batch, rows, action_dim=action_dim)
+    match loss.ratio:
+        case "token":
+            valid = run
+        case "step":
+            valid = run.reshape(len(rows), run.shape[1] // action_dim, action_dim).any(dim=2)
+        case "joint":
+            valid = run.any(dim=1, keepdim=True)
     return Decisions(
         rows,
         tokens_run=run,
-        ratios_valid=run.any(dim=1, keepdim=True) if joint_ratio else run,
+        ratios_valid=valid,
+        weights=_share_of_episode(batch, rows, valid) if loss.aggregation == "trajectory" else None,
         value_targets=targets.value_targets[place],
         credited=targets.advantages[place],
         advantages=targets.advantages[place],
     )
 
 
+def _share_of_episode(batch: SegmentBatch, rows: Rows, valid: Tensor) -> Tensor:
+    """Return 1 / (valid ratios of the decision's episode), (R, 1): the ratios of an episode weigh 1 together."""
+    _, episode = np.unique(batch.episode[rows.segment], return_inverse=True)
+    ratios = np.bincount(episode, weights=valid.sum(dim=1).numpy())
+    return torch.from_numpy(1.0 / ratios[episode]).float().unsqueeze(1)
+
+
 def micro_batch_sums(
-    batch: SegmentBatch, decisions: Decisions, evaluation: Evaluation, *, surrogate: Surrogate, loss: LossWeights
+    batch: SegmentBatch,
+    decisions: Decisions,
+    evaluation: Evaluation,
+    *,
+    surrogate: Surrogate,
+    loss: LossWeights,
+    with_critic: bool = True,
 ) -> Sums:
     """Compute all terms of one micro-batch from its R evaluated decisions.
 
-    A term whose coefficient is 0 is measured without a graph; one that was not evaluated is given as 0.
+    A term whose coefficient is 0 is measured without a graph; one that was not evaluated is given as 0, and so is the
+    value's without a critic.
 
     Raises:
         NonFiniteError: a valid place holds a non-finite number.
@@ -137,17 +168,21 @@ def micro_batch_sums(
     rows, device = decisions.rows, evaluation.values.device
     logprobs, behavior_logprobs = evaluation.logprobs, at(batch.behavior_logprobs, rows).to(device)
     run = decisions.tokens_run.to(device)
-    if loss.ratio == "joint":  # ρ of the decision: the product of its executed tokens' ratios
-        logprobs, behavior_logprobs = (_sum_run(each, run) for each in (logprobs, behavior_logprobs))
+    if loss.ratio != "token":  # ρ of the decision or control step: the product of its executed tokens' ratios
+        num_ratios = decisions.ratios_valid.shape[1]
+        logprobs, behavior_logprobs = (_sum_run(each, run, num_ratios) for each in (logprobs, behavior_logprobs))
     policy, _ = policy_objective_sum(
         surrogate.objective,
         logprobs=logprobs,
         behavior_logprobs=behavior_logprobs,
         advantages=decisions.advantages.to(device).unsqueeze(-1),
         mask=decisions.ratios_valid.to(device),
+        weights=None if decisions.weights is None else decisions.weights.to(device),
     )
-    every = torch.ones(len(rows), dtype=torch.bool, device=device)
-    value, _ = value_loss_sum(evaluation.values, decisions.value_targets.to(device), every)
+    value = torch.zeros((), device=device)
+    if with_critic:
+        every = torch.ones(len(rows), dtype=torch.bool, device=device)
+        value, _ = value_loss_sum(evaluation.values, decisions.value_targets.to(device), every)
     entropy, kl = (
         torch.zeros((), device=device) if term is None else masked_sum(select_valid(name, term, run), run)[0]
         for name, term in (("entropy", evaluation.entropy), ("kl", evaluation.kl))
@@ -171,15 +206,17 @@ def no_sums(decisions: Decisions, evaluation: Evaluation) -> Sums:
     return Sums(decisions, policy, nothing, nothing, nothing, torch.zeros(0), torch.zeros(0))
 
 
-def _sum_run(logprobs: Tensor, run: Tensor) -> Tensor:
-    """Map (R, A) to (R, 1): log-probability of the executed part."""
-    return torch.where(run, logprobs, 0.0).sum(dim=1, keepdim=True)
+def _sum_run(logprobs: Tensor, run: Tensor, num_ratios: int) -> Tensor:
+    """Map (R, A) to (R, P): log-probability of the executed part of a decision or of each of its control steps."""
+    num_decisions, num_tokens = run.shape
+    executed = torch.where(run, logprobs, 0.0)
+    return executed.reshape(num_decisions, num_ratios, num_tokens // num_ratios).sum(dim=2)
 
 
 def share_of_loss(sums: Sums, counts: Counts, loss: LossWeights) -> Tensor:
     """Return a micro-batch's sums over the global counts, weighted: they add up to the loss of the union."""
     terms = LossTerms(
-        policy=-sums.policy / counts.ratios,
+        policy=-sums.policy / counts.policy,
         value=sums.value / counts.decisions,
         entropy=sums.entropy / counts.tokens,
         kl=sums.kl / counts.tokens,

@@ -21,15 +21,17 @@ from vla_rl.rl.surrogates import Surrogate
 from vla_rl.types import SegmentBatch
 
 
-def loss_metrics(sums: Sequence[Sums], counts: Counts, collectives: Collectives, *, with_kl: bool) -> dict[str, float]:
-    """Return the means of the loss terms, before their coefficients."""
+def loss_metrics(
+    sums: Sequence[Sums], counts: Counts, collectives: Collectives, *, with_kl: bool, with_critic: bool
+) -> dict[str, float]:
+    """Return the means of the loss terms, before their coefficients; none of the value without a critic."""
     local = {
         name: float(sum(float(getattr(part, name)) for part in sums)) for name in ("policy", "value", "entropy", "kl")
     }
     total = collectives.sum_over_ranks(local)
     metrics = {
-        "learner/policy_loss": -total["policy"] / counts.ratios,
-        "learner/value_loss": total["value"] / counts.decisions,
+        "learner/policy_loss": -total["policy"] / counts.policy,
+        **({"learner/value_loss": total["value"] / counts.decisions} if with_critic else {}),
         "learner/entropy": total["entropy"] / counts.tokens,
     }
     return metrics | ({"learner/kl": total["kl"] / counts.tokens} if with_kl else {})
@@ -60,16 +62,18 @@ def ratio_metrics(
     collectives: Collectives,
     *,
     surrogate: Surrogate,
+    with_critic: bool,
     policy_version: int,
     old_threshold: int,
 ) -> dict[str, float]:
-    """Return drift and use of the samples per valid ratio (token or decision), and the critic's fit per decision.
+    """Return drift and use of the samples per valid ratio, and the fit of the critic, if there is one, per decision.
 
     Args:
         batch: this rank's segments.
         sums: sums of the micro-batches.
         collectives: the ranks.
         surrogate: its weights measure the use of the samples, its range defines which ratios count as clipped.
+        with_critic: whether values and value targets have a meaning.
         policy_version: the learner's version before the step.
         old_threshold: versions.
     """
@@ -87,11 +91,12 @@ def ratio_metrics(
     advantages, values, value_targets, old, fresh = union[:, 2 * num_ratios :].unsqueeze(1).unbind(dim=2)  # (R, 1) each
     used = diagnostics.utilization(surrogate.log_weight(log_ratio, advantages), advantages, old > 0, run)
     every = torch.ones_like(values, dtype=torch.bool)
+    fit = {"learner/explained_variance": diagnostics.explained_variance(values, value_targets, every)}
     clip_low, clip_high = surrogate.clip_range
     return {
         "learner/approx_kl": diagnostics.approx_kl(log_ratio, run),
         "learner/clip_fraction": diagnostics.clip_fraction(log_ratio, run, clip_low=clip_low, clip_high=clip_high),
-        "learner/explained_variance": diagnostics.explained_variance(values, value_targets, every),
+        **(fit if with_critic else {}),
         "ratio/abs_log_p95": diagnostics.abs_log_ratio_p95(log_ratio, run),
         **_lag_zero(log_ratio, run, (fresh > 0).squeeze(1)),
         "utilization/dead": used.dead,

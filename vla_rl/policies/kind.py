@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+NO_CRITIC = "none"  # value of a section's `value_head`, if it has one
+
+
 class NonFiniteOutputError(ValueError):
     """A policy's output is not finite, so nothing can be drawn from it."""
 
@@ -80,6 +83,11 @@ class PolicySection(Section):
     has_layers: ClassVar[bool] = False  # layers that learner.compile=layers can compile
     reserved_names: ClassVar[tuple[str, ...]] = ()  # of random weights: such a name is no folder
     stored_as: ClassVar[str] = ""  # by which files a folder is known to hold such a policy, in words
+
+    @property
+    def has_critic(self) -> bool:
+        """Return whether it has a critic; `value_head`, in kinds that have the field, is none without one."""
+        return getattr(self, "value_head", "") != NO_CRITIC
 
     @abstractmethod
     def plan(self, context: PolicyContext) -> PolicyPlan:

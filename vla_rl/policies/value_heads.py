@@ -6,6 +6,7 @@ Letters: B decisions, A action positions, d width of the trunk.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -52,8 +53,16 @@ class LastPromptTokenHead(nn.Module):
         return self.net(hidden[:, 0]).squeeze(-1)  # type: ignore[no-any-return]
 
 
+class NoCritic(nn.Module):
+    """Place of a critic where none is trained: no parameters, and NaN for every value."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return NaN, (B,) float32, for hiddens (B, ...)."""
+        return hidden.new_full((len(hidden),), math.nan, dtype=torch.float32)
+
+
 VALUE_HEADS: Mapping[str, Callable[[int], nn.Module]] = MappingProxyType(
-    {"attention_pool": AttentionPoolHead, "last_prompt_token": LastPromptTokenHead}
+    {"attention_pool": AttentionPoolHead, "last_prompt_token": LastPromptTokenHead, "none": lambda _: NoCritic()}
 )
 
 

@@ -23,7 +23,7 @@ from vla_rl.recipe.library import find_base, read_text
 from vla_rl.recipe.model import Recipe
 from vla_rl.recipe.overrides import Override, apply_overrides, lay_over, parse_overrides
 from vla_rl.recipe.problems import RecipeError
-from vla_rl.recipe.rules import broken_rules
+from vla_rl.recipe.rules import broken_rules, completed
 from vla_rl.recipe.setup import Setup
 from vla_rl.recipe.translate import BASE, dotted_path, problems_of, shown
 from vla_rl.section import Problem, TimeLimit
@@ -249,7 +249,7 @@ def _document_problems(layer: Layer) -> list[Problem]:
 
 def _all_problems(error: ValidationError, data: Mapping[str, Any]) -> list[tuple[KeyPath, Problem]]:
     """Return the faults of the sections, and those between sections that are valid on their own."""
-    found = problems_of(error)
+    found, data = problems_of(error), completed(data)
     sound: dict[str, Any] = {}
     for name, field in Recipe.model_fields.items():
         value = data[name] if name in data else field.get_default()

@@ -11,7 +11,7 @@ from vla_rl.envs.kinds import EnvSection
 from vla_rl.policies.kinds import AnyPolicy
 from vla_rl.recipe import dialect
 from vla_rl.recipe.regimes import RegimeName
-from vla_rl.recipe.rules import broken_rules, with_regime, with_time_limit
+from vla_rl.recipe.rules import broken_rules, completed
 from vla_rl.recipe.sections import (
     BudgetSection,
     CheckpointSection,
@@ -58,7 +58,7 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _what_follows_from_others(cls, data: Any) -> Any:  # noqa: ANN401 - whatever was given
-        return with_time_limit(with_regime(data)) if isinstance(data, dict) else data
+        return completed(data) if isinstance(data, dict) else data
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:

@@ -7,14 +7,16 @@ invalid: a recipe reports all its faults at once.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
+from vla_rl.credit import KINDS as CREDITS
 from vla_rl.credit import Credit
 from vla_rl.envs.kinds import ENVIRONMENTS, EnvSection
-from vla_rl.policies.kind import PolicySection
+from vla_rl.policies.kind import NO_CRITIC, PolicySection
 from vla_rl.policies.kinds import POLICIES
 from vla_rl.recipe.regimes import SPANS, STALE_REUSE, Regime, RegimeName, regime_of_run
 from vla_rl.recipe.sections import (
@@ -23,10 +25,12 @@ from vla_rl.recipe.sections import (
     LearnerSection,
     OptimizerSteps,
     ReplaySection,
+    RolloutSection,
     RuntimeSection,
 )
-from vla_rl.rl.optimizer_section import AdamWSection
-from vla_rl.section import Problem, TimeLimit
+from vla_rl.rl.loss_weights import LossWeights
+from vla_rl.rl.optimizer_section import AdamWSection, OptimizerSection
+from vla_rl.section import Problem, Section, TimeLimit
 
 
 def _policy_sees_enough(env: EnvSection, policy: PolicySection) -> Problem | None:
@@ -50,6 +54,105 @@ def decisions_per_episode(env: EnvSection, policy: PolicySection) -> int:
     """Return the most decisions that fit in one episode: a policy has chunks of its own, or takes the environment's."""
     own = None if env.states is None else env.states.chunk_size
     return env.decisions_per_episode(policy.chunk_size or own or 1)
+
+
+def _critic_is_used(policy: PolicySection, targets: Credit) -> Problem | None:
+    field = type(policy).model_fields.get("value_head")
+    if field is None or policy.has_critic == targets.needs_values:
+        return None
+    if policy.has_critic:
+        return Problem(
+            path="policy.value_head",
+            rule=f"targets '{targets.kind()}' compares episodes with each other, so no critic is built",
+            found=str(getattr(policy, "value_head", "")),
+            allowed=NO_CRITIC,
+        )
+    critics = [kind for kind in get_args(field.annotation) if kind != NO_CRITIC]
+    return Problem(
+        path="policy.value_head",
+        rule=f"targets '{targets.kind()}' is made of a critic's values",
+        found=NO_CRITIC,
+        allowed=f"{', '.join(critics)}, or targets.name 'group'",
+    )
+
+
+def _critic_is_there_to_train_alone(optimizer: AdamWSection, targets: Credit) -> Problem | None:
+    if not isinstance(optimizer, OptimizerSection) or not optimizer.critic_only_steps or targets.needs_values:
+        return None
+    return Problem(
+        path="optimizer.critic_only_steps",
+        rule=f"targets '{targets.kind()}' has no critic",
+        found=str(optimizer.critic_only_steps),
+        allowed="0",
+    )
+
+
+def _episodes_are_whole(targets: Credit, loss: LossWeights) -> Problem | None:
+    if loss.aggregation == "token" or targets.groups is not None:
+        return None
+    return Problem(
+        path="loss.aggregation",
+        rule="only groups put whole episodes into a batch",
+        found=f"{loss.aggregation} with targets.name '{targets.kind()}'",
+        allowed="token, or targets.name 'group'",
+    )
+
+
+def _batch_is_whole_groups(
+    env: EnvSection, policy: PolicySection, replay: ReplaySection, learner: LearnerSection, targets: Credit
+) -> Problem | None:
+    longest = decisions_per_episode(env, policy)
+    if targets.groups is None or policy.sees != env.observes or replay.segment_length > longest:
+        return None
+    of_episode = math.ceil(longest / replay.segment_length)
+    of_group = targets.groups.size * of_episode
+    if learner.batch_segments % of_group == 0:
+        return None
+    return Problem(
+        path="learner.micro_batch",
+        rule=f"an update takes whole groups: {targets.groups.size} episodes of up to {of_episode} segments",
+        found=f"{learner.batch_segments} segments (micro_batch times accumulation)",
+        allowed=f"a multiple of {of_group}, or a larger replay.segment_length (at most {longest})",
+    )
+
+
+def _ring_holds_groups(
+    env: EnvSection,
+    policy: PolicySection,
+    replay: ReplaySection,
+    learner: LearnerSection,
+    rollout: RolloutSection,
+    targets: Credit,
+) -> Problem | None:
+    needs, longest = targets.groups, decisions_per_episode(env, policy)
+    if needs is None or policy.sees != env.observes:
+        return None
+    slots = rollout.num_workers * rollout.envs_per_worker
+    groups = max(1, learner.batch_segments // (needs.size * math.ceil(longest / replay.segment_length)))
+    turns = needs.candidates // math.gcd(needs.candidates, slots)
+    teams = slots // math.gcd(needs.candidates, slots)
+    smallest = slots * (longest + 1) * (turns * (math.ceil(groups / teams) + needs.max_lead) + 1)
+    if replay.capacity >= smallest:
+        return None
+    return Problem(
+        path="replay.capacity",
+        rule=f"the ring must hold the {groups} groups of an update, each of {needs.candidates} episodes, and those in "
+        f"the making by {slots} environments",
+        found=str(replay.capacity),
+        allowed=f">= {smallest}; several times as many where groups are left out (targets.keep)",
+    )
+
+
+def _uses_allow_the_ratio(replay: ReplaySection, targets: Credit) -> Problem | None:
+    uses = None if targets.groups is None else targets.groups.max_uses
+    if uses is None or replay.replay_ratio <= uses:
+        return None
+    return Problem(
+        path="replay.replay_ratio",
+        rule="a decision is consumed at most as often as its group is used",
+        found=f"{replay.replay_ratio:g} with targets.uses {uses}",
+        allowed=f"at most {uses}, or targets.uses=null",
+    )
 
 
 def _compiled_policy_has_layers(policy: PolicySection, learner: LearnerSection) -> Problem | None:
@@ -183,6 +286,11 @@ def _regime(name: str, replay: ReplaySection, learner: LearnerSection, budget: B
     )
 
 
+def completed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe's raw data with all values that follow from others, where nothing else is written."""
+    return without_critic(with_time_limit(with_regime(data)))
+
+
 def with_regime(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return a recipe's raw data with its regime's values, if these can be computed and are not written.
 
@@ -212,7 +320,35 @@ def with_time_limit(data: Mapping[str, Any]) -> dict[str, Any]:
         targets = targets.model_dump(by_alias=True)
     if usual is None or not isinstance(targets, Mapping) or targets.get("time_limit") is not None:
         return dict(data)
-    return {**data, "targets": {**targets, "time_limit": usual}}
+    kind = CREDITS.get(str(targets.get("name")))
+    has_choice = kind is None or kind.needs_values  # without a critic nothing can stand for what would follow
+    return {**data, "targets": {**targets, "time_limit": usual if has_choice else "end"}}
+
+
+def without_critic(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe's raw data with what follows from targets without a critic, where nothing else is written.
+
+    The policy gets none (`policy.value_head`), and advantages, which each group has centred, are not normalised again
+    over the batch (`loss.normalize_advantages`). Invalid data is returned unchanged; validation reports its problems.
+    """
+    targets, policy, loss = data.get("targets"), data.get("policy"), data.get("loss", {})
+    name = targets.get("name") if isinstance(targets, Mapping) else getattr(targets, "name", None)
+    kind = CREDITS.get(name) if isinstance(name, str) else None
+    if kind is None or kind.needs_values:
+        return dict(data)
+    changed = {**data, "policy": _written(policy), "loss": _written(loss)}
+    if isinstance(changed["policy"], Mapping):
+        of_policy = POLICIES.get(str(changed["policy"].get("name")))
+        if of_policy is not None and "value_head" in of_policy.model_fields:
+            changed["policy"] = {"value_head": NO_CRITIC, **changed["policy"]}
+    if isinstance(changed["loss"], Mapping):
+        changed["loss"] = {"normalize_advantages": False, **changed["loss"]}
+    return changed
+
+
+def _written(section: Any) -> Any:  # noqa: ANN401 - whatever was given
+    """Return what was written of a section that was made in code; anything else as it is."""
+    return section.model_dump(by_alias=True, exclude_unset=True) if isinstance(section, Section) else section
 
 
 def usual_time_limit(env: Any) -> TimeLimit | None:  # noqa: ANN401 - a section, or whatever was given for one
@@ -249,6 +385,12 @@ def _regime_is_kept(
 
 RULES: tuple[Callable[..., Problem | None], ...] = (
     _policy_sees_enough,
+    _critic_is_used,
+    _critic_is_there_to_train_alone,
+    _episodes_are_whole,
+    _batch_is_whole_groups,
+    _ring_holds_groups,
+    _uses_allow_the_ratio,
     _compiled_policy_has_layers,
     _compiled_layers_are_whole,
     _ring_can_start,

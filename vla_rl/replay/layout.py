@@ -20,6 +20,7 @@ EPISODE = np.dtype(
             "first_row",
             np.int64,
         ),  # absolute: rows are counted from the start of the run; row r is stored at r mod rows_per_env
+        ("success", np.int64),  # 1: the goal was reached, with or without a termination
         ("length", np.int64),  # decisions; the last observation follows in row first_row + length
         ("decisions_total", np.int64),  # decisions this env has committed, including this episode
         ("committed_at", np.int64),  # monotonic nanoseconds

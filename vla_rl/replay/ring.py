@@ -128,6 +128,14 @@ class ReplayRing(InSharedBlock):
         is_whole = indices + catalogue_size > int(self._num_episodes[env_index])
         return entries[is_whole], count
 
+    def newest_groups(self, env_index: int, count: int) -> list[int]:
+        """Return the groups of an env's newest episodes, at most `count`, oldest first."""
+        committed = int(self._num_episodes[env_index])
+        self._fence()
+        newest = np.arange(max(0, committed - count), committed) % self.layout.episodes_per_env
+        groups: list[int] = self._episodes[env_index, newest]["group"].tolist()
+        return groups
+
     def has_episodes_after(self, num_seen: Sequence[int]) -> bool:
         """Return whether any env has committed more episodes than that."""
         return bool((self._num_episodes != num_seen).any())
@@ -233,21 +241,35 @@ class EpisodeWriter:
         self._length += 1
         self._has_ended = terminated or truncated
 
-    def commit(self, final_frames: UInt8Array, final_state: FloatArray) -> None:
+    def commit(self, final_frames: UInt8Array, final_state: FloatArray, *, success: bool = False) -> None:
         """Store the observation after the last decision and make the episode visible.
+
+        Args:
+            final_frames: (N, H, W, 3) uint8, after the last decision.
+            final_state: (S,) float32, likewise.
+            success: the goal was reached; implied by a termination.
 
         Raises:
             RuntimeError: the last decision was neither terminated nor truncated.
         """
         if self._task_index is None or not self._has_ended:
             raise RuntimeError("commit() needs an episode whose last decision terminated or truncated it")
+        succeeded = success or bool(self._arrays["terminated"][self._position(self._length - 1)])
         position = self._claim(self._length)
         self._arrays["frames"][position] = final_frames
         self._arrays["state"][position] = final_state
         count = int(self._num_episodes[0])
         self._decisions_total += self._length
-        where = (self._env_index, self._task_index, self._group, self._first_row, self._length)
-        self._episodes[count % self._layout.episodes_per_env] = (*where, self._decisions_total, time.monotonic_ns())
+        self._episodes[count % self._layout.episodes_per_env] = (
+            self._env_index,
+            self._task_index,
+            self._group,
+            self._first_row,
+            succeeded,
+            self._length,
+            self._decisions_total,
+            time.monotonic_ns(),
+        )
         self._fence()
         self._num_episodes[0] = count + 1
         self._first_row += self._length + 1
@@ -265,7 +287,11 @@ class EpisodeWriter:
         # Never lowered: rows that an abandoned episode overwrote stay overwritten.
         self._claimed[0] = max(int(self._claimed[0]), row + 1)
         self._fence()
-        return self._region_start + row % self._layout.rows_per_env
+        return self._position(offset)
+
+    def _position(self, offset: int) -> int:
+        """Return the position in the row arrays of a row of the episode."""
+        return self._region_start + (self._first_row + offset) % self._layout.rows_per_env
 
     def _end_of_last_episode(self) -> tuple[int, int]:
         """Return the first free row and the decisions so far, according to the catalogue."""

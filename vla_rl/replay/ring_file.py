@@ -2,9 +2,9 @@
 
 The file holds the committed episodes that are present, in the order of their commits: one tensor per row field with
 the rows of all episodes one after another (an episode of L decisions has L + 1), and one entry per episode in `env`,
-`task_index`, `group`, `length` and `intact`. Env workers continue while it is written; an episode that they overwrite
-before its rows are in the file gets `intact` = False and is not loaded. Rows are streamed: no second copy of the ring
-is made. Files that are older than `group` load as episodes without groups.
+`task_index`, `group`, `success`, `length` and `intact`. Env workers continue while it is written; an episode that they
+overwrite before its rows are in the file gets `intact` = False and is not loaded. Rows are streamed: no second copy of
+the ring is made. Files that are older than `group` and `success` load as episodes without groups.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vla_rl.replay.ring import EpisodeWriter, ReplayRing
 
 REPLAY, RING_FILE = "replay", "ring.safetensors"  # folder of one rank in a training's checkpoint, and the file in it
 _DTYPE_NAMES = {"uint8": "U8", "int16": "I16", "int64": "I64", "float32": "F32", "bool": "BOOL"}
-_EPISODE_COLUMNS = ("env", "task_index", "group", "length")
+_EPISODE_COLUMNS = ("env", "task_index", "group", "success", "length")
 
 
 def save_ring(ring: ReplayRing, path: Path) -> int:
@@ -90,7 +90,8 @@ def _load_episodes(ring: ReplayRing, file: Any, path: Path) -> int:  # noqa: ANN
             f"its replay (checkpoint.save_replay=false)"
         )
     envs, task_indices = file.get_tensor("env"), file.get_tensor("task_index")
-    groups = file.get_tensor("group") if "group" in file.keys() else np.zeros_like(envs)  # noqa: SIM118 - not a mapping
+    later = {name: np.zeros_like(envs) for name in ("group", "success")}  # older files lack them
+    later |= {name: file.get_tensor(name) for name in later if name in file.keys()}  # noqa: SIM118 - not a mapping
     same_envs = int(file.metadata()["num_envs"]) == ring.layout.num_envs
     first_rows = np.cumsum(lengths + 1) - (lengths + 1)
     slices = {field.name: file.get_slice(field.name) for field in ring.layout.row_fields()}
@@ -100,16 +101,19 @@ def _load_episodes(ring: ReplayRing, file: Any, path: Path) -> int:  # noqa: ANN
         env = int(envs[index]) if same_envs else int(rows_written.argmin())
         start, stop = int(first_rows[index]), int(first_rows[index] + lengths[index] + 1)
         rows = {name: saved[start:stop] for name, saved in slices.items()}
-        _write_episode(writers[env], int(task_indices[index]), int(groups[index]), rows)
+        group, success = int(later["group"][index]), bool(later["success"][index])
+        _write_episode(writers[env], int(task_indices[index]), rows, group=group, success=success)
         rows_written[env] += stop - start
     return int(lengths[is_intact].sum())
 
 
-def _write_episode(writer: EpisodeWriter, task_index: int, group: int, rows: dict[str, NDArray[Any]]) -> None:
+def _write_episode(
+    writer: EpisodeWriter, task_index: int, rows: dict[str, NDArray[Any]], *, group: int, success: bool
+) -> None:
     writer.begin(task_index, group=group)
     for index in range(len(rows["value"]) - 1):
         writer.add(**{name: row[index] for name, row in rows.items()})
-    writer.commit(rows["frames"][-1], rows["state"][-1])
+    writer.commit(rows["frames"][-1], rows["state"][-1], success=success)
 
 
 def _layout_facts(layout: RingLayout) -> dict[str, int | bool]:

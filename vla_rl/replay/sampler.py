@@ -40,6 +40,7 @@ class SegmentSampler:
         self._committed = np.zeros(ring.layout.num_envs, np.int64)
         self._segments = np.zeros(0, _SEGMENT)
         self.num_excluded = 0  # segments that the last `sample` excluded for their lag
+        self.num_unused = 0  # committed decisions that will be in no batch, for a reason other than their age
 
     @property
     def num_decisions(self) -> int:
@@ -102,6 +103,11 @@ class SegmentSampler:
         ordinals = self.total_committed - np.cumsum(episodes["length"][::-1])[::-1]
         new_segments = [self._cut(episode, ordinal) for episode, ordinal in zip(episodes, ordinals, strict=True)]
         self._segments = np.concatenate([self._segments, *new_segments])
+        for episode, segments in zip(episodes, new_segments, strict=True):
+            self._enter(episode, segments)
+
+    def _enter(self, episode: np.void, segments: NDArray[np.void]) -> None:
+        """Take note of an episode and its segments; a place for indices of more than segments."""
 
     def _cut(self, episode: np.void, ordinal: int) -> NDArray[np.void]:
         """Return the segments of one episode; `ordinal` decisions were committed before it."""
@@ -120,10 +126,13 @@ class SegmentSampler:
         segments["ordinal"] = ordinal + starts
         return segments
 
-    def _evict(self) -> None:
+    def _evict(self) -> bool:
+        """Drop overwritten segments from the index; return whether there were any."""
         is_intact = self._ring.intact(self._segments["env"], self._segments["first_row"])
-        if not is_intact.all():
-            self._segments = self._segments[is_intact]
+        if is_intact.all():
+            return False
+        self._segments = self._segments[is_intact]
+        return True
 
     def _eligible(self, min_version: int | None) -> NDArray[np.intp]:
         if min_version is None:

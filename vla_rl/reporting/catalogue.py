@@ -30,16 +30,22 @@ def _metrics() -> tuple[Metric, ...]:
         Metric("rollout/success_rate", "1", "share of the recent training episodes with a success"),
         Metric("rollout/return", "reward", "mean undiscounted return of the recent training episodes"),
         Metric("rollout/episode_length", "env steps", "mean length of the recent training episodes"),
-        Metric("learner/policy_loss", "1", "minus the mean surrogate objective over valid action tokens"),
-        Metric("learner/value_loss", "reward²", "mean squared error of the value, before its coefficient"),
+        Metric("groups/kept", "1", "share of the recent groups inside `targets.keep`"),
+        Metric("groups/all_success", "1", "share of the recent groups whose members all succeeded"),
+        Metric("groups/all_fail", "1", "share of the recent groups whose members all failed"),
+        Metric("groups/episodes_per_useful", "episodes", "episodes played per recent group inside `targets.keep`"),
+        Metric("learner/policy_loss", "1", "minus the surrogate objective, averaged as `loss.aggregation` says"),
+        Metric("learner/value_loss", "reward²", "mean squared error of the critic's value, before its coefficient"),
         Metric("learner/entropy", "nat", "mean entropy of the policy per action token"),
         Metric("learner/approx_kl", "nat", "sample estimate of KL(behaviour ‖ policy), mean of ρ − 1 − log ρ"),
         Metric("learner/kl", "nat", "exact KL(behaviour ‖ policy) over the bins, per token, if logits are stored"),
         Metric("learner/grad_norm", "1", "norm of the gradient before clipping"),
         Metric("learner/clip_fraction", "1", "share of tokens whose ratio is outside the surrogate's clip range"),
-        Metric("learner/explained_variance", "1", "1 − Var(target − value) / Var(target); 1 is perfect, 0 a mean"),
+        Metric(
+            "learner/explained_variance", "1", "1 − Var(target − value) / Var(target); 1 is a perfect critic, 0 a mean"
+        ),
         Metric("learner/policy_lr", "1", "learning rate of the policy's parameters"),
-        Metric("learner/value_lr", "1", "learning rate of the value head's parameters"),
+        Metric("learner/value_lr", "1", "learning rate of the critic's parameters"),
         Metric(
             "learner/micro_batches", "count", "micro-batches of an update per rank; more after running out of memory"
         ),

@@ -17,8 +17,15 @@ class LossWeights(Section):
     kl_coefficient: Weight = Field(
         0.0, description="exact KL(behaviour || policy); the ring stores behaviour logits when > 0"
     )
-    ratio: Literal["token", "joint"] = Field(
-        "token", description="importance ratios: one per action token, or one per decision, their product"
+    ratio: Literal["token", "step", "joint"] = Field(
+        "token",
+        description="importance ratios: one per action token, per control step, or (joint) per decision; the latter "
+        "two are products of token ratios",
+    )
+    aggregation: Literal["token", "trajectory", "constant"] = Field(
+        "token",
+        description="what weighs the same in the policy term: every ratio, every episode, or every ratio over a "
+        "constant, the ratios of the longest possible episode; the latter two need whole episodes (targets.name=group)",
     )
     normalize_advantages: bool = Field(True, description="to mean 0 and deviation 1 over the batch of all ranks")
     advantage_moments: Literal["batch", "running"] = Field(

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from vla_rl.credit import GroupNeeds
 from vla_rl.envs.kind import EnvPlan
 from vla_rl.ipc.counters import CellCounters
 from vla_rl.ipc.cuda_memory import SharingError
@@ -157,7 +158,7 @@ def make_cell(  # noqa: PLR0913 - the parts of a cell, by name
     rank: int = 0,
     num_ranks: int = 1,
     first_episode: int = 0,
-    group_members: int = 0,
+    groups: GroupNeeds | None = None,
     jobs: Iterator[EpisodeJob] | None = None,
 ) -> AnyCell:
     """Create the processes of a cell (async) or the same objects in this process (serial); `start` runs them.
@@ -173,7 +174,7 @@ def make_cell(  # noqa: PLR0913 - the parts of a cell, by name
         rank: rank of this cell.
         num_ranks: number of cells.
         first_episode: position at which every slot enters the training schedule.
-        group_members: episodes with the same start in the training schedule; 0: every episode has its own.
+        groups: how episodes with the same start are played in the training schedule; None: every one has its own.
         jobs: an evaluation's episodes; None for the training schedule.
 
     Raises:
@@ -190,7 +191,7 @@ def make_cell(  # noqa: PLR0913 - the parts of a cell, by name
             rank=rank,
             num_ranks=num_ranks,
             first_episode=first_episode,
-            group_members=group_members,
+            groups=groups,
             queue_jobs=jobs is not None,
             variables=variables,
         )
@@ -289,7 +290,7 @@ def _env_worker_settings(
     rank: int,
     num_ranks: int,
     first_episode: int,
-    group_members: int,
+    groups: GroupNeeds | None,
     queue_jobs: bool,
     variables: Mapping[str, str],
 ) -> EnvWorkerSettings:
@@ -306,7 +307,7 @@ def _env_worker_settings(
         seed=plan.setup.seed,
         max_open_envs_per_slot=1 if queue_jobs else OPEN_ENVS_PER_SLOT,  # a queue visits each task once
         first_episode=first_episode,
-        groups=Groups(group_members, plan.num_slots) if group_members else None,
+        groups=None if groups is None else Groups(groups.candidates, plan.num_slots, groups.max_lead),
         queue_jobs=queue_jobs,
         variables=variables,
         log_path=log_dir / f"env_worker_{worker}.log",

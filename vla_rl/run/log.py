@@ -16,13 +16,14 @@ from vla_rl.files import directory_bytes
 from vla_rl.ipc.counters import CellCounters
 from vla_rl.learner.collectives import Collectives
 from vla_rl.policies.devices import PeakMemory, peak_memory
+from vla_rl.replay.group_sampler import GroupSampler
 from vla_rl.reporting.catalogue import reduce_over_ranks
 from vla_rl.reporting.live import Display
 from vla_rl.reporting.metrics_file import Clocks, MetricsWriter
 from vla_rl.reporting.run_snapshot import RunSnapshot
 from vla_rl.reporting.streams import losses
 from vla_rl.run.estimate import estimate_memory
-from vla_rl.run.rollout_stats import rollout_metrics
+from vla_rl.run.rollout_stats import group_metrics, group_sums, rollout_metrics
 from vla_rl.run.training import TrainingRun
 from vla_rl.run.utilisation import bf16_peak, utilisation
 
@@ -207,6 +208,7 @@ class RunLog:
         self._last = now
         gathered = self._gather(own)
         episodes = rollout_metrics(self._collectives.sum_over_ranks(run.stats.sums()))
+        episodes |= self._group_metrics()
         used = self._collectives.sum_over_ranks({"consumed": run.totals.consumed, "decisions": now.decisions})
         ratio = {"replay/ratio": used["consumed"] / max(1.0, used["decisions"])}
         self._latest = episodes | update_metrics | reduce_over_ranks(gathered) | ratio
@@ -214,6 +216,14 @@ class RunLog:
         if self._writer is not None:
             self._write(self._writer, clocks)
         self.show(force=True)
+
+    def _group_metrics(self) -> dict[str, float]:
+        """Return what became of the recent groups of all ranks; nothing if the credit needs none. Collective."""
+        needs, sampler = self._run.plan.recipe.targets.groups, self._run.sampler
+        if needs is None or not isinstance(sampler, GroupSampler):
+            return {}
+        sums = self._collectives.sum_over_ranks(group_sums(sampler.outcomes))
+        return group_metrics(sums, candidates=needs.candidates)
 
     def _write(self, writer: MetricsWriter, clocks: Clocks) -> None:
         """Write a log point; a full disk costs this point, not the run, and is reported once."""

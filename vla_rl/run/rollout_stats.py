@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Collection
 
+from vla_rl.replay.group_sampler import Outcome
 from vla_rl.workers.episodes import EpisodeRecord
 
 
@@ -41,4 +43,32 @@ def rollout_metrics(sums: dict[str, float]) -> dict[str, float]:
         "rollout/success_rate": sums["successes"] / episodes,
         "rollout/return": sums["returns"] / episodes,
         "rollout/episode_length": sums["env_steps"] / episodes,
+    }
+
+
+def group_sums(outcomes: Collection[Outcome]) -> dict[str, float]:
+    """Return sums over the recent groups, to be added over ranks."""
+    return {
+        "groups": float(len(outcomes)),
+        "kept": float(sum(outcome.is_kept for outcome in outcomes)),
+        "succeeded": float(sum(outcome.all_succeeded for outcome in outcomes)),
+        "failed": float(sum(outcome.all_failed for outcome in outcomes)),
+    }
+
+
+def group_metrics(sums: dict[str, float], *, candidates: int) -> dict[str, float]:
+    """Return shares of the recent groups from sums over all ranks; empty before the first group.
+
+    Args:
+        sums: `group_sums`.
+        candidates: episodes that were played of every group.
+    """
+    groups, kept = sums["groups"], sums["kept"]
+    if not groups:
+        return {}
+    return {
+        "groups/kept": kept / groups,
+        "groups/all_success": sums["succeeded"] / groups,
+        "groups/all_fail": sums["failed"] / groups,
+        **({"groups/episodes_per_useful": candidates * groups / kept} if kept else {}),
     }

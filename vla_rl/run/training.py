@@ -22,11 +22,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from vla_rl.errors import NoSignalError
 from vla_rl.learner.checkpoint import CheckpointInfo, Progress, load, save
 from vla_rl.learner.engine import Engine
 from vla_rl.learner.learner import Learner
 from vla_rl.policies.devices import use_device
 from vla_rl.replay.governor import Account, Governor
+from vla_rl.replay.group_sampler import GroupSampler
+from vla_rl.replay.ring import ReplayRing
 from vla_rl.replay.ring_file import REPLAY, RING_FILE, load_ring, save_ring
 from vla_rl.replay.sampler import SegmentSampler
 from vla_rl.reporting.metrics_file import Clocks
@@ -102,7 +105,8 @@ class TrainingRun:
             self.learner = _make_learner(plan, self.engine)
             assert self.memory.ring is not None
             self.ring = self.memory.ring
-            self.sampler = SegmentSampler(self.ring, segment_length=recipe.replay.segment_length, seed=seed + 1)
+            self.sampler = _make_sampler(plan, self.ring, seed=seed + 1)
+            self._unused_before = 0
             self._account = Account(recipe.replay.replay_ratio, collected=0, consumed=0)
             before = NOTHING
             if resume_from is not None:
@@ -121,6 +125,7 @@ class TrainingRun:
                 rank=rank,
                 num_ranks=num_ranks,
                 first_episode=math.ceil(before.episodes / (num_ranks * plan.num_slots)),
+                groups=recipe.targets.groups,
             )
             stack.callback(self.cell.close)
             self._stack = stack.pop_all()
@@ -142,6 +147,7 @@ class TrainingRun:
             logger.info("layers compiled in %.0f s", self.engine.compile_seconds)
         self.memory.counters.set("allowed_decisions", UNLIMITED)
         self.sampler.refresh()
+        self._unused_before = self.sampler.num_unused  # of the loaded ring, which was collected before this start
         self._end_warm_up()  # immediately, before collection, if a resumed run has enough experience
         self.publish()
         self.cell.start()
@@ -155,12 +161,13 @@ class TrainingRun:
 
         Raises:
             CellFailureError: a part of the cell failed for good.
+            NoSignalError: too many groups were left out since the last batch.
         """
         began = time.monotonic()
         try:
             while not stop_requested():
                 self.cell.raise_if_failed()
-                self.sampler.refresh()
+                self._refresh()
                 batch = self._sample() if self._may_learn() else None
                 if batch is not None:
                     return batch
@@ -306,28 +313,97 @@ class TrainingRun:
             return self._account
         return self._governor.account(collected=self._collected, consumed=self.totals.consumed)
 
+    def _refresh(self) -> None:
+        """Take note of new episodes; collection must make up for those that nothing is learned from."""
+        unused = self.sampler.num_unused
+        self.sampler.refresh()
+        if self._governor is not None and self.sampler.num_unused != unused:
+            self._limit_collection()
+
     @property
     def _collected(self) -> int:
-        """Return the decisions since this start."""
-        return int(self.memory.counters.total("env_worker_decisions"))
+        """Return the decisions since this start, without those that will be in no batch."""
+        return int(self.memory.counters.total("env_worker_decisions")) - self._unused
+
+    @property
+    def _unused(self) -> int:
+        """Return the decisions since this start that will be in no batch."""
+        return self.sampler.num_unused - self._unused_before
 
     def _sample(self) -> SegmentBatch | None:
         """Sample a batch within the allowed lag; if there is none, collection continues until there is."""
         max_lag = self.plan.recipe.replay.max_policy_lag
         min_version = None if max_lag is None else self.totals.policy_version - max_lag
-        batch = self.sampler.sample(self.learner.batch_size, min_version=min_version)
+        batch = self.sampler.sample(samples_per_batch(self.plan), min_version=min_version)
         if batch is None:
             self.memory.counters.set("allowed_decisions", UNLIMITED)
+            self._check_signal()
         return batch
+
+    def _check_signal(self) -> None:
+        """Check that not too many groups were left out while a batch could not be filled.
+
+        Raises:
+            NoSignalError: there were; says what became of them and what to do.
+        """
+        needs, sampler = self.plan.recipe.targets.groups, self.sampler
+        if needs is None or not isinstance(sampler, GroupSampler) or len(sampler.rejected) <= needs.max_rejected:
+            return
+        raise NoSignalError(no_signal(sampler, needs=samples_per_batch(self.plan)))
 
     def _limit_collection(self) -> None:
         assert self._governor is not None
-        allowed = self._governor.allowed_decisions(consumed=self.totals.consumed)
+        allowed = self._governor.allowed_decisions(consumed=self.totals.consumed) + self._unused
         self.memory.counters.set("allowed_decisions", allowed)
 
 
 def _write_account(account: Account, folder: Path) -> None:
     (folder / ACCOUNT_FILE).write_text(json.dumps(asdict(account)), encoding="utf-8")
+
+
+def samples_per_batch(plan: TrainingPlan) -> int:
+    """Return the samples of one update on each rank: segments, or groups if the credit needs them."""
+    needs, segments = plan.recipe.targets.groups, plan.recipe.learner.batch_segments
+    if needs is None:
+        return segments
+    per_episode = math.ceil(plan.max_episode_decisions / plan.recipe.replay.segment_length)
+    return segments // (needs.size * per_episode)
+
+
+def no_signal(sampler: GroupSampler, *, needs: int) -> str:
+    """Return why no batch can be filled, and what to do, for people."""
+    rejected = sampler.rejected
+    succeeded, failed = sum(it.all_succeeded for it in rejected), sum(it.all_failed for it in rejected)
+    if 2 * succeeded > len(rejected):
+        advice = "The policy solves what it plays: stop here, or train on harder tasks or initial states"
+    elif 2 * failed > len(rejected):
+        advice = (
+            "The policy does not solve what it plays: start from a better checkpoint, raise rollout.temperature or "
+            "env.horizon, or use a credit with a critic (targets.name=gae)"
+        )
+    else:
+        advice = "Widen targets.keep, or raise replay.capacity so that the groups that are kept stay in the ring"
+    return (
+        f"nothing to learn from: {len(rejected)} groups were left out since the last batch (targets.max_rejected), "
+        f"{succeeded} because all their episodes succeeded and {failed} because all failed. The ring holds "
+        f"{sampler.num_usable} of the {needs} groups that an update takes. {advice}"
+    )
+
+
+def _make_sampler(plan: TrainingPlan, ring: ReplayRing, *, seed: int) -> SegmentSampler:
+    recipe = plan.recipe
+    needs, length = recipe.targets.groups, recipe.replay.segment_length
+    if needs is None:
+        return SegmentSampler(ring, segment_length=length, seed=seed)
+    return GroupSampler(
+        ring,
+        segment_length=length,
+        seed=seed,
+        candidates=needs.candidates,
+        choose=recipe.targets.choose,
+        max_uses=needs.max_uses,
+        recent_groups=max(1, recipe.logging.recent_episodes // needs.candidates),
+    )
 
 
 def _make_engine(plan: TrainingPlan, policy: nn.Module) -> Engine:
@@ -355,4 +431,5 @@ def _make_learner(plan: TrainingPlan, engine: Engine) -> Learner:
         batch_size=recipe.learner.batch_segments,
         num_micro_batches=recipe.learner.accumulation,
         old_threshold=recipe.replay.old_threshold,
+        longest_episode=plan.max_episode_decisions,
     )

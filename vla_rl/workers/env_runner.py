@@ -16,6 +16,7 @@ from vla_rl.workers.episodes import EpisodeJob, EpisodeRecord
 from vla_rl.workers.worker_counters import WorkerCounters
 
 EnvBuilder = Callable[[], Environment]
+NO_MORE = object()
 
 
 @dataclass(slots=True)
@@ -64,8 +65,9 @@ class EnvPool:
 class EnvRunner:
     """Player of the episodes of some env slots.
 
-    A slot either waits for a decision, with its observation in the slot arrays, or has run out of jobs. `start` begins
-    an episode; `advance` executes the decision that the inference worker wrote and stores the next observation.
+    A slot waits for a decision, with its observation in the slot arrays, or is parked until there is something to play,
+    or has run out of jobs. `start` begins an episode; `advance` executes the decision that the inference worker wrote
+    and stores the next observation.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class EnvRunner:
         slot_ids: Sequence[int],
         pool: EnvPool,
         transform: FrameTransform | None,
-        jobs: Mapping[int, Iterator[EpisodeJob]],
+        jobs: Mapping[int, Iterator[EpisodeJob | None]],
         writers: Mapping[int, EpisodeWriter],
         counters: WorkerCounters,
         on_episode: Callable[[EpisodeRecord], None],
@@ -87,7 +89,7 @@ class EnvRunner:
             slot_ids: the slots that this runner owns.
             pool: simulators, made in this process.
             transform: converts raw camera frames to stored frames; None if nothing is rendered.
-            jobs: per slot, the episodes to play.
+            jobs: per slot, the episodes to play; None stands for nothing yet.
             writers: per slot, the writer of its decisions; empty in an evaluation.
             counters: the cell's counters.
             on_episode: called with every finished episode.
@@ -101,15 +103,19 @@ class EnvRunner:
         self._counters = counters
         self._on_episode = on_episode
         self._episodes: dict[int, _Episode] = {}
+        self.parked: set[int] = set()  # slots that have nothing to play yet: call `start` again
 
     def start(self, slot: int) -> bool:
         """Begin the slot's next episode and leave its first observation in the slot.
 
         Returns:
-            False if the slot has no more jobs.
+            False if the slot has no more jobs, or is `parked`.
         """
-        job = next(self._jobs[slot], None)
+        self.parked.discard(slot)
+        job = next(self._jobs[slot], NO_MORE)
         if job is None:
+            self.parked.add(slot)
+        if not isinstance(job, EpisodeJob):
             self._episodes.pop(slot, None)
             return False
         began = time.monotonic()
@@ -128,7 +134,7 @@ class EnvRunner:
         """Execute the decision in the slot; when the episode ends, commit it and start the next one.
 
         Returns:
-            False if the slot has no more jobs, else True: the slot waits for a decision.
+            False if the slot has no more jobs, or is `parked`, else True: the slot waits for a decision.
         """
         episode = self._episodes[slot]
         slots = self._slots
@@ -158,7 +164,7 @@ class EnvRunner:
         if not (result.terminated or result.truncated):
             return True
         if writer is not None:
-            writer.commit(slots.frames[slot], slots.state[slot])
+            writer.commit(slots.frames[slot], slots.state[slot], success=episode.success)
         self._finish(episode, terminated=result.terminated, truncated=result.truncated)
         return self.start(slot)
 

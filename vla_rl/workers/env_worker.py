@@ -41,6 +41,7 @@ from vla_rl.workers.worker_counters import WorkerCounters
 
 POLL_S = 0.25  # heartbeat period while waiting
 GOVERNOR_POLL_S = 0.002
+PARKED_POLL_S = 0.01  # while a slot waits for the others of its team
 SEND_AFTER_S = 0.001  # requests of cheap environments are sent together, those of slow ones one by one
 
 
@@ -144,8 +145,9 @@ class EnvWorker:
             tell_supervisor(self._links.supervisor, StartRefusal(str(error)))
             raise
         while open_slots and not self._counters.stop_requested:
-            self._counters.set_open_slots(len(open_slots))
+            self._counters.set_open_slots(len(open_slots - self._runner.parked))
             open_slots -= self._play(self._receive())
+            self._start_parked()
         self._counters.set_open_slots(0)
         self._counters.enter(EnvWorkerPhase.STOPPED)
 
@@ -166,9 +168,15 @@ class EnvWorker:
                 break
             if self._runner.start(slot):
                 self._request([slot])
-            else:
+            elif slot not in self._runner.parked:
                 open_slots.discard(slot)
         return open_slots
+
+    def _start_parked(self) -> None:
+        """Ask again whether slots that had to wait may play."""
+        for slot in sorted(self._runner.parked):
+            if self._runner.start(slot):
+                self._request([slot])
 
     def _play(self, replied: Sequence[int]) -> set[int]:
         """Execute the replied slots' decisions and ask again; returns the slots that have run out of jobs."""
@@ -178,7 +186,7 @@ class EnvWorker:
         for slot in replied:
             if self._runner.advance(slot):
                 ready.append(slot)
-            else:
+            elif slot not in self._runner.parked:
                 done.add(slot)
             if ready and time.monotonic() - last_sent > SEND_AFTER_S:
                 self._request(ready)
@@ -198,13 +206,13 @@ class EnvWorker:
     def _receive(self) -> list[int]:
         """Wait for one reply; empty after a poll period without one, so that the caller sees the stop flag."""
         with self._counters.timed(EnvWorkerPhase.WAITING_FOR_ACTION, "env_worker_wait_seconds"):
-            arrived = self._links.inference.poll(POLL_S)
+            arrived = self._links.inference.poll(PARKED_POLL_S if self._runner.parked else POLL_S)
         if not arrived:
             return []
         incarnation, slots = receive_slots(self._links.inference)
         return slots if incarnation == self._incarnation else []
 
-    def _jobs(self, slot: int, ring: ReplayRing | None) -> Iterator[EpisodeJob]:
+    def _jobs(self, slot: int, ring: ReplayRing | None) -> Iterator[EpisodeJob | None]:
         if self._settings.queue_jobs:
             return self._queued_jobs()
         return scheduled_jobs(self._settings, slot, incarnation=self._incarnation, ring=ring)
@@ -228,15 +236,19 @@ class EnvWorker:
 
 def scheduled_jobs(
     settings: EnvWorkerSettings, slot: int, *, incarnation: int, ring: ReplayRing | None
-) -> Iterator[EpisodeJob]:
-    """Yield the training schedule of one slot.
+) -> Iterator[EpisodeJob | None]:
+    """Yield the training schedule of one slot; None while nothing is to be played yet.
 
     Without groups, each restart enters it 65,536 episodes later, to avoid repetition. With groups, a restarted worker
     continues after the slot's last episode in the ring, so that no group stays incomplete.
     """
     env_index = settings.first_env_index + settings.slot_ids.index(slot)
     if settings.groups is not None:
-        played = [] if ring is None else ring.episodes_after(slot, 0)[0]["group"].tolist()
+        turns, first_env = settings.groups.turns, env_index - slot  # of this cell, whose slots the ring counts from 0
+
+        def newest_groups(env_index: int) -> list[int]:
+            return [] if ring is None else ring.newest_groups(env_index - first_env, turns)
+
         return group_schedule(
             settings.groups,
             seed=settings.seed,
@@ -244,7 +256,7 @@ def scheduled_jobs(
             num_envs=settings.num_envs,
             num_init_states=settings.num_init_states,
             first_episode=settings.first_episode,
-            played=played,
+            newest_groups=newest_groups,
         )
     return training_schedule(
         seed=settings.seed,

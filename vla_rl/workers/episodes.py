@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,6 +72,7 @@ class Groups:
 
     members: int  # episodes of a group
     slots_per_cell: int
+    max_lead: int  # groups by which a slot may be ahead of the slowest of its team
 
     @property
     def team_size(self) -> int:
@@ -92,14 +93,15 @@ def group_schedule(
     num_envs: int,
     num_init_states: Sequence[int | None],
     first_episode: int = 0,
-    played: Sequence[int] = (),
-) -> Iterator[EpisodeJob]:
+    newest_groups: Callable[[int], Sequence[int]] = lambda env_index: (),  # noqa: ARG005
+) -> Iterator[EpisodeJob | None]:
     """Yield jobs of one env slot, endlessly: its turns in the groups of its team.
 
     All members of a group have the same task, initial state, seed and group id. Tasks follow from `task_of_episode`
     with teams in place of slots and groups in place of episodes; initial states are drawn uniformly. A slot continues
     after its last committed episode, so a member that was lost with a worker, or with the end of a run, is played
-    again before anything else.
+    again before anything else. None is yielded while the slot is too far ahead of its team, for instance because the
+    worker of another slot restarts: nothing is to be played yet.
 
     A group id holds who numbered it and its number, so that ids stay distinct in a ring that a resumed run has loaded:
     15 bits of a checksum over the arguments that the schedule depends on, 16 bits for the team, 32 for the number.
@@ -110,18 +112,26 @@ def group_schedule(
         env_index: this slot, 0 .. num_envs - 1, counted over all cells.
         num_envs: slots over all cells.
         num_init_states: number of initial states per task; None if the environment samples them.
-        first_episode: episodes that this slot played in earlier parts of the run and that the ring has lost.
-        played: groups of the slot's committed episodes, oldest first.
+        first_episode: episodes that this slot played in earlier parts of the run; used if the ring knows of none.
+        newest_groups: from a slot to the groups of its newest committed episodes, oldest first, `groups.turns` at most.
     """
     team, num_teams = env_index // groups.team_size, num_envs // groups.team_size
     if num_teams >= 1 << 16:
         raise ValueError(f"{num_teams} teams of slots play groups; 65,535 are possible: use fewer env workers")
     checksum = zlib.crc32(repr((seed, num_teams, groups.members, tuple(num_init_states))).encode()) & 0x7FFF
     first_id = (checksum << 48) + (team << 32) + 1
-    number, turn = math.ceil(first_episode / groups.turns), 0
-    own = [group - first_id for group in played if 0 <= group - first_id < (1 << 32) - 1]
-    if own and own[-1] >= number:
-        number, turn = own[-1], own.count(own[-1])
+    before = math.ceil(first_episode / groups.turns)
+
+    def position(slot: int) -> tuple[int, int]:
+        """Return the number of the group that a slot plays next, and the turns in it that it has committed."""
+        own = [group - first_id for group in newest_groups(slot) if 0 <= group - first_id < (1 << 32) - 1]
+        if not own:
+            return before, 0
+        turns = own.count(own[-1])
+        return (own[-1] + 1, 0) if turns == groups.turns else (own[-1], turns)
+
+    first_of_team = team * groups.team_size
+    number, turn = position(env_index)
     while True:
         rng = np.random.default_rng([seed, team, number])
         task = task_of_episode(number, env_index=team, num_envs=num_teams, num_tasks=len(num_init_states))
@@ -133,6 +143,8 @@ def group_schedule(
             group=first_id + number,
         )
         for _ in range(turn, groups.turns):
+            while number - min(position(first_of_team + mate)[0] for mate in range(groups.team_size)) > groups.max_lead:
+                yield None
             yield job
         number, turn = number + 1, 0
 

@@ -32,7 +32,7 @@ class SerialCell:
     @property
     def finished(self) -> bool:
         """Return whether every slot has run out of jobs."""
-        return not self._waiting
+        return not self._waiting and not self._runner.parked
 
     def start(self) -> None:
         """Reset every slot."""
@@ -44,6 +44,7 @@ class SerialCell:
         self._server.serve(self._waiting)
         self._report(self._server)
         self._waiting = [slot for slot in self._waiting if self._runner.advance(slot)]
+        self._waiting += [slot for slot in sorted(self._runner.parked) if self._runner.start(slot)]
 
     def raise_if_failed(self) -> None:
         """Do nothing: in one process failures raise directly."""

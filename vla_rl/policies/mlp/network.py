@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vla_rl.policies.parameters import META, fill_linear_and_norms
 from vla_rl.policies.token_policy import TokenOutput, TokenPolicy
+from vla_rl.policies.value_heads import NoCritic
 from vla_rl.types import ActionSpec, FloatArray, ObservationSpec, PolicyInputs, TokenArray
 
 if TYPE_CHECKING:
@@ -29,22 +30,23 @@ class MLPPolicy(TokenPolicy):
     mean and log standard deviation the network gives; decoding clips it to [-1, 1].
     """
 
-    def __init__(self, *, state_dim: int, action_spec: ActionSpec, hidden_dim: int) -> None:
+    def __init__(self, *, state_dim: int, action_spec: ActionSpec, hidden_dim: int, has_critic: bool = True) -> None:
         super().__init__()
         self.observation_spec = ObservationSpec(num_images=0, image_size=0, state_dim=state_dim)
         self.action_spec = action_spec
         num_outputs = action_spec.num_tokens * action_spec.num_behavior
         self.trunk = _block(state_dim, hidden_dim)
         self.policy_head = nn.Sequential(_block(hidden_dim, hidden_dim), nn.Linear(hidden_dim, num_outputs))
-        self.value_head = nn.Sequential(_block(hidden_dim, hidden_dim // 2), nn.Linear(hidden_dim // 2, 1))
+        critic = nn.Sequential(_block(hidden_dim, hidden_dim // 2), nn.Linear(hidden_dim // 2, 1))
+        self.value_head = critic if has_critic else NoCritic()
 
     def network(self, inputs: PolicyInputs) -> TokenOutput:
-        """Return logits (B, A, V) and values (B,); frames and task_index are ignored."""
+        """Return logits (B, A, V) and values (B,), NaN without a critic; frames and task_index are ignored."""
         features: Tensor = self.trunk(inputs.state.float())
         logits: Tensor = self.policy_head(features)
         values: Tensor = self.value_head(features.detach())
         shape = (-1, self.action_spec.num_tokens, self.action_spec.num_behavior)
-        return TokenOutput(logits=logits.reshape(shape).float(), values=values.squeeze(-1).float())
+        return TokenOutput(logits=logits.reshape(shape).float(), values=values.reshape(-1).float())
 
     def bucket_of(self, task_index: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return zeros: nothing is padded, so there is one bucket."""
@@ -77,6 +79,7 @@ def build_mlp(section: MLPSection, context: PolicyContext, *, device: str, empty
             state_dim=states.state_dim,
             action_spec=ActionSpec(states.chunk_size, states.action_dim, num_bins),
             hidden_dim=section.hidden_dim,
+            has_critic=section.has_critic,
         )
     policy.temperature = context.temperature
     if not empty:

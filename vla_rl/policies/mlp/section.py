@@ -18,6 +18,9 @@ class MLPSection(PolicySection):
         128, description="width of the hidden layers; the value head has half of it"
     )
     num_bins: Annotated[int, Field(ge=2, le=256)] = Field(256, description="of a categorical action component")
+    value_head: Literal["mlp", "none"] = Field(
+        "mlp", description="none: there is no critic, as targets.name=group needs it"
+    )
     distribution: Literal["categorical", "gaussian"] = Field(
         "categorical", description="of every action component: over bins, as the VLA's, or a Gaussian"
     )

@@ -210,7 +210,8 @@ def _write_projector(model: OFTNetwork, directory: Path, *, step: int) -> None:
 def _write_components(policy: OpenVLAOFTPolicy, directory: Path, *, step: int) -> None:
     _write_projector(policy.model, directory, step=step)
     critic = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.value_head.named_parameters()}
-    save_file(critic, directory / VALUE_HEAD_FILE, metadata={"value_head": policy.section.value_head})
+    if critic:
+        save_file(critic, directory / VALUE_HEAD_FILE, metadata={"value_head": policy.section.value_head})
 
 
 def _write_shards(tensors: _CheckpointTensors, directory: Path, max_shard_bytes: int) -> None:

@@ -53,8 +53,10 @@ class OpenVLAOFTSection(PolicySection):
     train_embeddings: bool = Field(True, description="with train_backbone: train the embeddings of words too")
     train_action_rows: bool = Field(True, description="train the 256 action rows of lm_head")
     train_proprio_projector: bool = Field(True, description="where the checkpoint has one")
-    value_head: Literal["attention_pool", "last_prompt_token"] = Field(
-        "attention_pool", description="what the critic reads: the action positions, pooled, or the prompt's last token"
+    value_head: Literal["attention_pool", "last_prompt_token", "none"] = Field(
+        "attention_pool",
+        description="what the critic reads: the action positions, pooled, or the prompt's last token; none: there is "
+        "no critic, as targets.name=group needs it",
     )
     detach_value: bool = Field(True, description="keep the value loss out of the trunk")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the frozen weights")

@@ -15,6 +15,7 @@ from vla_rl.policies.openvla_oft.config import BOS_ID, LONE_SPACE_ID, STOP_ID
 from vla_rl.policies.openvla_oft.dataset_statistics import DatasetStatistics
 from vla_rl.policies.openvla_oft.model import OFTNetwork
 from vla_rl.policies.openvla_oft.vision import CHANNELS_PER_IMAGE
+from vla_rl.policies.value_heads import NoCritic
 from vla_rl.types import PolicyInputs
 
 if TYPE_CHECKING:
@@ -117,7 +118,8 @@ def self_test(policy: OpenVLAOFTPolicy) -> Findings:
         return Findings(broken, "")
     output = policy.network(_shown(policy))
     logits = output.logits
-    fault = _not_finite(logits, "logits", policy) or _not_finite(output.values, "values", policy) or _images(logits)
+    values = output.values[:0] if isinstance(policy.value_head, NoCritic) else output.values
+    fault = _not_finite(logits, "logits", policy) or _not_finite(values, "values", policy) or _images(logits)
     if fault:
         return Findings([fault], "")
     return Findings([], "" if policy.is_regression else _action_rows(logits))

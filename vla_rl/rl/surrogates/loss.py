@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 
 def policy_objective_sum(
-    surrogate: Objective, *, logprobs: Tensor, behavior_logprobs: Tensor, advantages: Tensor, mask: Tensor
+    surrogate: Objective,
+    *,
+    logprobs: Tensor,
+    behavior_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the sum of J over valid elements, and their number: the quantities that add over micro-batches.
 
@@ -26,9 +32,10 @@ def policy_objective_sum(
         behavior_logprobs: log μ of the same actions, as stored when they were taken.
         advantages: broadcastable, e.g. (B, T, 1): one advantage per decision. Constants: no gradient flows into them.
         mask: bool, True = valid, broadcastable. Masked places have no effect on value or gradient, whatever they hold.
+        weights: constants that J is multiplied by, broadcastable; None for 1.
 
     Returns:
-        (sum, count) over the broadcast shape. The gradient of the sum in a valid `logprobs` is m A.
+        (sum, count) over the broadcast shape. The gradient of the sum in a valid `logprobs` is m A, times its weight.
 
     Raises:
         NonFiniteError: a valid place holds a NaN log-ratio or an advantage that is not finite.
@@ -38,7 +45,8 @@ def policy_objective_sum(
     log_ratio = lift(logprobs) - lift(behavior_logprobs.detach())
     log_ratio, advantages, mask = torch.broadcast_tensors(log_ratio, advantages.detach(), mask)
     valid_log_ratio = select_valid("log_ratio", log_ratio, mask, allow_infinite=True)
-    return masked_sum(surrogate(valid_log_ratio, select_valid("advantages", advantages, mask)), mask)
+    objective = surrogate(valid_log_ratio, select_valid("advantages", advantages, mask))
+    return masked_sum(objective if weights is None else objective * weights, mask)
 
 
 def policy_loss(

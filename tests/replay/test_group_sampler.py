@@ -1,0 +1,158 @@
+"""Whole groups from the ring: complete, intact, kept, and not more often than allowed."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+from replay_helpers import assert_consistent, make_ring, signatures, write_episode
+
+from vla_rl.replay.group_sampler import GroupSampler
+from vla_rl.replay.ring import ReplayRing
+
+
+def everyone(scores):
+    return np.arange(len(scores))
+
+
+def sampler_of(ring: ReplayRing, *, candidates=2, choose=everyone, max_uses=None, segment_length=4, seed=0):
+    return GroupSampler(
+        ring, segment_length=segment_length, seed=seed, candidates=candidates, choose=choose, max_uses=max_uses,
+        recent_groups=3,
+    )  # fmt: skip
+
+
+def write_group(ring: ReplayRing, group: int, *, first: int, length=2, version=0, truncate=False) -> None:
+    """Two episodes, one in each of two envs, with signatures `first` and `first` + 50 and following."""
+    for env in range(2):
+        write_episode(
+            ring.writer(env), first + 50 * env, length, group=group, version=version, truncate=truncate, task=group
+        )
+
+
+def groups_in(batch) -> list[int]:
+    return list(dict.fromkeys(batch.group.tolist()))
+
+
+def test_only_complete_groups_are_sampled_and_with_all_segments_of_all_members():
+    with make_ring(num_envs=2, capacity=160) as ring:
+        sampler = sampler_of(ring, segment_length=2)
+        write_episode(ring.writer(0), 100, 5, group=7)
+        write_episode(ring.writer(0), 300, 2)  # of no group
+        sampler.refresh()
+        assert sampler.sample(1) is None
+        assert sampler.num_decisions == 7
+        write_episode(ring.writer(1), 200, 3, group=7)
+        sampler.refresh()
+        batch = sampler.sample(1)
+        assert_consistent(batch)
+        assert signatures(batch) == [[100, 101], [102, 103], [104], [200, 201], [202]]
+        assert batch.group.tolist() == [7] * 5
+        assert batch.episode.tolist()[:3] == [batch.episode[0]] * 3
+        assert batch.episode.tolist()[3:] == [batch.episode[3]] * 2
+        assert batch.episode[0] != batch.episode[3]
+        assert sampler.sample(2) is None
+
+
+def test_a_batch_holds_different_groups_and_all_are_drawn_equally_often():
+    with make_ring(num_envs=2, capacity=160) as ring:
+        sampler = sampler_of(ring)
+        for group in range(1, 5):
+            write_group(ring, group, first=100 * group)
+        sampler.refresh()
+        drawn = [groups_in(sampler.sample(2)) for _ in range(600)]
+        assert all(len(set(groups)) == 2 for groups in drawn)
+        counts = np.bincount(np.concatenate(drawn))[1:]
+        assert (np.abs(counts - 300) < 6 * np.sqrt(600 * 0.25)).all()
+
+
+def test_the_judge_sees_the_returns_of_a_complete_group_once_and_chooses_its_members():
+    seen = []
+
+    def second_and_third(scores):
+        seen.append(scores.tolist())
+        return np.array([1, 2])
+
+    with make_ring(num_envs=1, capacity=160) as ring:
+        sampler = sampler_of(ring, candidates=3, choose=second_and_third)
+        for first in (100, 200, 300):
+            assert not seen
+            write_episode(ring.writer(0), first, 2, group=9)
+            sampler.refresh()
+        assert seen == [[100.25 + 101.25, 200.25 + 201.25, 300.25 + 301.25]]
+        assert signatures(sampler.sample(1)) == [[200, 201], [300, 301]]
+        assert sampler.num_unused == 2
+        sampler.refresh()
+        assert len(seen) == 1
+
+
+def test_groups_that_are_left_out_are_counted_with_their_decisions():
+    with make_ring(num_envs=2, capacity=200) as ring:
+        sampler = sampler_of(ring, choose=lambda scores: None if scores.mean() > 500 else everyone(scores))
+        write_group(ring, 1, first=100)
+        write_group(ring, 2, first=300, length=3)
+        write_group(ring, 3, first=400, truncate=True)
+        write_group(ring, 4, first=110)
+        sampler.refresh()
+        assert [(it.is_kept, it.all_succeeded, it.all_failed) for it in sampler.outcomes] == [
+            (False, True, False), (False, False, True), (True, True, False),
+        ]  # fmt: skip
+        assert len(sampler.rejected) == 2
+        assert sampler.num_unused == 2 * 3 + 2 * 2
+        assert sampler.num_usable == 2
+        assert sorted(groups_in(sampler.sample(2))) == [1, 4]
+        assert not sampler.rejected
+
+
+def test_a_group_leaves_with_the_first_row_that_is_overwritten():
+    with make_ring(num_envs=2, capacity=28) as ring:
+        sampler = sampler_of(ring)
+        write_group(ring, 1, first=100, length=6)
+        write_episode(ring.writer(0), 300, 6, group=2)
+        sampler.refresh()
+        assert groups_in(sampler.sample(1)) == [1]
+        write_episode(ring.writer(0), 400, 1, group=3)  # overwrites the beginning of group 1's member in env 0
+        assert sampler.sample(1) is None
+        assert sampler.num_unused == 0  # it was learned from
+        write_episode(ring.writer(0), 500, 6, group=4)
+        sampler.refresh()
+        assert sampler.num_unused == 6  # group 2 can never be complete
+        write_episode(ring.writer(1), 600, 6, group=2)
+        sampler.refresh()
+        assert sampler.sample(1) is None
+
+
+def test_a_group_with_a_decision_that_is_too_old_is_excluded():
+    with make_ring(num_envs=2, capacity=160) as ring:
+        sampler = sampler_of(ring)
+        write_episode(ring.writer(0), 100, 2, group=1, version=3)
+        write_episode(ring.writer(1), 200, 2, group=1, version=9)
+        write_group(ring, 2, first=300, version=5)
+        sampler.refresh()
+        assert sampler.sample(2, min_version=4) is None
+        assert groups_in(sampler.sample(1, min_version=4)) == [2]
+        assert sampler.num_excluded == 2
+        assert sampler.sample(2, min_version=3) is not None
+
+
+def test_a_group_is_used_as_often_as_allowed_the_first_complete_first():
+    with make_ring(num_envs=2, capacity=160) as ring:
+        sampler = sampler_of(ring, max_uses=2)
+        for group in (5, 3, 8):
+            write_group(ring, group, first=100 * group)
+        sampler.refresh()
+        assert [groups_in(sampler.sample(1)) for _ in range(6)] == [[5], [3], [8], [5], [3], [8]]
+        assert sampler.sample(1) is None
+
+
+def test_a_saved_sampler_remembers_how_often_groups_were_used():
+    with make_ring(num_envs=2, capacity=160) as ring:
+        first, second = sampler_of(ring, max_uses=1), sampler_of(ring, max_uses=1)
+        for group in (1 << 62, 2):
+            write_group(ring, group, first=100)
+        first.refresh()
+        assert groups_in(first.sample(1)) == [1 << 62]
+        second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+        second.refresh()
+        assert groups_in(second.sample(1)) == [2]
+        assert second.sample(1) is None

@@ -1,0 +1,103 @@
+"""Whole runs with groups in place of a critic, in one process."""
+
+from __future__ import annotations
+
+import pytest
+from safetensors.torch import load_file
+from toy_runs import assert_pure, groups_in_ring, metrics, run, toy_recipe
+
+from vla_rl.errors import NoSignalError
+
+SIZE = 4
+
+
+def group_recipe(**sections):
+    """Groups of 4 on two tasks, played by two slots in two turns; an update takes two groups of episodes whole."""
+    defaults = {
+        "env": {"tasks": [0, 1]},
+        "targets": {"name": "group", "size": SIZE, "keep": None, "uses": 1},
+        "replay": {"capacity": 4096, "replay_ratio": 1.0},
+        "learner": {"micro_batch": 8},
+    }
+    for name, changes in sections.items():
+        defaults[name] = {**defaults.get(name, {}), **changes}
+    return toy_recipe(**defaults)
+
+
+def weights_of(run_dir, optimizer_steps):
+    return load_file(run_dir / "checkpoints" / f"optimizer_step_{optimizer_steps}" / "policy.safetensors")
+
+
+def test_the_members_of_a_group_have_one_start_and_no_critic_is_anywhere(tmp_path):
+    run(group_recipe(evaluation={"episodes_per_task": 1}), tmp_path / "run")
+    groups = groups_in_ring(tmp_path / "run")
+    assert_pure(groups, size=SIZE, teams=1)
+    assert len(groups) >= 12  # two per update
+    assert {task for group in groups.values() for task in group.tasks} == {0, 1}
+    assert not [name for name in weights_of(tmp_path / "run", 6) if "value" in name]
+    last = metrics(tmp_path / "run")[-1]
+    assert not [name for name in last if "value" in name or "explained" in name]
+    assert last["groups/kept"] == 1.0
+    assert last["groups/episodes_per_useful"] == SIZE
+    assert last["replay/ratio"] <= 1.0
+    assert list((tmp_path / "run" / "eval").iterdir())
+
+
+def test_a_resumed_run_completes_the_groups_that_were_cut_short_and_uses_none_again(tmp_path):
+    cell = {  # three teams of one slot, with groups of their own; the lengths of episodes differ
+        "rollout": {"envs_per_worker": 3, "max_batch": 3},
+        "env": {"horizon": 40},
+        "replay": {"segment_length": 20},
+    }
+    run(group_recipe(budget={"optimizer_steps": 2}, **cell), tmp_path / "run")
+    before = groups_in_ring(tmp_path / "run")
+    cut = {name for name, group in before.items() if group.episodes < SIZE}
+    assert cut
+    run(group_recipe(budget={"optimizer_steps": 8}, **cell), tmp_path / "run", resume=True)
+    after = groups_in_ring(tmp_path / "run")
+    assert_pure(after, size=SIZE, teams=3)
+    assert all(after[name].episodes == SIZE and after[name].starts == before[name].starts for name in cut)
+    assert metrics(tmp_path / "run")[-1]["replay/ratio"] <= 1.0
+    assert sum(group.episodes == SIZE for group in after.values()) >= 2 * 8  # two of its own for each update
+
+
+def test_log_probabilities_are_those_of_the_temperature_that_sampled(tmp_path):
+    for temperature in (1.0, 1.6):
+        run(group_recipe(rollout={"temperature": temperature}), tmp_path / str(temperature))
+    cold, hot = metrics(tmp_path / "1.0"), metrics(tmp_path / "1.6")
+    assert max(point.get("ratio/lag0_abs_log_max", 0.0) for point in hot) < 1e-5
+    assert hot[0]["learner/entropy"] > cold[0]["learner/entropy"]
+
+
+def test_oversampling_plays_more_episodes_than_it_learns_from(tmp_path):
+    recipe = group_recipe(
+        targets={"size": 2, "keep": [0.1, 0.9], "oversample": "balanced", "candidates": 4}, learner={"micro_batch": 2},
+        replay={"segment_length": 16}, env={"horizon": 32, "tasks": [0]}, budget={"optimizer_steps": 3},
+    )  # fmt: skip
+    run(recipe, tmp_path / "run")
+    assert_pure(groups_in_ring(tmp_path / "run"), size=4, teams=1)
+    assert all(point["groups/episodes_per_useful"] >= 4 for point in metrics(tmp_path / "run"))
+
+
+def test_over_replay_groups_are_used_until_they_leave_the_ring(tmp_path):
+    recipe = group_recipe(
+        targets={"uses": None}, replay={"replay_ratio": 4.0, "capacity": 256}, budget={"optimizer_steps": 30}
+    )
+    run(recipe, tmp_path / "run")
+    last = metrics(tmp_path / "run")[-1]
+    assert last["replay/ratio"] > 2.5
+    assert last["policy_lag/max"] > 4
+
+
+@pytest.mark.parametrize(
+    ("keep", "horizon", "said"),
+    [([2.0, 3.0], 2000, "solves what it plays"), ([0.9, 0.95], 1, "does not solve what it plays")],
+)
+def test_a_run_that_has_nothing_to_learn_from_says_why_and_leaves_a_checkpoint(tmp_path, keep, horizon, said):
+    recipe = group_recipe(
+        targets={"keep": keep, "max_rejected": 5}, env={"horizon": horizon, "tasks": [0]},
+        replay={"segment_length": 1 if horizon == 1 else 1000, "capacity": 32_768},
+    )  # fmt: skip
+    with pytest.raises(NoSignalError, match=rf"6 groups were left out.*The ring holds 0 of the 2 groups.*{said}"):
+        run(recipe, tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoints" / "optimizer_step_0").is_dir()
