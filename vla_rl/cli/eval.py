@@ -46,7 +46,7 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
         ),
     ] = "oft",
     init_states: Annotated[
-        Literal["standard", "spare", "sampled"] | None,
+        Literal["standard", "spare", "sampled", "widened"] | None,
         typer.Option(
             "--init-states", help="Which initial states to start from.", show_default="standard: the benchmark's"
         ),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 ProtocolName = Literal["oft", "long"]
 SAMPLED = "sampled"  # initial states drawn from a seed; the only ones of most environments
+DRAWN = (SAMPLED, "widened")  # sets without stored states: two episodes share one only by chance
 
 EnvBuilder = Callable[[], Environment]
 """Picklable, and free of a simulator until it is called in the process that simulates."""

@@ -38,7 +38,7 @@ class Conditions:
     horizon: int | None  # control steps, if they replace the protocol's
     temperature: float | None  # None: greedy
     seeds: tuple[int, ...]
-    init_states: str  # standard, spare or sampled
+    init_states: str  # standard, spare, sampled or widened
     assets: str  # kind of the simulator's assets, and a digest of their files
     versions: str  # versions of the packages that determine physics and images
 

@@ -25,7 +25,7 @@ class EpisodeResult:
     env_steps: int  # control steps, settling excluded
     episode_return: float  # undiscounted
     seconds: float  # wall clock
-    init_states: str = "standard"  # the set that `init_state` counts in: standard, spare or sampled
+    init_states: str = "standard"  # the set that `init_state` counts in: standard, spare, sampled or widened
 
     @property
     def key(self) -> EpisodeKey:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vla_rl.envs.kind import SAMPLED
+from vla_rl.envs.kind import DRAWN
 from vla_rl.files import atomic_write_json
 from vla_rl.libero_suites import SUITES
 from vla_rl.policies.openvla_oft.checkpoint_files import RECORD_FILE
@@ -24,7 +24,7 @@ class Training:
 
     suite: str  # the environment's name, if it has no suites
     tasks: tuple[int, ...]
-    init_states: str  # standard, spare or sampled
+    init_states: str  # standard, spare, sampled or widened
 
     def __str__(self) -> str:
         whole = self.suite in SUITES and len(self.tasks) == SUITES[self.suite].num_tasks
@@ -34,7 +34,7 @@ class Training:
     def notes(self, *, init_states: str, tasks: Iterable[tuple[str, int]]) -> list[str]:
         """Return the caveats of an evaluation on a set of states of some tasks (suite, id)."""
         shared = {(self.suite, task) for task in self.tasks} & set(tasks)
-        if init_states != self.init_states or init_states == SAMPLED or not shared:
+        if init_states != self.init_states or init_states in DRAWN or not shared:
             return []
         return [
             f"the policy was trained on the {init_states} initial states of {self.suite}, on which it is evaluated "

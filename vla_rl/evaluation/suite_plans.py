@@ -121,7 +121,9 @@ def folder_name(source: PolicySource, options: EvalOptions, conditions: Conditio
         words.append("long")
     if conditions.horizon is not None:
         words.append(f"horizon{conditions.horizon}")
-    if conditions.init_states == "spare" or (conditions.init_states == SAMPLED and conditions.assets != "none"):
+    if conditions.init_states in ("spare", "widened") or (
+        conditions.init_states == SAMPLED and conditions.assets != "none"
+    ):
         words.append(conditions.init_states)
     if conditions.temperature is not None:
         words.append(f"T{conditions.temperature:g}")

@@ -74,6 +74,10 @@ class Cameras:
             self._frames = self._draw()
         return self._frames
 
+    def show(self, frames: UInt8Array) -> None:
+        """Set the frames that `frames` returns until the next look, (N, H, W, 3), rows from the bottom."""
+        self._frames = frames.copy()
+
     def let_go(self) -> None:
         """Release the model."""
         self._views, self._frames = [], None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -13,8 +14,11 @@ from vla_rl.envs.libero.assets import resolve_assets
 from vla_rl.envs.libero.gl import GL
 from vla_rl.envs.libero.init_states import InitStates, load_states
 from vla_rl.envs.libero.proxy.robot import simplify_visuals
+from vla_rl.envs.libero.scene import Scene
 from vla_rl.envs.libero.simulation import Physics, Pose, Simulation
+from vla_rl.envs.libero.snapshot import SimulationState
 from vla_rl.envs.libero.suites import libero_task, task_files
+from vla_rl.envs.libero.widening import WIDENED
 from vla_rl.envs.seeds import reset_seed
 from vla_rl.errors import SimulatorError
 from vla_rl.libero_suites import SUITES
@@ -29,6 +33,15 @@ SETTLE_ACTION = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
 
 Camera = Literal["agentview", "wrist"]
 Render = Literal["decision", "every_step"]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Moment of an episode between two chunks, to which `LiberoEnv.restore` returns."""
+
+    simulation: SimulationState
+    elapsed: int  # control steps of the episode
+    running: bool
 
 
 class LiberoEnv:
@@ -133,10 +146,10 @@ class LiberoEnv:
         """Start an episode and let the objects settle for 10 control steps.
 
         Args:
-            init_state: index into the stored states; with `sampled`, any number from 0.
+            init_state: index into the stored states; with `sampled` and `widened`, any number from 0.
             seed: passed to LIBERO unchanged; determines everything that it draws at random, regardless of earlier
                 episodes. Schedules of training and evaluation pass `vla_rl.envs.seeds.reset_seed`, so that each state
-                has its own draw; so does this method for `sampled`, whose states are nothing but draws.
+                has its own draw; so does this method for `sampled` and `widened`, whose states are nothing but draws.
 
         Raises:
             ValueError: `seed` is not in 0..2**32 - 1.
@@ -147,9 +160,26 @@ class LiberoEnv:
             raise ValueError(f"seed must be in 0..{NUM_SEEDS - 1}, as numpy's global generator takes it, got {seed}")
         shim.use_assets(self._assets.folder)  # a reset reads files again; another env may have set another folder
         stored = self._states is not None
-        self._simulation.reset(seed if stored else reset_seed(seed, self._task.task_id, init_state))
+        drawn = seed if stored else reset_seed(seed, self._task.task_id, init_state)
+        self._simulation.reset(drawn, widened=self._init_states == WIDENED)
         if self._states is not None:
             self._simulation.set_state(self._states[init_state])
+        return self._settle()
+
+    def start_from(self, state: NDArray[np.float64], *, seed: int = 0) -> Observation:
+        """Start an episode from a stored state (1 + nq + nv,): time, positions, velocities, as LIBERO's files hold it.
+
+        Fixtures are not in such a state: they are where a reset with `seed` places them.
+
+        Raises:
+            SimulatorError: the state has another length.
+        """
+        shim.use_assets(self._assets.folder)
+        self._simulation.reset(seed)
+        self._simulation.set_state(state)
+        return self._settle()
+
+    def _settle(self) -> Observation:
         for _ in range(SETTLE_STEPS):
             self._simulation.step(SETTLE_ACTION)
         self._elapsed = 0
@@ -197,6 +227,29 @@ class LiberoEnv:
     def physics_state(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return copies of MuJoCo's positions (nq,) and velocities (nv,)."""
         return self._simulation.physics_state()
+
+    @property
+    def scene(self) -> Scene:
+        """Return what policies do not see: poses of objects and sites, the goal, and the heights of surfaces."""
+        return self._simulation.scene
+
+    def snapshot(self) -> Snapshot:
+        """Return an exact copy of this moment of the episode: physics, controller, gripper, timers and frames."""
+        return Snapshot(self._simulation.snapshot(), self._elapsed, self._running)
+
+    def restore(self, snapshot: Snapshot) -> Observation:
+        """Return to a moment of the running episode, and return its observation.
+
+        Chunks that are stepped from there repeat those that were stepped before to the last bit. A snapshot can be
+        restored any number of times, until the next reset.
+
+        Raises:
+            RuntimeError: the environment was reset after the snapshot was taken.
+        """
+        self._simulation.restore(snapshot.simulation)
+        self._elapsed, self._running = snapshot.elapsed, snapshot.running
+        self._chunk_frames = []
+        return self._observe()
 
     @property
     def simulation(self) -> Simulation:

@@ -20,7 +20,7 @@ from vla_rl.envs.libero.suites import task_files
 from vla_rl.errors import SimulatorError
 from vla_rl.types import TaskInfo
 
-InitStates = Literal["standard", "spare", "sampled"]
+InitStates = Literal["standard", "spare", "sampled", "widened"]
 StateArray = NDArray[np.float64]
 
 _PICKLE_MEMBER = "archive/data.pkl"
@@ -83,10 +83,11 @@ def read_states(path: Path) -> StateArray:
 
 
 def load_states(task: TaskInfo, init_states: InitStates) -> StateArray | None:
-    """Load the named set of a task's initial states, (n, 1 + nq + nv); None for `sampled`, which stores none.
+    """Load the named set of a task's initial states, (n, 1 + nq + nv); None for `sampled` and `widened`.
 
     `standard` are the benchmark's 50, on which every published score is measured. `spare` are the states of the
-    `.init` file that are not among them: free for training. `sampled` is LIBERO's own placement sampler.
+    `.init` file that are not among them: free for training. `sampled` is LIBERO's own placement sampler, and
+    `widened` the same after the scene was moved by some centimetres, which the benchmark never does (`widening`).
 
     Raises:
         SimulatorError: there is no set of this name, or no `spare` set in the suite (Object, Goal).
@@ -95,7 +96,7 @@ def load_states(task: TaskInfo, init_states: InitStates) -> StateArray | None:
         raise SimulatorError(
             f"init_states {init_states!r} does not exist; choose from {', '.join(get_args(InitStates))}"
         )
-    if init_states == "sampled":
+    if init_states in ("sampled", "widened"):
         return None
     files = task_files(task)
     standard = read_states(files.standard_states)

@@ -13,7 +13,7 @@ from vla_rl.libero_suites import SUITES
 if TYPE_CHECKING:
     from vla_rl.envs.libero.section import LiberoSection
 
-InitStates = Literal["standard", "spare", "sampled"]
+InitStates = Literal["standard", "spare", "sampled", "widened"]
 
 EPISODES_PER_TASK = 50
 RENDER_SIZE = 256  # pixels per side that the cameras render, before the policy's own transform

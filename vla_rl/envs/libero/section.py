@@ -22,9 +22,10 @@ class LiberoSection(EnvironmentSection):
     )
     tasks: Literal["all"] | list[NonNegative] = Field("all", description="task ids in the benchmark's own order")
     assets: PathText = Field("auto", description="auto, proxy, or a folder in the layout of LIBERO's assets/")
-    init_states: Literal["standard", "spare", "sampled"] = Field(
+    init_states: Literal["standard", "spare", "sampled", "widened"] = Field(
         "sampled",
-        description="standard: the evaluation's 50; spare: the unused ones; sampled: LIBERO's own sampler",
+        description="standard: the evaluation's 50; spare: the unused ones; sampled: LIBERO's own sampler; widened: "
+        "sampled after the scene moved by some centimetres, which is not the benchmark's",
     )
     cameras: list[Literal["agentview", "wrist"]] = Field(
         ["agentview"], description="frames the policy sees, in this order"

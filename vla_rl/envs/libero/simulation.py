@@ -10,9 +10,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_rl.envs.libero import shim
+from vla_rl.envs.libero import shim, widening
 from vla_rl.envs.libero.arm import Arm
 from vla_rl.envs.libero.cameras import Cameras
+from vla_rl.envs.libero.scene import Scene
+from vla_rl.envs.libero.snapshot import SimulationState, derived_arrays, put_back, take
 from vla_rl.errors import SimulatorError
 from vla_rl.types import UInt8Array
 
@@ -67,6 +69,9 @@ class Simulation:
         self._retry_on = libraries.randomization_error
         self._bddl = bddl
         self._env: Any = _build(libraries, bddl)
+        self._ranges: widening.Ranges = {
+            name: region["ranges"] for name, region in self._env.parsed_problem["regions"].items()
+        }
         self._num_initializers = len(self._env.object_property_initializers)
         self._cameras = Cameras(libraries, names=cameras, image_size=image_size)
         if edit_xml is not None:
@@ -75,6 +80,10 @@ class Simulation:
         self._arm: Arm | None = None
         self._model: Any = None  # MuJoCo's objects of the last reset
         self._data: Any = None
+        self._views: dict[str, NDArray[Any]] = {}  # of its arrays
+        self._scene: Scene | None = None
+        self._resets = 0
+        self._pose: Pose
         self._prepare_observables(libraries.observable)
         self._take_over()
         # Work is skipped depending on the point at which robosuite calls us; outside a step nothing is skipped. In a
@@ -92,12 +101,44 @@ class Simulation:
         """Return the length of a flattened state: 1 + nq + nv."""
         return int(1 + self._env.sim.model.nq + self._env.sim.model.nv)
 
-    def reset(self, seed: int) -> None:
+    def reset(self, seed: int, *, widened: bool = False) -> None:
         """Rebuild the model and place everything again; everything that LIBERO draws at random follows from `seed`.
+
+        Args:
+            seed: number for NumPy's global generator.
+            widened: move the regions from which LIBERO draws first; see `widening`.
 
         Raises:
             SimulatorError: no valid placement was found in `MAX_RESET_ATTEMPTS` attempts.
         """
+        problem, generator = self._env.parsed_problem, widening.generator_of(seed)
+        for _ in range(MAX_RESET_ATTEMPTS if widened else 1):
+            if widened:
+                ranges = widening.moved(self._ranges, widening.shifts(problem, generator))
+                for name, rectangles in ranges.items():
+                    problem["regions"][name]["ranges"] = rectangles
+            self._reset(seed)
+            if not widened or not self._overlaps():
+                return
+        raise SimulatorError(
+            f"no widened placement of the objects of {self._bddl.name} with seed {seed} in {MAX_RESET_ATTEMPTS} "
+            "attempts; use another init_state or seed"
+        )
+
+    def _overlaps(self) -> bool:
+        """Return whether a fixture stands in a movable object; how objects stand to each other is LIBERO's own draw."""
+        roots = self._model.body_rootid[self._model.geom_bodyid]
+        objects, fixtures = (
+            {int(self._model.body_rootid[self._env.obj_body_id[name]]) for name in names}
+            for names in (self._env.objects_dict, self._env.fixtures_dict)
+        )
+        contacts = self._data.contact
+        return any(
+            distance < -widening.OVERLAP and bool(objects & pair) and bool(fixtures & pair)
+            for distance, pair in zip(contacts.dist, (set(roots[it].tolist()) for it in contacts.geom), strict=True)
+        )
+
+    def _reset(self, seed: int) -> None:
         # LIBERO appends to this list whenever it loads a model, and draws once per entry. Every reset here starts with
         # it as the first reset of a new env does; the attempts of one reset add to it, as LIBERO's do.
         del self._env.object_property_initializers[self._num_initializers :]
@@ -115,6 +156,9 @@ class Simulation:
                     propagate=self._forward,
                 )
                 self._cameras.point_at(self._env.sim.model._model, self._env.sim.data._data)
+                self._views = derived_arrays(self._data)
+                self._scene = Scene(self._mujoco, self._env)
+                self._resets += 1
                 return
         raise SimulatorError(
             f"LIBERO found no placement of the objects of {self._bddl.name} with seed {seed} in "
@@ -160,6 +204,54 @@ class Simulation:
         """Return copies of positions (nq,) and velocities (nv,)."""
         data = self._env.sim.data
         return np.array(data.qpos), np.array(data.qvel)
+
+    def flattened_state(self) -> NDArray[np.float64]:
+        """Return the state as LIBERO's files store it, (1 + nq + nv,): time, positions, velocities."""
+        data = self._env.sim.data
+        return np.concatenate([[data.time], data.qpos, data.qvel])
+
+    def arm_joints(self) -> NDArray[np.float64]:
+        """Return the arm's joint positions, (7,), in radians."""
+        return np.array(self._env.sim.data.qpos[self._env.robots[0]._ref_joint_pos_indexes])
+
+    def robot_base(self) -> NDArray[np.float64]:
+        """Return where the robot's base is, (3,) metres."""
+        return np.array(self._env.sim.data.get_body_xpos(self._env.robots[0].robot_model.root_body))
+
+    @property
+    def scene(self) -> Scene:
+        """Return poses, goal and surfaces of the episode that is running.
+
+        Raises:
+            RuntimeError: there was no reset yet.
+        """
+        if self._scene is None:
+            raise RuntimeError("there is no scene before the first reset")
+        return self._scene
+
+    def snapshot(self) -> SimulationState:
+        """Return an exact copy of the state between two control steps; draws the frames if nobody did."""
+        return take(
+            self._mujoco,
+            self._env,
+            views=self._views,
+            timer=self._sampling,
+            reset_number=self._resets,
+            pose=self._pose,
+            frames=self.frames(),
+        )
+
+    def restore(self, state: SimulationState) -> None:
+        """Return to a state: everything that follows repeats itself to the last bit.
+
+        Raises:
+            RuntimeError: the state was taken before the last reset, which made another model.
+        """
+        if state.reset_number != self._resets:
+            raise RuntimeError("this snapshot was taken before the last reset, and cannot be restored after it")
+        put_back(self._mujoco, self._env, state, views=self._views, timer=self._sampling)
+        self._pose = state.pose
+        self._cameras.show(state.frames)
 
     def close(self) -> None:
         """Free simulator and graphics; safe to call twice."""
@@ -224,7 +316,8 @@ class Simulation:
     def _destroy_sim(self) -> None:
         """Drop the references, which frees the model at once, without robosuite's full garbage collection."""
         self._cameras.let_go()
-        self._arm = self._model = self._data = None
+        self._arm = self._model = self._data = self._scene = None
+        self._views = {}
         sim = self._env.sim
         if sim is not None:
             del sim.data, sim.model
