@@ -34,13 +34,27 @@ ALLOWED: dict[str, set[str]] = {
     "reporting": {"types", "errors", "files", "__init__"},
     "doctor": {"types", "errors", "envs", "ipc"},
     "demos": {"types", "errors", "files", "section"},  # section: the form in which a fault is told
+    # Demonstrations need readers and files, a simulator and processes, and no recipe.
+    "collection": {
+        "types",
+        "errors",
+        "files",
+        "section",
+        "libero_suites",
+        "envs",
+        "ipc",
+        "workers",
+        "reporting",
+        "demos",
+    },
     # The top: what sees a recipe. `run` turns one into plain arguments and running processes.
     "run": BELOW | {"recipe"},
     "evaluation": BELOW | {"recipe", "run"},
     "train": BELOW | {"recipe", "run", "evaluation"},
     "export": BELOW | {"recipe", "run", "evaluation"},
     "studies": BELOW | {"recipe", "run", "evaluation", "train"},
-    "cli": BELOW | {"__init__", "recipe", "run", "evaluation", "train", "export", "studies", "doctor", "demos"},
+    "cli": BELOW
+    | {"__init__", "recipe", "run", "evaluation", "train", "export", "studies", "doctor", "demos", "collection"},
     "__main__": {"cli"},
 }
 
