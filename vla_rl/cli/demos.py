@@ -1,4 +1,4 @@
-"""`vla-rl demos`: inspect data sets of demonstrations, and convert them to a common layout."""
+"""`vla-rl demos`: collect, inspect and convert demonstrations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from vla_rl.demos.inspection import Inspection, Progress
     from vla_rl.demos.traps import Trap
 
-app = typer.Typer(help="Demonstrations: inspect data sets, convert them to LIBERO's HDF5 layout.", no_args_is_help=True)
+app = typer.Typer(
+    help="Demonstrations: collect them in the simulator, inspect data sets, convert them to LIBERO's HDF5 layout.",
+    no_args_is_help=True,
+)
 
 Dataset = Annotated[
     Path, typer.Argument(help="LIBERO's HDF5 files (one, or a suite's folder), an RLDS or a LeRobot data set's folder.")
@@ -86,6 +89,10 @@ def convert(
         bool,
         typer.Option("--drop-no-ops", help="Leave out actions that do nothing, by the rule of OpenVLA-OFT's data."),
     ] = False,
+    replay: Annotated[
+        bool,
+        typer.Option("--replay", help="Leave out episodes that do not succeed when LIBERO plays their actions again."),
+    ] = False,
     gripper: GripperOption = "auto",
     rotated: RotatedOption = "auto",
 ) -> None:
@@ -95,10 +102,104 @@ def convert(
 
     only_comments()
     demos = open_demos(path, gripper=gripper, rotated=ROTATED[rotated], drop_no_ops=drop_no_ops)
-    result = convert_demos(demos, out, first=first, say=lambda line: print(line, flush=True))
+    replayer = None
+    if replay:
+        from vla_rl.collection.replaying import Replayer
+
+        replayer = Replayer()
+        replayer.check(demos)
+    try:
+        result = convert_demos(demos, out, first=first, keep=replayer, say=lambda line: print(line, flush=True))
+    finally:
+        if replayer is not None:
+            replayer.close()
     print(f"{out}: {len(result.files)} tasks, {result.episodes} episodes, {result.frames:,} frames")
+    if replay:
+        print(f"left out, because they did not succeed when played again: {result.failed} episodes")
     if result.missing:
         print(f"not in the source, therefore not in the new files: {', '.join(sorted(result.missing))}")
+
+
+@app.command()
+def collect(  # noqa: PLR0913 - one parameter per option
+    suite: Annotated[str, typer.Option("--suite", help="libero_spatial or libero_object.")],
+    episodes: Annotated[int, typer.Option("--episodes", min=1, help="Successful episodes of each task.")],
+    out: Annotated[
+        Path, typer.Option("--out", file_okay=False, help="Folder of the new files; called again, it goes on in it.")
+    ],
+    tasks: Annotated[str, typer.Option("--tasks", help="Task ids, like 0,2,5; or all.")] = "all",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Determines initial states and noise.")] = 0,
+    init_states: Annotated[
+        Literal["sampled", "widened"],
+        typer.Option(
+            "--init-states",
+            help="sampled: LIBERO's own sampler; widened: the scene also moves by some centimetres, which the "
+            "benchmark does not do. Never the evaluation's states.",
+        ),
+    ] = "sampled",
+    image_size: Annotated[int, typer.Option("--image-size", min=16, max=1024, help="Pixels per side.")] = 256,
+    chunk_share: Annotated[
+        float,
+        typer.Option("--chunk-share", min=0.0, max=1.0, help="Share of chunks whose motion gets a constant offset."),
+    ] = 0.3,
+    chunk_noise: Annotated[
+        float,
+        typer.Option("--chunk-noise", min=0.0, max=2.0, help="Standard deviation of that offset; 1 is a full motion."),
+    ] = 0.35,
+    step_noise: Annotated[
+        float,
+        typer.Option("--step-noise", min=0.0, max=2.0, help="Standard deviation of what each control step gets."),
+    ] = 0.1,
+    chunk: Annotated[int, typer.Option("--chunk", min=1, max=100, help="Control steps of a chunk.")] = 8,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Processes.", show_default="one per core")
+    ] = None,
+    physics: Annotated[
+        Literal["exact", "fast"], typer.Option("--physics", help="exact: LIBERO's own; fast: one solve per substep.")
+    ] = "exact",
+    assets: Annotated[str, typer.Option("--assets", help="auto, proxy, or a folder of LIBERO's assets.")] = "auto",
+    gl: Annotated[Literal["auto", "egl", "osmesa"], typer.Option("--gl", help="Renderer.")] = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and start nothing; write nothing.")
+    ] = False,
+) -> None:
+    """Collect demonstrations from a scripted expert that knows where things are, disturbed by noise.
+
+    What is executed is disturbed; the actions in the files are the expert's own. Episodes that fail are not written.
+    """
+    from vla_rl.cli.demos_view import CollectionProgress, collected
+    from vla_rl.collection.collecting import collect as collect_demos
+    from vla_rl.collection.collecting import raise_if_given_up
+    from vla_rl.collection.options import CollectOptions, Noise
+    from vla_rl.collection.preparing import prepare, tasks_of
+    from vla_rl.errors import preflight
+    from vla_rl.ipc.container import usable_cores
+    from vla_rl.run.folder_lock import claim_folder
+    from vla_rl.run.signals import interrupted_by_signals
+
+    with preflight():
+        options = CollectOptions(
+            suite=suite,
+            tasks=tasks_of(suite, tasks),
+            episodes=episodes,
+            seed=seed,
+            image_size=image_size,
+            init_states=init_states,
+            physics=physics,
+            assets=assets,
+            gl=gl,
+            noise=Noise(chunk_share=chunk_share, chunk_scale=chunk_noise, step_scale=step_noise, chunk=chunk),
+        )
+        plan = prepare(options, out)
+    processes = workers or usable_cores()
+    print(plan.describe(processes))
+    if dry_run:
+        return
+    only_comments()
+    with interrupted_by_signals(), claim_folder(out, option="--out"), CollectionProgress() as progress:
+        result = collect_demos(options, plan.stores, out, workers=processes, progress=progress)
+    print(collected(result, out))
+    raise_if_given_up(result)
 
 
 def _make_room(file: Path) -> None:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from vla_rl.demos.conventions import instruction_of_task, task_of_file
 from vla_rl.demos.data_errors import DemosError
 from vla_rl.demos.episode import Episode, StoredEpisode
-from vla_rl.demos.h5_files import new_h5, open_h5, write_datasets
-from vla_rl.demos.hdf5 import PICTURES, Hdf5Reader
+from vla_rl.demos.h5_files import new_h5, open_h5, read_attribute, write_datasets
+from vla_rl.demos.hdf5 import PICTURES, RESET, Hdf5Reader
 from vla_rl.demos.opening import Demos
 
 if TYPE_CHECKING:
@@ -38,13 +38,26 @@ class Converted:
     kept: int = 0  # files that existed already
     episodes: int = 0
     frames: int = 0
+    failed: int = 0  # episodes that `keep` left out
     missing: set[str] = field(default_factory=set)  # keys of the layout that the source lacks
 
 
 def convert_demos(
-    demos: Demos, out: Path, *, first: int | None = None, say: Callable[[str], None] = lambda _line: None
+    demos: Demos,
+    out: Path,
+    *,
+    first: int | None = None,
+    keep: Callable[[Episode], bool] | None = None,
+    say: Callable[[str], None] = lambda _line: None,
 ) -> Converted:
     """Write the episodes of `demos`, or the `first` of each task, into the folder `out`.
+
+    Args:
+        demos: the data set.
+        out: folder of the new files.
+        first: episodes of each task, the lowest numbers.
+        keep: a filter of these; a task without any episode left gets no file.
+        say: called with a line for every task.
 
     Raises:
         DemosError: the data are broken, or `out` holds another file of a needed name.
@@ -55,13 +68,18 @@ def convert_demos(
     result = Converted()
     for position, (task, places) in enumerate(chosen.items(), 1):
         file = out / f"{task}_demo.hdf5"
-        source = _source(demos, places)
+        source = _source(demos, places, is_filtered=keep is not None)
         is_there = file.exists()
         if is_there:
             _check_same(file, source)
         else:
+            kept = places if keep is None else [place for place in places if keep(demos[place])]
+            result.failed += len(places) - len(kept)
+            if not kept:
+                say(f"{position} of {len(chosen)}: {task}: no episode is left")
+                continue
             with new_h5(file) as handle:
-                _write(handle, demos, places, source, result)
+                _write(handle, demos, kept, source, result)
         rows = _rows(file)
         result.files.append(file)
         result.kept += is_there
@@ -97,11 +115,13 @@ def _check_name(stored: StoredEpisode) -> None:
         )
 
 
-def _source(demos: Demos, places: list[int]) -> str:
+def _source(demos: Demos, places: list[int], *, is_filtered: bool) -> str:
     """Return everything that determines the content of a file."""
     digest = hashlib.sha256(json.dumps(places).encode()).hexdigest()[:16]  # an attribute holds 64 kB at most
     settings = {"path": str(demos.path.resolve()), "episodes": len(places), "places": digest}
     options = {"gripper": demos.gripper, "rotated": demos.rotated, "drop_no_ops": demos.drops_no_ops}
+    if is_filtered:  # files that were written before there was a filter have no such entry
+        options["replayed"] = True
     return json.dumps(settings | options)
 
 
@@ -126,6 +146,8 @@ def _write(handle: File, demos: Demos, places: list[int], source: str, result: C
     for ordinal, place in enumerate(places):
         episode = demos[place]
         demo = data.create_group(f"demo_{episode.number if has_numbers else ordinal}")
+        if has_numbers and (reset := read_attribute(*episode.stored.place, RESET)):
+            demo.attrs[RESET] = reset
         for key, values in _arrays(episode):
             write_datasets(demo, {key: values})
         result.missing |= {key for key in OTHERS_READ if key not in demo}

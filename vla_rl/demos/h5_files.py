@@ -105,3 +105,24 @@ def write_datasets(group: Group, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write arrays as data sets of `group`."""
     for key, values in arrays.items():
         group.create_dataset(key, data=values)
+
+
+def copy_group(source: Group, target: Group, name: str) -> None:
+    """Copy a group with everything in it, from one file to another, under a new name."""
+    source.file.copy(source, target, name=name)
+
+
+def read_attribute(file: Path | str, group: str, name: str) -> str:
+    """Return an attribute of a group; an empty text if there is none."""
+    with open_h5(Path(file)) as handle:
+        return str(handle[group].attrs.get(name, ""))
+
+
+def check_installed() -> None:
+    """Check that HDF5 files can be written.
+
+    Raises:
+        UserError: h5py is not installed.
+    """
+    with extra_needed("writing HDF5 files"):
+        import h5py  # noqa: F401

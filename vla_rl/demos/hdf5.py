@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".hdf5", ".h5")
 PICTURES = {"agentview": "obs/agentview_rgb", "wrist": "obs/eye_in_hand_rgb"}
+EXECUTED = "executed_actions"  # (T, 7) what was done, where it is not what a policy should learn: under noise
+RESET = "vla_rl_reset"  # attribute of a demonstration: JSON of how its first state is made again
 RAW_ROOT = frozenset(
     {"env_args", "macros_image_convention", "env_name", "problem_info", "bddl_file_name", "bddl_file_content"}
 )
@@ -186,7 +188,7 @@ def _read_extras(file: Path, demo: str, lag: int) -> Mapping[str, NDArray[Any]]:
     extras = {}
     with open_h5(file) as handle:
         group = handle[demo]
-        for key in ("obs/joint_states", "states", "robot_states"):
+        for key in ("obs/joint_states", "states", "robot_states", EXECUTED):
             if key in group:
                 values = read_array(group, key)
                 # A state is from the time before its action, everything else from that of its picture.

@@ -1,0 +1,92 @@
+"""Everything that can be checked before a collection starts a process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vla_rl.collection.collecting import bytes_per_episode, check_collection
+from vla_rl.collection.options import CollectOptions
+from vla_rl.collection.store import TaskStore
+from vla_rl.demos.h5_files import check_installed
+from vla_rl.envs.libero.asset_files import check_task_assets
+from vla_rl.envs.libero.check import check_simulator
+from vla_rl.envs.libero.expert import check_expert
+from vla_rl.envs.libero.suites import libero_tasks
+from vla_rl.errors import SimulatorError, UserError
+from vla_rl.libero_suites import SUITES
+from vla_rl.section import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionPlan:
+    """Collection that can start."""
+
+    options: CollectOptions
+    stores: list[TaskStore]
+    complete: int  # tasks whose files are there already
+    warnings: tuple[str, ...]
+
+    def describe(self, workers: int) -> str:
+        """Return what would be done, in words."""
+        options = self.options
+        rest = len(self.stores) - self.complete
+        size = rest * options.episodes * bytes_per_episode(options) / 2
+        lines = [
+            f"{options.suite}: {options.episodes} episodes of each of {len(self.stores)} tasks, {self.complete} of "
+            f"which are complete; {workers} processes, about {size / 1e9:.1f} GB",
+            f"{options.init_states} initial states, {options.physics} physics, {options.image_size} pixels",
+            *self.warnings,
+        ]
+        return "\n".join(lines)
+
+
+def tasks_of(suite: str, text: str) -> tuple[int, ...]:
+    """Return the task ids that an option names.
+
+    Raises:
+        UserError: the suite does not exist, or the text is no list of its tasks.
+    """
+    if suite not in SUITES:
+        raise UserError(str(Problem("--suite", "unknown", suite, "libero_spatial, libero_object")))
+    known = range(SUITES[suite].num_tasks)
+    if text.strip() == "all":
+        return tuple(known)
+    words = [word.strip() for word in text.split(",")]
+    ids = [int(word) for word in words if word.isdecimal()]
+    if len(ids) < len(words) or len(set(ids)) < len(ids) or any(task not in known for task in ids):
+        raise UserError(
+            str(
+                Problem("--tasks", "task ids of the suite, each once", text, f"0 to {known[-1]}, or all", "--tasks 0,1")
+            )
+        )
+    return tuple(ids)
+
+
+def prepare(options: CollectOptions, out: Path) -> CollectionPlan:
+    """Check everything that would stop the collection.
+
+    Raises:
+        UserError: everything that must be changed; nothing was started or written.
+    """
+    known = libero_tasks(options.suite)
+    tasks = tuple(known[task] for task in options.tasks)
+    check_installed()
+    simulator = check_simulator(gl=options.gl, assets=options.assets)
+    problems = []
+    for task in tasks:
+        for check in (
+            lambda task=task: check_expert(task),
+            lambda task=task: check_task_assets(simulator.assets, task),
+        ):
+            try:
+                check()
+            except SimulatorError as error:
+                problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+    stores = check_collection(options, tasks, out, assets=simulator.assets.kind)
+    warnings = list(simulator.warnings)
+    if simulator.assets.kind == "proxy":
+        warnings.append("built-in proxy assets instead of LIBERO's: other pictures")
+    return CollectionPlan(options, stores, sum(store.check() for store in stores), tuple(warnings))
