@@ -368,7 +368,7 @@ class Learner:
             )
         except NonFiniteError as error:
             logger.warning("%s", error)
-            sums = no_sums(decisions, evaluation)
+            sums = no_sums(decisions, evaluation, self._loss)
         return share_of_loss(sums, counts, self._loss), sums.detached()
 
     # --- the forward pass, and its memory ----------------------------------------------------------------------------

@@ -198,11 +198,16 @@ def micro_batch_sums(
     )
 
 
-def no_sums(decisions: Decisions, evaluation: Evaluation) -> Sums:
-    """Return the terms of a micro-batch that no loss can be computed from: NaN, with a graph for the backward pass."""
-    assert evaluation.logprobs is not None, "decisions were evaluated"
+def no_sums(decisions: Decisions, evaluation: Evaluation, loss: LossWeights) -> Sums:
+    """Return the terms of a micro-batch that no loss can be computed from: NaN, with a graph for the backward pass.
+
+    The graph reaches every output that the losses of other ranks reach: ZeRO-3 acts on the backward pass of each, and
+    its ranks would wait for each other.
+    """
+    reached = [evaluation.logprobs, evaluation.values, evaluation.kl]
+    reached += [evaluation.entropy] if loss.entropy_coefficient > 0 else []
     nothing = torch.zeros((), device=evaluation.values.device)
-    policy = (evaluation.logprobs.sum() + evaluation.values.sum()) * math.nan
+    policy = torch.stack([term.sum() for term in reached if term is not None]).sum() * math.nan
     return Sums(decisions, policy, nothing, nothing, nothing, torch.zeros(0), torch.zeros(0))
 
 
