@@ -51,7 +51,7 @@ class TaskTally:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a collection stands."""
+    """Progress of a collection."""
 
     collected: int  # successful episodes
     wanted: int

@@ -1,4 +1,4 @@
-"""What a collection of demonstrations is made of."""
+"""Options of a collection of demonstrations."""
 
 from __future__ import annotations
 

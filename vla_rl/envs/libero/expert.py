@@ -47,7 +47,7 @@ CAN_DO = "one goal of the kind On(object, object or region) or In(object, region
 
 @dataclass(slots=True)
 class Hold:
-    """What the hand holds."""
+    """Object in the hand."""
 
     offset: Array  # (3,) from the hand to the object's origin, metres
     below: float  # metres from the hand down to the object's lowest point

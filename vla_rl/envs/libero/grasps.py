@@ -1,4 +1,4 @@
-"""Where the robot's hand can take hold of an object, found from the surfaces of the scene.
+"""Places where the robot's hand can take hold of an object, found from the surfaces of the scene.
 
 The hand points down and closes along one horizontal axis. Seen from above, a grasp needs material of the object that
 is no wider than the opening between the pads, and room beside it and around the hand. So a bowl is held by its rim, a
