@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from toy_runs import assert_pure, groups_in_ring, metrics, run, toy_recipe
 
 from vla_rl.errors import NoSignalError
+from vla_rl.recipe import find_recipe, load_recipe
 
 SIZE = 4
 
@@ -101,3 +102,12 @@ def test_a_run_that_has_nothing_to_learn_from_says_why_and_leaves_a_checkpoint(t
     with pytest.raises(NoSignalError, match=rf"6 groups were left out.*The ring holds 0 of the 2 groups.*{said}"):
         run(recipe, tmp_path / "run")
     assert (tmp_path / "run" / "checkpoints" / "optimizer_step_0").is_dir()
+
+
+@pytest.mark.slow
+def test_groups_alone_teach_the_toy_to_reach_the_goal(tmp_path):
+    serial = ["runtime.mode=serial", "runtime.device=cpu", "logging.tensorboard=false", "budget.minutes=null"]
+    run(load_recipe(find_recipe("toy_grpo"), [*serial, "evaluation.episodes_per_task=0"]), tmp_path / "run")
+    points = [point["rollout/success_rate"] for point in metrics(tmp_path / "run") if "rollout/success_rate" in point]
+    assert points[0] < 0.3
+    assert points[-1] > 0.7
