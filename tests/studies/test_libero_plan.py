@@ -1,5 +1,6 @@
 """The plan of the LIBERO study and its jobs: complete, in order, resumable, on states that never meet."""
 
+import importlib.util
 import itertools
 import json
 import sys
@@ -83,6 +84,7 @@ def test_every_task_has_an_environment_of_its_own():
         ({"regimes": ("old",)}, "--regimes: found old"),
         ({"tasks": (10,)}, "--tasks: found 10"),
         ({"tasks": (1, 1)}, "--tasks: found 1,1"),
+        ({"init_states": "standard"}, "--init-states: found standard; .* allowed are sampled, widened"),
     ],
 )
 def test_what_is_not_part_of_the_study_is_refused(changes, complaint):
@@ -138,13 +140,24 @@ def test_states_of_training_choice_and_evaluation_never_meet():
     assert not choice & held_out
 
 
-def test_evaluation_plays_the_stored_states_or_other_draws_of_training_s_sampler(tmp_path):
-    stored = arguments(jobs_of(PLAN, tmp_path), tmp_path, "gipo_fresh_seed0_greedy")[1]
+def test_evaluation_plays_the_stored_states_or_other_draws_of_the_widened_sampler(tmp_path):
+    sampled = replace(PLAN, init_states="sampled")
+    stored = arguments(jobs_of(sampled, tmp_path), tmp_path, "gipo_fresh_seed0_greedy")[1]
     assert stored["--init-states"] == "standard"
     assert "--seed" not in stored
-    drawn = replace(PLAN, held_out="sampled")
-    options = arguments(jobs_of(drawn, tmp_path), tmp_path, "gipo_fresh_seed0_greedy")[1]
-    assert (options["--init-states"], options["--seed"]) == ("sampled", str(HELD_OUT_SEED))
+    drawn = arguments(jobs_of(PLAN, tmp_path), tmp_path, "gipo_fresh_seed0_greedy")[1]
+    assert (drawn["--init-states"], drawn["--seed"]) == ("widened", str(HELD_OUT_SEED))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libero") is None, reason="hf-libero is not installed")
+@pytest.mark.parametrize("states", ["sampled", "widened"])
+def test_demonstrations_training_and_choice_draw_from_the_same_sampler(tmp_path, states):
+    plan = replace(PLAN, init_states=states)
+    assert {plan.recipe_of(run).env.init_states for run in plan.runs()} == {states}
+    jobs = jobs_of(plan, tmp_path)
+    assert arguments(jobs, tmp_path, "demos")[1]["--init-states"] == states
+    assert arguments(jobs, tmp_path, "start_300")[1]["--init-states"] == states
+    assert arguments(jobs, tmp_path, "start_300")[1]["--seed"] == str(CHOICE_SEED)
 
 
 # --- jobs ------------------------------------------------------------------------------------------------------------

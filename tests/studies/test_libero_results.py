@@ -158,7 +158,7 @@ def test_the_words_say_what_rose_what_did_not_and_what_cannot_be_told_apart(stud
     assert "fresh, greedy actions: ppo 50.0 %, lr0 40.0 % over 3 seed(s)" in told
     assert "they cannot be told apart on these states." in told
     assert (
-        "cloned for 600 optimizer steps. On 10 other sampled states of each task the candidates succeeded in 0 %"
+        "cloned for 600 optimizer steps. On 10 other widened states of each task the candidates succeeded in 0 %"
         in told
     )
     assert "gipo, fresh: over the last 20 % of env steps KL 0.004 nat" in told  # the mean of 0.002, 0.004 and 0.006

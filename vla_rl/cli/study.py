@@ -153,6 +153,15 @@ def libero(  # noqa: PLR0913 - one parameter per option
     budget: Annotated[
         int | None, typer.Option("--budget", min=1, help="Optimizer steps per run.", show_default="the preset's")
     ] = None,
+    init_states: Annotated[
+        str | None,
+        typer.Option(
+            "--init-states",
+            help="sampled: LIBERO's own sampler, and evaluation on the benchmark's stored states; widened: the scene "
+            "also moves, and evaluation is on other draws.",
+            show_default="the preset's",
+        ),
+    ] = None,
     states: Annotated[
         int | None,
         typer.Option(
@@ -179,7 +188,7 @@ def libero(  # noqa: PLR0913 - one parameter per option
 
     chosen: dict[str, Any] = {"arms": _names(surrogates), "regimes": _names(regimes), "recipe": recipe}
     chosen |= {"tasks": None if tasks is None else tuple(parse_tasks(tasks))}
-    chosen |= {"seeds": seeds, "optimizer_steps": budget, "states": states}
+    chosen |= {"seeds": seeds, "optimizer_steps": budget, "states": states, "init_states": init_states}
     plan = replace(PRESETS[preset.value], **{name: value for name, value in chosen.items() if value is not None})
     at_once = jobs or len(os.sched_getaffinity(0))
     print(estimate(jobs_of(plan, out), at_once=at_once))

@@ -18,6 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+from vla_rl.envs.kind import DRAWN, SAMPLED
 from vla_rl.envs.libero.section import LiberoSection
 from vla_rl.errors import UserError
 from vla_rl.libero_suites import SUITES
@@ -57,8 +58,7 @@ class Plan:
 
     suite: str = "libero_spatial"
     tasks: tuple[int, ...]
-    init_states: str = "sampled"  # states of demonstrations and training
-    held_out: str = STORED  # states of evaluation before and after: stored ones, or those of training from another seed
+    init_states: str = "widened"  # states of demonstrations and training: sampled or widened
     demonstrations: int  # per task
     sft_steps: tuple[int, ...]  # optimizer steps of the cloned policies that are candidates for the start
     window: tuple[float, float] = (0.2, 0.5)  # success of the start at the rollout's temperature, if a candidate has it
@@ -82,7 +82,12 @@ class Plan:
         require_known("--regimes", self.regimes, tuple(RING_SIZES))
         require_known("--tasks", [str(task) for task in self.tasks], [str(task) for task in range(self._num_tasks)])
         assert all(first < second for first, second in pairwise(self.sft_steps))
-        assert self.held_out in (STORED, self.init_states) and self.init_states != STORED
+        require_known("--init-states", [self.init_states], DRAWN)
+
+    @property
+    def held_out(self) -> str:
+        """Return the set of states of evaluation: stored ones for LIBERO's own sampler, else other draws."""
+        return STORED if self.init_states == SAMPLED else self.init_states
 
     @property
     def _num_tasks(self) -> int:
