@@ -21,7 +21,10 @@ def with_a_chain(copy: Path) -> Path:  # noqa: F811
     imported, union = filter(None, lines.splitlines())
     kinds = copy / "vla_rl" / "policies" / "kinds.py"
     before = kinds.read_text(encoding="utf-8")
-    after = re.sub(r"^AnyPolicy = .*$", f"{imported}\n{union}", before, flags=re.MULTILINE)
+    after = re.sub(r"^AnyPolicy = .*$", union, before, flags=re.MULTILINE)
+    after = after.replace(
+        "from vla_rl.policies.kind ", f"{imported}\nfrom vla_rl.policies.kind "
+    )  # sorted, as ruff asks
     kinds.write_text(after, encoding="utf-8")
     assert set(after.splitlines()) - set(before.splitlines()) == {imported, union}
     return copy

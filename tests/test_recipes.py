@@ -688,11 +688,20 @@ def test_an_override_that_cannot_be_applied_is_a_problem(override: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("overrides", "policy", "env"),
+    [([LIBERO], "openvla_oft", "toy"), ([VLA], "mlp", "libero"), (["env={name: metaworld}", VLA], "mlp", "libero")],
+)
+def test_a_policy_that_cannot_see_is_answered_with_those_that_can_and_environments_for_it(
+    overrides: list[str], policy: str, env: str
+) -> None:
+    policies, envs = problems(TOY, *overrides)["policy.name"].allowed.split(", or env.name ")
+    assert policy in policies.split(", ") and f"'{env}'" in envs.split(" or ")
+    assert not ({"openvla_oft", "mlp"} - {policy}) & set(policies.split(", "))
+
+
+@pytest.mark.parametrize(
     ("overrides", "path", "allowed"),
     [
-        ([LIBERO], "policy.name", "openvla_oft, or env.name 'toy' or 'metaworld'"),
-        (["env={name: metaworld}", VLA], "policy.name", "mlp, or env.name 'libero'"),
-        ([VLA], "policy.name", "mlp, or env.name 'libero'"),
         (["env={name: metaworld, horizon: 6}", "replay.segment_length=7"], "replay.segment_length", "1..6"),
         (["env={name: metaworld, horizon: 501}"], "env.horizon", "at most 500"),
         (["replay.min_decisions=200", "replay.capacity=100"], "replay.min_decisions", "1..100"),
