@@ -51,10 +51,11 @@ ALLOWED: dict[str, set[str]] = {
     "run": BELOW | {"recipe"},
     "evaluation": BELOW | {"recipe", "run"},
     "train": BELOW | {"recipe", "run", "evaluation"},
+    "sft": BELOW | {"recipe", "run", "evaluation", "demos"},
     "export": BELOW | {"recipe", "run", "evaluation"},
     "studies": BELOW | {"recipe", "run", "evaluation", "train"},
     "cli": BELOW
-    | {"__init__", "recipe", "run", "evaluation", "train", "export", "studies", "doctor", "demos", "collection"},
+    | {"__init__", "recipe", "run", "evaluation", "train", "sft", "export", "studies", "doctor", "demos", "collection"},
     "__main__": {"cli"},
 }
 

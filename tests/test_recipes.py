@@ -25,7 +25,9 @@ from vla_rl.recipe import (
     build_recipe,
     field_references,
     find_recipe,
+    is_supervised,
     list_recipes,
+    load_any_recipe,
     load_recipe,
     load_recorded_recipe,
     recorded_time_limit,
@@ -36,7 +38,9 @@ from vla_rl.rl.loss_weights import LossWeights
 from vla_rl.rl.surrogates import Sapo
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted((ROOT / "recipes").glob("*.y*ml"))
+SHIPPED = sorted((ROOT / "recipes").glob("*.y*ml"))
+SUPERVISED = [path for path in SHIPPED if is_supervised(path)]
+RECIPES = [path for path in SHIPPED if path not in SUPERVISED]
 BASES = sorted((ROOT / "recipes" / "bases").glob("*.y*ml"))
 
 KEYS = sorted(homes())
@@ -68,21 +72,22 @@ def problems(text: str, *overrides: str) -> dict[str, Problem]:
 
 
 def test_the_shipped_recipes_are_found() -> None:
-    names = {str(path.relative_to(ROOT / "recipes").with_suffix("")) for path in RECIPES}
+    names = {str(path.relative_to(ROOT / "recipes").with_suffix("")) for path in SHIPPED}
     paper = {f"libero_{s}_{loss}" for s in ("spatial", "object", "goal", "10") for loss in ("gipo", "ppo", "sapo")}
     assert len(paper) == 12
     assert {"quickstart", "toy", *paper} <= names
+    assert {path.stem for path in SUPERVISED} == {"libero_sft_tiny", "libero_sft_7b"}
     assert set(list_recipes()) == names
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_a_shipped_recipe_is_valid_and_bears_the_name_of_its_file(path: Path) -> None:
-    recipe = load_recipe(path)
+    recipe = load_any_recipe(path)
     assert recipe.name == path.stem
     assert recipe.description
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_a_shipped_recipe_opens_with_hardware_values_command_and_override(path: Path) -> None:
     head = path.read_text(encoding="utf-8").split("\nname:")[0]
     assert ("\nbase:" in head) == ("# Values:    bases/" in head)
@@ -90,8 +95,9 @@ def test_a_shipped_recipe_opens_with_hardware_values_command_and_override(path: 
         assert title in head
     commands = [line.split(":", 1)[1].split() for line in head.splitlines() if line.startswith(("# Command", "# Over"))]
     for program, verb, name, *overrides in commands:
-        assert (program, verb, find_recipe(name)) == ("vla-rl", "train", path)
-        load_recipe(path, overrides)
+        stage = "sft" if path in SUPERVISED else "train"
+        assert (program, verb, find_recipe(name)) == ("vla-rl", stage, path)
+        load_any_recipe(path, overrides)
 
 
 def test_the_paper_s_recipe_consumes_252_decisions_per_optimizer_step() -> None:

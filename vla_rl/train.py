@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -21,15 +20,16 @@ from vla_rl.evaluation.outcome import EvaluationReport
 from vla_rl.ipc.memory_check import check_room
 from vla_rl.learner.checkpoint import CheckpointInfo, Search
 from vla_rl.learner.engine import NonFiniteUpdateError
-from vla_rl.learner.launch import launch_ranks, launched_rank
+from vla_rl.learner.launch import launched_rank
 from vla_rl.learner.strategies import close_process_group
 from vla_rl.recipe import Recipe
 from vla_rl.reporting.live import make_display
 from vla_rl.reporting.metrics_file import Clocks, MetricsWriter
 from vla_rl.run.estimate import DryRunReport, estimate
-from vla_rl.run.folder import RunFolder
+from vla_rl.run.folder import RunFolder, assets_of
 from vla_rl.run.log import RunLog, log_to
 from vla_rl.run.plan import TrainingPlan, make_training_plan
+from vla_rl.run.ranks import number_of_ranks, start_ranks
 from vla_rl.run.signals import StopRequest
 from vla_rl.run.training import TrainingRun
 from vla_rl.types import SegmentBatch
@@ -54,7 +54,7 @@ def dry_run(recipe: Recipe) -> DryRunReport:
         ValueError: the recipe cannot run here; the message says why and what to change.
     """
     plan = make_training_plan(recipe)
-    report = estimate(plan, num_ranks=_num_ranks(plan))
+    report = estimate(plan, num_ranks=number_of_ranks(plan.recipe.learner, device=plan.device_kind))
     try:
         check_room(report.shared_memory_bytes)
     except ValueError as error:  # too small here; the estimate is still for the requested size
@@ -83,13 +83,13 @@ def train(recipe: Recipe, *, run_dir: Path, resume: bool, console: Console) -> T
     is_first = launched is None or launched[0] == 0
     with preflight():
         plan = make_training_plan(recipe)
-        num_ranks = _num_ranks(plan)
+        num_ranks = number_of_ranks(plan.recipe.learner, device=plan.device_kind)
         folder = RunFolder.open(run_dir, resume=resume or not is_first)
         search = folder.find_start() if resume else Search()
         if is_first:
             check_room(estimate(plan, num_ranks=num_ranks).shared_memory_bytes)
     if num_ranks > 1 and launched is None:
-        _launch(plan, num_ranks)
+        start_ranks(plan.recipe.learner, num_ranks, device=plan.device_kind)
         return None
     os.environ.setdefault("OMP_NUM_THREADS", str(plan.threads))  # inherited by the children
     if is_first:
@@ -129,7 +129,16 @@ def _train_rank(
                     f"{aside}",
                     markup=False,
                 )
-            folder.write_records(plan, num_ranks=num_ranks, resumed_from=str(newest.path) if newest else None)
+            folder.write_records(
+                recipe,
+                assets=assets_of(plan),
+                deviations=plan.env.deviations,
+                extra={
+                    "num_ranks": num_ranks,
+                    "device": plan.device,
+                    "resumed_from": str(newest.path) if newest else None,
+                },
+            )
             writer = MetricsWriter(
                 folder.path, tensorboard=recipe.logging.tensorboard, resume_at=run.clocks if resume else None
             )
@@ -267,24 +276,3 @@ def _closing_evaluation(recipe: Recipe, checkpoint: Path, console: Console) -> E
         horizon=section.horizon,
     )
     return evaluate(checkpoint, options)
-
-
-def _num_ranks(plan: TrainingPlan) -> int:
-    """Return the number of ranks: the requested one, or one per GPU."""
-    learner = plan.recipe.learner
-    if learner.strategy == "single":
-        return 1
-    if learner.num_ranks != "auto":
-        return learner.num_ranks
-    if plan.device == "cpu":
-        return 1
-    return torch.cuda.device_count()
-
-
-def _launch(plan: TrainingPlan, num_ranks: int) -> None:
-    """Start the ranks as processes that run this command; raise their exit code."""
-    strategy = plan.recipe.learner.strategy
-    assert strategy != "single"
-    code = launch_ranks(sys.argv[1:], num_ranks=num_ranks, strategy=strategy, device=plan.device_kind)
-    if code:
-        raise SystemExit(code)

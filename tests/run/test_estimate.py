@@ -9,14 +9,14 @@ from vla_rl import train
 from vla_rl.envs.kind import EnvPlan
 from vla_rl.envs.libero.assets import Assets
 from vla_rl.envs.libero.check import SimulatorReport
-from vla_rl.recipe import load_recipe
+from vla_rl.recipe import is_supervised, load_recipe
 from vla_rl.run.estimate import MemoryEstimate, estimate, estimate_memory
 from vla_rl.run.plan import plan_policy, training_plan
 from vla_rl.types import TaskInfo
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 GIB = 2**30
-SIZED = sorted(path.stem for path in RECIPES.glob("libero_*.yaml"))
+SIZED = sorted(path.stem for path in RECIPES.glob("libero_*.yaml") if not is_supervised(path))
 
 
 def make_plan(name, *overrides, device="cuda:0", gl="egl"):

@@ -25,6 +25,7 @@ from vla_rl.cli import export as export_verb
 from vla_rl.cli import metrics as metrics_verb
 from vla_rl.cli import recipes as recipes_verb
 from vla_rl.cli import report as report_verb
+from vla_rl.cli import sft as sft_verb
 from vla_rl.cli import study as study_verb
 from vla_rl.cli import train as train_verb
 from vla_rl.errors import RunFailureError, UserError
@@ -95,6 +96,7 @@ def _options(
     """Post-train vision-language-action policies with reinforcement learning."""
 
 
+app.command("sft")(sft_verb.sft)
 app.command("train")(train_verb.train)
 app.command("eval")(eval_verb.evaluate)
 app.command("export")(export_verb.export)

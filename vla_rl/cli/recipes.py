@@ -14,10 +14,11 @@ app = typer.Typer(help="List, show and check recipes.", no_args_is_help=True)
 @app.command("list")
 def list_all() -> None:
     """List name, description and file of the recipes that come with the program."""
-    from vla_rl.recipe import list_recipes, load_recipe
+    from vla_rl.recipe import is_supervised, list_recipes, load_any_recipe
 
     for name, path in list_recipes().items():
-        print(f"{name}\n    {load_recipe(path).description}\n    {path}")
+        stage = " (vla-rl sft)" if is_supervised(path) else ""
+        print(f"{name}\n    {load_any_recipe(path).description}{stage}\n    {path}")
 
 
 @app.command()
@@ -31,9 +32,9 @@ def show(
     ] = None,
 ) -> None:
     """Print a recipe as YAML with every field, defaults and overrides included."""
-    from vla_rl.recipe import find_recipe, load_recipe
+    from vla_rl.recipe import find_recipe, load_any_recipe
 
-    print(load_recipe(find_recipe(recipe), overrides or ()).dump_yaml(), end="")
+    print(load_any_recipe(find_recipe(recipe), overrides or ()).dump_yaml(), end="")
 
 
 @app.command()
@@ -41,13 +42,15 @@ def fields(
     section: Annotated[
         str, typer.Argument(help="Only this section, like replay or surrogate.", show_default=False)
     ] = "",
+    supervised: Annotated[bool, typer.Option("--sft", help="Of recipes of `vla-rl sft`.")] = False,
 ) -> None:
     """List every key of a recipe: allowed values, default, meaning."""
-    from vla_rl.recipe import field_references
+    from vla_rl.recipe import Recipe, SupervisedRecipe, field_references
 
-    shown = [field for field in field_references() if not section or field.path.split(".")[0] == section]
+    known = field_references(SupervisedRecipe if supervised else Recipe)
+    shown = [field for field in known if not section or field.path.split(".")[0] == section]
     if not shown:
-        sections = dict.fromkeys(field.path.split(".")[0] for field in field_references())
+        sections = dict.fromkeys(field.path.split(".")[0] for field in known)
         raise UserError(f"section '{section}' does not exist; allowed: {', '.join(sections)}")
     for field in shown:
         kind = f"  ({field.kind})" if field.kind else ""
@@ -68,14 +71,14 @@ def validate(
     ] = None,
 ) -> None:
     """Check recipes and report every problem. Imports no model and no simulator."""
-    from vla_rl.recipe import find_recipe, list_recipes, load_recipe
+    from vla_rl.recipe import find_recipe, list_recipes, load_any_recipe
 
     overrides = [text for text in arguments or () if _is_override(text)]
     recipes = [text for text in arguments or () if not _is_override(text)]
     faults: list[str] = []
     for name in recipes or list_recipes():
         try:
-            load_recipe(find_recipe(name), overrides)
+            load_any_recipe(find_recipe(name), overrides)
         except UserError as error:
             faults.append(str(error))
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +9,8 @@ import typer
 
 from vla_rl.cli import exit_codes
 from vla_rl.cli.commentary import only_comments
-from vla_rl.errors import UserError, preflight
+from vla_rl.cli.run_folders import refuse_another_run, refuse_another_verb, run_folder
+from vla_rl.errors import preflight
 
 if TYPE_CHECKING:
     from vla_rl.recipe import Recipe
@@ -42,13 +42,14 @@ def train(
     """Train a policy with a recipe."""
     from vla_rl.recipe import find_recipe, load_recipe
 
-    folder = _run_folder(recipe, resume=resume)
+    folder = run_folder(recipe, resume=resume)
     file = find_recipe(recipe) if folder is None else folder / "recipe.yaml"
+    refuse_another_verb(file, recipe, verb="train")
     loaded = load_recipe(file, overrides or ())
     if run_dir is None:
         run_dir = folder or Path("runs") / loaded.name
     if resume and folder is None:
-        _refuse_another_run(recipe, run_dir)
+        refuse_another_run(recipe, run_dir)
     if resume and (run_dir / "recipe.yaml").is_file():
         loaded = _with_the_run_s_time_limit(loaded, run_dir, overrides or [])
     elif isinstance(file, Path):
@@ -71,47 +72,6 @@ def train(
     print(_summary(outcome))
     if outcome.interrupted and launched_rank() is None:  # a failure code would make the launcher kill the other ranks
         raise typer.Exit(exit_codes.INTERRUPTED)
-
-
-def _run_folder(recipe: str, *, resume: bool) -> Path | None:
-    """Return the folder of the run to resume; None if a recipe was given.
-
-    Raises:
-        UserError: a folder without --resume, or one without a run, or --resume with neither a run nor a recipe.
-    """
-    from vla_rl.recipe import find_recipe, is_path
-
-    folder = Path(recipe)
-    if not is_path(recipe) or not os.path.isdir(recipe):  # noqa: PTH112 - Path.is_dir raises for a path that is too long
-        try:
-            find_recipe(recipe)
-        except UserError as error:
-            if not resume or not is_path(recipe):
-                raise
-            raise UserError(
-                f"--resume: {recipe} is neither the folder of a run nor a recipe. {_runs_beside(folder)} "
-                "`vla-rl recipes list` names the recipes"
-            ) from error
-        return None
-    if not resume:
-        raise UserError(f"{recipe} is a folder: give a recipe, or add --resume to resume the run in it")
-    if not (folder / "recipe.yaml").is_file():
-        raise UserError(f"--resume: {folder} holds no run, because it has no recipe.yaml. {_runs_beside(folder)}")
-    return folder
-
-
-def _refuse_another_run(recipe: str, run_dir: Path) -> None:
-    """Refuse a recipe's name that matches the folder of a run here: a name means the recipe.
-
-    Raises:
-        UserError: there is such a run here, and none in the recipe's default folder.
-    """
-    here = Path(recipe)
-    if (here / "recipe.yaml").is_file() and not (run_dir / "recipe.yaml").is_file():
-        raise UserError(
-            f"--resume: {recipe} is the name of a recipe, and there is no run of it in {run_dir}. "
-            f"To resume the run in the folder {recipe} here, write ./{recipe}"
-        )
 
 
 def _with_the_run_s_time_limit(loaded: Recipe, run_dir: Path, overrides: list[str]) -> Recipe:
@@ -153,11 +113,6 @@ def _compare_with_older_run(loaded: Recipe, file: Path, overrides: list[str]) ->
 
 def _sets_time_limit(overrides: list[str]) -> bool:
     return any(text.partition("=")[0] in ("targets", "targets.time_limit") for text in overrides)
-
-
-def _runs_beside(folder: Path) -> str:
-    runs = sorted(str(file.parent) for file in folder.parent.glob("*/recipe.yaml"))
-    return f"Runs beside it: {', '.join(runs) or 'none'}."
 
 
 def _summary(outcome: TrainOutcome) -> str:

@@ -17,8 +17,8 @@ from vla_rl.learner import checkpoint_folder
 from vla_rl.learner.checkpoint import FOLDER, CheckpointError, find_latest, kept_for_the_run
 from vla_rl.policies.kind import PolicySection, StoredPolicy
 from vla_rl.policies.kinds import POLICIES
-from vla_rl.recipe import Setup, list_recipes, load_recorded_recipe
-from vla_rl.reporting.run_folder import EVALUATIONS, RECIPE_FILE
+from vla_rl.recipe import Setup, is_supervised, list_recipes, load_recorded_recipe
+from vla_rl.reporting.run_folder import EVALUATIONS, POLICY_FOLDER, RECIPE_FILE
 from vla_rl.run.statistics_key import STATISTICS
 
 _KINDS_OF_SUITES: Mapping[str, type[EnvironmentSection]] = {
@@ -92,9 +92,16 @@ def find_policy(target: str, *, profile: str, statistics: str | None = None) -> 
         in_run = path.parent.name == FOLDER and (path.parents[1] / RECIPE_FILE).is_file()
         if (in_run or (path / RECIPE_FILE).is_file()) and profile != "auto":
             raise ValueError(f"--profile: {target} belongs to a run, whose recipe says it; leave the option out")
+        if in_run and is_supervised(path.parents[1] / RECIPE_FILE):
+            raise CheckpointError(
+                f"{target}: a checkpoint of a supervised run; only `vla-rl sft {path.parents[1]} --resume` reads it; "
+                f"its policy is {path.parents[1] / POLICY_FOLDER}, written at its end and for its evaluations"
+            )
         if in_run:
             return _scaled_by(statistics, _trained(path, run_dir=path.parents[1], whole=False))
-        if (path / RECIPE_FILE).is_file():
+        if _is_run(path) and is_supervised(path / RECIPE_FILE):
+            target = str(_policy_of(path))
+        elif _is_run(path):
             return _scaled_by(statistics, _trained(_newest(path), run_dir=path, whole=True))
     for kind in POLICIES.values():
         stored = kind.stored(target, profile=profile, statistics=statistics, bf16=_has_gpu())
@@ -105,6 +112,31 @@ def find_policy(target: str, *, profile: str, statistics: str | None = None) -> 
             f"{target} does not exist: give the folder of a run, of a checkpoint, or exported weights{_meant(target)}"
         )
     raise CheckpointError(f"{target} is nothing that can be evaluated: {_what_it_is(path)}")
+
+
+def _is_run(path: Path) -> bool:
+    return (path / RECIPE_FILE).is_file()
+
+
+def _policy_of(run_dir: Path) -> Path:
+    """Return the policy that a supervised run has written.
+
+    Raises:
+        CheckpointError: it has not.
+    """
+    policy = run_dir / POLICY_FOLDER
+    if not policy.is_dir():
+        raise CheckpointError(
+            f"{run_dir}: a supervised run that has not written its policy yet, which it does at its end: "
+            f"`vla-rl sft {run_dir} --resume` goes on, and with budget.optimizer_steps=N ends it at N"
+        )
+    return policy
+
+
+def _home(policy: Path) -> Path | None:
+    """Return where results of a supervised run's policy go: below the run, as those of other runs."""
+    of_run = policy.name == POLICY_FOLDER and _is_run(policy.parent)
+    return policy.parent / EVALUATIONS if of_run else None
 
 
 def _meant(target: str) -> str:
@@ -197,7 +229,7 @@ def _policy_alone(location: str, stored: StoredPolicy, *, profile: str, statisti
     return PolicySource(
         location=location,
         name="",
-        home=_RUNS / name / EVALUATIONS,
+        home=(None if stored.folder is None else _home(stored.folder)) or _RUNS / name / EVALUATIONS,
         policy=stored.section,
         checkpoint=None,
         fingerprint=_digest(fingerprint, profile, *([] if statistics is None else [statistics])),

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from vla_rl.learner.compiling import compile_layers
 from vla_rl.learner.optimizer import build_adamw, schedule, trainable_parameters
 from vla_rl.learner.stepping import OptimizerState
 from vla_rl.learner.strategies import StrategyName, build_strategy
+from vla_rl.policies.token_policy import TokenPolicy
 from vla_rl.rl.optimizer_section import AdamWSection
 from vla_rl.types import Evaluation, PolicyInputs
 
@@ -75,6 +76,23 @@ class TensorForward(nn.Module):
         return tuple(term.float() for term in terms if term is not None)
 
 
+class LogitsForward(nn.Module):
+    """Network of a token policy in the form that DeepSpeed needs, for a loss of the logits themselves."""
+
+    def __init__(self, policy: TokenPolicy, *, precision: Precision) -> None:
+        super().__init__()
+        self.policy = policy
+        self._bf16 = precision == "bf16"
+
+    def forward(
+        self, frames: Tensor, state: Tensor, task_index: Tensor, buckets: tuple[int, ...] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return logits (B, A, V), before temperature, and values (B,), float32."""
+        with torch.autocast(state.device.type, dtype=torch.bfloat16, enabled=self._bf16):
+            output = self.policy.network(PolicyInputs(frames, state, task_index, buckets=buckets))
+        return output.logits.float(), output.values.float()
+
+
 class Engine:
     """Owner of optimizer, precision and ranks; independent of reinforcement learning.
 
@@ -128,7 +146,7 @@ class Engine:
         for parameter in policy.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-        module = TensorForward(policy, precision=precision)
+        module = self._wrapped(policy, precision)
         self._strategy, self.device = build_strategy(
             module,
             build_adamw(policy, optimizer),
@@ -141,6 +159,10 @@ class Engine:
         self.compile_seconds = compile_layers(policy, module, device=self.device) if compile == "layers" else 0.0
         self.collectives = Collectives(timeout_s=collective_timeout_s)
         self.can_retry = strategy != "deepspeed"  # `accumulate` waits for no other rank
+
+    def _wrapped(self, policy: nn.Module, precision: Precision) -> nn.Module:
+        """Return the module that the strategy wraps."""
+        return TensorForward(policy, precision=precision)
 
     def forward(
         self,
@@ -250,3 +272,15 @@ class Engine:
                 f"gradient norm {grad_norm}, after {self.optimizer_steps} optimizer steps): lower the learning rates "
                 "or max_grad_norm, and look at the rewards and log-probabilities of the batch"
             )
+
+
+class LogitsEngine(Engine):
+    """Engine for a loss of a token policy's logits: `logits` is called, not `forward`."""
+
+    def _wrapped(self, policy: nn.Module, precision: Precision) -> nn.Module:
+        return LogitsForward(cast(TokenPolicy, policy), precision=precision)
+
+    def logits(self, inputs: PolicyInputs) -> tuple[Tensor, Tensor]:
+        """Return logits (B, A, V), before temperature, and values (B,) through the strategy's wrapper."""
+        logits, values = self._strategy.module(inputs.frames, inputs.state, inputs.task_index, inputs.buckets)
+        return logits, values

@@ -7,8 +7,8 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar, cast
+from collections.abc import Iterator, Mapping
+from typing import cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from vla_rl.credit import Credit, Experience
 from vla_rl.learner.batches import Index, Rows, at, bootstrap_rows, decision_rows, policy_inputs, token_mask
 from vla_rl.learner.engine import Engine, UpdateResult
+from vla_rl.learner.micro_batches import MicroBatched
 from vla_rl.learner.moments import RunningMoments
 from vla_rl.learner.objective import (
     Counts,
@@ -32,7 +33,6 @@ from vla_rl.learner.objective import (
 )
 from vla_rl.learner.optimizer import POLICY_GROUP, VALUE_GROUP
 from vla_rl.learner.update_metrics import lag_metrics, loss_metrics, ratio_metrics
-from vla_rl.policies.devices import is_out_of_memory
 from vla_rl.rl.loss_weights import LossWeights
 from vla_rl.rl.masking import NonFiniteError
 from vla_rl.rl.surrogates import Surrogate
@@ -40,10 +40,8 @@ from vla_rl.types import Evaluation, Policy, SegmentBatch
 
 logger = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
 
-
-class Learner:
+class Learner(MicroBatched):
     """Policy updates from batches of segments.
 
     Args:
@@ -73,6 +71,7 @@ class Learner:
         old_threshold: int,
         longest_episode: int | None = None,
     ) -> None:
+        super().__init__(engine, num_micro_batches=num_micro_batches, what="decision")
         if loss.aggregation != "token" and credit.groups is None:
             raise ValueError(
                 f"loss.aggregation: {loss.aggregation} weighs whole episodes, and only targets.name=group puts whole "
@@ -81,8 +80,6 @@ class Learner:
         if loss.aggregation == "constant" and longest_episode is None:
             raise ValueError("loss.aggregation: constant needs the decisions of the longest episode")
         self.batch_size = batch_size
-        self.num_micro_batches = num_micro_batches
-        self._engine = engine
         self._policy = engine.policy
         policy = cast(Policy, engine.policy)
         self._bucket_of = policy.bucket_of
@@ -127,7 +124,8 @@ class Learner:
             # 2. to 4. Nothing depends on the whole batch: micro-batches of whole segments take one pass each.
             with self._clock("loss"):
                 loss, sums = self._with_memory(
-                    lambda parts: self._pass_once(batch, rows, after, counts, before, parts, measure), batch
+                    lambda parts: self._pass_once(batch, rows, after, counts, before, parts, measure),
+                    most=int(batch.mask.sum()),
                 )
             moments = self._union(moments_of(sums))
         else:
@@ -136,7 +134,7 @@ class Learner:
             if self._evaluates_decisions or lacks_values:
                 with self._clock("values"):
                     experience, evaluation = self._with_memory(
-                        lambda parts: self._evaluate(batch, rows, after, parts, measure), batch
+                        lambda parts: self._evaluate(batch, rows, after, parts, measure), most=int(batch.mask.sum())
                     )
             # 3. Credit: constants of the update. Advantages are normalised over the decisions of all ranks.
             decisions = self._credited(batch, rows, experience)
@@ -150,7 +148,7 @@ class Learner:
 
             # 4. Micro-batches: surrogate + value + entropy + KL, sums over global counts.
             with self._clock("loss"):
-                loss, sums = self._with_memory(descend, batch)
+                loss, sums = self._with_memory(descend, most=int(batch.mask.sum()))
         # 5. Clip, step, schedule.
         with self._clock("optimizer"):
             result = self._engine.step(loss)
@@ -371,7 +369,7 @@ class Learner:
             sums = no_sums(decisions, evaluation, self._loss)
         return share_of_loss(sums, counts, self._loss), sums.detached()
 
-    # --- the forward pass, and its memory ----------------------------------------------------------------------------
+    # --- the forward pass --------------------------------------------------------------------------------------------
 
     def _set_training(self, training: bool) -> None:
         """Set the mode of all modules unless it is set: visiting them takes a small policy as long as a layer."""
@@ -406,58 +404,10 @@ class Learner:
             with_entropy=for_loss and (measure or loss.entropy_coefficient > 0),
         )
 
-    def _with_memory(self, work: Callable[[int], Result], batch: SegmentBatch) -> Result:
-        """Run `work(micro-batches)`; if a rank runs out of memory, all restart with twice as many from then on.
-
-        Raises:
-            torch.cuda.OutOfMemoryError: one decision at a time is still too much, or the ranks meet inside `work`.
-        """
-        while True:
-            result, shortage = self._attempt(work)
-            short = shortage is not None
-            hopeless = short and self._num_parts >= batch.mask.sum()
-            union = self._engine.collectives.sum_over_ranks({"short": float(short), "hopeless": float(hopeless)})
-            if result is not None and not union["short"]:
-                return result
-            if union["hopeless"]:
-                raise torch.cuda.OutOfMemoryError(
-                    f"{shortage or 'another rank ran out of memory'}. One decision at a time is still too much: free "
-                    "the device, or set policy.gradient_checkpointing=true, policy.dtype=bfloat16 and "
-                    "learner.precision=bf16"
-                )
-            result = None  # it may hold the activations of a rank with sufficient memory
-            self._halve_micro_batches()
-
-    def _attempt(self, work: Callable[[int], Result]) -> tuple[Result | None, str | None]:
-        """Return the result, or the error's message. The error itself would keep all activations in its traceback."""
-        try:
-            return work(self._num_parts), None
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            if not self._engine.can_retry:
-                error.add_note(
-                    f"DeepSpeed's ranks wait for each other in every micro-batch, so {self.num_micro_batches} stay "
-                    "what they are: lower learner.micro_batch and raise learner.accumulation by the same factor, or "
-                    "use learner.strategy=ddp, which then makes micro-batches smaller by itself"
-                )
-                raise
-            return None, str(error)
-
     @property
     def _num_parts(self) -> int:
         """Return the micro-batches of this update: fewer if groups of short episodes have not filled the batch."""
         return max(1, math.ceil(self.num_micro_batches * self._fill))
-
-    def _halve_micro_batches(self) -> None:
-        self._engine.discard_gradients()
-        torch.cuda.empty_cache()
-        self.num_micro_batches *= 2
-        logger.warning(
-            "out of memory: the batch is cut into %d micro-batches from now on; set learner.accumulation to that and "
-            "learner.micro_batch accordingly to avoid the first failure",
-            self.num_micro_batches,
-        )
 
     # --- 6. diagnostics ----------------------------------------------------------------------------------------------
 

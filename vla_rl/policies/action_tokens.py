@@ -35,6 +35,15 @@ def decode_tokens(tokens: ArrayLike) -> Float64Array:
     return _CENTERS[np.clip(NUM_BINS - 1 - indices.astype(np.int64), 0, NUM_BINS - 2)]
 
 
+def encode_tokens(normalized: ArrayLike) -> NDArray[np.int16]:
+    """Encode normalised actions as tokens 0..255, same shape; values beyond [-1, 1] are clipped.
+
+    Token 0 stands for exactly 1 alone, which token 1 decodes to as well.
+    """
+    bins = np.digitize(np.clip(np.asarray(normalized, np.float64), -1.0, 1.0), _EDGES)  # 1..256
+    return (NUM_BINS - bins).astype(np.int16)
+
+
 @dataclass(frozen=True, slots=True)
 class Quantiles:
     """1 % and 99 % quantiles of one quantity in a data set, and which components they normalise."""
@@ -61,6 +70,19 @@ def unnormalize_actions(normalized: ArrayLike, action: Quantiles) -> Float64Arra
     x = np.asarray(normalized)
     scaled = 0.5 * (x + 1.0) * (action.q99 - action.q01 + EPSILON) + action.q01
     return np.where(action.mask, scaled, x)
+
+
+def normalize_actions(actions: ArrayLike, action: Quantiles, *, constant: NDArray[np.bool_]) -> Float64Array:
+    """Convert actions (..., D) in the units of the data set to [-1, 1]; the inverse of `unnormalize_actions` there.
+
+    Args:
+        actions: the gripper's component in the convention of training: 1 open, 0 closed.
+        action: quantiles of the data set.
+        constant: (D,) components that never change in it; scaled ones of these become 0, as in the reference.
+    """
+    x = np.asarray(actions, np.float64)
+    scaled = np.clip(2.0 * (x - action.q01) / (action.q99 - action.q01 + EPSILON) - 1.0, -1.0, 1.0)
+    return np.where(action.mask, np.where(constant, 0.0, scaled), x)
 
 
 def to_libero_gripper(actions: Float64Array) -> Float64Array:

@@ -16,10 +16,11 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from vla_rl.types import FloatArray, FrameTransform, UInt8Array
+from vla_rl.types import FloatArray, UInt8Array
 
 RENDER_RATIO = 256 / 224  # published policies see 224 pixels of a 256-pixel render
-CROP_SIDE = 0.9**0.5  # 90 % of the area
+CROP_AREA = 0.9
+CROP_SIDE = CROP_AREA**0.5
 JPEG_QUALITY = 95
 CHROMA_4_2_0 = 2  # Pillow's number for it
 Kernel = Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -46,9 +47,31 @@ class OFTTransform:
 
     def __call__(self, frames: UInt8Array) -> UInt8Array:
         """Transform (N, input_size, input_size, 3) to (N, output_size, output_size, 3)."""
+        return to_frames(self.crop(self.resize(frames)))
+
+    def resize(self, frames: UInt8Array, *, compressed: bool = False) -> FloatArray:
+        """Do what precedes the crop: (N, input_size, input_size, 3) to (N, 3, output_size, output_size).
+
+        Args:
+            frames: as the camera renders them.
+            compressed: they went through JPEG already.
+
+        Returns:
+            Whole numbers 0..255.
+        """
         check_frames(frames, self.input_size)
-        decoded = np.stack([jpeg_round_trip(frame) for frame in frames]) if len(frames) else frames
-        return to_frames(central_crop(resample(decoded, self._resize)))
+        if len(frames) and not compressed:
+            frames = np.stack([jpeg_round_trip(frame) for frame in frames])
+        return resample(frames, self._resize)
+
+    @property
+    def crop_area(self) -> float:
+        """Return the share of the area that the crop keeps."""
+        return CROP_AREA
+
+    def crop(self, planes: FloatArray) -> FloatArray:
+        """Crop (N, 3, H, H) whole numbers 0..255 at the centre and return them in full size."""
+        return central_crop(planes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +92,32 @@ class BicubicTransform:
 
     def __call__(self, frames: UInt8Array) -> UInt8Array:
         """Transform (N, input_size, input_size, 3) to (N, output_size, output_size, 3)."""
+        return to_frames(self.resize(frames))
+
+    def resize(self, frames: UInt8Array, *, compressed: bool = False) -> FloatArray:  # noqa: ARG002 - no JPEG here
+        """Resize (N, input_size, input_size, 3) to (N, 3, output_size, output_size) whole numbers 0..255."""
         check_frames(frames, self.input_size)
-        return to_frames(resample(frames, self._resize))
+        return resample(frames, self._resize)
+
+    @property
+    def crop_area(self) -> float:
+        """Return the share of the area that the crop keeps: all of it."""
+        return 1.0
+
+    def crop(self, planes: FloatArray) -> FloatArray:
+        """Return the planes as they are."""
+        return planes
 
 
-def frame_transform(name: str, *, output_size: int) -> FrameTransform:
+Transform = OFTTransform | BicubicTransform
+
+
+def frame_transform(name: str, *, output_size: int) -> Transform:
     """Return the transform of that name (`oft` or `rlinf`) for frames of `output_size` pixels per side."""
-    transforms: dict[str, Callable[[int], FrameTransform]] = {"oft": OFTTransform, "rlinf": BicubicTransform}
+    transforms: dict[str, Callable[[int], Transform]] = {
+        "oft": OFTTransform,
+        "rlinf": BicubicTransform,
+    }
     if name not in transforms:
         raise ValueError(f"image transform {name!r} is unknown; choose one of {sorted(transforms)}")
     if output_size < 2:
@@ -132,14 +174,14 @@ def resampling_matrix(input_size: int, output_size: int, *, kernel: Kernel, supp
     return normalized
 
 
-def resample(frames: UInt8Array, matrix: FloatArray) -> FloatArray:
-    """Apply the same weights to both axes of (N, H, W, 3).
+def resample(frames: UInt8Array, matrix: FloatArray, columns: FloatArray | None = None) -> FloatArray:
+    """Apply weights to both axes of (N, H, W, 3): the same, unless those of the columns are given.
 
     Returns:
         (N, 3, H', W') float32 of whole numbers 0..255; halves round to even, as in the reference.
     """
     planes = frames.transpose(0, 3, 1, 2).astype(np.float32, order="C")
-    resized: FloatArray = np.matmul(matrix, np.matmul(planes, matrix.T))
+    resized: FloatArray = np.matmul(matrix, np.matmul(planes, (matrix if columns is None else columns).T))
     np.rint(resized, out=resized)
     return np.clip(resized, 0.0, 255.0, out=resized)
 
@@ -150,12 +192,9 @@ def central_crop(planes: FloatArray) -> FloatArray:
     The sample grid touches the corners of the crop box; the result is floor(255.5 x) of x in [0, 1], which is how
     TensorFlow turns floats into bytes.
     """
-    low, high, fraction = _crop_grid(planes.shape[-1])
-    images = planes / np.float32(255.0)
-    left = images[..., low]
-    across = left + (images[..., high] - left) * fraction
-    top = across[..., low, :]
-    blended = top + (across[..., high, :] - top) * fraction[:, None]
+    side = np.float32(CROP_SIDE)
+    corner = (np.float32(1.0) - side) / np.float32(2.0)
+    blended = crop_box(planes / np.float32(255.0), top=corner, left=corner, side=side)
     levels: FloatArray = np.multiply(blended, np.float32(255.5), dtype=np.float32)
     np.floor(levels, out=levels)
     return np.clip(levels, 0.0, 255.0, out=levels)
@@ -166,13 +205,31 @@ def to_frames(planes: FloatArray) -> UInt8Array:
     return np.ascontiguousarray(planes.astype(np.uint8).transpose(0, 2, 3, 1))
 
 
-def _crop_grid(size: int) -> tuple[NDArray[np.int64], NDArray[np.int64], FloatArray]:
+def crop_box(images: FloatArray, *, top: np.float32, left: np.float32, side: np.float32) -> FloatArray:
+    """Return a square box of (..., H, H) in full size, bilinearly; the sample grid touches its corners.
+
+    Args:
+        images: float32.
+        top: upper edge, as a share of the height.
+        left: left edge, as a share of the width.
+        side: of the box, as a share; `top + side` and `left + side` are at most 1.
+    """
+    low, high, fraction = _crop_grid(images.shape[-1], left, side)
+    begin = images[..., low]
+    across = begin + (images[..., high] - begin) * fraction
+    low, high, fraction = _crop_grid(images.shape[-2], top, side)
+    begin = across[..., low, :]
+    blended: FloatArray = begin + (across[..., high, :] - begin) * fraction[:, None]
+    return blended
+
+
+def _crop_grid(
+    size: int, first: np.float32, side: np.float32
+) -> tuple[NDArray[np.int64], NDArray[np.int64], FloatArray]:
     """Return, for each output pixel of one axis, its two source pixels and the weight of the second."""
-    side = np.float32(CROP_SIDE)
-    first = (np.float32(1.0) - side) / np.float32(2.0)
     last = first + side
     step = (last - first) * np.float32(size - 1) / np.float32(size - 1)
     positions = first * np.float32(size - 1) + np.arange(size, dtype=np.float32) * step
-    low = np.floor(positions).astype(np.int64)
+    low = np.clip(np.floor(positions).astype(np.int64), 0, size - 1)
     high = np.minimum(low + 1, size - 1)
     return low, high, positions - low.astype(np.float32)

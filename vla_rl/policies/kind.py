@@ -40,6 +40,8 @@ class PolicyContext:
     bf16: bool = False  # passes compute in bfloat16 although weights may be float32
     only_acts: bool = False  # nothing is trained, so the policy need not be trainable
     draw_on: str | None = None  # torch device that draws large random weights; None: the policy's
+    measured: Mapping[str, Any] | None = None  # statistics of the data it is trained on, by key; None: the policy's own
+    add_proprio: bool = False  # a checkpoint without proprioception gets a new projector for it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,9 +12,13 @@ from vla_rl.recipe.library import find_recipe, is_path, list_recipes
 from vla_rl.recipe.loading import (
     EARLIER_TIME_LIMIT,
     build_recipe,
+    build_supervised_recipe,
     change_setup,
+    is_supervised,
+    load_any_recipe,
     load_recipe,
     load_recorded_recipe,
+    load_supervised_recipe,
     recorded_time_limit,
 )
 from vla_rl.recipe.model import Recipe
@@ -32,6 +36,7 @@ from vla_rl.recipe.sections import (
     RuntimeSection,
 )
 from vla_rl.recipe.setup import Setup
+from vla_rl.recipe.supervised import SupervisedRecipe
 from vla_rl.section import Problem, Section
 
 __all__ = [
@@ -51,14 +56,19 @@ __all__ = [
     "RuntimeSection",
     "Section",
     "Setup",
+    "SupervisedRecipe",
     "build_recipe",
+    "build_supervised_recipe",
     "change_setup",
     "decisions_per_episode",
     "field_references",
     "find_recipe",
     "is_path",
+    "is_supervised",
     "list_recipes",
+    "load_any_recipe",
     "load_recipe",
     "load_recorded_recipe",
+    "load_supervised_recipe",
     "recorded_time_limit",
 ]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -23,11 +23,14 @@ from vla_rl.recipe.library import find_base, read_text
 from vla_rl.recipe.model import Recipe
 from vla_rl.recipe.overrides import Override, apply_overrides, lay_over, parse_overrides
 from vla_rl.recipe.problems import RecipeError
-from vla_rl.recipe.rules import broken_rules, completed
+from vla_rl.recipe.rules import RULES, SUPERVISED_RULES, broken_rules, completed
 from vla_rl.recipe.setup import Setup
+from vla_rl.recipe.shape import SectionType
+from vla_rl.recipe.supervised import SupervisedRecipe
 from vla_rl.recipe.translate import BASE, dotted_path, problems_of, shown
 from vla_rl.section import Problem, TimeLimit
 
+AnyRecipe = TypeVar("AnyRecipe", Recipe, SupervisedRecipe)
 EARLIER_TIME_LIMIT: TimeLimit = "bootstrap"  # value of every run that is older than targets.time_limit
 
 
@@ -50,8 +53,35 @@ def load_recipe(path: Traversable, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: with every problem of the file and of the overrides.
         UserError: the file cannot be read.
     """
-    folder = path.parent if isinstance(path, Path) else Path()  # a file in a zip archive names its base without a path
-    return build_recipe(read_text(path), overrides, source=str(path), folder=folder)
+    return build_recipe(read_text(path), overrides, source=str(path), folder=_folder_of(path))
+
+
+def load_supervised_recipe(path: Traversable, overrides: Sequence[str] = ()) -> SupervisedRecipe:
+    """Read, override and check a recipe of the supervised stage; otherwise like `load_recipe`."""
+    return _build(SupervisedRecipe, read_text(path), overrides, source=str(path), folder=_folder_of(path))
+
+
+def load_any_recipe(path: Traversable, overrides: Sequence[str] = ()) -> Recipe | SupervisedRecipe:
+    """Load the recipe of whatever stage a file is for; otherwise like `load_recipe`."""
+    return load_supervised_recipe(path, overrides) if is_supervised(path) else load_recipe(path, overrides)
+
+
+def _folder_of(path: Traversable) -> Path:
+    """Return the folder that the path of a base is relative to; a file in a zip archive names its base without one."""
+    return path.parent if isinstance(path, Path) else Path()
+
+
+def is_supervised(path: Traversable) -> bool:
+    """Return whether a file is a recipe of the supervised stage: those alone, and all of those, name demonstrations.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        data = parse(read_text(path)).data
+    except YamlError:
+        return False  # reported where the recipe is built
+    return isinstance(data, dict) and "demos" in data
 
 
 def load_recorded_recipe(path: Traversable, overrides: Sequence[str] = ()) -> Recipe:
@@ -85,18 +115,29 @@ def build_recipe(
         source: names the text in errors.
         folder: folder to which the path of a base is relative; default: the current one.
     """
+    return _build(Recipe, text, overrides, source=source, folder=folder or Path())
+
+
+def build_supervised_recipe(
+    text: str, overrides: Sequence[str] = (), *, source: str = "recipe", folder: Path | None = None
+) -> SupervisedRecipe:
+    """Build a recipe of the supervised stage from YAML text; arguments as `build_recipe`."""
+    return _build(SupervisedRecipe, text, overrides, source=source, folder=folder or Path())
+
+
+def _build(root: type[AnyRecipe], text: str, overrides: Sequence[str], *, source: str, folder: Path) -> AnyRecipe:
     try:
-        layers, data, problems = _with_base(_parse(text), folder or Path(), source)
+        layers, data, problems = _with_base(_parse(text), folder, source, root)
     except _NotAMappingError as error:
         raise RecipeError(source, [error.problem]) from error
     assignments, unreadable = parse_overrides(overrides)
     assignments, misplaced = _without_base(assignments)
-    problems += unreadable + misplaced + apply_overrides(data, assignments)
+    problems += unreadable + misplaced + apply_overrides(data, assignments, root)
     data = {key: value for key, value in data.items() if isinstance(key, str)}
     try:
-        recipe = Recipe.model_validate(data)
+        recipe = root.model_validate(data)
     except ValidationError as error:
-        raise RecipeError(source, problems + _placed(_all_problems(error, data), layers, assignments)) from None
+        raise RecipeError(source, problems + _placed(_all_problems(error, data, root), layers, assignments)) from None
     if problems:
         raise RecipeError(source, problems)
     return recipe
@@ -149,7 +190,9 @@ def _parse(text: str) -> Document:
     return document
 
 
-def _with_base(document: Document, folder: Path, source: str) -> tuple[list[Layer], dict[str, Any], list[Problem]]:
+def _with_base(
+    document: Document, folder: Path, source: str, root: SectionType
+) -> tuple[list[Layer], dict[str, Any], list[Problem]]:
     """Lay a file over its base, if it has one.
 
     Returns:
@@ -167,7 +210,7 @@ def _with_base(document: Document, folder: Path, source: str) -> tuple[list[Laye
     return (
         [own, base],
         data,
-        _document_problems(own) + _document_problems(base) + lay_over(data, changes, document.lines),
+        _document_problems(own) + _document_problems(base) + lay_over(data, changes, document.lines, root),
     )
 
 
@@ -247,24 +290,25 @@ def _document_problems(layer: Layer) -> list[Problem]:
     return repeated + odd
 
 
-def _all_problems(error: ValidationError, data: Mapping[str, Any]) -> list[tuple[KeyPath, Problem]]:
+def _all_problems(error: ValidationError, data: Mapping[str, Any], root: SectionType) -> list[tuple[KeyPath, Problem]]:
     """Return the faults of the sections, and those between sections that are valid on their own."""
-    found, data = problems_of(error), completed(data)
+    found, data = problems_of(error, root), data if root is SupervisedRecipe else completed(data)
     sound: dict[str, Any] = {}
-    for name, field in Recipe.model_fields.items():
+    for name, field in root.model_fields.items():
         value = data[name] if name in data else field.get_default()
         try:
-            sound[name] = _adapter(name).validate_python(value)
+            sound[name] = _adapter(root, name).validate_python(value)
         except ValidationError:
             continue
     told = {problem.path for _, problem in found}
-    return found + [((), problem) for problem in broken_rules(sound) if problem.path not in told]
+    rules = SUPERVISED_RULES if root is SupervisedRecipe else RULES
+    return found + [((), problem) for problem in broken_rules(sound, rules) if problem.path not in told]
 
 
 @cache
-def _adapter(name: str) -> TypeAdapter[Any]:
+def _adapter(root: SectionType, name: str) -> TypeAdapter[Any]:
     """Return the validator of one field of a recipe on its own."""
-    field = Recipe.model_fields[name]
+    field = root.model_fields[name]
     annotation: Any = Annotated[field.annotation, field]
     return TypeAdapter(annotation)
 

@@ -15,7 +15,7 @@ from typing import Any
 from vla_rl.recipe.dialect import Path, YamlError, parse
 from vla_rl.recipe.model import Recipe
 from vla_rl.recipe.rules import usual_time_limit
-from vla_rl.recipe.shape import field_names, kinds
+from vla_rl.recipe.shape import SectionType, field_names, kinds
 from vla_rl.section import Problem, TimeLimit
 
 
@@ -52,28 +52,31 @@ def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[Problem]
     return overrides, problems
 
 
-def apply_overrides(data: dict[str, Any], overrides: Sequence[Override]) -> list[Problem]:
-    """Change `data` in place; overrides without a place are returned as problems."""
+def apply_overrides(data: dict[str, Any], overrides: Sequence[Override], root: SectionType = Recipe) -> list[Problem]:
+    """Change `data`, the values of a `root`, in place; overrides without a place are returned as problems."""
     usual = usual_time_limit(data.get("env"))
-    choices = [override for override in overrides if _chooses_kind(override)]
+    choices = [override for override in overrides if _chooses_kind(override, root)]
     for override in choices:
-        _drop_former_kind(data, override)
-    problems = [_assign(data, override) for override in choices]
-    problems += [_assign(data, override) for override in overrides if override not in choices]
+        _drop_former_kind(data, override, root)
+    problems = [_assign(data, override, root) for override in choices]
+    problems += [_assign(data, override, root) for override in overrides if override not in choices]
     if usual_time_limit(data.get("env")) != usual:
         _drop_time_limit(data, usual, overrides)
     return [problem for problem in problems if problem is not None]
 
 
-def lay_over(data: dict[str, Any], changes: Mapping[Any, Any], lines: Mapping[Path, int]) -> list[Problem]:
+def lay_over(
+    data: dict[str, Any], changes: Mapping[Any, Any], lines: Mapping[Path, int], root: SectionType = Recipe
+) -> list[Problem]:
     """Apply a file's values to `data` in place, each as an override.
 
     Args:
         data: values of the base.
         changes: values of the file.
         lines: lines of the file's keys.
+        root: model of the whole file.
     """
-    return apply_overrides(data, list(_flattened(changes, (), data, lines)))
+    return apply_overrides(data, list(_flattened(changes, (), data, lines)), root)
 
 
 def _flattened(
@@ -91,13 +94,13 @@ def _flattened(
             yield Override(path=inner, value=value, text=f"line {lines[inner]}")
 
 
-def _chooses_kind(override: Override) -> bool:
-    return override.path[-1] == "name" and len(override.path) > 1 and bool(kinds(override.path[:-1]))
+def _chooses_kind(override: Override, root: SectionType) -> bool:
+    return override.path[-1] == "name" and len(override.path) > 1 and bool(kinds(override.path[:-1], root))
 
 
-def _drop_former_kind(data: dict[str, Any], override: Override) -> None:
+def _drop_former_kind(data: dict[str, Any], override: Override, root: SectionType) -> None:
     """Remove the keys that the former kind has and the new one does not."""
-    known = kinds(override.path[:-1])
+    known = kinds(override.path[:-1], root)
     section: Any = data
     for key in override.path[:-1]:
         section = section.get(key) if isinstance(section, dict) else None
@@ -118,12 +121,12 @@ def _drop_time_limit(data: dict[str, Any], usual: TimeLimit | None, overrides: S
         targets.pop("time_limit", None)
 
 
-def _assign(data: dict[str, Any], override: Override) -> Problem | None:
+def _assign(data: dict[str, Any], override: Override, root: SectionType) -> Problem | None:
     section = data
     for depth, key in enumerate(override.path[:-1], start=1):
         inner = section.get(key)
         if inner is None:
-            inner = section[key] = _default_kind(key) if depth == 1 else {}
+            inner = section[key] = _default_kind(key, root) if depth == 1 else {}
         if not isinstance(inner, dict):
             holder = ".".join(override.path[:depth])
             return Problem(
@@ -134,8 +137,8 @@ def _assign(data: dict[str, Any], override: Override) -> Problem | None:
     return None
 
 
-def _default_kind(key: str) -> dict[str, Any]:
+def _default_kind(key: str, root: SectionType) -> dict[str, Any]:
     """Return the start of an omitted section: its `name` if the default is one of several kinds."""
-    field = Recipe.model_fields.get(key)
+    field = root.model_fields.get(key)
     name = getattr(field.default, "name", None) if field else None
     return {} if name is None else {"name": name}

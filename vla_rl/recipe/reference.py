@@ -27,9 +27,9 @@ class FieldReference:
     description: str
 
 
-def field_references() -> list[FieldReference]:
+def field_references(root: SectionType = Recipe) -> list[FieldReference]:
     """Return every key that holds a value, in the order of the models."""
-    return list(_of_section(Recipe, ""))
+    return list(_of_section(root, ""))
 
 
 def _of_section(section: SectionType, prefix: str) -> Iterator[FieldReference]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -21,6 +21,7 @@ from vla_rl.policies.kinds import POLICIES
 from vla_rl.recipe.regimes import SPANS, STALE_REUSE, Regime, RegimeName, regime_of_run
 from vla_rl.recipe.sections import (
     BudgetSection,
+    EngineSection,
     EvaluationSection,
     LearnerSection,
     OptimizerSteps,
@@ -28,6 +29,7 @@ from vla_rl.recipe.sections import (
     RolloutSection,
     RuntimeSection,
 )
+from vla_rl.recipe.supervised_sections import DemosSection, SupervisedEvaluationSection
 from vla_rl.rl.loss_weights import LossWeights
 from vla_rl.rl.optimizer_section import AdamWSection, OptimizerSection
 from vla_rl.section import Problem, Section, TimeLimit
@@ -155,7 +157,7 @@ def _uses_allow_the_ratio(replay: ReplaySection, targets: Credit) -> Problem | N
     )
 
 
-def _compiled_policy_has_layers(policy: PolicySection, learner: LearnerSection) -> Problem | None:
+def _compiled_policy_has_layers(policy: PolicySection, learner: EngineSection) -> Problem | None:
     if learner.compile == "layers" and not policy.has_layers:
         layered = " or ".join(f"'{name}'" for name, kind in POLICIES.items() if kind.has_layers)
         return Problem(
@@ -167,7 +169,7 @@ def _compiled_policy_has_layers(policy: PolicySection, learner: LearnerSection) 
     return None
 
 
-def _compiled_layers_are_whole(learner: LearnerSection) -> Problem | None:
+def _compiled_layers_are_whole(learner: EngineSection) -> Problem | None:
     if learner.compile == "layers" and learner.strategy == "deepspeed" and learner.zero_stage == 3:
         return Problem(
             path="learner.compile",
@@ -274,6 +276,40 @@ def _warmup_ends(
             allowed=f"0..{total - 1}, a larger budget.optimizer_steps, or optimizer.schedule 'constant'",
         )
     return None
+
+
+def _evaluation_has_a_suite(demos: DemosSection, evaluation: SupervisedEvaluationSection) -> Problem | None:
+    if evaluation.episodes_per_task and demos.suite is None:
+        return Problem(
+            path="evaluation.episodes_per_task",
+            rule="an evaluation plays tasks of a suite of LIBERO",
+            found=f"{evaluation.episodes_per_task} with demos.suite null",
+            allowed="0, or a demos.suite",
+        )
+    return None
+
+
+def _policy_sees_pictures(policy: PolicySection) -> Problem | None:
+    if policy.sees == "frames":
+        return None
+    return Problem(
+        path="policy.name",
+        rule="demonstrations show pictures, and this policy sees states only",
+        found=policy.name,
+        allowed=", ".join(name for name, kind in POLICIES.items() if kind.sees == "frames"),
+    )
+
+
+def _statistics_are_own(policy: PolicySection) -> Problem | None:
+    found = getattr(policy, "statistics", None)
+    if found is None:
+        return None
+    return Problem(
+        path="policy.statistics",
+        rule="actions are scaled by the statistics of the demonstrations themselves",
+        found=found,
+        allowed="null; demos.key names them",
+    )
 
 
 def _regime(name: str, replay: ReplaySection, learner: LearnerSection, budget: BudgetSection) -> Regime:
@@ -383,7 +419,14 @@ def _regime_is_kept(
     return None
 
 
-RULES: tuple[Callable[..., Problem | None], ...] = (
+Rule = Callable[..., Problem | None]
+_ALWAYS: tuple[Rule, ...] = (
+    _compiled_policy_has_layers,
+    _compiled_layers_are_whole,
+    _policy_warmup_ends,
+    _value_warmup_ends,
+)
+RULES: tuple[Rule, ...] = (
     _policy_sees_enough,
     _critic_is_used,
     _critic_is_there_to_train_alone,
@@ -391,28 +434,28 @@ RULES: tuple[Callable[..., Problem | None], ...] = (
     _batch_is_whole_groups,
     _ring_holds_groups,
     _uses_allow_the_ratio,
-    _compiled_policy_has_layers,
-    _compiled_layers_are_whole,
+    *_ALWAYS[:2],
     _ring_can_start,
     _segment_fits_ring,
     _segment_fits_episode,
     _evaluation_tasks_are_trained,
     _serial_has_one_rank,
     _critic_only_ends,
-    _policy_warmup_ends,
-    _value_warmup_ends,
+    *_ALWAYS[2:],
     _regime_is_kept,
 )
+SUPERVISED_RULES: tuple[Rule, ...] = (*_ALWAYS, _policy_sees_pictures, _evaluation_has_a_suite, _statistics_are_own)
 
 
-def broken_rules(sections: Mapping[str, Any]) -> list[Problem]:
+def broken_rules(sections: Mapping[str, Any], rules: Sequence[Rule] = RULES) -> list[Problem]:
     """Check every rule whose sections are all present.
 
     Args:
         sections: the recipe's fields by name, without invalid ones.
+        rules: of recipes of this kind.
     """
     found: list[Problem] = []
-    for rule in RULES:
+    for rule in rules:
         names = inspect.signature(rule).parameters
         if all(name in sections for name in names):
             broken = rule(**{name: sections[name] for name in names})

@@ -45,19 +45,19 @@ def field_sections(section: SectionType, key: str) -> list[SectionType]:
     return []
 
 
-def kinds(path: tuple[str, ...]) -> dict[str, SectionType]:
+def kinds(path: tuple[str, ...], root: SectionType = Recipe) -> dict[str, SectionType]:
     """Return the kinds to choose from at a path, by name; empty if there is no choice."""
-    sections: list[SectionType] = [Recipe]
+    sections: list[SectionType] = [root]
     for key in path:
         sections = [inner for section in sections for inner in field_sections(section, key)]
     return {name: section for section in sections if (name := kind_name(section)) is not None}
 
 
 @cache
-def homes() -> dict[str, list[str]]:
+def homes(root: SectionType = Recipe) -> dict[str, list[str]]:
     """Return every key of every section, with the dotted paths at which it exists."""
     found: dict[str, list[str]] = {}
-    for path, key in _walk(Recipe, ""):
+    for path, key in _walk(root, ""):
         paths = found.setdefault(key, [])
         if path not in paths:
             paths.append(path)

@@ -34,12 +34,17 @@ _YES_NO |= dict.fromkeys(("no", "n", "off", "false"), "false")
 _LIMITS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 
 
-def problems_of(error: ValidationError) -> list[tuple[Path, Problem]]:
-    """Return every fault with its key path; the branches of one union (`all` or a list) are one fault."""
+def problems_of(error: ValidationError, root: SectionType = Recipe) -> list[tuple[Path, Problem]]:
+    """Return every fault with its key path; the branches of one union (`all` or a list) are one fault.
+
+    Args:
+        error: of the validation of a `root`.
+        root: model of the whole file.
+    """
     found: dict[tuple[Path, str], Problem] = {}
     for details in error.errors():
-        path, section = _locate(details["loc"])
-        for problem in _translate(details, path, section):
+        path, section = _locate(details["loc"], root)
+        for problem in _translate(details, path, section, root):
             kind = problem.rule if details["type"] == "value_error" else ""
             earlier = found.get((path, kind))
             found[(path, kind)] = problem if earlier is None else _merged(earlier, problem)
@@ -51,9 +56,9 @@ def _merged(first: Problem, second: Problem) -> Problem:
     return replace(first, allowed=allowed, hint=first.hint or second.hint)
 
 
-def _locate(loc: tuple[int | str, ...]) -> tuple[Path, SectionType | None]:
+def _locate(loc: tuple[int | str, ...], root: SectionType) -> tuple[Path, SectionType | None]:
     """Return the key path of a pydantic location, without its union tags, and the section that holds the last key."""
-    here: list[SectionType] = [Recipe]
+    here: list[SectionType] = [root]
     holder: SectionType | None = None
     path: list[str | int] = []
     for element in loc:
@@ -68,20 +73,20 @@ def _locate(loc: tuple[int | str, ...]) -> tuple[Path, SectionType | None]:
     return tuple(path), holder
 
 
-def _translate(details: ErrorDetails, path: Path, section: SectionType | None) -> Iterable[Problem]:
+def _translate(details: ErrorDetails, path: Path, section: SectionType | None, root: SectionType) -> Iterable[Problem]:
     kind, found, context = details["type"], details["input"], details.get("ctx", {})
     dotted = dotted_path(path)
     if kind == "value_error" and isinstance(context.get("error"), RulesError):
         prefix = f"{dotted}." if dotted else ""
         return [replace(problem, path=f"{prefix}{problem.path}") for problem in context["error"].problems]
     if kind == "extra_forbidden" and section is not None:
-        return [_unknown_key(path, section)]
+        return [_unknown_key(path, section, root)]
     if kind == "invalid_key":  # reported by the reader of the text, which knows the line
         return []
     if kind == "missing":
         return [Problem(dotted, "this key is required")]
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return [_unknown_kind(path, found)]
+        return [_unknown_kind(path, found, root)]
     rule, allowed = _rule(kind, details["msg"], context)
     hint = _closest(str(found), allowed.split(", ")) if kind == "literal_error" else _conversion(kind, found)
     return [Problem(dotted, rule, found=shown(found), allowed=allowed, hint=hint)]
@@ -93,7 +98,7 @@ def dotted_path(path: Path) -> str:
     return "".join(parts).removeprefix(".")
 
 
-def _unknown_key(path: Path, section: SectionType) -> Problem:
+def _unknown_key(path: Path, section: SectionType, root: SectionType) -> Problem:
     if path[-1] == "<<":
         return Problem(dotted_path(path), "merge keys are not part of YAML 1.2", hint="write the keys out")
     known = field_names(section) if len(path) > 1 else [BASE, *field_names(section)]
@@ -103,29 +108,29 @@ def _unknown_key(path: Path, section: SectionType) -> Problem:
         dotted_path(path),
         f"unknown key: {owner} has none of that name",
         allowed=", ".join(known),
-        hint=_meant(path, known),
+        hint=_meant(path, known, root),
     )
 
 
-def _meant(path: Path, known: list[str]) -> str:
+def _meant(path: Path, known: list[str], root: SectionType) -> str:
     """Guess the intended key: of another kind, elsewhere under the same name, or here under a similar one."""
     key = str(path[-1])
-    others = [name for name, section in kinds(tuple(map(str, path[:-1]))).items() if key in field_names(section)]
+    others = [name for name, section in kinds(tuple(map(str, path[:-1])), root).items() if key in field_names(section)]
     if others:
         return f"it is a key of {dotted_path(path[:-1])}.name {' and '.join(others)}"
-    if key in homes():
-        return f"the key exists as {' and '.join(homes()[key])}"
+    if key in homes(root):
+        return f"the key exists as {' and '.join(homes(root)[key])}"
     here = difflib.get_close_matches(key, known, n=1)
     if difflib.get_close_matches(key, here, cutoff=0.8):
         return f"did you mean '{here[0]}'?"
-    elsewhere = difflib.get_close_matches(key, homes(), n=1, cutoff=0.8)
+    elsewhere = difflib.get_close_matches(key, homes(root), n=1, cutoff=0.8)
     if elsewhere:
-        return f"did you mean {' or '.join(homes()[elsewhere[0]])}?"
+        return f"did you mean {' or '.join(homes(root)[elsewhere[0]])}?"
     return f"did you mean '{here[0]}'?" if here else ""
 
 
-def _unknown_kind(path: Path, found: Any) -> Problem:  # noqa: ANN401 - whatever the user wrote
-    names = list(kinds(tuple(map(str, path))))
+def _unknown_kind(path: Path, found: Any, root: SectionType) -> Problem:  # noqa: ANN401 - whatever the user wrote
+    names = list(kinds(tuple(map(str, path)), root))
     name = found.get("name") if isinstance(found, dict) else None
     hint = _closest(str(name), list(names))
     rule = "this key is required" if name is None else "unknown name"

@@ -25,6 +25,28 @@ class Metric:
     reduction: Reduction | None = None  # over ranks; None: computed over all ranks' samples or episodes at once
 
 
+COMPONENTS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")  # of an action
+_OF_DEMONSTRATIONS = {
+    "cross_entropy": ("nat", "mean cross-entropy of action tokens with the demonstrated ones"),
+    "accuracy": ("1", "share of action tokens whose most likely bin is the demonstrated one"),
+    "l1": ("action", "mean absolute difference of the most likely action from the demonstrated one"),
+}
+
+
+def _supervised(group: str, where: str) -> tuple[Metric, ...]:
+    """Return what is measured on demonstrations, over all components of an action and for each."""
+    return (
+        Metric(f"{group}/loss", "nat", f"mean loss of action tokens (labels as loss.label_sigma makes them), {where}"),
+        *(Metric(f"{group}/{name}", unit, f"{said}, {where}") for name, (unit, said) in _OF_DEMONSTRATIONS.items()),
+        *(
+            Metric(f"{group}/{name}_{part}", unit, f"the same for {part} alone")
+            for name, (unit, _) in _OF_DEMONSTRATIONS.items()
+            for part in COMPONENTS
+        ),
+        Metric(f"{group}/value_loss", "reward²", f"mean squared error of the value, {where}"),
+    )
+
+
 def _metrics() -> tuple[Metric, ...]:
     return (
         Metric("rollout/success_rate", "1", "share of the recent training episodes with a success"),
@@ -34,6 +56,10 @@ def _metrics() -> tuple[Metric, ...]:
         Metric("groups/all_success", "1", "share of the recent groups whose members all succeeded"),
         Metric("groups/all_fail", "1", "share of the recent groups whose members all failed"),
         Metric("groups/episodes_per_useful", "episodes", "episodes played per recent group inside `targets.keep`"),
+        *_supervised("supervised", "since the last log point"),
+        *_supervised("held_out", "on held-out episodes"),
+        Metric("supervised/epochs", "1", "times that every sample was learned from, in the mean"),
+        Metric("supervised/success_rate", "1", "success rate of the newest evaluation during a supervised run"),
         Metric("learner/policy_loss", "1", "minus the surrogate objective, averaged as `loss.aggregation` says"),
         Metric("learner/value_loss", "reward²", "mean squared error of the critic's value, before its coefficient"),
         Metric("learner/entropy", "nat", "mean entropy of the policy per action token"),
@@ -78,6 +104,8 @@ def _metrics() -> tuple[Metric, ...]:
         Metric("perf/env_steps_per_s", "env steps/s", "simulated control steps per second", "sum"),
         Metric("perf/decisions_per_s", "decisions/s", "decisions collected per second", "sum"),
         Metric("perf/learner_samples_per_s", "decisions/s", "decisions consumed by the learner per second", "sum"),
+        Metric("perf/images_per_s", "images/s", "frames of demonstrations learned from per second", "sum"),
+        Metric("perf/seconds_left", "s", "time to the end of the budget at the present rate", "max"),
         Metric("perf/learner_wait_fraction", "1", "share of time the learner waits for experience", "mean"),
         Metric("perf/env_wait_fraction", "1", "share of time env workers wait for actions", "mean"),
         Metric(

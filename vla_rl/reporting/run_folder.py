@@ -13,6 +13,7 @@ from vla_rl.reporting.metrics_file import METRICS_FILE, read_metrics
 from vla_rl.reporting.series import Records
 
 RECIPE_FILE = "recipe.yaml"
+POLICY_FOLDER = "policy"  # of a supervised run: its policy in the public layout
 EVALUATIONS = "eval"  # folder of a run, with one or more evaluations below it
 RESULTS_FILE = "results.json"  # of one evaluation
 

@@ -8,6 +8,7 @@ from vla_rl.ipc.memory_check import readable
 from vla_rl.ipc.shared_arrays import bytes_needed
 from vla_rl.ipc.slots import slot_fields
 from vla_rl.recipe import Recipe
+from vla_rl.recipe.sections import EngineSection
 from vla_rl.replay.layout import RingLayout
 from vla_rl.run.plan import OPEN_ENVS_PER_SLOT, TrainingPlan
 from vla_rl.types import ActionSpec
@@ -172,7 +173,7 @@ def estimate_memory(plan: TrainingPlan, *, num_ranks: int) -> MemoryEstimate:
     return MemoryEstimate(
         on_gpu=on_gpu,
         frozen=policy.frozen_bytes,
-        learner_state=_learner_state(plan, num_ranks=num_ranks),
+        learner_state=learner_state(recipe.learner, policy.trainable_parameters, num_ranks=num_ranks),
         learner_activations=_learner_rows(recipe) * policy.training_bytes,
         inference_weights=policy.trainable_bytes,
         inference_activations=min(recipe.rollout.max_batch, plan.num_slots) * policy.inference_bytes,
@@ -197,13 +198,18 @@ def _learner_rows(recipe: Recipe) -> int:
     return recipe.learner.micro_batch * per_segment
 
 
-def _learner_state(plan: TrainingPlan, *, num_ranks: int) -> int:
-    """Return bytes of weights, gradients (4 each per parameter) and two moments (8), less what DeepSpeed shards."""
-    learner = plan.recipe.learner
+def learner_state(learner: EngineSection, parameters: int, *, num_ranks: int) -> int:
+    """Return bytes of weights, gradients (4 each per parameter) and two moments (8), less what DeepSpeed shards.
+
+    Args:
+        learner: strategy of the ranks.
+        parameters: trained ones.
+        num_ranks: of the run.
+    """
     stage = learner.zero_stage if learner.strategy == "deepspeed" else 0
     gradients = 4 / (num_ranks if stage >= 2 else 1)
     moments = 8 / (num_ranks if stage >= 1 else 1)
-    return int(plan.policy.trainable_parameters * (4 + gradients + moments))
+    return int(parameters * (4 + gradients + moments))
 
 
 def _memory_lines(plan: TrainingPlan, memory: MemoryEstimate, *, num_ranks: int) -> list[Line]:
@@ -238,12 +244,13 @@ def _memory_lines(plan: TrainingPlan, memory: MemoryEstimate, *, num_ranks: int)
     ]
     if plan.policy.frozen_bytes:
         prefix = "GPU memory per rank" if memory.on_gpu else "on a GPU it would be"
-        lines.append(Line(prefix, f"about {readable(memory.gpu)}: {_cards(memory.gpu)}"))
+        lines.append(Line(prefix, f"about {readable(memory.gpu)}: {cards(memory.gpu)}"))
     each = f"{readable(memory.host)} per rank, " if num_ranks > 1 else ""
     return [*lines, Line("host memory in all", f"about {each}{readable(num_ranks * memory.host)}")]
 
 
-def _cards(num_bytes: int) -> str:
+def cards(num_bytes: int) -> str:
+    """Return the smallest usual card with that much memory, in words."""
     fitting = [size for size in GPU_GIGABYTES if num_bytes <= size * 10**9]
     return f"a card of {fitting[0]} GB or more" if fitting else f"more than one card of {GPU_GIGABYTES[-1]} GB has"
 

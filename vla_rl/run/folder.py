@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import count
@@ -11,6 +12,7 @@ from typing import Any
 
 from vla_rl.files import atomic_write_text, rename
 from vla_rl.learner.checkpoint import Search, find_latest
+from vla_rl.recipe import Recipe, SupervisedRecipe
 from vla_rl.reporting.manifest import MANIFEST_FILE, write_manifest
 from vla_rl.reporting.metrics_file import METRICS_FILE
 from vla_rl.reporting.run_folder import RECIPE_FILE
@@ -23,10 +25,11 @@ class RunFolder:
     """Paths of a run."""
 
     path: Path
+    verb: str = "train"  # of the command line, that makes such runs
 
     @classmethod
-    def open(cls, path: Path, *, resume: bool) -> RunFolder:
-        """Check that a run may write here. Writes nothing.
+    def open(cls, path: Path, *, resume: bool, verb: str = "train") -> RunFolder:
+        """Check that a run of a verb may write here. Writes nothing.
 
         Raises:
             ValueError: the folder holds another run and `resume` is off, or `path` is a file.
@@ -38,7 +41,7 @@ class RunFolder:
                 f"--run-dir: {path} holds a run already and nothing is written over it. "
                 "Add --resume to go on with it, or choose another folder with --run-dir"
             )
-        return cls(path)
+        return cls(path, verb)
 
     def claimed(self) -> AbstractContextManager[None]:
         """Create the folder and lock it against other runs; see `claim_folder`."""
@@ -52,7 +55,8 @@ class RunFolder:
         """
         search = find_latest(self.path)
         if search.newest is None and search.damaged:
-            anew = f"vla-rl train {quote(str(self.path / RECIPE_FILE))} --run-dir {quote(str(self.path) + '-anew')}"
+            recipe, other = quote(str(self.path / RECIPE_FILE)), quote(f"{self.path}-anew")
+            anew = f"vla-rl {self.verb} {recipe} --run-dir {other}"
             lines = "".join(f"\n  {line.removesuffix('; it is passed over')}" for line in search.damaged)
             raise ValueError(
                 f"--resume: no checkpoint of {self.path} is whole, and nothing was changed:{lines}\n"
@@ -75,21 +79,29 @@ class RunFolder:
         """Return the folder of the processes' logs."""
         return self.path / "logs"
 
-    def write_records(self, plan: TrainingPlan, *, num_ranks: int, resumed_from: str | None) -> None:
-        """Write the resolved recipe and the manifest."""
+    def write_records(
+        self,
+        recipe: Recipe | SupervisedRecipe,
+        *,
+        assets: Mapping[str, Any],
+        deviations: Sequence[str],
+        extra: Mapping[str, Any],
+    ) -> None:
+        """Write the resolved recipe and the manifest; arguments as `write_manifest`."""
         self.path.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(self.path / RECIPE_FILE, plan.recipe.dump_yaml())
+        atomic_write_text(self.path / RECIPE_FILE, recipe.dump_yaml())
         write_manifest(
             self.path / MANIFEST_FILE,
-            recipe=plan.recipe.model_dump(mode="json", by_alias=True),
-            seeds={"run": plan.recipe.seed},
-            assets=_assets(plan),
-            deviations=plan.env.deviations,
-            extra={"num_ranks": num_ranks, "device": plan.device, "resumed_from": resumed_from},
+            recipe=recipe.model_dump(mode="json", by_alias=True),
+            seeds={"run": recipe.seed},
+            assets=assets,
+            deviations=deviations,
+            extra=extra,
         )
 
 
-def _assets(plan: TrainingPlan) -> dict[str, Any]:
+def assets_of(plan: TrainingPlan) -> dict[str, Any]:
+    """Return what a training was made from, for its manifest."""
     simulator = plan.env.simulator
     return {
         "checkpoint": getattr(plan.recipe.policy, "checkpoint", None),

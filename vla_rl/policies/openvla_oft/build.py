@@ -10,7 +10,7 @@ from vla_rl.policies.openvla_oft.checkpoint_reader import DTYPES
 from vla_rl.policies.openvla_oft.model import OFTNetwork
 from vla_rl.policies.openvla_oft.policy import OpenVLAOFTPolicy
 from vla_rl.policies.openvla_oft.prompts import prompt_table
-from vla_rl.policies.openvla_oft.source import Source, find_source
+from vla_rl.policies.openvla_oft.source import Source, find_source, trained_anew
 from vla_rl.policies.parameters import cast_parameters, move_buffers
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ def build_openvla_oft(
         proprio=section.proprio,
         accept_l1_head=context.only_acts,
     )
+    if context.measured is not None:
+        source = trained_anew(source, context.measured, num_images=context.num_images, add_proprio=context.add_proprio)
     statistics = source.dataset_statistics(context.suite, section.statistics)
     _check_cameras(source, context.num_images)
     prompts = prompt_table(source.tokenizer(), context.tasks)

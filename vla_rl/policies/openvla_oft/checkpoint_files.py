@@ -19,7 +19,7 @@ from vla_rl.policies.openvla_oft.adapters import base_directory
 from vla_rl.policies.openvla_oft.config import OFTConfig, ViTConfig
 from vla_rl.policies.openvla_oft.dataset_statistics import STATISTICS_FILE
 from vla_rl.policies.openvla_oft.headers import conversion
-from vla_rl.policies.openvla_oft.json_files import read_json
+from vla_rl.policies.openvla_oft.json_files import is_positive, read_json
 from vla_rl.policies.openvla_oft.shards import find_shards, has_shards
 
 ADAPTER_FOLDER = "lora_adapter"  # name given by OpenVLA-OFT's fine-tuning
@@ -45,6 +45,7 @@ class CheckpointFiles:
     adapter: Path | None = None  # folder of an adapter to merge into the shards
     run: Path | None = None  # folder of the fine-tuning that trained the adapter, if the adapter's folder is below it
     profile: str | None = None  # recorded by an export
+    num_images: int | None = None  # cameras, recorded where they are not those of the profile
     statistics: str | None = None  # key of the data set whose statistics scale the actions, recorded by an export
 
     @property
@@ -96,6 +97,7 @@ def find_files(directory: Path, *, adapter: Path | None = None) -> CheckpointFil
         run=run,
         profile=_recorded(recorded_in, "profile"),
         statistics=_recorded(recorded_in, "statistics"),
+        num_images=_recorded_cameras(recorded_in),
     )
 
 
@@ -117,6 +119,16 @@ def _recorded(folders: Sequence[Path], field: str) -> str | None:
         if not isinstance(name, str | None):
             raise ValueError(f"{path}: {field} is {name!r}; expected the name of one, or no such field")
         return name
+    return None
+
+
+def _recorded_cameras(folders: Sequence[Path]) -> int | None:
+    """Return the number of cameras in the first record, if it has one."""
+    for path in (path for folder in folders if (path := record_of(folder)) is not None):
+        number = read_json(path).get("num_images")
+        if number is not None and not is_positive(number, int):
+            raise ValueError(f"{path}: num_images is {number!r}; expected a number of cameras, or no such field")
+        return number
     return None
 
 

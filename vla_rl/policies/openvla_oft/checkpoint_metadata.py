@@ -17,6 +17,7 @@ from vla_rl.policies.openvla_oft.checkpoint_files import RECORD_FILE
 from vla_rl.policies.openvla_oft.config import config_to_json
 from vla_rl.policies.openvla_oft.dataset_statistics import libero_statistics
 from vla_rl.policies.openvla_oft.json_files import read_json
+from vla_rl.policies.openvla_oft.profiles import PROFILES
 from vla_rl.policies.openvla_oft.public_files import write_processor_files
 from vla_rl.policies.openvla_oft.source import Source
 
@@ -61,21 +62,26 @@ def write_metadata(source: Source, directory: Path, *, dtype: torch.dtype) -> No
 
 
 def write_statistics(source: Source, directory: Path) -> None:
-    """Copy the statistics of the folder that the source was loaded from, if it has its own file of them."""
-    if source.files is not None and (source.files.home / _STATISTICS_FILE).is_file():
+    """Write the statistics of the demonstrations, or copy those of the folder that the source was loaded from."""
+    if source.measured is not None:
+        atomic_write_json(directory / _STATISTICS_FILE, dict(source.measured))
+    elif source.files is not None and (source.files.home / _STATISTICS_FILE).is_file():
         shutil.copyfile(source.files.home / _STATISTICS_FILE, directory / _STATISTICS_FILE)
 
 
 def write_record(source: Source, directory: Path) -> None:
     """Record what no file of the public layout says, for `profile="auto"` to find."""
-    atomic_write_json(directory / RECORD_FILE, {"profile": source.profile.name})
+    usual, used = PROFILES[source.profile.name].num_images, source.profile.num_images
+    cameras = {} if used == usual else {"num_images": used}
+    atomic_write_json(directory / RECORD_FILE, {"profile": source.profile.name, **cameras})
 
 
 def _write_new_metadata(source: Source, directory: Path) -> None:
     from vla_rl.policies.openvla_oft.tiny_tokenizer import tiny_tokenizer_json
 
     (directory / "tokenizer.json").write_text(tiny_tokenizer_json(), encoding="utf-8")
-    statistics = {key: block for key, block in libero_statistics().items() if not key.startswith("_")}
+    known = libero_statistics() if source.measured is None else source.measured
+    statistics = {key: block for key, block in known.items() if not key.startswith("_")}
     atomic_write_json(directory / _STATISTICS_FILE, statistics)
     atomic_write_json(directory / "config.json", {**config_to_json(source.config), "norm_stats": statistics})
     write_processor_files(directory, source.config, source.pixels)

@@ -11,7 +11,7 @@ Sources: moojink/openvla-oft (oft_l1), PRIME-RL/SimpleVLA-RL (simplevla), RLinf/
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -42,7 +42,9 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
 )
 
 
-def resolve_profile(name: str, *, has_l1_head: bool, recorded: str | None = None) -> Profile:
+def resolve_profile(
+    name: str, *, has_l1_head: bool, recorded: str | None = None, num_images: int | None = None
+) -> Profile:
     """Return the profile of a checkpoint.
 
     Args:
@@ -51,6 +53,7 @@ def resolve_profile(name: str, *, has_l1_head: bool, recorded: str | None = None
             named.
         has_l1_head: an action_head file lies beside the shards.
         recorded: profile that this program's export recorded.
+        num_images: cameras that it recorded beside the profile, where they are others.
 
     Raises:
         ValueError: no such profile, or a profile with an L1 head for a checkpoint without it.
@@ -66,4 +69,4 @@ def resolve_profile(name: str, *, has_l1_head: bool, recorded: str | None = None
             f"profile {name!r} is for checkpoints with an L1 head, and no action_head file lies beside the weights; "
             f"choose one of {['auto', *discrete]}"
         )
-    return profile
+    return profile if num_images is None else replace(profile, num_images=num_images)

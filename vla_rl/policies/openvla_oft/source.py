@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,6 +27,7 @@ from vla_rl.policies.openvla_oft.model import OFTNetwork
 from vla_rl.policies.openvla_oft.pixels import PixelNormalization, read_pixel_normalization
 from vla_rl.policies.openvla_oft.profiles import Profile, resolve_profile
 from vla_rl.policies.openvla_oft.random_weights import fill_well_conditioned
+from vla_rl.policies.parameters import fill_linear_and_norms
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -39,6 +42,8 @@ class Source:
     profile: Profile
     proprio: bool  # whether proprioception is fed
     files: CheckpointFiles | None
+    measured: Mapping[str, Any] | None = None  # statistics of the demonstrations it is trained on, by data set
+    new_proprio: bool = False  # the projector of proprioception is a new one, which no file holds
 
     @property
     def l1_head(self) -> bool:
@@ -61,7 +66,9 @@ class Source:
 
     @property
     def statistics(self) -> Statistics:
-        """Return the known statistics of data sets, file by file."""
+        """Return the known statistics of data sets, file by file; of its demonstrations alone, if there are any."""
+        if self.measured is not None:
+            return [stored_blocks(self.measured, "demonstrations: ")]
         if self.files is None:
             return [stored_blocks(libero_statistics(), f"{self.origin}: ")]
         return checkpoint_statistics(*self.files.folders, config=self.files.directory / "config.json")
@@ -76,7 +83,7 @@ class Source:
         Raises:
             ValueError: they are absent or malformed, or lack an input of the policy.
         """
-        recorded = None if self.files is None else self.files.statistics
+        recorded = None if self.files is None or self.measured is not None else self.files.statistics
         return select_statistics(
             self.statistics,
             suite,
@@ -102,7 +109,8 @@ class Source:
     def check(self, model: OFTNetwork) -> None:
         """Compare the files with what the network needs, without reading weights; ValueError if they do not fit."""
         if self.files is not None:
-            check_stored(model, self.files)
+            with self._as_stored(model):
+                check_stored(model, self.files)
 
     def fill(self, model: OFTNetwork, *, seed: int, device: torch.device, draw_on: torch.device | None = None) -> None:
         """Load the network's weights.
@@ -119,7 +127,21 @@ class Source:
         elif self.files is None:
             tiny.fill_randomly(model, seed=seed, device=device)
         else:
-            fill_model(model, self.files, device=device)
+            with self._as_stored(model):
+                fill_model(model, self.files, device=device)
+            if self.new_proprio and model.proprio_projector is not None:
+                fill_linear_and_norms(model.proprio_projector, seed=seed, device=device, prefix="proprio_projector.")
+
+    @contextmanager
+    def _as_stored(self, model: OFTNetwork) -> Iterator[None]:
+        """Take out of the network what its files do not hold."""
+        projector = model.proprio_projector
+        if self.new_proprio:
+            model.proprio_projector = None
+        try:
+            yield
+        finally:
+            model.proprio_projector = projector
 
 
 def find_source(
@@ -152,6 +174,25 @@ def find_source(
     return source
 
 
+def trained_anew(source: Source, measured: Mapping[str, Any], *, num_images: int, add_proprio: bool) -> Source:
+    """Return a source whose policy is about to be trained on demonstrations.
+
+    Args:
+        source: of the weights that it starts from.
+        measured: `dataset_statistics.json` of the demonstrations.
+        num_images: cameras of the demonstrations, whatever the weights were trained with.
+        add_proprio: feed proprioception, by a new projector if the files hold none.
+    """
+    new_proprio = add_proprio and source.files is not None and not source.proprio
+    return replace(
+        source,
+        profile=replace(source.profile, num_images=num_images),
+        measured=measured,
+        proprio=source.proprio or new_proprio,
+        new_proprio=new_proprio,
+    )
+
+
 def find_checkpoint(directory: Path, *, profile: str, adapter: Path | None = None) -> Source:
     """Find a local checkpoint, whatever its head.
 
@@ -167,7 +208,9 @@ def find_checkpoint(directory: Path, *, profile: str, adapter: Path | None = Non
     return Source(
         origin=str(files.home),
         config=read_config(files.directory),
-        profile=resolve_profile(profile, has_l1_head=files.action_head is not None, recorded=files.profile),
+        profile=resolve_profile(
+            profile, has_l1_head=files.action_head is not None, recorded=files.profile, num_images=files.num_images
+        ),
         proprio=files.proprio_projector is not None,
         files=files,
     )

@@ -1,0 +1,74 @@
+"""Folders of runs on the command line: the one to resume, and what is mistaken for it."""
+
+from __future__ import annotations
+
+import os
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+from vla_rl.errors import UserError
+
+
+def run_folder(recipe: str, *, resume: bool) -> Path | None:
+    """Return the folder of the run to resume; None if a recipe was given.
+
+    Raises:
+        UserError: a folder without --resume, or one without a run, or --resume with neither a run nor a recipe.
+    """
+    from vla_rl.recipe import find_recipe, is_path
+
+    folder = Path(recipe)
+    if not is_path(recipe) or not os.path.isdir(recipe):  # noqa: PTH112 - Path.is_dir raises for a path that is too long
+        try:
+            find_recipe(recipe)
+        except UserError as error:
+            if not resume or not is_path(recipe):
+                raise
+            raise UserError(
+                f"--resume: {recipe} is neither the folder of a run nor a recipe. {_runs_beside(folder)} "
+                "`vla-rl recipes list` names the recipes"
+            ) from error
+        return None
+    if not resume:
+        raise UserError(f"{recipe} is a folder: give a recipe, or add --resume to resume the run in it")
+    if not (folder / "recipe.yaml").is_file():
+        raise UserError(f"--resume: {folder} holds no run, because it has no recipe.yaml. {_runs_beside(folder)}")
+    return folder
+
+
+def refuse_another_run(recipe: str, run_dir: Path) -> None:
+    """Refuse a recipe's name that matches the folder of a run here: a name means the recipe.
+
+    Raises:
+        UserError: there is such a run here, and none in the recipe's default folder.
+    """
+    here = Path(recipe)
+    if (here / "recipe.yaml").is_file() and not (run_dir / "recipe.yaml").is_file():
+        raise UserError(
+            f"--resume: {recipe} is the name of a recipe, and there is no run of it in {run_dir}. "
+            f"To resume the run in the folder {recipe} here, write ./{recipe}"
+        )
+
+
+def refuse_another_verb(file: Traversable, recipe: str, *, verb: str) -> None:
+    """Refuse the recipe of another stage of training, whose sections would all be unknown keys.
+
+    Args:
+        file: of the recipe.
+        recipe: as it was written on the command line.
+        verb: train or sft, the one that was called.
+
+    Raises:
+        UserError: it is a recipe of the other verb.
+    """
+    from vla_rl.recipe import is_supervised
+
+    other = "sft" if is_supervised(file) else "train"
+    if other != verb:
+        what = "the supervised stage: it names demonstrations" if other == "sft" else "reinforcement learning"
+        raise UserError(f"{recipe}: a recipe of {what}. Use `vla-rl {other} {recipe}`")
+
+
+def _runs_beside(folder: Path) -> str:
+    runs = sorted(str(file.parent) for file in folder.parent.glob("*/recipe.yaml"))
+    return f"Runs beside it: {', '.join(runs) or 'none'}."

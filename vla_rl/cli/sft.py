@@ -1,0 +1,89 @@
+"""`vla-rl sft`: train a policy on demonstrations with a recipe and overrides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vla_rl.cli import exit_codes
+from vla_rl.cli.commentary import only_comments
+from vla_rl.cli.run_folders import refuse_another_run, refuse_another_verb, run_folder
+from vla_rl.errors import preflight
+
+if TYPE_CHECKING:
+    from vla_rl.sft.stage import SupervisedOutcome
+
+
+def sft(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A name of `vla-rl recipes list`, or a file, given with a slash or its .yaml; with --resume also the "
+            "folder of a run, given with a slash."
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Fields of the recipe to set, like demos.path=demos.", show_default=False
+        ),
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", help="Folder of the run.", show_default="runs/NAME")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the run's latest checkpoint.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Check recipe and data, estimate memory and disk, start nothing, write nothing."
+        ),
+    ] = False,
+) -> None:
+    """Train a policy on demonstrations with a recipe (supervised fine-tuning)."""
+    from vla_rl.recipe import find_recipe, load_supervised_recipe
+
+    folder = run_folder(recipe, resume=resume)
+    file = find_recipe(recipe) if folder is None else folder / "recipe.yaml"
+    refuse_another_verb(file, recipe, verb="sft")
+    loaded = load_supervised_recipe(file, overrides or ())
+    if run_dir is None:
+        run_dir = folder or Path("runs") / loaded.name
+    if resume and folder is None:
+        refuse_another_run(recipe, run_dir)
+
+    from rich.console import Console
+
+    from vla_rl.learner.launch import launched_rank
+    from vla_rl.sft import stage
+
+    if dry_run:
+        with preflight():
+            report = stage.dry_run(loaded)
+        print(report)
+        return
+    only_comments()
+    outcome = stage.supervise(loaded, run_dir=run_dir, resume=resume, console=Console())
+    if outcome is None:  # rank 0 reports it
+        return
+    print(_summary(outcome))
+    if outcome.interrupted and launched_rank() is None:  # a failure code would make the launcher kill the other ranks
+        raise typer.Exit(exit_codes.INTERRUPTED)
+
+
+def _summary(outcome: SupervisedOutcome) -> str:
+    lines = [] if outcome.evaluation is None else [str(outcome.evaluation)]
+    lines += [
+        f"{'interrupted' if outcome.interrupted else 'finished'} after {outcome.optimizer_steps} optimizer steps",
+        f"run         {outcome.run_dir}",
+        f"checkpoint  {outcome.checkpoint}",
+    ]
+    if outcome.policy is not None:
+        lines += [
+            f"policy      {outcome.policy}",
+            f"go on with  vla-rl train RECIPE policy.checkpoint={outcome.policy}, or vla-rl eval {outcome.policy}",
+        ]
+    elif outcome.interrupted:
+        lines.append(f"go on with  vla-rl sft {outcome.run_dir} --resume")
+    return "\n".join(lines)

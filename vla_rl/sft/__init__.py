@@ -1,0 +1,1 @@
+"""Supervised stage: a policy learns from demonstrations, before reinforcement learning or instead of it."""

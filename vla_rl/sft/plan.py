@@ -1,0 +1,135 @@
+"""Plan of a supervised run: its data in memory, its policy in plain values, and whether it can run at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vla_rl.demos import Demos, open_demos
+from vla_rl.policies.image_transforms import Transform
+from vla_rl.policies.kind import PolicyContext, PolicyPlan
+from vla_rl.recipe import SupervisedRecipe
+from vla_rl.run.plan import resolve_device
+from vla_rl.sft.augmentation import Augmentation
+from vla_rl.sft.frames import identity
+from vla_rl.sft.samples import Rollouts, Samples, make_samples, read_rollouts
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupervisedPlan:
+    """A supervised run in plain values."""
+
+    recipe: SupervisedRecipe
+    demos: Demos
+    key: str  # of the data set
+    measured: dict[str, Any]  # dataset_statistics.json: one entry
+    samples: Samples
+    policy: PolicyPlan
+    device: str
+
+    @property
+    def device_kind(self) -> Literal["cpu", "cuda"]:
+        """Return the kind of the torch device."""
+        return "cuda" if self.device.startswith("cuda") else "cpu"
+
+    def threads(self, num_ranks: int) -> int:
+        """Return torch's threads of a rank."""
+        return self.recipe.runtime.threads_per_process or _share_of_cores(num_ranks)
+
+    def loader_threads(self, num_ranks: int) -> int:
+        """Return the threads of a rank that prepare frames."""
+        return self.recipe.runtime.loader_threads or _share_of_cores(num_ranks)
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """Return the changes of training frames."""
+        return Augmentation(**self.recipe.augmentation.model_dump())
+
+    @property
+    def transform(self) -> Transform:
+        """Return the transform of the policy's frames."""
+        transform = self.policy.transform
+        assert isinstance(transform, Transform), "the policy looks at camera frames"
+        return transform
+
+    def frames_file(self, run_dir: Path) -> Path:
+        """Return the file of prepared frames."""
+        cache = self.recipe.demos.cache
+        if cache is None:
+            return run_dir / "frames" / "frames.bin"
+        name = identity(self.demos, self.recipe.demos.cameras, self.transform)
+        return Path(cache) / f"{name}.bin"
+
+    def digest(self) -> str:
+        """Return a digest of all numbers of the demonstrations, by which a resumed run recognises them."""
+        rollouts: Rollouts = self.samples.rollouts
+        digest = hashlib.sha256(" | ".join(rollouts.instructions).encode())
+        for array in (rollouts.actions, rollouts.state, rollouts.length, rollouts.task):
+            digest.update(array.tobytes())
+        return digest.hexdigest()[:16]
+
+
+def make_supervised_plan(recipe: SupervisedRecipe, progress: Progress = lambda _done, _total: None) -> SupervisedPlan:
+    """Read the numbers of all demonstrations, and check everything that can be checked without weights and pictures.
+
+    Args:
+        recipe: everything about the run.
+        progress: called with the episodes that were read, and all.
+
+    Raises:
+        ValueError: the recipe is not possible here; names the field, the rule, the found and the allowed value.
+    """
+    section = recipe.demos
+    device = resolve_device(recipe.runtime.device)
+    demos = open_demos(section.path, gripper=section.gripper, rotated=section.rotated, drop_no_ops=section.drop_no_ops)
+    key = section.key or section.suite or Path(section.path).resolve().name.split(".")[0].lstrip("_") or "demos"
+    rollouts = read_rollouts(demos, progress)
+    measured = {key: rollouts.statistics()}
+    policy = recipe.policy.plan(
+        PolicyContext(
+            seed=recipe.seed,
+            suite=key,
+            tasks=rollouts.instructions,
+            num_images=len(section.cameras),
+            bf16=recipe.learner.precision == "bf16",
+            draw_on=device,
+            measured=measured,
+            add_proprio=section.add_proprio,
+        )
+    )
+    samples = make_samples(
+        rollouts,
+        measured[key],
+        chunk_size=policy.action_spec.chunk_size,
+        held_out=section.held_out,
+        seed=recipe.seed,
+    )
+    plan = SupervisedPlan(
+        recipe=recipe, demos=demos, key=key, measured=measured, samples=samples, policy=policy, device=device
+    )
+    _check_crop(plan)
+    return plan
+
+
+def _check_crop(plan: SupervisedPlan) -> None:
+    """Refuse crops in training for a policy that acts on whole frames.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    crop, area = plan.recipe.augmentation.crop, plan.transform.crop_area
+    if area == 1.0 and crop < 1.0:
+        raise ValueError(
+            f"augmentation.crop is {crop:g}, but this policy acts on frames that are not cropped. "
+            " Allowed: 1, or a policy.profile whose frames are cropped when it acts, like simplevla"
+        )
+
+
+def _share_of_cores(num_ranks: int) -> int:
+    return max(1, len(os.sched_getaffinity(0)) // num_ranks)

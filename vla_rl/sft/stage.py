@@ -1,0 +1,359 @@
+"""`sft`: a recipe and demonstrations become a policy, in a checkpoint directory in the public layout."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from shlex import quote
+
+import torch
+from rich.console import Console
+
+from vla_rl.errors import RunFailureError, preflight
+from vla_rl.evaluation.eval_options import EvalOptions
+from vla_rl.evaluation.evaluate import evaluate
+from vla_rl.evaluation.outcome import EvaluationReport
+from vla_rl.learner.checkpoint import CheckpointInfo, Search
+from vla_rl.learner.engine import NonFiniteUpdateError, UpdateResult
+from vla_rl.learner.launch import launched_rank
+from vla_rl.learner.strategies import close_process_group
+from vla_rl.recipe import SupervisedRecipe
+from vla_rl.reporting.metrics_file import MetricsWriter
+from vla_rl.reporting.run_folder import EVALUATIONS
+from vla_rl.reporting.text import duration
+from vla_rl.run.folder import RunFolder
+from vla_rl.run.log import log_to
+from vla_rl.run.ranks import number_of_ranks, start_ranks
+from vla_rl.run.signals import StopRequest
+from vla_rl.sft.plan import SupervisedPlan, make_supervised_plan
+from vla_rl.sft.sft_estimate import SupervisedReport, estimate
+from vla_rl.sft.supervised_run import SupervisedRun
+from vla_rl.sft.written_policy import check_suite, write_policy
+
+SHOW_EVERY_S = 5.0
+VERB = "sft"
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisedOutcome:
+    """Outcome of a run, and its files."""
+
+    run_dir: Path
+    optimizer_steps: int
+    metrics: dict[str, float]  # the newest value of each
+    checkpoint: Path
+    policy: Path | None  # checkpoint directory in the public layout; None: interrupted
+    interrupted: bool
+    evaluation: EvaluationReport | None
+
+
+def dry_run(recipe: SupervisedRecipe) -> SupervisedReport:
+    """Describe a run: data, parameters, expected memory and disk. Reads all numbers of the data, and writes nothing.
+
+    Raises:
+        ValueError: the recipe cannot run here; the message says why and what to change.
+    """
+    plan = make_supervised_plan(recipe)
+    check_suite(plan)
+    return estimate(plan, num_ranks=number_of_ranks(recipe.learner, device=plan.device_kind))
+
+
+def supervise(recipe: SupervisedRecipe, *, run_dir: Path, resume: bool, console: Console) -> SupervisedOutcome | None:
+    """Train a policy on demonstrations.
+
+    Args:
+        recipe: everything about the run.
+        run_dir: folder of the run; created if it is missing.
+        resume: resume from the newest complete checkpoint in `run_dir`; a new run if none was ever written.
+        console: console that shows progress.
+
+    Returns:
+        The outcome, on rank 0; None elsewhere, and in the process that only launched the ranks.
+
+    Raises:
+        UserError: the recipe, the data, the folder or the machine does not allow the run; nothing was trained.
+    """
+    launched = launched_rank()
+    is_first = launched is None or launched[0] == 0
+    with preflight():
+        folder = RunFolder.open(run_dir, resume=resume or not is_first, verb=VERB)
+        plan = make_supervised_plan(recipe)
+        check_suite(plan)
+        num_ranks = number_of_ranks(recipe.learner, device=plan.device_kind)
+        search = folder.find_start() if resume else Search()
+    if num_ranks > 1 and launched is None:
+        start_ranks(recipe.learner, num_ranks, device=plan.device_kind)
+        return None
+    if is_first:
+        for warning in search.warnings:
+            console.print(f"warning: {warning}", markup=False)
+    rank, num_ranks = launched or (0, 1)
+    os.environ.setdefault("OMP_NUM_THREADS", str(plan.threads(num_ranks)))  # inherited by evaluations
+    return _rank(plan, folder, console, resume=resume, newest=search.newest, rank=rank, num_ranks=num_ranks)
+
+
+def _rank(
+    plan: SupervisedPlan,
+    folder: RunFolder,
+    console: Console,
+    *,
+    resume: bool,
+    newest: CheckpointInfo | None,
+    rank: int,
+    num_ranks: int,
+) -> SupervisedOutcome | None:
+    """Train one rank to the end of its budget or to a request to stop."""
+    recipe = plan.recipe
+    with ExitStack() as stack:
+        stop = stack.enter_context(StopRequest())
+        with preflight():
+            if rank == 0:
+                stack.enter_context(folder.claimed())
+            run = stack.enter_context(
+                SupervisedRun(plan, folder.path, resume_from=newest, rank=rank, num_ranks=num_ranks)
+            )
+        writer = None
+        if rank == 0:
+            aside = folder.set_metrics_aside() if resume and newest is None else None
+            if aside is not None:
+                console.print(f"warning: the run begins anew; its former log points are in {aside}", markup=False)
+            _write_records(plan, folder, newest, num_ranks=num_ranks)
+            writer = MetricsWriter(
+                folder.path, tensorboard=recipe.logging.tensorboard, resume_at=run.clocks if resume else None
+            )
+            stack.callback(writer.close)
+        stack.enter_context(log_to(folder.path / "logs" / f"{'' if rank == 0 else f'rank_{rank}_'}learner.log"))
+        with preflight():
+            run.prepare(_counter(console, "preparing frames, episode") if rank == 0 else lambda _done, _total: None)
+        stage = Stage(run, console, writer, stop)
+        checkpoint = stage.train()
+        interrupted = stop.requested and run.optimizer_steps < recipe.budget.optimizer_steps and not stage.out_of_time
+        if not interrupted:
+            run.forget_frames()
+        close_process_group()
+        if rank != 0:
+            return None
+        policy = None if interrupted else write_policy(plan, checkpoint, folder.path)
+    outcome = SupervisedOutcome(
+        folder.path, run.optimizer_steps, stage.latest, checkpoint.path, policy, interrupted, evaluation=None
+    )
+    del run, stage
+    if policy is None or not recipe.evaluation.episodes_per_task:
+        return outcome
+    _free_memory()
+    try:
+        report = evaluate_policy(plan, policy, folder.path, outcome.optimizer_steps, console)
+    except KeyboardInterrupt:  # the training is done and saved, so its outcome must still be reported
+        return replace(outcome, interrupted=True)
+    return replace(outcome, evaluation=report)
+
+
+class Stage:
+    """The loop: update, measure, log, evaluate, checkpoint."""
+
+    def __init__(self, run: SupervisedRun, console: Console, writer: MetricsWriter | None, stop: StopRequest) -> None:
+        self._run, self._console, self._writer, self._stop = run, console, writer, stop
+        self.latest: dict[str, float] = {}
+        self._shown_at = -SHOW_EVERY_S
+        self._rate_from = (time.monotonic(), run.batches)
+
+    @property
+    def out_of_time(self) -> bool:
+        """Return whether the budget of time is spent."""
+        minutes = self._run.plan.recipe.budget.minutes
+        return minutes is not None and self._run.clocks.seconds > 60 * minutes
+
+    def train(self) -> CheckpointInfo:
+        """Train until the budget is spent or a stop was requested; return the last checkpoint. All ranks together.
+
+        Raises:
+            RunFailureError: too many updates were skipped, or the last checkpoint could not be written.
+        """
+        run, recipe = self._run, self._run.plan.recipe
+        total = recipe.budget.optimizer_steps
+        saved = run.resumed_from if run.resumed_from is not None and run.resumed_from.is_in_place else None
+        while run.optimizer_steps < total:
+            if run.engine.collectives.any_over_ranks(self._stop.requested or self.out_of_time):
+                break
+            done = run.optimizer_steps
+            result = self._update()
+            if run.optimizer_steps == done:
+                continue
+            saved = None
+            step = run.optimizer_steps
+            found: dict[str, float] = {}
+            if step % recipe.logging.held_out_every_optimizer_steps == 0 or step == total:
+                found |= run.measure_held_out()
+            if step % recipe.checkpoint.every_optimizer_steps == 0 or self._is_evaluated(step):
+                saved = self._save_or_warn()
+            if saved is not None and self._is_evaluated(step):
+                found |= self._evaluate(saved)
+            if step % recipe.logging.every_optimizer_steps == 0 or found:
+                self._point(result, found)
+        return saved or self._save_last()
+
+    def _update(self) -> UpdateResult:
+        try:
+            return self._run.update()
+        except NonFiniteUpdateError as error:
+            raise RunFailureError(str(error)) from error
+
+    def _is_evaluated(self, step: int) -> bool:
+        """Return whether an evaluation follows this step; the one at the end is made after the training."""
+        recipe = self._run.plan.recipe
+        every = recipe.evaluation.every_optimizer_steps
+        wanted = recipe.evaluation.episodes_per_task > 0 and every is not None and step % every == 0
+        return wanted and step < recipe.budget.optimizer_steps
+
+    def _evaluate(self, checkpoint: CheckpointInfo) -> dict[str, float]:
+        """Play episodes on rank 0, while the others wait; return the success rate, there alone."""
+        run = self._run
+        found: dict[str, float] = {}
+        if run.rank == 0:
+            policy = write_policy(run.plan, checkpoint, run.run_dir)
+            report = evaluate_policy(run.plan, policy, run.run_dir, checkpoint.optimizer_steps, self._console)
+            found = {"supervised/success_rate": _success(report)}
+            self._console.print(f"success at optimizer step {checkpoint.optimizer_steps}: {_in_words(report)}")
+        run.engine.collectives.barrier()
+        self._rate_from = (time.monotonic(), run.batches)
+        return found
+
+    def _point(self, result: UpdateResult, found: dict[str, float]) -> None:
+        """Write one log point. All ranks call it together."""
+        run = self._run
+        metrics = run.metrics(result) | found | self._rates()
+        self.latest |= metrics
+        if self._writer is None:
+            return
+        try:
+            self._writer.write(run.clocks, metrics)
+        except OSError as error:
+            self._console.print(f"warning: a log point is lost: {error}", markup=False)
+        if time.monotonic() - self._shown_at >= SHOW_EVERY_S or found:
+            self._shown_at = time.monotonic()
+            self._console.print(self._line(), markup=False, highlight=False, soft_wrap=True)
+
+    def _rates(self) -> dict[str, float]:
+        run, (began, batches) = self._run, self._rate_from
+        now = time.monotonic()
+        per_second = (run.batches - batches) / max(now - began, 1e-9)
+        if now - began > 60.0:  # a recent rate: a slow start is forgotten
+            self._rate_from = (now, run.batches)
+        left = run.plan.recipe.budget.optimizer_steps - run.optimizer_steps
+        cameras = len(run.plan.recipe.demos.cameras)
+        return {
+            "perf/images_per_s": per_second * run.samples_per_batch * cameras,
+            "perf/learner_samples_per_s": per_second * run.samples_per_batch,
+            "perf/seconds_left": left / per_second if per_second else 0.0,
+        }
+
+    def _line(self) -> str:
+        run, latest = self._run, self.latest
+        total = run.plan.recipe.budget.optimizer_steps
+        parts = [
+            f"[{duration(run.clocks.seconds)}] optimizer step {run.optimizer_steps:,}/{total:,}, "
+            f"epoch {latest['supervised/epochs']:.1f}",
+            f"loss {latest['supervised/loss']:.3f}, {_quality(latest, 'supervised')}",
+            *([f"held out: {_quality(latest, 'held_out')}"] if "held_out/loss" in latest else []),
+            f"{latest['perf/images_per_s']:,.0f} images/s",
+            f"left {duration(latest['perf/seconds_left'])}",
+        ]
+        return " | ".join(parts)
+
+    def _save_or_warn(self) -> CheckpointInfo | None:
+        try:
+            return self._run.save()
+        except OSError as error:
+            self._console.print(f"warning: no checkpoint at {self._run.optimizer_steps}: {error}", markup=False)
+            return None
+
+    def _save_last(self) -> CheckpointInfo:
+        saved = self._save_or_warn()
+        if saved is None:
+            resume = f"vla-rl {VERB} {quote(str(self._run.run_dir))} --resume"
+            raise RunFailureError(
+                f"the last checkpoint could not be written to {self._run.run_dir}. Make room, and go on: {resume}"
+            )
+        return saved
+
+
+def _quality(metrics: dict[str, float], group: str) -> str:
+    return (
+        f"cross-entropy {metrics[f'{group}/cross_entropy']:.3f}, accuracy {100 * metrics[f'{group}/accuracy']:.1f} %, "
+        f"L1 {metrics[f'{group}/l1']:.4f}"
+    )
+
+
+def evaluate_policy(
+    plan: SupervisedPlan, policy: Path, run_dir: Path, optimizer_steps: int, console: Console
+) -> EvaluationReport:
+    """Play the recipe's evaluation with a written policy."""
+    section, suite = plan.recipe.evaluation, plan.recipe.demos.suite
+    assert suite is not None, "the recipe's rules ask for one"
+    console.print(f"evaluating {policy} of optimizer step {optimizer_steps}", markup=False)
+    options = EvalOptions(
+        suites=(suite,),
+        tasks=None if section.tasks == "all" else tuple(section.tasks),
+        episodes_per_task=section.episodes_per_task,
+        workers=section.workers,
+        seeds=(plan.recipe.seed,),
+        init_states=section.init_states,
+        horizon=section.horizon,
+        out=run_dir / EVALUATIONS / f"optimizer_step_{optimizer_steps}",
+    )
+    return evaluate(policy, options)
+
+
+def _success(report: EvaluationReport) -> float:
+    return report.summary.suites[0].success_rate
+
+
+def _in_words(report: EvaluationReport) -> str:
+    suite = report.summary.suites[0]
+    return f"{100 * suite.success_rate:.0f} % of {suite.episodes} episodes"
+
+
+def _write_records(plan: SupervisedPlan, folder: RunFolder, newest: CheckpointInfo | None, *, num_ranks: int) -> None:
+    recipe, samples = plan.recipe, plan.samples
+    folder.write_records(
+        recipe,
+        assets={
+            "checkpoint": getattr(recipe.policy, "checkpoint", None),
+            "demos": str(Path(recipe.demos.path).resolve()),
+            "demos_digest": plan.digest(),
+            "statistics": plan.key,
+        },
+        deviations=(),
+        extra={
+            "num_ranks": num_ranks,
+            "device": plan.device,
+            "resumed_from": None if newest is None else str(newest.path),
+            "episodes": len(samples.rollouts.length),
+            "samples": {"train": len(samples.train), "held_out": len(samples.held_out)},
+            "instructions": list(samples.rollouts.instructions),
+        },
+    )
+
+
+def _counter(console: Console, what: str) -> Callable[[int, int], None]:
+    """Return a function that says now and then how far something is."""
+    shown = time.monotonic()
+
+    def count(done: int, total: int) -> None:
+        nonlocal shown
+        if time.monotonic() - shown >= SHOW_EVERY_S:
+            shown = time.monotonic()
+            console.print(f"{what} {done} of {total}", markup=False, highlight=False)
+
+    return count
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

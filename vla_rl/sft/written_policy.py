@@ -1,0 +1,73 @@
+"""Policy of a supervised run as a checkpoint directory in the public layout."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from pathlib import Path
+
+from vla_rl.envs.libero.section import LiberoSection
+from vla_rl.errors import SimulatorError, UserError
+from vla_rl.evaluation.provenance import Training, record_training
+from vla_rl.files import folder_written_aside
+from vla_rl.learner.checkpoint import CheckpointInfo, load_policy
+from vla_rl.learner.checkpoint_folder import replace_folder
+from vla_rl.reporting.run_folder import POLICY_FOLDER
+from vla_rl.sft.plan import SupervisedPlan
+
+DEMONSTRATED = "demonstrated"  # the initial states of a training on demonstrations
+
+
+def write_policy(plan: SupervisedPlan, checkpoint: CheckpointInfo, run_dir: Path) -> Path:
+    """Write the policy of a run's checkpoint into the run's folder, in place of an earlier one. Only rank 0 calls it.
+
+    The policy is built once more, on the CPU: the training's may be sharded, and its adapters must stay as they are.
+
+    Raises:
+        OSError: it could not be written; an earlier one is unchanged.
+    """
+    from vla_rl.policies.openvla_oft.checkpoint_writer import write_checkpoint
+
+    policy = plan.policy.build(device="cpu")
+    load_policy(checkpoint.path, policy)
+    new = run_dir / f"{POLICY_FOLDER}.new"
+    shutil.rmtree(new, ignore_errors=True)  # left by a run that was killed between the two renames
+    with folder_written_aside(new) as folder:
+        write_checkpoint(policy.eval(), folder, step=checkpoint.optimizer_steps)
+        training = demonstrated(plan)
+        if training is not None:
+            record_training(folder, training)
+    del policy
+    gc.collect()
+    final = run_dir / POLICY_FOLDER
+    replace_folder(new, final)
+    return final
+
+
+def demonstrated(plan: SupervisedPlan) -> Training | None:
+    """Return the suite and the tasks of the demonstrations; None: of no suite, or hf-libero is missing."""
+    suite = plan.recipe.demos.suite
+    if suite is None:
+        return None
+    texts = set(plan.samples.rollouts.instructions)
+    try:
+        named = LiberoSection(name="libero", suite=suite).instructions()
+    except SimulatorError:
+        return None
+    tasks = tuple(task_id for task_id, text in named.items() if text.lower() in texts)
+    return Training(suite=suite, tasks=tasks, init_states=DEMONSTRATED) if tasks else None
+
+
+def check_suite(plan: SupervisedPlan) -> None:
+    """Check that an evaluation has demonstrated tasks to play.
+
+    Raises:
+        UserError: none of the suite's tasks was demonstrated.
+    """
+    recipe = plan.recipe
+    if recipe.evaluation.episodes_per_task and recipe.evaluation.tasks == "all" and demonstrated(plan) is None:
+        raise UserError(
+            f"demos.suite: {recipe.demos.suite} has none of the tasks of {recipe.demos.path}: "
+            f"{'; '.join(plan.samples.rollouts.instructions[:5])}. Name the suite that they are from, or "
+            "evaluation.tasks"
+        )
