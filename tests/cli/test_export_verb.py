@@ -180,6 +180,13 @@ def test_a_checkpoint_directory_keeps_its_dtype_unless_another_is_asked_for(run:
         assert OpenVLAOFT.from_pretrained(tmp_path / name).dtype == expected
 
 
+def test_a_run_without_a_critic_is_exported_without_one(tmp_path: Path) -> None:
+    groups = ("targets={name: group, size: 2}", "learner.micro_batch=10", "replay.capacity=300")
+    report = export(make_run(tmp_path / "run", *groups), out=tmp_path / "out")
+    assert report.verification is not None and report.verification.others_difference == {}
+    assert "value_head.safetensors" not in names(tmp_path / "out")
+
+
 def regression(folder: Path, source: Path) -> Path:
     """A copy with the L1 head of another family, and without what weights do not need."""
     shutil.copytree(source, folder)

@@ -179,6 +179,15 @@ def test_each_critic_tells_observations_apart(build, make_inputs, head):
     assert values.shape == (3,) and values.std() > 1e-3
 
 
+def test_without_a_critic_nothing_of_one_is_built_and_values_are_no_numbers(build, make_inputs):
+    policy, usual = build(value_head="none"), build()
+    output, expected = (it.network(make_inputs(it, [0, 0])) for it in (policy, usual))
+    assert not [name for name, _ in policy.named_parameters() if policy.is_value_parameter(name)]
+    assert output.values.shape == (2,) and output.values.isnan().all()
+    assert torch.equal(output.logits, expected.logits)
+    assert not self_test(policy).broken
+
+
 def test_an_unknown_critic_is_refused_with_the_known_ones(build):
     with pytest.raises(ValueError, match="attention_pool"):
         build(value_head="mean")

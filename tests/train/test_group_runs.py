@@ -8,6 +8,8 @@ from toy_runs import assert_pure, groups_in_ring, metrics, run, toy_recipe
 
 from vla_rl.errors import NoSignalError
 from vla_rl.recipe import find_recipe, load_recipe
+from vla_rl.run.plan import make_training_plan
+from vla_rl.run.training import UNLIMITED, TrainingRun
 
 SIZE = 4
 
@@ -111,3 +113,12 @@ def test_groups_alone_teach_the_toy_to_reach_the_goal(tmp_path):
     points = [point["rollout/success_rate"] for point in metrics(tmp_path / "run") if "rollout/success_rate" in point]
     assert points[0] < 0.3
     assert points[-1] > 0.7
+
+
+def test_collection_is_limited_again_before_the_update_that_it_made_possible(tmp_path):
+    """While no group is whole nothing limits collection; a rank that then waits for others must not go on like that."""
+    plan = make_training_plan(group_recipe(replay={"min_decisions": 1}))
+    with TrainingRun(plan, tmp_path, resume_from=None, rank=0, num_ranks=1) as training:
+        training.start()
+        assert training.wait_for_batch(lambda: False) is not None
+        assert training.memory.counters.get("allowed_decisions") < UNLIMITED

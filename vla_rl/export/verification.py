@@ -129,7 +129,7 @@ def _saved_observations(ring: Path, number: int) -> Observations | None:
 
 @torch.inference_mode()
 def policy_answers(policy: OpenVLAOFTPolicy, shown: Observations) -> Answers:
-    """Return logits and values of every observation, on the CPU."""
+    """Return logits, and values if there is a critic, of every observation, on the CPU."""
     device = policy.prompt_ids.device
 
     def answer(start: int) -> TokenOutput:
@@ -138,7 +138,8 @@ def policy_answers(policy: OpenVLAOFTPolicy, shown: Observations) -> Answers:
         return policy.network(PolicyInputs(*(torch.from_numpy(array).to(device) for array in arrays)))
 
     outputs = [answer(start) for start in range(0, len(shown.frames), BATCH)]
-    return _joined([Answers(output.logits, {"values": output.values}) for output in outputs])
+    has_critic = policy.section.has_critic
+    return _joined([Answers(output.logits, {"values": output.values} if has_critic else {}) for output in outputs])
 
 
 @torch.inference_mode()

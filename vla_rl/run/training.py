@@ -338,6 +338,8 @@ class TrainingRun:
         if batch is None:
             self.memory.counters.set("allowed_decisions", UNLIMITED)
             self._check_signal()
+        else:  # before the update, in which this rank may wait for others
+            self._limit_collection()
         return batch
 
     def _check_signal(self) -> None:
