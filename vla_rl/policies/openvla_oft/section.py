@@ -114,7 +114,9 @@ class OpenVLAOFTSection(PolicySection):
             return None
         files = find_files(path)
         checkpoint = f"./{path}" if str(path) in (TINY, RANDOM_7B) else str(path)
-        resolved = resolve_profile(profile, has_l1_head=files.action_head is not None, recorded=files.profile)
+        resolved = resolve_profile(
+            profile, has_l1_head=files.action_head is not None, recorded=files.profile, num_images=files.num_images
+        )
         return StoredPolicy(
             section=cls._acting(checkpoint, profile, statistics, bf16=bf16),
             num_images=resolved.num_images,

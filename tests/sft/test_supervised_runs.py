@@ -1,0 +1,181 @@
+"""Whole supervised runs on small demonstrations: what they learn, what they leave, what they refuse."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from sft_demos import RECIPE, write_demos
+
+from vla_rl.errors import UserError
+from vla_rl.evaluation.policy_source import find_policy
+from vla_rl.learner.checkpoint import CheckpointError
+from vla_rl.recipe import RecipeError, build_recipe, build_supervised_recipe
+from vla_rl.run.plan import plan_policy
+from vla_rl.sft.plan import make_supervised_plan
+from vla_rl.sft.stage import dry_run
+
+
+def metrics(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_small_policy_learns_two_demonstrations_by_heart_and_without_a_rate_it_learns_nothing(run) -> None:
+    learned = run("budget.optimizer_steps=40", "demos.held_out=0", "augmentation.hue=0")
+    still = run("optimizer.policy_lr=0", "optimizer.value_lr=0", "budget.optimizer_steps=6", name="still")
+    uniform = math.log(256)
+    assert learned.metrics["supervised/cross_entropy"] < 0.6 * uniform
+    assert min(row["supervised/cross_entropy"] for row in metrics(still.run_dir)) > 0.9 * uniform
+    assert learned.metrics["supervised/accuracy_gripper"] > 0.9
+
+
+def test_a_resumed_run_ends_with_the_same_weights_and_log_points(run) -> None:
+    whole = run("budget.optimizer_steps=4", "demos.held_out=0.3")
+    first = run("budget.optimizer_steps=4", "demos.held_out=0.3", "budget.minutes=1.0e-7", name="halves")
+    assert first.optimizer_steps < 4
+    again = run("budget.optimizer_steps=4", "demos.held_out=0.3", name="halves", resume=True)
+    assert (whole.policy / "model.safetensors").read_bytes() == (again.policy / "model.safetensors").read_bytes()
+    timed = re.compile("perf/|seconds")
+    for one, other in zip(metrics(whole.run_dir), metrics(again.run_dir), strict=True):
+        assert {k: v for k, v in one.items() if not timed.match(k)} == {
+            k: v for k, v in other.items() if not timed.match(k)
+        }
+
+
+def test_accumulation_changes_nothing_but_rounding(run) -> None:
+    whole = run("learner={micro_batch: 4}", "budget.optimizer_steps=2")
+    parts = run("learner={micro_batch: 1, accumulation: 4}", "budget.optimizer_steps=2", name="parts")
+    for one, other in zip(metrics(whole.run_dir), metrics(parts.run_dir), strict=True):
+        assert one["supervised/loss"] == pytest.approx(other["supervised/loss"], rel=1e-5)
+        assert one["learner/grad_norm"] == pytest.approx(other["learner/grad_norm"], rel=1e-3)
+
+
+@pytest.mark.parametrize("cameras", ["[agentview]", "[agentview, wrist]"])
+def test_the_policy_is_a_public_checkpoint_that_training_and_evaluation_take(run, cameras: str) -> None:
+    done = run(f"demos.cameras={cameras}", "demos.suite=libero_spatial", "loss.value_coefficient=0.5")
+    assert not list(done.run_dir.glob("frames*"))
+    statistics = json.loads((done.policy / "dataset_statistics.json").read_text())
+    assert list(statistics) == ["libero_spatial"]
+    assert statistics["libero_spatial"]["num_transitions"] == 4 * 12
+    source = find_policy(str(done.run_dir), profile="auto")
+    assert source.location == str(done.policy)
+    assert source.num_images == cameras.count(",") + 1
+    assert source.home == done.run_dir / "eval"
+    assert "libero_spatial (tasks: 7), demonstrated initial states" in source.trained_on
+    assert plan_policy(source.setup("libero_spatial")).statistics == "libero_spatial"
+    recipe = build_recipe(
+        f"""
+name: rl
+env: {{name: libero, suite: libero_spatial, cameras: {cameras}}}
+policy: {{name: openvla_oft, checkpoint: {done.policy}}}
+surrogate: {{name: gipo}}
+budget: {{optimizer_steps: 10}}
+"""
+    )
+    planned = plan_policy(recipe.setup)
+    policy = planned.build(device="cpu")
+    critic = load_file(done.policy / "value_head.safetensors")
+    stored = torch.load(next(done.policy.glob("proprio_projector--*")))
+    assert torch.equal(policy.model.proprio_projector.fc1.weight, stored["fc1.weight"])
+    assert all(torch.equal(policy.value_head.state_dict()[name], tensor) for name, tensor in critic.items())
+    with pytest.raises(CheckpointError, match=r"only `vla-rl sft .* --resume` reads it"):
+        find_policy(str(done.checkpoint), profile="auto")
+
+
+def test_other_demonstrations_than_at_the_start_are_refused(run, tmp_path: Path) -> None:
+    path = write_demos(tmp_path / "mine")
+    run(path=path)
+    with h5py.File(next(path.glob("pick_up_the_red*")), "a") as file:
+        file["data/demo_0/actions"][0, 0] = 0.123
+    with pytest.raises(UserError, match="the demonstrations of the run have changed"):
+        run("budget.optimizer_steps=6", path=path, resume=True)
+
+
+def damaged(path: Path, how: str) -> None:
+    file = next(path.glob("pick_up_the_red*"))
+    if how == "truncated":
+        file.write_bytes(file.read_bytes()[:2000])
+        return
+    with h5py.File(file, "a") as data:
+        demo = data["data/demo_1"]
+        if how == "missing":
+            del demo["obs/agentview_rgb"]
+        elif how == "shape":
+            del demo["actions"]
+            demo["actions"] = np.zeros((12, 6))
+        elif how == "nan":
+            demo["actions"][3, 2] = np.nan
+        elif how == "size":
+            del demo["obs/agentview_rgb"], demo["obs/eye_in_hand_rgb"]
+            demo["obs/agentview_rgb"] = demo["obs/eye_in_hand_rgb"] = np.zeros((12, 8, 8, 3), np.uint8)
+        elif how == "convention":
+            demo["actions"][:, 6] = 0.0
+            demo["actions"][5:, 6] = 1.0
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("truncated", "cannot be opened as HDF5"),
+        ("missing", "obs/agentview_rgb: is missing"),
+        ("shape", "wrong shape"),
+        ("nan", "must hold finite numbers"),
+        ("size", "all pictures of a data set have one size"),
+        ("convention", "the gripper commands are not 'signed'"),
+    ],
+)
+def test_bad_data_are_one_error_that_names_the_file_before_anything_is_written(
+    run, tmp_path: Path, how: str, told: str
+) -> None:
+    path = write_demos(tmp_path / "bad")
+    damaged(path, how)
+    with pytest.raises(UserError, match=re.escape(told)) as raised:
+        run(path=path)
+    assert "pick_up_the_red_bowl_demo.hdf5" in str(raised.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_with_an_l1_head_is_refused(run, tmp_path: Path) -> None:
+    done = run()
+    folder = tmp_path / "l1"
+    shutil.copytree(done.policy, folder)
+    torch.save({}, folder / f"action_head--{done.optimizer_steps}_checkpoint.pt")
+    with pytest.raises(UserError, match="its trained head is an L1 regression"):
+        run(f"policy.checkpoint={folder}", "policy.image_size=null", name="other")
+
+
+def test_rules_of_a_recipe_are_told_all_at_once(demos: Path) -> None:
+    with pytest.raises(RecipeError) as raised:
+        build_supervised_recipe(
+            RECIPE.format(path=demos),
+            ["evaluation.episodes_per_task=1", "policy.statistics=x", "demos.cameras=[wrist]", "replay.capacity=4"],
+        )
+    assert {problem.path for problem in raised.value.problems} >= {"policy.statistics", "demos.cameras", "replay"}
+    with pytest.raises(RecipeError, match=r"policy\.name: demonstrations show pictures"):
+        build_supervised_recipe(RECIPE.format(path=demos), ["policy={name: mlp}"])
+    with pytest.raises(RecipeError, match=r"evaluation\.episodes_per_task: an evaluation plays tasks of a suite"):
+        build_supervised_recipe(RECIPE.format(path=demos), ["evaluation.episodes_per_task=1"])
+
+
+def test_crops_in_training_need_a_policy_that_crops_when_it_acts(demos: Path) -> None:
+    with pytest.raises(ValueError, match=r"augmentation\.crop is 0\.9"):
+        make_supervised_plan(build_supervised_recipe(RECIPE.format(path=demos), ["policy.profile=rlinf"]))
+    make_supervised_plan(
+        build_supervised_recipe(RECIPE.format(path=demos), ["policy.profile=rlinf", "augmentation.crop=1"])
+    )
+
+
+def test_a_dry_run_tells_data_and_sizes_and_writes_nothing(demos: Path, tmp_path: Path) -> None:
+    report = str(dry_run(build_supervised_recipe(RECIPE.format(path=demos))))
+    assert "4, 48 rows" in report
+    assert "20 to train on, 0 held out" in report  # 4 episodes with 12 - 7 starts each
+    assert "4 optimizer steps, 0.8 epochs" in report
+    assert not list(tmp_path.iterdir())
