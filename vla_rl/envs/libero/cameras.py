@@ -6,7 +6,7 @@ import atexit
 import contextlib
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 import numpy as np
@@ -43,14 +43,25 @@ class Cameras:
         self._data: Any = None
         self._views: list[tuple[Any, Any]] = []  # camera and scene
         self._frames: UInt8Array | None = None
+        self._stale: set[int] = set()  # textures that the graphics have otherwise than the model
+        self._repainted: frozenset[int] = frozenset()  # textures of the model that differ from the assets
+        self._shadow_size = 0  # texels of the graphics' shadow map
         self._options = self._mujoco.MjvOption()
         self._options.geomgroup[0] = 0  # collision geoms are not drawn
         self._options.geomgroup[1] = 1
         self._perturbation = self._mujoco.MjvPerturb()
 
-    def point_at(self, model: Any, data: Any) -> None:  # noqa: ANN401 - MuJoCo is untyped here
-        """Attach to a new model of the same assets."""
+    def point_at(self, model: Any, data: Any, *, repainted: Set[int] = frozenset()) -> None:  # noqa: ANN401
+        """Attach to a new model of the same assets.
+
+        Args:
+            model: MuJoCo's model, untyped here.
+            data: its data.
+            repainted: textures whose pixels in the model differ from those of the assets.
+        """
         self._model, self._data = model, data
+        self._stale |= self._repainted | repainted  # those of the last model are the assets' again
+        self._repainted = frozenset(repainted)
         self._views = [(self._camera(name), self._mujoco.MjvScene(model, maxgeom=MAX_GEOMS)) for name in self._names]
         self.look()
 
@@ -86,6 +97,13 @@ class Cameras:
     def close(self) -> None:
         """Free the graphics; safe to call twice."""
         self.let_go()
+        self._free_graphics()
+
+    def forget_assets(self) -> None:
+        """Make graphics anew for the next model, which has other meshes and textures."""
+        self._free_graphics()
+
+    def _free_graphics(self) -> None:
         if self._render_context is not None:
             # Freeing acts on the current context, and two simulations number their textures alike.
             with _left_as_it_was(self._gl_context):
@@ -102,6 +120,7 @@ class Cameras:
             self._gl_context = self._make_gl_context(max_width=width, max_height=height, device_id=-1)
             self._gl_context.make_current()
             self._render_context = self._mujoco.MjrContext(self._model, self._mujoco.mjtFontScale.mjFONTSCALE_150)
+        self._stale, self._shadow_size = set(), self._model.vis.quality.shadowsize
         self._mujoco.mjr_setBuffer(self._mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._render_context)
         # Registered after the graphics library's own exit handler, so that it runs before.
         atexit.register(_close, weakref.ref(self))
@@ -116,11 +135,16 @@ class Cameras:
         size = self._image_size
         frames = np.empty((len(self._views), size, size, 3), dtype=np.uint8)
         viewport = self._mujoco.MjrRect(0, 0, size, size)
+        if self._views and self._model.vis.quality.shadowsize != self._shadow_size:
+            self._free_graphics()  # a shadow map is allocated when graphics are made
         with _left_as_it_was(self._gl_context):
             if self._views and self._render_context is None:
                 self._make_graphics()
             elif self._views:
                 self._gl_context.make_current()
+            for texture in sorted(self._stale):
+                self._mujoco.mjr_uploadTexture(self._model, self._render_context, texture)
+            self._stale = set()
             for (_, scene), frame in zip(self._views, frames, strict=True):
                 self._mujoco.mjr_render(viewport, scene, self._render_context)
                 self._mujoco.mjr_readPixels(frame, None, viewport, self._render_context)

@@ -13,6 +13,8 @@ from vla_rl.envs.libero.asset_files import check_task_assets
 from vla_rl.envs.libero.assets import resolve_assets
 from vla_rl.envs.libero.gl import GL
 from vla_rl.envs.libero.init_states import InitStates, load_states
+from vla_rl.envs.libero.perturbations.kind import Effect
+from vla_rl.envs.libero.perturbations.kinds import Perturbation
 from vla_rl.envs.libero.proxy.robot import simplify_visuals
 from vla_rl.envs.libero.scene import Scene
 from vla_rl.envs.libero.simulation import Physics, Pose, Simulation
@@ -64,7 +66,7 @@ class LiberoEnv:
         >>> env.close()
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one parameter per setting of a task
         self,
         suite: str,
         task_id: int,
@@ -77,6 +79,7 @@ class LiberoEnv:
         physics: Physics = "exact",
         horizon: int | None = None,
         gl: GL = "auto",
+        perturbation: Perturbation | None = None,
     ) -> None:
         """Build the simulator in this process.
 
@@ -91,6 +94,8 @@ class LiberoEnv:
             physics: `exact`, LIBERO's own, or `fast`, for training: see above.
             horizon: control steps after which an episode is truncated; default: the suite's own.
             gl: renderer; see `gl.choose`. One per process.
+            perturbation: what happens to every episode; its draws follow from task, initial state and seed. It does
+                not change `chunk_frames`, apart from what is changed in the scene itself.
 
         Raises:
             ValueError: an argument is not among the allowed values, which the message lists.
@@ -106,6 +111,7 @@ class LiberoEnv:
         self._task = libero_task(suite, task_id)
         self._horizon = SUITES[suite].horizon if horizon is None else horizon
         self._render: Render = render
+        self._cameras = cameras
         self._states = load_states(self._task, init_states)
         self._init_states: InitStates = init_states
         chosen = resolve_assets(assets)
@@ -121,6 +127,9 @@ class LiberoEnv:
             edit_xml=simplify_visuals if chosen.kind == "proxy" else None,
             physics=physics,
         )
+        self._perturbation = perturbation
+        self._effect = Effect()
+        self._episode = (0, 0)  # initial state, seed
         self._elapsed = 0
         self._running = False
         self._chunk_frames: list[UInt8Array] = []
@@ -160,21 +169,30 @@ class LiberoEnv:
             raise ValueError(f"seed must be in 0..{NUM_SEEDS - 1}, as numpy's global generator takes it, got {seed}")
         shim.use_assets(self._assets.folder)  # a reset reads files again; another env may have set another folder
         stored = self._states is not None
-        drawn = seed if stored else reset_seed(seed, self._task.task_id, init_state)
-        self._simulation.reset(drawn, widened=self._init_states == WIDENED)
+        self._episode = (init_state, seed)
+        if self._perturbation is not None:
+            self._effect = self._perturbation.effect(self._task, init_state, seed=seed)
+        self._simulation.reset(
+            seed if stored else reset_seed(seed, self._task.task_id, init_state),
+            widened=self._init_states == WIDENED,
+            edit_model=self._effect.edit_model,
+            extra_objects=self._effect.extra_objects(self._simulation.categories),
+        )
         if self._states is not None:
             self._simulation.set_state(self._states[init_state])
+        self._effect.before_settling(self._simulation)
         return self._settle()
 
     def start_from(self, state: NDArray[np.float64], *, seed: int = 0) -> Observation:
         """Start an episode from a stored state (1 + nq + nv,): time, positions, velocities, as LIBERO's files hold it.
 
-        Fixtures are not in such a state: they are where a reset with `seed` places them.
+        Fixtures are not in such a state: they are where a reset with `seed` places them. Nothing is perturbed.
 
         Raises:
             SimulatorError: the state has another length.
         """
         shim.use_assets(self._assets.folder)
+        self._effect, self._episode = Effect(), (0, seed)
         self._simulation.reset(seed)
         self._simulation.set_state(state)
         return self._settle()
@@ -182,6 +200,8 @@ class LiberoEnv:
     def _settle(self) -> Observation:
         for _ in range(SETTLE_STEPS):
             self._simulation.step(SETTLE_ACTION)
+        if self._effect.after_settling(self._simulation):
+            self._simulation.refresh()
         self._elapsed = 0
         self._running = True
         return self._observe()
@@ -208,7 +228,7 @@ class LiberoEnv:
         executed = 0
         for action in actions[:planned].astype(np.float64):
             executed += 1
-            terminated = self._simulation.step(action)
+            terminated = self._simulation.step(self._perturbed(action, self._elapsed + executed))
             if self._render == "every_step":
                 self._chunk_frames.append(_upright(self._simulation.frames()))
             if terminated:
@@ -234,7 +254,13 @@ class LiberoEnv:
         return self._simulation.scene
 
     def snapshot(self) -> Snapshot:
-        """Return an exact copy of this moment of the episode: physics, controller, gripper, timers and frames."""
+        """Return an exact copy of this moment of the episode: physics, controller, gripper, timers and frames.
+
+        Raises:
+            RuntimeError: the episode is perturbed: delayed actions and the like are not in a snapshot.
+        """
+        if self._perturbation is not None:
+            raise RuntimeError("a perturbed episode has no snapshots")
         return Snapshot(self._simulation.snapshot(), self._elapsed, self._running)
 
     def restore(self, snapshot: Snapshot) -> Observation:
@@ -269,9 +295,21 @@ class LiberoEnv:
                 f"{self._task.task_id} are {allowed}"
             )
 
+    def _perturbed(self, action: NDArray[np.float64], step: int) -> NDArray[np.float64]:
+        return action if self._perturbation is None else self._effect.action(action, self._draws(0, step))
+
+    def _draws(self, use: int, step: int) -> np.random.Generator:
+        """Return the generator of an episode for one use in one control step: the same for every policy."""
+        assert self._perturbation is not None
+        init_state, seed = self._episode
+        return self._perturbation.generator(self._task, init_state, seed=seed, moment=(use, step))
+
     def _observe(self) -> Observation:
+        frames = self._simulation.frames()
+        if self._perturbation is not None:
+            frames = self._effect.frames(frames, self._cameras, self._draws(1, self._elapsed))
         return Observation(
-            frames=_upright(self._simulation.frames()),
+            frames=_upright(frames),
             state=proprioception(self._simulation.pose()),
         )
 

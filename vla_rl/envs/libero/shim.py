@@ -49,6 +49,7 @@ class Libraries:
     mujoco: Any
     problems: Any  # TASK_MAPPING: problem class by name
     problem_info: Any  # the BDDL parser
+    object_class: Any  # from a category's name
     controller_config: Any
     drive: Any  # the arm's compiled control law
     observable: Any  # robosuite's timed sensor
@@ -230,6 +231,7 @@ def _is_no_advice(record: logging.LogRecord) -> bool:
 def _import() -> Libraries:
     import mujoco
     from libero.libero.envs import TASK_MAPPING, bddl_utils
+    from libero.libero.envs.objects import get_object_fn
     from robosuite import load_controller_config
     from robosuite.utils.binding_utils import GLContext
     from robosuite.utils.errors import RandomizationError
@@ -243,6 +245,7 @@ def _import() -> Libraries:
         mujoco=mujoco,
         problems=TASK_MAPPING,
         problem_info=bddl_utils.get_problem_info,
+        object_class=get_object_fn,
         controller_config=load_controller_config,
         drive=drive,
         observable=Observable,

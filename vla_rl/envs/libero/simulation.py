@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from vla_rl.envs.libero import shim, widening
 from vla_rl.envs.libero.arm import Arm
 from vla_rl.envs.libero.cameras import Cameras
+from vla_rl.envs.libero.perturbations.kind import Model
 from vla_rl.envs.libero.scene import Scene
 from vla_rl.envs.libero.snapshot import SimulationState, derived_arrays, put_back, take
 from vla_rl.errors import SimulatorError
@@ -22,6 +23,7 @@ CONTROL_FREQUENCY = 20  # Hz
 MAX_RESET_ATTEMPTS = 20
 _PROPRIOCEPTION = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
 _HOOK = "vla_rl_sampling_moment"
+_EXTRA = "vla_rl_distractor"
 
 Physics = Literal["exact", "fast"]
 
@@ -84,6 +86,8 @@ class Simulation:
         self._scene: Scene | None = None
         self._resets = 0
         self._pose: Pose
+        self._make_object = libraries.object_class
+        self._extra: dict[str, str] = {}  # category by name of the objects added to the task's own
         self._prepare_observables(libraries.observable)
         self._take_over()
         # Work is skipped depending on the point at which robosuite calls us; outside a step nothing is skipped. In a
@@ -97,16 +101,52 @@ class Simulation:
         return self._env
 
     @property
-    def state_size(self) -> int:
-        """Return the length of a flattened state: 1 + nq + nv."""
-        return int(1 + self._env.sim.model.nq + self._env.sim.model.nv)
+    def mujoco(self) -> Any:  # noqa: ANN401
+        """Return the `mujoco` module."""
+        return self._mujoco
 
-    def reset(self, seed: int, *, widened: bool = False) -> None:
+    @property
+    def model(self) -> Any:  # noqa: ANN401
+        """Return MuJoCo's model of the last reset."""
+        return self._model
+
+    @property
+    def data(self) -> Any:  # noqa: ANN401
+        """Return MuJoCo's data of the last reset."""
+        return self._data
+
+    @property
+    def categories(self) -> frozenset[str]:
+        """Return the categories of the task's own objects and fixtures."""
+        own = (*self._env.objects_dict.values(), *self._env.fixtures_dict.values())
+        return frozenset(getattr(one, "category_name", "") for one in own)
+
+    @property
+    def extra_objects(self) -> dict[str, str]:
+        """Return the objects that the last reset added to the task's own: category by name."""
+        return dict(self._extra)
+
+    @property
+    def state_size(self) -> int:
+        """Return the length of a flattened state without added objects: 1 + nq + nv."""
+        return int(1 + self._env.sim.model.nq + self._env.sim.model.nv - 13 * len(self._extra))
+
+    def reset(
+        self,
+        seed: int,
+        *,
+        widened: bool = False,
+        edit_model: Callable[[Model], None] | None = None,
+        extra_objects: Sequence[str] = (),
+    ) -> None:
         """Rebuild the model and place everything again; everything that LIBERO draws at random follows from `seed`.
 
         Args:
             seed: number for NumPy's global generator.
             widened: move the regions from which LIBERO draws first; see `widening`.
+            edit_model: changes what is drawn, in the new model.
+            extra_objects: categories of objects to add; they lie at the origin until somebody moves them. The task's
+                own objects and fixtures are placed as without them.
 
         Raises:
             SimulatorError: no valid placement was found in `MAX_RESET_ATTEMPTS` attempts.
@@ -117,7 +157,7 @@ class Simulation:
                 ranges = widening.moved(self._ranges, widening.shifts(problem, generator))
                 for name, rectangles in ranges.items():
                     problem["regions"][name]["ranges"] = rectangles
-            self._reset(seed)
+            self._reset(seed, edit_model, extra_objects)
             if not widened or not self._overlaps():
                 return
         raise SimulatorError(
@@ -138,10 +178,13 @@ class Simulation:
             for distance, pair in zip(contacts.dist, (set(roots[it].tolist()) for it in contacts.geom), strict=True)
         )
 
-    def _reset(self, seed: int) -> None:
+    def _reset(self, seed: int, edit_model: Callable[[Model], None] | None, extra_objects: Sequence[str]) -> None:
         # LIBERO appends to this list whenever it loads a model, and draws once per entry. Every reset here starts with
         # it as the first reset of a new env does; the attempts of one reset add to it, as LIBERO's do.
         del self._env.object_property_initializers[self._num_initializers :]
+        if tuple(extra_objects) != tuple(self._extra.values()):
+            self._cameras.forget_assets()
+        self._extra = {f"{_EXTRA}_{number}": category for number, category in enumerate(extra_objects)}
         with shim.seeded_reset(seed):
             for _ in range(MAX_RESET_ATTEMPTS):
                 try:
@@ -155,7 +198,10 @@ class Simulation:
                     exact=self._physics == "exact",
                     propagate=self._forward,
                 )
-                self._cameras.point_at(self._env.sim.model._model, self._env.sim.data._data)
+                drawn = Model(mujoco=self._mujoco, model=self._env.sim.model._model, repainted=set())
+                if edit_model is not None:
+                    edit_model(drawn)
+                self._cameras.point_at(drawn.model, self._env.sim.data._data, repainted=drawn.repainted)
                 self._views = derived_arrays(self._data)
                 self._scene = Scene(self._mujoco, self._env)
                 self._resets += 1
@@ -173,11 +219,35 @@ class Simulation:
                 f"(time, positions, velocities), got shape {state.shape}"
             )
         env = self._env
+        if self._extra:  # their joints are the last ones
+            positions, velocities = np.split(state[1:], [env.sim.model.nq - 7 * len(self._extra)])
+            added = self._data.qpos[len(positions) :]
+            state = np.concatenate([state[:1], positions, added, velocities, np.zeros(6 * len(self._extra))])
         env.sim.set_state_from_flattened(state)
         env.sim.forward()
         env._check_success()  # evaluating the goal switches the stove's lamp
         env._post_process()
         env._update_observables(force=True)
+
+    def set_arm(self, joints: NDArray[np.float64]) -> None:
+        """Put the arm's joints, (7,) radians, at rest in a pose, from which its controller starts."""
+        robot = self._env.robots[0]
+        self._data.qpos[robot._ref_joint_pos_indexes] = joints
+        self._data.qvel[robot._ref_joint_vel_indexes] = 0.0
+        robot.controller.update_initial_joints(joints)
+
+    def robot_touches(self) -> bool:
+        """Return whether the robot touches anything but itself."""
+        roots, geoms = self._model.body_rootid, self._model.geom_bodyid
+        robot = roots[self._model.body(self._env.robots[0].robot_model.root_body).id]
+        pairs = [roots[geoms[self._data.contact[number].geom]] == robot for number in range(self._data.ncon)]
+        return any(pair.any() and not pair.all() for pair in pairs)
+
+    def refresh(self) -> None:
+        """Take new samples of pose and scene, after positions were changed between two steps."""
+        self._env.sim.forward()
+        self._env._check_success()  # evaluating the goal switches the stove's lamp
+        self._sample(self._env._obs_cache)  # not by the timer, which this would shift
 
     def step(self, action: NDArray[np.float64]) -> bool:
         """Execute one control step of 50 ms. Return whether the goal holds afterwards."""
@@ -271,12 +341,15 @@ class Simulation:
             self._pose = Pose(*(self._env._observables[name]._sensor(cache) for name in _PROPRIOCEPTION))
             return 0.0
 
+        self._sample = sampling_moment
         sampling_moment.__modality__ = "vla_rl"  # type: ignore[attr-defined]
         self._env.add_observable(observable(_HOOK, sampling_moment, sampling_rate=CONTROL_FREQUENCY))
         self._sampling = self._env._observables[_HOOK]
 
     def _take_over(self) -> None:
         """Replace the methods that robosuite 1.4.0 calls in a reset and in every substep by our own."""
+        self._load_own = self._env._load_model
+        self._env._load_model = self._load_model
         self._make_model = self._env._initialize_sim
         self._env._initialize_sim = self._initialize_sim
         self._env._destroy_sim = self._destroy_sim
@@ -302,6 +375,13 @@ class Simulation:
             self._arm.begin(action)
         else:
             self._arm.proceed()
+
+    def _load_model(self) -> None:
+        """Assemble the task's model as LIBERO does, then add the extra objects behind everything else."""
+        self._load_own()
+        if self._extra:
+            made = [self._make_object(category)(name=name, obj_name=category) for name, category in self._extra.items()]
+            self._env.model.merge_objects(made)
 
     def _initialize_sim(self) -> None:
         """Do what robosuite does in a reset, then install our shortcuts on the new simulation."""
