@@ -77,6 +77,7 @@ def test_the_options_reach_the_evaluation(calls: list[Call]) -> None:
         "runs/x", "--suite", "libero_goal,libero_10", "--suite", "libero_object", "--tasks", "0,2-3",
         "--episodes-per-task", "5", "--protocol", "long", "--init-states", "spare", "--horizon", "9",
         "--temperature", "1.6", "--seed", "7,8", "--control", "instruction,blind", "--video", "failures",
+        "--perturb", "camera:3",
         "--workers", "2", "--serial", "--assets", "proxy", "--profile", "rlinf", "--out", "there", "--allow-unpinned",
         "--statistics", "libero_90_no_noops_trajall", "--no-self-test",
     )  # fmt: skip
@@ -87,9 +88,9 @@ def test_the_options_reach_the_evaluation(calls: list[Call]) -> None:
             EvalOptions(
                 suites=("libero_goal", "libero_10", "libero_object"), tasks=(0, 2, 3), episodes_per_task=5,
                 protocol=Protocol("long"), init_states="spare", horizon=9, temperature=1.6, seeds=(7, 8),
-                controls=("blind", "instruction"), video="failures", workers=2, serial=True, assets="proxy",
-                profile="rlinf", out=Path("there"), allow_unpinned=True, statistics="libero_90_no_noops_trajall",
-                self_test=False,
+                controls=("blind", "instruction"), perturb="camera:3", video="failures", workers=2, serial=True,
+                assets="proxy", profile="rlinf", out=Path("there"), allow_unpinned=True,
+                statistics="libero_90_no_noops_trajall", self_test=False,
             ),
         )
     ]  # fmt: skip

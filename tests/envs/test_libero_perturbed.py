@@ -6,9 +6,11 @@ import pytest
 from vla_rl.envs.libero.env import LiberoEnv
 from vla_rl.envs.libero.perturbations.action_delay import REST
 from vla_rl.envs.libero.perturbations.bodies import Bodies
+from vla_rl.envs.libero.perturbations.distractors import CATEGORIES
 from vla_rl.envs.libero.perturbations.kinds import KINDS, Perturbation
-from vla_rl.envs.libero.perturbations.placement import radius
+from vla_rl.envs.libero.perturbations.placement import Displaced, radius
 from vla_rl.envs.libero.perturbations.robot_pose import poses
+from vla_rl.envs.libero.perturbations.rotations import turned
 
 pytestmark = pytest.mark.libero
 
@@ -78,6 +80,14 @@ def test_an_episode_repeats_itself_whatever_was_played_before(env, perturbed, na
     assert all(np.array_equal(a.frames, b.frames) for a, b in zip(perturbed[name][:2], again[:2], strict=True))
 
 
+def test_the_light_of_the_shadows_kind_casts_some(env, monkeypatch):
+    with_shadows = play(env, "shadows")[0].frames[0].astype(int)
+    monkeypatch.setattr("vla_rl.envs.libero.perturbations.shadows.SHADOW_MAP", 0)
+    darker = play(env, "shadows")[0].frames[0] - with_shadows
+    assert (darker > 20).any(axis=-1).mean() > 0.01
+    assert darker.min() > -20  # MuJoCo adds a light with shadows in a pass of its own, which rounds otherwise
+
+
 def test_a_floor_that_is_seen_is_painted():
     env = LiberoEnv("libero_object", 0, assets="proxy", image_size=32)
     plain = play(env, None)[0].frames[0]
@@ -136,9 +146,19 @@ def test_objects_move_within_their_disc_keep_their_height_and_stay_where_they_ar
     env.close()
 
 
-def test_a_bowl_on_a_cabinet_stays_on_it():
-    """Task 3 is 'pick up the black bowl on the cookie box': it goes with the box, the one on a fixture stays."""
-    env = LiberoEnv("libero_spatial", 7, assets="proxy", image_size=16)  # ... on the stove
+def test_however_far_objects_move_none_touches_another_or_leaves_the_table(env):
+    for seed in range(6):
+        env._perturbation = None
+        env.reset(0)
+        bodies = Bodies(env.simulation)
+        groups = bodies.stacks()
+        Displaced(radius=0.6, seed=seed).after_settling(env.simulation)
+        assert all(bodies.stands_alone(group) for group in groups)
+        assert all(bodies.is_supported(body) for group in groups for body in group)
+
+
+def test_a_bowl_on_the_stove_stays_on_it():
+    env = LiberoEnv("libero_spatial", 7, assets="proxy", image_size=16)
     env.reset(0, seed=5)
     before = places(env)
     env._perturbation = Perturbation("placement", 5)
@@ -171,6 +191,10 @@ def test_distractors_are_new_to_the_scene_in_sight_at_rest_and_leave_the_others_
         assert bodies.in_view(now[name][:3]), name
         assert now[name][2] > surface - 0.05
         assert not bodies.touches_an_object(bodies.number(name))
+        standing = {"y": [0.0, 1.0, 0.0], "z": [0.0, 0.0, 1.0]}[
+            CATEGORIES[sim.extra_objects[name.removesuffix("_main")]]
+        ]
+        assert turned(now[name][3:], np.array(standing))[2] > 0.95, name
     env.step_chunk(np.zeros((4, 7), np.float32))
     assert all(np.abs(places(env)[name] - now[name]).max() < 0.005 for name in added)
     env.close()
@@ -190,6 +214,17 @@ def test_sampled_states_take_distractors_too():
 def test_an_action_delayed_by_a_step_is_the_same_action_a_step_later(env):
     shifted = np.concatenate([REST[None].astype(np.float32), CHUNK[:-1]])
     assert same_state(play(env, "action-delay", level=1)[2], play(env, None, chunk=shifted)[2])
+
+
+def test_every_control_step_has_its_own_noise_however_the_policy_divides_them(env, monkeypatch):
+    executed = []
+    step = env.simulation.step
+    monkeypatch.setattr(env.simulation, "step", lambda action: executed.append(action) or step(action))
+    whole = play(env, "action-noise", chunk=CHUNK * 0)[2]
+    assert len(np.unique(np.array(executed[-4:])[:, 0])) == 4
+    play(env, "action-noise", chunk=CHUNK[:2] * 0)
+    env.step_chunk(CHUNK[2:] * 0)
+    assert same_state(env.physics_state(), whole)
 
 
 @pytest.mark.parametrize("name", ["pixel-noise", "dropped-frames", "action-noise"])

@@ -73,6 +73,15 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
             show_default=False,
         ),
     ] = None,
+    perturb: Annotated[
+        str | None,
+        typer.Option(
+            "--perturb",
+            help="Also play every episode under perturbations, and compare: kinds or groups with levels from 1 to 5, "
+            "like camera:3,light:1-5, or all.",
+            show_default=False,
+        ),
+    ] = None,
     video: Annotated[
         Literal["failures", "all", "none"], typer.Option("--video", help="Which episodes to record as mp4.")
     ] = "none",
@@ -156,6 +165,7 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
         horizon=horizon,
         temperature=temperature,
         controls=parse_controls(control),
+        perturb=perturb,
         video=None if video == "none" else video,
         assets=assets,
         allow_unpinned=allow_unpinned,

@@ -47,6 +47,17 @@ class EnvPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PerturbedTasks:
+    """The tasks of a plan under one perturbation, one entry per task in every sequence."""
+
+    kind: str
+    level: int
+    definition: Mapping[str, Any]  # everything that defines it, for a manifest: JSON values
+    tasks: tuple[TaskInfo, ...]  # with the instructions that the policy reads
+    builders: tuple[EnvBuilder, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EnvOptions:
     """Options of an evaluation that change the environment; None is the default."""
 
@@ -183,6 +194,18 @@ class EnvironmentSection(Section):
             ValueError: there is no such task.
         """
         return list(ids)
+
+    def perturbed(self, plan: EnvPlan, asked: str) -> tuple[PerturbedTasks, ...]:  # noqa: ARG002 - for kinds with some
+        """Return the tasks of a plan under each perturbation that was asked for.
+
+        Args:
+            plan: of this section.
+            asked: names and levels, as the option `--perturb` has them.
+
+        Raises:
+            ValueError: a name or a level does not exist.
+        """
+        raise ValueError(f"--perturb: {self.name} has no perturbations; leave the option out")
 
     def evaluation_deviations(self, plan: EnvPlan, terms: EvaluationTerms) -> tuple[str, ...]:  # noqa: ARG002
         """Return a sentence for everything in which an evaluation departs from the benchmark's protocol.

@@ -9,6 +9,7 @@ from pathlib import Path
 from vla_rl.evaluation.conditions import differences, read_conditions
 from vla_rl.evaluation.episode_log import EPISODES_FILE, EpisodeResult, read_episodes
 from vla_rl.evaluation.pairs import Comparison, compare
+from vla_rl.evaluation.perturbed import compare_perturbed
 from vla_rl.evaluation.statistics import CONFIDENCE
 from vla_rl.reporting.run_folder import EVALUATIONS
 from vla_rl.reporting.text import percent
@@ -22,6 +23,9 @@ class ComparisonReport:
     second: Path
     comparison: Comparison
     caveats: tuple[str, ...]  # conditions that differ, apart from the policy
+    perturbed: tuple[
+        tuple[str, Comparison], ...
+    ] = ()  # `kind:level`, for each perturbation that both were played under
 
     def to_json(self) -> str:
         """Return the report as one JSON object."""
@@ -32,6 +36,7 @@ class ComparisonReport:
             "distinguishable": self.comparison.distinguishable,
             "verdict": verdict(self.comparison),
             "caveats": list(self.caveats),
+            **({"perturbed": {name: asdict(one) for name, one in self.perturbed}} if self.perturbed else {}),
         }
         return json.dumps(values, indent=2)
 
@@ -47,8 +52,16 @@ class ComparisonReport:
             f"{mcnemar_in_words(result)} (exact {result.test.p_exact:.2g})",
             verdict(result),
             *weights_in_words(result),
+            *(_perturbed_in_words(name, one) for name, one in self.perturbed),
         ]
         return "\n".join([*lines, *(f"mind: they differ in {caveat}" for caveat in self.caveats)])
+
+
+def _perturbed_in_words(name: str, result: Comparison) -> str:
+    return (
+        f"{name}: A {100 * result.first_rate:.1f} %, B {100 * result.second_rate:.1f} %, "
+        f"A - B {100 * result.difference:+.1f} points ({interval_in_words(result)}, {mcnemar_in_words(result)})"
+    )
 
 
 def interval_in_words(result: Comparison) -> str:
@@ -113,8 +126,13 @@ def compare_evaluations(first: Path, second: Path) -> ComparisonReport:
     episodes: list[list[EpisodeResult]] = [read_episodes(folder / EPISODES_FILE) for folder in folders]
     ours, theirs = (read_conditions(folder) for folder in folders)
     caveats = () if ours is None or theirs is None else tuple(differences(ours, theirs, of_policy=False))
+    perturbed, otherwise = compare_perturbed(*folders)
     return ComparisonReport(
-        first=folders[0], second=folders[1], comparison=compare(episodes[0], episodes[1]), caveats=caveats
+        first=folders[0],
+        second=folders[1],
+        comparison=compare(episodes[0], episodes[1]),
+        caveats=(*caveats, *otherwise),
+        perturbed=perturbed,
     )
 
 

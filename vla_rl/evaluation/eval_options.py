@@ -25,6 +25,7 @@ class EvalOptions:
     horizon: int | None = None  # control steps, instead of the protocol's
     temperature: float | None = None  # temperature of sampling; None: greedy
     controls: tuple[ControlName, ...] = ()  # all episodes are played once more under each
+    perturb: str | None = None  # perturbations under each of which all episodes are played once more
     video: Keep | None = None  # episodes of which videos are written
     assets: str | None = None  # assets of the simulator, instead of those of the training
     allow_unpinned: bool = False  # versions of the simulator other than those of published scores

@@ -7,9 +7,11 @@ appended as they come, so an interrupted evaluation can be continued if its cond
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from vla_rl.errors import preflight
 from vla_rl.evaluation.conditions import Conditions, evaluation_folder
@@ -18,6 +20,16 @@ from vla_rl.evaluation.episode_log import EPISODES_FILE, EpisodeKey, EpisodeLog,
 from vla_rl.evaluation.eval_options import EvalOptions
 from vla_rl.evaluation.eval_results import EvaluationSummary, write_results
 from vla_rl.evaluation.outcome import EvaluationReport
+from vla_rl.evaluation.perturbed import (
+    PerturbedLogs,
+    PerturbedResult,
+    PerturbedSuite,
+    define,
+    perturbed_suite,
+    stored_definitions,
+    stored_results,
+    write_table,
+)
 from vla_rl.evaluation.play import play, result_keys
 from vla_rl.evaluation.policy_source import PolicySource, find_policy
 from vla_rl.evaluation.suite_plans import (
@@ -30,7 +42,8 @@ from vla_rl.evaluation.suite_plans import (
 from vla_rl.evaluation.video import VIDEOS, check_video, count_videos, recorded_builders
 from vla_rl.files import atomic_write_bytes
 from vla_rl.reporting.manifest import MANIFEST_FILE, write_manifest
-from vla_rl.run.plan import plan_policy
+from vla_rl.run.plan import Plan, plan_policy
+from vla_rl.workers.episodes import EpisodeJob
 
 USUAL = EvalOptions()
 Progress = Callable[[int, int, int], None]
@@ -65,6 +78,7 @@ class Planned:
     source: PolicySource
     options: EvalOptions
     suites: list[SuitePlan]
+    perturbed: list[PerturbedSuite]  # one for each suite; none: not asked for
     wanted: frozenset[EpisodeKey]
     conditions: Conditions
     default_folder: Path
@@ -80,6 +94,7 @@ def _plan(checkpoint: Path | str, options: EvalOptions) -> Planned:
         source=source,
         options=options,
         suites=suites,
+        perturbed=[] if options.perturb is None else [perturbed_suite(suite, options.perturb) for suite in suites],
         wanted=frozenset().union(*(result_keys(suite.plan, suite.jobs) for suite in suites)),
         conditions=conditions,
         default_folder=source.home / folder_name(source, options, conditions, suites),
@@ -89,22 +104,30 @@ def _plan(checkpoint: Path | str, options: EvalOptions) -> Planned:
 
 def _evaluate(folder: Path, planned: Planned, progress: Progress | None) -> EvaluationReport:
     options, suites = planned.options, planned.suites
-    _write_manifest(folder, planned)
     total = sum(len(suite.jobs) for suite in suites) * (1 + len(options.controls))
+    total += sum(len(suite.jobs) for suite in planned.perturbed)
+    with preflight():
+        define(folder, planned.perturbed)
+        definitions = stored_definitions(folder)
+    _write_manifest(folder, planned, definitions)
     passes = Passes(folder, planned.source.checkpoint, options, Tally(total, progress))
     episodes = passes.play_all([_filmed(suite, folder, options) for suite in suites], EPISODES_FILE)
     for name in options.controls:
         changed = [_blinded(suite) if name == "blind" else _misled(suite, planned) for suite in suites]
         passes.play_all(changed, episodes_file(name))
+    passes.play_perturbed(planned.perturbed)
     compared, gaps = stored_controls(folder, episodes)
+    with preflight():
+        perturbed, more_gaps = stored_results(folder, episodes)
     return EvaluationReport(
         checkpoint=planned.source.location,
         folder=folder,
-        summary=_write_results(folder, planned, episodes, compared, gaps),
+        summary=_write_results(folder, planned, episodes, compared, [*gaps, *more_gaps], perturbed),
         deviations=planned.deviations,
         trained_on=planned.source.trained_on,
         init_states=planned.conditions.init_states,
         controls=compared,
+        perturbed=perturbed,
         videos=None if options.video is None else count_videos(folder / VIDEOS, episodes, keep=options.video),
     )
 
@@ -142,17 +165,33 @@ class Passes:
         with opened as log:
             self.tally.add(log.episodes)
             for suite in suites:
-                play(
-                    suite.plan,
-                    self.checkpoint,
-                    suite.jobs,
-                    log,
-                    greedy=self.options.temperature is None,
-                    seed=self.options.seeds[0],
-                    log_dir=self.folder / "logs",
-                    on_episode=lambda episode: self.tally.add([episode]),
-                )
+                self._play(suite.plan, suite.jobs, lambda _job: log)
             return list(log.episodes)
+
+    def play_perturbed(self, suites: Sequence[PerturbedSuite]) -> None:
+        """Play the perturbed episodes that their logs lack."""
+        with preflight():
+            opened = PerturbedLogs(self.folder, suites)
+        with opened as logs:
+            self.tally.add(logs.episodes)
+            for suite in suites:
+                self._play(suite.plan, suite.jobs, partial(_log_of, suite, logs))
+
+    def _play(self, plan: Plan, jobs: Sequence[EpisodeJob], log_of: Callable[[EpisodeJob], EpisodeLog]) -> None:
+        play(
+            plan,
+            self.checkpoint,
+            jobs,
+            log_of,
+            greedy=self.options.temperature is None,
+            seed=self.options.seeds[0],
+            log_dir=self.folder / "logs",
+            on_episode=lambda episode: self.tally.add([episode]),
+        )
+
+
+def _log_of(suite: PerturbedSuite, logs: PerturbedLogs, job: EpisodeJob) -> EpisodeLog:
+    return logs.of(suite.of(job))
 
 
 def _check_extras(suites: Sequence[SuitePlan], options: EvalOptions) -> None:
@@ -216,7 +255,7 @@ def _recorded_instructions(folder: Path, planned: Planned) -> dict[str, dict[int
     }
 
 
-def _write_manifest(folder: Path, planned: Planned) -> None:
+def _write_manifest(folder: Path, planned: Planned, perturbations: Sequence[Mapping[str, Any]]) -> None:
     source, options = planned.source, planned.options
     plans = [suite.plan for suite in planned.suites]
     simulator = plans[0].env.simulator
@@ -241,6 +280,7 @@ def _write_manifest(folder: Path, planned: Planned) -> None:
             "policies": {plan.env.tasks[0].suite: plan.policy.text for plan in plans},
             "workers": plans[0].setup.rollout.num_workers,
             "temperature": options.temperature,
+            "perturbations": list(perturbations),
             "wrong_instructions": _recorded_instructions(folder, planned),
         },
     )
@@ -252,6 +292,7 @@ def _write_results(
     episodes: Sequence[EpisodeResult],
     controls: Sequence[Control],
     gaps: Sequence[str],
+    perturbed: Sequence[PerturbedResult],
 ) -> EvaluationSummary:
     source, states = planned.source, planned.conditions.init_states
     tasks = [task for suite in planned.suites for task in suite.plan.env.tasks]
@@ -267,19 +308,26 @@ def _write_results(
             "evaluation": asdict(planned.conditions),
             "deviations": list(planned.deviations),
             "controls": [asdict(control) for control in controls],
+            **({"perturbations": [asdict(one) for one in perturbed]} if perturbed else {}),
         },
     )
-    _write_pictures(folder, summary)
+    if perturbed:
+        write_table(folder, perturbed)
+    _write_pictures(folder, summary, perturbed)
     return summary
 
 
-def _write_pictures(folder: Path, summary: EvaluationSummary) -> None:
-    """Write `success_<suite>.png` if matplotlib is installed."""
+def _write_pictures(folder: Path, summary: EvaluationSummary, perturbed: Sequence[PerturbedResult]) -> None:
+    """Write `success_<suite>.png` and `perturbations_<suite>.png` if matplotlib is installed."""
     if importlib.util.find_spec("matplotlib") is None:
         return
+    from vla_rl.reporting.perturbation_plot import draw_perturbations
     from vla_rl.reporting.run_plots import draw_success_per_task, png
 
     for suite in summary.suites:
         tasks = [asdict(task) for task in summary.tasks if task.suite == suite.suite]
         picture = png(draw_success_per_task(tasks, confidence=summary.confidence))
         atomic_write_bytes(folder / f"success_{suite.suite}.png", picture)
+        of_suite = [asdict(one) for one in perturbed if one.suite == suite.suite]
+        if of_suite:
+            atomic_write_bytes(folder / f"perturbations_{suite.suite}.png", png(draw_perturbations(of_suite)))

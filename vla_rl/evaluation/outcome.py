@@ -10,6 +10,7 @@ from typing import Any
 from vla_rl.evaluation.comparison import interval_in_words, mcnemar_in_words
 from vla_rl.evaluation.control import Control
 from vla_rl.evaluation.eval_results import EvaluationSummary
+from vla_rl.evaluation.perturbed import PerturbedResult, table_in_words
 from vla_rl.evaluation.video import VIDEOS
 
 
@@ -25,6 +26,7 @@ class EvaluationReport:
     init_states: str  # of the evaluation
     controls: tuple[Control, ...]
     videos: tuple[int, int] | None  # episodes with a video, and without one that should have it; None: not requested
+    perturbed: tuple[PerturbedResult, ...] = ()
 
     def to_json(self) -> str:
         """Return the report as one JSON object."""
@@ -36,6 +38,7 @@ class EvaluationReport:
             "deviations": list(self.deviations),
             "videos": None if self.videos is None else self.videos[0],
             "controls": [asdict(control) for control in self.controls],
+            **({"perturbations": [asdict(one) for one in self.perturbed]} if self.perturbed else {}),
             **asdict(self.summary),
         }
         return json.dumps(values, indent=2)
@@ -49,6 +52,7 @@ class EvaluationReport:
                 words = f" (95 % interval {_points(spread.low)} to {_points(spread.high)})" if spread else ""
                 lines.append(f"{suite.suite}: interquartile mean over {suite.seeds} seeds {_points(suite.iqm)}{words}")
         lines += map(_control_in_words, self.controls)
+        lines += table_in_words(self.perturbed)
         if self.videos is not None:
             filmed, missed = self.videos
             before = f"; {missed} episodes were played before videos were asked for" if missed else ""

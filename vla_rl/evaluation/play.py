@@ -50,20 +50,20 @@ def play(
     plan: Plan,
     checkpoint: Path | None,
     jobs: Sequence[EpisodeJob],
-    episodes: EpisodeLog,
+    log_of: Callable[[EpisodeJob], EpisodeLog],
     *,
     greedy: bool,
     seed: int,
     log_dir: Path,
     on_episode: Callable[[EpisodeResult], None],
 ) -> None:
-    """Play the episodes that are not in the log yet, and append each one immediately.
+    """Play the episodes that are not in their log yet, and append each one immediately.
 
     Args:
         plan: of the evaluation.
         checkpoint: trained tensors; None for the plan's policy unchanged.
         jobs: all episodes.
-        episodes: log of the episodes played before, to which new ones are appended.
+        log_of: returns the log in which an episode is or will be.
         greedy: take the most likely tokens.
         seed: seed of sampling, if it is not greedy.
         log_dir: folder of the processes' logs.
@@ -73,7 +73,7 @@ def play(
         UserError: the checkpoint does not fit the policy, or shared memory is too small.
         CellFailureError: a part failed for good; played episodes are kept.
     """
-    todo = [job for job in jobs if _result_key(plan, job) not in episodes.done]
+    todo = [job for job in jobs if _result_key(plan, job) not in log_of(job).done]
     if not todo:
         return
     plan = fit_slots(plan, len(todo))
@@ -104,7 +104,7 @@ def play(
             )
         try:
             cell.start()
-            _collect(plan, cell, finished, episodes, on_episode)
+            _collect(plan, cell, finished, log_of, on_episode)
         finally:
             cell.close()
     finally:
@@ -124,7 +124,7 @@ def _collect(
     plan: Plan,
     cell: AnyCell,
     finished: list[EpisodeRecord],
-    episodes: EpisodeLog,
+    log_of: Callable[[EpisodeJob], EpisodeLog],
     on_episode: Callable[[EpisodeResult], None],
 ) -> None:
     # Checked in this order: once the cell has finished, all its records are in the list.
@@ -132,8 +132,9 @@ def _collect(
         heed_signals()
         cell.raise_if_failed()
         while finished:
-            result = _result(plan, finished.pop(0))
-            episodes.append(result)
+            record = finished.pop(0)
+            result = _result(plan, record)
+            log_of(record.job).append(result)
             on_episode(result)
         if not cell.finished:
             cell.collect()

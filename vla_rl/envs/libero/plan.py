@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vla_rl.envs.libero.env import Camera, LiberoEnv, Render
     from vla_rl.envs.libero.gl import GL
     from vla_rl.envs.libero.init_states import InitStates
+    from vla_rl.envs.libero.perturbations.kinds import Perturbation
     from vla_rl.envs.libero.section import LiberoSection
     from vla_rl.envs.libero.simulation import Physics
 
@@ -91,7 +92,7 @@ def libero_builder(
     )
 
 
-def build_libero(
+def build_libero(  # noqa: PLR0913 - one parameter per setting of a task
     *,
     suite: str,
     task_id: int,
@@ -103,6 +104,7 @@ def build_libero(
     horizon: int | None = None,
     gl: GL = "auto",
     render: Render = "decision",
+    perturbation: Perturbation | None = None,
 ) -> LiberoEnv:
     """Build one LIBERO task; see `LiberoEnv` for the arguments. `render_size` is its `image_size`."""
     from vla_rl.envs.libero.env import LiberoEnv
@@ -118,6 +120,7 @@ def build_libero(
         physics=physics,
         horizon=horizon,
         gl=gl,
+        perturbation=perturbation,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from vla_rl.envs.kind import EnvironmentSection, EnvOptions, EnvPlan, EvaluationTerms, known_suites
+from vla_rl.envs.kind import EnvironmentSection, EnvOptions, EnvPlan, EvaluationTerms, PerturbedTasks, known_suites
 from vla_rl.libero_suites import CAMERAS, SUITES
 from vla_rl.section import Horizon, NonNegative, PathText, Problem, RulesError, distinct
 from vla_rl.types import TaskInfo
@@ -137,6 +137,13 @@ class LiberoSection(EnvironmentSection):
         if options.assets is not None:
             changes["assets"] = options.assets
         return changes
+
+    def perturbed(self, plan: EnvPlan, asked: str) -> tuple[PerturbedTasks, ...]:
+        """Return the tasks of a plan under each perturbation that was asked for; see the base."""
+        from vla_rl.envs.libero.perturbed_plan import perturbed_tasks
+        from vla_rl.envs.libero.suites import libero_tasks
+
+        return perturbed_tasks(plan, asked, suite=libero_tasks(self.suite))
 
     def evaluation_deviations(self, plan: EnvPlan, terms: EvaluationTerms) -> tuple[str, ...]:
         """Return a sentence for everything in which an evaluation departs from the protocol; see the base."""

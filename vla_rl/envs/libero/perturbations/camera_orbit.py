@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vla_rl.envs.libero.perturbations.kind import Effect, Kind, Model, Numbers, signed
+from vla_rl.envs.libero.perturbations.kind import Effect, Kind, Model, Numbers, one_of, signed
 from vla_rl.envs.libero.perturbations.rotations import about, product, turned
 from vla_rl.types import TaskInfo
 
@@ -38,8 +38,8 @@ class CameraOrbit(Kind):
     def numbers(self, level: int) -> Numbers:
         """Return the angles."""
         return {
-            "azimuth_deg": [-15.0 * level, 15.0 * level],
-            "elevation_deg": [0.0, 15.0],
+            "azimuth_deg": one_of(-15.0 * level, 15.0 * level),
+            "elevation_deg": one_of(0.0, 15.0),
             "pivot_m": PIVOT.tolist(),
         }
 

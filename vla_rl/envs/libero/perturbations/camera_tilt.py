@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vla_rl.envs.libero.perturbations.kind import Effect, Kind, Model, Numbers, signed
+from vla_rl.envs.libero.perturbations.kind import Effect, Kind, Model, Numbers, one_of, signed
 from vla_rl.envs.libero.perturbations.rotations import about, product
 from vla_rl.types import TaskInfo
 
@@ -31,7 +31,7 @@ class CameraTilt(Kind):
 
     def numbers(self, level: int) -> Numbers:
         """Return the angles."""
-        return {name: [-2.0 * level, 2.0 * level] for name in ("pan_deg", "tilt_deg")}
+        return {name: one_of(-2.0 * level, 2.0 * level) for name in ("pan_deg", "tilt_deg")}
 
     def draw(self, level: int, task: TaskInfo, rng: np.random.Generator) -> Effect:  # noqa: ARG002
         """Draw both signs."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vla_rl.envs.libero.perturbations.kind import Effect, Kind, Model, Numbers, signed
+from vla_rl.envs.libero.perturbations.kind import Effect, Kind, Model, Numbers, one_of, signed
 from vla_rl.types import TaskInfo
 
 
@@ -28,7 +28,7 @@ class FieldOfView(Kind):
 
     def numbers(self, level: int) -> Numbers:
         """Return the change of the angle."""
-        return {"change_deg": [-4.0 * level, 4.0 * level]}
+        return {"change_deg": one_of(-4.0 * level, 4.0 * level)}
 
     def draw(self, level: int, task: TaskInfo, rng: np.random.Generator) -> Effect:  # noqa: ARG002
         """Draw the sign."""

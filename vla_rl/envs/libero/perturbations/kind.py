@@ -38,7 +38,7 @@ class Model:
 
 
 class Effect:
-    """What a perturbation does to one episode; by itself nothing. A new one is drawn for every episode."""
+    """Changes that a perturbation makes to one episode; by itself none. A new one is drawn for every episode."""
 
     def extra_objects(self, present: frozenset[str]) -> tuple[str, ...]:  # noqa: ARG002 - for those that add some
         """Return categories of objects to add to a scene that has the categories `present`."""
@@ -109,6 +109,16 @@ class Kind(ABC):
     def instruction(self, level: int, task: TaskInfo, suite: Sequence[TaskInfo]) -> str:  # noqa: ARG002 - for texts
         """Return the instruction that a policy reads in a task; `suite` are all tasks of its suite."""
         return task.language
+
+
+def one_of(*values: float) -> Numbers:
+    """Describe a number that every episode draws from a few, all equally likely."""
+    return {"one_of": list(values)}
+
+
+def uniform(low: float, high: float) -> Numbers:
+    """Describe a number that is drawn uniformly from a range."""
+    return {"uniform_in": [low, high]}
 
 
 def signed(rng: np.random.Generator, size: float) -> float:

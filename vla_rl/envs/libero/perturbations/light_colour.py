@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vla_rl.envs.libero.perturbations.kind import Effect, Kind, Model, Numbers
+from vla_rl.envs.libero.perturbations.kind import Effect, Kind, Model, Numbers, uniform
 from vla_rl.types import TaskInfo
 
 
@@ -31,7 +31,7 @@ class LightColour(Kind):
 
     def numbers(self, level: int) -> Numbers:
         """Return the saturation: 0 is white, 1 the pure colour."""
-        return {"saturation": round(0.15 * level, 2), "hue": "uniform in 0..1"}
+        return {"saturation": round(0.15 * level, 2), "hue": uniform(0, 1)}
 
     def draw(self, level: int, task: TaskInfo, rng: np.random.Generator) -> Effect:  # noqa: ARG002
         """Draw the hue."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vla_rl.envs.libero.perturbations.kind import Effect, Kind, Model, Numbers
+from vla_rl.envs.libero.perturbations.kind import Effect, Kind, Model, Numbers, uniform
 from vla_rl.types import TaskInfo
 
 
@@ -31,7 +31,7 @@ class LightPosition(Kind):
 
     def numbers(self, level: int) -> Numbers:
         """Return the distance."""
-        return {"distance_m": 0.5 * level, "azimuth_deg": "uniform in 0..360"}
+        return {"distance_m": 0.5 * level, "azimuth_deg": uniform(0, 360)}
 
     def draw(self, level: int, task: TaskInfo, rng: np.random.Generator) -> Effect:  # noqa: ARG002
         """Draw the direction."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vla_rl.envs.libero.perturbations.kind import Effect, Kind, Model, Numbers
+from vla_rl.envs.libero.perturbations.kind import Effect, Kind, Model, Numbers, one_of
 from vla_rl.types import TaskInfo
 
 DARKER = (0.8, 0.6, 0.4, 0.3, 0.2)
@@ -35,7 +35,7 @@ class LightStrength(Kind):
 
     def numbers(self, level: int) -> Numbers:
         """Return the factors of ambient, diffuse and specular light."""
-        return {"strength_factor": [DARKER[level - 1], BRIGHTER[level - 1]]}
+        return {"strength_factor": one_of(DARKER[level - 1], BRIGHTER[level - 1])}
 
     def draw(self, level: int, task: TaskInfo, rng: np.random.Generator) -> Effect:  # noqa: ARG002
         """Draw one of the two."""

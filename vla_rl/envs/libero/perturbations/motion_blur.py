@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vla_rl.envs.libero.perturbations import images
-from vla_rl.envs.libero.perturbations.kind import Effect, Kind, Numbers, PictureEffect
+from vla_rl.envs.libero.perturbations.kind import Effect, Kind, Numbers, PictureEffect, uniform
 from vla_rl.types import TaskInfo, UInt8Array
 
 SETTINGS = ((8, 3.0), (12, 5.0), (18, 8.0), (25, 12.0), (35, 20.0))  # LIBERO-plus's severities 2, 4, 6, 8, 10
@@ -35,7 +35,7 @@ class MotionBlur(Kind):
     def numbers(self, level: int) -> Numbers:
         """Return the reach and the angle."""
         radius, sigma = SETTINGS[level - 1]
-        return {"radius_px": radius, "sigma_px": sigma, "angle_deg": [-MAX_ANGLE_DEG, MAX_ANGLE_DEG]}
+        return {"radius_px": radius, "sigma_px": sigma, "angle_deg": uniform(-MAX_ANGLE_DEG, MAX_ANGLE_DEG)}
 
     def draw(self, level: int, task: TaskInfo, rng: np.random.Generator) -> Effect:  # noqa: ARG002
         """Return the same for every episode; each picture draws its angle."""

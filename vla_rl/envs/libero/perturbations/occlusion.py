@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vla_rl.envs.libero.perturbations import images
-from vla_rl.envs.libero.perturbations.kind import Effect, Kind, Numbers, PictureEffect
+from vla_rl.envs.libero.perturbations.kind import Effect, Kind, Numbers, PictureEffect, uniform
 from vla_rl.types import TaskInfo, UInt8Array
 
 
@@ -30,7 +30,11 @@ class Occlusion(Kind):
 
     def numbers(self, level: int) -> Numbers:
         """Return the square's share of the picture's area."""
-        return {"area_share": round(0.04 * level, 2), "place": "uniform"}
+        return {
+            "area_share": round(0.04 * level, 2),
+            "left_to_right": uniform(0, 1),
+            "first_to_last_row": uniform(0, 1),
+        }
 
     def draw(self, level: int, task: TaskInfo, rng: np.random.Generator) -> Effect:  # noqa: ARG002
         """Draw the place."""

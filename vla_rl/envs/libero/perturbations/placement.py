@@ -26,11 +26,14 @@ def radius(level: int, task: TaskInfo) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class _Displaced(Effect):
+class Displaced(Effect):
+    """Objects moved by at most `radius` metres; what stands on the surface moves with what lies on it."""
+
     radius: float
     seed: int
 
     def after_settling(self, simulation: Simulation) -> bool:
+        """Move every group to the first place that is free of 100 drawn ones."""
         rng = np.random.default_rng(self.seed)
         bodies = Bodies(simulation)
         for group in bodies.stacks():
@@ -70,4 +73,4 @@ class Placement(Kind):
 
     def draw(self, level: int, task: TaskInfo, rng: np.random.Generator) -> Effect:
         """Draw the displacements' seed."""
-        return _Displaced(radius(level, task), int(rng.integers(2**31)))
+        return Displaced(radius(level, task), int(rng.integers(2**31)))

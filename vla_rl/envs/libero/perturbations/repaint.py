@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from vla_rl.envs.libero.perturbations.kind import Effect, Group, Kind, Model, Numbers
+from vla_rl.envs.libero.perturbations.kind import Effect, Group, Kind, Model, Numbers, uniform
 from vla_rl.envs.libero.perturbations.patterns import FIELDS, FORMS, Form, blend, pattern
 from vla_rl.types import TaskInfo, UInt8Array
 
@@ -89,7 +89,8 @@ class Repaint(Kind):
             "pattern_share": round(0.2 * level, 1),
             "patterns": list(FORMS),
             "fields_per_side": FIELDS,
-            "colours": "two, uniform in RGB",
+            "colours": 2,
+            "colour_channels": uniform(0, 255),
         }
 
     def draw(self, level: int, task: TaskInfo, rng: np.random.Generator) -> Effect:  # noqa: ARG002

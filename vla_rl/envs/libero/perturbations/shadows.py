@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vla_rl.envs.libero.perturbations.camera_orbit import PIVOT
-from vla_rl.envs.libero.perturbations.kind import Effect, Kind, Model, Numbers
+from vla_rl.envs.libero.perturbations.kind import Effect, Kind, Model, Numbers, uniform
 from vla_rl.types import TaskInfo
 
 ELEVATIONS_DEG = (75.0, 65.0, 55.0, 45.0, 35.0)
@@ -49,7 +49,7 @@ class Shadows(Kind):
         """Return the place of the light."""
         return {
             "elevation_deg": ELEVATIONS_DEG[level - 1],
-            "azimuth_deg": "uniform in 0..360",
+            "azimuth_deg": uniform(0, 360),
             "distance_m": DISTANCE_M,
             "pivot_m": PIVOT.tolist(),
         }
