@@ -121,7 +121,7 @@ def libero(  # noqa: PLR0913 - one parameter per option
         LiberoPreset,
         typer.Option(
             "--preset",
-            help="small: 3 runs, about an hour on 2 cores; full: 24 runs; tiny: everything once, to see that it works.",
+            help="small: 4 runs, about an hour on 2 cores; full: 24 runs; tiny: everything once, to see that it works.",
         ),
     ] = LiberoPreset.SMALL,
     surrogates: Annotated[

@@ -203,9 +203,9 @@ PRESETS: Mapping[str, Plan] = {
     "small": Plan(
         tasks=(0, 1, 2),
         demonstrations=60,
-        sft_steps=(200, 350, 500, 700),
+        sft_steps=(800, 1600, 2400),
         choice_states=10,
-        arms=("gipo", "ppo", UNCHANGED),
+        arms=("gipo", "ppo", "sapo", UNCHANGED),
         regimes=("fresh",),
         seeds=1,
         optimizer_steps=64,
@@ -214,7 +214,7 @@ PRESETS: Mapping[str, Plan] = {
     "full": Plan(
         tasks=(0, 1, 2),
         demonstrations=100,
-        sft_steps=(200, 350, 500, 700),
+        sft_steps=(800, 1600, 2400, 3200),
         choice_states=20,
         arms=("gipo", "ppo", "sapo", UNCHANGED),
         regimes=("fresh", "stale"),

@@ -30,14 +30,14 @@ JOB_FILE = "study_job.json"
 DATA = "data"  # folder of the demonstrations in their job's folder
 POLICY = "policy"  # folder of the policy in the folder of a supervised run
 
-# Rates of one of two jobs on two virtual cores; other machines differ by a factor.
-START_S = 15.0  # imports, simulators, compilation of nothing
-DEMONSTRATION_S = 2.0
+# Rates of one virtual core that nothing else keeps busy, from CPU times; other machines differ by a factor.
+START_S = 15.0  # imports and simulators
+DEMONSTRATION_S = 1.5
 FRAMES_S = 20.0  # preparation of the demonstrations' frames
-SFT_BATCH, SFT_SAMPLES_PER_S = 16, 60.0
-ENV_STEPS_PER_S = 130.0
-SAMPLES_PER_S = 60.0
-EVALUATED_ENV_STEPS_PER_S = 100.0  # exact physics, one simulator
+SFT_BATCH, SFT_SAMPLES_PER_S = 16, 130.0
+ENV_STEPS_PER_S = 200.0
+SAMPLES_PER_S = 90.0
+EVALUATED_ENV_STEPS_PER_S = 130.0  # exact physics, one simulator
 FILMED_ENV_STEPS_PER_S = 30.0
 
 
