@@ -10,6 +10,9 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from typer.testing import CliRunner
+
+from vla_rl.cli.main import app
 from vla_rl.envs.seeds import reset_seed
 from vla_rl.errors import UserError
 from vla_rl.evaluation.episode_log import EpisodeLog, EpisodeResult
@@ -322,3 +325,12 @@ def test_a_recipe_that_was_changed_since_is_refused(out):
     path.write_text(json.dumps(settings | {"base": settings["base"].replace("gae_lambda: 1.0", "gae_lambda: 0.9")}))
     with pytest.raises(UserError, match=r"has changed since the study in .* began, in targets\.gae_lambda: "):
         run(out, TINY)
+
+
+def test_a_study_whose_first_stages_fail_names_their_logs(out):
+    out.mkdir()
+    (out / "broken").touch()
+    done = CliRunner().invoke(app, ["study", "libero", "--preset", "tiny", "--out", str(out), "--jobs", "2"])
+    assert done.exit_code == 1
+    assert "2 jobs failed; 12 others wait for them; run the study again to retry them" in done.output
+    assert f"sft_24: see {out}/jobs/sft_24.failed/output.log" in done.output

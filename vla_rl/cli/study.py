@@ -183,6 +183,7 @@ def libero(  # noqa: PLR0913 - one parameter per option
     from vla_rl.cli.eval import parse_tasks
     from vla_rl.studies.libero.outputs import write_study
     from vla_rl.studies.libero.plan import PRESETS
+    from vla_rl.studies.libero.results import says_something
     from vla_rl.studies.libero.runner import run_study
     from vla_rl.studies.libero.stages import estimate, jobs_of
 
@@ -196,7 +197,7 @@ def libero(  # noqa: PLR0913 - one parameter per option
         return
     only_comments()
     progress = run_study(plan, out, at_once=at_once, say=partial(print, flush=True))
-    if progress.kept or progress.finished:
+    if says_something(out):
         with preflight():
             print("\n".join(f"wrote {path}" for path in write_study(out).files))
     if progress.failed:

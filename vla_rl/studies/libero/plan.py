@@ -192,7 +192,7 @@ PRESETS: Mapping[str, Plan] = {
     "tiny": Plan(
         tasks=(0, 1),
         demonstrations=1,
-        sft_steps=(1, 2),
+        sft_steps=(24, 32),  # beyond the warm-up
         choice_states=1,
         arms=("gipo", UNCHANGED),
         regimes=("fresh",),

@@ -172,6 +172,12 @@ def _of_seeds(episodes: Mapping[int, Sequence[EpisodeResult]], seeds: Iterable[i
     return [replace(episode, seed=seed) for seed in seeds for episode in episodes[seed]]
 
 
+def says_something(out: Path) -> bool:
+    """Return whether a run or an evaluation has finished, so that there is a page to write."""
+    stages = {read_json_object(path).get("stage") for path in (out / JOBS).glob(f"*/{JOB_FILE}")}
+    return bool(stages & {"run", "evaluation", "choice"})
+
+
 def read_results(plan: Plan, out: Path) -> StudyData:
     """Read all finished jobs of a study.
 
