@@ -729,6 +729,11 @@ def test_a_policy_that_cannot_see_is_answered_with_those_that_can_and_environmen
         ),
         (["learner.compile=layers"], "learner.compile", "off, or policy.name 'openvla_oft'"),
         (
+            ["learner.strategy=deepspeed", "learner.reuse_passes=true"],
+            "learner.reuse_passes",
+            "false, or strategy 'single' or 'ddp'",
+        ),
+        (
             [LIBERO, VLA, "learner.compile=layers", "learner.strategy=deepspeed", "learner.zero_stage=3"],
             "learner.compile",
             "off, or learner.zero_stage 1 or 2",

@@ -106,6 +106,7 @@ def make_learner(
     accumulation: int = 2,
     temperature: float = 1.0,
     longest_episode: int | None = None,
+    reuse_passes: bool = False,
 ) -> Learner:
     engine.policy.temperature = temperature  # type: ignore[assignment]
     return Learner(
@@ -117,6 +118,7 @@ def make_learner(
         num_micro_batches=accumulation,
         old_threshold=10,
         longest_episode=longest_episode,
+        reuse_passes=reuse_passes,
     )
 
 

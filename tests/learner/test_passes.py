@@ -15,6 +15,7 @@ import torch
 from ranks import run_ranks
 
 from vla_rl.credit import Credit
+from vla_rl.learner.batches import first_draws
 from vla_rl.learner.learner import Learner
 from vla_rl.learner.moments import RunningMoments
 from vla_rl.policies.token_policy import TokenOutput
@@ -291,6 +292,68 @@ def test_one_pass_without_room_is_cut_into_fewer_segments_and_then_into_two_pass
         assert bool(policy.free) is (limit == 2)
         assert fakes.largest_difference(fakes.weights(plain), fakes.weights(policy)) < 1e-6
         assert metrics == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+# --- no observation twice --------------------------------------------------------------------------------------------
+
+
+def reusing(targets: Credit, *, loss: LossWeights = LOSS, limit: int = 10**6) -> tuple[CountingPolicy, Learner]:
+    torch.manual_seed(0)
+    policy = CountingPolicy(limit=limit)
+    return policy, fakes.make_learner(fakes.make_engine(policy), targets=targets, loss=loss, reuse_passes=True)
+
+
+def drawn(batch: SegmentBatch, segments: list[int]) -> SegmentBatch:
+    """The batch in which these segments were drawn."""
+    index = np.array(segments)
+    arrays: dict[str, Any] = {name: getattr(batch, name) for name in SegmentBatch.__dataclass_fields__}
+    selected: dict[str, Any] = {name: None if it is None else it[index] for name, it in arrays.items()}
+    return SegmentBatch(**selected)
+
+
+@pytest.mark.parametrize("targets", [GAE, VTRACE, ACTING_VTRACE])
+def test_passes_that_are_kept_give_the_update_of_two_passes(targets: Credit) -> None:
+    batch = fakes.make_batch()
+    plain, expected = update(batch, targets)
+    policy, learner = reusing(targets)
+    metrics = learner.update(batch, policy_version=20)
+    assert (len(plain.free), len(plain.graded)) == (2, 2)
+    assert (len(policy.free), len(policy.graded)) == (0, 2)
+    assert fakes.largest_difference(fakes.weights(plain), fakes.weights(policy)) < 1e-6
+    assert metrics == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", [LOSS, PLAIN])
+def test_a_segment_that_was_drawn_twice_passes_once_and_counts_twice(loss: LossWeights) -> None:
+    """Segment 0 has 3 decisions and is cut, 1 ends after 2: four rows of the one and two of the other."""
+    batch = drawn(fakes.make_batch(), [0, 1, 0, 0])
+    targets = changed(GAE, time_limit="end")
+    plain, expected = update(batch, targets, loss)
+    policy, learner = reusing(targets, loss=loss)
+    metrics = learner.update(batch, policy_version=20)
+    rows = 3 + 3 + 3 + 2 + 3  # decisions, and what follows the three that are cut
+    assert sum(plain.graded if loss is PLAIN else plain.free) == rows
+    # Micro-batches hold 6 and 5 decisions in order: of segment 0 twice; once and segment 1.
+    assert policy.free == []
+    assert sum(policy.graded) < rows - 3
+    assert fakes.largest_difference(fakes.weights(plain), fakes.weights(policy)) < 1e-6
+    assert metrics == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_segments_of_one_episode_are_not_one_segment() -> None:
+    batch = replace(fakes.make_batch(), episode=np.zeros(4, dtype=np.int64))
+    assert first_draws(batch).tolist() == [0, 1, 2, 3]
+    assert first_draws(drawn(batch, [2, 1, 2, 1])).tolist() == [0, 1, 0, 1]
+
+
+def test_without_room_for_kept_passes_values_get_their_own_again() -> None:
+    batch = fakes.make_batch()
+    plain, expected = update(batch, GAE)
+    policy, learner = reusing(GAE, limit=5)  # a micro-batch has 5 decisions, and 6 or 7 rows with what follows
+    metrics = learner.update(batch, policy_version=20)
+    assert policy.free != []
+    assert fakes.largest_difference(fakes.weights(plain), fakes.weights(policy)) < 1e-6
+    assert metrics == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("field", ["rewards", "behavior_logprobs", "state"])

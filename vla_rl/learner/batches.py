@@ -64,6 +64,30 @@ def bootstrap_rows(batch: SegmentBatch, *, time_limit: TimeLimit) -> Rows:
     return every[~is_over]
 
 
+def first_draws(batch: SegmentBatch) -> Index:
+    """Return for each segment the first of the batch that is the same one, (B,): sampling draws with replacement.
+
+    Segments of one episode differ in the age of their first decision.
+    """
+    _, first, inverse = np.unique(
+        np.stack([batch.episode, batch.age[:, 0]], axis=1), axis=0, return_index=True, return_inverse=True
+    )
+    return first[inverse.reshape(-1)]
+
+
+def distinct_rows(batch: SegmentBatch, rows: Rows) -> tuple[Rows, Index]:
+    """Return the rows without repetitions, and for each given row its place among them, (R,).
+
+    Rows that all differ stay in their order.
+    """
+    length = batch.mask.shape[1] + 1
+    keys = first_draws(batch)[rows.segment] * length + rows.time
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    if len(first) == len(rows):
+        return rows, np.arange(len(rows))
+    return rows[first], inverse.reshape(-1)
+
+
 def policy_inputs(batch: SegmentBatch, rows: Rows, device: torch.device, *, buckets: Index) -> PolicyInputs:
     """Return the policy's inputs in those rows, (R,) buckets included, on its device."""
     return PolicyInputs(

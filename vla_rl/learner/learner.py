@@ -16,7 +16,17 @@ from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
 from vla_rl.credit import Credit, Experience
-from vla_rl.learner.batches import Index, Rows, at, bootstrap_rows, decision_rows, policy_inputs, token_mask
+from vla_rl.learner.batches import (
+    Index,
+    Rows,
+    at,
+    bootstrap_rows,
+    decision_rows,
+    distinct_rows,
+    first_draws,
+    policy_inputs,
+    token_mask,
+)
 from vla_rl.learner.engine import Engine, UpdateResult
 from vla_rl.learner.micro_batches import MicroBatched
 from vla_rl.learner.moments import RunningMoments
@@ -54,6 +64,9 @@ class Learner(MicroBatched):
         num_micro_batches: parts that an update is cut into on each rank; more after running out of memory.
         old_threshold: versions; a decision is old at this lag or more (metrics only).
         longest_episode: decisions of the longest possible episode, for the constant of `loss.aggregation`.
+        reuse_passes: send no observation through the policy twice in an update: the loss uses the passes that gave the
+            values, which keeps the activations of the whole batch, and a segment drawn several times passes once. No
+            effect on a policy with dropout, whose passes differ. Given up when memory does not suffice.
 
     Raises:
         ValueError: `loss.aggregation` asks for whole episodes or their longest, and there are none.
@@ -70,6 +83,7 @@ class Learner(MicroBatched):
         num_micro_batches: int,
         old_threshold: int,
         longest_episode: int | None = None,
+        reuse_passes: bool = False,
     ) -> None:
         super().__init__(engine, num_micro_batches=num_micro_batches, what="decision")
         if loss.aggregation != "token" and credit.groups is None:
@@ -92,6 +106,8 @@ class Learner(MicroBatched):
         self._has_critic = credit.needs_values
         self._loss = loss
         self._old_threshold = old_threshold
+        self._merges_repeats = reuse_passes and not self._has_dropout
+        self._keeps_passes = self._merges_repeats
         self._evaluates_decisions = credit.needs_current_values or credit.needs_log_ratios
         self.moments = RunningMoments()
         self.seconds = {"values": 0.0, "loss": 0.0, "optimizer": 0.0}  # durations of the last update, by part
@@ -130,10 +146,10 @@ class Learner(MicroBatched):
             moments = self._union(moments_of(sums))
         else:
             # 2. Values (for V-trace, log-ratios too) under the current weights, as far as the credit needs them.
-            experience, evaluation = self._experience(batch), None
+            experience, evaluations = self._experience(batch), list[Evaluation]()
             if self._evaluates_decisions or lacks_values:
                 with self._clock("values"):
-                    experience, evaluation = self._with_memory(
+                    experience, evaluations = self._with_memory(
                         lambda parts: self._evaluate(batch, rows, after, parts, measure), most=int(batch.mask.sum())
                     )
             # 3. Credit: constants of the update. Advantages are normalised over the decisions of all ranks.
@@ -142,8 +158,8 @@ class Learner(MicroBatched):
             decisions = decisions.normalized((moments if before is None else before) if normalizes else None)
 
             def descend(parts: int) -> tuple[float, list[Sums]]:
-                nonlocal evaluation
-                known, evaluation = evaluation, None  # a second attempt has smaller micro-batches
+                nonlocal evaluations
+                known, evaluations = evaluations, []  # a second attempt has smaller micro-batches
                 return self._accumulate(batch, decisions, known, counts, parts, measure)
 
             # 4. Micro-batches: surrogate + value + entropy + KL, sums over global counts.
@@ -193,7 +209,12 @@ class Learner(MicroBatched):
         return rows[np.isnan(batch.behavior_values[rows.segment, rows.time]) & self._credit.needs_values]
 
     def _in_buckets(self, batch: SegmentBatch, rows: Rows) -> Rows:
-        """Sort rows by their buckets, so that few micro-batches hold more than one and are padded."""
+        """Sort rows by their buckets, so that few micro-batches hold more than one and are padded.
+
+        If segments that were drawn several times pass once, their rows come together too.
+        """
+        if self._merges_repeats:
+            rows = rows.sorted_by(first_draws(batch)[rows.segment])
         return rows.sorted_by(self._bucket_of(batch.task_index[rows.segment]))
 
     def _survey(self, batch: SegmentBatch, rows: Rows, after: Rows) -> tuple[Counts, bool]:
@@ -236,18 +257,22 @@ class Learner(MicroBatched):
 
     def _evaluate(
         self, batch: SegmentBatch, decisions: Rows, after: Rows, parts: int, measure: bool
-    ) -> tuple[Experience, Evaluation | None]:
-        """Return the credit's inputs under the current weights, and all decisions evaluated if that can be reused.
+    ) -> tuple[Experience, list[Evaluation]]:
+        """Return the credit's inputs under the current weights, and the decisions evaluated if that can be reused.
 
-        If all of the batch is one micro-batch, the loss is computed from the same forward pass, one instead of two,
-        unless the policy's outputs differ in training mode. That evaluation keeps its graph.
+        If all of the batch is one micro-batch, or passes are kept, the loss is computed from the same forward passes,
+        one per decision instead of two, unless the policy's outputs differ in training mode. Those evaluations, one for
+        each micro-batch of the decisions, keep their graphs.
         """
-        experience = self._experience(batch)
-        if parts == 1 and self._evaluates_decisions and not self._has_dropout:
+        experience, kept = self._experience(batch), list[Evaluation]()
+        if self._evaluates_decisions and not self._has_dropout and (parts == 1 or self._keeps_passes):
             self._set_training(True)
-            evaluation = self._forward(batch, decisions, after, for_loss=True, measure=measure)
-            self._enter(experience, batch, decisions, after, evaluation)
-            return experience, _first(evaluation, len(decisions))
+            for cut, cut_after in zip(decisions.cuts(parts), after.cuts(parts), strict=True):
+                own_decisions, own_after = decisions[cut], after[cut_after]
+                evaluation = self._forward(batch, own_decisions, own_after, for_loss=True, measure=measure)
+                self._enter(experience, batch, own_decisions, own_after, evaluation)
+                kept.append(_first(evaluation, len(own_decisions)))
+            return experience, kept
         rows = decisions.followed_by(after) if self._evaluates_decisions else after
         rows = self._in_buckets(batch, rows)
         nothing = rows[:0]
@@ -259,7 +284,7 @@ class Learner(MicroBatched):
                 own = part[is_decision], part[~is_decision]
                 decided, valued = own if self._credit.needs_log_ratios else (nothing, part)
                 self._enter(experience, batch, decided, valued, self._forward(batch, decided, valued))
-        return experience, None
+        return experience, kept
 
     def _enter(
         self, experience: Experience, batch: SegmentBatch, decisions: Rows, others: Rows, evaluation: Evaluation
@@ -302,16 +327,19 @@ class Learner(MicroBatched):
         self,
         batch: SegmentBatch,
         decisions: Decisions,
-        known: Evaluation | None,
+        kept: list[Evaluation],
         counts: Counts,
         parts: int,
         measure: bool,
     ) -> tuple[float, list[Sums]]:
-        """Compute gradients in micro-batches; `known` is that of all decisions, if the pass was made already."""
+        """Compute gradients in micro-batches; `kept` are their evaluations, if the passes were made already."""
         self._set_training(True)
+        kept.reverse()  # each is let go after its backward pass, and its activations with it
 
         def loss_of(part: Decisions) -> tuple[Tensor, Sums]:
-            evaluation = known or self._forward(batch, part.rows, part.rows[:0], for_loss=True, measure=measure)
+            evaluation = (
+                kept.pop() if kept else self._forward(batch, part.rows, part.rows[:0], for_loss=True, measure=measure)
+            )
             return self._micro_loss(batch, part, evaluation, counts)
 
         return self._engine.accumulate([functools.partial(loss_of, part) for part in decisions.parts(parts)])
@@ -335,7 +363,7 @@ class Learner(MicroBatched):
         if parts > len(batch.mask):
             experience, _ = self._evaluate(batch, rows, after, parts, measure)
             decisions = self._credited(batch, rows, experience).normalized(moments)
-            return self._accumulate(batch, decisions, None, counts, parts, measure)
+            return self._accumulate(batch, decisions, [], counts, parts, measure)
         self._set_training(True)
 
         def loss_of(segments: Index) -> tuple[Tensor, Sums]:
@@ -346,7 +374,7 @@ class Learner(MicroBatched):
             decisions = self._credited(batch, own, experience).normalized(moments)
             return self._micro_loss(batch, decisions, _first(evaluation, len(own)), counts)
 
-        order = np.argsort(self._bucket_of(batch.task_index), kind="stable")
+        order = self._in_buckets(batch, Rows(np.arange(len(batch.mask)), np.zeros(len(batch.mask), np.int64))).segment
         return self._engine.accumulate(
             [functools.partial(loss_of, segments) for segments in np.array_split(order, parts)]
         )
@@ -390,24 +418,40 @@ class Learner(MicroBatched):
             for_loss: also compute the terms of the loss besides log-probabilities and values.
             measure: compute all of these that are metrics.
         """
-        rows, loss = decisions.followed_by(others), self._loss
-        if not len(rows):
+        if not len(decisions) + len(others):
             first = Rows(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))  # every segment has a decision
             found = self._forward(batch, first, others, for_loss=for_loss, measure=measure)
             return _first(found, 0)
+        given = (decisions, others)
+        if self._merges_repeats:
+            (decisions, again), (others, others_again) = (distinct_rows(batch, rows) for rows in given)
+        rows, loss = decisions.followed_by(others), self._loss
         device, behavior = self._engine.device, batch.behavior_logits if for_loss and loss.kl_coefficient > 0 else None
         buckets = self._bucket_of(batch.task_index[rows.segment])
-        return self._engine.forward(
+        evaluation = self._engine.forward(
             policy_inputs(batch, rows, device, buckets=buckets),
             at(batch.tokens, decisions).to(device) if for_loss or len(decisions) else None,
             behavior=None if behavior is None else at(behavior, decisions).to(device),
             with_entropy=for_loss and (measure or loss.entropy_coefficient > 0),
         )
+        if len(rows) == sum(map(len, given)):
+            return evaluation
+        return _repeated(evaluation, again, np.concatenate([again, len(decisions) + others_again]))
 
     @property
     def _num_parts(self) -> int:
         """Return the micro-batches of this update: fewer if groups of short episodes have not filled the batch."""
         return max(1, math.ceil(self.num_micro_batches * self._fill))
+
+    @property
+    def _can_keep_less(self) -> bool:
+        """Return whether passes are kept between values and loss."""
+        return self._keeps_passes
+
+    def _keep_less(self) -> None:
+        """Repeat the passes for values from now on."""
+        self._keeps_passes = False
+        logger.warning("out of memory: passes for values are repeated for the loss from now on (learner.reuse_passes)")
 
     # --- 6. diagnostics ----------------------------------------------------------------------------------------------
 
@@ -444,6 +488,16 @@ def _first(evaluation: Evaluation, count: int) -> Evaluation:
     )
     assert values is not None
     return Evaluation(values, *terms)
+
+
+def _repeated(evaluation: Evaluation, decisions: Index, every: Index) -> Evaluation:
+    """Return the evaluation of rows that repeat: places of decisions, and of all values, among the distinct ones."""
+    device = evaluation.values.device
+    one, all_of_them = (torch.from_numpy(index).to(device) for index in (decisions, every))
+    logprobs, entropy, kl = (
+        None if term is None else term[one] for term in (evaluation.logprobs, evaluation.entropy, evaluation.kl)
+    )
+    return Evaluation(evaluation.values[all_of_them], logprobs, entropy, kl)
 
 
 def _place(rows: Rows) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,7 @@ class MicroBatched:
         while True:
             result, shortage = self._attempt(work)
             short = shortage is not None
-            hopeless = short and self._num_parts >= most
+            hopeless = short and not self._can_keep_less and self._num_parts >= most
             union = self._engine.collectives.sum_over_ranks({"short": float(short), "hopeless": float(hopeless)})
             if result is not None and not union["short"]:
                 return result
@@ -54,7 +54,7 @@ class MicroBatched:
                     "learner.precision=bf16"
                 )
             result = None  # it may hold the activations of a rank with sufficient memory
-            self._halve_micro_batches()
+            self._take_less_memory()
 
     def _attempt(self, work: Callable[[int], Result]) -> tuple[Result | None, str | None]:
         """Return the result, or the error's message. The error itself would keep all activations in its traceback."""
@@ -77,9 +77,21 @@ class MicroBatched:
         """Return the micro-batches of this update."""
         return self.num_micro_batches
 
-    def _halve_micro_batches(self) -> None:
+    @property
+    def _can_keep_less(self) -> bool:
+        """Return whether something is kept in memory that can be given up before micro-batches become smaller."""
+        return False
+
+    def _keep_less(self) -> None:
+        """Give that up, for good."""
+
+    def _take_less_memory(self) -> None:
+        """Prepare another attempt with less memory: on all ranks alike, as they are asked alike."""
         self._engine.discard_gradients()
         torch.cuda.empty_cache()
+        if self._can_keep_less:
+            self._keep_less()
+            return
         self.num_micro_batches *= 2
         logger.warning(
             "out of memory: the batch is cut into %d micro-batches from now on; set learner.accumulation to that and "

@@ -70,12 +70,23 @@ class LearnerSection(EngineSection):
 
     micro_batch: BatchSize = Field(4, description="segments per forward pass")
     accumulation: BatchSize = Field(1, description="micro-batches per optimizer step")
+    reuse_passes: bool = Field(
+        False,
+        description="no observation goes through the policy twice in an update; memory for all micro-batches at once",
+    )
     publish_every: Positive = Field(1, description="optimizer steps between published policy versions")
 
     @property
     def batch_segments(self) -> int:
         """Segments of one optimizer step, on each rank."""
         return self.micro_batch * self.accumulation
+
+    @model_validator(mode="after")
+    def _passes_can_be_kept(self) -> Self:
+        if self.strategy == "deepspeed" and self.reuse_passes:
+            rule = "DeepSpeed runs the backward pass of a micro-batch before the next one's forward pass"
+            raise RulesError([Problem("reuse_passes", rule, "true", "false, or strategy 'single' or 'ddp'")])
+        return self
 
 
 class RolloutSection(Section):

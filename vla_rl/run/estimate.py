@@ -189,13 +189,20 @@ def estimate_memory(plan: TrainingPlan, *, num_ranks: int) -> MemoryEstimate:
 
 
 def _learner_rows(recipe: Recipe) -> int:
-    """Return the observations in one pass with gradients; includes bootstrap ones if that pass computes values too."""
+    """Return the observations whose activations are held at once, at most.
+
+    Includes bootstrap ones if the pass with gradients computes values too. With `reuse_passes` those of all
+    micro-batches are held until the loss.
+    """
     loss = recipe.loss
     is_only_pass = (
         recipe.learner.accumulation == 1 or loss.advantage_moments == "running" or not loss.normalize_advantages
     )
-    per_segment = recipe.replay.segment_length + (is_only_pass and recipe.targets.needs_current_values)
-    return recipe.learner.micro_batch * per_segment
+    keeps_passes = recipe.learner.reuse_passes and not is_only_pass
+    per_segment = recipe.replay.segment_length + (
+        (is_only_pass or keeps_passes) and recipe.targets.needs_current_values
+    )
+    return (recipe.learner.batch_segments if keeps_passes else recipe.learner.micro_batch) * per_segment
 
 
 def learner_state(learner: EngineSection, parameters: int, *, num_ranks: int) -> int:

@@ -434,4 +434,5 @@ def _make_learner(plan: TrainingPlan, engine: Engine) -> Learner:
         num_micro_batches=recipe.learner.accumulation,
         old_threshold=recipe.replay.old_threshold,
         longest_episode=plan.max_episode_decisions,
+        reuse_passes=recipe.learner.reuse_passes,
     )
