@@ -203,7 +203,7 @@ PRESETS: Mapping[str, Plan] = {
     "small": Plan(
         tasks=(0, 1, 2),
         demonstrations=60,
-        sft_steps=(800, 1600, 2400),
+        sft_steps=(2400, 3600, 4800),
         choice_states=10,
         arms=("gipo", "ppo", "sapo", UNCHANGED),
         regimes=("fresh",),
@@ -214,7 +214,7 @@ PRESETS: Mapping[str, Plan] = {
     "full": Plan(
         tasks=(0, 1, 2),
         demonstrations=100,
-        sft_steps=(800, 1600, 2400, 3200),
+        sft_steps=(2400, 3600, 4800, 6000),
         choice_states=20,
         arms=("gipo", "ppo", "sapo", UNCHANGED),
         regimes=("fresh", "stale"),
