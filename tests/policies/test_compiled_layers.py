@@ -16,7 +16,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from vla_rl.policies.lora_section import LoraSection
 from vla_rl.policies.openvla_oft import tiny
 from vla_rl.policies.openvla_oft.config import LlamaDims
-from vla_rl.policies.openvla_oft.language import MAX_GRAPHS
+from vla_rl.policies.openvla_oft.language import MAX_GRAPHS, LanguageModel
 from vla_rl.types import PolicyInputs
 
 MIDDLE = LlamaDims(
@@ -168,3 +168,20 @@ def test_code_that_torch_writes_computes_what_plain_layers_do(build, make_inputs
             parameter.mul_(1 + 2**-24 * torch.randn(parameter.shape, generator=generator).sign())
     compiled.compile_layers()
     equal_steps(compiled, plain, make_inputs, rounded=rounded if middle else None)
+
+
+@pytest.mark.slow
+def test_compiled_layers_round_to_bfloat16_where_plain_ones_do():
+    """Else half of all hidden states would differ by a rounding, as much as between bfloat16 and float32."""
+    hidden = torch.randn(2, 40, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    found = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        language = LanguageModel(dataclasses.replace(MIDDLE, hidden_size=64, num_hidden_layers=2)).bfloat16().eval()
+        if compiled:
+            language.compile_layers()
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            found.append(language(hidden, None).float())
+    plain, code = found
+    assert (plain != code).float().mean() < 0.01
+    assert (plain - code).abs().mean() < 1e-4 * plain.abs().mean()

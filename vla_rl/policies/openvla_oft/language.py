@@ -73,8 +73,11 @@ class LanguageModel(nn.Module):
         # Llama's numbers (the epsilon of a norm) are constants; as variables they would make each graph compile twice.
         torch._dynamo.config.specialize_float = True
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
+        # Fused kernels would keep float32 between operations where uncompiled layers round to bfloat16: as much noise
+        # between acting and learning as bfloat16 itself makes.
+        options = {"emulate_precision_casts": True} if backend == "inductor" else None
         for layer in self.model.layers:
-            layer.compile(backend=backend, dynamic=True, fullgraph=True)
+            layer.compile(backend=backend, dynamic=True, fullgraph=True, options=options)
 
 
 def llama_config(dims: LlamaDims) -> Any:  # noqa: ANN401 - transformers is not typed
