@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from gpu_check_parts.runner import Phase
 
-MODEL = ("torch", "numpy", "transformers", "tokenizers", "safetensors", "peft")
+SECTIONS = ("pydantic", "pydantic_core")  # a policy, a surrogate and a credit are sections of a recipe
+MODEL = ("torch", "numpy", "transformers", "tokenizers", "safetensors", "peft", *SECTIONS)
 RECIPE = (
-    "pydantic",
-    "pydantic_core",
     "yaml",
     "packaging",
     "psutil",
@@ -60,14 +59,14 @@ PHASES = (
         "vla-rl train toy: is it solved?",
         "gpu_check_parts.measure_toy",
         limit_s=75,
-        needs=("torch", "numpy", "safetensors", *RECIPE),
+        needs=("torch", "numpy", "safetensors", *SECTIONS, *RECIPE),
     ),
     Phase(
         "tests",
         "pytest -m gpu",
         "gpu_check_parts.measure_tests",
         limit_s=90,
-        needs=("pytest", "pydantic", *MODEL),  # a surrogate and a credit are sections of a recipe
+        needs=("pytest", *MODEL),
         needs_gpu=True,
     ),
     Phase(

@@ -239,6 +239,7 @@ if __name__ == "__main__":
     print("started", flush=True)
     while True:
         blocks[0]["version"][:] += 1
+        time.sleep(0.001)
 """
 
 
@@ -247,6 +248,7 @@ def end_with_parent_and_write(handles: list[SharedArraysHandle]) -> None:
     arrays = [SharedArrays.attach(handle) for handle in handles]
     while multiprocessing.parent_process().is_alive():
         arrays[1]["version"][:] += 1
+        time.sleep(0.001)  # leaves the cores to the owner, which is to be killed at every moment of its start
 
 
 def of_run(mark: str) -> list[psutil.Process]:
@@ -274,6 +276,7 @@ def test_47_kills_of_owner_and_tracker_at_all_moments_leave_no_process_and_no_fi
             with contextlib.suppress(psutil.NoSuchProcess):
                 if process.pid == owner.pid or "resource_tracker" in " ".join(process.cmdline()):
                     process.kill()
+        owner.kill()  # also where its environment could not be read, as while it is still being executed
         owner.wait(10)
         deadline = time.monotonic() + 60
         while left := of_run(mark):
