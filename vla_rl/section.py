@@ -80,6 +80,7 @@ def _can_be_written(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_can_be_written)]
+RunName = Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 PathText = Annotated[Text, AfterValidator(_can_be_a_path)]
 
 

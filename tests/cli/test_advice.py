@@ -38,6 +38,7 @@ SPEAKERS = {
     "vla_rl/studies/metaworld": ["study metaworld"],
     "vla_rl/studies/libero": ["study libero"],
     "vla_rl/studies/surrogate_labels.py": ["study metaworld", "study libero"],
+    "vla_rl/studies/study_file.py": ["study metaworld", "study libero"],
     "vla_rl/policies/kind.py": ["eval"],
     "vla_rl/policies/openvla_oft/dataset_statistics.py": ["eval"],
     "vla_rl/policies/openvla_oft/section.py": ["eval"],

@@ -1,12 +1,25 @@
-"""Folders of runs on the command line: the one to resume, and what is mistaken for it."""
+"""Recipes and folders of runs on the command line: options of every stage of training, and mistakes in them."""
 
 from __future__ import annotations
 
 import os
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from vla_rl.errors import UserError
+
+RecipeArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A name of `vla-rl recipes list`, or a file, given with a slash or its .yaml; with --resume also the "
+        "folder of a run, given with a slash."
+    ),
+]
+RunDirOption = Annotated[Path | None, typer.Option("--run-dir", help="Folder of the run.", show_default="runs/NAME")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Resume from the run's latest checkpoint.")]
 
 
 def run_folder(recipe: str, *, resume: bool) -> Path | None:

@@ -38,11 +38,23 @@ def study() -> None:
     """Reproduce an experiment of the paper."""
 
 
+OutOption = Annotated[
+    Path, typer.Option("--out", file_okay=False, help="Folder of the study; the same command continues it.")
+]
+RegimesOption = Annotated[
+    str | None, typer.Option("--regimes", help="fresh, stale, or both.", show_default="the preset's")
+]
+SeedsOption = Annotated[
+    int | None, typer.Option("--seeds", min=1, help="Number N of seeds, 0 to N - 1.", show_default="the preset's")
+]
+JobsOption = Annotated[
+    int | None, typer.Option("--jobs", min=1, help="Runs at once, one core each.", show_default="all cores")
+]
+
+
 @app.command()
 def metaworld(
-    out: Annotated[
-        Path, typer.Option("--out", file_okay=False, help="Folder of the study; the same command continues it.")
-    ],
+    out: OutOption,
     preset: Annotated[
         Preset,
         typer.Option("--preset", help="small: 30 runs, about 40 minutes on 2 cores; full: the paper's 400 runs."),
@@ -58,9 +70,7 @@ def metaworld(
             show_default="the preset's",
         ),
     ] = None,
-    regimes: Annotated[
-        str | None, typer.Option("--regimes", help="Of fresh, stale.", show_default="the preset's")
-    ] = None,
+    regimes: RegimesOption = None,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -69,9 +79,7 @@ def metaworld(
             show_default="the preset's",
         ),
     ] = None,
-    seeds: Annotated[
-        int | None, typer.Option("--seeds", min=1, help="Number N of seeds, 0 to N - 1.", show_default="the preset's")
-    ] = None,
+    seeds: SeedsOption = None,
     budget: Annotated[
         int | None,
         typer.Option(
@@ -81,9 +89,7 @@ def metaworld(
             show_default="the preset's",
         ),
     ] = None,
-    jobs: Annotated[
-        int | None, typer.Option("--jobs", min=1, help="Runs at once, one core each.", show_default="all cores")
-    ] = None,
+    jobs: JobsOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would run and how long it would take; start nothing.")
     ] = False,
@@ -114,9 +120,7 @@ def metaworld(
 
 @app.command()
 def libero(  # noqa: PLR0913 - one parameter per option
-    out: Annotated[
-        Path, typer.Option("--out", file_okay=False, help="Folder of the study; the same command continues it.")
-    ],
+    out: OutOption,
     preset: Annotated[
         LiberoPreset,
         typer.Option(
@@ -136,9 +140,7 @@ def libero(  # noqa: PLR0913 - one parameter per option
     tasks: Annotated[
         str | None, typer.Option("--tasks", help="Task ids of the suite, like 0,3.", show_default="the preset's")
     ] = None,
-    regimes: Annotated[
-        str | None, typer.Option("--regimes", help="Of fresh, stale.", show_default="the preset's")
-    ] = None,
+    regimes: RegimesOption = None,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -147,9 +149,7 @@ def libero(  # noqa: PLR0913 - one parameter per option
             show_default="the preset's",
         ),
     ] = None,
-    seeds: Annotated[
-        int | None, typer.Option("--seeds", min=1, help="Number N of seeds, 0 to N - 1.", show_default="the preset's")
-    ] = None,
+    seeds: SeedsOption = None,
     budget: Annotated[
         int | None, typer.Option("--budget", min=1, help="Optimizer steps per run.", show_default="the preset's")
     ] = None,
@@ -171,9 +171,7 @@ def libero(  # noqa: PLR0913 - one parameter per option
             show_default="the preset's",
         ),
     ] = None,
-    jobs: Annotated[
-        int | None, typer.Option("--jobs", min=1, help="Jobs at once, one core each.", show_default="all cores")
-    ] = None,
+    jobs: JobsOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show every stage and its price in core minutes; start nothing.")
     ] = False,

@@ -9,7 +9,14 @@ import typer
 
 from vla_rl.cli import exit_codes
 from vla_rl.cli.commentary import only_comments
-from vla_rl.cli.run_folders import refuse_another_run, refuse_another_verb, run_folder
+from vla_rl.cli.run_folders import (
+    RecipeArgument,
+    ResumeOption,
+    RunDirOption,
+    refuse_another_run,
+    refuse_another_verb,
+    run_folder,
+)
 from vla_rl.errors import preflight
 
 if TYPE_CHECKING:
@@ -18,23 +25,15 @@ if TYPE_CHECKING:
 
 
 def train(
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            help="A name of `vla-rl recipes list`, or a file, given with a slash or its .yaml; with --resume also the "
-            "folder of a run, given with a slash."
-        ),
-    ],
+    recipe: RecipeArgument,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[KEY=VALUE]...", help="Fields of the recipe to set, like surrogate.name=ppo.", show_default=False
         ),
     ] = None,
-    run_dir: Annotated[
-        Path | None, typer.Option("--run-dir", help="Folder of the run.", show_default="runs/NAME")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Resume from the run's latest checkpoint.")] = False,
+    run_dir: RunDirOption = None,
+    resume: ResumeOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, estimate memory, start nothing, write nothing.")
     ] = False,

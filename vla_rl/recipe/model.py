@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
@@ -26,15 +26,13 @@ from vla_rl.recipe.setup import Setup
 from vla_rl.rl.loss_weights import LossWeights
 from vla_rl.rl.optimizer_section import OptimizerSection
 from vla_rl.rl.surrogates import AnySurrogate
-from vla_rl.section import RulesError, Section, Seed, Text
+from vla_rl.section import RulesError, RunName, Section, Seed, Text
 
 
 class Recipe(Section):
     """Everything about a run: a setup, an algorithm and a budget."""
 
-    name: Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = Field(
-        description="of the run's folder"
-    )
+    name: RunName = Field(description="of the run's folder")
     description: Text = Field("", description="one line, for people")
     seed: Seed = Field(0, description="of weights, environments, actions and sampling")
     regime: RegimeName | None = Field(

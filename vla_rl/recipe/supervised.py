@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
@@ -20,15 +20,13 @@ from vla_rl.recipe.supervised_sections import (
     SupervisedRuntimeSection,
 )
 from vla_rl.rl.optimizer_section import AdamWSection
-from vla_rl.section import RulesError, Section, Seed, Text
+from vla_rl.section import RulesError, RunName, Section, Seed, Text
 
 
 class SupervisedRecipe(Section):
     """Everything about a supervised run. Nothing in it is about reinforcement learning."""
 
-    name: Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = Field(
-        description="of the run's folder"
-    )
+    name: RunName = Field(description="of the run's folder")
     description: Text = Field("", description="one line, for people")
     seed: Seed = Field(0, description="of new weights, of the order of samples, of augmentations and of the split")
     demos: DemosSection

@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from vla_rl.errors import NoSignalError
 from vla_rl.learner.checkpoint import CheckpointInfo, Progress, load, save
@@ -35,6 +34,7 @@ from vla_rl.replay.sampler import SegmentSampler
 from vla_rl.reporting.metrics_file import Clocks
 from vla_rl.run.assembly import make_cell, make_memory
 from vla_rl.run.plan import TrainingPlan
+from vla_rl.run.ranks import make_engine
 from vla_rl.run.rollout_stats import RolloutStats
 from vla_rl.run.statistics_key import STATISTICS, check_statistics
 from vla_rl.types import SegmentBatch
@@ -101,7 +101,15 @@ class TrainingRun:
             self.memory = make_memory(plan, policy, ring_capacity=recipe.replay.capacity)
             stack.callback(self.memory.close)
             recipe.policy.check(policy)
-            self.engine = _make_engine(plan, policy)
+            self.engine = make_engine(
+                Engine,
+                policy,
+                plan.recipe.learner,
+                device=plan.device_kind,
+                optimizer=plan.recipe.optimizer,
+                total_steps=plan.recipe.budget.optimizer_steps,
+                collective_timeout_s=RANKS_TIMEOUT_S,
+            )
             self.learner = _make_learner(plan, self.engine)
             assert self.memory.ring is not None
             self.ring = self.memory.ring
@@ -405,21 +413,6 @@ def _make_sampler(plan: TrainingPlan, ring: ReplayRing, *, seed: int) -> Segment
         choose=recipe.targets.choose,
         max_uses=needs.max_uses,
         recent_groups=max(1, recipe.logging.recent_episodes // needs.candidates),
-    )
-
-
-def _make_engine(plan: TrainingPlan, policy: nn.Module) -> Engine:
-    learner = plan.recipe.learner
-    return Engine(
-        policy,
-        strategy=learner.strategy,
-        zero_stage=learner.zero_stage,
-        precision=learner.precision,
-        device=plan.device_kind,
-        optimizer=plan.recipe.optimizer,
-        total_steps=plan.recipe.budget.optimizer_steps,
-        collective_timeout_s=RANKS_TIMEOUT_S,
-        compile=learner.compile,
     )
 
 

@@ -9,13 +9,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from vla_rl.learner.checkpoint import CheckpointInfo, Progress, load, save
 from vla_rl.learner.engine import LogitsEngine, UpdateResult
 from vla_rl.learner.optimizer import POLICY_GROUP, VALUE_GROUP
 from vla_rl.policies.devices import peak_memory, use_device
 from vla_rl.reporting.metrics_file import Clocks
+from vla_rl.run.ranks import make_engine
 from vla_rl.run.statistics_key import STATISTICS
 from vla_rl.sft.demo_batches import Batch, Loader
 from vla_rl.sft.frames import prepare_frames, remove_frames
@@ -57,7 +57,15 @@ class SupervisedRun:
         use_device(plan.device)
         policy = plan.policy.build(device="cpu")
         recipe.policy.check(policy)
-        self.engine = _make_engine(plan, policy)
+        self.engine = make_engine(
+            LogitsEngine,
+            policy,
+            plan.recipe.learner,
+            device=plan.device_kind,
+            optimizer=plan.recipe.optimizer,
+            total_steps=plan.recipe.budget.optimizer_steps,
+            collective_timeout_s=RANKS_TIMEOUT_S,
+        )
         self.learner = SupervisedLearner(
             self.engine,
             label_sigma=recipe.loss.label_sigma,
@@ -224,18 +232,3 @@ def np_spread(length: int, most: int) -> Rows:
     import numpy as np
 
     return np.unique(np.linspace(0, length - 1, min(length, most)).round().astype(np.int64))
-
-
-def _make_engine(plan: SupervisedPlan, policy: nn.Module) -> LogitsEngine:
-    learner = plan.recipe.learner
-    return LogitsEngine(
-        policy,
-        strategy=learner.strategy,
-        zero_stage=learner.zero_stage,
-        precision=learner.precision,
-        device=plan.device_kind,
-        optimizer=plan.recipe.optimizer,
-        total_steps=plan.recipe.budget.optimizer_steps,
-        collective_timeout_s=RANKS_TIMEOUT_S,
-        compile=learner.compile,
-    )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+from vla_rl.errors import UserError
 from vla_rl.files import read_json_object
-from vla_rl.recipe import Recipe
+from vla_rl.recipe import Recipe, build_recipe
 
 STUDY_FILE = "study.json"
 KIND = "study"  # field with the kind of the study
@@ -19,6 +22,44 @@ def kind_of(folder: Path) -> str:
         ValueError: `study.json` is missing or broken.
     """
     return str(read_json_object(folder / STUDY_FILE).get(KIND, METAWORLD))
+
+
+def refuse_another_study(
+    out: Path,
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    *,
+    fixed: Iterable[str],
+    began_with: str,
+    recipe: str,
+    base: Recipe,
+) -> None:
+    """Refuse a call whose runs could not be compared with those of the study in the folder.
+
+    Args:
+        out: folder of the study.
+        before: its settings.
+        after: settings of the call.
+        fixed: settings that must be the same.
+        began_with: recipe (YAML) that the study began with.
+        recipe: name or path of the call's recipe.
+        base: the call's recipe.
+
+    Raises:
+        UserError: a fixed setting differs, or the recipe has changed since.
+    """
+    for name in fixed:
+        if before[name] != after[name]:
+            raise UserError(
+                f"--out: {out} holds a study with {name} {before[name]}, and this one has {after[name]}: runs of both "
+                "would not be comparable. Choose another folder"
+            )
+    changed = changed_fields(build_recipe(began_with, source=str(out / STUDY_FILE)), base)
+    if changed:
+        raise UserError(
+            f"--out: the recipe {recipe} has changed since the study in {out} began, in {', '.join(changed)}: "
+            "runs of both would not be comparable. Choose another folder"
+        )
 
 
 def changed_fields(before: Recipe, after: Recipe) -> list[str]:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vla_rl.errors import UserError, preflight
+from vla_rl.errors import preflight
 from vla_rl.files import atomic_write_json, read_json_object
-from vla_rl.recipe import build_recipe, find_recipe, load_recipe
+from vla_rl.recipe import find_recipe, load_recipe
 from vla_rl.run.folder_lock import claim_folder
 from vla_rl.studies.jobs import Progress, Say, run_jobs
 from vla_rl.studies.libero.plan import Plan, grown, plan_from
 from vla_rl.studies.libero.stages import JOB_FILE, JOBS, jobs_of
-from vla_rl.studies.study_file import KIND, STUDY_FILE, changed_fields
+from vla_rl.studies.study_file import KIND, STUDY_FILE, refuse_another_study
 
 LIBERO = "libero"
 GROWING = ("arms", "regimes", "seeds")  # fields that a later call may extend
@@ -33,18 +33,16 @@ def open_study(plan: Plan, out: Path) -> None:
     if path.exists():
         with preflight():
             there, began_with = read_study(out)
-        for name, before in there.settings().items():
-            if name not in GROWING and before != settings[name]:
-                raise UserError(
-                    f"--out: {out} holds a study with {name} {before}, and this one has {settings[name]}: their runs "
-                    "would not be comparable. Choose another folder"
-                )
-        changed = changed_fields(build_recipe(began_with, source=str(path)), base)
-        if changed:
-            raise UserError(
-                f"--out: the recipe {plan.recipe} has changed since the study in {out} began, in {', '.join(changed)}: "
-                "runs of both would not be comparable. Choose another folder"
-            )
+        before = there.settings()
+        refuse_another_study(
+            out,
+            before,
+            settings,
+            fixed=[name for name in before if name not in GROWING],
+            began_with=began_with,
+            recipe=plan.recipe,
+            base=base,
+        )
         settings = grown(there, plan).settings()
     atomic_write_json(path, {KIND: LIBERO, "plan": settings, "base": base.dump_yaml()})
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from vla_rl.errors import UserError, preflight
 from vla_rl.files import atomic_write_json, read_json_object
-from vla_rl.recipe import build_recipe, find_recipe, load_recipe
+from vla_rl.recipe import find_recipe, load_recipe
 from vla_rl.run.folder_lock import claim_folder
 from vla_rl.studies.jobs import Job, Progress, Say, run_jobs, share_of_updates
 from vla_rl.studies.metaworld.duration import expect
 from vla_rl.studies.metaworld.grid import Grid, StudyRun
-from vla_rl.studies.study_file import STUDY_FILE, changed_fields
+from vla_rl.studies.study_file import STUDY_FILE, refuse_another_study
 
 RUN_FILE = "study_run.json"
 RUNS = "runs"
@@ -34,18 +34,15 @@ def open_study(grid: Grid, out: Path) -> None:
     if path.exists():
         with preflight():
             there, began_with = read_study(out)
-        for name, before in there.settings().items():
-            if name in ("recipe", "optimizer_steps") and before != settings[name]:
-                raise UserError(
-                    f"--out: {out} holds a study with {name} {before}, and this one has {settings[name]}: runs of "
-                    "both would not be comparable. Choose another folder"
-                )
-        changed = changed_fields(build_recipe(began_with, source=str(path)), base)
-        if changed:
-            raise UserError(
-                f"--out: the recipe {grid.recipe} has changed since the study in {out} began, in {', '.join(changed)}: "
-                "runs of both would not be comparable. Choose another folder"
-            )
+        refuse_another_study(
+            out,
+            there.settings(),
+            settings,
+            fixed=("recipe", "optimizer_steps"),
+            began_with=began_with,
+            recipe=grid.recipe,
+            base=base,
+        )
         for axis in ("tasks", "surrogates", "regimes"):  # a study may grow
             settings[axis] = list(dict.fromkeys([*getattr(there, axis), *settings[axis]]))
         settings["seeds"] = max(there.seeds, settings["seeds"])

@@ -20,7 +20,7 @@ SCENE_CAMERA = "agentview"  # the wrist's camera is never perturbed, as in LIBER
 
 Group = Literal["camera", "light", "texture", "image", "robot", "objects", "instruction", "action"]
 Numbers = dict[str, Any]
-"""What a level means: names that end in a unit, and numbers, words, or lists and tables of them."""
+"""Meaning of a level: keys that end in a unit, and numbers, words, or lists and tables of them as values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
