@@ -103,6 +103,14 @@ def test_segments_beyond_the_allowed_lag_are_never_consumed(tmp_path):
     assert max(point["policy_lag/max"] for point in metrics(tmp_path / "unbounded")) > 3
 
 
+def test_a_schedule_ends_with_the_run(tmp_path):
+    """From 1 to a fifth over the 6 updates, in equal steps; the last update is one step before the end."""
+    optimizer = {"policy_lr": 1.0, "policy_warmup": 0, "schedule": "linear", "final_lr_fraction": 0.2}
+    run(toy_recipe(optimizer=optimizer | {"max_grad_norm": 1e-6}), tmp_path / "run")
+    rates = [point["learner/policy_lr"] for point in metrics(tmp_path / "run")]
+    assert rates == pytest.approx([1.0 - 0.8 * step / 6 for step in range(6)])
+
+
 def test_weights_are_published_every_so_many_updates(tmp_path):
     run(toy_recipe(learner={"publish_every": 3}), tmp_path / "run")
     assert [point["policy_version"] for point in metrics(tmp_path / "run")] == [0, 0, 1, 1, 1, 2]
