@@ -186,6 +186,18 @@ start.run()
 """
 
 
+def test_an_interruption_of_generated_code_has_the_exit_code_of_every_other(tmp_path: Path) -> None:
+    """CPython notes an interruption in `exec` of a text, as of dataclasses, and `-m` then ends itself by the signal."""
+    program = INTERRUPTED_IMPORT.replace("    try:\n", "    exec('os.kill(os.getpid(), signal.SIGINT)')\n    try:\n")
+    (tmp_path / "interrupted_program.py").write_text(program, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "interrupted_program"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
 def test_an_import_error_after_a_signal_is_an_interruption() -> None:
     done = subprocess.run([sys.executable, "-c", INTERRUPTED_IMPORT], capture_output=True, text=True, check=False)
     assert done.returncode == 130

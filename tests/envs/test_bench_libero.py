@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.libero, pytest.mark.slow]
 def test_every_process_of_a_training_costs_something_and_the_table_has_a_row_for_it(tmp_path: Path) -> None:
     file = tmp_path / "found.json"
     sizes = ["--horizon", "16", "--micro-batch", "2", "--accumulation", "1"]
-    once = ["--rounds", "1", "--updates", "2", "--skip", "1", "--variants", "reuse_passes", "--json", str(file)]
+    once = ["--rounds", "1", "--updates", "16", "--skip", "1", "--variants", "reuse_passes", "--json", str(file)]
     done = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "bench_libero"), *sizes, *once],
         env=os.environ | {"TMPDIR": str(tmp_path)}, capture_output=True, text=True, timeout=300, check=False,
