@@ -35,7 +35,7 @@ def run() -> NoReturn:
     atexit.register(_settle)
     # CPython notes an interruption that passes through `exec` of a text, as dataclasses are made, and under `-m` ends
     # itself by SIGINT whatever the exit code. Another `exec` clears the note.
-    exec("")  # noqa: S102 - a constant
+    exec("")
     sys.exit(code)
 
 
