@@ -65,6 +65,17 @@ def atomic_write_json(path: Path, value: object) -> None:
     atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def ordinary(path: Path) -> Path:
+    """Return the path if it leads to an ordinary file or to nothing; opening a pipe would wait for its writer.
+
+    Raises:
+        ValueError: it leads to something else.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: expected a file, found something else; remove it")
+    return path
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """Read the object that a JSON file holds.
 
@@ -72,10 +83,10 @@ def read_json_object(path: Path) -> dict[str, Any]:
         ValueError: there is no such file, or it holds something else; names the file.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(ordinary(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(f"{path}: expected a JSON object, found no such file") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter for thousands of brackets
         raise ValueError(
             f"{path}: expected JSON, found something else ({error}); put the file back or remove it"
         ) from error

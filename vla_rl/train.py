@@ -25,6 +25,7 @@ from vla_rl.learner.strategies import close_process_group
 from vla_rl.recipe import Recipe
 from vla_rl.reporting.live import make_display
 from vla_rl.reporting.metrics_file import Clocks, MetricsWriter
+from vla_rl.reporting.run_state import RunLife
 from vla_rl.run.estimate import DryRunReport, estimate
 from vla_rl.run.folder import RunFolder, assets_of
 from vla_rl.run.log import RunLog, log_to
@@ -117,6 +118,7 @@ def _train_rank(
         with preflight():
             if rank == 0:
                 stack.enter_context(folder.claimed())
+            life = stack.enter_context(RunLife(folder.path))
             run = stack.enter_context(
                 TrainingRun(plan, folder.path, resume_from=newest, rank=rank, num_ranks=num_ranks)
             )
@@ -139,6 +141,7 @@ def _train_rank(
                     "resumed_from": str(newest.path) if newest else None,
                 },
             )
+            life.begin()
             writer = MetricsWriter(
                 folder.path, tensorboard=recipe.logging.tensorboard, resume_at=run.clocks if resume else None
             )
@@ -148,6 +151,7 @@ def _train_rank(
         stack.enter_context(log_to(run.log_dir / "learner.log"))
         run_log = RunLog(run, run.engine.collectives, writer=writer, display=display)
         checkpoint = _loop(run, run_log, stop)
+        life.interrupted = stop.requested
         clocks = run_log.global_clocks()
         close_process_group()
     return TrainOutcome(folder.path, clocks, run_log.latest, checkpoint.path, stop.requested, evaluation=None)

@@ -41,6 +41,7 @@ def test_a_resumed_run_ends_with_the_same_weights_and_log_points(run) -> None:
     whole = run("demos.held_out=0.3")
     first = run("demos.held_out=0.3", "budget.optimizer_steps=2", name="halves")
     assert first.optimizer_steps == 2
+    assert json.loads((first.run_dir / "state.json").read_text())["state"] == "finished"
     again = run("demos.held_out=0.3", "budget.optimizer_steps=4", name="halves", resume=True)
     assert (whole.policy / "model.safetensors").read_bytes() == (again.policy / "model.safetensors").read_bytes()
     left_out = re.compile("perf/|seconds|held_out/")  # the first half measured at its own end, too

@@ -18,6 +18,8 @@ import psutil
 import pytest
 from toy_runs import assert_pure, groups_in_ring, toy_recipe
 
+from vla_rl.reporting.run_state import read_state
+
 pytestmark = pytest.mark.slow
 
 DEADLINE_S = 120
@@ -199,8 +201,10 @@ def test_ctrl_c_leaves_a_checkpoint_and_nothing_else(start, tmp_path):
     run = start(async_recipe())
     wait_until(learning(tmp_path / "run", 5), "the fifth update")
     pids = children(run)
+    assert read_state(tmp_path / "run", is_spent=False).state == "running"
     run.send_signal(signal.SIGINT)
     assert finished(run) == 130, (tmp_path / "output.txt").read_text()
+    assert read_state(tmp_path / "run", is_spent=False).state == "interrupted"
     steps = points(tmp_path / "run")[-1]["optimizer_steps"]
     assert (tmp_path / "run" / "checkpoints" / f"optimizer_step_{steps}" / "policy.safetensors").is_file()
     wait_until(gone(pids), "the end of all children")

@@ -472,3 +472,19 @@ def test_a_cell_that_fails_leaves_a_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(CellFailureError, match="the cell failed"):
         run(toy_recipe(budget={"optimizer_steps": 500}, checkpoint={"every_optimizer_steps": 400}), tmp_path / "run")
     assert list((tmp_path / "run" / "checkpoints").glob("optimizer_step_*"))
+
+
+def test_a_run_records_how_it_ended(tmp_path, monkeypatch):
+    def state():
+        return json.loads((tmp_path / "run" / "state.json").read_text())
+
+    run(toy_recipe(budget={"optimizer_steps": 1}), tmp_path / "run")
+    assert (state()["state"], state()["reason"]) == ("finished", "")
+    monkeypatch.setattr(TrainingRun, "update", lambda self, batch: _raise(RunFailureError("out of luck")))
+    with pytest.raises(RunFailureError):
+        run(toy_recipe(budget={"optimizer_steps": 2}), tmp_path / "run", resume=True)
+    assert (state()["state"], state()["reason"]) == ("failed", "out of luck")
+
+
+def _raise(error):
+    raise error

@@ -25,6 +25,7 @@ from vla_rl.cli import export as export_verb
 from vla_rl.cli import metrics as metrics_verb
 from vla_rl.cli import recipes as recipes_verb
 from vla_rl.cli import report as report_verb
+from vla_rl.cli import runs as runs_verb
 from vla_rl.cli import sft as sft_verb
 from vla_rl.cli import study as study_verb
 from vla_rl.cli import train as train_verb
@@ -101,6 +102,7 @@ app.command("train")(train_verb.train)
 app.command("eval")(eval_verb.evaluate)
 app.command("export")(export_verb.export)
 app.command("report")(report_verb.report)
+app.command("runs")(runs_verb.runs)
 app.command("metrics")(metrics_verb.metrics)
 app.command("doctor")(doctor_verb.doctor)
 app.add_typer(assets_verb.app, name="assets")

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeGuard
 
 from vla_rl.files import atomic_write_bytes
 from vla_rl.reporting.catalogue import require_known
@@ -159,7 +159,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     lines = path.read_bytes().split(b"\n")
     records = []
     for number, line in enumerate(lines, start=1):
-        record = _parse(line)
+        record = parse_point(line)
         if record is not None:
             records.append(record)
         elif line.strip() and number < len(lines):
@@ -170,14 +170,20 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def parse_point(line: bytes) -> dict[str, Any] | None:
+    """Return the log point that a line holds; None if it holds none."""
     try:
         record = json.loads(line)
-    except ValueError:  # includes UnicodeDecodeError
+    except (ValueError, RecursionError):  # includes UnicodeDecodeError; thousands of brackets
         return None
     if not isinstance(record, dict):
         return None
-    return record if all(isinstance(record.get(name), int | float) for name in CLOCK_NAMES) else None
+    return record if all(is_number(record.get(name)) for name in CLOCK_NAMES) else None
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Return whether a JSON value is a finite number. Python reads NaN, and 1e999 as infinity."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _forget_after(path: Path, optimizer_steps: int) -> None:

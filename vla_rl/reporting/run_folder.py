@@ -9,7 +9,7 @@ from typing import Any
 
 from vla_rl.files import read_json_object
 from vla_rl.reporting.manifest import MANIFEST_FILE
-from vla_rl.reporting.metrics_file import METRICS_FILE, read_metrics
+from vla_rl.reporting.metrics_file import METRICS_FILE, is_number, read_metrics
 from vla_rl.reporting.series import Records
 
 RECIPE_FILE = "recipe.yaml"
@@ -63,15 +63,21 @@ def read_run(folder: Path) -> WrittenRun:
 
 def _unscaled(records: Records, manifest: Mapping[str, Any]) -> Records:
     """Return log points with unscaled returns; the learner's rewards are the env's times the recipe's scale."""
+    scale = reward_scale(manifest)
+    if scale == 1:
+        return records
+    return [
+        record | {"rollout/return": value / scale} if (value := record.get("rollout/return")) is not None else record
+        for record in records
+    ]
+
+
+def reward_scale(manifest: Mapping[str, Any]) -> float:
+    """Return the factor between the env's rewards and those that were written; 1 if a manifest tells none."""
     match manifest:
-        case {"recipe": {"env": {"reward_scale": int() | float() as scale}}} if scale not in (0, 1):
-            return [
-                record | {"rollout/return": value / scale}
-                if (value := record.get("rollout/return")) is not None
-                else record
-                for record in records
-            ]
-    return records
+        case {"recipe": {"env": {"reward_scale": int() | float() as scale}}} if is_number(scale) and scale != 0:
+            return float(scale)
+    return 1.0
 
 
 def _read_evaluation(path: Path, *, below: Path) -> Evaluation:

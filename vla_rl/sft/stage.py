@@ -25,6 +25,7 @@ from vla_rl.learner.strategies import close_process_group
 from vla_rl.recipe import SupervisedRecipe
 from vla_rl.reporting.metrics_file import MetricsWriter
 from vla_rl.reporting.run_folder import EVALUATIONS
+from vla_rl.reporting.run_state import RunLife
 from vla_rl.reporting.text import duration
 from vla_rl.run.folder import RunFolder
 from vla_rl.run.log import log_to
@@ -114,6 +115,7 @@ def _rank(
         with preflight():
             if rank == 0:
                 stack.enter_context(folder.claimed())
+            life = stack.enter_context(RunLife(folder.path))
             run = stack.enter_context(
                 SupervisedRun(plan, folder.path, resume_from=newest, rank=rank, num_ranks=num_ranks)
             )
@@ -123,6 +125,7 @@ def _rank(
             if aside is not None:
                 console.print(f"warning: the run begins anew; its former log points are in {aside}", markup=False)
             _write_records(plan, folder, newest, num_ranks=num_ranks)
+            life.begin()
             writer = MetricsWriter(
                 folder.path, tensorboard=recipe.logging.tensorboard, resume_at=run.clocks if resume else None
             )
@@ -133,6 +136,7 @@ def _rank(
         stage = Stage(run, console, writer, stop)
         checkpoint = stage.train()
         interrupted = stop.requested and run.optimizer_steps < recipe.budget.optimizer_steps and not stage.out_of_time
+        life.interrupted = interrupted
         if not interrupted:
             run.forget_frames()
         close_process_group()
