@@ -14,9 +14,10 @@ from vla_rl.errors import UserError
 from vla_rl.evaluation.episode_log import EpisodeLog, EpisodeResult
 from vla_rl.reporting.catalogue import CATALOGUE
 from vla_rl.reporting.metrics_file import read_metrics
+from vla_rl.reporting.panels import FIGURES
 from vla_rl.reporting.report import COLUMNS, write_report
 from vla_rl.reporting.run_folder import read_run
-from vla_rl.reporting.run_plots import FIGURES, draw, draw_success_per_task
+from vla_rl.reporting.run_plots import draw, draw_success_per_task
 from vla_rl.reporting.run_summary import run_sentences
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"

@@ -9,7 +9,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from vla_rl.reporting.run_plots import COLORS, COLUMNS, FAINT, INK, PANEL_SIZE
+from vla_rl.reporting.panels import COLORS
+from vla_rl.reporting.run_plots import COLUMNS, FAINT, INK, PANEL_SIZE
 
 LEVELS = (1, 2, 3, 4, 5)
 

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 from vla_rl.files import atomic_write_text
 from vla_rl.reporting.catalogue import CATALOGUE
 from vla_rl.reporting.html import bullets, folded, image, nested, note, page, preformatted, section, table, warning_box
+from vla_rl.reporting.panels import FIGURES
 from vla_rl.reporting.run_folder import Evaluation, WrittenRun, read_run
-from vla_rl.reporting.run_plots import FIGURES, draw, draw_success_per_task, png
+from vla_rl.reporting.run_plots import draw, draw_success_per_task, png
 from vla_rl.reporting.run_summary import run_sentences, warnings
 from vla_rl.reporting.series import Records, closing_mean
 from vla_rl.reporting.text import ABSENT, duration, number, percent, size

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from vla_rl.files import atomic_write_bytes
+from vla_rl.reporting.panels import CLOCK_LABELS, COLORS, FIGURES, FigureSpec, PanelSpec
 from vla_rl.reporting.run_folder import read_run
 from vla_rl.reporting.series import Records, series, value_of
 
@@ -23,96 +23,8 @@ COLUMNS = 3
 PANEL_SIZE = (4.1, 2.7)  # inches
 DPI = 120
 NAME_WIDTH = 50  # characters per line of a task's name
-# Okabe and Ito's colours, distinguishable with any colour vision; reordered for contrast on white.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", "--", ":", "-.")
 INK, FAINT = "#1f2933", "#d5dbe1"
-
-
-@dataclass(frozen=True, slots=True)
-class PanelSpec:
-    """One pair of axes; its metrics share a unit."""
-
-    title: str
-    metrics: tuple[str, ...]
-    shares: bool = False  # values are shares, shown in percent
-    from_zero: bool = False  # the axis starts at 0, because the magnitude matters and not only the change
-
-
-@dataclass(frozen=True, slots=True)
-class FigureSpec:
-    """One picture: panels over one clock."""
-
-    name: str  # file name without suffix
-    title: str
-    over: str  # clock
-    panels: tuple[PanelSpec, ...]
-
-
-FIGURES = (
-    FigureSpec(
-        "learning",
-        "Learning curves (training episodes)",
-        "env_steps",
-        (
-            PanelSpec("success rate", ("rollout/success_rate",), shares=True),
-            PanelSpec("return", ("rollout/return",)),
-            PanelSpec("episode length (env steps)", ("rollout/episode_length",)),
-        ),
-    ),
-    FigureSpec(
-        "optimisation",
-        "Optimisation",
-        "optimizer_steps",
-        (
-            PanelSpec("policy loss", ("learner/policy_loss",)),
-            PanelSpec("value loss", ("learner/value_loss",), from_zero=True),
-            PanelSpec("explained variance of the value", ("learner/explained_variance",)),
-            PanelSpec("entropy (nat)", ("learner/entropy",), from_zero=True),
-            PanelSpec("KL(behaviour ‖ policy) (nat)", ("learner/approx_kl", "learner/kl")),
-            PanelSpec("gradient norm", ("learner/grad_norm",), from_zero=True),
-        ),
-    ),
-    FigureSpec(
-        "policy_lag",
-        "Policy lag",
-        "optimizer_steps",
-        (
-            PanelSpec("lag (versions)", ("policy_lag/mean", "policy_lag/p95", "policy_lag/max"), from_zero=True),
-            PanelSpec("old samples", ("policy_lag/old_fraction", "policy_lag/excluded"), shares=True),
-            PanelSpec("|log ρ|, 95 % quantile (nat)", ("ratio/abs_log_p95",), from_zero=True),
-        ),
-    ),
-    FigureSpec(
-        "utilisation",
-        "Use of the samples",
-        "optimizer_steps",
-        (
-            PanelSpec(
-                "share of tokens by weight",
-                ("utilization/dead", "utilization/suppressed", "utilization/near_zero"),
-                shares=True,
-            ),
-            PanelSpec("old tokens' part of the contribution", ("utilization/old_share",), shares=True),
-            PanelSpec("effective sample size of old tokens", ("utilization/ess_old",), shares=True),
-        ),
-    ),
-    FigureSpec(
-        "rates",
-        "Rates and waiting",
-        "seconds",
-        (
-            PanelSpec("env steps per second", ("perf/env_steps_per_s",), from_zero=True),
-            PanelSpec("decisions per second", ("perf/decisions_per_s", "perf/learner_samples_per_s"), from_zero=True),
-            PanelSpec(
-                "waiting",
-                ("perf/learner_wait_fraction", "perf/env_wait_fraction", "perf/env_held_back_fraction"),
-                shares=True,
-            ),
-        ),
-    ),
-)
-_CLOCK_LABELS = {"env_steps": "env steps", "optimizer_steps": "optimizer steps", "seconds": "wall-clock seconds"}
 
 
 def draw(spec: FigureSpec, runs: Mapping[str, Records]) -> Figure | None:
@@ -156,14 +68,14 @@ def _draw_panel(axes: Axes, panel: PanelSpec, runs: Mapping[str, Records], *, ov
             # A line through a single point is invisible.
             marker = "o" if len(clocks) == 1 else ""
             if clocks:
-                label = name.partition("/")[2] if run_index == 0 else None
+                label = panel.labels[metric_index] if run_index == 0 else None
                 axes.plot(clocks, values, color=color, linestyle=dash, marker=marker, linewidth=1.6, label=label)
     _dress(axes, panel, over=over)
 
 
 def _dress(axes: Axes, panel: PanelSpec, *, over: str) -> None:
-    axes.set_title(panel.title, loc="left", fontsize=10, color=INK)
-    axes.set_xlabel(_CLOCK_LABELS[over], fontsize=8, color=INK)
+    axes.set_title(panel.heading, loc="left", fontsize=10, color=INK)
+    axes.set_xlabel(CLOCK_LABELS[over], fontsize=8, color=INK)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.tick_params(labelsize=8, colors=INK, length=0)
     axes.grid(visible=True, color=FAINT, linewidth=0.6)
