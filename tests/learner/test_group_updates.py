@@ -15,7 +15,7 @@ from vla_rl.credit import Credit, Gae, Group
 from vla_rl.learner.batches import Rows, token_mask
 from vla_rl.policies.value_heads import NoCritic
 from vla_rl.rl.loss_weights import LossWeights
-from vla_rl.rl.surrogates import Ppo, Surrogate
+from vla_rl.rl.surrogates import DecoupledPpo, Ppo, Surrogate
 from vla_rl.types import SegmentBatch
 
 A = fakes.ACTIONS.num_tokens
@@ -179,6 +179,27 @@ def test_the_ratio_of_a_control_step_is_the_product_of_its_tokens() -> None:
     for ratio, share in (("step", 0.5), ("joint", 1.0)):
         loss = LossWeights.model_validate({"normalize_advantages": False, "ratio": ratio})
         assert update(doubled, loss=loss, surrogate=ppo)[1]["learner/clip_fraction"] == pytest.approx(share)
+
+
+def test_every_decision_has_the_proximal_policy_of_its_own_lag() -> None:
+    """All ratios are 1.44; first decisions have lag 1 (w = 1, r = 1.44), later ones lag 2 (w = r = 1.2).
+
+    Bad ones are not clipped: -(1 + 5/2) 1.44 times 3 decisions. Good ones: (1.25 + 1.44) (1 + 5/2). Ten decisions.
+    """
+    batch = on_policy()
+    lag = np.where(np.arange(fakes.LENGTH) == 0, 1, 2)
+    batch = replace(
+        batch,
+        behavior_logprobs=batch.behavior_logprobs - math.log(1.44),
+        policy_version=np.broadcast_to(20 - lag, batch.mask.shape),
+    )
+    surrogate = DecoupledPpo(name="decoupled_ppo", clip_high=0.25)
+    for parts in (1, 4):
+        _, metrics = update(batch, surrogate=surrogate, parts=parts)
+        assert metrics["learner/policy_loss"] == pytest.approx(3.5 * (3 * 1.44 - 2.69) / 10, abs=1e-5)
+        assert metrics["learner/clip_fraction"] == pytest.approx(0.4)  # of r
+        assert metrics["utilization/dead"] == pytest.approx(0.2)
+        assert metrics["policy_lag/mean"] == pytest.approx(1.6)
 
 
 def test_a_step_that_was_not_executed_has_no_ratio() -> None:

@@ -17,6 +17,8 @@ SETTINGS = [
     *((name, {}) for name in KINDS),
     ("ppo", {"clip_low": 0.1, "clip_high": 0.3}),
     ("ppo", {"dual_clip": 1.3}),
+    ("decoupled_ppo", {"proximal": 0.5, "clip_low": 0.1, "clip_high": 0.3, "dual_clip": 1.5}),
+    ("decoupled_ppo", {"proximal": 1.0, "max_weight": 1.4}),
     ("sapo", {"tau_pos": 0.5, "tau_neg": 3.0}),
     ("gipo", {"sigma": 0.3, "negative_sigma_scale": 0.5}),
 ]

@@ -29,6 +29,8 @@ ALL = SURROGATES | {  # at the defaults of their fields, and GIPO at others too
     "gipo 0.2": partial(gipo, sigma=0.2),
     "gipo 2": partial(gipo, sigma=2.0),
     "gipo aware": partial(gipo, sigma=1.0, negative_sigma_scale=0.5),
+    "decoupled_ppo halfway": partial(SURROGATES["decoupled_ppo"], proximal=0.5),
+    "decoupled_ppo current": partial(SURROGATES["decoupled_ppo"], proximal=1.0, max_weight=None),
 }
 EXTREME = [
     -math.inf,

@@ -106,6 +106,7 @@ class Learner(MicroBatched):
         self._has_critic = credit.needs_values
         self._loss = loss
         self._old_threshold = old_threshold
+        self._policy_version = 0  # of the weights before the current update
         self._merges_repeats = reuse_passes and not self._has_dropout
         self._keeps_passes = self._merges_repeats
         self._evaluates_decisions = credit.needs_current_values or credit.needs_log_ratios
@@ -130,6 +131,7 @@ class Learner(MicroBatched):
             NonFiniteUpdateError: too many updates in a row were skipped.
         """
         self._check(batch)
+        self._policy_version = policy_version
         self.seconds = dict.fromkeys(self.seconds, 0.0)
         # 1. Rows: the decisions, and the observations after them whose values are missing. Global counts.
         rows, after = self._in_buckets(batch, decision_rows(batch)), self._rows_after(batch)
@@ -171,7 +173,7 @@ class Learner(MicroBatched):
         if result.applied:
             self.moments.add(moments)
         # 6. Diagnostics of the whole batch, under the weights at which the gradient was taken.
-        return self._metrics(batch, sums, counts, result, policy_version) if measure else {}
+        return self._metrics(batch, sums, counts, result) if measure else {}
 
     @contextlib.contextmanager
     def _clock(self, part: str) -> Iterator[None]:
@@ -309,7 +311,15 @@ class Learner(MicroBatched):
 
     def _credited(self, batch: SegmentBatch, rows: Rows, experience: Experience) -> Decisions:
         """Return the decisions with their targets, advantages not yet normalised."""
-        return credited(batch, rows, experience, self._credit, action_dim=self._action_dim, loss=self._loss)
+        return credited(
+            batch,
+            rows,
+            experience,
+            self._credit,
+            action_dim=self._action_dim,
+            loss=self._loss,
+            policy_version=self._policy_version,
+        )
 
     def _moments_before(self) -> Tensor | None:
         """Return the moments of earlier updates, if advantages are normalised by those."""
@@ -455,11 +465,8 @@ class Learner(MicroBatched):
 
     # --- 6. diagnostics ----------------------------------------------------------------------------------------------
 
-    def _metrics(
-        self, batch: SegmentBatch, sums: list[Sums], counts: Counts, result: UpdateResult, policy_version: int
-    ) -> dict[str, float]:
+    def _metrics(self, batch: SegmentBatch, sums: list[Sums], counts: Counts, result: UpdateResult) -> dict[str, float]:
         collectives = self._engine.collectives
-        version = {"policy_version": policy_version, "old_threshold": self._old_threshold}
         metrics = {
             "learner/skipped_updates": float(self._engine.skipped_updates),
             "learner/micro_batches": float(self.num_micro_batches),
@@ -467,7 +474,7 @@ class Learner(MicroBatched):
         }
         if self._has_critic:
             metrics["learner/value_lr"] = result.learning_rates[VALUE_GROUP]
-        metrics |= lag_metrics(batch, sums, collectives, **version)
+        metrics |= lag_metrics(batch, sums, collectives, old_threshold=self._old_threshold)
         if not result.applied:
             return metrics
         with_critic = self._has_critic
@@ -475,7 +482,11 @@ class Learner(MicroBatched):
             sums, counts, collectives, with_kl=self._loss.kl_coefficient > 0, with_critic=with_critic
         )
         metrics |= ratio_metrics(
-            batch, sums, collectives, surrogate=self._surrogate, with_critic=with_critic, **version
+            sums,
+            collectives,
+            surrogate=self._surrogate,
+            with_critic=with_critic,
+            old_threshold=self._old_threshold,
         )
         return metrics | {"learner/grad_norm": result.grad_norm}
 

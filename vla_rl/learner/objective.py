@@ -38,6 +38,7 @@ class Decisions:
     """Decisions with the constants of their loss, on the CPU."""
 
     rows: Rows  # R
+    lag: Tensor  # (R,) int64, versions
     tokens_run: Tensor  # (R, A) bool, the token's control step was executed
     ratios_valid: Tensor  # (R, P) bool, P ratios per decision: A tokens, K control steps, or 1
     weights: Tensor | None  # (R, 1) of the decision's ratios in the policy term; None: 1
@@ -50,6 +51,7 @@ class Decisions:
         for cut in self.rows.cuts(count):
             yield Decisions(
                 self.rows[cut],
+                self.lag[cut],
                 self.tokens_run[cut],
                 self.ratios_valid[cut],
                 None if self.weights is None else self.weights[cut],
@@ -113,9 +115,16 @@ def experience_of(batch: SegmentBatch, *, with_behavior_values: bool) -> Experie
 
 
 def credited(
-    batch: SegmentBatch, rows: Rows, experience: Experience, credit: Credit, *, action_dim: int, loss: LossWeights
+    batch: SegmentBatch,
+    rows: Rows,
+    experience: Experience,
+    credit: Credit,
+    *,
+    action_dim: int,
+    loss: LossWeights,
+    policy_version: int,
 ) -> Decisions:
-    """Return the decisions with their targets, advantages not yet normalised.
+    """Return the decisions with their targets, advantages not yet normalised, and their lag behind a version.
 
     With `loss.aggregation` trajectory, `rows` must be all decisions of the batch.
     """
@@ -131,6 +140,7 @@ def credited(
             valid = run.any(dim=1, keepdim=True)
     return Decisions(
         rows,
+        lag=policy_version - at(batch.policy_version, rows),
         tokens_run=run,
         ratios_valid=valid,
         weights=_share_of_episode(batch, rows, valid) if loss.aggregation == "trajectory" else None,
@@ -172,7 +182,7 @@ def micro_batch_sums(
         num_ratios = decisions.ratios_valid.shape[1]
         logprobs, behavior_logprobs = (_sum_run(each, run, num_ratios) for each in (logprobs, behavior_logprobs))
     policy, _ = policy_objective_sum(
-        surrogate.objective,
+        surrogate.at_lag(decisions.lag.to(device).unsqueeze(-1)).objective,
         logprobs=logprobs,
         behavior_logprobs=behavior_logprobs,
         advantages=decisions.advantages.to(device).unsqueeze(-1),

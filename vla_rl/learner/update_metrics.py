@@ -38,11 +38,10 @@ def loss_metrics(
 
 
 def lag_metrics(
-    batch: SegmentBatch, sums: Sequence[Sums], collectives: Collectives, *, policy_version: int, old_threshold: int
+    batch: SegmentBatch, sums: Sequence[Sums], collectives: Collectives, *, old_threshold: int
 ) -> dict[str, float]:
     """Return the staleness, per decision."""
-    rows = _rows(sums)
-    columns = torch.stack([policy_version - at(batch.policy_version, rows), at(batch.age, rows)], dim=1)
+    columns = torch.stack([_lag(sums), at(batch.age, _rows(sums))], dim=1)
     lag, age = collectives.gather_over_ranks(columns).unbind(dim=1)
     every = torch.ones_like(lag, dtype=torch.bool)
     lags = diagnostics.policy_lag(lag, every, old_threshold=old_threshold)
@@ -57,24 +56,20 @@ def lag_metrics(
 
 
 def ratio_metrics(
-    batch: SegmentBatch,
     sums: Sequence[Sums],
     collectives: Collectives,
     *,
     surrogate: Surrogate,
     with_critic: bool,
-    policy_version: int,
     old_threshold: int,
 ) -> dict[str, float]:
     """Return drift and use of the samples per valid ratio, and the fit of the critic, if there is one, per decision.
 
     Args:
-        batch: this rank's segments.
         sums: sums of the micro-batches.
         collectives: the ranks.
         surrogate: its weights measure the use of the samples, its range defines which ratios count as clipped.
         with_critic: whether values and value targets have a meaning.
-        policy_version: the learner's version before the step.
         old_threshold: versions.
     """
     log_ratio, values = torch.cat([part.log_ratio for part in sums]), torch.cat([part.values for part in sums])
@@ -82,29 +77,34 @@ def ratio_metrics(
         torch.cat([getattr(part.decisions, name) for part in sums])
         for name in ("ratios_valid", "advantages", "value_targets")
     )
-    lag = policy_version - at(batch.policy_version, _rows(sums))
-    columns = [advantages, values, value_targets, lag >= old_threshold, lag == 0]
+    columns = [advantages, values, value_targets, _lag(sums)]
     packed = torch.cat([log_ratio, valid, torch.stack([c.double() for c in columns], dim=1)], dim=1)
     union = collectives.gather_over_ranks(packed.double())
     num_ratios = log_ratio.shape[1]
     log_ratio, run = union[:, :num_ratios], union[:, num_ratios : 2 * num_ratios] > 0
-    advantages, values, value_targets, old, fresh = union[:, 2 * num_ratios :].unsqueeze(1).unbind(dim=2)  # (R, 1) each
-    used = diagnostics.utilization(surrogate.log_weight(log_ratio, advantages), advantages, old > 0, run)
+    advantages, values, value_targets, lag = union[:, 2 * num_ratios :].unsqueeze(1).unbind(dim=2)  # (R, 1) each
+    surrogate = surrogate.at_lag(lag)
+    used = diagnostics.utilization(surrogate.log_weight(log_ratio, advantages), advantages, lag >= old_threshold, run)
     every = torch.ones_like(values, dtype=torch.bool)
     fit = {"learner/explained_variance": diagnostics.explained_variance(values, value_targets, every)}
-    clip_low, clip_high = surrogate.clip_range
+    limited, (clip_low, clip_high) = surrogate.limited_log_ratio(log_ratio), surrogate.clip_range
     return {
         "learner/approx_kl": diagnostics.approx_kl(log_ratio, run),
-        "learner/clip_fraction": diagnostics.clip_fraction(log_ratio, run, clip_low=clip_low, clip_high=clip_high),
+        "learner/clip_fraction": diagnostics.clip_fraction(limited, run, clip_low=clip_low, clip_high=clip_high),
         **(fit if with_critic else {}),
         "ratio/abs_log_p95": diagnostics.abs_log_ratio_p95(log_ratio, run),
-        **_lag_zero(log_ratio, run, (fresh > 0).squeeze(1)),
+        **_lag_zero(log_ratio, run, (lag == 0).squeeze(1)),
         "utilization/dead": used.dead,
         "utilization/suppressed": used.suppressed,
         "utilization/near_zero": used.near_zero,
         "utilization/old_share": used.old_share,
         "utilization/ess_old": used.ess_old,
     }
+
+
+def _lag(sums: Sequence[Sums]) -> Tensor:
+    """Return the policy lag of the decisions of all micro-batches, in their order."""
+    return torch.cat([part.decisions.lag for part in sums])
 
 
 def _rows(sums: Sequence[Sums]) -> Rows:

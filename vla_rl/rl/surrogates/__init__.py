@@ -2,11 +2,12 @@
 
 With x = log π_θ(a|s) − log μ(a|s), ρ = e^x, and m the factor in front of A ∇log π_θ:
 
-    name      J (maximised)                               m / ρ
-    no_clip   ρ A                                         1
-    ppo       min(ρ A, clip(ρ, 1 − ε_low, 1 + ε_high) A)  0 on the clipped side, else 1
-    sapo      (4 / τ) sigmoid(τ (ρ − 1)) A                sech²(τ (ρ − 1) / 2)
-    gipo      sg(ω) ρ A,  ω = exp(−x² / (2σ²))            ω
+    name           J (maximised)                               m / ρ
+    no_clip        ρ A                                         1
+    ppo            min(ρ A, clip(ρ, 1 − ε_low, 1 + ε_high) A)  0 on the clipped side, else 1
+    sapo           (4 / τ) sigmoid(τ (ρ − 1)) A                sech²(τ (ρ − 1) / 2)
+    gipo           sg(ω) ρ A,  ω = exp(−x² / (2σ²))            ω
+    decoupled_ppo  sg(w) min(r A, clip(r, …) A),  w r = ρ      0 on the clipped side of r and for a large w, else 1
 
 At ρ = 1 every m is 1. Values of different surrogates are not comparable (SAPO's gate is 2/τ at ρ = 1); gradients are.
 
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Union, get_args
 from pydantic import Field
 
 from vla_rl.rl.surrogates.base import MAX_LOG_RATIO, Surrogate, bounded_log_ratio
+from vla_rl.rl.surrogates.decoupled_ppo import DecoupledPpo
 from vla_rl.rl.surrogates.gipo import Gipo
 from vla_rl.rl.surrogates.loss import policy_loss, policy_objective_sum
 from vla_rl.rl.surrogates.no_clip import NoClip
@@ -38,6 +40,7 @@ AnySurrogate = Annotated[
         Ppo,
         Sapo,
         NoClip,
+        DecoupledPpo,
     ],
     Field(discriminator="name"),
 ]
@@ -59,6 +62,7 @@ __all__ = [
     "MAX_LOG_RATIO",
     "SURROGATES",
     "AnySurrogate",
+    "DecoupledPpo",
     "Gipo",
     "NoClip",
     "Ppo",

@@ -51,6 +51,18 @@ class Surrogate(Section, ABC):
         nowhere 0. Such a weight keeps its exponent here.
         """
 
+    def at_lag(self, lag: Tensor) -> Surrogate:  # noqa: ARG002 - most do not depend on it
+        """Return the surrogate of elements with these policy lags; by default the same.
+
+        Args:
+            lag: versions, broadcastable with the log-ratios that the result's methods are called with.
+        """
+        return self
+
+    def limited_log_ratio(self, log_ratio: Tensor) -> Tensor:
+        """Return the logarithm of the ratio that `clip_range` is a range of; by default of ρ."""
+        return log_ratio
+
     @property
     def clip_range(self) -> tuple[float, float]:
         """Return (low, high): ratios below 1 − low and above 1 + high count in the clip fraction.

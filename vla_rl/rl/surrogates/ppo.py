@@ -13,6 +13,13 @@ from vla_rl.section import Scale
 if TYPE_CHECKING:
     from torch import Tensor
 
+ClipLow = Annotated[float, Field(gt=0.0, lt=1.0, description="ratios below 1 - clip_low are clipped for bad actions")]
+ClipHigh = Annotated[Scale, Field(description="ratios above 1 + clip_high are clipped for good actions")]
+DualClip = Annotated[
+    Annotated[float, Field(gt=1.0, le=1e6)] | None,
+    Field(description="ratios above this are clipped for bad actions; null: never"),
+]
+
 
 class Ppo(Surrogate):
     """Clipped surrogate (arXiv 1707.06347, equation 7): J = min(ρ A, clip(ρ, 1 − clip_low, 1 + clip_high) A).
@@ -21,13 +28,9 @@ class Ppo(Surrogate):
     """
 
     name: Literal["ppo"]
-    clip_low: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
-        0.2, description="ratios below 1 - clip_low are clipped for bad actions"
-    )
-    clip_high: Scale = Field(0.2, description="ratios above 1 + clip_high are clipped for good actions")
-    dual_clip: Annotated[float, Field(gt=1.0, le=1e6)] | None = Field(
-        None, description="ratios above this are clipped for bad actions; null: never"
-    )
+    clip_low: ClipLow = 0.2
+    clip_high: ClipHigh = 0.2
+    dual_clip: DualClip = None
 
     def objective(self, log_ratio: Tensor, advantages: Tensor) -> Tensor:
         """Return the smaller of ρ A and its clipped form; exactly on an edge the gradient is not 0."""
