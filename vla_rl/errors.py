@@ -32,7 +32,7 @@ class CellFailureError(RunFailureError):
 
 
 class NoSignalError(RunFailureError):
-    """End of a run that has nothing to learn from: whatever it collects is left out."""
+    """End of a run that has nothing to learn from, though it does not solve what it plays."""
 
 
 @contextmanager

@@ -45,6 +45,7 @@ class TrainOutcome:
     metrics: dict[str, float]  # the last log point
     checkpoint: Path
     interrupted: bool
+    reason: str  # why it ended before its budget was spent, if it did of itself; empty otherwise
     evaluation: EvaluationReport | None
 
 
@@ -78,7 +79,7 @@ def train(recipe: Recipe, *, run_dir: Path, resume: bool, console: Console) -> T
     Raises:
         UserError: the recipe, the folder or the machine does not allow the run; nothing was started or overwritten.
         CellFailureError: a part failed for good; the message holds the child's traceback.
-        NoSignalError: nothing that is collected can be learned from; the message says why.
+        NoSignalError: nothing that is collected can be learned from, because nothing succeeds; the message says more.
     """
     launched = launched_rank()
     is_first = launched is None or launched[0] == 0
@@ -151,10 +152,18 @@ def _train_rank(
         stack.enter_context(log_to(run.log_dir / "learner.log"))
         run_log = RunLog(run, run.engine.collectives, writer=writer, display=display)
         checkpoint = _loop(run, run_log, stop)
-        life.interrupted = stop.requested
+        life.interrupted, life.reason = stop.requested, _reason(run)
         clocks = run_log.global_clocks()
         close_process_group()
-    return TrainOutcome(folder.path, clocks, run_log.latest, checkpoint.path, stop.requested, evaluation=None)
+    return TrainOutcome(
+        folder.path, clocks, run_log.latest, checkpoint.path, stop.requested, life.reason, evaluation=None
+    )
+
+
+def _reason(run: TrainingRun) -> str:
+    """Return why the run ended of itself before its budget was spent, on every rank; empty if it did not."""
+    is_solved = run.engine.collectives.any_over_ranks(bool(run.solved))
+    return run.solved or ("another rank has nothing left to learn from" if is_solved else "")
 
 
 def _with_evaluation(outcome: TrainOutcome, recipe: Recipe, console: Console) -> TrainOutcome:
@@ -181,6 +190,7 @@ def _loop(run: TrainingRun, run_log: RunLog, stop: StopRequest) -> CheckpointInf
 
     Ranks decide together whether to continue, so that none waits in a collective that others never join. A cell that
     fails, or collects nothing to learn from, ends the loop on all ranks; they save together before its rank raises.
+    A rank whose policy solves what it plays ends the loop as the end of the budget does.
     """
     recipe, totals = run.plan.recipe, run.totals
 

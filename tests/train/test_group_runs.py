@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from safetensors.torch import load_file
 from toy_runs import assert_pure, groups_in_ring, metrics, run, toy_recipe
+from typer.testing import CliRunner
 
+from vla_rl.cli.main import app
 from vla_rl.errors import NoSignalError
 from vla_rl.recipe import find_recipe, load_recipe
+from vla_rl.replay.group_sampler import Outcome
 from vla_rl.run.plan import make_training_plan
-from vla_rl.run.training import UNLIMITED, TrainingRun
+from vla_rl.run.training import UNLIMITED, TrainingRun, no_signal
 
 SIZE = 4
 
@@ -92,18 +97,71 @@ def test_over_replay_groups_are_used_until_they_leave_the_ring(tmp_path):
     assert last["policy_lag/max"] > 4
 
 
-@pytest.mark.parametrize(
-    ("keep", "horizon", "said"),
-    [([2.0, 3.0], 2000, "solves what it plays"), ([0.9, 0.95], 1, "does not solve what it plays")],
-)
-def test_a_run_that_has_nothing_to_learn_from_says_why_and_leaves_a_checkpoint(tmp_path, keep, horizon, said):
-    recipe = group_recipe(
+def without_signal(*, keep, horizon, **sections):
+    """Groups of four of which none is kept: with a long horizon all succeed, with a short one none does."""
+    return group_recipe(
         targets={"keep": keep, "max_rejected": 5}, env={"horizon": horizon, "tasks": [0]},
-        replay={"segment_length": 1 if horizon == 1 else 1000, "capacity": 32_768},
+        replay={"segment_length": 1 if horizon == 1 else 1000, "capacity": 32_768}, **sections,
     )  # fmt: skip
-    with pytest.raises(NoSignalError, match=rf"6 groups were left out.*The ring holds 0 of the 2 groups.*{said}"):
-        run(recipe, tmp_path / "run")
+
+
+def end_of(run_dir):
+    state = json.loads((run_dir / "state.json").read_text(encoding="utf-8"))
+    return state["state"], state["reason"]
+
+
+def test_a_run_whose_groups_all_fail_is_an_error_that_says_so_and_leaves_a_checkpoint(tmp_path):
+    with pytest.raises(
+        NoSignalError,
+        match=r"6 groups were left out.* 0 because all .*The ring holds 0 of the 2 groups.*does not solve",
+    ):
+        run(without_signal(keep=[0.9, 0.95], horizon=1), tmp_path / "run")
     assert (tmp_path / "run" / "checkpoints" / "optimizer_step_0").is_dir()
+    assert end_of(tmp_path / "run")[0] == "failed"
+
+
+def test_a_run_whose_groups_all_succeed_ends_well_and_says_why(tmp_path):
+    recipe = without_signal(keep=[2.0, 3.0], horizon=2000, evaluation={"episodes_per_task": 1})
+    outcome, _ = run(recipe, tmp_path / "run")
+    assert outcome is not None
+    said = "nothing left to learn from: 6 groups were left out since the last batch (targets.max_rejected), 6 because"
+    assert outcome.reason.startswith(said)
+    assert "solves what it plays" in outcome.reason
+    assert not outcome.interrupted
+    assert outcome.evaluation is not None  # like at the end of the budget
+    assert outcome.checkpoint.is_dir()
+    assert end_of(tmp_path / "run") == ("finished", outcome.reason)
+
+
+def test_the_command_line_calls_it_a_success(tmp_path):
+    recipe = tmp_path / "solved.yaml"
+    recipe.write_text(without_signal(keep=[2.0, 3.0], horizon=2000).dump_yaml(), encoding="utf-8")
+    done = CliRunner().invoke(app, ["train", str(recipe), "--run-dir", str(tmp_path / "run")])
+    assert done.exit_code == 0, done.output
+    assert "finished after 0 optimizer steps" in done.output
+    assert "ended early: nothing left to learn from" in done.output
+
+
+@pytest.mark.parametrize(
+    ("succeeded", "failed", "mixed", "is_solved", "said"),
+    [
+        (9, 0, 1, True, "solves what it plays"),
+        (8, 0, 2, False, "solves some of what it plays, and not the rest"),
+        (5, 4, 1, False, "solves some of what it plays, and not the rest"),
+        (9, 1, 0, True, "solves what it plays"),
+        (4, 6, 0, False, "does not solve what it plays"),
+        (1, 2, 7, False, "Widen targets.keep"),
+    ],
+)
+def test_a_run_is_solved_if_nine_in_ten_of_the_groups_that_were_left_out_succeeded(
+    succeeded, failed, mixed, is_solved, said
+):
+    groups = [*([(True, False)] * succeeded), *([(False, True)] * failed), *([(False, False)] * mixed)]
+    outcomes = [Outcome(False, *ended) for ended in groups]
+    solved, sentence = no_signal(outcomes, usable=1, needs=2)
+    assert solved == is_solved
+    assert said in sentence
+    assert "The ring holds 1 of the 2 groups" in sentence
 
 
 @pytest.mark.slow

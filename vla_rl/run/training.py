@@ -13,7 +13,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -27,7 +27,7 @@ from vla_rl.learner.engine import Engine
 from vla_rl.learner.learner import Learner
 from vla_rl.policies.devices import use_device
 from vla_rl.replay.governor import Account, Governor
-from vla_rl.replay.group_sampler import GroupSampler
+from vla_rl.replay.group_sampler import GroupSampler, Outcome
 from vla_rl.replay.ring import ReplayRing
 from vla_rl.replay.ring_file import REPLAY, RING_FILE, load_ring, save_ring
 from vla_rl.replay.sampler import SegmentSampler
@@ -47,6 +47,7 @@ NOTHING = Progress(optimizer_steps=0, env_steps=0, decisions=0, episodes=0, poli
 SAMPLER_FILE = "sampler.json"  # of one rank, in a checkpoint
 GOVERNOR, ACCOUNT_FILE = "governor", "account.json"  # folder of one rank in a checkpoint, and the file in it
 RANK_SEED_STRIDE = 1_000_003  # ranks draw from seeds this far apart
+SOLVED_SHARE = 0.9  # of the groups left out: if so many succeeded altogether, the policy solves what it plays
 
 
 @dataclass(slots=True)
@@ -91,6 +92,7 @@ class TrainingRun:
         """
         recipe = plan.recipe
         self.plan, self.run_dir, self.totals, self.waits = plan, run_dir, Totals(), Waits()
+        self.solved = ""  # sentence that says so, once nothing is left to learn because the policy solves what it plays
         self.log_dir = run_dir / "logs" / (f"rank_{rank}" if num_ranks > 1 else "")
         seed = recipe.seed + RANK_SEED_STRIDE * rank
         torch.manual_seed(seed)
@@ -165,11 +167,12 @@ class TrainingRun:
         """Wait until the governor and the ring allow the next batch.
 
         Returns:
-            The batch, or None if a stop was requested first.
+            The batch, or None if a stop was requested first, or if too many groups were left out since the last batch
+            because they succeeded, which `solved` then says.
 
         Raises:
             CellFailureError: a part of the cell failed for good.
-            NoSignalError: too many groups were left out since the last batch.
+            NoSignalError: too many groups were left out since the last batch, for another reason.
         """
         began = time.monotonic()
         try:
@@ -177,7 +180,7 @@ class TrainingRun:
                 self.cell.raise_if_failed()
                 self._refresh()
                 batch = self._sample() if self._may_learn() else None
-                if batch is not None:
+                if batch is not None or self.solved:
                     return batch
                 self.cell.collect()
             return None
@@ -353,13 +356,18 @@ class TrainingRun:
     def _check_signal(self) -> None:
         """Check that not too many groups were left out while a batch could not be filled.
 
+        If nearly all of them succeeded, this is the end that every run hopes for: `solved` says so from then on.
+
         Raises:
-            NoSignalError: there were; says what became of them and what to do.
+            NoSignalError: there were, for another reason; says what became of them and what to do.
         """
         needs, sampler = self.plan.recipe.targets.groups, self.sampler
         if needs is None or not isinstance(sampler, GroupSampler) or len(sampler.rejected) <= needs.max_rejected:
             return
-        raise NoSignalError(no_signal(sampler, needs=samples_per_batch(self.plan)))
+        is_solved, told = no_signal(sampler.rejected, usable=sampler.num_usable, needs=samples_per_batch(self.plan))
+        if not is_solved:
+            raise NoSignalError(told)
+        self.solved = told
 
     def _limit_collection(self) -> None:
         assert self._governor is not None
@@ -380,23 +388,34 @@ def samples_per_batch(plan: TrainingPlan) -> int:
     return segments // (needs.size * per_episode)
 
 
-def no_signal(sampler: GroupSampler, *, needs: int) -> str:
-    """Return why no batch can be filled, and what to do, for people."""
-    rejected = sampler.rejected
+def no_signal(rejected: Sequence[Outcome], *, usable: int, needs: int) -> tuple[bool, str]:
+    """Return whether there is no batch because the policy solves what it plays; and why there is none, for people.
+
+    Args:
+        rejected: groups that were left out since the last batch.
+        usable: groups in the ring that a batch could be made of.
+        needs: groups of a batch.
+    """
     succeeded, failed = sum(it.all_succeeded for it in rejected), sum(it.all_failed for it in rejected)
-    if 2 * succeeded > len(rejected):
-        advice = "The policy solves what it plays: stop here, or train on harder tasks or initial states"
+    is_solved = succeeded >= SOLVED_SHARE * len(rejected)
+    if is_solved:
+        advice = "The policy solves what it plays: evaluate it, or train on harder tasks or initial states"
     elif 2 * failed > len(rejected):
         advice = (
             "The policy does not solve what it plays: start from a better checkpoint, raise rollout.temperature or "
             "env.horizon, or use a credit with a critic (targets.name=gae)"
         )
+    elif succeeded + failed > len(rejected) / 2:
+        advice = (
+            "The policy nearly always solves some of what it plays, and not the rest: leave out the tasks that it "
+            "solves, or use a credit with a critic (targets.name=gae)"
+        )
     else:
         advice = "Widen targets.keep, or raise replay.capacity so that the groups that are kept stay in the ring"
-    return (
-        f"nothing to learn from: {len(rejected)} groups were left out since the last batch (targets.max_rejected), "
-        f"{succeeded} because all their episodes succeeded and {failed} because all failed. The ring holds "
-        f"{sampler.num_usable} of the {needs} groups that an update takes. {advice}"
+    return is_solved, (
+        f"nothing {'left ' if is_solved else ''}to learn from: {len(rejected)} groups were left out since the last "
+        f"batch (targets.max_rejected), {succeeded} because all their episodes succeeded and {failed} because all "
+        f"failed. The ring holds {usable} of the {needs} groups that an update takes. {advice}"
     )
 
 
