@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vla_rl"
 
 BELOW = {"types", "errors", "files", "section", "libero_suites", "rl", "credit", "policies", "envs"}
-BELOW |= {"ipc", "replay", "workers", "learner", "reporting"}
+BELOW |= {"ipc", "replay", "workers", "learner", "reporting", "tracking"}
 
 ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
@@ -24,7 +24,8 @@ ALLOWED: dict[str, set[str]] = {
     # A kind of environment, policy, surrogate or credit brings its own section of a recipe.
     "rl": {"section"},
     "credit": {"section", "rl"},
-    "recipe": {"errors", "section", "rl", "credit", "envs", "policies"},
+    "tracking": {"section"},  # a tracker brings its own section of a recipe too
+    "recipe": {"errors", "section", "rl", "credit", "envs", "policies", "tracking"},
     "policies": {"types", "errors", "files", "section", "rl"},  # rl: a policy owns the density of its actions
     "envs": {"types", "errors", "files", "section", "libero_suites"},
     "ipc": {"types", "errors"},
@@ -76,6 +77,9 @@ CONFINED: dict[str, tuple[str, ...]] = {
     "h5py": ("vla_rl.demos.h5_files",),
     "pyarrow": ("vla_rl.demos.parquet",),
     "av": ("vla_rl.demos.videos",),
+    "wandb": ("vla_rl.tracking.wandb",),
+    "trackio": ("vla_rl.tracking.trackio",),
+    "mlflow": ("vla_rl.tracking.mlflow",),
     "pydantic": (
         *("vla_rl.section", "vla_rl.recipe"),
         *(
@@ -85,6 +89,7 @@ CONFINED: dict[str, tuple[str, ...]] = {
             "vla_rl.credit",
             "vla_rl.envs",
             "vla_rl.policies",
+            "vla_rl.tracking",
         ),
     ),
     "yaml": ("vla_rl.recipe", "vla_rl.envs.libero"),

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from shlex import quote
 
@@ -26,6 +27,7 @@ from vla_rl.recipe import Recipe
 from vla_rl.reporting.live import make_display
 from vla_rl.reporting.metrics_file import Clocks, MetricsWriter
 from vla_rl.reporting.run_state import RunLife
+from vla_rl.run.couriers import Couriers
 from vla_rl.run.estimate import DryRunReport, estimate
 from vla_rl.run.folder import RunFolder, assets_of
 from vla_rl.run.log import RunLog, log_to
@@ -98,14 +100,31 @@ def train(recipe: Recipe, *, run_dir: Path, resume: bool, console: Console) -> T
         for warning in search.warnings:
             console.print(f"warning: {warning}", markup=False)
     rank, num_ranks = launched or (0, 1)
-    outcome = _train_rank(plan, folder, console, resume=resume, newest=search.newest, rank=rank, num_ranks=num_ranks)
-    return _with_evaluation(outcome, recipe, console) if rank == 0 else None
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    with Couriers(recipe.logging.trackers(), folder.path, say=say) as couriers:
+        outcome = _train_rank(
+            plan,
+            folder,
+            console,
+            couriers,
+            resume=resume,
+            newest=search.newest,
+            rank=rank,
+            num_ranks=num_ranks,
+        )
+        if rank != 0:
+            return None
+        outcome = _with_evaluation(outcome, recipe, console)
+        if not outcome.interrupted:
+            couriers.finish("finished", couriers.closing_files())
+    return outcome
 
 
 def _train_rank(
     plan: TrainingPlan,
     folder: RunFolder,
     console: Console,
+    couriers: Couriers,
     *,
     resume: bool,
     newest: CheckpointInfo | None,
@@ -142,9 +161,14 @@ def _train_rank(
                     "resumed_from": str(newest.path) if newest else None,
                 },
             )
+            with preflight():
+                couriers.start(recipe.name, recipe.model_dump(mode="json", by_alias=True), resume=resume)
             life.begin()
             writer = MetricsWriter(
-                folder.path, tensorboard=recipe.logging.tensorboard, resume_at=run.clocks if resume else None
+                folder.path,
+                tensorboard=recipe.logging.tensorboard,
+                resume_at=run.clocks if resume else None,
+                sinks=[couriers],
             )
             stack.callback(writer.close)
             display = make_display(console, total_optimizer_steps=recipe.budget.optimizer_steps)
@@ -288,5 +312,6 @@ def _closing_evaluation(recipe: Recipe, checkpoint: Path, console: Console) -> E
         workers=recipe.rollout.num_workers,
         seeds=(recipe.seed,),
         horizon=section.horizon,
+        video=section.video,
     )
     return evaluate(checkpoint, options)

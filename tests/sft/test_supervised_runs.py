@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from fake_trackers import Fake, events
 from safetensors.torch import load_file
 from sft_demos import RECIPE, write_demos
 
@@ -22,6 +23,7 @@ from vla_rl.recipe import RecipeError, build_recipe, build_supervised_recipe
 from vla_rl.run.plan import plan_policy
 from vla_rl.sft.plan import make_supervised_plan
 from vla_rl.sft.stage import dry_run
+from vla_rl.tracking import TrackersSection
 
 
 def metrics(run_dir: Path) -> list[dict]:
@@ -35,6 +37,22 @@ def test_a_small_policy_learns_two_demonstrations_by_heart_and_without_a_rate_it
     assert learned.metrics["supervised/cross_entropy"] < 0.6 * uniform
     assert min(row["supervised/cross_entropy"] for row in metrics(still.run_dir)) > 0.9 * uniform
     assert learned.metrics["supervised/accuracy_gripper"] > 0.9
+
+
+def test_a_tracker_gets_the_log_points_and_goes_on_when_the_run_does(run, monkeypatch, tmp_path) -> None:
+    fake = Fake(file=str(tmp_path / "service.jsonl"))
+    monkeypatch.setattr(TrackersSection, "trackers", lambda _section: {"fake": fake})
+    run("budget.optimizer_steps=1", name="tracked")
+    done = run("budget.optimizer_steps=2", name="tracked", resume=True)
+    points = events(tmp_path / "service.jsonl", "log")
+    assert [point["values"]["supervised/loss"] for point in points] == [
+        row["supervised/loss"] for row in metrics(done.run_dir)
+    ]
+    first, second = events(tmp_path / "service.jsonl", "begin")
+    assert first["earlier"] is None
+    assert second["earlier"] is not None
+    assert [end["ending"] for end in events(tmp_path / "service.jsonl", "end")] == ["finished", "finished"]
+    assert "report.html" in {file["name"] for file in events(tmp_path / "service.jsonl", "attach")}
 
 
 def test_a_resumed_run_ends_with_the_same_weights_and_log_points(run) -> None:

@@ -44,7 +44,7 @@ def train(
     folder = run_folder(recipe, resume=resume)
     file = find_recipe(recipe) if folder is None else folder / "recipe.yaml"
     refuse_another_verb(file, recipe, verb="train")
-    loaded = load_recipe(file, overrides or ())
+    loaded = load_recipe(file, overrides or (), runs_here=True)
     if run_dir is None:
         run_dir = folder or Path("runs") / loaded.name
     if resume and folder is None:

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from vla_rl.errors import UserError
 from vla_rl.recipe.dialect import Document, YamlError, parse
 from vla_rl.recipe.dialect import Path as KeyPath
+from vla_rl.recipe.installed import missing_packages
 from vla_rl.recipe.library import find_base, read_text
 from vla_rl.recipe.model import Recipe
 from vla_rl.recipe.overrides import Override, apply_overrides, lay_over, parse_overrides
@@ -42,23 +43,28 @@ class Layer:
     suffix: str  # prefix of its places: empty for the recipe itself, which the error names
 
 
-def load_recipe(path: Traversable, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: Traversable, overrides: Sequence[str] = (), *, runs_here: bool = False) -> Recipe:
     """Read, override and check a recipe.
 
     Args:
         path: a YAML file in UTF-8.
         overrides: `key.sub=value`, the value in YAML; a later one wins over an earlier one.
+        runs_here: check too that the packages are installed which only a run needs.
 
     Raises:
         RecipeError: with every problem of the file and of the overrides.
         UserError: the file cannot be read.
     """
-    return build_recipe(read_text(path), overrides, source=str(path), folder=_folder_of(path))
+    return _build(Recipe, read_text(path), overrides, source=str(path), folder=_folder_of(path), runs_here=runs_here)
 
 
-def load_supervised_recipe(path: Traversable, overrides: Sequence[str] = ()) -> SupervisedRecipe:
+def load_supervised_recipe(
+    path: Traversable, overrides: Sequence[str] = (), *, runs_here: bool = False
+) -> SupervisedRecipe:
     """Read, override and check a recipe of the supervised stage; otherwise like `load_recipe`."""
-    return _build(SupervisedRecipe, read_text(path), overrides, source=str(path), folder=_folder_of(path))
+    return _build(
+        SupervisedRecipe, read_text(path), overrides, source=str(path), folder=_folder_of(path), runs_here=runs_here
+    )
 
 
 def load_any_recipe(path: Traversable, overrides: Sequence[str] = ()) -> Recipe | SupervisedRecipe:
@@ -125,7 +131,15 @@ def build_supervised_recipe(
     return _build(SupervisedRecipe, text, overrides, source=source, folder=folder or Path())
 
 
-def _build(root: type[AnyRecipe], text: str, overrides: Sequence[str], *, source: str, folder: Path) -> AnyRecipe:
+def _build(
+    root: type[AnyRecipe],
+    text: str,
+    overrides: Sequence[str],
+    *,
+    source: str,
+    folder: Path,
+    runs_here: bool = False,
+) -> AnyRecipe:
     try:
         layers, data, problems = _with_base(_parse(text), folder, source, root)
     except _NotAMappingError as error:
@@ -134,6 +148,8 @@ def _build(root: type[AnyRecipe], text: str, overrides: Sequence[str], *, source
     assignments, misplaced = _without_base(assignments)
     problems += unreadable + misplaced + apply_overrides(data, assignments, root)
     data = {key: value for key, value in data.items() if isinstance(key, str)}
+    missing: list[tuple[KeyPath, Problem]] = [((), problem) for problem in missing_packages(data) if runs_here]
+    problems += _placed(missing, layers, assignments)
     try:
         recipe = root.model_validate(data)
     except ValidationError as error:

@@ -229,6 +229,17 @@ def _evaluation_tasks_are_trained(env: EnvSection, evaluation: EvaluationSection
     return None
 
 
+def _videos_show_frames(env: EnvSection, evaluation: EvaluationSection) -> Problem | None:
+    if evaluation.video is None or env.observes == "frames":
+        return None
+    return Problem(
+        path="evaluation.video",
+        rule=f"environment '{env.name}' has no cameras",
+        found=evaluation.video,
+        allowed="null",
+    )
+
+
 def _serial_has_one_rank(runtime: RuntimeSection, learner: LearnerSection) -> Problem | None:
     if runtime.mode == "serial" and (learner.strategy != "single"):
         return Problem(
@@ -439,6 +450,7 @@ RULES: tuple[Rule, ...] = (
     _segment_fits_ring,
     _segment_fits_episode,
     _evaluation_tasks_are_trained,
+    _videos_show_frames,
     _serial_has_one_rank,
     _critic_only_ends,
     *_ALWAYS[2:],

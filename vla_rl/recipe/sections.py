@@ -18,6 +18,7 @@ from vla_rl.section import (
     Section,
     distinct,
 )
+from vla_rl.tracking import TrackersSection
 
 # --- the algorithm ---------------------------------------------------------------------------------------------------
 
@@ -160,6 +161,9 @@ class EvaluationSection(Section):
     episodes_per_task: Annotated[int, Field(ge=0, le=100_000)] = Field(0, description="0: no closing evaluation")
     tasks: Literal["all"] | list[NonNegative] = Field("all", description="of env.tasks")
     horizon: Horizon | None = Field(None, description="control steps; default: the environment's")
+    video: Literal["failures", "all"] | None = Field(
+        None, description="episodes of which videos are written; every control step is then drawn"
+    )
 
     @model_validator(mode="after")
     def _tasks_are_distinct(self) -> Self:
@@ -169,8 +173,8 @@ class EvaluationSection(Section):
         return self
 
 
-class MetricsSection(Section):
-    """Metrics of any training."""
+class MetricsSection(TrackersSection):
+    """Metrics of any training, and the trackers that get them too."""
 
     every_optimizer_steps: Positive = Field(1, description="optimizer steps between rows of metrics")
     tensorboard: bool = Field(True, description="also write TensorBoard event files")

@@ -118,6 +118,9 @@ class SupervisedEvaluationSection(Section):
     )
     horizon: Horizon | None = Field(None, description="control steps; default: the protocol's")
     workers: Processes = Field(1, description="simulator processes")
+    video: Literal["failures", "all"] | None = Field(
+        None, description="episodes of which videos are written; every control step is then drawn"
+    )
 
     @model_validator(mode="after")
     def _tasks_are_distinct(self) -> Self:

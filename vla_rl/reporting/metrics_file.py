@@ -1,4 +1,4 @@
-"""Writer and reader of `metrics.jsonl` and TensorBoard events: one line per log point.
+"""Writer and reader of `metrics.jsonl`: one line per log point, which other sinks get too, TensorBoard's for one.
 
 A line holds the clocks, then metrics of the catalogue:
 
@@ -17,11 +17,11 @@ import errno
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeGuard
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeGuard
 
 from vla_rl.files import atomic_write_bytes
 from vla_rl.reporting.catalogue import require_known
@@ -48,6 +48,14 @@ class Clocks:
 CLOCK_NAMES = tuple(field.name for field in fields(Clocks))  # present in every log point
 
 
+class MetricsSink(Protocol):
+    """Anything that takes log points beside `metrics.jsonl`."""
+
+    def write(self, clocks: Clocks, metrics: Mapping[str, float]) -> None:
+        """Take one log point; raises nothing that is the sink's own trouble."""
+        ...
+
+
 class MetricsWriter:
     """Writer of log points. One per run, on rank 0.
 
@@ -59,12 +67,15 @@ class MetricsWriter:
         tensorboard: also write events, over optimizer steps, under `tensorboard/`.
         resume_at: clocks of the checkpoint that the run resumes from: log points after its optimizer step are removed,
             because they will be written again. None for a new run.
+        sinks: get every log point as well; whoever made them ends them.
 
     Raises:
         ValueError: a new run finds log points of an earlier one, or a line of the old file is broken.
     """
 
-    def __init__(self, run_dir: Path, *, tensorboard: bool, resume_at: Clocks | None) -> None:
+    def __init__(
+        self, run_dir: Path, *, tensorboard: bool, resume_at: Clocks | None, sinks: Sequence[MetricsSink] = ()
+    ) -> None:
         self._path = run_dir / METRICS_FILE
         run_dir.mkdir(parents=True, exist_ok=True)
         if resume_at is not None:
@@ -76,6 +87,7 @@ class MetricsWriter:
             )
         self._stream = self._path.open("ab", buffering=0)  # one write per point, so a kill truncates only the last
         self._events = _open_events(run_dir, resume_at) if tensorboard else None
+        self._sinks = tuple(sinks)
 
     def write(self, clocks: Clocks, metrics: Mapping[str, float]) -> None:
         """Append one log point.
@@ -89,6 +101,8 @@ class MetricsWriter:
             OSError: the disk is full; the file is unchanged, and no more events are written.
         """
         require_known(metrics)
+        for sink in self._sinks:  # first: what is not on this disk survives a full one
+            sink.write(clocks, metrics)
         nonfinite = [name for name, value in metrics.items() if not math.isfinite(value)]
         record: dict[str, Any] = asdict(clocks)
         record |= {name: None if name in nonfinite else _plain(value) for name, value in metrics.items()}

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from shlex import quote
 
@@ -27,6 +28,7 @@ from vla_rl.reporting.metrics_file import MetricsWriter
 from vla_rl.reporting.run_folder import EVALUATIONS
 from vla_rl.reporting.run_state import RunLife
 from vla_rl.reporting.text import duration
+from vla_rl.run.couriers import Couriers
 from vla_rl.run.folder import RunFolder
 from vla_rl.run.log import log_to
 from vla_rl.run.ranks import number_of_ranks, start_ranks
@@ -95,13 +97,28 @@ def supervise(recipe: SupervisedRecipe, *, run_dir: Path, resume: bool, console:
             console.print(f"warning: {warning}", markup=False)
     rank, num_ranks = launched or (0, 1)
     os.environ.setdefault("OMP_NUM_THREADS", str(plan.threads(num_ranks)))  # inherited by evaluations
-    return _rank(plan, folder, console, resume=resume, newest=search.newest, rank=rank, num_ranks=num_ranks)
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    with Couriers(recipe.logging.trackers(), folder.path, say=say) as couriers:
+        outcome = _rank(
+            plan,
+            folder,
+            console,
+            couriers,
+            resume=resume,
+            newest=search.newest,
+            rank=rank,
+            num_ranks=num_ranks,
+        )
+        if outcome is not None and not outcome.interrupted:
+            couriers.finish("finished", couriers.closing_files())
+    return outcome
 
 
 def _rank(
     plan: SupervisedPlan,
     folder: RunFolder,
     console: Console,
+    couriers: Couriers,
     *,
     resume: bool,
     newest: CheckpointInfo | None,
@@ -125,9 +142,14 @@ def _rank(
             if aside is not None:
                 console.print(f"warning: the run begins anew; its former log points are in {aside}", markup=False)
             _write_records(plan, folder, newest, num_ranks=num_ranks)
+            with preflight():
+                couriers.start(recipe.name, recipe.model_dump(mode="json", by_alias=True), resume=resume)
             life.begin()
             writer = MetricsWriter(
-                folder.path, tensorboard=recipe.logging.tensorboard, resume_at=run.clocks if resume else None
+                folder.path,
+                tensorboard=recipe.logging.tensorboard,
+                resume_at=run.clocks if resume else None,
+                sinks=[couriers],
             )
             stack.callback(writer.close)
         stack.enter_context(log_to(folder.path / "logs" / f"{'' if rank == 0 else f'rank_{rank}_'}learner.log"))
@@ -308,6 +330,7 @@ def evaluate_policy(
         seeds=(plan.recipe.seed,),
         init_states=section.init_states,
         horizon=section.horizon,
+        video=section.video,
         out=run_dir / EVALUATIONS / f"optimizer_step_{optimizer_steps}",
     )
     return evaluate(policy, options)
