@@ -57,6 +57,12 @@ def test_every_package_of_the_clone_is_named_for_the_build() -> None:
     assert named == sorted({".".join(folder.parts) for folder in folders} | {"vla_rl.recipes"})
 
 
+def test_a_wheel_holds_the_live_page(wheel: Path) -> None:
+    files = {path.name for path in (ROOT / "vla_rl" / "watch" / "page").iterdir()}
+    with zipfile.ZipFile(wheel) as archive:
+        assert {Path(name).name for name in archive.namelist() if "watch/page/" in name} == files
+
+
 def test_a_wheel_holds_the_recipes_of_the_clone(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         held = {name.removeprefix("vla_rl/"): archive.read(name) for name in archive.namelist() if "/recipes/" in name}

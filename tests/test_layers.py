@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "workers": {"types", "errors", "ipc", "replay", "envs", "policies"},
     "learner": {"types", "errors", "files", "section", "ipc", "replay", "policies", "rl", "credit"},
     "reporting": {"types", "errors", "files", "__init__"},
+    "watch": {"errors", "files", "reporting", "__init__"},  # reads folders of runs, so it needs nothing that makes them
     "doctor": {"types", "errors", "envs", "ipc"},
     "demos": {"types", "errors", "files", "section"},  # section: the form in which a fault is told
     # Demonstrations need readers and files, a simulator and processes, and no recipe.
@@ -56,7 +57,20 @@ ALLOWED: dict[str, set[str]] = {
     "export": BELOW | {"recipe", "run", "evaluation"},
     "studies": BELOW | {"recipe", "run", "evaluation", "train"},
     "cli": BELOW
-    | {"__init__", "recipe", "run", "evaluation", "train", "sft", "export", "studies", "doctor", "demos", "collection"},
+    | {
+        "__init__",
+        "recipe",
+        "run",
+        "evaluation",
+        "train",
+        "sft",
+        "export",
+        "studies",
+        "doctor",
+        "demos",
+        "collection",
+        "watch",
+    },
     "__main__": {"cli"},
 }
 

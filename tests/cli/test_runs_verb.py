@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from vla_rl.cli.main import app
-from vla_rl.cli.runs import age
 from vla_rl.reporting.metrics_file import Clocks, MetricsWriter
 from vla_rl.reporting.run_state import RunLife
+from vla_rl.reporting.text import age
 
 
 def shown(*arguments: str) -> str:

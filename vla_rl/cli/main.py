@@ -29,6 +29,7 @@ from vla_rl.cli import runs as runs_verb
 from vla_rl.cli import sft as sft_verb
 from vla_rl.cli import study as study_verb
 from vla_rl.cli import train as train_verb
+from vla_rl.cli import watch as watch_verb
 from vla_rl.errors import RunFailureError, UserError
 
 _FIXES = {  # errors of the system that the user can end, by number; the others keep their traceback
@@ -103,6 +104,7 @@ app.command("eval")(eval_verb.evaluate)
 app.command("export")(export_verb.export)
 app.command("report")(report_verb.report)
 app.command("runs")(runs_verb.runs)
+app.command("watch")(watch_verb.watch)
 app.command("metrics")(metrics_verb.metrics)
 app.command("doctor")(doctor_verb.doctor)
 app.add_typer(assets_verb.app, name="assets")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vla_rl.errors import UserError
-from vla_rl.reporting.text import ABSENT, duration, number, percent
+from vla_rl.reporting.text import ABSENT, age, duration, number, percent, printable
 
 if TYPE_CHECKING:
     from vla_rl.reporting.run_index import IndexedRun
@@ -76,16 +76,3 @@ def _local(started: str | None) -> str:
         return ABSENT if started is None else f"{datetime.fromisoformat(started).astimezone():%Y-%m-%d %H:%M}"
     except (ValueError, OverflowError):
         return ABSENT
-
-
-def age(seconds: float) -> str:
-    """Format a time that has passed, in its largest unit: "45 s ago", "3 min ago", "5 h ago", "2 d ago"."""
-    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{int(seconds // size)} {unit} ago"
-    return f"{max(0, int(seconds))} s ago"
-
-
-def printable(text: str) -> str:
-    """Return text with characters that would move a terminal's cursor, or that it cannot show, spelled out."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

@@ -68,9 +68,7 @@ FIGURES = (
         "optimizer_steps",
         (
             PanelSpec("groups by outcome", ("groups/kept", "groups/all_success", "groups/all_fail"), shares=True),
-            PanelSpec(
-                "played per group that is kept", ("groups/episodes_per_useful",), unit="episodes", from_zero=True
-            ),
+            PanelSpec("played per kept group", ("groups/episodes_per_useful",), unit="episodes", from_zero=True),
         ),
     ),
     FigureSpec(

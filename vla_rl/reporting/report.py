@@ -15,7 +15,7 @@ from vla_rl.reporting.run_folder import Evaluation, WrittenRun, read_run
 from vla_rl.reporting.run_plots import draw, draw_success_per_task, png
 from vla_rl.reporting.run_summary import run_sentences, warnings
 from vla_rl.reporting.series import Records, closing_mean
-from vla_rl.reporting.text import ABSENT, duration, number, percent, size
+from vla_rl.reporting.text import ABSENT, distinct, duration, number, percent, size
 
 
 class Column(NamedTuple):
@@ -62,7 +62,7 @@ def write_report(
     if not run_dirs and not studies:
         raise ValueError("a report needs the folder of at least one run")
     found = [read_run(folder) for folder in run_dirs]
-    names = _numbered([*(name for name, _ in studies), *(run.name for run in found)])
+    names = distinct([*(name for name, _ in studies), *(run.name for run in found)])
     runs = dict(zip(names[len(studies) :], found, strict=True))
     parts: list[str] = []
     for name, (_, sections) in zip(names, studies, strict=False):
@@ -71,17 +71,6 @@ def write_report(
         details = [_details(name, run) for name, run in runs.items()]
         parts += [*_overview(runs, comparisons), *_curves(runs), *details, _glossary(runs)]
     atomic_write_text(out, page(", ".join(names), parts))
-
-
-def _numbered(names: Sequence[str]) -> list[str]:
-    """Make names distinct: the second "a" becomes "a (2)"."""
-    distinct: list[str] = []
-    for name in names:
-        candidate, again = name, 2
-        while candidate in distinct:
-            candidate, again = f"{name} ({again})", again + 1
-        distinct.append(candidate)
-    return distinct
 
 
 def _overview(runs: Mapping[str, WrittenRun], comparisons: Sequence[str]) -> list[str]:

@@ -51,13 +51,12 @@ def read_run(folder: Path) -> WrittenRun:
         )
     recipe = folder / RECIPE_FILE
     manifest = _read_json(folder / MANIFEST_FILE)
-    results = sorted((folder / EVALUATIONS).rglob(RESULTS_FILE))
     return WrittenRun(
         name=folder.resolve().name,
         records=_unscaled(read_metrics(metrics), manifest or {}),
         recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else None,
         manifest=manifest,
-        evaluations=tuple(_read_evaluation(path, below=folder) for path in results),
+        evaluations=tuple(read_evaluation(path, below=folder) for path in results_of(folder)),
     )
 
 
@@ -80,7 +79,17 @@ def reward_scale(manifest: Mapping[str, Any]) -> float:
     return 1.0
 
 
-def _read_evaluation(path: Path, *, below: Path) -> Evaluation:
+def results_of(folder: Path) -> list[Path]:
+    """Return the results of a run's evaluations, sorted by path."""
+    return sorted((folder / EVALUATIONS).rglob(RESULTS_FILE))
+
+
+def read_evaluation(path: Path, *, below: Path) -> Evaluation:
+    """Read the results of an evaluation of the run in a folder.
+
+    Raises:
+        ValueError: they are broken.
+    """
     results = _read_json(path)
     missing = [key for key in ("confidence", "suites", "tasks", "notes") if key not in (results or {})]
     if results is None or missing:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from vla_rl.reporting.run_folder import Evaluation, WrittenRun
 from vla_rl.reporting.series import Records, closing_mean, last, nonfinite_counts, opening_mean
 from vla_rl.reporting.text import duration, number, percent
@@ -158,25 +161,41 @@ def _pace(records: Records) -> str | None:
 
 def warnings(run: WrittenRun) -> list[str]:
     """Return what a reader must know before trusting the run's numbers."""
-    found = [
-        f"Log points at which {name} was not finite: {count}." for name, count in nonfinite_counts(run.records).items()
-    ]
-    counters = {
-        "learner/skipped_updates": "Updates skipped, because a gradient was not finite: {}.",
-        "system/env_worker_restarts": "Restarts of env workers: {}.",
-        "system/dropped_episodes": "Episodes lost because a worker died or hung: {}.",
-    }
-    for name, sentence in counters.items():
-        count = last(run.records, name)
-        if count:
-            found.append(sentence.format(f"{count:,.0f}"))
-    if run.manifest is None:
-        found.append("There is no manifest: the run's software, hardware and data are unknown.")
-    else:
-        found += [f"Deviation from the protocol: {deviation}" for deviation in run.manifest.get("deviations", ())]
-        if (run.manifest.get("source") or {}).get("dirty"):
-            found.append("The source tree differed from its commit.")
+    counters = {name: last(run.records, name) for name in _COUNTERS}
+    found = [*number_warnings(nonfinite_counts(run.records), counters), *manifest_warnings(run.manifest)]
     for evaluation in run.evaluations:
         found += [f"Evaluation {evaluation.name} deviates from the protocol: {text}" for text in evaluation.deviations]
         found += evaluation.results["notes"]
+    return found
+
+
+_COUNTERS = {
+    "learner/skipped_updates": "Updates skipped, because a gradient was not finite: {}.",
+    "system/env_worker_restarts": "Restarts of env workers: {}.",
+    "system/dropped_episodes": "Episodes lost because a worker died or hung: {}.",
+}
+
+
+def number_warnings(nonfinite: Mapping[str, int], newest: Mapping[str, float | None]) -> list[str]:
+    """Return what is wrong with a run's numbers.
+
+    Args:
+        nonfinite: log points at which a metric was not finite.
+        newest: newest value of each metric.
+    """
+    found = [f"Log points at which {name} was not finite: {count}." for name, count in nonfinite.items()]
+    return found + [text.format(f"{count:,.0f}") for name, text in _COUNTERS.items() if (count := newest.get(name))]
+
+
+def manifest_warnings(manifest: Mapping[str, Any] | None) -> list[str]:
+    """Return what a run's manifest tells of deviations from the protocol and of its source."""
+    if manifest is None:
+        return ["There is no manifest: the run's software, hardware and data are unknown."]
+    found = []
+    match manifest:
+        case {"deviations": list() as deviations}:
+            found += [f"Deviation from the protocol: {deviation}" for deviation in deviations]
+    match manifest:
+        case {"source": {"dirty": True}}:
+            found.append("The source tree differed from its commit.")
     return found

@@ -50,3 +50,27 @@ def sparkline(values: Sequence[float], *, low: float, high: float) -> str:
     span = high - low
     shares = [(min(max(value, low), high) - low) / span if span > 0 else 0.0 for value in values]
     return "".join(_BARS[round(share * (len(_BARS) - 1))] for share in shares)
+
+
+def age(seconds: float) -> str:
+    """Format a time that has passed, in its largest unit: "45 s ago", "3 min ago", "5 h ago", "2 d ago"."""
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit} ago"
+    return f"{max(0, int(seconds))} s ago"
+
+
+def printable(text: str) -> str:
+    """Return text with characters that would move a terminal's cursor, or that it cannot show, spelled out."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """Make names distinct: the second "a" becomes "a (2)"."""
+    found: list[str] = []
+    for name in names:
+        candidate, again = name, 2
+        while candidate in found:
+            candidate, again = f"{name} ({again})", again + 1
+        found.append(candidate)
+    return found
