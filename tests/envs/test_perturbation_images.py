@@ -21,6 +21,7 @@ BLURS = {
     "gaussian": lambda picture: images.gaussian_blur(picture, sigma=2.0),
     "motion": lambda picture: images.motion_blur(picture, radius=5, sigma=2.0, angle_deg=30.0),
     "zoom": lambda picture: images.zoom_blur(picture, factors=[1.0, 1.1, 1.2]),
+    "glass": lambda picture: images.glass_blur(picture, sigma=1.0, max_shift=2, passes=2, rng=np.random.default_rng(0)),
 }
 
 
@@ -53,6 +54,38 @@ def test_motion_at_angle_zero_gathers_from_the_right_and_at_ninety_from_below():
         for step, weight in enumerate((0.57410, 0.34821, 0.07769)):
             expected[seen(step)] = round(240 * weight)
         assert np.array_equal(blurred[..., 0], expected)
+
+
+SHARP = 0.1  # a deviation so small that the blurs of frosted glass change nothing
+
+
+def numbered(size):
+    """A picture in which every pixel has its own colour: row, column, 0."""
+    picture = np.zeros((size, size, 3), np.uint8)
+    picture[..., 0], picture[..., 1] = np.arange(size)[:, None], np.arange(size)
+    return picture
+
+
+def test_frosted_glass_exchanges_near_pixels_and_loses_none():
+    """One pass over a picture of 3 x 3 with shifts of one visits the last pixel alone, and exchanges it or nothing."""
+    rng, picture = np.random.default_rng(3), numbered(3)
+    partners = set()
+    for _ in range(40):
+        glass = images.glass_blur(picture, sigma=SHARP, max_shift=1, passes=1, rng=rng)
+        changed = set(zip(*np.nonzero((glass != picture).any(axis=2)), strict=True))
+        assert changed == set() or (len(changed) == 2 and (2, 2) in changed)
+        partners |= changed - {(2, 2)}
+    assert partners == {(1, 1), (1, 2), (2, 1)}
+    larger = numbered(20)
+    glass = images.glass_blur(larger, sigma=SHARP, max_shift=3, passes=2, rng=rng)
+    assert sorted(map(tuple, glass.reshape(-1, 3))) == sorted(map(tuple, larger.reshape(-1, 3)))
+    assert not np.array_equal(glass, larger)
+    assert np.array_equal(glass[0], larger[0])  # beyond the reach of the shifts
+
+
+def test_frosted_glass_is_blurred_before_and_after():
+    through = images.glass_blur(dot(21), sigma=1.5, max_shift=1, passes=0, rng=np.random.default_rng(0))
+    assert np.array_equal(through, images.gaussian_blur(images.gaussian_blur(dot(21), sigma=1.5), sigma=1.5))
 
 
 def test_zoom_factors_are_those_of_libero_plus():

@@ -12,10 +12,13 @@ from vla_rl.types import TaskInfo
 
 
 @dataclass(frozen=True, slots=True)
-class _Distance(Effect):
+class DistanceEffect(Effect):
+    """Distance of one episode."""
+
     factor: float
 
     def edit_model(self, scene: Model) -> None:
+        """Move the camera away from the pivot."""
         camera = scene.camera
         camera.pos[:] = PIVOT + self.factor * (camera.pos - PIVOT)
 
@@ -34,4 +37,4 @@ class CameraDistance(Kind):
 
     def draw(self, level: int, task: TaskInfo, rng: np.random.Generator) -> Effect:  # noqa: ARG002
         """Return the same for every episode."""
-        return _Distance(round(1 + 0.2 * level, 1))
+        return DistanceEffect(round(1 + 0.2 * level, 1))

@@ -15,11 +15,14 @@ _UP, _SIDE = (0.0, 0.0, 1.0), (0.0, 1.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
-class _Orbit(Effect):
+class OrbitEffect(Effect):
+    """Orbit of one episode."""
+
     azimuth_deg: float
     elevation_deg: float
 
     def edit_model(self, scene: Model) -> None:
+        """Raise the camera about the table's width, then turn it about the vertical."""
         camera = scene.camera
         raised = about(_SIDE, -self.elevation_deg)
         around = about(_UP, self.azimuth_deg)
@@ -45,4 +48,4 @@ class CameraOrbit(Kind):
 
     def draw(self, level: int, task: TaskInfo, rng: np.random.Generator) -> Effect:  # noqa: ARG002
         """Draw the side, and whether the camera rises."""
-        return _Orbit(signed(rng, 15.0 * level), float(rng.choice([0.0, 15.0])))
+        return OrbitEffect(signed(rng, 15.0 * level), float(rng.choice([0.0, 15.0])))

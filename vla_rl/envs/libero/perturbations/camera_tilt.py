@@ -12,11 +12,14 @@ from vla_rl.types import TaskInfo
 
 
 @dataclass(frozen=True, slots=True)
-class _Tilt(Effect):
+class TiltEffect(Effect):
+    """Direction of one episode."""
+
     pan_deg: float
     tilt_deg: float
 
     def edit_model(self, scene: Model) -> None:
+        """Turn the camera about the vertical, then about the table's width."""
         panned = product(about((0.0, 0.0, 1.0), self.pan_deg), scene.camera.quat)
         scene.camera.quat[:] = product(about((0.0, 1.0, 0.0), -self.tilt_deg), panned)
 
@@ -35,4 +38,4 @@ class CameraTilt(Kind):
 
     def draw(self, level: int, task: TaskInfo, rng: np.random.Generator) -> Effect:  # noqa: ARG002
         """Draw both signs."""
-        return _Tilt(signed(rng, 2.0 * level), signed(rng, 2.0 * level))
+        return TiltEffect(signed(rng, 2.0 * level), signed(rng, 2.0 * level))

@@ -10,15 +10,22 @@ from vla_rl.envs.libero.perturbations import images
 from vla_rl.envs.libero.perturbations.kind import Effect, Kind, Numbers, PictureEffect
 from vla_rl.types import TaskInfo, UInt8Array
 
-SETTINGS = ((1.0, 2.8), (2.0, 2.2), (3.0, 1.8), (4.0, 1.5), (5.0, 1.3))  # LIBERO-plus's severities 2, 4, 6, 8, 10
+SEVERITIES = (  # of LIBERO-plus: amplitude and decay
+    *((0.5, 3.0), (1.0, 2.8), (1.5, 2.5), (2.0, 2.2), (2.5, 2.0)),
+    *((3.0, 1.8), (3.5, 1.6), (4.0, 1.5), (4.5, 1.4), (5.0, 1.3)),
+)
+SETTINGS = SEVERITIES[1::2]
 
 
 @dataclass(frozen=True, slots=True)
-class _Fog(PictureEffect):
+class FogEffect(PictureEffect):
+    """Fog of one episode."""
+
     amplitude: float
     decay: float
 
     def picture(self, picture: UInt8Array, rng: np.random.Generator) -> UInt8Array:
+        """Lay a new cloud over this picture."""
         return images.fog(picture, amplitude=self.amplitude, decay=self.decay, rng=rng)
 
 
@@ -37,4 +44,4 @@ class Fog(Kind):
 
     def draw(self, level: int, task: TaskInfo, rng: np.random.Generator) -> Effect:  # noqa: ARG002
         """Return the same for every episode; each picture draws its fog."""
-        return _Fog(*SETTINGS[level - 1])
+        return FogEffect(*SETTINGS[level - 1])

@@ -12,10 +12,13 @@ from vla_rl.types import TaskInfo, UInt8Array
 
 
 @dataclass(frozen=True, slots=True)
-class _Blur(PictureEffect):
+class GaussianBlurEffect(PictureEffect):
+    """Blur of one episode."""
+
     sigma: float
 
     def picture(self, picture: UInt8Array, rng: np.random.Generator) -> UInt8Array:  # noqa: ARG002
+        """Blur evenly."""
         return images.gaussian_blur(picture, sigma=self.sigma)
 
 
@@ -33,4 +36,4 @@ class GaussianBlur(Kind):
 
     def draw(self, level: int, task: TaskInfo, rng: np.random.Generator) -> Effect:  # noqa: ARG002
         """Return the same for every episode."""
-        return _Blur(2.0 * level)
+        return GaussianBlurEffect(2.0 * level)

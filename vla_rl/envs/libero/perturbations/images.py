@@ -62,6 +62,26 @@ def motion_blur(picture: UInt8Array, *, radius: int, sigma: float, angle_deg: fl
     return _to_bytes(total)
 
 
+def glass_blur(
+    picture: UInt8Array, *, sigma: float, max_shift: int, passes: int, rng: np.random.Generator
+) -> UInt8Array:
+    """Look through frosted glass: blur, exchange pixels with near ones, and blur again.
+
+    Each pass visits the pixels from the last to the first, but not the `max_shift` rows and columns at the edges, and
+    exchanges each with one at most `max_shift` rows and columns away.
+    """
+    height, width = picture.shape[:2]
+    blurred = gaussian_blur(picture, sigma=sigma)
+    rows, columns = range(height - max_shift, max_shift, -1), range(width - max_shift, max_shift, -1)
+    places = np.add.outer(width * np.array(rows, dtype=np.int64), np.array(columns, dtype=np.int64)).ravel()
+    order = list(range(height * width))
+    for _ in range(passes):
+        down, right = rng.integers(-max_shift, max_shift, size=(2, len(places)))
+        for here, there in zip(places.tolist(), (places + width * down + right).tolist(), strict=True):
+            order[here], order[there] = order[there], order[here]
+    return gaussian_blur(blurred.reshape(-1, 3)[order].reshape(picture.shape), sigma=sigma)
+
+
 def zoom_factors(limit: float, step: float) -> list[float]:
     """Return 1, 1 + step, 1 + 2 step, ... below `limit`."""
     return [round(1 + number * step, 2) for number in range(math.ceil(round((limit - 1) / step, 6)))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,6 +86,20 @@ class PictureEffect(Effect, ABC):
     @abstractmethod
     def picture(self, picture: UInt8Array, rng: np.random.Generator) -> UInt8Array:
         """Return a changed copy of one picture, (H, W, 3)."""
+
+
+class Change(Protocol):
+    """Something that happens to the episodes of a task. Picklable."""
+
+    def effect(self, task: TaskInfo, init_state: int, *, seed: int) -> Effect:
+        """Return what it does to one episode, which follows from the arguments alone."""
+        ...
+
+    def generator(
+        self, task: TaskInfo, init_state: int, *, seed: int, moment: tuple[int, ...] = ()
+    ) -> np.random.Generator:
+        """Return the generator of an episode's draws, or of those of one `moment` in it."""
+        ...
 
 
 class Kind(ABC):

@@ -19,6 +19,7 @@ from vla_rl.envs.libero.perturbations.dropped_frames import DroppedFrames
 from vla_rl.envs.libero.perturbations.field_of_view import FieldOfView
 from vla_rl.envs.libero.perturbations.fog import Fog
 from vla_rl.envs.libero.perturbations.gaussian_blur import GaussianBlur
+from vla_rl.envs.libero.perturbations.glass_blur import GlassBlur
 from vla_rl.envs.libero.perturbations.kind import LEVELS, Effect, Group, Kind
 from vla_rl.envs.libero.perturbations.light_colour import LightColour
 from vla_rl.envs.libero.perturbations.light_position import LightPosition
@@ -43,7 +44,8 @@ KINDS: dict[str, Kind] = {
         *(CameraOrbit(), CameraDistance(), CameraTilt(), FieldOfView()),
         *(LightPosition(), LightColour(), LightStrength(), Shadows()),
         *(TextureTable(), TextureFloor(), TextureWalls()),
-        *(PixelNoise(), MotionBlur(), GaussianBlur(), ZoomBlur(), Fog(), Compression(), Occlusion(), DroppedFrames()),
+        *(PixelNoise(), MotionBlur(), GaussianBlur(), ZoomBlur(), GlassBlur(), Fog()),
+        *(Compression(), Occlusion(), DroppedFrames()),
         RobotPose(),
         *(Placement(), Distractors()),
         *(Paraphrase(), WrongInstruction()),
@@ -56,7 +58,7 @@ ALL = "all"
 
 @dataclass(frozen=True, slots=True, order=True)
 class Perturbation:
-    """One kind at one level."""
+    """One kind at one level. Satisfies `kind.Change`."""
 
     kind: str
     level: int

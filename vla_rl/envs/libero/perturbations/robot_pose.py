@@ -31,7 +31,9 @@ def poses() -> NDArray[np.float64]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Posed(Effect):
+class PosedEffect(Effect):
+    """Pose of one episode."""
+
     candidates: NDArray[np.float64]  # (100, 7), in the order in which they are tried
 
     def before_settling(self, simulation: Simulation) -> None:
@@ -62,4 +64,4 @@ class RobotPose(Kind):
 
     def draw(self, level: int, task: TaskInfo, rng: np.random.Generator) -> Effect:  # noqa: ARG002
         """Draw the order in which poses are tried."""
-        return _Posed(rng.permutation(poses()[level - 1]))
+        return PosedEffect(rng.permutation(poses()[level - 1]))

@@ -11,14 +11,21 @@ from vla_rl.envs.libero.perturbations import images
 from vla_rl.envs.libero.perturbations.kind import Effect, Kind, Numbers, PictureEffect
 from vla_rl.types import TaskInfo, UInt8Array
 
-SETTINGS = ((1.16, 0.01), (1.26, 0.02), (1.36, 0.01), (1.46, 0.02), (1.56, 0.03))  # severities 2, 4, 6, 8, 10
+SEVERITIES = (  # of LIBERO-plus: limit of the enlargements, and the step between them
+    *((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03)),
+    *((1.36, 0.01), (1.41, 0.01), (1.46, 0.02), (1.51, 0.02), (1.56, 0.03)),
+)
+SETTINGS = SEVERITIES[1::2]
 
 
 @dataclass(frozen=True, slots=True)
-class _ZoomBlur(PictureEffect):
+class ZoomBlurEffect(PictureEffect):
+    """Blur of one episode."""
+
     factors: Sequence[float]
 
     def picture(self, picture: UInt8Array, rng: np.random.Generator) -> UInt8Array:  # noqa: ARG002
+        """Take the mean of the enlarged centres."""
         return images.zoom_blur(picture, factors=self.factors)
 
 
@@ -37,4 +44,4 @@ class ZoomBlur(Kind):
 
     def draw(self, level: int, task: TaskInfo, rng: np.random.Generator) -> Effect:  # noqa: ARG002
         """Return the same for every episode."""
-        return _ZoomBlur(images.zoom_factors(*SETTINGS[level - 1]))
+        return ZoomBlurEffect(images.zoom_factors(*SETTINGS[level - 1]))
