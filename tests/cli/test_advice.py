@@ -26,6 +26,7 @@ SPEAKERS = {
     "vla_rl/run/folder.py": ["train"],
     "vla_rl/cli/eval.py": ["eval"],
     "vla_rl/evaluation": ["eval"],
+    "vla_rl/cli/number_lists.py": ["eval", "study libero", "demos collect"],
     # What an evaluation may change of an environment or a policy is that kind's business.
     "vla_rl/envs/kind.py": ["eval"],
     "vla_rl/envs/libero/protocol.py": ["eval"],
@@ -51,6 +52,9 @@ SPEAKERS = {
     "vla_rl/cli/doctor.py": ["doctor"],
     "vla_rl/cli/metrics.py": ["metrics"],
     "vla_rl/cli/report.py": ["report"],
+    "vla_rl/cli/runs.py": ["runs"],
+    "vla_rl/cli/watch.py": ["watch"],
+    "vla_rl/watch": ["watch"],
     "vla_rl/cli/recipes.py": ["recipes list", "recipes show", "recipes validate", "recipes fields"],
 }
 # Options of other programs, and what only looks like one.

@@ -89,6 +89,12 @@ def test_a_dry_run_writes_nothing(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_tasks_are_given_as_ids_and_ranges(tmp_path):
+    done = collect(tmp_path / "new", "--episodes", "1", "--tasks", "0-2,4", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "1 episodes of each of 4 tasks" in done.stdout
+
+
 def test_a_task_that_the_expert_cannot_do_is_refused_before_anything_starts(tmp_path):
     done = vla_rl("demos", "collect", "--suite", "libero_goal", "--episodes", "1", "--out", tmp_path / "new")
     assert done.returncode == 2

@@ -18,21 +18,23 @@ if TYPE_CHECKING:
     from vla_rl.demos.traps import Trap
 
 app = typer.Typer(
-    help="Demonstrations: collect them in the simulator, inspect data sets, convert them to LIBERO's HDF5 layout.",
+    help="Collect, inspect and convert demonstrations.",
     no_args_is_help=True,
 )
 
 Dataset = Annotated[
-    Path, typer.Argument(help="LIBERO's HDF5 files (one, or a suite's folder), an RLDS or a LeRobot data set's folder.")
+    Path, typer.Argument(help="An HDF5 file of LIBERO, or the folder of a suite, an RLDS or a LeRobot data set.")
 ]
 GripperOption = Annotated[
     Literal["auto", "signed", "binary"],
-    typer.Option("--gripper", help="Commands in the files: signed (-1 open, +1 close), binary (0 close, 1 open)."),
+    typer.Option(
+        "--gripper", help="Gripper commands in the files: signed (-1 open, +1 close) or binary (0 close, 1 open)."
+    ),
 ]
 RotatedOption = Annotated[
     Literal["auto", "yes", "no"],
     typer.Option(
-        "--rotated", help="Whether pictures in the files are rotated by 180 degrees already; auto: by format."
+        "--rotated", help="Whether pictures in the files are already rotated by 180 degrees; auto: by format."
     ),
 ]
 ROTATED: dict[str, bool | Literal["auto"]] = {"auto": "auto", "yes": True, "no": False}
@@ -40,6 +42,7 @@ COMPONENTS = {
     "action": ("x", "y", "z", "roll", "pitch", "yaw", "gripper"),
     "proprio": ("x", "y", "z", "axis x", "axis y", "axis z", "finger 1", "finger 2"),
 }
+ALL_TASKS = "all"
 COLUMNS = ("mean", "std", "min", "q01", "q99", "max")
 
 
@@ -48,7 +51,10 @@ def inspect(
     path: Dataset,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", dir_okay=False, help="PNG of first and last pictures of every task.")
+        Path | None,
+        typer.Option(
+            "--out", dir_okay=False, help="PNG file to write, with the first and last pictures of every task."
+        ),
     ] = None,
     gripper: GripperOption = "auto",
     rotated: RotatedOption = "auto",
@@ -79,24 +85,29 @@ def inspect(
 def convert(
     path: Dataset,
     out: Annotated[
-        Path, typer.Option("--out", file_okay=False, help="Folder of the new files; called again, it goes on in it.")
+        Path,
+        typer.Option(
+            "--out", file_okay=False, help="Folder of the new files; the same command continues an interrupted one."
+        ),
     ],
     first: Annotated[
         int | None,
-        typer.Option("--first", min=1, help="Only this many episodes of each task; 1 is the one-trajectory protocol."),
+        typer.Option(
+            "--first", min=1, help="Convert only the first N episodes of each task; 1 is the one-trajectory protocol."
+        ),
     ] = None,
     drop_no_ops: Annotated[
         bool,
-        typer.Option("--drop-no-ops", help="Leave out actions that do nothing, by the rule of OpenVLA-OFT's data."),
+        typer.Option("--drop-no-ops", help="Leave out actions that do nothing, as OpenVLA-OFT's data do."),
     ] = False,
     replay: Annotated[
         bool,
-        typer.Option("--replay", help="Leave out episodes that do not succeed when LIBERO plays their actions again."),
+        typer.Option("--replay", help="Play every episode again in LIBERO and leave out those that fail."),
     ] = False,
     gripper: GripperOption = "auto",
     rotated: RotatedOption = "auto",
 ) -> None:
-    """Write a data set as LIBERO's regenerated HDF5 files, one per task; nothing is written over."""
+    """Write a data set as LIBERO's regenerated HDF5 files, one per task. Never overwrites files."""
     from vla_rl.demos import open_demos
     from vla_rl.demos.conversion import convert_demos
 
@@ -123,18 +134,21 @@ def convert(
 @app.command()
 def collect(  # noqa: PLR0913 - one parameter per option
     suite: Annotated[str, typer.Option("--suite", help="libero_spatial or libero_object.")],
-    episodes: Annotated[int, typer.Option("--episodes", min=1, help="Successful episodes of each task.")],
+    episodes: Annotated[int, typer.Option("--episodes", min=1, help="Number of successful episodes of each task.")],
     out: Annotated[
-        Path, typer.Option("--out", file_okay=False, help="Folder of the new files; called again, it goes on in it.")
+        Path,
+        typer.Option(
+            "--out", file_okay=False, help="Folder of the new files; the same command continues an interrupted one."
+        ),
     ],
-    tasks: Annotated[str, typer.Option("--tasks", help="Task ids, like 0,2,5; or all.")] = "all",
+    tasks: Annotated[str, typer.Option("--tasks", help="Task ids, like 0,3 or 0-4; or all.")] = ALL_TASKS,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Determines initial states and noise.")] = 0,
     init_states: Annotated[
         Literal["sampled", "widened"],
         typer.Option(
             "--init-states",
             help="sampled: LIBERO's own sampler; widened: the scene also moves by some centimetres, which the "
-            "benchmark does not do. Never the evaluation's states.",
+            "benchmark does not do. Neither uses the benchmark's stored states.",
         ),
     ] = "sampled",
     image_size: Annotated[int, typer.Option("--image-size", min=16, max=1024, help="Pixels per side.")] = 256,
@@ -148,26 +162,25 @@ def collect(  # noqa: PLR0913 - one parameter per option
     ] = 0.35,
     step_noise: Annotated[
         float,
-        typer.Option("--step-noise", min=0.0, max=2.0, help="Standard deviation of what each control step gets."),
+        typer.Option("--step-noise", min=0.0, max=2.0, help="Standard deviation of the noise of each control step."),
     ] = 0.1,
-    chunk: Annotated[int, typer.Option("--chunk", min=1, max=100, help="Control steps of a chunk.")] = 8,
+    chunk: Annotated[int, typer.Option("--chunk", min=1, max=100, help="Control steps per chunk.")] = 8,
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Processes.", show_default="one per core")
+        int | None, typer.Option("--workers", min=1, help="Simulator processes.", show_default="one per core")
     ] = None,
     physics: Annotated[
         Literal["exact", "fast"], typer.Option("--physics", help="exact: LIBERO's own; fast: one solve per substep.")
     ] = "exact",
     assets: Annotated[str, typer.Option("--assets", help="auto, proxy, or a folder of LIBERO's assets.")] = "auto",
     gl: Annotated[Literal["auto", "egl", "osmesa"], typer.Option("--gl", help="Renderer.")] = "auto",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything and start nothing; write nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, start nothing, write nothing.")] = False,
 ) -> None:
-    """Collect demonstrations from a scripted expert that knows where things are, disturbed by noise.
+    """Collect demonstrations from a scripted expert that knows object positions, with noise.
 
-    What is executed is disturbed; the actions in the files are the expert's own. Episodes that fail are not written.
+    The robot executes noisy actions; the files hold the expert's own actions. Failed episodes are not written.
     """
     from vla_rl.cli.demos_view import CollectionProgress, collected
+    from vla_rl.cli.number_lists import parse_tasks
     from vla_rl.collection.collecting import collect as collect_demos
     from vla_rl.collection.collecting import raise_if_given_up
     from vla_rl.collection.options import CollectOptions, Noise
@@ -180,7 +193,7 @@ def collect(  # noqa: PLR0913 - one parameter per option
     with preflight():
         options = CollectOptions(
             suite=suite,
-            tasks=tasks_of(suite, tasks),
+            tasks=tasks_of(suite, None if tasks.strip() == ALL_TASKS else parse_tasks(tasks)),
             episodes=episodes,
             seed=seed,
             image_size=image_size,

@@ -13,9 +13,6 @@ from vla_rl.errors import UserError, preflight
 if TYPE_CHECKING:
     from vla_rl.evaluation.control import ControlName
 
-_DIGITS = 18  # digits of any integer that fits in 64 bits
-_MOST_TASKS = 10_000  # more than any benchmark has; a list of them still fits in memory
-
 
 def evaluate(  # noqa: PLR0913 - one parameter per option
     context: typer.Context,
@@ -146,6 +143,8 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
         return
     if checkpoint is None:
         raise UserError("give what is to be evaluated: a run, a checkpoint or a directory of weights")
+    from vla_rl.cli.number_lists import parse_seeds, parse_tasks
+
     task_ids = None if tasks is None else tuple(parse_tasks(tasks))
     seeds = tuple(parse_seeds(seed))
 
@@ -219,34 +218,3 @@ def parse_controls(text: str | None) -> tuple[ControlName, ...]:
     if len(found) != len(asked):
         raise UserError(f"--control: found {text!r}; allowed are {', '.join(CONTROLS)}, each once")
     return found
-
-
-def parse_seeds(text: str) -> list[int]:
-    """Parse `0,1,2` to [0, 1, 2].
-
-    Raises:
-        UserError: not a list of whole numbers from 0, or one that torch does not take.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and len(part) <= _DIGITS for part in parts):
-        raise UserError(f"--seed: found {text!r}; allowed are whole numbers from 0 to {'9' * _DIGITS}, like 0 or 0,1,2")
-    return [int(part) for part in parts]
-
-
-def parse_tasks(text: str) -> list[int]:
-    """Parse `0,3-5` to [0, 3, 4, 5].
-
-    Raises:
-        UserError: not a list of ids and ranges, or an id twice.
-    """
-    ids: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise UserError(f"--tasks: found {text!r}; allowed are ids and ranges, like 0,3 or 0-4")
-        if len(first) > _DIGITS or len(last) > _DIGITS or int(last or first) - int(first) >= _MOST_TASKS:
-            raise UserError(f"--tasks: found {text!r}; a range has at most {_MOST_TASKS} tasks")
-        ids += range(int(first), int(last or first) + 1)
-    if len(set(ids)) != len(ids) or not ids:
-        raise UserError(f"--tasks: found {text!r}; every id stands once, and a range runs upwards")
-    return ids

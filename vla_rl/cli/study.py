@@ -45,10 +45,11 @@ RegimesOption = Annotated[
     str | None, typer.Option("--regimes", help="fresh, stale, or both.", show_default="the preset's")
 ]
 SeedsOption = Annotated[
-    int | None, typer.Option("--seeds", min=1, help="Number N of seeds, 0 to N - 1.", show_default="the preset's")
+    int | None,
+    typer.Option("--seeds", min=1, help="Number N of seeds; the seeds are 0 to N - 1.", show_default="the preset's"),
 ]
 JobsOption = Annotated[
-    int | None, typer.Option("--jobs", min=1, help="Runs at once, one core each.", show_default="all cores")
+    int | None, typer.Option("--jobs", min=1, help="Runs at the same time, one core each.", show_default="all cores")
 ]
 
 
@@ -60,7 +61,8 @@ def metaworld(
         typer.Option("--preset", help="small: 30 runs, about 40 minutes on 2 cores; full: the paper's 400 runs."),
     ] = Preset.SMALL,
     tasks: Annotated[
-        str | None, typer.Option("--tasks", help="Like door-open-v3,push-v3.", show_default="the preset's")
+        str | None,
+        typer.Option("--tasks", help="Names of tasks, like door-open-v3,push-v3.", show_default="the preset's"),
     ] = None,
     surrogates: Annotated[
         str | None,
@@ -85,7 +87,7 @@ def metaworld(
         typer.Option(
             "--budget",
             min=1,
-            help="Optimizer steps per run; the ring grows and shrinks with them.",
+            help="Optimizer steps per run; the size of the ring changes in proportion.",
             show_default="the preset's",
         ),
     ] = None,
@@ -125,7 +127,7 @@ def libero(  # noqa: PLR0913 - one parameter per option
         LiberoPreset,
         typer.Option(
             "--preset",
-            help="small: 4 runs, about an hour on 2 cores; full: 24 runs; tiny: everything once, to see that it works.",
+            help="small: 4 runs, about an hour on 2 cores; full: 24 runs; tiny: every stage once, as a test.",
         ),
     ] = LiberoPreset.SMALL,
     surrogates: Annotated[
@@ -138,7 +140,7 @@ def libero(  # noqa: PLR0913 - one parameter per option
         ),
     ] = None,
     tasks: Annotated[
-        str | None, typer.Option("--tasks", help="Task ids of the suite, like 0,3.", show_default="the preset's")
+        str | None, typer.Option("--tasks", help="Task ids of the suite, like 0,3 or 0-4.", show_default="the preset's")
     ] = None,
     regimes: RegimesOption = None,
     recipe: Annotated[
@@ -157,8 +159,8 @@ def libero(  # noqa: PLR0913 - one parameter per option
         str | None,
         typer.Option(
             "--init-states",
-            help="sampled: LIBERO's own sampler, and evaluation on the benchmark's stored states; widened: the scene "
-            "also moves, and evaluation is on other draws.",
+            help="sampled: LIBERO's own sampler, with evaluation on the benchmark's stored states; widened: the scene "
+            "also moves, with evaluation on other draws.",
             show_default="the preset's",
         ),
     ] = None,
@@ -167,18 +169,18 @@ def libero(  # noqa: PLR0913 - one parameter per option
         typer.Option(
             "--states",
             min=1,
-            help="Held-out initial states per task of every evaluation before and after.",
+            help="Held-out initial states per task, in each evaluation before and after RL.",
             show_default="the preset's",
         ),
     ] = None,
     jobs: JobsOption = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show every stage and its price in core minutes; start nothing.")
+        bool, typer.Option("--dry-run", help="Show every stage and its cost in core minutes; start nothing.")
     ] = False,
 ) -> None:
     """Collect demonstrations, clone them, improve the policy with RL, and compare before and after."""
     _require_matplotlib()
-    from vla_rl.cli.eval import parse_tasks
+    from vla_rl.cli.number_lists import parse_tasks
     from vla_rl.studies.libero.outputs import write_study
     from vla_rl.studies.libero.plan import PRESETS
     from vla_rl.studies.libero.results import says_something

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,25 +42,25 @@ class CollectionPlan:
         return "\n".join(lines)
 
 
-def tasks_of(suite: str, text: str) -> tuple[int, ...]:
-    """Return the task ids that an option names.
+def tasks_of(suite: str, ids: Sequence[int] | None) -> tuple[int, ...]:
+    """Return the tasks to collect, by id.
+
+    Args:
+        suite: name of the suite.
+        ids: tasks of the suite; None for all of them.
 
     Raises:
-        UserError: the suite does not exist, or the text is no list of its tasks.
+        UserError: the suite does not exist, or does not have one of the tasks.
     """
     if suite not in SUITES:
         raise UserError(str(Problem("--suite", "unknown", suite, "libero_spatial, libero_object")))
     known = range(SUITES[suite].num_tasks)
-    if text.strip() == "all":
+    if ids is None:
         return tuple(known)
-    words = [word.strip() for word in text.split(",")]
-    ids = [int(word) for word in words if word.isdecimal()]
-    if len(ids) < len(words) or len(set(ids)) < len(ids) or any(task not in known for task in ids):
-        raise UserError(
-            str(
-                Problem("--tasks", "task ids of the suite, each once", text, f"0 to {known[-1]}, or all", "--tasks 0,1")
-            )
-        )
+    unknown = [task for task in ids if task not in known]
+    if unknown:
+        found, allowed = ", ".join(map(str, unknown)), f"0 to {known[-1]}, or all"
+        raise UserError(str(Problem("--tasks", f"{suite} has no such task", found, allowed, "--tasks 0,1")))
     return tuple(ids)
 
 
