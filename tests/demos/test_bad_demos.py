@@ -164,7 +164,7 @@ def test_a_gripper_that_nothing_tells_has_to_be_named(tmp_path: Path) -> None:
         one.actions[:, 6] = 1
     root = toy.write_lerobot_v3(tmp_path / "data", episodes, binary=False)
     message = message_of(root)
-    assert "the convention of the gripper cannot be told" in message
+    assert "the gripper convention cannot be detected" in message
     assert "--gripper signed or --gripper binary" in message
     assert set(open_demos(root, gripper="signed")[0].actions[:, 6]) == {1}
     assert set(open_demos(root, gripper="binary")[0].actions[:, 6]) == {-1}

@@ -137,7 +137,7 @@ def test_episodes_of_two_definitions_are_never_mixed(trained, tmp_path, perturba
     evaluated(trained, tmp_path, episodes_per_task=1, perturb="short:1")
     before = (tmp_path / FOLDER / "short_1.jsonl").read_bytes()
     perturbable(numbers=2)
-    with pytest.raises(UserError, match=r"defines short:1 otherwise, as {'n': 1}, and today it is {'n': 2}"):
+    with pytest.raises(UserError, match=r"defines short:1 differently, as {'n': 1}; now it is {'n': 2}"):
         evaluated(trained, tmp_path, episodes_per_task=1, perturb="short:1")
     assert (tmp_path / FOLDER / "short_1.jsonl").read_bytes() == before
 

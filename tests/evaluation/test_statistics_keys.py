@@ -188,7 +188,7 @@ def test_a_run_does_not_go_on_with_other_statistics(run, checkpoint):
     plan, saved = plan_policy(recipe.setup), next((run / "checkpoints").glob("optimizer_step_*"))
     recorded = kept_for_the_run(saved)["statistics"]
     assert recorded == OTHER
-    with pytest.raises(ValueError, match=f"go on with policy.statistics={OTHER}"):
+    with pytest.raises(ValueError, match=f"continue with policy.statistics={OTHER}"):
         check_statistics(plan, Path(saved), recorded)
     check_statistics(plan, Path(saved), ONE)
     check_statistics(plan, Path(saved), None)  # of an older version

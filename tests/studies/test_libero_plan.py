@@ -97,7 +97,7 @@ def test_what_is_not_part_of_the_study_is_refused(changes, complaint):
 
 def test_a_recipe_of_another_environment_is_refused():
     plan = replace(PLAN, recipe="metaworld_stale")
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=r"env\.suite: (.*\n)*.* key of env\.name libero"):
         plan.recipe_of(plan.runs()[0])
 
 

@@ -35,7 +35,7 @@ def export(
         typer.Option(
             "--verify",
             min=0,
-            help="Number of observations on which policy and export are compared; 0 compares nothing.",
+            help="Number of observations on which policy and export are compared; 0: no comparison.",
         ),
     ] = 8,
     profile: Annotated[

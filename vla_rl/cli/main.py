@@ -35,8 +35,8 @@ from vla_rl.errors import RunFailureError, UserError
 _FIXES = {  # errors of the system that the user can end, by number; the others keep their traceback
     errno.ENAMETOOLONG: "give another path",
     errno.ELOOP: "give another path",
-    errno.ENOSPC: "make room or give another path",
-    errno.EDQUOT: "make room or give another path",
+    errno.ENOSPC: "free some space or give another path",
+    errno.EDQUOT: "free some space or give another path",
     errno.EFBIG: "raise the limit of file sizes (ulimit -f) or give another path",
     errno.EROFS: "give a path that can be written to",
     errno.EACCES: "give a path that you may use, or change its permissions",
@@ -65,7 +65,7 @@ class Program(TyperGroup):
             raise typer.Exit(exit_codes.USER_ERROR) from error
         except MemoryError as error:
             print(f"error: out of memory{f': {error}' if str(error) else ''}", file=sys.stderr)
-            print("`vla-rl train RECIPE --dry-run` tells what a recipe needs", file=sys.stderr)
+            print("`vla-rl train RECIPE --dry-run` shows what a recipe needs", file=sys.stderr)
             raise typer.Exit(exit_codes.FAILURE) from error
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

@@ -42,7 +42,7 @@ def fields(
     section: Annotated[
         str, typer.Argument(help="Only this section, like replay or surrogate.", show_default=False)
     ] = "",
-    supervised: Annotated[bool, typer.Option("--sft", help="Of recipes of `vla-rl sft`.")] = False,
+    supervised: Annotated[bool, typer.Option("--sft", help="Fields of recipes for `vla-rl sft`.")] = False,
 ) -> None:
     """List every key of a recipe: allowed values, default, meaning."""
     from vla_rl.recipe import Recipe, SupervisedRecipe, field_references

@@ -24,7 +24,7 @@ def runs(
     ] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list with one object per run.")] = False,
 ) -> None:
-    """List runs with their state, success, progress and age. Reads their files alone."""
+    """List runs with their state, success, progress and age. Only reads their files."""
     from vla_rl.reporting.run_index import as_json as row_as_json
     from vla_rl.reporting.run_index import find_runs, index_run
 

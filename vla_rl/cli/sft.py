@@ -81,8 +81,8 @@ def _summary(outcome: SupervisedOutcome) -> str:
     if outcome.policy is not None:
         lines += [
             f"policy      {outcome.policy}",
-            f"go on with  vla-rl train RECIPE policy.checkpoint={outcome.policy}, or vla-rl eval {outcome.policy}",
+            f"continue with  vla-rl train RECIPE policy.checkpoint={outcome.policy}, or vla-rl eval {outcome.policy}",
         ]
     elif outcome.interrupted:
-        lines.append(f"go on with  vla-rl sft {outcome.run_dir} --resume")
+        lines.append(f"continue with  vla-rl sft {outcome.run_dir} --resume")
     return "\n".join(lines)

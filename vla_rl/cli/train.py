@@ -125,5 +125,5 @@ def _summary(outcome: TrainOutcome) -> str:
         f"checkpoint  {outcome.checkpoint}",
     ]
     if outcome.interrupted:
-        lines.append(f"go on with  vla-rl train {outcome.run_dir} --resume")
+        lines.append(f"continue with  vla-rl train {outcome.run_dir} --resume")
     return "\n".join(lines)

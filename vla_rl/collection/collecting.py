@@ -255,7 +255,7 @@ class _Run:
         if self._deaths >= MOST_DEATHS:
             raise CellFailureError(
                 f"{self._deaths} processes failed one after the other; see {self._logs}. What was collected is kept: "
-                f"the same command goes on. The last reason:\n{reason}"
+                f"the same command continues. The last reason:\n{reason}"
             )
 
     def _count(self, done: Done) -> None:

@@ -19,14 +19,14 @@ ValueSource = Literal["current", "acting"]
 
 TIME_LIMIT: TimeLimit | None = Field(
     None,
-    description="what the horizon is to the task. end: part of it, as in success within the horizon; nothing can be "
-    "earned afterwards. bootstrap: an interruption; the critic's value stands for what would follow. Default: the "
-    "environment's, end for libero and toy, bootstrap for metaworld",
+    description="what the horizon means. end: it is part of the task, as in success within the horizon; the value "
+    "after it is 0. bootstrap: it interrupts a task that continues; the critic's value replaces what would follow. "
+    "Default: end for libero and toy, bootstrap for metaworld",
 )
 VALUES: ValueSource = Field(
     "current",
-    description="whose V the targets are made of. current: the learner's, anew in every update; acting: that of the "
-    "policy that acted, as old as the decision, which saves gae the pass for values",
+    description="values that the targets use. current: the learner's, computed anew in every update; acting: those "
+    "of the policy that acted, which are as old as the decision but save gae a pass",
 )
 
 

@@ -14,8 +14,8 @@ class Gae(Credit):
     """Generalised advantage estimation."""
 
     name: Literal["gae"]
-    discount: Fraction = Field(0.99, description="per decision")
-    gae_lambda: Fraction = Field(0.95, description="1 is the Monte-Carlo return, 0 one step and the value")
+    discount: Fraction = Field(0.99, description="discount per decision")
+    gae_lambda: Fraction = Field(0.95, description="1: Monte-Carlo return; 0: one step, then the value")
     time_limit: TimeLimit | None = TIME_LIMIT
     values: ValueSource = VALUES
 

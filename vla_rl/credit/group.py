@@ -32,24 +32,27 @@ class Group(Credit):
 
     name: Literal["group"]
     baseline: Baseline = Field(
-        "mean_std", description="mean_std: GRPO; mean: Dr.GRPO, not divided by the deviation; leave_one_out: RLOO"
+        "mean_std", description="mean_std: GRPO; mean: Dr.GRPO, no division by the deviation; leave_one_out: RLOO"
     )
     size: Members = Field(8, description="episodes of a group")
     keep: Annotated[list[Score], Field(min_length=2, max_length=2)] | None = Field(
-        [0.1, 0.9], description="least and largest mean score of a group that is learned from, both included; null: all"
+        [0.1, 0.9],
+        description="range of mean scores, both ends included, of the groups that are learned from; null: all groups",
     )
     oversample: Literal["off", "balanced"] = Field(
-        "off", description="balanced: of a group's candidates take those whose mean is nearest the middle of keep"
+        "off", description="balanced: take those candidates of a group whose mean is nearest the middle of keep"
     )
-    candidates: Members | None = Field(None, description="episodes played per group with oversample; more than size")
+    candidates: Members | None = Field(
+        None, description="episodes played per group with oversample=balanced; more than size"
+    )
     uses: Positive | None = Field(
-        None, description="updates in which a group is used before it leaves; null: until it leaves the ring"
+        None, description="number of updates that use a group; null: until it leaves the ring"
     )
     max_rejected: Positive = Field(
-        1024, description="groups outside of keep since the last batch, after which a run that waits for one ends"
+        1024, description="number of groups outside keep since the last batch after which a waiting run ends"
     )
     eps: Scale = Field(1e-6, description="added to the deviation of mean_std")
-    time_limit: TimeLimit | None = Field("end", description="end: a score is what an episode has earned until its end")
+    time_limit: TimeLimit | None = Field("end", description="end: a score is the return until the end of the episode")
 
     @model_validator(mode="after")
     def _fields_fit(self) -> Self:

@@ -14,7 +14,7 @@ class Vtrace(Credit):
     """V-trace targets; the surrogate applies the ratio."""
 
     name: Literal["vtrace"]
-    discount: Fraction = Field(0.99, description="per decision")
+    discount: Fraction = Field(0.99, description="discount per decision")
     lambda_: Fraction = Field(1.0, alias="lambda", description="weight of the later corrections")
     rho_bar: Scale = Field(1.0, description="bound of the ratio in the temporal difference")
     c_bar: Scale = Field(1.0, description="bound of the ratio in the trace")

@@ -31,7 +31,7 @@ def check_numbers(name: str, values: NDArray[Any], shape: tuple[int, ...], place
             "must hold finite numbers",
             found=f"{values[tuple(bad[0])]} in row {bad[0][0]}"
             + (f", and {len(bad) - 1} more" if len(bad) > 1 else ""),
-            fix="take this episode out, or fetch the dataset again",
+            fix="remove this episode, or download the data set again",
         )
 
 

@@ -69,7 +69,7 @@ def _mixed(commands: NDArray[np.float64], gripper: Gripper, place: tuple[str, st
         f"the gripper commands are not '{gripper}' ({GRIPPERS[gripper]}), as the first episodes or the option say",
         found=f"values from {commands.min():g} to {commands.max():g}",
         allowed="one convention in the whole dataset: -1 to +1 with -1 open, or exactly 0 and 1 with 1 open",
-        fix="take out the episodes that came from another source, or name the convention: --gripper signed or binary",
+        fix="remove the episodes from another source, or name the convention: --gripper signed or binary",
     )
 
 

@@ -71,7 +71,7 @@ class Hdf5Reader:
                     "",
                     "all files of a dataset have one layout",
                     found=f"{_layout(file)}, but {first.path.name} is {_layout(first)}",
-                    fix="read the two kinds one by one, each from a folder of its own",
+                    fix="read the two kinds separately, each from its own folder",
                 )
         self.format = RAW if first.is_raw else REGENERATED
 

@@ -63,9 +63,9 @@ class Demos:
                 raise DemosError(
                     self.path,
                     "action",
-                    "the convention of the gripper cannot be told: every command is 1",
+                    "the gripper convention cannot be detected: every command is 1",
                     allowed="; ".join(f"{name}: {meaning}" for name, meaning in GRIPPERS.items()),
-                    fix="name it: --gripper signed or --gripper binary",
+                    fix="give it: --gripper signed or --gripper binary",
                 )
             self._gripper = settled
         return self._gripper
@@ -114,7 +114,7 @@ class Demos:
                 "all pictures of a data set have one size",
                 found=f"{stored.image_size[0]}x{stored.image_size[1]} pixels",
                 allowed=f"{self._image_size[0]}x{self._image_size[1]}, as those before",
-                fix="read the two kinds one by one",
+                fix="read the two kinds separately",
             )
 
 

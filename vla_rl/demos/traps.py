@@ -102,7 +102,7 @@ def _of_format(demos: Demos, seen: Inspection) -> Iterator[tuple[str, str]]:
     if len(tally.names) > len(tally.tasks):
         yield (
             "one_prompt_several_tasks",
-            f"{len(tally.names)} tasks share {len(tally.tasks)} prompts: nothing but the picture tells them apart",
+            f"{len(tally.names)} tasks share {len(tally.tasks)} prompts: only the picture distinguishes them",
         )
 
 

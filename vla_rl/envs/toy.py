@@ -147,11 +147,11 @@ class ToySection(EnvironmentSection):
     """A state-only reaching task that is solved in seconds: for trying the program out and for its own tests."""
 
     name: Literal["toy"]
-    tasks: list[NonNegative] = Field([0], description="each seeds other starts and goals")
+    tasks: list[NonNegative] = Field([0], description="task ids; each has its own starts and goals")
     horizon: Horizon = Field(16, description="control steps")
     chunk_size: Horizon = Field(2, description="control steps per decision")
     step_seconds: Annotated[float, Field(ge=0.0, le=3600.0)] = Field(
-        0.0, description="pretended simulation time per control step"
+        0.0, description="time that each control step sleeps, to imitate a slow simulator"
     )
 
     @model_validator(mode="after")

@@ -95,7 +95,7 @@ def verdict(result: Comparison) -> str:
         return "There is no difference: both succeeded and failed in the same episodes."
     return (
         "The difference is not distinguishable from noise: two equally good policies would differ this much in "
-        f"{100 * result.test.p_mid:.2g} % of such comparisons. More episodes may tell."
+        f"{100 * result.test.p_mid:.2g} % of such comparisons. More episodes may decide it."
     )
 
 

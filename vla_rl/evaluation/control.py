@@ -83,8 +83,8 @@ _WORDS: Mapping[ControlName, _Words] = {
         "chance would explain",
         rises="with the instruction of another task the policy succeeds more often: look for a fault in its prompts "
         "before trusting it",
-        same="on these episodes the instruction makes no measurable difference: the policy may tell tasks apart by "
-        "the scene alone",
+        same="on these episodes the instruction makes no measurable difference: the policy may identify tasks "
+        "by the scene only",
         nothing="neither succeeded once, so nothing can be said about its use of the instruction",
     ),
 }

@@ -136,8 +136,9 @@ def _define(folder: Path, perturbation: PerturbedTasks) -> None:
         known = there["instructions"]
         if {**there, "instructions": known.get(suite, texts[suite])} != {**new, "instructions": texts[suite]}:
             raise ValueError(
-                f"--perturb: {path} defines {perturbation.kind}:{perturbation.level} otherwise, as {there['numbers']}, "
-                f"and today it is {new['numbers']}; episodes of two definitions are never mixed. Choose another --out"
+                f"--perturb: {path} defines {perturbation.kind}:{perturbation.level} differently, as "
+                f"{there['numbers']}; now it is {new['numbers']}. Episodes of two definitions are never mixed. "
+                "Choose another --out"
             )
         new["instructions"] = {**known, **texts}
     path.parent.mkdir(exist_ok=True)

@@ -128,7 +128,7 @@ def _policy_of(run_dir: Path) -> Path:
     if not policy.is_dir():
         raise CheckpointError(
             f"{run_dir}: a supervised run that has not written its policy yet, which it does at its end: "
-            f"`vla-rl sft {run_dir} --resume` goes on, and with budget.optimizer_steps=N ends it at N"
+            f"`vla-rl sft {run_dir} --resume` continues it, and budget.optimizer_steps=N ends it at N"
         )
     return policy
 

@@ -70,8 +70,8 @@ def _refuse_temperature(plan: Plan, options: EvalOptions) -> None:
     """
     if plan.policy.is_regression and options.temperature is not None:
         raise ValueError(
-            f"--temperature: found {options.temperature}; this checkpoint's L1 head computes its actions, nothing is "
-            "drawn that a temperature could change. Leave the option out"
+            f"--temperature: found {options.temperature}; this checkpoint's L1 head computes actions without "
+            "sampling, so a temperature has no effect. Leave the option out"
         )
 
 
@@ -83,7 +83,7 @@ def _refuse_unpinned(simulator: SimulatorReport) -> None:
     """
     if simulator.warnings:
         raise ValueError(
-            f"{'; '.join(simulator.warnings)}. Install that version, or give --allow-unpinned: the score then carries "
+            f"{'; '.join(simulator.warnings)}. Install that version, or give --allow-unpinned: the results then name "
             "the deviation"
         )
 

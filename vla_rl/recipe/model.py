@@ -32,9 +32,9 @@ from vla_rl.section import RulesError, RunName, Section, Seed, Text
 class Recipe(Section):
     """Everything about a run: a setup, an algorithm and a budget."""
 
-    name: RunName = Field(description="of the run's folder")
+    name: RunName = Field(description="name of the run's folder")
     description: Text = Field("", description="one line, for people")
-    seed: Seed = Field(0, description="of weights, environments, actions and sampling")
+    seed: Seed = Field(0, description="seed of weights, environments, actions and sampling")
     regime: RegimeName | None = Field(
         None, description="how old the samples are: sets replay.replay_ratio and replay.old_threshold from the budget"
     )

@@ -24,16 +24,18 @@ from vla_rl.tracking import TrackersSection
 
 
 class ReplaySection(Section):
-    """The replay ring and the lag dial. All counts are decisions per cell."""
+    """The replay ring, and what controls policy lag. All counts are decisions per cell."""
 
-    capacity: Positive = Field(10_000, description="decisions kept; the oldest leave first")
+    capacity: Positive = Field(10_000, description="decisions kept; the oldest are overwritten first")
     min_decisions: Positive = Field(64, description="committed decisions before the first update")
     segment_length: Positive = Field(8, description="consecutive decisions of one episode per sample")
     replay_ratio: Annotated[float, Field(ge=1e-3, le=1e6)] = Field(
         1.0, description="decisions consumed per decision collected"
     )
-    max_policy_lag: NonNegative | None = Field(None, description="versions; older segments are never sampled")
-    old_threshold: Positive = Field(10, description="versions; a sample is old at this lag or more (metrics)")
+    max_policy_lag: NonNegative | None = Field(
+        None, description="in versions; segments with a larger lag are never sampled; null: no limit"
+    )
+    old_threshold: Positive = Field(10, description="in versions; metrics count a sample as old from this lag on")
 
 
 # --- the machinery ---------------------------------------------------------------------------------------------------
@@ -45,17 +47,19 @@ Precision = Literal["fp32", "bf16"]
 class EngineSection(Section):
     """Precision and ranks of whatever is trained."""
 
-    strategy: Literal["single", "ddp", "deepspeed"] = Field("single", description="engine of the ranks")
+    strategy: Literal["single", "ddp", "deepspeed"] = Field(
+        "single", description="how several GPUs share the training; single: one rank"
+    )
     zero_stage: Literal[1, 2, 3] = Field(
-        2, description="of DeepSpeed: 1 shards optimizer states, 2 gradients too, 3 weights too"
+        2, description="DeepSpeed: 1 shards optimizer states, 2 gradients too, 3 weights too"
     )
     num_ranks: Literal["auto"] | Processes = Field(
         "auto", description="learners, each with its own cell; auto: one per GPU"
     )
-    precision: Precision = Field("fp32", description="of the forward and backward pass")
+    precision: Precision = Field("fp32", description="precision of the forward and backward pass")
     compile: Literal["off", "layers"] = Field(
         "off",
-        description="layers: compile each layer of the language model, forward and backward; minutes at the start",
+        description="layers: compile each layer of the language model, forward and backward; takes minutes at first",
     )
 
     @model_validator(mode="after")
@@ -73,7 +77,7 @@ class LearnerSection(EngineSection):
     accumulation: BatchSize = Field(1, description="micro-batches per optimizer step")
     reuse_passes: bool = Field(
         False,
-        description="no observation goes through the policy twice in an update; memory for all micro-batches at once",
+        description="pass each observation through the policy only once; needs memory for all micro-batches at once",
     )
     publish_every: Positive = Field(1, description="optimizer steps between published policy versions")
 
@@ -94,21 +98,23 @@ class RolloutSection(Section):
     """Env workers and the inference worker of one cell."""
 
     num_workers: Processes = Field(1, description="simulator processes")
-    envs_per_worker: Processes = Field(1, description="simulators in each, stepped in turn")
+    envs_per_worker: Processes = Field(1, description="simulators per process, stepped in turn")
     temperature: Annotated[float, Field(ge=1e-4, le=1e4)] = Field(
-        1.0, description="of sampling in training; evaluation is greedy"
+        1.0, description="sampling temperature in training; evaluation is greedy"
     )
     max_batch: BatchSize = Field(32, description="decisions per inference batch")
     max_wait_ms: Annotated[float, Field(ge=0.0, le=60_000.0)] = Field(
-        5.0, description="how long a started batch waits for more"
+        5.0, description="longest time that a batch waits for more decisions"
     )
     compile: bool = Field(
         False,
-        description="compile inference at up to four batch sizes, with CUDA graphs on a GPU; minutes each at the start",
+        description="compile inference at up to four batch sizes, with CUDA graphs on a GPU; takes minutes for each",
     )
-    step_timeout_s: Seconds = Field(120.0, description="a worker silent for longer is restarted")
-    start_timeout_s: Seconds = Field(300.0, description="for building an environment or a policy")
-    max_restarts: NonNegative = Field(5, description="env worker restarts per cell before the run ends with the cause")
+    step_timeout_s: Seconds = Field(120.0, description="a worker that is silent for longer is restarted")
+    start_timeout_s: Seconds = Field(300.0, description="longest time for building an environment or a policy")
+    max_restarts: NonNegative = Field(
+        5, description="restarts of env workers per cell before the run ends with an error"
+    )
 
 
 class RuntimeSection(Section):
@@ -116,7 +122,7 @@ class RuntimeSection(Section):
 
     mode: Literal["async", "serial"] = Field(
         "async",
-        description="serial: one process in a fixed order, for debugging, and for runs that repeat bit by bit on a CPU",
+        description="serial: one process in a fixed order, for debugging and for runs that are bit-identical on a CPU",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if torch sees one")
     threads_per_process: Annotated[int, Field(ge=0, le=1024)] = Field(
@@ -124,45 +130,49 @@ class RuntimeSection(Section):
     )
     share_frozen: Literal["auto"] | bool = Field(
         "auto",
-        description="one copy of the frozen weights for learner and inference worker; auto: two where processes cannot "
-        "share GPU memory, true: end with the reason there, false: always two",
+        description="one copy of the frozen weights for learner and inference worker. auto: two copies where processes "
+        "cannot share GPU memory; true: an error there; false: always two",
     )
 
 
 class OptimizerSteps(Section):
     """Limits of any training, which ends at the first one reached."""
 
-    optimizer_steps: Positive = Field(description="also the length of the learning-rate schedule")
+    optimizer_steps: Positive = Field(
+        description="optimizer steps of the run, and length of the learning-rate schedule"
+    )
     minutes: Annotated[float, Field(gt=0.0, le=1e8)] | None = Field(None, description="wall-clock time")
 
 
 class BudgetSection(OptimizerSteps):
     """Limits of a run, which ends at the first one reached."""
 
-    env_steps: Positive | None = Field(None, description="control steps simulated, all ranks together")
+    env_steps: Positive | None = Field(None, description="simulated control steps of all ranks together")
 
 
 class KeptCheckpoints(Section):
     """Atomic checkpoints. One is always written at the end and on Ctrl-C."""
 
     every_optimizer_steps: Positive = Field(100, description="optimizer steps between checkpoints")
-    keep: Positive = Field(3, description="newest checkpoints that stay")
+    keep: Positive = Field(3, description="number of newest checkpoints to keep")
 
 
 class CheckpointSection(KeptCheckpoints):
     """Atomic checkpoints of a run with a replay ring."""
 
-    save_replay: bool = Field(True, description="resume with the experience, not with an empty ring")
+    save_replay: bool = Field(True, description="save the replay ring too, so that a resumed run keeps its experience")
 
 
 class EvaluationSection(Section):
     """The closing evaluation, greedy, on the benchmark's standard initial states."""
 
-    episodes_per_task: Annotated[int, Field(ge=0, le=100_000)] = Field(0, description="0: no closing evaluation")
-    tasks: Literal["all"] | list[NonNegative] = Field("all", description="of env.tasks")
+    episodes_per_task: Annotated[int, Field(ge=0, le=100_000)] = Field(
+        0, description="episodes of the evaluation at the end; 0: none"
+    )
+    tasks: Literal["all"] | list[NonNegative] = Field("all", description="tasks to evaluate, out of env.tasks")
     horizon: Horizon | None = Field(None, description="control steps; default: the environment's")
     video: Literal["failures", "all"] | None = Field(
-        None, description="episodes of which videos are written; every control step is then drawn"
+        None, description="episodes to record as videos; renders every control step"
     )
 
     @model_validator(mode="after")
@@ -183,4 +193,6 @@ class MetricsSection(TrackersSection):
 class LoggingSection(MetricsSection):
     """Output during the run."""
 
-    recent_episodes: Positive = Field(100, description="training episodes that returns and success rates are means of")
+    recent_episodes: Positive = Field(
+        100, description="number of latest training episodes over which returns and success rates are averaged"
+    )

@@ -16,12 +16,14 @@ from vla_rl.section import RulesError, Section, Seed
 class Setup(Section):
     """A policy in an environment, and how both run. A recipe is a setup, an algorithm and a budget."""
 
-    seed: Seed = Field(0, description="of weights, environments and actions")
+    seed: Seed = Field(0, description="seed of weights, environments and actions")
     env: EnvSection
     policy: AnyPolicy
     rollout: RolloutSection = RolloutSection()
     runtime: RuntimeSection = RuntimeSection()
-    precision: Precision = Field("fp32", description="of every pass through the policy; a recipe's learner.precision")
+    precision: Precision = Field(
+        "fp32", description="precision of every pass through the policy; learner.precision of a recipe"
+    )
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:

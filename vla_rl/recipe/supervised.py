@@ -26,9 +26,9 @@ from vla_rl.section import RulesError, RunName, Section, Seed, Text
 class SupervisedRecipe(Section):
     """Everything about a supervised run. Nothing in it is about reinforcement learning."""
 
-    name: RunName = Field(description="of the run's folder")
+    name: RunName = Field(description="name of the run's folder")
     description: Text = Field("", description="one line, for people")
-    seed: Seed = Field(0, description="of new weights, of the order of samples, of augmentations and of the split")
+    seed: Seed = Field(0, description="seed of new weights, sample order, augmentations and the split")
     demos: DemosSection
     augmentation: AugmentationSection = AugmentationSection()
     policy: AnyPolicy

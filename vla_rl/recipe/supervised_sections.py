@@ -30,9 +30,9 @@ class DemosSection(Section):
     """Demonstrations that a policy is trained on."""
 
     path: PathText = Field(description="a file or a folder, of any format that `vla-rl demos inspect` reads")
-    suite: Suite | None = Field(None, description="suite of LIBERO that the tasks are from; null: none")
+    suite: Suite | None = Field(None, description="LIBERO suite of the tasks; null: none")
     key: Annotated[Text, Field(min_length=1, max_length=200, pattern=r"^[^_].*$")] | None = Field(
-        None, description="of the data set in dataset_statistics.json; default: the suite, or the name of the path"
+        None, description="key of the data set in dataset_statistics.json; default: the suite, or the name of the path"
     )
     cameras: list[Literal["agentview", "wrist"]] = Field(
         ["agentview"], description="frames the policy sees: [agentview], or [agentview, wrist]"
@@ -41,21 +41,23 @@ class DemosSection(Section):
     gripper: Literal["auto", "signed", "binary"] = Field(
         "auto", description="commands in the files: signed (-1 open, +1 close), binary (0 close, 1 open)"
     )
-    rotated: Literal["auto"] | bool = Field("auto", description="whether pictures in the files are rotated already")
+    rotated: Literal["auto"] | bool = Field(
+        "auto", description="whether pictures in the files are already rotated by 180 degrees; auto: by format"
+    )
     drop_no_ops: bool = Field(False, description="leave out actions that do nothing")
     held_out: Annotated[float, Field(ge=0.0, le=0.9)] = Field(
-        0.05, description="share of the episodes that are only measured on, never trained on; drawn from the seed"
+        0.05, description="share of the episodes that are never trained on, only measured; drawn from the seed"
     )
-    held_out_samples: Positive = Field(256, description="most samples of those episodes in one measurement")
+    held_out_samples: Positive = Field(256, description="largest number of held-out samples in one measurement")
     cache: PathText | None = Field(
-        None, description="folder of prepared frames, for several runs; default: the run's own, removed at its end"
+        None, description="folder of prepared frames, to share between runs; default: the run's own, removed at its end"
     )
 
     @model_validator(mode="after")
     def _cameras_are_those_of_evaluations(self) -> Self:
         allowed: list[list[str]] = [["agentview"], ["agentview", "wrist"]]
         if self.cameras not in allowed:
-            rule = "checkpoints tell how many cameras they look through, and these are the ones that are then shown"
+            rule = "evaluations show these cameras to a checkpoint, in this order"
             raise RulesError([Problem("cameras", rule, str(self.cameras), "[agentview], or [agentview, wrist]")])
         return self
 
@@ -64,7 +66,7 @@ class AugmentationSection(Section):
     """Random changes of the frames, drawn for each camera of each sample; the defaults are OpenVLA-OFT's."""
 
     crop: Annotated[float, Field(ge=0.05, le=1.0)] = Field(
-        0.9, description="area of a random crop; 1: none, and frames are prepared as when the policy acts"
+        0.9, description="area of a random crop; 1: no crop, frames are prepared as when the policy acts"
     )
     brightness: Annotated[float, Field(ge=0.0, le=1.0)] = Field(0.2, description="largest shift, of a range of 1")
     contrast: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.2, description="largest change of the factor 1")
@@ -77,10 +79,12 @@ class SupervisedLossSection(Section):
 
     label_sigma: Annotated[float, Field(ge=0.0, le=64.0)] = Field(
         0.0,
-        description="bins; labels are spread over neighbouring bins by a normal density of this deviation; 0: one bin",
+        description="in bins; deviation of a normal density that spreads labels over neighbouring bins; 0: one bin",
     )
-    value_coefficient: Weight = Field(0.0, description="weight of the squared error of the value; 0: it is not trained")
-    discount: Fraction = Field(0.99, description="per decision, of the success that ends every demonstration")
+    value_coefficient: Weight = Field(
+        0.0, description="weight of the squared value error; 0: the critic is not trained"
+    )
+    discount: Fraction = Field(0.99, description="discount per decision of the success that ends every demonstration")
 
 
 class SupervisedLearnerSection(EngineSection):
@@ -110,16 +114,22 @@ class SupervisedRuntimeSection(Section):
 class SupervisedEvaluationSection(Section):
     """Success in the simulator, greedy, at the end and if wanted meanwhile."""
 
-    episodes_per_task: Annotated[int, Field(ge=0, le=100_000)] = Field(0, description="0: no evaluation")
-    every_optimizer_steps: Positive | None = Field(None, description="null: only at the end")
-    tasks: Literal["all"] | list[NonNegative] = Field("all", description="ids in the suite; all: those demonstrated")
+    episodes_per_task: Annotated[int, Field(ge=0, le=100_000)] = Field(
+        0, description="episodes of an evaluation; 0: no evaluation"
+    )
+    every_optimizer_steps: Positive | None = Field(
+        None, description="optimizer steps between evaluations; null: only at the end"
+    )
+    tasks: Literal["all"] | list[NonNegative] = Field(
+        "all", description="ids in the suite; all: those with demonstrations"
+    )
     init_states: Literal["standard", "spare", "sampled"] = Field(
         "standard", description="standard: the benchmark's 50; spare: the unused ones; sampled: LIBERO's own sampler"
     )
     horizon: Horizon | None = Field(None, description="control steps; default: the protocol's")
     workers: Processes = Field(1, description="simulator processes")
     video: Literal["failures", "all"] | None = Field(
-        None, description="episodes of which videos are written; every control step is then drawn"
+        None, description="episodes to record as videos; renders every control step"
     )
 
     @model_validator(mode="after")

@@ -39,7 +39,7 @@ def _supervised(group: str, where: str) -> tuple[Metric, ...]:
         Metric(f"{group}/loss", "nat", f"mean loss of action tokens (labels as loss.label_sigma makes them), {where}"),
         *(Metric(f"{group}/{name}", unit, f"{said}, {where}") for name, (unit, said) in _OF_DEMONSTRATIONS.items()),
         *(
-            Metric(f"{group}/{name}_{part}", unit, f"the same for {part} alone")
+            Metric(f"{group}/{name}_{part}", unit, f"the same, only for {part}")
             for name, (unit, _) in _OF_DEMONSTRATIONS.items()
             for part in COMPONENTS
         ),
@@ -58,7 +58,7 @@ def _metrics() -> tuple[Metric, ...]:
         Metric("groups/episodes_per_useful", "episodes", "episodes played per recent group inside `targets.keep`"),
         *_supervised("supervised", "since the last log point"),
         *_supervised("held_out", "on held-out episodes"),
-        Metric("supervised/epochs", "1", "times that every sample was learned from, in the mean"),
+        Metric("supervised/epochs", "1", "mean number of times that a sample was used"),
         Metric("supervised/success_rate", "1", "success rate of the newest evaluation during a supervised run"),
         Metric("learner/policy_loss", "1", "minus the surrogate objective, averaged as `loss.aggregation` says"),
         Metric("learner/value_loss", "reward²", "mean squared error of the critic's value, before its coefficient"),
@@ -104,7 +104,7 @@ def _metrics() -> tuple[Metric, ...]:
         Metric("perf/env_steps_per_s", "env steps/s", "simulated control steps per second", "sum"),
         Metric("perf/decisions_per_s", "decisions/s", "decisions collected per second", "sum"),
         Metric("perf/learner_samples_per_s", "decisions/s", "decisions consumed by the learner per second", "sum"),
-        Metric("perf/images_per_s", "images/s", "frames of demonstrations learned from per second", "sum"),
+        Metric("perf/images_per_s", "images/s", "demonstration frames used per second", "sum"),
         Metric("perf/seconds_left", "s", "time to the end of the budget at the present rate", "max"),
         Metric("perf/learner_wait_fraction", "1", "share of time the learner waits for experience", "mean"),
         Metric("perf/env_wait_fraction", "1", "share of time env workers wait for actions", "mean"),

@@ -179,7 +179,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         elif line.strip() and number < len(lines):
             raise ValueError(
                 f"{path}, line {number}: expected a JSON object with {', '.join(CLOCK_NAMES)}, found {line[:60]!r}; "
-                "remove the line to go on without that log point"
+                "remove the line to continue without that log point"
             )
     return records
 

@@ -15,21 +15,24 @@ class LossWeights(Section):
     value_coefficient: Weight = Field(0.5, description="weight of the squared value error")
     entropy_coefficient: Weight = Field(0.0, description="weight of the entropy bonus")
     kl_coefficient: Weight = Field(
-        0.0, description="exact KL(behaviour || policy); the ring stores behaviour logits when > 0"
+        0.0, description="weight of the exact KL(behaviour || policy); above 0 the ring also stores behaviour logits"
     )
     ratio: Literal["token", "step", "joint"] = Field(
         "token",
-        description="importance ratios: one per action token, per control step, or (joint) per decision; the latter "
+        description="importance ratios: one per action token, per control step, or per decision (joint); the last "
         "two are products of token ratios",
     )
     aggregation: Literal["token", "trajectory", "constant"] = Field(
         "token",
-        description="what weighs the same in the policy term: every ratio, every episode, or every ratio over a "
-        "constant, the ratios of the longest possible episode; the latter two need whole episodes (targets.name=group)",
+        description="mean of the policy term. token: over all ratios; trajectory: within each episode, then over "
+        "episodes; constant: sum divided by the ratios of the longest possible episode. The last two need "
+        "targets.name=group",
     )
-    normalize_advantages: bool = Field(True, description="to mean 0 and deviation 1 over the batch of all ranks")
+    normalize_advantages: bool = Field(
+        True, description="normalise advantages to mean 0 and deviation 1 over the batch of all ranks"
+    )
     advantage_moments: Literal["batch", "running"] = Field(
         "batch",
-        description="the mean and deviation to normalise by. batch: its own; running: of about the last ten updates, "
-        "known beforehand, so that one pass makes values, targets and loss",
+        description="mean and deviation to normalise by. batch: those of the batch; running: those of about the last "
+        "ten updates, which are known beforehand, so that values, targets and loss take one pass",
     )

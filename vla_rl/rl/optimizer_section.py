@@ -16,13 +16,13 @@ class AdamWSection(Section):
 
     policy_lr: LearningRate = Field(1e-5, description="peak learning rate of the policy")
     value_lr: LearningRate = Field(1e-4, description="peak learning rate of the value head")
-    policy_warmup: NonNegative = Field(0, description="optimizer steps")
-    value_warmup: NonNegative = Field(0, description="optimizer steps")
+    policy_warmup: NonNegative = Field(0, description="optimizer steps of linear warm-up of policy_lr")
+    value_warmup: NonNegative = Field(0, description="optimizer steps of linear warm-up of value_lr")
     schedule: Schedule = Field(
-        "cosine", description="after the warm-up; cosine and linear fall until budget.optimizer_steps"
+        "cosine", description="learning rates after the warm-up; cosine and linear fall until budget.optimizer_steps"
     )
-    final_lr_fraction: Fraction = Field(0.0, description="of the peak, at which cosine and linear end")
-    weight_decay: Weight = Field(0.0, description="decoupled")
+    final_lr_fraction: Fraction = Field(0.0, description="fraction of the peak at which cosine and linear end")
+    weight_decay: Weight = Field(0.0, description="decoupled weight decay")
     max_grad_norm: Annotated[float, Field(gt=0.0, le=1e12)] = Field(
         1.0, description="the gradient is clipped to this norm"
     )
@@ -47,7 +47,8 @@ class OptimizerSection(AdamWSection):
     """AdamW of reinforcement learning, which may begin with the critic alone."""
 
     critic_only_steps: NonNegative = Field(
-        0, description="first optimizer steps, in which only the value head is trained; the policy's schedule follows"
+        0,
+        description="first optimizer steps, which train only the value head; the policy's schedule starts after them",
     )
 
     @property

@@ -38,8 +38,8 @@ class RunFolder:
             raise ValueError(f"--run-dir: {path} is a file; a run needs a folder, choose another path")
         if not resume and (path / RECIPE_FILE).exists():
             raise ValueError(
-                f"--run-dir: {path} holds a run already and nothing is written over it. "
-                "Add --resume to go on with it, or choose another folder with --run-dir"
+                f"--run-dir: {path} already holds a run, and nothing is overwritten. "
+                "Add --resume to continue it, or choose another folder with --run-dir"
             )
         return cls(path, verb)
 
@@ -60,7 +60,7 @@ class RunFolder:
             lines = "".join(f"\n  {line.removesuffix('; it is passed over')}" for line in search.damaged)
             raise ValueError(
                 f"--resume: no checkpoint of {self.path} is whole, and nothing was changed:{lines}\n"
-                f"Put the files back from a copy, or begin anew in another folder: {anew}"
+                f"Restore the files from a copy, or start again in another folder: {anew}"
             )
         return search
 

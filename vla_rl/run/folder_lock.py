@@ -36,7 +36,7 @@ def claim_folder(path: Path, *, option: str) -> Iterator[None]:
     except BlockingIOError:
         os.close(descriptor)
         raise UserError(
-            f"{option}: another process is writing to {path} now. Wait for its end, or choose another folder"
+            f"{option}: another process is writing to {path} now. Wait until it ends, or choose another folder"
         ) from None
     except OSError:  # network file system without locks
         pass

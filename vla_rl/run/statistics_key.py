@@ -22,6 +22,6 @@ def check_statistics(policy: PolicyPlan, checkpoint: Path, recorded: object) -> 
     """
     if recorded is not None and recorded != policy.statistics:
         raise ValueError(
-            f"{checkpoint}: its actions were scaled by the statistics {recorded!r}, and now they would be by "
-            f"{policy.statistics!r}; go on with policy.statistics={recorded}"
+            f"{checkpoint}: its actions were scaled by the statistics {recorded!r}, and now would be by "
+            f"{policy.statistics!r}; continue with policy.statistics={recorded}"
         )

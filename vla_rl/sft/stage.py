@@ -140,7 +140,7 @@ def _rank(
         if rank == 0:
             aside = folder.set_metrics_aside() if resume and newest is None else None
             if aside is not None:
-                console.print(f"warning: the run begins anew; its former log points are in {aside}", markup=False)
+                console.print(f"warning: the run starts again; its earlier log points are in {aside}", markup=False)
             _write_records(plan, folder, newest, num_ranks=num_ranks)
             with preflight():
                 couriers.start(recipe.name, recipe.model_dump(mode="json", by_alias=True), resume=resume)
@@ -237,7 +237,7 @@ class Stage:
         return wanted and step < recipe.budget.optimizer_steps
 
     def _evaluate(self, checkpoint: CheckpointInfo) -> dict[str, float]:
-        """Play episodes on rank 0, while the others wait; return the success rate, there alone."""
+        """Play episodes on rank 0, while the others wait; return the success rate, only on rank 0."""
         run = self._run
         found: dict[str, float] = {}
         if run.rank == 0:
@@ -303,7 +303,7 @@ class Stage:
         if saved is None:
             resume = f"vla-rl {VERB} {quote(str(self._run.run_dir))} --resume"
             raise RunFailureError(
-                f"the last checkpoint could not be written to {self._run.run_dir}. Make room, and go on: {resume}"
+                f"the last checkpoint could not be written to {self._run.run_dir}. Free space and continue: {resume}"
             )
         return saved
 

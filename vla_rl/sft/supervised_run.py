@@ -220,8 +220,8 @@ class SupervisedRun:
         extra, samples = restored.extra, restored.progress.consumed
         if extra["demos"] != self.plan.digest():
             raise ValueError(
-                f"{info.path}: the demonstrations of the run have changed since: {self.plan.recipe.demos.path} holds "
-                "other numbers. Put them back, or begin another run with --run-dir"
+                f"{info.path}: the demonstrations have changed since the run began: {self.plan.recipe.demos.path} "
+                "holds other numbers. Restore them, or start another run with --run-dir"
             )
         self.batches = samples // self.samples_per_batch  # exact unless the size of a batch has changed
         self._seconds_before = float(extra["seconds"])

@@ -68,6 +68,6 @@ def check_suite(plan: SupervisedPlan) -> None:
     if recipe.evaluation.episodes_per_task and recipe.evaluation.tasks == "all" and demonstrated(plan) is None:
         raise UserError(
             f"demos.suite: {recipe.demos.suite} has none of the tasks of {recipe.demos.path}: "
-            f"{'; '.join(plan.samples.rollouts.instructions[:5])}. Name the suite that they are from, or "
+            f"{'; '.join(plan.samples.rollouts.instructions[:5])}. Set it to the suite of these tasks, or set "
             "evaluation.tasks"
         )

@@ -80,9 +80,9 @@ class Tracker(Section, ABC):
     packages: ClassVar[tuple[str, ...]]  # names on the package index, any one of which has the library
 
     timeout_s: Seconds = Field(
-        60.0, description="a tracker that has been at one log point or file for longer is given up; the run goes on"
+        60.0, description="longest time for one log point or file; a slower tracker is stopped, and the run continues"
     )
-    finish_s: Seconds = Field(300.0, description="longest wait at the end of the run for what is still to be sent")
+    finish_s: Seconds = Field(300.0, description="longest wait at the end of the run for data that is still to be sent")
 
     @property
     def destination(self) -> dict[str, Any]:

@@ -27,7 +27,9 @@ class Mlflow(Tracker):
     extra: ClassVar[str] = "mlflow"
     packages: ClassVar[tuple[str, ...]] = ("mlflow", "mlflow-skinny")  # the latter knows servers only
 
-    experiment: Annotated[Text, Field(min_length=1, max_length=128)] = Field("vla-rl", description="of MLflow")
+    experiment: Annotated[Text, Field(min_length=1, max_length=128)] = Field(
+        "vla-rl", description="experiment in MLflow"
+    )
     tracking_uri: Annotated[Text, Field(min_length=1, max_length=1024)] | None = Field(
         None,
         description="server, as https://host, or database, as sqlite:///path; null: what MLFLOW_TRACKING_URI says, or "

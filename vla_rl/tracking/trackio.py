@@ -25,7 +25,7 @@ class Trackio(Tracker):
     packages: ClassVar[tuple[str, ...]] = ("trackio",)
 
     project: Annotated[Text, Field(pattern=r"^[\w-]{1,128}$")] = Field(
-        "vla-rl", description="of Trackio: letters, digits, _ and -"
+        "vla-rl", description="project in Trackio: letters, digits, _ and -"
     )
     space: Annotated[Text, Field(pattern=r"^[\w.-]+(/[\w.-]+)?$")] | None = Field(
         None, description="Space on the hub that also gets the metrics, as user/name; null: only this machine"

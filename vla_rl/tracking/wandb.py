@@ -26,7 +26,9 @@ class Wandb(Tracker):
     extra: ClassVar[str] = "wandb"
     packages: ClassVar[tuple[str, ...]] = ("wandb",)
 
-    project: Annotated[Text, Field(min_length=1, max_length=128)] = Field("vla-rl", description="of Weights & Biases")
+    project: Annotated[Text, Field(min_length=1, max_length=128)] = Field(
+        "vla-rl", description="project in Weights & Biases"
+    )
     entity: Annotated[Text, Field(min_length=1, max_length=128)] | None = Field(
         None, description="user or team; null: your default"
     )

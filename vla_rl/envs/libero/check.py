@@ -57,7 +57,7 @@ def check_simulator(*, gl: renderers.GL = "auto", assets: str = "auto") -> Simul
 
 def _version_warnings(versions: dict[str, str]) -> tuple[str, ...]:
     return tuple(
-        f"{package} {versions[package]} is installed; LIBERO's published scores hold for {pinned} alone"
+        f"{package} {versions[package]} is installed; LIBERO's published scores hold only for {pinned}"
         for package, pinned in shim.PINNED.items()
         if versions[package] != pinned
     )

@@ -106,7 +106,7 @@ def load_states(task: TaskInfo, init_states: InitStates) -> StateArray | None:
     spare: StateArray = every[~(every[:, None] == standard[None]).all(axis=2).any(axis=1)]
     if len(spare) == 0:
         raise SimulatorError(
-            f"init_states 'spare' does not exist for {task.suite}: its files hold the standard states alone; "
+            f"init_states 'spare' does not exist for {task.suite}: its files hold only the standard states; "
             "use 'sampled' to train on other states, or 'standard'"
         )
     return spare

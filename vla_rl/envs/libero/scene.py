@@ -1,4 +1,4 @@
-"""Scene of an episode for those who may know everything: poses, the goal, and the heights of surfaces.
+"""Full state of an episode's scene, for scripted experts: poses, the goal, and the heights of surfaces.
 
 Policies see pictures and proprioception alone. Scripted experts, checks and measurements need more, and this is the
 part of the environment that gives it to them. Nothing here changes the simulation.

@@ -24,19 +24,17 @@ class LiberoSection(EnvironmentSection):
     assets: PathText = Field("auto", description="auto, proxy, or a folder in the layout of LIBERO's assets/")
     init_states: Literal["standard", "spare", "sampled", "widened"] = Field(
         "sampled",
-        description="standard: the evaluation's 50; spare: the unused ones; sampled: LIBERO's own sampler; widened: "
-        "sampled after the scene moved by some centimetres, which is not the benchmark's",
+        description="standard: the benchmark's 50; spare: 50 further stored states; sampled: LIBERO's own sampler; "
+        "widened: sampled after moving the scene by some centimetres, which the benchmark does not do",
     )
     cameras: list[Literal["agentview", "wrist"]] = Field(
         ["agentview"], description="frames the policy sees, in this order"
     )
     physics: Literal["exact", "fast"] = Field(
-        "exact", description="exact: LIBERO's own bit for bit; fast: one solve per substep, for training alone"
+        "exact", description="exact: bit-identical to LIBERO; fast: one solve per substep, only for training"
     )
     horizon: Horizon | None = Field(None, description="control steps; default: the suite's own")
-    gl: Literal["auto", "egl", "osmesa"] = Field(
-        "auto", description="renderer; auto takes EGL where it works, else OSMesa"
-    )
+    gl: Literal["auto", "egl", "osmesa"] = Field("auto", description="renderer; auto: EGL if it works, else OSMesa")
 
     suites: ClassVar[tuple[str, ...]] = tuple(SUITES)
     observes: ClassVar[Literal["frames", "state"]] = "frames"

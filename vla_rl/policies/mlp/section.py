@@ -17,12 +17,11 @@ class MLPSection(PolicySection):
     hidden_dim: Annotated[int, Field(ge=2, le=8192)] = Field(
         128, description="width of the hidden layers; the value head has half of it"
     )
-    num_bins: Annotated[int, Field(ge=2, le=256)] = Field(256, description="of a categorical action component")
-    value_head: Literal["mlp", "none"] = Field(
-        "mlp", description="none: there is no critic, as targets.name=group needs it"
-    )
+    num_bins: Annotated[int, Field(ge=2, le=256)] = Field(256, description="bins of a categorical action component")
+    value_head: Literal["mlp", "none"] = Field("mlp", description="none: no critic, which targets.name=group requires")
     distribution: Literal["categorical", "gaussian"] = Field(
-        "categorical", description="of every action component: over bins, as the VLA's, or a Gaussian"
+        "categorical",
+        description="distribution of every action component: categorical over bins, as in the VLA, or Gaussian",
     )
 
     def plan(self, context: PolicyContext) -> PolicyPlan:

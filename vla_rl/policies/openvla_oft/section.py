@@ -42,28 +42,30 @@ class OpenVLAOFTSection(PolicySection):
     )
     statistics: Annotated[str, Field(min_length=1)] | None = Field(
         None,
-        description="key of the data set that actions are scaled by; default: the suite's own, or the only one",
+        description="key of the data set whose statistics scale the actions; default: the suite's, or the only one",
     )
-    proprio: bool = Field(True, description="feed proprioception (random weights only; a checkpoint says it itself)")
+    proprio: bool = Field(True, description="feed proprioception (only for random weights; checkpoints determine it)")
     image_size: Annotated[int, Field(ge=1, le=4096)] | None = Field(
-        None, description="pixels; default: what the checkpoint was trained on"
+        None, description="pixels per side; default: the checkpoint's"
     )
     lora: LoraSection | None = LoraSection()
     train_backbone: bool = Field(False, description="train all weights themselves, in float32; needs policy.lora=null")
-    train_embeddings: bool = Field(True, description="with train_backbone: train the embeddings of words too")
+    train_embeddings: bool = Field(True, description="with train_backbone: also train the word embeddings")
     train_action_rows: bool = Field(True, description="train the 256 action rows of lm_head")
-    train_proprio_projector: bool = Field(True, description="where the checkpoint has one")
+    train_proprio_projector: bool = Field(
+        True, description="train the proprioception projector, if the checkpoint has one"
+    )
     value_head: Literal["attention_pool", "last_prompt_token", "none"] = Field(
         "attention_pool",
-        description="what the critic reads: the action positions, pooled, or the prompt's last token; none: there is "
-        "no critic, as targets.name=group needs it",
+        description="input of the critic: the pooled action positions, or the prompt's last token; none: no critic, "
+        "which targets.name=group requires",
     )
-    detach_value: bool = Field(True, description="keep the value loss out of the trunk")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the frozen weights")
+    detach_value: bool = Field(True, description="the value loss sends no gradient into the network below the critic")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="dtype of the frozen weights")
     gradient_checkpointing: bool = Field(False, description="less memory for activations, about a third more time")
     self_test: bool = Field(
         True,
-        description="before the start, test a checkpoint for faults that fail silently, and refuse it if there are",
+        description="test a checkpoint before the start, and refuse it if it would fail silently",
     )
 
     @model_validator(mode="after")

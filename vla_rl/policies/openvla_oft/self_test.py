@@ -106,7 +106,7 @@ def check_policy(policy: OpenVLAOFTPolicy, *, way_on: str) -> None:
         raise ValueError(
             f"{policy.source.origin} does not pass the test of checkpoints:"
             + "".join(f"\n  {fault}" for fault in findings.broken)
-            + f"\n{way_on} starts all the same"
+            + f"\n{way_on} starts anyway"
         )
 
 

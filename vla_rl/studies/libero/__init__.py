@@ -1,1 +1,1 @@
-"""Resumable study of the whole road in LIBERO: demonstrations, a cloned policy, RL from there, before and after."""
+"""Resumable study of all stages in LIBERO: demonstrations, a cloned policy, RL from there, before and after."""

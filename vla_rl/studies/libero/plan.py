@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vla_rl.envs.kind import DRAWN, SAMPLED
-from vla_rl.envs.libero.section import LiberoSection
 from vla_rl.errors import UserError
 from vla_rl.libero_suites import SUITES
 from vla_rl.recipe import Recipe, find_recipe, load_recipe
@@ -122,12 +121,9 @@ class Plan:
         """Return the run's recipe.
 
         Raises:
-            UserError: recipe and overrides do not fit, or it is not about LIBERO.
+            UserError: recipe and overrides do not fit: `env.suite` refuses every environment but LIBERO.
         """
-        recipe = load_recipe(find_recipe(self.recipe), self.overrides(run, start=start))
-        if not isinstance(recipe.env, LiberoSection):
-            raise UserError(f"--recipe: env.name is {recipe.env.name} in {self.recipe}; the study is of libero")
-        return recipe
+        return load_recipe(find_recipe(self.recipe), self.overrides(run, start=start))
 
     def settings(self) -> dict[str, Any]:
         """Return all fields as JSON."""
@@ -169,8 +165,8 @@ def plan_from(values: Mapping[str, Any], *, source: Path) -> Plan:
         return Plan(**fields)
     except (TypeError, UserError, AssertionError, KeyError) as error:
         raise ValueError(
-            f"{source}: expected the settings of a LIBERO study, found {', '.join(values) or 'nothing'} ({error}); put "
-            "the file back, or begin the study in another folder"
+            f"{source}: expected the settings of a LIBERO study, found {', '.join(values) or 'nothing'} ({error}); "
+            "restore the file, or start the study in another folder"
         ) from error
 
 

@@ -59,8 +59,8 @@ def read_study(out: Path) -> tuple[Plan, str]:
         case {"study": "libero", "plan": dict(plan), "base": str(base)}:
             return plan_from(plan, source=path), base
     raise ValueError(
-        f"{path}: expected a LIBERO study (study, plan, base), found {', '.join(values) or 'nothing'}; put the file "
-        "back, or begin the study in another folder"
+        f"{path}: expected a LIBERO study (study, plan, base), found {', '.join(values) or 'nothing'}; restore "
+        "the file, or start the study in another folder"
     )
 
 

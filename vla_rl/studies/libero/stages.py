@@ -280,7 +280,7 @@ def _share_of_episodes(folder: Path, total: int) -> float:
 
 
 def estimate(jobs: Sequence[Job], *, at_once: int) -> str:
-    """Return the price of a study in words: a line for each stage with its core minutes, and the sum."""
+    """Return the cost of a study in words: a line for each stage with its core minutes, and the sum."""
     minutes: dict[str, float] = {}
     counts: dict[str, int] = {}
     for job in jobs:

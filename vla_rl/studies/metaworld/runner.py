@@ -66,7 +66,7 @@ def read_study(out: Path) -> tuple[Grid, str]:
                 raise ValueError(f"{path}: {error}") from error
     raise ValueError(
         f"{path}: expected the settings of a study (tasks, surrogates, regimes, seeds, optimizer_steps, recipe, base), "
-        f"found {', '.join(values) or 'nothing'}; put the file back, or begin the study in another folder"
+        f"found {', '.join(values) or 'nothing'}; restore the file, or start the study in another folder"
     )
 
 
