@@ -70,7 +70,7 @@ def inspect(
         seen = inspect_demos(demos, progress)
     traps = traps_of(demos, seen)
     if out is not None:
-        _make_room(out)
+        _make_parent(out)
         write_contact_sheet(demos, out)
     if as_json:
         found = seen.as_json() | {"traps": {trap.name: trap.text for trap in traps}}
@@ -215,7 +215,7 @@ def collect(  # noqa: PLR0913 - one parameter per option
     raise_if_given_up(result)
 
 
-def _make_room(file: Path) -> None:
+def _make_parent(file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
 
 

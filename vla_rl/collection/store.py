@@ -73,7 +73,7 @@ class TaskStore:
             )
 
     def begin(self) -> dict[int, bool]:
-        """Make room for episodes. Return those that are there already: success by attempt."""
+        """Create the folder of episodes. Return those that already exist: success by attempt."""
         self._parts.mkdir(parents=True, exist_ok=True)
         atomic_write_json(self._parts / SETTINGS, self._recorded)
         found = {int(part.stem): part.suffix == ".hdf5" for part in self._parts.iterdir() if part.stem.isdigit()}

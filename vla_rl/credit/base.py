@@ -75,7 +75,7 @@ class Credit(Section, ABC):
 
         @property
         def values(self) -> ValueSource:
-            """Return whose V the targets are made of, if they are."""
+            """Return whose values the targets use, if they use any."""
 
         @property
         def time_limit(self) -> TimeLimit | None:
@@ -88,7 +88,7 @@ class Credit(Section, ABC):
 
     @property
     def needs_current_values(self) -> bool:
-        """Return whether every V must be the learner's; otherwise those of acting time serve where available."""
+        """Return whether every V must be the learner's; otherwise values of the policy that acted are used if available."""
         return self.values == "current"
 
     @property

@@ -39,7 +39,7 @@ class TokenPolicy(nn.Module):
         """Compute logits and values; see `vla_rl.types.Policy.network`."""
 
     def token_logits(self, inputs: PolicyInputs) -> Tensor:
-        """Return the logits (B, A, V) alone, before temperature, differentiable."""
+        """Return only the logits (B, A, V), before temperature, differentiable."""
         return self.network(inputs).logits
 
     def forward(

@@ -78,7 +78,7 @@ def _folder_of(path: Traversable) -> Path:
 
 
 def is_supervised(path: Traversable) -> bool:
-    """Return whether a file is a recipe of the supervised stage: those alone, and all of those, name demonstrations.
+    """Return whether a file is a recipe of the supervised stage: only these, and all of these, name demonstrations.
 
     Raises:
         UserError: the file cannot be read.

@@ -368,7 +368,7 @@ def _write_records(plan: SupervisedPlan, folder: RunFolder, newest: CheckpointIn
 
 
 def _counter(console: Console, what: str) -> Callable[[int, int], None]:
-    """Return a function that says now and then how far something is."""
+    """Return a function that reports progress now and then."""
     shown = time.monotonic()
 
     def count(done: int, total: int) -> None:

@@ -147,7 +147,7 @@ class _Session:
         self._tell(f"{job.name} {how} after {seconds:.0f} s")
 
     def _block(self, failed: str) -> None:
-        """Take jobs that need a failed one off the list, and those that need them."""
+        """Remove the jobs that depend on a failed one, directly or not."""
         for job in [job for job in self._waiting if failed in job.needs]:
             if job in self._waiting:
                 self._waiting.remove(job)

@@ -1,4 +1,4 @@
-"""OpenVLA-OFT implemented with torch, transformers and safetensors alone.
+"""OpenVLA-OFT implemented only with torch, transformers and safetensors.
 
 from vla_rl.policies.openvla_oft import OpenVLAOFT
 model = OpenVLAOFT.from_pretrained("path/to/checkpoint")

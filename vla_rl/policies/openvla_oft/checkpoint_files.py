@@ -199,7 +199,7 @@ def _refuse_merged(adapter: Path, *, only_into: Path | None = None) -> None:
 
 
 def _components_of_run(files: CheckpointFiles) -> dict[str, Path | None]:
-    """Return the run's components alone: its files say what it trained with.
+    """Return only the run's own components: its files say what it trained with.
 
     Raises:
         ValueError: the base has one that the run lacks, so it is unknown whether the run used it.

@@ -1,4 +1,4 @@
-"""FLOPs of one decision, computed from the shapes alone; a multiply-add is two.
+"""FLOPs of one decision, computed from shapes only; a multiply-add is two.
 
 Letters: T tokens of the sequence, d width, m MLP of Llama; P tokens, w width, n MLP of a vision transformer; v both
 widths together.

@@ -1,4 +1,4 @@
-"""Memory that the activations of one decision take, computed from the shapes alone.
+"""Memory that the activations of one decision take, computed from shapes only.
 
 Letters: d width, m width of the MLP, b bytes of an activation (2 in bfloat16, 4 in float32), T tokens of the sequence.
 What autograd keeps of a Llama layer per token is counted; the rest of the network is small in comparison.

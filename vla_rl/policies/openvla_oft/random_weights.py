@@ -28,7 +28,7 @@ _ENDS_A_BRANCH = ("o_proj.weight", "down_proj.weight", "attn.proj.weight", "mlp.
 def fill_well_conditioned(
     model: OFTNetwork, *, seed: int, device: torch.device, draw_on: torch.device | None = None
 ) -> None:
-    """Give every parameter of `model` a value that depends on `seed`, its name and the model of `draw_on` alone.
+    """Give every parameter of `model` a value that depends only on `seed`, its name and the model of `draw_on`.
 
     Args:
         model: network of any size; its parameters may be on the meta device.

@@ -38,7 +38,7 @@ def tiny_config(*, image_size: int = IMAGE_SIZE) -> OFTConfig:
 
 
 def fill_randomly(model: OFTNetwork, *, seed: int, device: torch.device) -> None:
-    """Give every parameter of `model` a value that depends on `seed` and its name alone.
+    """Give every parameter of `model` a value that depends only on `seed` and its name.
 
     Args:
         model: network of a few layers; see `random_weights` for deep ones.

@@ -1,4 +1,4 @@
-"""LIBERO study in sentences and tables, computed from its jobs alone."""
+"""LIBERO study in sentences and tables, computed only from its jobs."""
 
 from __future__ import annotations
 
