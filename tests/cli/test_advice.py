@@ -66,6 +66,8 @@ FOREIGN = {
     "vla_rl/reporting/manifest.py": {"--porcelain", "--untracked-files"},
     "vla_rl/reporting/html.py": None,  # variables of CSS
     "vla_rl/studies/metaworld/runner.py": {"--run-dir"},  # builds the command of a training
+    "vla_rl/tracking/mlflow.py": {"--backend-store-uri"},
+    "vla_rl/tracking/trackio.py": {"--project"},
     "vla_rl/studies/libero/stages.py": None,  # builds commands of other verbs
 }
 FILES = (".safetensors", ".log", ".json", ".yaml", ".jsonl", ".html", ".py")

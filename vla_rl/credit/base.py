@@ -88,7 +88,7 @@ class Credit(Section, ABC):
 
     @property
     def needs_current_values(self) -> bool:
-        """Return whether every V must be the learner's; otherwise values of the policy that acted are used if available."""
+        """Return whether every V must be the learner's; otherwise those of acting time are used if available."""
         return self.values == "current"
 
     @property

@@ -66,7 +66,7 @@ class Source:
 
     @property
     def statistics(self) -> Statistics:
-        """Return the known statistics of data sets, file by file; only those of its demonstrations, if there are any."""
+        """Return the known statistics of data sets, file by file; only its demonstrations', if there are any."""
         if self.measured is not None:
             return [stored_blocks(self.measured, "demonstrations: ")]
         if self.files is None:
