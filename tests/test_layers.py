@@ -55,6 +55,7 @@ ALLOWED: dict[str, set[str]] = {
     "train": BELOW | {"recipe", "run", "evaluation"},
     "sft": BELOW | {"recipe", "run", "evaluation", "demos"},
     "export": BELOW | {"recipe", "run", "evaluation"},
+    "sharing": BELOW | {"__init__", "recipe", "run", "evaluation", "export"},
     "studies": BELOW | {"recipe", "run", "evaluation", "train"},
     "cli": BELOW
     | {
@@ -65,6 +66,7 @@ ALLOWED: dict[str, set[str]] = {
         "train",
         "sft",
         "export",
+        "sharing",
         "studies",
         "doctor",
         "demos",
@@ -91,6 +93,11 @@ CONFINED: dict[str, tuple[str, ...]] = {
     "h5py": ("vla_rl.demos.h5_files",),
     "pyarrow": ("vla_rl.demos.parquet",),
     "av": ("vla_rl.demos.videos",),
+    "huggingface_hub": (
+        "vla_rl.sharing.hub_upload",
+        "vla_rl.policies.openvla_oft.hub",
+        "vla_rl.envs.libero.full_assets",
+    ),
     "wandb": ("vla_rl.tracking.wandb",),
     "trackio": ("vla_rl.tracking.trackio",),
     "mlflow": ("vla_rl.tracking.mlflow",),

@@ -17,12 +17,14 @@ from safetensors.torch import load_file
 from sft_demos import RECIPE, write_demos
 
 from vla_rl.errors import UserError
+from vla_rl.evaluation.history import recorded_history
 from vla_rl.evaluation.policy_source import find_policy
 from vla_rl.learner.checkpoint import CheckpointError
 from vla_rl.recipe import RecipeError, build_recipe, build_supervised_recipe
 from vla_rl.run.plan import plan_policy
 from vla_rl.sft.plan import make_supervised_plan
 from vla_rl.sft.stage import dry_run
+from vla_rl.sharing.card import make_card
 from vla_rl.tracking import TrackersSection
 
 
@@ -53,6 +55,14 @@ def test_a_tracker_gets_the_log_points_and_goes_on_when_the_run_does(run, monkey
     assert second["earlier"] is not None
     assert [end["ending"] for end in events(tmp_path / "service.jsonl", "end")] == ["finished", "finished"]
     assert "report.html" in {file["name"] for file in events(tmp_path / "service.jsonl", "attach")}
+
+
+def test_a_written_policy_tells_how_it_was_trained(run) -> None:
+    done = run("budget.optimizer_steps=1", name="told")
+    history = recorded_history(done.policy)
+    assert (history.stage, history.optimizer_steps, history.env_steps) == ("sft", 1, None)
+    assert history.recipe["demos"]["path"] == Path(history.recipe["demos"]["path"]).name
+    assert "| demonstrations | " in make_card(str(done.run_dir)).text
 
 
 def test_a_resumed_run_ends_with_the_same_weights_and_log_points(run) -> None:

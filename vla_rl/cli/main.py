@@ -17,12 +17,14 @@ from typer.core import TyperGroup
 
 from vla_rl import __version__
 from vla_rl.cli import assets as assets_verb
+from vla_rl.cli import card as card_verb
 from vla_rl.cli import demos as demos_verb
 from vla_rl.cli import doctor as doctor_verb
 from vla_rl.cli import eval as eval_verb
 from vla_rl.cli import exit_codes
 from vla_rl.cli import export as export_verb
 from vla_rl.cli import metrics as metrics_verb
+from vla_rl.cli import push as push_verb
 from vla_rl.cli import recipes as recipes_verb
 from vla_rl.cli import report as report_verb
 from vla_rl.cli import runs as runs_verb
@@ -102,6 +104,8 @@ app.command("sft")(sft_verb.sft)
 app.command("train")(train_verb.train)
 app.command("eval")(eval_verb.evaluate)
 app.command("export")(export_verb.export)
+app.command("card")(card_verb.card)
+app.command("push")(push_verb.push)
 app.command("report")(report_verb.report)
 app.command("runs")(runs_verb.runs)
 app.command("watch")(watch_verb.watch)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from vla_rl.errors import preflight
+from vla_rl.evaluation.history import history_of, record_history
 from vla_rl.evaluation.policy_source import PolicySource, find_policy
 from vla_rl.evaluation.provenance import record_statistics, record_training
 from vla_rl.export.layers import AdaptedAnswer, adapted_answers, compare_layers, plain_answers
@@ -99,6 +100,7 @@ def export(
             report = _export_network(origin, out, folder, profile=profile, dtype=chosen, verify=verify)
         if origin.training is not None:
             record_training(folder, origin.training)
+        record_history(folder, history_of(origin), exported_from=origin.fingerprint)
         if (key := _statistics_to_record(origin)) is not None:
             record_statistics(folder, key)
     return report

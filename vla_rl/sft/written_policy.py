@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vla_rl.envs.libero.section import LiberoSection
 from vla_rl.errors import SimulatorError, UserError
+from vla_rl.evaluation.history import history_of_run, record_history
 from vla_rl.evaluation.provenance import Training, record_training
 from vla_rl.files import folder_written_aside
 from vla_rl.learner.checkpoint import CheckpointInfo, load_policy
@@ -37,6 +38,7 @@ def write_policy(plan: SupervisedPlan, checkpoint: CheckpointInfo, run_dir: Path
         training = demonstrated(plan)
         if training is not None:
             record_training(folder, training)
+        record_history(folder, history_of_run(run_dir, checkpoint.path, stage="sft"))
     del policy
     gc.collect()
     final = run_dir / POLICY_FOLDER
