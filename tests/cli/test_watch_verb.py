@@ -13,7 +13,8 @@ from vla_rl.cli.watch import MOST_RUNS
 
 
 def refusal(*arguments: object) -> str:
-    result = CliRunner().invoke(app, ["watch", *map(str, arguments)])
+    """What is said; without the refusal another host would be refused, so that nothing is ever served."""
+    result = CliRunner().invoke(app, ["watch", "--host", "0.0.0.0", *map(str, arguments)])
     assert result.exit_code == 2, result.output
     return result.output
 
@@ -40,9 +41,9 @@ def test_a_run_is_named_once_and_not_too_many_are(run_dir: Path) -> None:
 
 
 def test_another_host_and_a_port_in_use_are_refused(run_dir: Path) -> None:
-    assert "--host: the page is served to this machine alone, found 0.0.0.0" in refusal(run_dir, "--host", "0.0.0.0")
+    assert "--host: the page is served to this machine alone, found 0.0.0.0" in refusal(run_dir)
     assert "65535" in refusal(run_dir, "--port", 65536)
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        output = refusal(run_dir, "--port", port)
+        output = refusal(run_dir, "--port", port, "--host", "127.0.0.1")
     assert f"--port: port {port} is in use, perhaps by another watch; --port 0 takes any that is free" in output

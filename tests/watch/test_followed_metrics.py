@@ -148,7 +148,8 @@ def test_followed_metrics_know_the_newest_values_what_was_not_finite_and_the_tim
     path = tmp_path / "metrics.jsonl"
     metrics = FollowedMetrics(path, [NAME], scales={NAME: 2.0})
     assert metrics.seconds_left(100) is None
-    records = [point(step, float(step)) | {"seconds": 3.0 * step} for step in range(1, 31)]
+    slow_start = [point(step, float(step)) | {"seconds": 50.0 * step} for step in range(1, 11)]
+    records = slow_start + [point(step, float(step)) | {"seconds": 500.0 + 3 * step} for step in range(11, 31)]
     records[-1] |= {NAME: None, "nonfinite": [NAME, 7]}
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     metrics.read()

@@ -76,6 +76,7 @@ def test_the_page_follows_a_run_that_goes_on_and_one_that_is_resumed(
     append_point(run_dir, 11)
     refresh(browser)
     assert shown_value(browser) == "77 %"
+    assert browser.value(f"{FIRST}.querySelector('path.line').getAttribute('d').match(/[ML]/g).length") == 11
     assert "11 of 20 optimizer steps" in text(browser)
     write_points(run_dir, range(6, 8))
     refresh(browser)
@@ -137,6 +138,9 @@ def test_smoothing_and_the_clock_change_the_curves(serve: Any, run_dir: Path, br
     # Weights 1, 2, ..., 512 of 1/1023 each on 1 % to 10 %: (9 * 1024 + 1) / 1023 = 9.01 %
     assert shown_value(browser) == "9 %"
     assert browser.value(f"{FIRST}.querySelectorAll('svg.plot path.raw').length") == 1
+    browser.value(f"{FIRST}.focus()")
+    browser.press("Home")
+    assert shown_value(browser) == "1 %"  # the first point has no other that it could be smoothed with
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

@@ -10,11 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from watched_runs import make_run, write_points
+from watched_runs import Served, make_run, write_points
 
 from vla_rl.errors import UserError
 from vla_rl.reporting.run_state import RunLife
 from vla_rl.watch.server import WatchServer, is_loopback
+
+
+def sent(served: Served, text: str) -> bytes:
+    """All that is sent upon a request that ends the connection."""
+    with socket.create_connection(("127.0.0.1", served.server.port), timeout=20) as connection:
+        connection.sendall(text.encode())
+        return b"".join(iter(lambda: connection.recv(1 << 16), b""))
 
 
 def named(name: str) -> str:
@@ -72,7 +79,10 @@ def test_a_video_is_sent_whole_or_in_the_part_that_is_asked_for(serve: Any, run_
         assert headers["Content-Range"] == f"bytes {first}-{last}/2560"
     assert served.ask(address, headers={"Range": "bytes=2560-"})[0] == 416
     assert served.ask(address, headers={"Range": "bytes=9-1"})[0] == 416
-    assert served.ask(address, method="HEAD")[2] == b""
+    for path, length in ((address, len(content)), ("/icon.svg", len(served.ask("/icon.svg")[2]))):
+        head = sent(served, f"HEAD {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert f"Content-Length: {length}".encode() in head
+        assert head.endswith(b"\r\n\r\n")  # a head and no body
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:9000", "127.0.0.1:8420", "127.0.0.2", "[::1]", "[::1]:8420"])
@@ -107,13 +117,9 @@ def test_a_request_by_another_name_is_refused(serve: Any, run_dir: Path, host: s
 
 def test_a_request_without_a_host_or_with_two_is_refused(serve: Any, run_dir: Path) -> None:
     served = serve(run_dir)
-    for text in (
-        b"GET /api/runs HTTP/1.0\r\n\r\n",
-        b"GET /api/runs HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n",
-    ):
-        with socket.create_connection(("127.0.0.1", served.server.port), timeout=20) as connection:
-            connection.sendall(text)
-            assert b" 403 " in connection.recv(4096).split(b"\r\n")[0]
+    assert b" 403 " in sent(served, "GET /api/runs HTTP/1.0\r\n\r\n").split(b"\r\n")[0]
+    two = "GET /api/runs HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\nConnection: close\r\n\r\n"
+    assert b" 403 " in sent(served, two).split(b"\r\n")[0]
 
 
 UNLISTED = [
@@ -139,7 +145,9 @@ def test_nothing_but_listed_files_is_ever_opened(serve: Any, run_dir: Path, name
     (run_dir / "logs" / "link.log").symlink_to(run_dir.parent / "secret.log")
     (run_dir / "linked").symlink_to(run_dir / "logs")
     os.mkfifo(run_dir / "logs" / "pipe.log")
-    status, _, body = serve(run_dir).ask(f"/api/{kind}?run=0&file={named(name)}")
+    served = serve(run_dir)
+    assert [log["name"] for log in served.json("/api/runs")[0]["logs"]] == ["logs/env_worker_0.log", "logs/learner.log"]
+    status, _, body = served.ask(f"/api/{kind}?run=0&file={named(name)}")
     assert status == 404
     assert b"secret" not in body
 

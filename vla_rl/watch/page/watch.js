@@ -8,6 +8,7 @@ const STILL_MS = 10000; // otherwise: it may be resumed
 const FACTS = [
   ["success", ["rollout/success_rate", "supervised/success_rate"], percent],
   ["return", ["rollout/return"], number],
+  ["success, evaluated", ["evaluation/success_rate"], percent],
   ["policy lag, mean", ["policy_lag/mean"], number],
   ["policy lag, P95", ["policy_lag/p95"], number],
   ["|log ρ|, P95", ["ratio/abs_log_p95"], number],
