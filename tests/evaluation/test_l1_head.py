@@ -153,7 +153,7 @@ def test_a_checkpoint_that_sees_nothing_is_evaluated_where_the_advised_option_sa
     tensors = load_file(blind / "model.safetensors")
     tensors["projector.fc3.weight"] = torch.zeros_like(tensors["projector.fc3.weight"])
     save_file(tensors, blind / "model.safetensors")
-    with pytest.raises(UserError, match=r"(?s)images do not matter.*\n--no-self-test starts all the same"):
+    with pytest.raises(UserError, match=r"(?s)images do not matter.*\n--no-self-test starts anyway"):
         evaluate(str(blind), replace(EPISODE, serial=True, out=tmp_path / "refused"))
     assert not decisions
     evaluate(str(blind), replace(EPISODE, serial=True, self_test=False, out=tmp_path / "played"))

@@ -145,7 +145,7 @@ def test_the_protocol_is_followed_and_every_departure_named():
 @needs_simulator
 @pytest.mark.usefixtures("pretended_simulator")
 def test_versions_on_which_scores_shift_are_refused_unless_allowed(monkeypatch):
-    warning = "mujoco 3.4.0 is installed; LIBERO's published scores hold for 3.3.0 alone"
+    warning = "mujoco 3.4.0 is installed; LIBERO's published scores hold only for 3.3.0"
     report = SimulatorReport({"mujoco": "3.4.0"}, "egl", "a renderer", Assets(Path("assets"), "proxy"), (warning,))
     monkeypatch.setattr("vla_rl.envs.libero.plan.check_simulator", lambda **_options: report)
     source = find_policy("tiny", profile="auto")

@@ -127,7 +127,7 @@ def test_other_demonstrations_than_at_the_start_are_refused(run, tmp_path: Path)
     run(path=path)
     with h5py.File(next(path.glob("pick_up_the_red*")), "a") as file:
         file["data/demo_0/actions"][0, 0] = 0.123
-    with pytest.raises(UserError, match="the demonstrations of the run have changed"):
+    with pytest.raises(UserError, match="the demonstrations have changed since the run began"):
         run("budget.optimizer_steps=6", path=path, resume=True)
 
 
