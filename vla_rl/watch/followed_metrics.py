@@ -20,7 +20,7 @@ from vla_rl.reporting.metrics_file import CLOCK_NAMES, is_number, parse_point
 from vla_rl.reporting.series import value_of
 
 MOST_POINTS = 1200  # even
-READ_BYTES = 8 << 20  # at most, in one call
+READ_BYTES = 2 << 20  # at most, in one call
 LONGEST_LINE = 1 << 20  # bytes; a longer one is no log point
 _OVERLAP = 64  # bytes before the place reached, by which another file of the same name is recognised
 

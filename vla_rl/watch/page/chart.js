@@ -89,7 +89,7 @@ export class Chart {
     const head = metrics.map((label) => element("th", { scope: "col" }, swatch(null, of("label", label).dash), label));
     const rows = runs.map((run) => {
       const cells = metrics.map((label) => this.series.find((each) => each.run === run && each.label === label)?.output ?? "");
-      return element("tr", {}, element("th", { scope: "row" }, swatch(of("run", run).color), run), ...cells.map((cell) => element("td", {}, cell)));
+      return element("tr", {}, element("th", { scope: "row", title: run }, swatch(of("run", run).color), run), ...cells.map((cell) => element("td", {}, cell)));
     });
     this.legend.replaceChildren(element("table", {}, element("tr", {}, element("td"), ...head), ...rows));
   }
