@@ -161,7 +161,7 @@ def test_a_checkpoint_that_sees_nothing_is_evaluated_where_the_advised_option_sa
 
 
 def test_a_temperature_that_could_change_nothing_is_refused(checkpoint, tmp_path):
-    with pytest.raises(UserError, match=r"--temperature: found 1\.6.*nothing is drawn"):
+    with pytest.raises(UserError, match=r"--temperature: found 1\.6.*a temperature has no effect"):
         evaluate(str(checkpoint), replace(EPISODE, temperature=1.6, out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
