@@ -52,6 +52,9 @@ SPEAKERS = {
     "vla_rl/cli/doctor.py": ["doctor"],
     "vla_rl/cli/metrics.py": ["metrics"],
     "vla_rl/cli/report.py": ["report"],
+    "vla_rl/cli/card.py": ["card", "push"],
+    "vla_rl/cli/push.py": ["push"],
+    "vla_rl/sharing": ["card", "push"],
     "vla_rl/cli/runs.py": ["runs"],
     "vla_rl/cli/watch.py": ["watch"],
     "vla_rl/watch": ["watch"],
@@ -66,6 +69,7 @@ FOREIGN = {
     "vla_rl/reporting/manifest.py": {"--porcelain", "--untracked-files"},
     "vla_rl/reporting/html.py": None,  # variables of CSS
     "vla_rl/studies/metaworld/runner.py": {"--run-dir"},  # builds the command of a training
+    "vla_rl/sharing/card.py": None,  # writes commands of other programs and verbs
     "vla_rl/tracking/mlflow.py": {"--backend-store-uri"},
     "vla_rl/tracking/trackio.py": {"--project"},
     "vla_rl/studies/libero/stages.py": None,  # builds commands of other verbs

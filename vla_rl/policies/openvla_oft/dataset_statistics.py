@@ -39,7 +39,7 @@ class StoredBlock:
 
 
 Statistics = Sequence[Mapping[str, StoredBlock]]
-"""Of data sets by key, file by file: the first says what a checkpoint was trained on."""
+"""Statistics of data sets by key, file by file; the first file says what a checkpoint was trained on."""
 
 
 def libero_statistics() -> dict[str, Any]:
