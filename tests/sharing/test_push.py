@@ -207,7 +207,10 @@ def test_a_public_repository_is_refused_where_a_private_one_was_asked_for(shared
 
 
 def test_a_licence_that_the_hub_does_not_know_is_refused(shared: Path, hub: Hub) -> None:
-    assert '"license" must be one of the list, not gratis' in refused("run", "ann/arm", "--license", "gratis")
+    told = 'the hub refuses the card: "license" must be one of the list, not gratis; nothing was uploaded'
+    assert told in refused("run", "ann/arm", "--license", "gratis")
+    (shared / "mine.md").write_text("---\nlicense: gratis\n---\n# Mine\n", encoding="utf-8")
+    assert told in refused("run", "ann/arm", "--card", "mine.md")
     assert "--license: 'my own' is no identifier" in refused("run", "ann/arm", "--license", "my own")
 
 

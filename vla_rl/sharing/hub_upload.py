@@ -83,15 +83,14 @@ def push(request: Request, *, say: Callable[[str], None]) -> str:
         UserError: the request, the token or its rights do not allow it; nothing was uploaded.
         RunFailureError: the upload failed on its way; the repository is as it was.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
+    from huggingface_hub import CommitOperationAdd, HfApi
 
     source = _checked(request)
     card = _card(request)
     api = HfApi(library_name="vla-rl")
     with _answers(request):
         _open_repository(api, request)
-        if request.card is None:
-            ModelCard(card).validate()
+        _check_card(api, card)
         # Asks for permission to write there: such a small file is not sent before the commit.
         readme = CommitOperationAdd(CARD_FILE, card.encode())
         api.preupload_lfs_files(request.repo, additions=[readme], revision=request.revision)
@@ -232,6 +231,27 @@ def _open_repository(api: HfApi, request: Request) -> None:
         api.create_branch(request.repo, branch=request.revision, exist_ok=True)
 
 
+def _check_card(api: HfApi, card: str) -> None:
+    """Ask the hub whether it takes the card, which it would otherwise say after the export.
+
+    Raises:
+        UserError: it does not.
+    """
+    from huggingface_hub.utils import get_session, hf_raise_for_status  # type: ignore[attr-defined] # documented there
+
+    answer = get_session().post(f"{api.endpoint}/api/validate-yaml", json={"repoType": "model", "content": card})
+    if answer.status_code == 400:
+        raise UserError(f"the hub refuses the card: {_complaint(answer.text)}{_LATER}")
+    hf_raise_for_status(answer)
+
+
+def _complaint(text: str) -> str:
+    """Return the messages in an answer of the hub, or its text if it has another form; one line."""
+    with suppress(ValueError, TypeError, KeyError):
+        text = "; ".join(one["message"] for one in json.loads(text)["errors"])
+    return " ".join(text.split())
+
+
 @contextmanager
 def _answers(request: Request, *, is_on_its_way: bool = False) -> Iterator[None]:
     """Turn what the hub's library raises into an error of the user, or into a failure once the upload has begun."""
@@ -243,8 +263,8 @@ def _answers(request: Request, *, is_on_its_way: bool = False) -> Iterator[None]
         raise
     except HfHubHTTPError as error:
         _raise(_refusal(error.response.status_code, _first_line(error), request), error, is_on_its_way=is_on_its_way)
-    except ValueError as error:  # of the library's own checks, and of the hub's about the card
-        _raise(f"the hub refuses it: {_complaint(str(error))}", error, is_on_its_way=is_on_its_way)
+    except ValueError as error:  # of the library's own checks
+        _raise(f"the hub's library refuses it: {' '.join(str(error).split())}", error, is_on_its_way=is_on_its_way)
     except (HTTPError, OSError, RuntimeError) as error:
         reason = f"the hub cannot be reached or does not answer as it should ({_first_line(error)})"
         advice = "try again where there is a network (HF_ENDPOINT and HF_HUB_OFFLINE change where the library looks)"
@@ -271,13 +291,6 @@ def _refusal(status: int, said: str, request: Request) -> str:
             return f"{request.repo}, or the branch {request.revision or 'main'!r} in it, is not there ({said})"
         case _:
             return f"the hub refused with status {status} ({said})"
-
-
-def _complaint(text: str) -> str:
-    """Return the messages in what the hub answers to a card, which is JSON in some versions; one line."""
-    with suppress(ValueError, TypeError, KeyError):
-        text = "; ".join(one["message"] for one in json.loads(text)["errors"])
-    return " ".join(text.split())
 
 
 def _first_line(error: Exception) -> str:
