@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from vla_rl.learner.learner import Learner
 from vla_rl.learner.strategies import StrategyName
 from vla_rl.policies.mlp.network import MLPPolicy
 from vla_rl.policies.token_policy import TokenOutput
+from vla_rl.policies.value_heads import NoCritic
 from vla_rl.rl.loss_weights import LossWeights
 from vla_rl.rl.optimizer_section import OptimizerSection
 from vla_rl.rl.surrogates import KINDS, Surrogate
@@ -158,6 +160,29 @@ def make_batch(num_segments: int = 4, *, seed: int = 0) -> SegmentBatch:
         age=np.where(mask, generator.integers(0, 100, size=shape), 0),
         mask=mask,
     )
+
+
+def group_batch(*, lengths: tuple[int, ...] = (3, 2, 3, 2)) -> SegmentBatch:
+    """Two groups of two episodes of these decisions each, all control steps executed, returns 1 3 and 0 5."""
+    batch = make_batch(4)
+    mask = np.arange(LENGTH) < np.array(lengths)[:, None]
+    rewards = np.zeros(mask.shape, dtype=np.float32)
+    rewards[:, 0] = [1.0, 3.0, 0.0, 5.0]
+    return replace(
+        batch,
+        episode=np.array([11, 5, 7, 2]),
+        group=np.array([9, 9, 4, 4]),
+        rewards=rewards,
+        mask=mask,
+        executed=np.where(mask, 2, 0).astype(np.int16),
+        behavior_values=np.full_like(batch.behavior_values, math.nan),
+    )
+
+
+def without_critic(seed: int = 0) -> FakePolicy:
+    policy = make_policy(seed)
+    policy.value_head = NoCritic()  # type: ignore[assignment]
+    return policy
 
 
 def on_policy(batch: SegmentBatch, policy: MLPPolicy, *, temperature: float = 1.0) -> SegmentBatch:

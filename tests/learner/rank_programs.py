@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from accelerate.state import AcceleratorState
 
+from vla_rl.credit import Group
 from vla_rl.learner import checkpoint
 from vla_rl.learner.collectives import Collectives
 from vla_rl.learner.engine import Engine
@@ -59,6 +60,27 @@ def one_pass(*, strategy: str, values: str) -> dict[str, Any]:
     metrics = [learner.update(share(engine, index), policy_version=20 + index) for index in range(3)]
     assert learner.moments.sums is not None
     return {"metrics": metrics, "weights": flat_weights(engine), "moments": learner.moments.sums.tolist()}
+
+
+def groups(*, strategy: str) -> list[dict[str, Any]]:
+    """An update from two groups for each aggregation; of two ranks the first has one group and the second the other."""
+    results = []
+    for aggregation in ("token", "trajectory", "constant"):
+        AcceleratorState._reset_state()  # a process of the program has one engine in its life
+        engine = fakes.make_engine(fakes.without_critic(), strategy=strategy)
+        size = 4 // engine.collectives.num_ranks
+        learner = fakes.make_learner(
+            engine,
+            targets=Group(name="group", size=2),
+            loss=LossWeights(normalize_advantages=False, aggregation=aggregation),
+            micro_batch=size,
+            accumulation=1,
+            longest_episode=5,
+        )
+        start = size * engine.collectives.rank
+        batch = fakes.select(fakes.group_batch(lengths=(3, 1, 2, 1)), slice(start, start + size))
+        results.append({"metrics": learner.update(batch, policy_version=20), "weights": flat_weights(engine)})
+    return results
 
 
 def described(engine: Engine) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import torch
 
 from vla_rl.credit import Credit, Gae, Group
 from vla_rl.learner.batches import Rows, token_mask
-from vla_rl.policies.value_heads import NoCritic
 from vla_rl.rl.loss_weights import LossWeights
 from vla_rl.rl.surrogates import DecoupledPpo, Ppo, Surrogate
 from vla_rl.types import SegmentBatch
@@ -23,27 +22,7 @@ MEAN = Group(name="group", size=2, baseline="mean")
 PLAIN = LossWeights(normalize_advantages=False)
 
 
-def group_batch(*, lengths: tuple[int, ...] = (3, 2, 3, 2)) -> SegmentBatch:
-    """Two groups of two episodes of these decisions each, all control steps executed, returns 1 3 and 0 5."""
-    batch = fakes.make_batch(4)
-    mask = np.arange(fakes.LENGTH) < np.array(lengths)[:, None]
-    rewards = np.zeros(mask.shape, dtype=np.float32)
-    rewards[:, 0] = [1.0, 3.0, 0.0, 5.0]
-    return replace(
-        batch,
-        episode=np.array([11, 5, 7, 2]),
-        group=np.array([9, 9, 4, 4]),
-        rewards=rewards,
-        mask=mask,
-        executed=np.where(mask, 2, 0).astype(np.int16),
-        behavior_values=np.full_like(batch.behavior_values, math.nan),
-    )
-
-
-def without_critic(seed: int = 0) -> torch.nn.Module:
-    policy = fakes.make_policy(seed)
-    policy.value_head = NoCritic()  # type: ignore[assignment]
-    return policy
+group_batch, without_critic = fakes.group_batch, fakes.without_critic
 
 
 def update(

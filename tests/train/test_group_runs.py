@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 from safetensors.torch import load_file
@@ -162,6 +164,42 @@ def test_a_run_is_solved_if_nine_in_ten_of_the_groups_that_were_left_out_succeed
     assert solved == is_solved
     assert said in sentence
     assert "The ring holds 1 of the 2 groups" in sentence
+
+
+def train_on_two_ranks(recipe, tmp_path):
+    """`vla-rl train` in processes of its own; returns what it printed."""
+    file = tmp_path / "recipe.yaml"
+    file.write_text(recipe.dump_yaml(), encoding="utf-8")
+    command = [sys.executable, "-m", "vla_rl", "train", str(file), "--run-dir", str(tmp_path / "run")]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+TWO_RANKS = {"learner": {"strategy": "ddp", "num_ranks": 2}, "runtime": {"mode": "async"}}
+
+
+@pytest.mark.slow
+def test_every_rank_plays_and_learns_from_whole_groups_of_its_own(tmp_path):
+    train_on_two_ranks(group_recipe(**TWO_RANKS, budget={"optimizer_steps": 3}), tmp_path)
+    first, second = (groups_in_ring(tmp_path / "run", rank=rank) for rank in (0, 1))
+    for groups in (first, second):
+        assert_pure(groups, size=SIZE, teams=1)
+        assert sum(group.episodes == SIZE for group in groups.values()) >= 2 * 3  # two of its own for each update
+    assert not first.keys() & second.keys()
+    assert not {group.starts for group in first.values()} & {group.starts for group in second.values()}
+    assert {task for groups in (first, second) for group in groups.values() for task in group.tasks} == {0, 1}
+    last = metrics(tmp_path / "run")[-1]
+    assert last["groups/kept"] == 1.0
+    assert last["groups/episodes_per_useful"] == SIZE
+    assert last["episodes"] >= 2 * 3 * 2 * SIZE  # of both ranks
+
+
+@pytest.mark.slow
+def test_two_ranks_that_have_nothing_left_to_learn_from_end_well_together(tmp_path):
+    printed = train_on_two_ranks(without_signal(keep=[2.0, 3.0], horizon=2000, **TWO_RANKS), tmp_path)
+    assert "ended early: nothing left to learn from" in printed or "ended early: another rank has nothing" in printed
+    assert end_of(tmp_path / "run")[0] == "finished"
 
 
 @pytest.mark.slow

@@ -64,9 +64,11 @@ class Played:
     versions: frozenset[int]  # of all decisions
 
 
-def groups_in_ring(run_dir: Path) -> dict[int, Played]:
-    """Groups in the newest checkpoint's ring, by id."""
-    path = max(run_dir.rglob("ring.safetensors"), key=lambda file: int(file.parents[2].name.rsplit("_", 1)[1]))
+def groups_in_ring(run_dir: Path, *, rank: int = 0) -> dict[int, Played]:
+    """Groups in a rank's ring in the newest checkpoint, by id."""
+    path = max(
+        run_dir.rglob(f"rank_{rank}/*/ring.safetensors"), key=lambda file: int(file.parents[2].name.rsplit("_", 1)[1])
+    )
     ring = load_file(path)
     first = np.cumsum(ring["length"] + 1) - (ring["length"] + 1)
     found = {}

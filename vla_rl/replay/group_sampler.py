@@ -34,12 +34,14 @@ class _Group:
     members: list[NDArray[np.void]] = field(default_factory=list)  # segments of each, in order of time
     scores: list[float] = field(default_factory=list)
     successes: list[bool] = field(default_factory=list)
-    is_complete: bool = False  # and kept: `members` are those that are learned from
+    kept: NDArray[np.void] | None = None  # segments of those that are learned from, once it is complete and kept
+    oldest_version: int = 0  # of these
     uses: int = 0  # batches that it was in
 
     @property
     def segments(self) -> NDArray[np.void]:
-        return np.concatenate(self.members)
+        """Segments of all members; every wait for a batch asks for them, so those of a complete group are kept."""
+        return np.concatenate(self.members) if self.kept is None else self.kept
 
 
 class GroupSampler(SegmentSampler):
@@ -114,7 +116,7 @@ class GroupSampler(SegmentSampler):
         return [
             group
             for group in self._groups.values()
-            if group.is_complete and (self._max_uses is None or group.uses < self._max_uses)
+            if group.kept is not None and (self._max_uses is None or group.uses < self._max_uses)
         ]
 
     def state_dict(self) -> dict[str, Any]:
@@ -151,8 +153,8 @@ class GroupSampler(SegmentSampler):
             self.rejected.append(outcome)
             self.num_unused += played
             return
-        group.members = [group.members[index] for index in chosen]
-        group.is_complete, group.uses = True, self._uses_before.get(name, 0)
+        group.kept = np.concatenate([group.members[index] for index in chosen])
+        group.oldest_version, group.uses = int(group.kept["oldest_version"].min()), self._uses_before.get(name, 0)
         self.num_unused += played - int(group.segments["length"].sum())
         self._groups[name] = group
 
@@ -163,7 +165,7 @@ class GroupSampler(SegmentSampler):
             segments = group.segments
             if not self._ring.intact(segments["env"], segments["first_row"]).all():
                 del self._groups[name]
-                if not group.is_complete:
+                if group.kept is None:
                     self.num_unused += int(segments["length"].sum())
         return True
 
@@ -172,7 +174,7 @@ class GroupSampler(SegmentSampler):
         self.num_excluded = 0
         if min_version is None:
             return usable
-        recent = [group for group in usable if group.segments["oldest_version"].min() >= min_version]
+        recent = [group for group in usable if group.oldest_version >= min_version]
         self.num_excluded = sum(len(group.segments) for group in usable) - sum(len(group.segments) for group in recent)
         return recent
 
