@@ -198,7 +198,7 @@ def test_workers_and_learner_do_not_know_each_other() -> None:
     assert "workers" not in ALLOWED["learner"]
 
 
-KINDS_OF_ENVIRONMENTS = ("vla_rl.envs.libero", "vla_rl.envs.metaworld", "vla_rl.envs.toy")
+KINDS_OF_ENVIRONMENTS = ("vla_rl.envs.libero", "vla_rl.envs.metaworld", "vla_rl.envs.toy", "vla_rl.envs.gates")
 KNOW_NO_KIND = ("recipe", "run", "train", "workers", "replay", "ipc", "learner", "policies", "reporting")
 
 

@@ -54,11 +54,15 @@ def _is_study(path: Path) -> bool:
 
 def _write_study(path: Path) -> tuple[str, ...]:
     """Aggregate a study again; return the sections of its page."""
+    from vla_rl.studies.grouped.runner import GROUPS
     from vla_rl.studies.libero.runner import LIBERO
     from vla_rl.studies.study_file import kind_of
 
-    if kind_of(path) == LIBERO:
+    kind = kind_of(path)
+    if kind == LIBERO:
         from vla_rl.studies.libero.outputs import write_study
+    elif kind == GROUPS:
+        from vla_rl.studies.grouped.outputs import write_study
     else:
         from vla_rl.studies.metaworld.outputs import write_study
 

@@ -8,12 +8,15 @@ from enum import StrEnum
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vla_rl.cli.commentary import only_comments
 from vla_rl.errors import RunFailureError, UserError, preflight
+
+if TYPE_CHECKING:
+    from vla_rl.studies.jobs import Progress
 
 app = typer.Typer(no_args_is_help=True, help="Reproduce an experiment of the paper.")
 
@@ -115,6 +118,10 @@ def metaworld(
     if progress.kept or progress.finished:
         with preflight():
             print("\n".join(f"wrote {path}" for path in write_study(out).files))
+    _require_success(progress, out)
+
+
+def _require_success(progress: Progress, out: Path) -> None:
     if progress.failed:
         names = "\n".join(f"  {run.name}: see {out}/runs/{run.name}.failed/output.log" for run in progress.failed)
         raise RunFailureError(f"{len(progress.failed)} runs failed; run the study again to retry them\n{names}")
@@ -206,6 +213,73 @@ def libero(  # noqa: PLR0913 - one parameter per option
         raise RunFailureError(
             f"{len(progress.failed)} jobs failed{waiting}; run the study again to retry them\n{names}"
         )
+
+
+@app.command()
+def groups(
+    out: OutOption,
+    methods: Annotated[
+        str | None,
+        typer.Option("--methods", help="Some of ppo, grpo, grpo_dynamic, gipo, gipo_groups.", show_default="all"),
+    ] = None,
+    starts: Annotated[
+        str | None,
+        typer.Option(
+            "--starts",
+            help="Some of 0.1, 0.9 and 0.99: how often the untrained policy succeeds at the recipe gates.",
+            show_default="all",
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe",
+            help="Recipe of all runs, with a critic; it is the one start. A name, or a file given with a slash or its "
+            ".yaml.",
+            show_default="gates",
+        ),
+    ] = None,
+    target: Annotated[
+        float | None, typer.Option("--target", min=0.0, max=1.0, help="Success to be reached, with --recipe.")
+    ] = None,
+    budget: Annotated[
+        int | None, typer.Option("--budget", min=1, help="Env steps of every run, with --recipe.")
+    ] = None,
+    seeds: SeedsOption = None,
+    jobs: JobsOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would run and how long it would take; start nothing.")
+    ] = False,
+) -> None:
+    """Compare a critic with groups, fresh and over replay: episodes until a given success, also near the ceiling."""
+    _require_matplotlib()
+    from vla_rl.studies.grouped.outputs import write_study
+    from vla_rl.studies.grouped.plan import PRESET, own_start, starts_named
+    from vla_rl.studies.grouped.runner import estimate, run_study
+
+    given = {"--target": target, "--budget": budget}
+    if recipe is not None and (starts is not None or None in given.values()):
+        raise UserError(
+            "--recipe: a recipe of your own is its own start, and needs --target and --budget, not --starts"
+        )
+    if recipe is None and any(value is not None for value in given.values()):
+        raise UserError("--target and --budget belong to --recipe; the preset's starts have their own")
+    chosen: dict[str, Any] = {"methods": _names(methods), "seeds": seeds, "recipe": recipe}
+    if recipe is not None and target is not None and budget is not None:
+        chosen["starts"] = own_start(target=target, env_steps=budget)
+    elif starts is not None:
+        chosen["starts"] = starts_named([name.strip() for name in starts.split(",")])
+    plan = replace(PRESET, **{name: value for name, value in chosen.items() if value is not None})
+    at_once = jobs or len(os.sched_getaffinity(0))
+    print(estimate(plan, at_once=at_once))
+    if dry_run:
+        return
+    only_comments()
+    progress = run_study(plan, out, at_once=at_once, say=partial(print, flush=True))
+    if progress.kept or progress.finished:
+        with preflight():
+            print("\n".join(f"wrote {path}" for path in write_study(out).files))
+    _require_success(progress, out)
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:

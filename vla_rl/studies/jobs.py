@@ -182,6 +182,13 @@ def share_of_updates(run_dir: Path, *, optimizer_steps: int) -> float:
     return records[-1]["optimizer_steps"] / optimizer_steps if records else 0.0
 
 
+def share_of_env_steps(run_dir: Path, *, env_steps: int) -> float:
+    """Return the share of a run's env steps that is done, according to its log points."""
+    path = run_dir / METRICS_FILE
+    records = read_metrics(path) if path.exists() else []
+    return min(1.0, records[-1]["env_steps"] / env_steps) if records else 0.0
+
+
 def _start(job: Job, folder: Path, *, cores: int) -> _Running:
     own = aside(folder, job, "unfinished")
     shutil.rmtree(aside(folder, job, "failed"), ignore_errors=True)

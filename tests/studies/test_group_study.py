@@ -1,0 +1,202 @@
+"""The study of groups: its plan, and numbers worked out by hand from made-up runs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from typer.testing import CliRunner
+
+from vla_rl.cli.main import app
+from vla_rl.errors import UserError
+from vla_rl.recipe import find_recipe
+from vla_rl.studies.grouped.outputs import write_study
+from vla_rl.studies.grouped.plan import METHODS, PRESET, STARTS, GroupRun, Start, own_start, starts_named
+from vla_rl.studies.grouped.results import GroupResult, comparisons, mixed_share, summaries
+from vla_rl.studies.grouped.runner import RUN_FILE, open_study, read_study
+from vla_rl.studies.grouped.words import GroupStudy, cautions, parts
+
+SMALL = replace(PRESET, starts=starts_named(["0.1"]), seeds=1)
+START = Start("easy", 0.5, target=0.8, env_steps=400, window=20)
+PLAN = replace(PRESET, methods=("ppo", "grpo"), starts=(START,), seeds=2)
+
+
+def result(method: str, seed: int, success: list[float], **others: float) -> GroupResult:
+    """A run that logs after 10, 20, 30 ... episodes of 4 env steps; its budget is 100 episodes."""
+    records = [
+        {
+            "episodes": 10 * (place + 1),
+            "env_steps": 40 * (place + 1),
+            "optimizer_steps": place + 1,
+            "rollout/success_rate": rate,
+            **others,
+        }
+        for place, rate in enumerate(success)
+    ]
+    return GroupResult(GroupRun("easy", method, seed), START, records, budget=100, seconds=1.0, ended_early="")
+
+
+RUNS = [
+    result("ppo", 0, [0.9, 0.5, 0.8, 0.7]),  # 0.9 is of half a window
+    result("ppo", 1, [0.5, 0.6, 0.6, 0.9]),
+    result("grpo", 0, [0.5, 0.6, 0.6, 0.7], **{"groups/all_success": 0.25, "groups/all_fail": 0.5}),
+    result("grpo", 1, [0.5, 0.5, 0.6, 0.7, 0.8], **{"groups/episodes_per_useful": 16.0}),
+]
+
+
+def test_the_untrained_policy_succeeds_as_often_as_a_start_says():
+    for start in STARTS.values():
+        recipe = replace(SMALL, starts=(start,)).recipe_of(GroupRun(start.name, "ppo", 0))
+        assert recipe.env.open**recipe.env.gates == pytest.approx(start.success, abs=1e-5)
+        assert recipe.budget.env_steps == start.env_steps
+        assert start.target > start.success
+
+
+def test_every_run_has_a_name_and_a_recipe_of_its_own():
+    runs = PRESET.runs()
+    assert len(runs) == len({run.name for run in runs}) == 5 * 3 * 5
+    recipe = PRESET.recipe_of(runs[-1])
+    assert (recipe.name, recipe.seed) == (runs[-1].name, runs[-1].seed)
+
+
+def test_methods_are_what_their_titles_say():
+    recipes = {method: SMALL.recipe_of(GroupRun("0.1", method, 0)) for method in METHODS}
+    for name, method in METHODS.items():
+        recipe = recipes[name]
+        assert recipe.targets.needs_values == method.has_critic == (recipe.policy.value_head == "mlp")
+        assert recipe.surrogate.name == ("gipo" if method.over_replay else "ppo")
+        assert recipe.replay.replay_ratio == (8.0 if method.over_replay else 1.0)
+        assert recipe.optimizer == recipes["ppo"].optimizer
+        assert recipe.learner == recipes["ppo"].learner
+    assert recipes["grpo"].targets.keep is None
+    assert recipes["grpo"].targets.uses == 1
+    assert recipes["grpo_dynamic"].targets.keep == [0.1, 0.9]
+    assert recipes["gipo_groups"].targets.uses is None
+    assert [recipes[name].replay.max_policy_lag for name in ("ppo", "gipo", "gipo_groups")] == [1, 128, 128]
+
+
+def test_a_recipe_that_names_its_critic_loses_it_where_groups_take_its_place(tmp_path):
+    own = tmp_path / "own.yaml"
+    text = find_recipe("gates").read_text(encoding="utf-8")
+    own.write_text(text.replace("  num_bins: 256", "  num_bins: 256\n  value_head: mlp"), encoding="utf-8")
+    plan = replace(SMALL, recipe=str(own))
+    heads = [plan.recipe_of(GroupRun("0.1", method, 0)).policy.value_head for method in ("ppo", "grpo")]
+    assert heads == ["mlp", "none"]
+
+
+def test_a_run_ends_by_its_env_steps_whatever_its_replay_ratio_is():
+    for method in METHODS:
+        budget = SMALL.recipe_of(GroupRun("0.1", method, 0)).budget
+        assert budget.optimizer_steps > 8 * budget.env_steps
+        assert budget.minutes is None
+
+
+def test_the_share_of_mixed_groups_is_that_of_independent_episodes():
+    """The fact sheet's numbers: 0.992 at 0.5, 0.832 at 0.8, 0.570 at 0.9, 0.077 at 0.99."""
+    assert [round(mixed_share(success), 3) for success in (0.5, 0.8, 0.9, 0.99)] == [0.992, 0.832, 0.57, 0.077]
+
+
+def test_a_target_is_reached_at_the_first_whole_window_that_has_it():
+    assert [run.reached for run in RUNS] == [30, 40, None, 50]
+    assert [run.episodes_until for run in RUNS] == [30, 40, 100, 50]
+    assert RUNS[0].curve() == ([20.0, 30.0, 40.0], [0.5, 0.8, 0.7])
+
+
+def test_summaries_count_a_run_that_never_arrived_with_its_budget():
+    ppo, grpo = summaries(PLAN, RUNS)
+    assert (ppo.reached, ppo.episodes, grpo.reached, grpo.episodes) == (2, 35.0, 1, 75.0)
+    assert ppo.interval is not None
+    assert (ppo.interval.low, ppo.interval.high) == (30.0, 40.0)
+    assert (grpo.mixed_at_first, grpo.episodes_per_useful) == (0.25, 16.0)
+    assert ppo.mixed_at_first is None
+
+
+def test_a_run_that_needs_fewer_episodes_is_the_faster_one():
+    (pair,) = comparisons(PLAN, RUNS)
+    assert (pair.first, pair.second, pair.probability) == ("ppo", "grpo", 1.0)
+    tied = [RUNS[0], RUNS[1], result("grpo", 0, [0.5, 0.5, 0.8]), result("grpo", 1, [0.5, 0.8])]
+    assert comparisons(PLAN, tied)[0].probability == 0.125  # of 30, 40 against 30, 20: one tie in four
+
+
+def study_of(plan, runs) -> GroupStudy:
+    return GroupStudy(plan, runs, [], summaries(plan, runs), comparisons(plan, runs))
+
+
+def test_the_page_says_what_is_missing():
+    study = study_of(PLAN, RUNS[:3])
+    assert "PARTIAL: 1 of 4 runs are missing" in " ".join(cautions(study))
+    words = " ".join(parts(study)[0].sentences)
+    assert "episodes until 80.0 %: PPO with a critic, fresh 35 (30 to 40); GRPO, fresh, every group 100" in words
+    assert "reached by 0 of 1" in words
+
+
+def test_the_page_tells_methods_apart_from_five_seeds_on_and_not_before():
+    few = study_of(PLAN, RUNS)
+    assert "Fewer than 5 seeds" in " ".join(cautions(few))
+    assert "told apart" not in " ".join(parts(few)[0].sentences)
+    runs = [replace(run, run=replace(run.run, seed=seed)) for seed in range(5) for run in (RUNS[0], RUNS[2])]
+    enough = study_of(replace(PLAN, seeds=5), runs)
+    assert "Fewer" not in " ".join(cautions(enough))
+    words = " ".join(parts(enough)[0].sentences)
+    assert "told apart by these seeds: PPO with a critic, fresh before GRPO, fresh, every group." in words
+
+
+def test_a_study_may_grow_and_keeps_its_targets(tmp_path):
+    open_study(SMALL, tmp_path)
+    open_study(replace(PRESET, methods=("ppo",), starts=starts_named(["0.9"]), seeds=3), tmp_path)
+    plan, _ = read_study(tmp_path)
+    assert [start.name for start in plan.starts] == ["0.1", "0.9"]
+    assert (plan.methods, plan.seeds) == (tuple(METHODS), 3)
+    other = replace(STARTS["0.9"], target=0.95)
+    with pytest.raises(UserError, match=r"start 0\.9 has another target or budget"):
+        open_study(replace(SMALL, starts=(other,)), tmp_path)
+
+
+def test_a_recipe_without_a_critic_is_refused():
+    plan = replace(SMALL, recipe="toy_grpo", starts=own_start(target=0.5, env_steps=100))
+    with pytest.raises(UserError, match=r"--recipe: targets\.name is group in toy_grpo; .* needs one"):
+        plan.recipe_of(plan.runs()[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--methods", "ppo,gippo"], "--methods: found ppo,gippo"),
+        (["--starts", "0.5"], "--starts: found 0.5"),
+        (["--recipe", "toy"], "needs --target and --budget"),
+        (["--recipe", "toy", "--target", "0.9", "--budget", "10", "--starts", "0.1"], "not --starts"),
+        (["--target", "0.9"], "belong to --recipe"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_before_anything_starts(tmp_path, options, said):
+    done = CliRunner().invoke(app, ["study", "groups", "--out", str(tmp_path / "out"), *options])
+    assert done.exit_code == 2
+    assert said in done.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_prices_the_preset_and_starts_nothing(tmp_path):
+    done = CliRunner().invoke(app, ["study", "groups", "--out", str(tmp_path / "out"), "--jobs", "1", "--dry-run"])
+    assert done.exit_code == 0
+    assert done.output.startswith("75 runs, 1 at once: about")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_study_runs_with_a_recipe_of_one_s_own_and_is_reported_again(tmp_path):
+    out = tmp_path / "out"
+    options = ["--recipe", "gates", "--target", "0.05", "--budget", "2400", "--seeds", "1", "--jobs", "1"]
+    command = ["study", "groups", "--out", str(out), "--methods", "ppo,gipo_groups", *options]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    data = json.loads((out / "results" / "groups.json").read_text(encoding="utf-8"))
+    assert [(run["method"], run["reached"]) for run in data["runs"]] == [("ppo", True), ("gipo_groups", True)]
+    assert (out / "results" / "episodes.png").stat().st_size > 1000
+    assert (out / "runs" / "own_ppo_seed0" / RUN_FILE).is_file()
+    page = (out / "results" / "summary.md").read_text(encoding="utf-8")
+    again = CliRunner().invoke(app, command)
+    assert "2 of them finished before" in again.output
+    assert write_study(out).files
+    assert (out / "results" / "summary.md").read_text(encoding="utf-8") == page
+    assert CliRunner().invoke(app, ["report", str(out)]).exit_code == 0

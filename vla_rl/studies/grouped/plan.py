@@ -1,0 +1,221 @@
+"""Plan of the study of groups: which methods, from which starts, with how many seeds.
+
+A run is one method, one start and one seed; everything else comes from one recipe, which needs a critic. Runs end by
+their env steps, so that all methods of a start play equally much, and have constant learning rates.
+
+A start is a task and a policy that succeeds at it with some probability. The preset's are the recipe `gates`, whose
+untrained policy succeeds with a known probability: at random, and near the ceiling, where nearly all groups of
+episodes have one outcome. Another recipe has one start, its own policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vla_rl.errors import UserError
+from vla_rl.recipe import Recipe, find_recipe, load_recipe
+from vla_rl.studies.surrogate_labels import require_known
+
+RECIPE = "gates"
+OWN_START = "own"
+SIZE = 8  # episodes of a group
+KEEP = (0.1, 0.9)  # least and largest mean score of a group that dynamic sampling keeps
+REPLAY_RATIO = 8  # uses of a decision over replay
+REPLAY_LAG = 128  # versions; the oldest decisions that are used over replay
+FRESH_LAG = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One way to learn, as overrides of the recipe."""
+
+    name: str
+    title: str
+    has_critic: bool
+    over_replay: bool
+    keeps: bool = False  # groups with one outcome are left out
+    clip_high: float = 0.2
+
+    @property
+    def overrides(self) -> list[str]:
+        """Return the overrides of the recipe; a critic's targets are its own."""
+        uses = "null" if self.over_replay else "1"
+        lag = REPLAY_LAG if self.over_replay else FRESH_LAG if self.has_critic else "null"  # a group has its uses
+        surrogate = (
+            ["surrogate.name=gipo", "surrogate.sigma=1.0"]
+            if self.over_replay
+            else ["surrogate.name=ppo", "surrogate.clip_low=0.2", f"surrogate.clip_high={self.clip_high}"]
+        )
+        groups = [
+            f"targets={{name: group, size: {SIZE}, keep: {list(KEEP) if self.keeps else 'null'}, uses: {uses}, "
+            "max_rejected: 100000}",
+            "policy.value_head=none",
+            "loss.aggregation=trajectory",
+            "loss.normalize_advantages=false",
+        ]
+        return [
+            *surrogate,
+            f"replay.replay_ratio={float(REPLAY_RATIO if self.over_replay else 1)}",
+            f"replay.max_policy_lag={lag}",
+            # About equally often by episodes, except that a method which leaves groups out makes few updates.
+            f"logging.every_optimizer_steps={REPLAY_RATIO if self.over_replay and self.has_critic else 1}",
+            *([] if self.has_critic else groups),
+        ]
+
+
+METHODS: Mapping[str, Method] = {
+    method.name: method
+    for method in (
+        Method("ppo", "PPO with a critic, fresh", has_critic=True, over_replay=False),
+        Method("grpo", "GRPO, fresh, every group", has_critic=False, over_replay=False, clip_high=0.28),
+        Method("grpo_dynamic", "GRPO, fresh, mixed groups", False, False, keeps=True, clip_high=0.28),
+        Method("gipo", "GIPO with a critic, over replay", has_critic=True, over_replay=True),
+        Method("gipo_groups", "GIPO with groups, over replay", False, True, keeps=True),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Beginning of runs, and how far they should come."""
+
+    name: str
+    success: float | None  # known probability that the untrained policy succeeds; None: unknown
+    target: float  # success to be reached
+    env_steps: int  # budget of every run
+    window: int  # training episodes that success is measured over
+    overrides: tuple[str, ...] = ()
+
+
+def _gates(success: float, *, open: float, target: float, episodes: int, window: int) -> Start:
+    return Start(f"{success:g}", success, target, 4 * episodes, window, (f"env.open={open}", "env.gates=4"))
+
+
+STARTS: Mapping[str, Start] = {  # open^4 is the probability of success
+    start.name: start
+    for start in (
+        _gates(0.1, open=0.562341, target=0.9, episodes=8_000, window=256),
+        _gates(0.9, open=0.974004, target=0.98, episodes=12_000, window=1000),
+        _gates(0.99, open=0.997491, target=0.997, episodes=20_000, window=2000),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRun:
+    """One run of the study."""
+
+    start: str
+    method: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Return the name of its folder."""
+        return f"{self.start}_{self.method}_seed{self.seed}"
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPlan:
+    """Settings of a study."""
+
+    methods: tuple[str, ...]
+    starts: tuple[Start, ...]
+    seeds: int  # 0 .. seeds - 1
+    recipe: str = RECIPE  # name or path
+
+    def __post_init__(self) -> None:
+        require_known("--methods", self.methods, tuple(METHODS))
+
+    def runs(self) -> list[GroupRun]:
+        """Return all runs, seed by seed, so that an interrupted study has complete comparisons."""
+        return [
+            GroupRun(start.name, method, seed)
+            for seed in range(self.seeds)
+            for start in self.starts
+            for method in self.methods
+        ]
+
+    def start(self, run: GroupRun) -> Start:
+        """Return the start of a run."""
+        return next(start for start in self.starts if start.name == run.start)
+
+    def overrides(self, run: GroupRun) -> list[str]:
+        """Return the overrides that make the recipe this run's."""
+        start = self.start(run)
+        updates = self._most_updates(start)
+        return [
+            f"name={run.name}",
+            f"seed={run.seed}",
+            *start.overrides,
+            *METHODS[run.method].overrides,
+            "optimizer.schedule=constant",
+            f"budget.optimizer_steps={updates}",
+            f"budget.env_steps={start.env_steps}",
+            "budget.minutes=null",
+            f"checkpoint.every_optimizer_steps={updates}",
+            "checkpoint.save_replay=false",
+            "evaluation.episodes_per_task=0",
+            "logging.tensorboard=false",
+            f"logging.recent_episodes={start.window}",
+        ]
+
+    def _most_updates(self, start: Start) -> int:
+        """Return more updates than the env steps of a run allow, so that it ends by those."""
+        return 2 * REPLAY_RATIO * start.env_steps
+
+    def recipe_of(self, run: GroupRun) -> Recipe:
+        """Return the run's recipe.
+
+        Raises:
+            UserError: recipe and overrides do not fit, or the recipe has no critic.
+        """
+        base = load_recipe(find_recipe(self.recipe))
+        if not base.targets.needs_values:
+            raise UserError(
+                f"--recipe: targets.name is {base.targets.name} in {self.recipe}; methods with a critic take it from "
+                "the recipe, so it needs one, as targets.name=gae has"
+            )
+        return load_recipe(find_recipe(self.recipe), self.overrides(run))
+
+    def settings(self) -> dict[str, Any]:
+        """Return all fields as JSON."""
+        return asdict(self)
+
+
+PRESET = GroupPlan(methods=tuple(METHODS), starts=tuple(STARTS.values()), seeds=5)
+
+
+def group_plan_from(values: Mapping[str, Any], *, source: Path) -> GroupPlan:
+    """Return the plan in the fields of a study's file.
+
+    Raises:
+        ValueError: a field is missing, unknown, or does not fit.
+    """
+    try:
+        starts = [Start(**{**start, "overrides": tuple(start["overrides"])}) for start in values["starts"]]
+        fields = dict(values) | {"starts": tuple(starts), "methods": tuple(values["methods"])}
+        return GroupPlan(**fields)
+    except (TypeError, UserError, KeyError) as error:
+        raise ValueError(
+            f"{source}: expected the settings of a study of groups, found {', '.join(values) or 'nothing'} ({error}); "
+            "put the file back, or begin the study in another folder"
+        ) from error
+
+
+def starts_named(names: Sequence[str]) -> tuple[Start, ...]:
+    """Return the preset's starts with these names.
+
+    Raises:
+        UserError: a name is not known or stands twice.
+    """
+    require_known("--starts", names, tuple(STARTS))
+    return tuple(STARTS[name] for name in names)
+
+
+def own_start(*, target: float, env_steps: int) -> tuple[Start, ...]:
+    """Return the start of a recipe of one's own: its policy, whatever it succeeds at."""
+    return (Start(OWN_START, None, target, env_steps, window=256),)
