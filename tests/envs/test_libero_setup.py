@@ -212,7 +212,13 @@ def test_a_file_with_any_one_byte_changed_or_cut_off_is_read_or_refused_but_neve
 
 @pytest.mark.parametrize(
     "content",
-    [pickle.dumps([1.0, 2.0]), pickle.dumps(np.zeros(3)), pickle.dumps(np.zeros((2, 2), np.float32)), b"", b"x"],
+    [
+        pickle.dumps([1.0, 2.0]),
+        pickle.dumps(np.zeros((1, 2, 3))),
+        pickle.dumps(np.zeros((2, 2), np.float32)),
+        b"",
+        b"x",
+    ],
 )
 def test_anything_but_a_table_of_doubles_is_refused(tmp_path, content):
     with pytest.raises(SimulatorError, match=r"x\.init"):

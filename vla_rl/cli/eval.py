@@ -28,7 +28,8 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
         list[str] | None,
         typer.Option(
             "--suite",
-            help="LIBERO suites, separated by commas; may be given several times.",
+            help="LIBERO suites, or folders of task definitions such as LIBERO-plus's or LIBERO-Pro's, separated by "
+            "commas; may be given several times.",
             show_default="the suite it was trained on",
         ),
     ] = None,

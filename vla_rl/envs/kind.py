@@ -11,6 +11,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from vla_rl.section import Section, TimeLimit
@@ -32,6 +33,19 @@ def no_variables(device: str) -> dict[str, str]:  # noqa: ARG001 - a place in En
     return {}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderSuite:
+    """Suite that a folder of the user holds, as far as an evaluation's protocol and results need it."""
+
+    path: str
+    base: str  # suite whose horizon and statistics hold for it
+    num_tasks: int  # in its own list
+    episodes_per_task: int  # by its own protocol
+    sentences: tuple[str, ...]  # in what it departs from the benchmark it comes from
+    categories: Mapping[int, str]  # of its tasks by id; empty if it has none
+    bases: Mapping[int, int]  # ids of the tasks of `base` that its own were made from, where that is known
+
+
 @dataclass(frozen=True, slots=True)
 class EnvPlan:
     """The environments of a run or an evaluation, one entry per task in every sequence."""
@@ -44,6 +58,7 @@ class EnvPlan:
     simulator: SimulatorReport | None = None
     filming_builders: tuple[EnvBuilder, ...] = ()  # render every control step from all cameras; none: no cameras
     worker_variables: Callable[[str], Mapping[str, str]] = no_variables  # of env workers, by the rank's torch device
+    folder: FolderSuite | None = None  # where the tasks are from; None: the environment's own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +209,19 @@ class EnvironmentSection(Section):
             ValueError: there is no such task.
         """
         return list(ids)
+
+    def plan_folder(self, path: Path, ids: Sequence[int] | None, *, plan: Callable[[], EnvPlan]) -> EnvPlan:  # noqa: ARG002
+        """Return the plan of the tasks in a user's folder.
+
+        Args:
+            path: the folder.
+            ids: positions in its own list; None for all that can be simulated.
+            plan: returns the plan of this section, which is asked once the folder's files are known to be in order.
+
+        Raises:
+            ValueError: this environment has no folders, or one of the files is wrong; names all that are.
+        """
+        raise ValueError(f"--suite: {self.name} has no tasks in folders, found {path}; leave the option out")
 
     def perturbed(self, plan: EnvPlan, asked: str) -> tuple[PerturbedTasks, ...]:  # noqa: ARG002 - for kinds with some
         """Return the tasks of a plan under each perturbation that was asked for.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_rl.errors import preflight
+from vla_rl.evaluation.categories import summarise_categories
 from vla_rl.evaluation.conditions import Conditions, evaluation_folder
 from vla_rl.evaluation.control import BlankFrames, Control, episodes_file, stored_controls, wrong_instructions
 from vla_rl.evaluation.episode_log import EPISODES_FILE, EpisodeKey, EpisodeLog, EpisodeResult
@@ -238,7 +239,17 @@ def _wrong_instructions(suite: SuitePlan, source: PolicySource) -> dict[int, str
     """Return the instruction of another task for every task of a suite; see `wrong_instructions`."""
     env, training = suite.plan.setup.env, source.training
     known = training.tasks if training is not None and training.suite == env.suite_name else ()
-    return wrong_instructions(env.instructions(), among=known)
+    right = env.instructions()
+    if suite.plan.env.folder is None:
+        return wrong_instructions(right, among=known)
+    # Variants of one task may differ in their words alone, so a wrong text comes from another task of the benchmark.
+    bases, tasks = suite.plan.env.folder.bases, suite.plan.env.tasks
+    return {
+        task.task_id: wrong_instructions({**right, bases.get(task.task_id, -1): task.language}, among=known)[
+            bases.get(task.task_id, -1)
+        ]
+        for task in tasks
+    }
 
 
 def _recorded_instructions(folder: Path, planned: Planned) -> dict[str, dict[int, str]] | None:
@@ -281,9 +292,24 @@ def _write_manifest(folder: Path, planned: Planned, perturbations: Sequence[Mapp
             "workers": plans[0].setup.rollout.num_workers,
             "temperature": options.temperature,
             "perturbations": list(perturbations),
+            **({"folders": folders} if (folders := _folders(plans)) else {}),
             "wrong_instructions": _recorded_instructions(folder, planned),
         },
     )
+
+
+def _folders(plans: Sequence[Plan]) -> dict[str, dict[str, Any]]:
+    """Describe the user's folders by the names of their suites."""
+    return {
+        plan.env.tasks[0].suite: {
+            "path": plan.env.folder.path,
+            "base": plan.env.folder.base,
+            "num_tasks": plan.env.folder.num_tasks,
+            "names": {task.task_id: task.name for task in plan.env.tasks},
+        }
+        for plan in plans
+        if plan.env.folder is not None
+    }
 
 
 def _write_results(
@@ -297,17 +323,19 @@ def _write_results(
     source, states = planned.source, planned.conditions.init_states
     tasks = [task for suite in planned.suites for task in suite.plan.env.tasks]
     played = [(task.suite, task.task_id) for task in tasks]
+    categories = summarise_categories(episodes, [suite.plan.env for suite in planned.suites])
     trained_here = source.training.notes(init_states=states, tasks=played) if source.training is not None else []
     summary = write_results(
         folder,
         episodes,
         languages={(task.suite, task.task_id): task.language for task in tasks},
-        notes=[*trained_here, *gaps],
+        notes=[*map(str, categories), *trained_here, *gaps],
         columns={"init_states": states, "trained_on": source.trained_on},
         details={
             "evaluation": asdict(planned.conditions),
             "deviations": list(planned.deviations),
             "controls": [asdict(control) for control in controls],
+            **({"categories": [asdict(one) for one in categories]} if categories else {}),
             **({"perturbations": [asdict(one) for one in perturbed]} if perturbed else {}),
         },
     )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from vla_rl.envs.kind import SAMPLED, EvaluationTerms
+from vla_rl.envs.kind import SAMPLED, EnvPlan, EvaluationTerms
 from vla_rl.envs.libero.assets import SUBFOLDERS, Assets
 from vla_rl.envs.libero.check import SimulatorReport
+from vla_rl.envs.libero.folders.suite_folder import names_folder, read_suite_folder
 from vla_rl.evaluation.conditions import Conditions, digest_of_files
 from vla_rl.evaluation.eval_options import EvalOptions
 from vla_rl.evaluation.play import evaluation_jobs, init_states
@@ -15,7 +17,7 @@ from vla_rl.evaluation.policy_source import PolicySource
 from vla_rl.ipc.container import usable_cores
 from vla_rl.ipc.memory_check import available_memory
 from vla_rl.recipe import Problem, RecipeError, Setup, change_setup
-from vla_rl.run.plan import Plan, make_plan
+from vla_rl.run.plan import Plan, make_plan, plan_policy
 from vla_rl.workers.episodes import EpisodeJob
 
 _OPTIONS = {  # options by the fields that they set, for messages
@@ -52,14 +54,59 @@ def make_suite_plans(source: PolicySource, options: EvalOptions) -> list[SuitePl
     if options.serial and options.workers is not None:
         raise ValueError(f"--workers: found {options.workers}, but --serial has one; leave out one of the two")
     suites = []
-    for name in source.suites(options.suites):
-        plan = make_plan(_setup(source, options, name), only_acts=True)
+    for name in _asked_suites(source, options):
+        plan = _folder_plan(source, options, Path(name)) if names_folder(name) else _plan(source, options, name)
         _refuse_temperature(plan, options)
         if plan.env.simulator is not None and not options.allow_unpinned:
             _refuse_unpinned(plan.env.simulator)
         jobs = evaluation_jobs(plan, episodes_per_task=options.episodes_per_task, seeds=options.seeds)
         suites.append(SuitePlan(plan, jobs))
     return suites
+
+
+def _asked_suites(source: PolicySource, options: EvalOptions) -> Sequence[str]:
+    """Return names of suites, and folders of the user's own, in the order in which they were asked for.
+
+    Raises:
+        ValueError: one does not exist, stands twice, or must be named; or something does not go with folders.
+    """
+    folders = [name for name in options.suites if names_folder(name)]
+    named = [name for name in options.suites if name not in folders]
+    if not folders:
+        return source.suites(named)
+    if len(set(folders)) != len(folders):
+        raise ValueError(f"--suite: found {', '.join(options.suites)}; every folder stands once")
+    if options.perturb is not None:
+        raise ValueError(
+            f"--perturb: found {options.perturb!r} with the folder {folders[0]}; it changes LIBERO's own tasks. Leave "
+            "one of the two out"
+        )
+    if named:
+        source.suites(named)
+    return options.suites
+
+
+def _plan(source: PolicySource, options: EvalOptions, suite: str) -> Plan:
+    return make_plan(_setup(source, options, suite), only_acts=True)
+
+
+def _folder_plan(source: PolicySource, options: EvalOptions, folder: Path) -> Plan:
+    """Return the plan of the tasks in a user's folder: that of their suite with other tasks.
+
+    Raises:
+        ValueError: files in it are wrong, or it is for another environment than the policy.
+    """
+    base = read_suite_folder(folder).base
+    source.suites([base])  # refuses other environments
+    setup = _setup(source, replace(options, tasks=None), base)
+    made: list[Plan] = []
+
+    def plan_of_suite() -> EnvPlan:
+        made.append(make_plan(setup, only_acts=True))
+        return made[0].env
+
+    env = setup.env.plan_folder(folder, options.tasks, plan=plan_of_suite)
+    return replace(made[0], env=env, policy=plan_policy(setup, only_acts=True, tasks=env.tasks))
 
 
 def _refuse_temperature(plan: Plan, options: EvalOptions) -> None:

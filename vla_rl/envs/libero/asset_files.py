@@ -44,7 +44,7 @@ ROOMS = {
 }
 _PROBLEM = re.compile(r"\(define\s*\(problem\s+(\w+)\)")
 _DECLARATIONS = re.compile(r"\(:(?:fixtures|objects)\s([^()]*)\)")
-_PART_OF_ARENA = {"table", "floor", "kitchen_table", "living_room_table", "study_table", "coffee_table"}
+PART_OF_ARENA = {"table", "floor", "kitchen_table", "living_room_table", "study_table", "coffee_table"}
 
 
 def check_task_assets(assets: Assets, task: TaskInfo) -> None:
@@ -82,20 +82,21 @@ def categories(bddl: Path) -> list[str]:
     for block in _DECLARATIONS.findall(bddl.read_text(encoding="utf-8")):
         words = block.split()
         found.update(dict.fromkeys(after for dash, after in itertools.pairwise(words) if dash == "-"))
-    return [name for name in found if name not in _PART_OF_ARENA]
+    return [name for name in found if name not in PART_OF_ARENA]
 
 
 def _problems(folder: Path, task: TaskInfo, references: Callable[[Path], References]) -> Iterator[str]:
     bddl = task_files(task).bddl
     problem_class = _PROBLEM.search(bddl.read_text(encoding="utf-8"))
-    room = ROOMS.get(problem_class[1]) if problem_class else None
+    rooms = {name.lower(): room for name, room in ROOMS.items()}  # LIBERO looks its classes up in lower case
+    room = rooms.get(problem_class[1].lower()) if problem_class else None
     if room is None:
         yield f"{bddl.name} is of no problem class that is known"
         return
     textures = {"texplane": room.floor, "tex-wall": room.wall}
     yield from _file_problems(folder, folder / "scenes" / f"{room.scene}.xml", references, textures)
     for name in categories(bddl):
-        path = _object_file(folder, name)
+        path = object_file(folder, name)
         if path is None:
             yield f"{name}.xml is missing"
         else:
@@ -114,7 +115,7 @@ def _file_problems(
             yield f"{path.relative_to(folder)}: {opened} is missing or empty"
 
 
-def _object_file(folder: Path, name: str) -> Path | None:
+def object_file(folder: Path, name: str) -> Path | None:
     """Return the file that LIBERO's classes use for an object; an articulated one has no folder of its own."""
     places = [folder / SUBFOLDERS[0], *(folder / place / name for place in SUBFOLDERS[1:4])]
     return next((place / f"{name}.xml" for place in places if (place / f"{name}.xml").is_file()), None)

@@ -13,13 +13,12 @@ from vla_rl.envs.libero.asset_files import check_task_assets
 from vla_rl.envs.libero.assets import resolve_assets
 from vla_rl.envs.libero.gl import GL
 from vla_rl.envs.libero.init_states import InitStates, load_states
-from vla_rl.envs.libero.perturbations.kind import Effect
-from vla_rl.envs.libero.perturbations.kinds import Perturbation
+from vla_rl.envs.libero.perturbations.kind import Change, Effect
 from vla_rl.envs.libero.proxy.robot import simplify_visuals
 from vla_rl.envs.libero.scene import Scene
 from vla_rl.envs.libero.simulation import Physics, Pose, Simulation
 from vla_rl.envs.libero.snapshot import SimulationState
-from vla_rl.envs.libero.suites import libero_task, task_files
+from vla_rl.envs.libero.suites import FolderTask, libero_task, task_files
 from vla_rl.envs.libero.widening import WIDENED
 from vla_rl.envs.seeds import reset_seed
 from vla_rl.errors import SimulatorError
@@ -79,7 +78,8 @@ class LiberoEnv:
         physics: Physics = "exact",
         horizon: int | None = None,
         gl: GL = "auto",
-        perturbation: Perturbation | None = None,
+        perturbation: Change | None = None,
+        own_task: FolderTask | None = None,
     ) -> None:
         """Build the simulator in this process.
 
@@ -96,6 +96,7 @@ class LiberoEnv:
             gl: renderer; see `gl.choose`. One per process.
             perturbation: what happens to every episode; its draws follow from task, initial state and seed. It does
                 not change `chunk_frames`, apart from what is changed in the scene itself.
+            own_task: task of a user's folder, played instead of the suite's.
 
         Raises:
             ValueError: an argument is not among the allowed values, which the message lists.
@@ -108,7 +109,7 @@ class LiberoEnv:
         for name, number in (("image_size", image_size), ("horizon", horizon)):
             if number is not None and number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
-        self._task = libero_task(suite, task_id)
+        self._task: TaskInfo = libero_task(suite, task_id) if own_task is None else own_task
         self._horizon = SUITES[suite].horizon if horizon is None else horizon
         self._render: Render = render
         self._cameras = cameras

@@ -68,7 +68,7 @@ def read_states(path: Path) -> StateArray:
     """Read the array of a `.init` or `.pruned_init` file, (n, 1 + nq + nv).
 
     Raises:
-        SimulatorError: the file is missing, damaged, or holds anything but a 2-d float64 array.
+        SimulatorError: the file is missing, damaged, or holds anything but a float64 array, 2-d or of one state.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -77,6 +77,8 @@ def read_states(path: Path) -> StateArray:
             states = _ArrayUnpickler(io.BytesIO(archive.read(_PICKLE_MEMBER))).load()
     except _DAMAGE as error:
         raise SimulatorError(f"{path} is not a file of LIBERO initial states: {error}") from error
+    if isinstance(states, np.ndarray) and states.ndim == 1:  # LIBERO-plus stores single states so
+        states = states[None]
     if not isinstance(states, np.ndarray) or states.ndim != 2 or states.dtype != np.float64:
         raise SimulatorError(f"{path} must hold a 2-d float64 array, found {type(states).__name__}")
     return states

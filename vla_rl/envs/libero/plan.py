@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from vla_rl.envs.libero.env import Camera, LiberoEnv, Render
     from vla_rl.envs.libero.gl import GL
     from vla_rl.envs.libero.init_states import InitStates
-    from vla_rl.envs.libero.perturbations.kinds import Perturbation
+    from vla_rl.envs.libero.perturbations.kind import Change
     from vla_rl.envs.libero.section import LiberoSection
     from vla_rl.envs.libero.simulation import Physics
+    from vla_rl.envs.libero.suites import FolderTask
 
 
 def plan_libero(section: LiberoSection, *, render_size: int) -> EnvPlan:
@@ -104,7 +105,8 @@ def build_libero(  # noqa: PLR0913 - one parameter per setting of a task
     horizon: int | None = None,
     gl: GL = "auto",
     render: Render = "decision",
-    perturbation: Perturbation | None = None,
+    perturbation: Change | None = None,
+    own_task: FolderTask | None = None,
 ) -> LiberoEnv:
     """Build one LIBERO task; see `LiberoEnv` for the arguments. `render_size` is its `image_size`."""
     from vla_rl.envs.libero.env import LiberoEnv
@@ -121,6 +123,7 @@ def build_libero(  # noqa: PLR0913 - one parameter per setting of a task
         horizon=horizon,
         gl=gl,
         perturbation=perturbation,
+        own_task=own_task,
     )
 
 

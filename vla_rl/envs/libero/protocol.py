@@ -74,11 +74,14 @@ class Protocol:
             found.append(f"initial states: {section.init_states} instead of the benchmark's standard ones")
         if terms.temperature is not None:
             found.append(f"actions sampled at temperature {terms.temperature:g} instead of greedy ones")
-        if len(plan.tasks) < SUITES[section.suite].num_tasks:
+        usual_episodes = EPISODES_PER_TASK if plan.folder is None else plan.folder.episodes_per_task
+        if plan.folder is not None:
+            found += plan.folder.sentences
+        elif len(plan.tasks) < SUITES[section.suite].num_tasks:
             ids = ", ".join(str(task.task_id) for task in plan.tasks)
             found.append(f"{section.suite}: only task {ids} of {SUITES[section.suite].num_tasks}")
-        if terms.episodes_per_task != EPISODES_PER_TASK:
-            found.append(f"{terms.episodes_per_task} episodes per task instead of {EPISODES_PER_TASK}")
+        if terms.episodes_per_task != usual_episodes:
+            found.append(f"{terms.episodes_per_task} episodes per task instead of {usual_episodes}")
         if terms.render_size not in (None, RENDER_SIZE):
             found.append(f"cameras draw {terms.render_size} pixels a side instead of {RENDER_SIZE}")
         return tuple(found)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -135,6 +136,12 @@ class LiberoSection(EnvironmentSection):
         if options.assets is not None:
             changes["assets"] = options.assets
         return changes
+
+    def plan_folder(self, path: Path, ids: Sequence[int] | None, *, plan: Callable[[], EnvPlan]) -> EnvPlan:
+        """Return the plan of the tasks in a user's folder; see the base."""
+        from vla_rl.envs.libero.folders.folder_plan import plan_folder
+
+        return plan_folder(self, path, ids, plan=plan)
 
     def perturbed(self, plan: EnvPlan, asked: str) -> tuple[PerturbedTasks, ...]:
         """Return the tasks of a plan under each perturbation that was asked for; see the base."""

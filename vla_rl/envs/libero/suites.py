@@ -24,11 +24,18 @@ INSTALL_HINT = (
 
 @dataclass(frozen=True, slots=True)
 class TaskFiles:
-    """Files of one task in the wheel."""
+    """Files of one task."""
 
     bddl: Path
     standard_states: Path
     all_states: Path  # may not exist (Goal has none)
+
+
+@dataclass(frozen=True, slots=True)
+class FolderTask(TaskInfo):
+    """Task in a folder of the user, which brings its own files."""
+
+    files: TaskFiles
 
 
 @cache
@@ -92,7 +99,9 @@ def libero_task(suite: str, task_id: int) -> TaskInfo:
 
 
 def task_files(task: TaskInfo) -> TaskFiles:
-    """Return the paths of a task's definition and initial states in the wheel."""
+    """Return the paths of a task's definition and initial states, in the wheel unless it brings its own."""
+    if isinstance(task, FolderTask):
+        return task.files
     states = wheel_root() / "init_files" / task.suite
     return TaskFiles(
         bddl=wheel_root() / "bddl_files" / task.suite / f"{task.name}.bddl",
