@@ -45,9 +45,7 @@ def append_point(run_dir: Path, step: int) -> None:
         stream.write(json.dumps(changed) + "\n")
 
 
-def test_a_run_is_shown_with_curves_alarms_videos_logs_and_what_to_mind(
-    serve: Any, run_dir: Path, browser: Browser
-) -> None:
+def test_a_run_is_shown_with_all_that_it_wrote(serve: Any, run_dir: Path, browser: Browser) -> None:
     served = serve(run_dir)
     browser.open(served.address)
     browser.wait_for(READ)
@@ -55,7 +53,7 @@ def test_a_run_is_shown_with_curves_alarms_videos_logs_and_what_to_mind(
     for expected in (
         "10 of 20 optimizer steps, 10 episodes, 1,000 env steps in 0:00:20", "success rate", "return (reward)",
         "lag (versions)",
-        "optimizer step 7: collapse – Success fell: <i>lower</i> the rate.", "task0.mp4", "last line of the learner",
+        "optimizer step 7: success collapse – Success fell: <i>lower</i> the rate.", "task0.mp4", "last line of the learner",
         "Deviation from the protocol: proxy <b>assets</b>",
     ):  # fmt: skip
         assert expected in seen
@@ -103,7 +101,7 @@ def test_several_runs_are_compared_and_can_be_hidden(
     assert browser.value(legend) == ["first10 %", "second5 %", "third3 %"]
     strokes = f"[...{FIRST}.querySelectorAll('svg.plot path.line')].map((each) => getComputedStyle(each).color)"
     assert len(set(browser.value(strokes))) == 3
-    assert "second, optimizer step 7: collapse" in text(browser)
+    assert "second, optimizer step 7: success collapse" in text(browser)
     browser.value("document.querySelectorAll('.card input')[1].click()")
     assert browser.value(legend) == ["first10 %", "third3 %"]
     assert "second, optimizer step 7" not in text(browser)

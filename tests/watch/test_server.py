@@ -36,7 +36,7 @@ def test_the_state_of_a_run_is_read_from_its_folder_alone(serve: Any, run_dir: P
     assert state["name"] == "first"
     assert (state["clocks"]["optimizer_steps"], state["budget"], state["seconds_left"]) == (10, 20, 20.0)
     assert state["latest"].items() >= {"rollout/success_rate": 0.1, "rollout/return": 2.0}.items()  # 1.0 times 1/0.5
-    assert [alarm["name"] for alarm in state["alarms"]] == ["collapse"]
+    assert [alarm["name"] for alarm in state["alarms"]] == ["success_collapse"]
     assert state["notes"] == ["Deviation from the protocol: proxy <b>assets</b>"]
     assert [log["name"] for log in state["logs"]] == ["logs/env_worker_0.log", "logs/learner.log"]
     assert [video["name"] for video in state["videos"]] == ["eval/step_10/videos/task0.mp4"]

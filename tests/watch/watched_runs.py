@@ -38,7 +38,7 @@ def make_run(folder: Path, *, points: int = 10) -> Path:
     videos = folder / "eval" / "step_10" / "videos"
     videos.mkdir(parents=True)
     (videos / "task0.mp4").write_bytes(bytes(range(256)) * 10)
-    alarm = {"optimizer_step": 7, "name": "collapse", "sentence": "Success fell: <i>lower</i> the rate."}
+    alarm = {"optimizer_step": 7, "name": "success_collapse", "sentence": "Success fell: <i>lower</i> the rate."}
     (folder / "alarms.jsonl").write_text(json.dumps(alarm) + "\n{broken\n")
     return folder
 

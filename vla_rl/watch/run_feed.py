@@ -20,7 +20,7 @@ from vla_rl.reporting.text import printable
 from vla_rl.watch.followed_metrics import FollowedMetrics
 from vla_rl.watch.run_files import ListedFile, list_logs, list_videos, open_listed, read_end
 
-ALARMS_FILE = "alarms.jsonl"  # {"optimizer_step": 120, "name": "collapse", "sentence": "..."} on each line
+ALARMS_FILE = "alarms.jsonl"  # {"optimizer_step": 120, "name": "success_collapse", "sentence": "..."} on each line
 MOST_ALARMS = 50  # the newest
 SHOWN = tuple(dict.fromkeys(name for figure in FIGURES for panel in figure.panels for name in panel.metrics))
 MOST_EVALUATIONS = 20  # the newest

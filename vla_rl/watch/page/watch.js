@@ -240,7 +240,7 @@ function drawAlarms() {
   byId("alarms").hidden = !alarms.length;
   fill(byId("alarms").querySelector("ul"), alarms, (alarm) => {
     const where = alarm.optimizer_step === null ? "" : `${alarm.run}optimizer step ${number(alarm.optimizer_step)}: `;
-    return element("li", {}, element("b", {}, `${where}${alarm.name}`), ` – ${alarm.sentence}`);
+    return element("li", {}, element("b", {}, `${where}${alarm.name.replaceAll("_", " ")}`), ` – ${alarm.sentence}`);
   });
 }
 
