@@ -53,7 +53,8 @@ def test_a_run_is_shown_with_all_that_it_wrote(serve: Any, run_dir: Path, browse
     for expected in (
         "10 of 20 optimizer steps, 10 episodes, 1,000 env steps in 0:00:20", "success rate", "return (reward)",
         "lag (versions)",
-        "optimizer step 7: success collapse – Success fell: <i>lower</i> the rate.", "task0.mp4", "last line of the learner",
+        "optimizer step 7: success collapse – Success fell: <i>lower</i> the rate.", "task0.mp4",
+        "last line of the learner",
         "Deviation from the protocol: proxy <b>assets</b>",
     ):  # fmt: skip
         assert expected in seen
