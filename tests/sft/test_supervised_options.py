@@ -1,0 +1,150 @@
+"""Fields of a supervised recipe change what they are about."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+import pytest
+from sft_demos import RECIPE, write_demos
+
+from vla_rl.recipe import build_supervised_recipe
+from vla_rl.sft.plan import SupervisedPlan, make_supervised_plan
+from vla_rl.sft.supervised_run import SupervisedRun, np_spread
+
+
+def planned(path: Path, *overrides: str) -> SupervisedPlan:
+    return make_supervised_plan(build_supervised_recipe(RECIPE.format(path=path), overrides))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A run's folder, in which prepared frames stay from one test to the next."""
+    return tmp_path_factory.mktemp("run")
+
+
+def prepared(plan: SupervisedPlan, folder: Path) -> SupervisedRun:
+    run = SupervisedRun(plan, folder, resume_from=None, rank=0, num_ranks=1)
+    run.prepare(lambda _done, _total: None)
+    return run
+
+
+def first_loss(demos: Path, folder: Path, *overrides: str) -> float:
+    with prepared(planned(demos, "loss.value_coefficient=0.5", *overrides), folder) as run:
+        return run.update().loss
+
+
+@pytest.fixture(scope="module")
+def usual_loss(demos: Path, folder: Path) -> float:
+    loss = first_loss(demos, folder)
+    assert loss == first_loss(demos, folder)
+    return loss
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1",
+        "demos.rotated=true",
+        "loss.label_sigma=2",
+        "loss.value_coefficient=0",
+        "loss.discount=0.5",
+        "augmentation.crop=1",
+        "augmentation.brightness=0",
+        "augmentation.contrast=0",
+        "augmentation.saturation=0",
+        "augmentation.hue=0",
+        "learner.micro_batch=3",
+        "learner.accumulation=2",
+        "learner.precision=bf16",
+    ],
+)
+def test_a_field_changes_the_loss_of_the_first_update(
+    demos: Path, folder: Path, usual_loss: float, override: str
+) -> None:
+    assert first_loss(demos, folder, override) != usual_loss
+
+
+def test_statistics_are_stored_under_the_key_the_suite_or_the_name_of_the_path(demos: Path) -> None:
+    for overrides, key in (
+        ((), "toys"),
+        (("demos.suite=libero_goal",), "libero_goal"),
+        (("demos.suite=libero_goal", "demos.key=mine"), "mine"),
+    ):
+        assert planned(demos, *overrides).policy.statistics == key
+
+
+def test_no_ops_are_left_out_and_gripper_commands_read_as_asked(tmp_path: Path) -> None:
+    path = write_demos(tmp_path / "still", episodes=1)
+    with h5py.File(next(path.glob("pick_up_the_red*")), "a") as file:
+        file["data/demo_0/actions"][3:6, :6] = 0.0
+    assert planned(path).samples.rollouts.num_rows == 24
+    assert planned(path, "demos.drop_no_ops=true").samples.rollouts.num_rows == 21
+    for convention, command in (("signed", 1.0), ("binary", -1.0)):  # every command in the files is 1: close, or open
+        actions = planned(path, f"demos.gripper={convention}").samples.rollouts.actions
+        assert (actions[:, 6] == command).all()
+
+
+def test_proprioception_is_added_to_a_checkpoint_without_it(run, demos: Path) -> None:
+    done = run("policy.proprio=false", "budget.optimizer_steps=1")
+    checkpoint = (f"policy.checkpoint={done.policy}", "policy.image_size=null")
+    without, added = planned(demos, *checkpoint), planned(demos, *checkpoint, "demos.add_proprio=true")
+    assert without.policy.build(device="cpu").model.proprio_projector is None
+    projector = added.policy.build(device="cpu").model.proprio_projector
+    width = len(projector.fc2.bias)
+    assert projector.fc1.in_features == 8
+    new = 8 * width + width + width * width + width  # two layers with biases, all of them trained
+    assert added.policy.trainable_parameters - without.policy.trainable_parameters == new
+
+
+def test_at_most_so_many_held_out_samples_are_measured_evenly_spread(demos: Path, folder: Path) -> None:
+    assert np_spread(10, 3).tolist() == [0, 4, 9]
+    assert np_spread(3, 10).tolist() == [0, 1, 2]
+    found = {}
+    for most in (1, 10, 256):  # two episodes are held out, of 12 - 7 samples each
+        plan = planned(demos, "demos.held_out=0.5", f"demos.held_out_samples={most}")
+        with prepared(plan, folder) as run:
+            found[most] = run.measure_held_out()
+    assert found[1]["held_out/l1"] != found[10]["held_out/l1"]
+    assert found[10] == found[256]
+
+
+def test_frames_in_a_cache_are_prepared_once_for_all_runs_and_stay(demos: Path, tmp_path: Path) -> None:
+    cache, counted = tmp_path / "cache", []
+    for name in ("one", "two"):
+        with SupervisedRun(
+            planned(demos, f"demos.cache={cache}"), tmp_path / name, resume_from=None, rank=0, num_ranks=1
+        ) as run:
+            run.prepare(lambda done, _total: counted.append(done))
+            run.forget_frames()
+        assert not (tmp_path / name / "frames").exists()
+    assert counted == [1, 2, 3, 4]  # by the first run alone
+    with prepared(planned(demos, f"demos.cache={cache}", "demos.cameras=[agentview, wrist]"), tmp_path / "three"):
+        assert len(list(cache.glob("*.bin"))) == 2  # other frames have a file of their own
+
+
+def test_log_points_measurements_and_checkpoints_come_as_often_as_asked(run) -> None:
+    done = run(
+        "demos.held_out=0.5",
+        "logging={every_optimizer_steps: 2, held_out_every_optimizer_steps: 3, tensorboard: true}",
+        "checkpoint={every_optimizer_steps: 1, keep: 2}",
+    )
+    points = [json.loads(line) for line in (done.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [point["optimizer_steps"] for point in points] == [2, 3, 4]  # 3 for the measurement
+    assert ["held_out/loss" in point for point in points] == [False, True, True]
+    kept = {path.name for path in (done.run_dir / "checkpoints").glob("optimizer_step_*")}
+    assert kept == {"optimizer_step_3", "optimizer_step_4"}
+    assert list((done.run_dir / "tensorboard").iterdir())
+
+
+def test_a_run_ends_when_its_minutes_are_over(run) -> None:
+    done = run("budget.minutes=0.000001")
+    assert done.optimizer_steps < 4
+    assert not done.interrupted
+    assert done.policy.is_dir()
+
+
+def test_threads_are_those_asked_for(demos: Path) -> None:
+    plan = planned(demos, "runtime={device: cpu, threads_per_process: 3, loader_threads: 5}")
+    assert (plan.threads(2), plan.loader_threads(2)) == (3, 5)
