@@ -392,7 +392,8 @@ def extremes() -> list[tuple[FieldReference, object]]:
 
 def with_kind(reference: FieldReference) -> list[str]:
     """What makes a section the kind that a field belongs to."""
-    kind = "openvla_oft" if reference.path.startswith("policy.lora.") else reference.kind
+    optional = {"policy.lora": "openvla_oft", "env.perturb": "libero"}  # sections that belong to a kind
+    kind = optional.get(reference.path.rpartition(".")[0], reference.kind)
     if kind not in KINDS:
         return []
     return [f"{KINDS[kind]}.name={kind}", *(SUITE if kind == "libero" else [])]

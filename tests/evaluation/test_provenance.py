@@ -36,6 +36,21 @@ def test_a_recipe_says_what_is_trained_on():
     assert str(training_in(build_recipe(text % "all").env)) == "libero_goal (tasks: all), standard initial states"
 
 
+def test_a_training_under_perturbations_says_so_in_a_recipe_and_in_a_record(tmp_path):
+    text = (
+        "name: t\nenv: {name: libero, suite: libero_goal, tasks: [3], perturb: {kinds: [camera:1-3, fog], share: 0.5}}"
+    )
+    text += "\npolicy: {name: openvla_oft}\nsurrogate: {name: gipo}\nbudget: {optimizer_steps: 1}\n"
+    training = training_in(build_recipe(text).env)
+    words = "libero_goal (tasks: 3), sampled initial states, perturbed: camera:1-3, fog in 50 % of the episodes"
+    assert str(training) == words
+    (tmp_path / "vla_rl.json").write_text("{}")
+    record_training(tmp_path, training)
+    assert str(recorded_training(tmp_path)) == words
+    record_training(tmp_path, SAMPLED)
+    assert json.loads((tmp_path / "vla_rl.json").read_text())["training"].keys() == {"suite", "tasks", "init_states"}
+
+
 def test_a_record_keeps_the_training_beside_the_profile(tmp_path):
     assert recorded_training(tmp_path) is None
     (tmp_path / "vla_rl.json").write_text('{"profile": "rlinf"}')

@@ -45,6 +45,20 @@ def test_a_run_whose_inference_worker_loads_its_own_frozen_weights_is_the_same(t
 
 
 @pytest.mark.slow
+def test_a_perturbed_run_repeats_itself_differs_from_an_unperturbed_one_and_resumes(tmp_path):
+    env = {"name": "libero", "suite": "libero_spatial", "tasks": [3], "assets": "proxy", "horizon": 16}
+    perturbed = env | {"perturb": {"kinds": ["camera", "action-noise:5"]}}
+    for name, chosen in (("plain", env), ("first", perturbed), ("second", perturbed)):
+        run(libero_recipe(env=chosen, budget={"optimizer_steps": 2}), tmp_path / name)
+    assert metrics(tmp_path / "first") == metrics(tmp_path / "second")
+    assert metrics(tmp_path / "first") != metrics(tmp_path / "plain")
+    told = (tmp_path / "first" / "manifest.json").read_text()
+    assert "perturbed episodes: camera, action-noise:5 in 100 % of the episodes" in told
+    run(libero_recipe(env=perturbed, budget={"optimizer_steps": 3}), tmp_path / "first", resume=True)
+    assert metrics(tmp_path / "first")[-1]["optimizer_steps"] == 3
+
+
+@pytest.mark.slow
 def test_a_run_with_compiled_layers_trains_alike_resumes_and_is_exported(tmp_path):
     plain, compiled = tmp_path / "plain", tmp_path / "compiled"
     learner = {"micro_batch": 1, "accumulation": 2}

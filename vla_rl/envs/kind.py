@@ -138,6 +138,11 @@ class EnvironmentSection(Section):
         """Return the set of initial states that episodes start from."""
         return SAMPLED
 
+    @property
+    def perturbed_by(self) -> str:
+        """Return what perturbs the episodes, in words; empty: nothing does."""
+        return ""
+
     @abstractmethod
     def task_infos(self) -> tuple[TaskInfo, ...]:
         """Describe the tasks, in order; asks for no simulator."""

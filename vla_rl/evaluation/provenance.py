@@ -25,11 +25,13 @@ class Training:
     suite: str  # the environment's name, if it has no suites
     tasks: tuple[int, ...]
     init_states: str  # standard, spare, sampled or widened
+    perturbed_by: str = ""  # what perturbed its episodes, in words; empty: nothing did, or that is unknown
 
     def __str__(self) -> str:
         whole = self.suite in SUITES and len(self.tasks) == SUITES[self.suite].num_tasks
         tasks = "all" if whole else ",".join(map(str, self.tasks))
-        return f"{self.suite} (tasks: {tasks}), {self.init_states} initial states"
+        perturbed = f", perturbed: {self.perturbed_by}" if self.perturbed_by else ""
+        return f"{self.suite} (tasks: {tasks}), {self.init_states} initial states{perturbed}"
 
     def notes(self, *, init_states: str, tasks: Iterable[tuple[str, int]]) -> list[str]:
         """Return the caveats of an evaluation on a set of states of some tasks (suite, id)."""
@@ -44,13 +46,19 @@ class Training:
 
 def training_in(env: EnvSection) -> Training:
     """Return the training in an environment."""
-    return Training(suite=env.suite_name, tasks=tuple(env.task_ids), init_states=env.init_state_set)
+    return Training(
+        suite=env.suite_name,
+        tasks=tuple(env.task_ids),
+        init_states=env.init_state_set,
+        perturbed_by=env.perturbed_by,
+    )
 
 
 def record_training(directory: Path, training: Training) -> None:
     """Add the training to the record of an export."""
     path = directory / RECORD_FILE
-    atomic_write_json(path, {**read_json(path), _FIELD: asdict(training)})
+    record = {name: value for name, value in asdict(training).items() if value != ""}
+    atomic_write_json(path, {**read_json(path), _FIELD: record})
 
 
 def record_statistics(directory: Path, key: str) -> None:
@@ -73,7 +81,8 @@ def recorded_training(directory: Path) -> Training | None:
         case {"suite": str(suite), "tasks": [*tasks], "init_states": str(states)} if suite in SUITES:
             ids = [task for task in tasks if isinstance(task, int) and 0 <= task < SUITES[suite].num_tasks]
             if tasks and ids == tasks:
-                return Training(suite=suite, tasks=tuple(ids), init_states=states)
+                perturbed_by = str(found.get("perturbed_by", ""))
+                return Training(suite=suite, tasks=tuple(ids), init_states=states, perturbed_by=perturbed_by)
     raise ValueError(
         f"{path}: {_FIELD} is {found!r}; expected suite (a name of LIBERO's), tasks (ids of its tasks) and "
         "init_states, or no such field"

@@ -48,6 +48,8 @@ def plan_libero(section: LiberoSection, *, render_size: int) -> EnvPlan:
         )
     if section.init_states != "standard":
         deviations.append(f"initial states: {section.init_states} instead of the benchmark's standard ones")
+    if section.perturb is not None:
+        deviations.append(f"perturbed episodes: {section.perturb}")
     builder = partial(libero_builder, section, render_size=render_size, horizon=horizon)
     return EnvPlan(
         tasks=tasks,
@@ -76,6 +78,11 @@ def libero_builder(
         render_all: for videos: draw every control step (`LiberoEnv.chunk_frames`) from all cameras, those that the
             policy sees first.
     """
+    change: Change | None = None
+    if section.perturb is not None:
+        from vla_rl.envs.libero.perturbations.randomisation import Randomisation, training_perturbations
+
+        change = Randomisation(tuple(training_perturbations(section.perturb.kinds)), section.perturb.share)
     seen = tuple(section.cameras)
     unseen: tuple[Camera, ...] = tuple(camera for camera in CAMERAS if camera not in seen)
     return partial(
@@ -90,6 +97,7 @@ def libero_builder(
         horizon=horizon,
         gl=section.gl,
         render="every_step" if render_all else "decision",
+        perturbation=change,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from vla_rl.envs.kind import EnvironmentSection, EnvOptions, EnvPlan, EvaluationTerms, PerturbedTasks, known_suites
+from vla_rl.envs.libero.perturb_section import PerturbSection
 from vla_rl.libero_suites import CAMERAS, SUITES
 from vla_rl.section import Horizon, NonNegative, PathText, Problem, RulesError, distinct
 from vla_rl.types import TaskInfo
@@ -36,6 +37,7 @@ class LiberoSection(EnvironmentSection):
     )
     horizon: Horizon | None = Field(None, description="control steps; default: the suite's own")
     gl: Literal["auto", "egl", "osmesa"] = Field("auto", description="renderer; auto: EGL if it works, else OSMesa")
+    perturb: PerturbSection | None = None
 
     suites: ClassVar[tuple[str, ...]] = tuple(SUITES)
     observes: ClassVar[Literal["frames", "state"]] = "frames"
@@ -88,6 +90,11 @@ class LiberoSection(EnvironmentSection):
         """Return the set of initial states that episodes start from."""
         return self.init_states
 
+    @property
+    def perturbed_by(self) -> str:
+        """Return what perturbs the episodes, in words."""
+        return "" if self.perturb is None else str(self.perturb)
+
     def task_infos(self) -> tuple[TaskInfo, ...]:
         """Describe the tasks, in order; hf-libero names them."""
         from vla_rl.envs.libero.suites import libero_tasks
@@ -126,6 +133,7 @@ class LiberoSection(EnvironmentSection):
         changes: dict[str, Any] = {
             "suite": suite,
             "init_states": options.init_states or "standard",
+            "perturb": None,  # an evaluation has --perturb
             "physics": "exact",  # fast physics is for training: scores require LIBERO's own
             "horizon": options.horizon or Protocol(options.protocol).horizon(suite),
         }
