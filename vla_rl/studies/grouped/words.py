@@ -42,8 +42,13 @@ def cautions(study: GroupStudy) -> list[str]:
     if missing:
         found.append(f"PARTIAL: {missing} of {len(study.plan.runs())} runs are missing.")
     found += [f"LEFT OUT: {sentence}" for sentence in study.broken]
-    if min(summary.seeds for summary in study.summaries) < ENOUGH_SEEDS:
-        found.append(f"Fewer than {ENOUGH_SEEDS} seeds: the intervals say nothing. Read the single runs.")
+    for start in study.plan.starts:
+        seeds = [summary.seeds for summary in study.summaries if summary.start == start.name]
+        if seeds and min(seeds) < ENOUGH_SEEDS:
+            found.append(
+                f"Start {start.name}: {min(seeds)} seed(s) of some method; intervals over fewer than {ENOUGH_SEEDS} "
+                "say nothing. Read the single runs."
+            )
     found.append(
         "One recipe and one learning rate for all methods, not tuned for any of them: this compares what they need "
         "with these settings, on this task."
