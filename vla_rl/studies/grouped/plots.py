@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from vla_rl.studies.bands import band
 from vla_rl.studies.figures import FigureText, add_legend, draw_band, draw_estimate, looks_of, panels_of, save, style
-from vla_rl.studies.grouped.plan import METHODS, GroupPlan
+from vla_rl.studies.grouped.plan import GroupPlan
 from vla_rl.studies.grouped.results import GroupResult, MethodSummary, select
 
 FIGURES: Mapping[str, FigureText] = {
@@ -49,7 +49,7 @@ def _curves(plan: GroupPlan, results: Sequence[GroupResult]) -> Figure:
             for curve in curves:
                 axes.plot(*curve, color=look.color, lw=0.5, alpha=0.35)
             if curves:
-                draw_band(axes, band([curves], np.interp), look, METHODS[method].title)
+                draw_band(axes, band([curves], np.interp), look, method)
     add_legend(figure)
     return figure
 

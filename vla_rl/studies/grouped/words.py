@@ -71,8 +71,7 @@ def _words(study: GroupStudy) -> Iterator[str]:
     plan, results = study.plan, study.results
     yield (
         f"{len(results)} of {len(plan.runs())} runs of the recipe {plan.recipe}: {len(plan.methods)} methods, "
-        f"{len(plan.starts)} starts, {plan.seeds} seeds; {sum(result.seconds for result in results) / 60:.0f} core "
-        "minutes. Intervals are 95 % bootstrap intervals over seeds."
+        f"{len(plan.starts)} starts, {plan.seeds} seeds. Intervals are 95 % bootstrap intervals over seeds."
     )
     for start in plan.starts:
         own = [summary for summary in study.summaries if summary.start == start.name]
