@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -11,18 +10,19 @@ from functools import partial
 from pathlib import Path
 from shlex import quote
 
-import torch
 from rich.console import Console
 
 from vla_rl.errors import CellFailureError, NoSignalError, RunFailureError, preflight
-from vla_rl.evaluation.eval_options import EvalOptions
 from vla_rl.evaluation.evaluate import evaluate
 from vla_rl.evaluation.outcome import EvaluationReport
+from vla_rl.evaluation.run_evaluations import Evaluations
+from vla_rl.evaluation.while_training import check_evaluation, options_of
 from vla_rl.ipc.memory_check import check_room
 from vla_rl.learner.checkpoint import CheckpointInfo, Search
 from vla_rl.learner.engine import NonFiniteUpdateError
 from vla_rl.learner.launch import launched_rank
 from vla_rl.learner.strategies import close_process_group
+from vla_rl.policies.devices import free_device_memory
 from vla_rl.recipe import Recipe
 from vla_rl.reporting.live import make_display
 from vla_rl.reporting.metrics_file import Clocks, MetricsWriter
@@ -58,6 +58,7 @@ def dry_run(recipe: Recipe) -> DryRunReport:
         ValueError: the recipe cannot run here; the message says why and what to change.
     """
     plan = make_training_plan(recipe)
+    check_evaluation(plan.recipe)
     report = estimate(plan, num_ranks=number_of_ranks(plan.recipe.learner, device=plan.device_kind))
     try:
         check_room(report.shared_memory_bytes)
@@ -91,6 +92,7 @@ def train(recipe: Recipe, *, run_dir: Path, resume: bool, console: Console) -> T
         folder = RunFolder.open(run_dir, resume=resume or not is_first)
         search = folder.find_start() if resume else Search()
         if is_first:
+            check_evaluation(plan.recipe)
             check_room(estimate(plan, num_ranks=num_ranks).shared_memory_bytes)
     if num_ranks > 1 and launched is None:
         start_ranks(plan.recipe.learner, num_ranks, device=plan.device_kind)
@@ -175,13 +177,13 @@ def _train_rank(
             stack.callback(display.close)
         stack.enter_context(log_to(run.log_dir / "learner.log"))
         run_log = RunLog(run, run.engine.collectives, writer=writer, display=display)
-        checkpoint = _loop(run, run_log, stop)
-        life.interrupted, life.reason = stop.requested, _reason(run)
+        evaluations = Evaluations(run, run_log, lambda: stop.requested)
+        checkpoint = _loop(run, run_log, stop, evaluations)
+        life.interrupted, life.reason = stop.requested, evaluations.verdict or _reason(run)
         clocks = run_log.global_clocks()
         close_process_group()
-    return TrainOutcome(
-        folder.path, clocks, run_log.latest, checkpoint.path, stop.requested, life.reason, evaluation=None
-    )
+    report = evaluations.report_of(clocks.optimizer_steps)
+    return TrainOutcome(folder.path, clocks, run_log.latest, checkpoint.path, stop.requested, life.reason, report)
 
 
 def _reason(run: TrainingRun) -> str:
@@ -191,45 +193,52 @@ def _reason(run: TrainingRun) -> str:
 
 
 def _with_evaluation(outcome: TrainOutcome, recipe: Recipe, console: Console) -> TrainOutcome:
-    """Make the closing evaluation of a run, if it has one and was not interrupted."""
-    if not recipe.evaluation.episodes_per_task or outcome.interrupted:
+    """Make the closing evaluation of a run that made none while it trained and was not interrupted."""
+    section = recipe.evaluation
+    if not section.episodes_per_task or section.every_optimizer_steps is not None or outcome.interrupted:
         return outcome
-    _free_device_memory()  # the evaluation loads the policy again, and a card may not hold it twice
+    free_device_memory()  # the evaluation loads the policy again, and a card may not hold it twice
     try:
         return replace(outcome, evaluation=_closing_evaluation(recipe, outcome.checkpoint, console))
     except KeyboardInterrupt:  # the training is done and saved, so its outcome must still be reported
         return replace(outcome, interrupted=True)
 
 
-def _free_device_memory() -> None:
-    """Free unreferenced memory: reference cycles first, then the allocator's cache."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.ipc_collect()  # memory shared with processes that have ended
-        torch.cuda.empty_cache()
-
-
-def _loop(run: TrainingRun, run_log: RunLog, stop: StopRequest) -> CheckpointInfo:
-    """Wait, update, publish, log, checkpoint; returns the last checkpoint.
+def _loop(run: TrainingRun, run_log: RunLog, stop: StopRequest, evaluations: Evaluations) -> CheckpointInfo:
+    """Wait, update, publish, log, checkpoint, evaluate; returns the last checkpoint.
 
     Ranks decide together whether to continue, so that none waits in a collective that others never join. A cell that
     fails, or collects nothing to learn from, ends the loop on all ranks; they save together before its rank raises.
-    A rank whose policy solves what it plays ends the loop as the end of the budget does.
+    A rank whose policy solves what it plays ends the loop as the end of the budget does, and so does an evaluation
+    that reaches the target, or one after too many without a gain.
     """
     recipe, totals = run.plan.recipe, run.totals
+    earlier = run.resumed_from
+    if earlier is not None and earlier.is_in_place:
+        evaluations.catch_up(earlier)
+    is_over = stop.requested or _is_spent(run) or totals.optimizer_steps >= recipe.budget.optimizer_steps
+    is_over |= evaluations.is_over
+    if run.engine.collectives.any_over_ranks(is_over):  # do not start processes that would have nothing to do
+        saved = earlier if earlier is not None and earlier.is_in_place else _save_last(run, run_log, earlier=earlier)
+    else:
+        saved = _learn(run, run_log, stop, evaluations)
+    if not run.engine.collectives.any_over_ranks(stop.requested):
+        evaluations.catch_up(saved, is_last=True)
+    return saved
+
+
+def _learn(run: TrainingRun, run_log: RunLog, stop: StopRequest, evaluations: Evaluations) -> CheckpointInfo:
+    """Start the processes and learn until the end; returns the last checkpoint."""
+    recipe, totals, earlier = run.plan.recipe, run.totals, run.resumed_from
 
     def poll() -> bool:
         run_log.show()
         return stop.requested or _is_spent(run)
 
-    earlier = run.resumed_from
-    is_over = stop.requested or _is_spent(run) or totals.optimizer_steps >= recipe.budget.optimizer_steps
-    if run.engine.collectives.any_over_ranks(is_over):  # do not start processes that would have nothing to do
-        return earlier if earlier is not None and earlier.is_in_place else _save_last(run, run_log, earlier=earlier)
     run.start()
     saved: CheckpointInfo | None = None  # the current policy
     failure: RunFailureError | None = None
-    while totals.optimizer_steps < recipe.budget.optimizer_steps:
+    while totals.optimizer_steps < recipe.budget.optimizer_steps and not evaluations.is_over:
         batch, failure = _wait(run, poll)
         if run.engine.collectives.any_over_ranks(batch is None):
             break
@@ -242,13 +251,25 @@ def _loop(run: TrainingRun, run_log: RunLog, stop: StopRequest) -> CheckpointInf
             run.publish_if_due()
         if totals.optimizer_steps % recipe.logging.every_optimizer_steps == 0:
             run_log.point(metrics)
-        if is_applied and totals.optimizer_steps % recipe.checkpoint.every_optimizer_steps == 0:
-            saved = _save_or_warn(run, run_log)
-            run_log.measure_disk()
+        if is_applied:
+            saved = _save_if_due(run, run_log, evaluations)
     if failure is not None:
         saved = saved or _save_or_warn(run, run_log)
         raise failure
     return saved or _save_last(run, run_log, earlier=earlier)
+
+
+def _save_if_due(run: TrainingRun, run_log: RunLog, evaluations: Evaluations) -> CheckpointInfo | None:
+    """Write a checkpoint if one is due, and evaluate it if that is; None if none was written."""
+    step = run.totals.optimizer_steps
+    is_evaluated = evaluations.are_due(step)
+    if not is_evaluated and step % run.plan.recipe.checkpoint.every_optimizer_steps:
+        return None
+    saved = _save_or_warn(run, run_log)
+    run_log.measure_disk()
+    if saved is not None and is_evaluated:
+        evaluations.make(saved)
+    return saved
 
 
 def _save_last(run: TrainingRun, run_log: RunLog, *, earlier: CheckpointInfo | None) -> CheckpointInfo:
@@ -304,14 +325,5 @@ def _save_or_warn(run: TrainingRun, run_log: RunLog) -> CheckpointInfo | None:
 
 
 def _closing_evaluation(recipe: Recipe, checkpoint: Path, console: Console) -> EvaluationReport:
-    section = recipe.evaluation
     console.print(f"evaluating {checkpoint}", markup=False)
-    options = EvalOptions(
-        tasks=None if section.tasks == "all" else tuple(section.tasks),
-        episodes_per_task=section.episodes_per_task,
-        workers=recipe.rollout.num_workers,
-        seeds=(recipe.seed,),
-        horizon=section.horizon,
-        video=section.video,
-    )
-    return evaluate(checkpoint, options)
+    return evaluate(checkpoint, options_of(recipe))

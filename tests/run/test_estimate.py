@@ -118,6 +118,15 @@ def test_simulators_that_draw_with_egl_take_room_on_the_gpu(paper):
     assert "GPU: drawing" in str(estimate(paper[0], num_ranks=1))
 
 
+def test_evaluations_while_training_hold_the_policy_once_more(paper):
+    plan, without = paper
+    every = make_plan("libero_spatial_gipo", "evaluation.every_optimizer_steps=500")
+    policy = 1.1 * (without.frozen + 2 * without.inference_weights + 20 * plan.policy.inference_bytes)
+    again = policy + 500 * 2**20 + without.drawing  # and one more CUDA context
+    assert estimate_memory(every, num_ranks=1).gpu - without.gpu == pytest.approx(again, rel=1e-6)
+    assert "evaluation while training" in str(estimate(every, num_ranks=1))
+
+
 def test_on_a_cpu_everything_is_the_host_s(paper):
     on_cpu = estimate_memory(make_plan("libero_spatial_gipo", device="cpu"), num_ranks=1)
     assert isinstance(on_cpu, MemoryEstimate)

@@ -33,6 +33,7 @@ class EvalOptions:
     statistics: str | None = None  # key of the data set that scales actions; None: as the policy says
     self_test: bool = True  # a checkpoint directory is tested for faults that fail silently
     serial: bool = False  # one process in a fixed order, one episode at a time: repeats bit by bit
+    pictures: bool = True  # draw the success per task; an evaluation while training leaves that to the report
     out: Path | None = None  # where results are written; None: below `eval/` of the run
 
     @property

@@ -341,7 +341,8 @@ def _write_results(
     )
     if perturbed:
         write_table(folder, perturbed)
-    _write_pictures(folder, summary, perturbed)
+    if planned.options.pictures:
+        _write_pictures(folder, summary, perturbed)
     return summary
 
 

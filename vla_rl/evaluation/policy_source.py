@@ -14,7 +14,7 @@ from vla_rl.envs.kind import EnvironmentSection, known_suites
 from vla_rl.envs.kinds import ENVIRONMENTS
 from vla_rl.evaluation.provenance import UNKNOWN_TRAINING, Training, recorded_training, training_in
 from vla_rl.learner import checkpoint_folder
-from vla_rl.learner.checkpoint import FOLDER, CheckpointError, find_latest, kept_for_the_run
+from vla_rl.learner.checkpoint import FOLDER, POINTERS, CheckpointError, find_latest, kept_for_the_run, named_by
 from vla_rl.policies.kind import PolicySection, StoredPolicy
 from vla_rl.policies.kinds import POLICIES
 from vla_rl.recipe import Setup, is_supervised, list_recipes, load_recorded_recipe
@@ -76,7 +76,8 @@ def find_policy(target: str, *, profile: str, statistics: str | None = None) -> 
     """Find the policy to evaluate or export. Reads checksums, no weights.
 
     Args:
-        target: the folder of a run (its newest whole checkpoint is taken) or of a checkpoint; a checkpoint directory
+        target: the folder of a run (its newest whole checkpoint is taken) or of a checkpoint, or the file
+            `checkpoints/best` or `checkpoints/latest` that names one; a checkpoint directory
             with `config.json` and safetensors, such as an export; the folder of a LoRA adapter, which names its base;
             the name of either on the Hugging Face hub, downloaded unless the local cache has it; or
             `tiny`, the random model (`./tiny` is a folder).
@@ -87,7 +88,8 @@ def find_policy(target: str, *, profile: str, statistics: str | None = None) -> 
     Raises:
         ValueError: it is none of these; the message says what it is, and what to do.
     """
-    path = Path(target).expanduser()
+    path = _meant_path(target)
+    target = str(path) if path.parent.name == FOLDER else target
     if path.exists() and not any(target in kind.reserved_names for kind in POLICIES.values()):
         in_run = path.parent.name == FOLDER and (path.parents[1] / RECIPE_FILE).is_file()
         if (in_run or (path / RECIPE_FILE).is_file()) and profile != "auto":
@@ -112,6 +114,12 @@ def find_policy(target: str, *, profile: str, statistics: str | None = None) -> 
             f"{target} does not exist: give the folder of a run, of a checkpoint, or exported weights{_meant(target)}"
         )
     raise CheckpointError(f"{target} is nothing that can be evaluated: {_what_it_is(path)}")
+
+
+def _meant_path(target: str) -> Path:
+    """Return the path that a target means, if it means one: that of the checkpoint where it names one."""
+    path = Path(target).expanduser()
+    return named_by(path) if path.parent.name == FOLDER and path.name in POINTERS and path.is_file() else path
 
 
 def _is_run(path: Path) -> bool:

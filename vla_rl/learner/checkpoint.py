@@ -13,6 +13,7 @@ strategy or with another number of ranks.
 
 A checkpoint is written to a temporary folder, flushed to disk and renamed; a crash at any moment leaves the earlier
 ones unchanged. `checkpoints/latest` names the newest one, for people; `find_latest` examines the folders themselves.
+`checkpoints/best`, where there is one, names the checkpoint that `save` never removes.
 Several ranks write into one folder, so several machines need a shared file system.
 """
 
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 FOLDER = "checkpoints"
 LATEST = "latest"
+BEST = "best"
+POINTERS = (LATEST, BEST)  # files that hold the name of a checkpoint beside them
 
 _NAME = re.compile(rf"(?:{re.escape(files.REPLACED_PREFIX)})?optimizer_step_(\d+)")
 
@@ -112,7 +115,7 @@ def save(
     writers: Mapping[str, Writer],
     keep: int,
 ) -> CheckpointInfo:
-    """Write a checkpoint and remove all but the newest `keep`. All ranks call it together.
+    """Write a checkpoint and remove all but the newest `keep` and the best. All ranks call it together.
 
     Args:
         run_dir: the run's folder, the same for all ranks.
@@ -204,6 +207,28 @@ def _missing_latest(checkpoints: Path, present: Collection[str]) -> list[str]:
     return [f"{path}: it names {named}, which is not there"]
 
 
+def named_by(pointer: Path) -> Path:
+    """Return the checkpoint that `checkpoints/latest` or `checkpoints/best` names.
+
+    Raises:
+        CheckpointError: it names none, or one that is gone.
+    """
+    name = pointer.read_text(encoding="utf-8", errors="replace").strip()
+    folder = pointer.with_name(name) if re.fullmatch(r"optimizer_step_\d+", name) else None
+    if folder is None or not folder.is_dir():
+        raise CheckpointError(f"{pointer}: it names {name[:80]!r}, and there is no such checkpoint beside it")
+    return folder
+
+
+def set_best(run_dir: Path, optimizer_steps: int | None) -> None:
+    """Name the best checkpoint of a run, which `save` then keeps; None: no longer any."""
+    pointer = run_dir / FOLDER / BEST
+    if optimizer_steps is not None:
+        atomic_write_text(pointer, f"optimizer_step_{optimizer_steps}\n")
+    else:
+        pointer.unlink(missing_ok=True)
+
+
 def load(info: CheckpointInfo, engine: Engine) -> Restored:
     """Restore weights, optimizer, schedule and random number generators. All ranks call it together.
 
@@ -274,14 +299,17 @@ def _together(engine: Engine, phase: Callable[[], None], partial: Path) -> None:
 
 
 def _prune(checkpoints: Path, keep: int, *, newest: int) -> None:
-    """Remove all but the newest `keep`, counted from the one just written.
+    """Remove all but the newest `keep`, counted from the one just written, and the one that `best` names.
 
     Later ones are damaged, because otherwise the run would have resumed from them; counting them would remove complete
     ones.
     """
     written = [path for steps, path in _by_age(checkpoints.glob("optimizer_step_*")) if steps <= newest]
+    pointer = checkpoints / BEST
+    best = pointer.read_text(encoding="utf-8", errors="replace").strip() if pointer.is_file() else None
     for path in written[keep:]:
-        files.remove_folder(path)
+        if path.name != best:
+            files.remove_folder(path)
 
 
 def _by_age(folders: Iterable[Path]) -> list[tuple[int, Path]]:

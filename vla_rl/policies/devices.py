@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from dataclasses import dataclass
 
@@ -83,3 +84,11 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     batches would not help.
     """
     return isinstance(error, torch.cuda.OutOfMemoryError) or _OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def free_device_memory() -> None:
+    """Free unreferenced memory: reference cycles first, then the allocator's cache."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.ipc_collect()  # memory shared with processes that have ended
+        torch.cuda.empty_cache()

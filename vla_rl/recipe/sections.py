@@ -148,6 +148,12 @@ class BudgetSection(OptimizerSteps):
     """Limits of a run, which ends at the first one reached."""
 
     env_steps: Positive | None = Field(None, description="simulated control steps of all ranks together")
+    stop_at_success: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
+        None, description="success rate of an evaluation while training at which the run is finished"
+    )
+    stop_after_evaluations_without_gain: Positive | None = Field(
+        None, description="evaluations in a row, none distinguishably better than the best, after which it is finished"
+    )
 
 
 class KeptCheckpoints(Section):
@@ -161,13 +167,19 @@ class CheckpointSection(KeptCheckpoints):
     """Atomic checkpoints of a run with a replay ring."""
 
     save_replay: bool = Field(True, description="save the replay ring too, so that a resumed run keeps its experience")
+    keep_best: bool = Field(
+        False, description="also keep the checkpoint that is best in the evaluations while training, as checkpoints/best"
+    )
 
 
-class EvaluationSection(Section):
-    """The closing evaluation, greedy, on the benchmark's standard initial states."""
+class PlayedSection(Section):
+    """Greedy episodes that tell how good a policy is: at the end of a training and, if wanted, meanwhile."""
 
     episodes_per_task: Annotated[int, Field(ge=0, le=100_000)] = Field(
-        0, description="episodes of the evaluation at the end; 0: none"
+        0, description="episodes of an evaluation; 0: no evaluation"
+    )
+    every_optimizer_steps: Positive | None = Field(
+        None, description="optimizer steps between evaluations while training; null: only at the end"
     )
     tasks: Literal["all"] | list[NonNegative] = Field("all", description="tasks to evaluate, out of env.tasks")
     horizon: Horizon | None = Field(None, description="control steps; default: the environment's")
@@ -181,6 +193,14 @@ class EvaluationSection(Section):
         if problems:
             raise RulesError(problems)
         return self
+
+
+class EvaluationSection(PlayedSection):
+    """Evaluations at the end and, if wanted, while training: greedy, on the benchmark's standard initial states."""
+
+    init_states: Literal["standard", "spare", "sampled"] | None = Field(
+        None, description="LIBERO's sets, as of `vla-rl eval --init-states`; null: the benchmark's standard ones"
+    )
 
 
 class MetricsSection(TrackersSection):

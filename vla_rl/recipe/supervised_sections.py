@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from vla_rl.recipe.sections import EngineSection, MetricsSection
+from vla_rl.recipe.sections import EngineSection, MetricsSection, PlayedSection
 from vla_rl.section import (
     BatchSize,
     Fraction,
@@ -20,7 +20,6 @@ from vla_rl.section import (
     Section,
     Text,
     Weight,
-    distinct,
 )
 
 Suite = Literal["libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"]
@@ -111,15 +110,9 @@ class SupervisedRuntimeSection(Section):
     )
 
 
-class SupervisedEvaluationSection(Section):
+class SupervisedEvaluationSection(PlayedSection):
     """Success in the simulator, greedy, at the end and if wanted meanwhile."""
 
-    episodes_per_task: Annotated[int, Field(ge=0, le=100_000)] = Field(
-        0, description="episodes of an evaluation; 0: no evaluation"
-    )
-    every_optimizer_steps: Positive | None = Field(
-        None, description="optimizer steps between evaluations; null: only at the end"
-    )
     tasks: Literal["all"] | list[NonNegative] = Field(
         "all", description="ids in the suite; all: those with demonstrations"
     )
@@ -128,16 +121,6 @@ class SupervisedEvaluationSection(Section):
     )
     horizon: Horizon | None = Field(None, description="control steps; default: the protocol's")
     workers: Processes = Field(1, description="simulator processes")
-    video: Literal["failures", "all"] | None = Field(
-        None, description="episodes to record as videos; renders every control step"
-    )
-
-    @model_validator(mode="after")
-    def _tasks_are_distinct(self) -> Self:
-        problems = distinct("tasks", self.tasks)
-        if problems:
-            raise RulesError(problems)
-        return self
 
 
 class SupervisedLoggingSection(MetricsSection):

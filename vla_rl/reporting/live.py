@@ -94,10 +94,23 @@ def plain_line(snapshot: RunSnapshot, rates: Rates | None, *, total_optimizer_st
         f"env wait {percent(snapshot.env_wait_fraction)}, held back {percent(snapshot.env_held_back_fraction)}, "
         f"inference busy {percent(snapshot.inference_busy_fraction)}, "
         f"learner wait {percent(snapshot.learner_wait_fraction)}",
+        *_evaluated(snapshot),
         f"restarts {snapshot.env_worker_restarts}",
         f"left {_time_left(rates, total_optimizer_steps - done)}",
     ]
     return " | ".join(parts)
+
+
+def _evaluated(snapshot: RunSnapshot) -> list[str]:
+    """Return the newest evaluation while training in words, and the best; nothing before the first."""
+    newest, best = snapshot.evaluated, snapshot.best_evaluated
+    if newest is None or best is None:
+        return []
+    return [
+        f"evaluated {percent(newest.success_rate)} ({percent(newest.low)} to {percent(newest.high)}) at "
+        f"{newest.optimizer_steps:,}, best {percent(best.success_rate)} at {best.optimizer_steps:,}, "
+        f"{percent(snapshot.evaluation_fraction)} of the time"
+    ]
 
 
 def _rates_in_words(rates: Rates | None) -> str:
@@ -167,6 +180,8 @@ def _facts(snapshot: RunSnapshot, rates: Rates | None, *, success: list[float], 
     table.add_column(style="cyan", no_wrap=True)
     table.add_column()
     table.add_row("success", _with_line(percent(snapshot.success_rate), sparkline(success, low=0.0, high=1.0)))
+    for words in _evaluated(snapshot):
+        table.add_row("evaluation", words.removeprefix("evaluated "))
     table.add_row("return", _with_line(number(snapshot.mean_return), _own_scale(returns)))
     table.add_row(
         "experience",

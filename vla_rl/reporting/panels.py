@@ -53,6 +53,19 @@ FIGURES = (
         ),
     ),
     FigureSpec(
+        "evaluations",
+        "Evaluations while training",
+        "optimizer_steps",
+        (
+            PanelSpec(
+                "success rate and its 95 % interval",
+                ("evaluation/success_rate", "evaluation/success_low", "evaluation/success_high"),
+                shares=True,
+            ),
+            PanelSpec("time for evaluations", ("perf/evaluation_fraction",), shares=True),
+        ),
+    ),
+    FigureSpec(
         "supervised",
         "Learning from demonstrations",
         "optimizer_steps",

@@ -10,11 +10,13 @@ from typing import Any
 from vla_rl.files import read_json_object
 from vla_rl.reporting.manifest import MANIFEST_FILE
 from vla_rl.reporting.metrics_file import METRICS_FILE, is_number, read_metrics
+from vla_rl.reporting.run_state import read_state
 from vla_rl.reporting.series import Records
 
 RECIPE_FILE = "recipe.yaml"
 POLICY_FOLDER = "policy"  # of a supervised run: its policy in the public layout
 EVALUATIONS = "eval"  # folder of a run, with one or more evaluations below it
+WHILE_TRAINING = "while_training"  # folder in it with those that the run itself makes, one after another
 RESULTS_FILE = "results.json"  # of one evaluation
 
 
@@ -36,6 +38,7 @@ class WrittenRun:
     recipe: str | None  # YAML text
     manifest: Mapping[str, Any] | None
     evaluations: tuple[Evaluation, ...]
+    reason: str = ""  # why it finished before its budget was spent; empty: it did not
 
 
 def read_run(folder: Path) -> WrittenRun:
@@ -51,12 +54,14 @@ def read_run(folder: Path) -> WrittenRun:
         )
     recipe = folder / RECIPE_FILE
     manifest = _read_json(folder / MANIFEST_FILE)
+    state = read_state(folder, is_spent=False)
     return WrittenRun(
         name=folder.resolve().name,
         records=_unscaled(read_metrics(metrics), manifest or {}),
         recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else None,
         manifest=manifest,
         evaluations=tuple(read_evaluation(path, below=folder) for path in results_of(folder)),
+        reason=state.reason if state.state == "finished" else "",
     )
 
 
@@ -80,8 +85,15 @@ def reward_scale(manifest: Mapping[str, Any]) -> float:
 
 
 def results_of(folder: Path) -> list[Path]:
-    """Return the results of a run's evaluations, sorted by path."""
-    return sorted((folder / EVALUATIONS).rglob(RESULTS_FILE))
+    """Return the results of a run's evaluations, sorted by path; of those while training only the newest.
+
+    The log points hold the rates of all of them.
+    """
+    evaluations = folder / EVALUATIONS
+    found = sorted(evaluations.rglob(RESULTS_FILE))
+    meanwhile = [path for path in found if path.relative_to(evaluations).parts[0] == WHILE_TRAINING]
+    newest = max(meanwhile, key=lambda path: path.stat().st_mtime, default=None)
+    return [path for path in found if path not in meanwhile or path == newest]
 
 
 def read_evaluation(path: Path, *, below: Path) -> Evaluation:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+from vla_rl.reporting.evaluated_points import EvaluatedPoint
 from vla_rl.reporting.metrics_file import Clocks
 
 
@@ -28,6 +29,9 @@ class RunSnapshot:
     replay_capacity: int = 0  # decisions
     num_env_workers: int = 0
     env_worker_restarts: int = 0  # so far
+    evaluated: EvaluatedPoint | None = None  # newest evaluation while training
+    best_evaluated: EvaluatedPoint | None = None  # best one so far
+    evaluation_fraction: float | None = None  # share of the run's time that they took
     run_bytes: int | None = None  # size of the run's folder
 
 

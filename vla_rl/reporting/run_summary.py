@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from vla_rl.reporting.evaluated_points import evaluated_points
 from vla_rl.reporting.run_folder import Evaluation, WrittenRun
 from vla_rl.reporting.series import Records, closing_mean, last, nonfinite_counts, opening_mean
 from vla_rl.reporting.text import duration, number, percent
@@ -18,8 +19,10 @@ def run_sentences(run: WrittenRun) -> list[str]:
         return ["The run ended before its first log point."]
     candidates = [
         _extent(run.records),
+        f"It ended before its budget was spent: {run.reason}." if run.reason else None,
         _success(run.records),
         _return(run),
+        _meanwhile(run.records),
         _time_limit(run),
         *(sentence for evaluation in run.evaluations for sentence in evaluation_sentences(evaluation)),
         _lag(run.records),
@@ -46,6 +49,23 @@ def _success(records: Records) -> str | None:
     return (
         f"Training episodes succeeded in {percent(before)} of cases at first and in {percent(after)} {CLOSING} "
         "(sampled actions and training states: not a benchmark score)."
+    )
+
+
+def _meanwhile(records: Records) -> str | None:
+    """Sum up the evaluations that the run made while it trained."""
+    points = evaluated_points(records)
+    if not points:
+        return None
+    newest, share = points[-1], last(records, "perf/evaluation_fraction")
+    times = "once" if len(points) == 1 else f"{len(points)} times"
+    first = "" if len(points) == 1 else f"{percent(points[0].success_rate)} at first, "
+    best = last(records, "evaluation/best_success_rate")
+    return (
+        f"It was evaluated {times} while training: {first}{percent(newest.success_rate)} success in the newest, at "
+        f"optimizer step {newest.optimizer_steps:,} (95 % interval {percent(newest.low)} to {percent(newest.high)}, "
+        f"{newest.episodes:,} episodes){'' if best is None else f', {percent(best)} in the best'}. That took "
+        f"{percent(share, digits=1)} of the run's time."
     )
 
 

@@ -129,6 +129,7 @@ class MemoryEstimate:
     env_workers: int  # all
     frozen_copies: int  # 2 where learner and inference worker do not share one
     drawing: int  # simulators, on the GPU
+    evaluation: int = 0  # the policy once more, for evaluations while training, with what computes its actions
 
     @property
     def shared(self) -> int:
@@ -148,14 +149,16 @@ class MemoryEstimate:
     @property
     def gpu(self) -> int:
         """Return the total on one GPU: the policy including fragmentation, two CUDA contexts, the simulators."""
-        policy = self.frozen_copies * self.frozen + self.learner + self.inference
-        return int(FRAGMENTATION * policy) + 2 * CUDA_CONTEXT_BYTES + self.drawing
+        policy = self.frozen_copies * self.frozen + self.learner + self.inference + self.evaluation
+        again = CUDA_CONTEXT_BYTES + self.drawing if self.evaluation else 0  # an evaluation has its own processes
+        return int(FRAGMENTATION * policy) + 2 * CUDA_CONTEXT_BYTES + self.drawing + again
 
     @property
     def host(self) -> int:
         """Return the total that is not on a GPU."""
-        policy = 0 if self.on_gpu else self.frozen_copies * self.frozen + self.learner + self.inference
-        return self.shared + self.processes + self.env_workers + policy
+        policy = self.frozen_copies * self.frozen + self.learner + self.inference + self.evaluation
+        again = self.env_workers if self.evaluation else 0
+        return self.shared + self.processes + self.env_workers + again + (0 if self.on_gpu else policy)
 
 
 def estimate_memory(plan: TrainingPlan, *, num_ranks: int) -> MemoryEstimate:
@@ -185,6 +188,11 @@ def estimate_memory(plan: TrainingPlan, *, num_ranks: int) -> MemoryEstimate:
         env_workers=recipe.rollout.num_workers * env_worker,
         frozen_copies=plan.frozen_copies,
         drawing=OPEN_ENVS_PER_SLOT * plan.num_slots * DRAWING_BYTES if draws_on_gpu else 0,
+        evaluation=(
+            0
+            if recipe.evaluation.every_optimizer_steps is None
+            else policy.frozen_bytes + 2 * policy.trainable_bytes + plan.num_slots * policy.inference_bytes
+        ),
     )
 
 
@@ -242,6 +250,11 @@ def _memory_lines(plan: TrainingPlan, memory: MemoryEstimate, *, num_ranks: int)
         Line(
             f"{where}: inference worker",
             f"{readable(memory.inference_weights)} weights + {readable(memory.inference_activations)} activations",
+        ),
+        *(
+            [Line(f"{where}: evaluation while training", f"{readable(memory.evaluation)}, the policy once more")]
+            if memory.evaluation
+            else []
         ),
         *([Line("GPU: drawing", f"about {readable(memory.drawing)}, assumed")] if memory.on_gpu else []),
         Line("host: replay ring", f"{replay.capacity:,} decisions, {readable(memory.replay)}"),

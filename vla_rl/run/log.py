@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from vla_rl.learner.collectives import Collectives
 from vla_rl.policies.devices import PeakMemory, peak_memory
 from vla_rl.replay.group_sampler import GroupSampler
 from vla_rl.reporting.catalogue import reduce_over_ranks
+from vla_rl.reporting.evaluated_points import EvaluatedPoint
 from vla_rl.reporting.live import Display
 from vla_rl.reporting.metrics_file import Clocks, MetricsWriter
 from vla_rl.reporting.run_snapshot import RunSnapshot
@@ -26,6 +27,8 @@ from vla_rl.run.estimate import estimate_memory
 from vla_rl.run.rollout_stats import group_metrics, group_sums, rollout_metrics
 from vla_rl.run.training import TrainingRun
 from vla_rl.run.utilisation import bf16_peak, utilisation
+
+logger = logging.getLogger(__name__)
 
 SHOW_EVERY_S = 0.25
 GIB = 2**30
@@ -177,6 +180,10 @@ class RunLog:
         self._micro_batches_told = run.learner.num_micro_batches
         self._run_bytes = 0
         self._disk_told = False
+        self._evaluated: EvaluatedPoint | None = None
+        self._best_evaluated: EvaluatedPoint | None = None
+        self._evaluation_seconds = 0.0
+        self._evaluation: dict[str, float] = {}
 
     @property
     def latest(self) -> dict[str, float]:
@@ -214,8 +221,44 @@ class RunLog:
         self._latest = episodes | update_metrics | reduce_over_ranks(gathered) | ratio
         clocks = self.global_clocks()
         if self._writer is not None:
-            self._write(self._writer, clocks)
+            self._write(self._writer, clocks, self._latest)
         self.show(force=True)
+
+    def evaluated(self, newest: EvaluatedPoint, best: EvaluatedPoint, *, without_gain: int, seconds: float) -> None:
+        """Show an evaluation while training from now on, on rank 0.
+
+        Args:
+            newest: evaluation.
+            best: best one so far.
+            without_gain: evaluations since then.
+            seconds: wall clock of all evaluations.
+        """
+        self._evaluated, self._best_evaluated, self._evaluation_seconds = newest, best, seconds
+        self._evaluation = newest.metrics() | {
+            "evaluation/best_success_rate": best.success_rate,
+            "evaluation/without_gain": without_gain,
+            "perf/evaluation_fraction": self._evaluation_fraction or 0.0,
+        }
+
+    def evaluation_point(self, clocks: Clocks) -> None:
+        """Write the newest evaluation as a log point of its own, on rank 0.
+
+        Args:
+            clocks: when the policy that was evaluated was saved, summed over all ranks; the time is that of now.
+        """
+        if self._writer is not None:
+            self._write(self._writer, replace(clocks, seconds=self._run.clocks.seconds), self._evaluation)
+        self.show(force=True)
+
+    def pass_over(self) -> None:
+        """Leave the time since the last log point out of the next one's rates: the learner stood still."""
+        self._last = Moment.of(self._run)
+
+    @property
+    def _evaluation_fraction(self) -> float | None:
+        if self._evaluated is None:
+            return None
+        return min(1.0, self._evaluation_seconds / max(self._run.clocks.seconds, 1e-9))
 
     def _group_metrics(self) -> dict[str, float]:
         """Return what became of the recent groups of all ranks; nothing if the credit needs none. Collective."""
@@ -225,10 +268,10 @@ class RunLog:
         sums = self._collectives.sum_over_ranks(group_sums(sampler.outcomes))
         return group_metrics(sums, candidates=needs.candidates)
 
-    def _write(self, writer: MetricsWriter, clocks: Clocks) -> None:
+    def _write(self, writer: MetricsWriter, clocks: Clocks, metrics: Mapping[str, float]) -> None:
         """Write a log point; a full disk costs this point, not the run, and is reported once."""
         try:
-            writer.write(clocks, self._latest)
+            writer.write(clocks, metrics)
         except OSError as error:
             if not self._disk_told:
                 self._disk_told = True
@@ -295,6 +338,9 @@ class RunLog:
                 replay_capacity=run.plan.recipe.replay.capacity,
                 num_env_workers=run.plan.recipe.rollout.num_workers,
                 env_worker_restarts=run.cell.restarts,
+                evaluated=self._evaluated,
+                best_evaluated=self._best_evaluated,
+                evaluation_fraction=self._evaluation_fraction,
                 run_bytes=self._run_bytes,
             )
         )
@@ -303,6 +349,11 @@ class RunLog:
         """Measure the run's folder; called after a checkpoint, because it walks through all files."""
         if self._display is not None:
             self._run_bytes = directory_bytes(self._run.run_dir)
+
+    def note(self, text: str) -> None:
+        """Show one line that stays, and put it into the log."""
+        logger.info("%s", text)
+        self.say(text)
 
     def say(self, text: str) -> None:
         """Show one line that stays."""

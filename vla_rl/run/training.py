@@ -42,6 +42,7 @@ from vla_rl.types import SegmentBatch
 logger = logging.getLogger(__name__)
 
 RANKS_TIMEOUT_S = 1800.0  # longest wait of one rank for experience while the others wait for it
+EVALUATION_TIMEOUT_S = 7200.0  # the same where rank 0 also evaluates while the others wait
 UNLIMITED = 2**62  # decisions; during warm-up, and while nothing eligible is in the ring
 NOTHING = Progress(optimizer_steps=0, env_steps=0, decisions=0, episodes=0, policy_version=0, consumed=0)
 SAMPLER_FILE = "sampler.json"  # of one rank, in a checkpoint
@@ -110,7 +111,9 @@ class TrainingRun:
                 device=plan.device_kind,
                 optimizer=plan.recipe.optimizer,
                 total_steps=plan.recipe.budget.optimizer_steps,
-                collective_timeout_s=RANKS_TIMEOUT_S,
+                collective_timeout_s=(
+                    RANKS_TIMEOUT_S if recipe.evaluation.every_optimizer_steps is None else EVALUATION_TIMEOUT_S
+                ),
             )
             self.learner = _make_learner(plan, self.engine)
             assert self.memory.ring is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import time
 from collections.abc import Callable
@@ -12,19 +11,21 @@ from functools import partial
 from pathlib import Path
 from shlex import quote
 
-import torch
 from rich.console import Console
 
 from vla_rl.errors import RunFailureError, preflight
 from vla_rl.evaluation.eval_options import EvalOptions
 from vla_rl.evaluation.evaluate import evaluate
 from vla_rl.evaluation.outcome import EvaluationReport
+from vla_rl.evaluation.while_training import EvaluationStoppedError, in_words, play_while_training
 from vla_rl.learner.checkpoint import CheckpointInfo, Search
 from vla_rl.learner.engine import NonFiniteUpdateError, UpdateResult
 from vla_rl.learner.launch import launched_rank
 from vla_rl.learner.strategies import close_process_group
+from vla_rl.policies.devices import free_device_memory
 from vla_rl.recipe import SupervisedRecipe
-from vla_rl.reporting.metrics_file import MetricsWriter
+from vla_rl.reporting.evaluated_points import evaluated_points
+from vla_rl.reporting.metrics_file import METRICS_FILE, MetricsWriter, read_metrics
 from vla_rl.reporting.run_folder import EVALUATIONS
 from vla_rl.reporting.run_state import RunLife
 from vla_rl.reporting.text import duration
@@ -171,7 +172,7 @@ def _rank(
     del run, stage
     if policy is None or not recipe.evaluation.episodes_per_task:
         return outcome
-    _free_memory()
+    free_device_memory()
     try:
         report = evaluate_policy(plan, policy, folder.path, outcome.optimizer_steps, console)
     except KeyboardInterrupt:  # the training is done and saved, so its outcome must still be reported
@@ -186,6 +187,7 @@ class Stage:
         self._run, self._console, self._writer, self._stop = run, console, writer, stop
         self.latest: dict[str, float] = {}
         self._shown_at = -SHOW_EVERY_S
+        self._evaluation_seconds = _spent_on_evaluations(run.run_dir) if run.rank == 0 else 0.0
         self._rate_from = (time.monotonic(), run.batches)
 
     @property
@@ -237,17 +239,37 @@ class Stage:
         return wanted and step < recipe.budget.optimizer_steps
 
     def _evaluate(self, checkpoint: CheckpointInfo) -> dict[str, float]:
-        """Play episodes on rank 0, while the others wait; return the success rate, only on rank 0."""
+        """Play episodes on rank 0, while the others wait; return the evaluation's metrics, only on rank 0."""
         run = self._run
         found: dict[str, float] = {}
         if run.rank == 0:
-            policy = write_policy(run.plan, checkpoint, run.run_dir)
-            report = evaluate_policy(run.plan, policy, run.run_dir, checkpoint.optimizer_steps, self._console)
-            found = {"supervised/success_rate": _success(report)}
-            self._console.print(f"success at optimizer step {checkpoint.optimizer_steps}: {_in_words(report)}")
+            found = self._play(checkpoint)
         run.engine.collectives.barrier()
         self._rate_from = (time.monotonic(), run.batches)
         return found
+
+    def _play(self, checkpoint: CheckpointInfo) -> dict[str, float]:
+        run, step = self._run, checkpoint.optimizer_steps
+        policy = write_policy(run.plan, checkpoint, run.run_dir)
+        self._console.print(f"evaluating {policy} of optimizer step {step}", markup=False)
+        try:
+            point, _ = play_while_training(
+                policy,
+                options_of_supervised(run.plan),
+                run_dir=run.run_dir,
+                optimizer_steps=step,
+                stop=lambda: self._stop.requested,
+            )
+        except EvaluationStoppedError:
+            self._console.print(f"the evaluation of optimizer step {step} was interrupted", markup=False)
+            return {}
+        self._console.print(f"success at optimizer step {step}: {in_words(point)}", markup=False)
+        self._evaluation_seconds += point.seconds
+        share = min(1.0, self._evaluation_seconds / max(run.clocks.seconds, 1e-9))
+        return point.metrics() | {
+            "supervised/success_rate": point.success_rate,
+            "perf/evaluation_fraction": share,
+        }
 
     def _point(self, result: UpdateResult, found: dict[str, float]) -> None:
         """Write one log point. All ranks call it together."""
@@ -315,14 +337,17 @@ def _quality(metrics: dict[str, float], group: str) -> str:
     )
 
 
-def evaluate_policy(
-    plan: SupervisedPlan, policy: Path, run_dir: Path, optimizer_steps: int, console: Console
-) -> EvaluationReport:
-    """Play the recipe's evaluation with a written policy."""
+def _spent_on_evaluations(run_dir: Path) -> float:
+    """Return the seconds of the evaluations in a run's log points."""
+    metrics = run_dir / METRICS_FILE
+    return sum(point.seconds for point in evaluated_points(read_metrics(metrics))) if metrics.is_file() else 0.0
+
+
+def options_of_supervised(plan: SupervisedPlan) -> EvalOptions:
+    """Return the options of the recipe's evaluations."""
     section, suite = plan.recipe.evaluation, plan.recipe.demos.suite
     assert suite is not None, "the recipe's rules ask for one"
-    console.print(f"evaluating {policy} of optimizer step {optimizer_steps}", markup=False)
-    options = EvalOptions(
+    return EvalOptions(
         suites=(suite,),
         tasks=None if section.tasks == "all" else tuple(section.tasks),
         episodes_per_task=section.episodes_per_task,
@@ -331,18 +356,16 @@ def evaluate_policy(
         init_states=section.init_states,
         horizon=section.horizon,
         video=section.video,
-        out=run_dir / EVALUATIONS / f"optimizer_step_{optimizer_steps}",
     )
-    return evaluate(policy, options)
 
 
-def _success(report: EvaluationReport) -> float:
-    return report.summary.suites[0].success_rate
-
-
-def _in_words(report: EvaluationReport) -> str:
-    suite = report.summary.suites[0]
-    return f"{100 * suite.success_rate:.0f} % of {suite.episodes} episodes"
+def evaluate_policy(
+    plan: SupervisedPlan, policy: Path, run_dir: Path, optimizer_steps: int, console: Console
+) -> EvaluationReport:
+    """Play the recipe's closing evaluation with a written policy."""
+    console.print(f"evaluating {policy} of optimizer step {optimizer_steps}", markup=False)
+    out = run_dir / EVALUATIONS / f"optimizer_step_{optimizer_steps}"
+    return evaluate(policy, replace(options_of_supervised(plan), out=out))
 
 
 def _write_records(plan: SupervisedPlan, folder: RunFolder, newest: CheckpointInfo | None, *, num_ranks: int) -> None:
@@ -378,9 +401,3 @@ def _counter(console: Console, what: str) -> Callable[[int, int], None]:
             console.print(f"{what} {done} of {total}", markup=False, highlight=False)
 
     return count
-
-
-def _free_memory() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
