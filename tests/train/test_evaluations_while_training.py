@@ -80,6 +80,8 @@ def test_a_serial_run_with_evaluations_trains_to_the_last_bit_as_one_without(tmp
     points = metrics(tmp_path / "with")
     assert [point for point in points if "evaluation/success_rate" not in point] == metrics(tmp_path / "without")
     assert weights(tmp_path / "with") == weights(tmp_path / "without")
+    generators = Path("checkpoints", "optimizer_step_6", "rank_0", "rng.json")
+    assert (tmp_path / "with" / generators).read_bytes() == (tmp_path / "without" / generators).read_bytes()
     assert evaluated(tmp_path / "with") == [2, 4, 6]
     point = points[2]  # after the log points of optimizer steps 1 and 2
     assert point["evaluation/episodes"] == 2

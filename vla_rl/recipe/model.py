@@ -13,6 +13,7 @@ from vla_rl.recipe import dialect
 from vla_rl.recipe.regimes import RegimeName
 from vla_rl.recipe.rules import broken_rules, completed
 from vla_rl.recipe.sections import (
+    AlarmsSection,
     BudgetSection,
     CheckpointSection,
     EvaluationSection,
@@ -51,6 +52,7 @@ class Recipe(Section):
     budget: BudgetSection
     checkpoint: CheckpointSection = CheckpointSection()
     evaluation: EvaluationSection = EvaluationSection()
+    alarms: AlarmsSection = AlarmsSection()
     logging: LoggingSection = LoggingSection()
 
     @model_validator(mode="before")

@@ -168,7 +168,7 @@ class CheckpointSection(KeptCheckpoints):
 
     save_replay: bool = Field(True, description="save the replay ring too, so that a resumed run keeps its experience")
     keep_best: bool = Field(
-        False, description="also keep the checkpoint that is best in the evaluations while training, as checkpoints/best"
+        False, description="also keep the checkpoint that is best in evaluations while training, as checkpoints/best"
     )
 
 
@@ -200,6 +200,31 @@ class EvaluationSection(PlayedSection):
 
     init_states: Literal["standard", "spare", "sampled"] | None = Field(
         None, description="LIBERO's sets, as of `vla-rl eval --init-states`; null: the benchmark's standard ones"
+    )
+
+
+class AlarmsSection(Section):
+    """Limits beyond which a run tells what is wrong and what to try, once each; null: never."""
+
+    success_drop: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
+        0.3, description="success rate of recent training episodes below the highest so far, beyond noise too"
+    )
+    all_fail_episodes: Positive | None = Field(500, description="training episodes in a row without a success")
+    all_succeed_episodes: Positive | None = Field(500, description="training episodes in a row without a failure")
+    entropy_min: Literal["auto"] | Annotated[float, Field(ge=-50.0, le=50.0)] | None = Field(
+        "auto", description="nat per token; auto: 0.01 for bins, -4 for a Gaussian"
+    )
+    entropy_max: Literal["auto"] | Annotated[float, Field(ge=-50.0, le=50.0)] | None = Field(
+        "auto", description="nat per token, exceeded after it was not; auto: 95 % of a uniform choice among bins"
+    )
+    kl_max: Annotated[float, Field(gt=0.0, le=1e6)] | None = Field(
+        0.5, description="KL(behaviour || policy) in nat per token"
+    )
+    value_loss_growth: Annotated[float, Field(ge=1.0, le=1e9)] | None = Field(
+        10.0, description="times the largest value loss of the first ten log points"
+    )
+    explained_variance_min: Annotated[float, Field(ge=-1e9, le=1.0)] = Field(
+        -1.0, description="of the critic; a value loss counts as grown only where it explains less"
     )
 
 

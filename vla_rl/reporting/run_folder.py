@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_rl.files import read_json_object
+from vla_rl.reporting.alarms import Alarm, read_alarms
 from vla_rl.reporting.manifest import MANIFEST_FILE
 from vla_rl.reporting.metrics_file import METRICS_FILE, is_number, read_metrics
 from vla_rl.reporting.run_state import read_state
@@ -38,6 +39,7 @@ class WrittenRun:
     recipe: str | None  # YAML text
     manifest: Mapping[str, Any] | None
     evaluations: tuple[Evaluation, ...]
+    alarms: tuple[Alarm, ...] = ()
     reason: str = ""  # why it finished before its budget was spent; empty: it did not
 
 
@@ -61,6 +63,7 @@ def read_run(folder: Path) -> WrittenRun:
         recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else None,
         manifest=manifest,
         evaluations=tuple(read_evaluation(path, below=folder) for path in results_of(folder)),
+        alarms=tuple(read_alarms(folder)),
         reason=state.reason if state.state == "finished" else "",
     )
 

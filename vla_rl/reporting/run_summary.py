@@ -183,6 +183,7 @@ def warnings(run: WrittenRun) -> list[str]:
     """Return what a reader must know before trusting the run's numbers."""
     counters = {name: last(run.records, name) for name in _COUNTERS}
     found = [*number_warnings(nonfinite_counts(run.records), counters), *manifest_warnings(run.manifest)]
+    found += [f"Alarm at optimizer step {alarm.optimizer_step:,}: {alarm.sentence}." for alarm in run.alarms]
     for evaluation in run.evaluations:
         found += [f"Evaluation {evaluation.name} deviates from the protocol: {text}" for text in evaluation.deviations]
         found += evaluation.results["notes"]

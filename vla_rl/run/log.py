@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,10 +18,11 @@ from vla_rl.ipc.counters import CellCounters
 from vla_rl.learner.collectives import Collectives
 from vla_rl.policies.devices import PeakMemory, peak_memory
 from vla_rl.replay.group_sampler import GroupSampler
+from vla_rl.reporting.alarms import AlarmLimits, Alarms, AlarmsFile
 from vla_rl.reporting.catalogue import reduce_over_ranks
 from vla_rl.reporting.evaluated_points import EvaluatedPoint
 from vla_rl.reporting.live import Display
-from vla_rl.reporting.metrics_file import Clocks, MetricsWriter
+from vla_rl.reporting.metrics_file import METRICS_FILE, Clocks, MetricsWriter, read_metrics
 from vla_rl.reporting.run_snapshot import RunSnapshot
 from vla_rl.reporting.streams import losses
 from vla_rl.run.estimate import estimate_memory
@@ -31,6 +33,9 @@ from vla_rl.run.utilisation import bf16_peak, utilisation
 logger = logging.getLogger(__name__)
 
 SHOW_EVERY_S = 0.25
+LOWEST_ENTROPY = 0.01  # nat per token, of a choice among bins
+LOWEST_GAUSSIAN_ENTROPY = -4.0  # nat: a standard deviation of exp(-4) / sqrt(2 pi e) = 0.0044
+HIGHEST_SHARE = 0.95  # of the entropy of a uniform choice among the bins
 GIB = 2**30
 
 
@@ -180,6 +185,12 @@ class RunLog:
         self._micro_batches_told = run.learner.num_micro_batches
         self._run_bytes = 0
         self._disk_told = False
+        self._alarms = self._alarms_file = None
+        if writer is not None:
+            metrics = run.run_dir / METRICS_FILE
+            before = read_metrics(metrics) if metrics.is_file() else []
+            self._alarms = Alarms(_alarm_limits(run), before)
+            self._alarms_file = AlarmsFile(run.run_dir, resume_at=run.totals.optimizer_steps)
         self._evaluated: EvaluatedPoint | None = None
         self._best_evaluated: EvaluatedPoint | None = None
         self._evaluation_seconds = 0.0
@@ -222,7 +233,20 @@ class RunLog:
         clocks = self.global_clocks()
         if self._writer is not None:
             self._write(self._writer, clocks, self._latest)
+            self._raise_alarms(clocks)
         self.show(force=True)
+
+    def _raise_alarms(self, clocks: Clocks) -> None:
+        """Tell what the newest log point shows to be wrong."""
+        assert self._alarms is not None
+        assert self._alarms_file is not None
+        for alarm in self._alarms.check(asdict(clocks) | self._latest):
+            logger.warning("alarm %s: %s", alarm.name, alarm.sentence)
+            self.say(f"alarm at optimizer step {alarm.optimizer_step}: {alarm.sentence}")
+            try:
+                self._alarms_file.add(alarm)
+            except OSError as error:
+                self.say(f"warning: the alarm is not recorded: {error}")
 
     def evaluated(self, newest: EvaluatedPoint, best: EvaluatedPoint, *, without_gain: int, seconds: float) -> None:
         """Show an evaluation while training from now on, on rank 0.
@@ -371,3 +395,24 @@ def _peak_of(run: TrainingRun) -> float | None:
     if plan.device_kind != "cuda" or plan.recipe.learner.precision != "bf16" or not plan.policy.update_flops:
         return None
     return bf16_peak(torch.cuda.get_device_name(plan.device))
+
+
+def _alarm_limits(run: TrainingRun) -> AlarmLimits:
+    """Return the recipe's limits, with those that follow from the policy's actions."""
+    section, bins = run.plan.recipe.alarms, run.plan.action_spec.num_bins
+    low, high = section.entropy_min, section.entropy_max
+    if low == "auto":
+        low = LOWEST_GAUSSIAN_ENTROPY if bins is None else LOWEST_ENTROPY
+    if high == "auto":
+        high = None if bins is None else HIGHEST_SHARE * math.log(bins)
+    return AlarmLimits(
+        success_drop=section.success_drop,
+        all_fail_episodes=section.all_fail_episodes,
+        all_succeed_episodes=section.all_succeed_episodes,
+        entropy_min=low,
+        entropy_max=high,
+        kl_max=section.kl_max,
+        value_loss_growth=section.value_loss_growth,
+        explained_variance_min=section.explained_variance_min,
+        recent_episodes=run.plan.recipe.logging.recent_episodes,
+    )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Generic, TypeVar
 
 from vla_rl.files import read_json_object
+from vla_rl.reporting.alarms import ALARMS_FILE
 from vla_rl.reporting.manifest import MANIFEST_FILE
 from vla_rl.reporting.metrics_file import CLOCK_NAMES, METRICS_FILE
 from vla_rl.reporting.panels import FIGURES
@@ -20,7 +21,6 @@ from vla_rl.reporting.text import printable
 from vla_rl.watch.followed_metrics import FollowedMetrics
 from vla_rl.watch.run_files import ListedFile, list_logs, list_videos, open_listed, read_end
 
-ALARMS_FILE = "alarms.jsonl"  # {"optimizer_step": 120, "name": "success_collapse", "sentence": "..."} on each line
 MOST_ALARMS = 50  # the newest
 SHOWN = tuple(dict.fromkeys(name for figure in FIGURES for panel in figure.panels for name in panel.metrics))
 MOST_EVALUATIONS = 20  # the newest
