@@ -34,6 +34,7 @@ class FakeTraining:
             clocks=clocks,
             checkpoint=run_dir / "checkpoints",
             interrupted=self.interrupted,
+            reason="",
             evaluation=None if self.interrupted else "19 of 20 episodes",
         )
 
