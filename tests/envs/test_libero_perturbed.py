@@ -80,6 +80,33 @@ def test_an_episode_repeats_itself_whatever_was_played_before(env, perturbed, na
     assert all(np.array_equal(a.frames, b.frames) for a, b in zip(perturbed[name][:2], again[:2], strict=True))
 
 
+@pytest.fixture(scope="module")
+def filming():
+    made = LiberoEnv("libero_spatial", 0, assets="proxy", image_size=48, render="every_step")
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("name", ["fog", "camera-orbit", "dropped-frames"])
+def test_a_film_shows_what_a_policy_would_see_and_changes_no_episode(filming, perturbed, name):
+    """A dropped picture was lost on its way to a decision; a film shows the scene."""
+    play(filming, None)
+    plain = filming.chunk_frames
+    first, last, state = play(filming, name)
+    assert same_state(state, perturbed[name][2])
+    assert all(
+        np.array_equal(ours.frames, theirs.frames)
+        for ours, theirs in zip((first, last), perturbed[name][:2], strict=True)
+    )
+    film = filming.chunk_frames
+    assert len(film) == len(CHUNK)
+    if name == "dropped-frames":
+        assert np.array_equal(film, plain)
+    else:
+        assert np.array_equal(film[-1], last.frames)
+        assert not any(np.array_equal(ours[0], theirs[0]) for ours, theirs in zip(film, plain, strict=True))
+
+
 def test_the_light_of_the_shadows_kind_casts_some(env, monkeypatch):
     with_shadows = play(env, "shadows")[0].frames[0].astype(int)
     monkeypatch.setattr("vla_rl.envs.libero.perturbations.shadows.SHADOW_MAP", 0)

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import importlib.util
 import json
 import re
 from functools import partial
@@ -284,6 +285,16 @@ def test_libero_s_perturbed_plan_has_a_place_for_every_task_and_perturbation(mon
     assert [job.job_id for job in perturbed.jobs] == list(range(36))
     job = perturbed.jobs[-1]
     assert (str(perturbed.of(job).level), perturbed.of(job).kind) == ("1", "wrong-instruction")
+    # Videos: a folder for each perturbation, and above the pictures its name and the instruction that was given.
+    filmed = perturbed.filmed(Path("videos"), keep="all", seeds=(0, 1)).plan.env.builders
+    assert [builder.keywords["folder"].name for builder in filmed] == [name.replace(":", "_") for name in names] * 2
+    assert [builder.keywords["title"] for builder in filmed] == [
+        f"{name}: {text}" for name, text in zip(names * 2, told, strict=True)
+    ]
+    shown = [builder.keywords["build"].keywords for builder in filmed]
+    assert [(one["task_id"], str(one["perturbation"]), one["render"]) for one in shown] == [
+        (task, name, "every_step") for task, name in labels
+    ]
 
 
 @needs_simulator
@@ -304,8 +315,14 @@ def test_a_policy_is_evaluated_under_perturbations_of_libero(tmp_path):
         EvalOptions(
             suites=("libero_spatial",), tasks=(1,), episodes_per_task=2, workers=2, horizon=8, assets="proxy",
             perturb="camera-orbit:3,paraphrase:5,distractors:2", out=tmp_path,
+            video="all" if importlib.util.find_spec("imageio_ffmpeg") else None,
         ),
     )  # fmt: skip
+    if report.videos is not None:
+        assert report.videos == (8, 0)
+        names = {f"libero_spatial_task1_state{state}_seed0_failure.mp4" for state in (0, 1)}
+        for folder in ("", "camera-orbit_3", "paraphrase_5", "distractors_2"):
+            assert {path.name for path in (tmp_path / "videos" / folder).glob("*.mp4")} == names
     assert {one.label for one in report.perturbed} == {"camera-orbit:3", "paraphrase:5", "distractors:2"}
     assert all(one.comparison.pairs == 2 for one in report.perturbed)
     told = {one["kind"]: one for one in json.loads((tmp_path / "manifest.json").read_text())["extra"]["perturbations"]}

@@ -70,6 +70,7 @@ class PerturbedTasks:
     definition: Mapping[str, Any]  # everything that defines it, for a manifest: JSON values
     tasks: tuple[TaskInfo, ...]  # with the instructions that the policy reads
     builders: tuple[EnvBuilder, ...]
+    filming_builders: tuple[EnvBuilder, ...] = ()  # as in `EnvPlan`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

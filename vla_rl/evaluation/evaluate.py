@@ -25,6 +25,7 @@ from vla_rl.evaluation.perturbed import (
     PerturbedLogs,
     PerturbedResult,
     PerturbedSuite,
+    count_perturbed_videos,
     define,
     perturbed_suite,
     stored_definitions,
@@ -40,7 +41,7 @@ from vla_rl.evaluation.suite_plans import (
     make_conditions,
     make_suite_plans,
 )
-from vla_rl.evaluation.video import VIDEOS, check_video, count_videos, recorded_builders
+from vla_rl.evaluation.video import VIDEOS, Keep, check_video, count_videos, recorded_builders
 from vla_rl.files import atomic_write_bytes
 from vla_rl.reporting.manifest import MANIFEST_FILE, write_manifest
 from vla_rl.run.plan import Plan, plan_policy
@@ -116,7 +117,11 @@ def _evaluate(folder: Path, planned: Planned, progress: Progress | None) -> Eval
     for name in options.controls:
         changed = [_blinded(suite) if name == "blind" else _misled(suite, planned) for suite in suites]
         passes.play_all(changed, episodes_file(name))
-    passes.play_perturbed(planned.perturbed)
+    passes.play_perturbed(
+        planned.perturbed
+        if options.video is None
+        else [suite.filmed(folder / VIDEOS, keep=options.video, seeds=options.seeds) for suite in planned.perturbed]
+    )
     compared, gaps = stored_controls(folder, episodes)
     with preflight():
         perturbed, more_gaps = stored_results(folder, episodes)
@@ -129,8 +134,15 @@ def _evaluate(folder: Path, planned: Planned, progress: Progress | None) -> Eval
         init_states=planned.conditions.init_states,
         controls=compared,
         perturbed=perturbed,
-        videos=None if options.video is None else count_videos(folder / VIDEOS, episodes, keep=options.video),
+        videos=None if options.video is None else _count_videos(folder, planned, episodes, keep=options.video),
     )
+
+
+def _count_videos(folder: Path, planned: Planned, episodes: Sequence[EpisodeResult], *, keep: Keep) -> tuple[int, int]:
+    """Count the episodes that should have a video, perturbed ones too: those that have one, and those without."""
+    plain = count_videos(folder / VIDEOS, episodes, keep=keep)
+    perturbed = count_perturbed_videos(folder, folder / VIDEOS, planned.perturbed, keep=keep)
+    return plain[0] + perturbed[0], plain[1] + perturbed[1]
 
 
 @dataclass(slots=True)
@@ -210,13 +222,14 @@ def _check_extras(suites: Sequence[SuitePlan], options: EvalOptions) -> None:
     if options.video is not None:
         check_video()
         for suite in suites:
-            recorded_builders(suite.plan, Path(), keep=options.video, seeds=())
+            recorded_builders(suite.plan, [Path()] * len(suite.plan.env.tasks), keep=options.video, seeds=())
 
 
 def _filmed(suite: SuitePlan, folder: Path, options: EvalOptions) -> SuitePlan:
     if options.video is None:
         return suite
-    builders = recorded_builders(suite.plan, folder / VIDEOS, keep=options.video, seeds=options.seeds)
+    folders = [folder / VIDEOS] * len(suite.plan.env.tasks)
+    builders = recorded_builders(suite.plan, folders, keep=options.video, seeds=options.seeds)
     return replace(suite, plan=replace(suite.plan, env=replace(suite.plan.env, builders=builders)))
 
 

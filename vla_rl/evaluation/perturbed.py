@@ -23,6 +23,7 @@ from vla_rl.evaluation.eval_results import group_by
 from vla_rl.evaluation.pairs import Comparison, compare
 from vla_rl.evaluation.statistics import Interval, wilson_interval
 from vla_rl.evaluation.suite_plans import SuitePlan
+from vla_rl.evaluation.video import Keep, count_videos, recorded_builders
 from vla_rl.files import atomic_write_json, atomic_write_text
 from vla_rl.run.plan import Plan, plan_policy
 from vla_rl.workers.episodes import EpisodeJob
@@ -42,7 +43,35 @@ class PerturbedSuite:
 
     def of(self, job: EpisodeJob) -> PerturbedTasks:
         """Return the perturbation of an episode."""
-        return self.perturbations[job.task_index % len(self.perturbations)]
+        return self._at(job.task_index)
+
+    def filmed(self, folder: Path, *, keep: Keep, seeds: Sequence[int]) -> PerturbedSuite:
+        """Return the suite with environments that record videos, in a folder for each perturbation.
+
+        Args:
+            folder: folder of the videos.
+            keep: which videos to keep.
+            seeds: seeds of the evaluation.
+        """
+        under = [self._at(place) for place in range(len(self.plan.env.tasks))]
+        builders = recorded_builders(
+            self.plan,
+            [video_folder(folder, one) for one in under],
+            keep=keep,
+            seeds=seeds,
+            titles=[
+                f"{one.kind}:{one.level}: {task.language}" for one, task in zip(under, self.plan.env.tasks, strict=True)
+            ],
+        )
+        return replace(self, plan=replace(self.plan, env=replace(self.plan.env, builders=builders)))
+
+    def _at(self, place: int) -> PerturbedTasks:
+        return self.perturbations[place % len(self.perturbations)]
+
+
+def video_folder(folder: Path, perturbation: PerturbedTasks) -> Path:
+    """Return the folder of a perturbation's videos, below that of all videos."""
+    return folder / f"{perturbation.kind}_{perturbation.level}"
 
 
 def perturbed_suite(suite: SuitePlan, asked: str) -> PerturbedSuite:
@@ -60,7 +89,9 @@ def perturbed_suite(suite: SuitePlan, asked: str) -> PerturbedSuite:
         tasks=tasks,
         builders=tuple(one.builders[place] for place in places for one in perturbations),
         num_init_states=tuple(plan.env.num_init_states[place] for place in places for _ in perturbations),
-        filming_builders=(),
+        filming_builders=tuple(
+            one.filming_builders[place] for place in places for one in perturbations if one.filming_builders
+        ),
     )
     policy = plan_policy(plan.setup, only_acts=True, tasks=tasks)
     by_task = group_by(suite.jobs, lambda job: job.task_index)
@@ -153,6 +184,25 @@ def _read_definition(path: Path) -> dict[str, Any]:
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path}: expected the definition of a perturbation, found something else") from error
     raise ValueError(f"{path}: expected the definition of a perturbation, found something else")
+
+
+def count_perturbed_videos(
+    folder: Path, videos: Path, suites: Iterable[PerturbedSuite], *, keep: Keep
+) -> tuple[int, int]:
+    """Count the episodes of these perturbations that should have a video: those that have one, and those without.
+
+    Args:
+        folder: folder of the evaluation.
+        videos: folder of all its videos.
+        suites: perturbations that were asked for.
+        keep: of which episodes there should be videos.
+    """
+    asked = {(one.kind, one.level): one for suite in suites for one in suite.perturbations}
+    counts = [
+        count_videos(video_folder(videos, one), read_episodes(_file(folder, kind, level, "jsonl")), keep=keep)
+        for (kind, level), one in asked.items()
+    ]
+    return sum(found for found, _ in counts), sum(missed for _, missed in counts)
 
 
 def stored_definitions(folder: Path) -> list[dict[str, Any]]:

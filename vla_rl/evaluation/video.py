@@ -61,20 +61,29 @@ def check_video() -> None:
         )
 
 
-def recorded_builders(plan: Plan, folder: Path, *, keep: Keep, seeds: Sequence[int]) -> tuple[EnvBuilder, ...]:
+def recorded_builders(
+    plan: Plan,
+    folders: Sequence[Path],
+    *,
+    keep: Keep,
+    seeds: Sequence[int],
+    titles: Sequence[str] | None = None,
+) -> tuple[EnvBuilder, ...]:
     """Return builders of a plan's tasks that record videos.
 
     Args:
         plan: of the evaluation.
-        folder: folder of the videos.
+        folders: folders of the videos, one for each task.
         keep: which videos to keep.
         seeds: seeds of the evaluation; a video's name contains its seed.
+        titles: lines above the pictures, one for each task; None: the tasks' instructions.
 
     Raises:
         ValueError: the environment renders no images.
     """
     if not plan.env.filming_builders:
         raise ValueError(f"--video: the environment {plan.setup.env.name!r} has no cameras; leave the option out")
+    given: Sequence[str | None] = [None] * len(folders) if titles is None else titles
     return tuple(
         partial(
             build_recorded,
@@ -83,16 +92,23 @@ def recorded_builders(plan: Plan, folder: Path, *, keep: Keep, seeds: Sequence[i
             folder=folder,
             keep=keep,
             seeds=tuple(seeds),
+            title=title,
         )
-        for builder in plan.env.filming_builders
+        for builder, folder, title in zip(plan.env.filming_builders, folders, given, strict=True)
     )
 
 
 def build_recorded(
-    *, build: Callable[[], DrawsEveryStep], seen: int, folder: Path, keep: Keep, seeds: Sequence[int]
+    *,
+    build: Callable[[], DrawsEveryStep],
+    seen: int,
+    folder: Path,
+    keep: Keep,
+    seeds: Sequence[int],
+    title: str | None = None,
 ) -> RecordedEnv:
     """Build an environment that records its episodes; see `RecordedEnv`."""
-    return RecordedEnv(build(), seen=seen, folder=folder, keep=keep, seeds=seeds)
+    return RecordedEnv(build(), seen=seen, folder=folder, keep=keep, seeds=seeds, title=title)
 
 
 def video_name(*, suite: str, task_id: int, init_state: int, seed: int, success: bool) -> str:
@@ -127,7 +143,16 @@ class RecordedEnv:
     A video is written during the episode, under a name that begins with a dot, and renamed when the outcome is known.
     """
 
-    def __init__(self, env: DrawsEveryStep, *, seen: int, folder: Path, keep: Keep, seeds: Sequence[int]) -> None:
+    def __init__(
+        self,
+        env: DrawsEveryStep,
+        *,
+        seen: int,
+        folder: Path,
+        keep: Keep,
+        seeds: Sequence[int],
+        title: str | None = None,
+    ) -> None:
         """Start recording.
 
         Args:
@@ -136,12 +161,14 @@ class RecordedEnv:
             folder: folder of the videos; created if it is missing.
             keep: `failures` or `all`.
             seeds: seeds of the evaluation, from which those of its resets were derived (`reset_seed`).
+            title: line above the pictures; None: the task's instruction.
         """
         self._env = env
         self._seen = seen
         self._folder = folder
         self._keep: Keep = keep
         self._seeds = tuple(seeds)
+        self._title = title
         self._video: _Video | None = None
         self._names = ("", "")  # of the video after success, after failure
         self._steps = 0
@@ -169,7 +196,7 @@ class RecordedEnv:
         self._names = (success, failure)
         self._steps = 0
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._video = _Video(self._folder / f".{failure}", task.language)
+        self._video = _Video(self._folder / f".{failure}", task.language if self._title is None else self._title)
         self._video.add(observation.frames, self._progress())
         return self._visible(observation)
 

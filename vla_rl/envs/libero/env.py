@@ -94,8 +94,8 @@ class LiberoEnv:
             physics: `exact`, LIBERO's own, or `fast`, for training: see above.
             horizon: control steps after which an episode is truncated; default: the suite's own.
             gl: renderer; see `gl.choose`. One per process.
-            perturbation: what happens to every episode; its draws follow from task, initial state and seed. It does
-                not change `chunk_frames`, apart from what is changed in the scene itself.
+            perturbation: what happens to every episode; its draws follow from task, initial state and seed.
+                `chunk_frames` show it too, and the frames of a decision are those that the policy sees.
             own_task: task of a user's folder, played instead of the suite's.
 
         Raises:
@@ -231,7 +231,7 @@ class LiberoEnv:
             executed += 1
             terminated = self._simulation.step(self._perturbed(action, self._elapsed + executed))
             if self._render == "every_step":
-                self._chunk_frames.append(_upright(self._simulation.frames()))
+                self._chunk_frames.append(_upright(self._filmed(self._elapsed + executed)))
             if terminated:
                 break
         self._elapsed += executed
@@ -304,6 +304,12 @@ class LiberoEnv:
         assert self._perturbation is not None
         init_state, seed = self._episode
         return self._perturbation.generator(self._task, init_state, seed=seed, moment=(use, step))
+
+    def _filmed(self, step: int) -> UInt8Array:
+        frames = self._simulation.frames()
+        if self._perturbation is None:
+            return frames
+        return self._effect.filmed(frames, self._cameras, self._draws(1, step))
 
     def _observe(self) -> Observation:
         frames = self._simulation.frames()

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from vla_rl.envs.kind import EnvPlan, PerturbedTasks
+from vla_rl.envs.kind import EnvBuilder, EnvPlan, PerturbedTasks
 from vla_rl.envs.libero.perturbations.kinds import KINDS, Perturbation, parse_perturbations
 from vla_rl.types import TaskInfo
 
@@ -51,7 +51,10 @@ def _under(perturbation: Perturbation, plan: EnvPlan, suite: Sequence[TaskInfo])
         level=level,
         definition=definition,
         tasks=tasks,
-        builders=tuple(
-            partial(cast("Callable[..., LiberoEnv]", it), perturbation=perturbation) for it in plan.builders
-        ),
+        builders=_changed(plan.builders, perturbation),
+        filming_builders=_changed(plan.filming_builders, perturbation),
     )
+
+
+def _changed(builders: Sequence[EnvBuilder], perturbation: Perturbation) -> tuple[EnvBuilder, ...]:
+    return tuple(partial(cast("Callable[..., LiberoEnv]", it), perturbation=perturbation) for it in builders)

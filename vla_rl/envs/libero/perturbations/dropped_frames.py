@@ -20,6 +20,10 @@ class _Dropped(Effect):
             self._last = frames
         return self._last
 
+    def filmed(self, frames: UInt8Array, cameras: Sequence[str], rng: np.random.Generator) -> UInt8Array:  # noqa: ARG002
+        """Show the scene as it is; a picture drawn for a video is no decision's."""
+        return frames
+
 
 class DroppedFrames(Kind):
     """A decision sees the pictures of the decision before, of all cameras; the first one never does."""

@@ -63,6 +63,10 @@ class Effect:
         """Return what the policy sees instead of `frames`, (N, H, W, 3), rows from the bottom, one per camera."""
         return frames
 
+    def filmed(self, frames: UInt8Array, cameras: Sequence[str], rng: np.random.Generator) -> UInt8Array:
+        """Return what a video shows of one control step: what a decision would see there. Changes no later picture."""
+        return self.frames(frames, cameras, rng)
+
     def action(
         self,
         action: NDArray[np.float64],
