@@ -81,7 +81,7 @@ def check_evaluation(recipe: Recipe) -> None:
         message = str(error)
         for option, path in _FIELDS.items():
             message = message.replace(option, path)
-        raise ValueError(f"the run's evaluations: {message}; evaluation.episodes_per_task=0 makes none") from error
+        raise ValueError(f"the run's evaluations: {message}; evaluation.episodes_per_task 0 makes none") from error
 
 
 def folder_of(run_dir: Path, optimizer_steps: int) -> Path:
