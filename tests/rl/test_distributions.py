@@ -75,6 +75,24 @@ def test_a_term_alone_has_the_gradient_that_it_has_among_the_others(num_bins, us
 
 
 @FAMILIES
+def test_outputs_beyond_the_taken_actions_have_no_terms_and_a_gradient_of_zero(num_bins):
+    family, taken = distribution_of(num_bins), torch.ones(3, 4)
+    behavior = family.parameters(outputs(num_bins, 3, 4, number=1), 1.0)
+
+    def total_of(x):
+        terms = family.terms(x, taken, 1.3, behavior=behavior, with_entropy=True)
+        assert terms.logprobs.shape == terms.entropy.shape == terms.kl.shape == (3, 4)
+        return terms.logprobs.sum() + 2.0 * terms.entropy.sum() + 3.0 * terms.kl.sum()
+
+    more = torch.cat([outputs(num_bins, 3, 4), outputs(num_bins, 2, 4, number=2)]).requires_grad_()
+    exact = outputs(num_bins, 3, 4).requires_grad_()
+    assert torch.equal(total_of(more), total_of(exact))
+    gradient, expected = (torch.autograd.grad(total_of(x), x)[0] for x in (more, exact))
+    assert torch.equal(gradient[:3], expected)
+    assert torch.equal(gradient[3:], torch.zeros_like(gradient[3:]))
+
+
+@FAMILIES
 def test_the_behaviour_is_a_constant(num_bins):
     family, behavior = distribution_of(num_bins), outputs(num_bins, 2, 3).requires_grad_()
     numbers = outputs(num_bins, 2, 3, number=1).requires_grad_()

@@ -56,9 +56,8 @@ class TokenPolicy(nn.Module):
         if tokens is None:
             return Evaluation(values)
         with torch.autocast(values.device.type, enabled=False):
-            logits = output.logits[: len(tokens)].float()
             terms = self._distribution.terms(
-                logits, tokens, self.temperature, behavior=behavior, with_entropy=with_entropy
+                output.logits.float(), tokens, self.temperature, behavior=behavior, with_entropy=with_entropy
             )
         return Evaluation(values, terms.logprobs, terms.entropy, terms.kl)
 

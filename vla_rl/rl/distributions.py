@@ -63,7 +63,7 @@ class Distribution(Protocol):
         """Compute log-probabilities of the taken action, and the other requested terms.
 
         Args:
-            outputs: (..., A, V) of the current policy.
+            outputs: (..., A, V) of the current policy; if of more decisions than were taken, the first ones are meant.
             taken: (..., A).
             temperature: above 0.
             behavior: (..., A, V) `parameters` of the policy that acted, a constant; None for no KL.
@@ -119,6 +119,9 @@ class Categorical:
 class _CategoricalTerms(torch.autograd.Function):
     """Autograd of log π(taken), H(π) and KL(μ ‖ π) from logits z, keeping one (..., A, V) tensor (two with KL).
 
+    Logits beyond those of the taken actions are left out here, not by the caller: the gradient is then written once,
+    in its full size, where that of a slice would be filled with zeros and copied into.
+
     With p = softmax(z), e the taken bin's unit vector and g the incoming gradients, summed over the terms:
 
         ∂ log π(taken) / ∂z = e − p        ∂H / ∂z = −p (log p + H)        ∂KL / ∂z = p − μ
@@ -135,7 +138,8 @@ class _CategoricalTerms(torch.autograd.Function):
         behavior: Tensor | None,
         with_entropy: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        log_probs = torch.log_softmax(logits, dim=-1)
+        ctx.num_outputs = len(logits)
+        log_probs = torch.log_softmax(logits[: len(taken)], dim=-1)
         entropy = -torch.linalg.vecdot(log_probs.exp(), log_probs) if with_entropy else None
         probs = kl = None
         if behavior is not None:
@@ -156,8 +160,10 @@ class _CategoricalTerms(torch.autograd.Function):
         log_probs, taken, entropy, behavior_probs = ctx.saved_tensors
         if of_logprob is None and of_entropy is None and of_kl is None:
             return None, None, None, None
-        probs = log_probs.exp()
-        weight = torch.zeros_like(probs[..., 0])
+        gradient = log_probs.new_empty(ctx.num_outputs, *log_probs.shape[1:])
+        gradient[len(taken) :] = 0.0
+        own = torch.exp(log_probs, out=gradient[: len(taken)])
+        weight = torch.zeros_like(own[..., 0])
         if of_logprob is not None:
             weight -= of_logprob
         if of_kl is not None:
@@ -166,11 +172,11 @@ class _CategoricalTerms(torch.autograd.Function):
             weight = weight.unsqueeze(-1) - of_entropy.unsqueeze(-1) * (log_probs + entropy.unsqueeze(-1))
         else:
             weight = weight.unsqueeze(-1)
-        gradient = probs.mul_(weight)
+        own.mul_(weight)
         if of_kl is not None:
-            gradient.addcmul_(behavior_probs, of_kl.unsqueeze(-1), value=-1.0)
+            own.addcmul_(behavior_probs, of_kl.unsqueeze(-1), value=-1.0)
         if of_logprob is not None:
-            gradient.scatter_add_(-1, taken.unsqueeze(-1), of_logprob.unsqueeze(-1))
+            own.scatter_add_(-1, taken.unsqueeze(-1), of_logprob.unsqueeze(-1))
         return gradient, None, None, None
 
 
@@ -206,7 +212,7 @@ class Gaussian:
         with_entropy: bool = False,
     ) -> Terms:
         """Compute all terms in closed form."""
-        mean, log_std = self.parameters(outputs, temperature).unbind(-1)
+        mean, log_std = self.parameters(outputs[: len(taken)], temperature).unbind(-1)
         kl = None
         if behavior is not None:
             behavior_mean, behavior_log_std = lift(behavior.detach()).unbind(-1)
