@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vla_rl.policies.mlp.linear import Linear
 from vla_rl.policies.parameters import META, fill_linear_and_norms
 from vla_rl.policies.token_policy import TokenOutput, TokenPolicy
 from vla_rl.policies.value_heads import NoCritic
@@ -36,8 +37,8 @@ class MLPPolicy(TokenPolicy):
         self.action_spec = action_spec
         num_outputs = action_spec.num_tokens * action_spec.num_behavior
         self.trunk = _block(state_dim, hidden_dim)
-        self.policy_head = nn.Sequential(_block(hidden_dim, hidden_dim), nn.Linear(hidden_dim, num_outputs))
-        critic = nn.Sequential(_block(hidden_dim, hidden_dim // 2), nn.Linear(hidden_dim // 2, 1))
+        self.policy_head = nn.Sequential(_block(hidden_dim, hidden_dim), Linear(hidden_dim, num_outputs))
+        critic = nn.Sequential(_block(hidden_dim, hidden_dim // 2), Linear(hidden_dim // 2, 1))
         self.value_head = critic if has_critic else NoCritic()
 
     def network(self, inputs: PolicyInputs) -> TokenOutput:
@@ -66,7 +67,7 @@ class MLPPolicy(TokenPolicy):
 
 
 def _block(in_dim: int, out_dim: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(in_dim, out_dim), nn.ReLU(), nn.LayerNorm(out_dim))
+    return nn.Sequential(Linear(in_dim, out_dim), nn.ReLU(), nn.LayerNorm(out_dim))
 
 
 def build_mlp(section: MLPSection, context: PolicyContext, *, device: str, empty: bool = False) -> MLPPolicy:
