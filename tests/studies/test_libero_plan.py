@@ -16,6 +16,10 @@ from vla_rl.cli.main import app
 from vla_rl.envs.seeds import reset_seed
 from vla_rl.errors import UserError
 from vla_rl.evaluation.episode_log import EpisodeLog, EpisodeResult
+from vla_rl.policies.kind import PolicyContext
+from vla_rl.policies.openvla_oft.build import build_openvla_oft
+from vla_rl.policies.openvla_oft.checkpoint_writer import write_checkpoint
+from vla_rl.policies.openvla_oft.section import OpenVLAOFTSection
 from vla_rl.studies import jobs as study_jobs
 from vla_rl.studies.libero.plan import CHOICE_SEED, HELD_OUT_SEED, PRESETS, RING_SIZES, UNCHANGED, choose_start
 from vla_rl.studies.libero.runner import read_study, run_study
@@ -24,6 +28,7 @@ from vla_rl.workers.episodes import training_schedule
 
 PLAN = replace(
     PRESETS["small"],
+    init_states="widened",
     sft_steps=(300, 600, 900, 1200, 1500),
     arms=("gipo", "ppo", UNCHANGED),
     regimes=("fresh", "stale"),
@@ -63,7 +68,7 @@ def test_a_policy_that_never_changes_has_learning_rates_of_zero_and_the_others_t
         for run in PLAN.runs()
         for recipe in [PLAN.recipe_of(run)]
     }
-    assert rates == {"gipo": (1e-4, 1e-3), "ppo": (1e-4, 1e-3), "lr0": (0.0, 0.0)}
+    assert rates == {"gipo": (2e-4, 1e-3), "ppo": (2e-4, 1e-3), "lr0": (0.0, 0.0)}
 
 
 def test_a_stale_run_remembers_four_times_as_much_as_a_fresh_one():
@@ -182,7 +187,7 @@ def test_every_run_is_evaluated_with_sampled_and_greedy_actions_on_equal_states(
         assert "--temperature" not in told["greedy"][1]
         for command, options in told.values():
             assert command[:2] == ["eval", str(tmp_path / "jobs" / run.name)]
-            assert (options["--episodes-per-task"], options["--horizon"], options["--tasks"]) == ("20", "160", "0,1,2")
+            assert (options["--episodes-per-task"], options["--horizon"], options["--tasks"]) == ("20", "160", "2,7")
 
 
 def test_controls_are_played_before_and_by_one_trained_policy(tmp_path):
@@ -334,3 +339,28 @@ def test_a_study_whose_first_stages_fail_names_their_logs(out):
     assert done.exit_code == 1
     assert "2 jobs failed; 12 others wait for them; run the study again to retry them" in done.output
     assert f"sft_24: see {out}/jobs/sft_24.failed/output.log" in done.output
+
+
+# --- a start that is there already -----------------------------------------------------------------------------------
+
+
+def test_a_study_from_a_given_checkpoint_clones_nothing_and_begins_there(tmp_path):
+    start = tmp_path / "start"
+    start.mkdir()
+    section = OpenVLAOFTSection(name="openvla_oft", image_size=28, lora=None, train_backbone=True)
+    context = PolicyContext(seed=0, suite="libero_spatial", tasks=("pick up the bowl",), num_images=1)
+    write_checkpoint(build_openvla_oft(section, context, device="cpu", empty=False), start, step=1)
+    plan = replace(PLAN, start=str(start))
+    jobs = jobs_of(plan, tmp_path)
+    assert {str(job.record["stage"]) for job in jobs} == {"evaluation", "videos", "run"}
+    assert all(set(job.needs) <= {other.name for other in jobs} for job in jobs)
+    assert next(job for job in jobs if job.name == "before_sampled").needs == ()
+    told, _ = arguments(jobs, tmp_path, "before_sampled")
+    assert told[:2] == ["eval", str(start)]
+    told, _ = arguments(jobs, tmp_path, "gipo_fresh_seed0")
+    assert f"policy.checkpoint={start}" in told
+
+
+def test_a_start_that_is_no_checkpoint_is_refused_before_anything_starts(tmp_path):
+    with pytest.raises(UserError, match="missing model"):
+        jobs_of(replace(PLAN, start=str(tmp_path)), tmp_path / "out")

@@ -21,7 +21,7 @@ from vla_rl.studies.libero.words import cautions, parts, words
 
 PLAN = replace(
     PRESETS["small"], tasks=(0, 1), arms=("gipo", "ppo", UNCHANGED), regimes=("fresh",), seeds=3, states=10,
-    sft_steps=(300, 600),
+    sft_steps=(300, 600), init_states="widened", choice_states=10,
 )  # fmt: skip
 BEFORE = 0.4
 AFTER = {"gipo": 0.9, "ppo": 0.5, UNCHANGED: 0.4}
@@ -263,5 +263,5 @@ def test_twice_the_updates_or_states_cost_more(tmp_path):
         arguments = ["study", "libero", "--out", str(tmp_path / "study"), "--dry-run", "--jobs", "2", *options]
         return int(CliRunner().invoke(app, arguments).output.split("about ")[-1].split(" minutes")[0])
 
-    assert minutes("--budget", "128") > 1.5 * minutes()
+    assert minutes("--budget", "192") > 1.5 * minutes()
     assert minutes("--states", "50") > minutes("--states", "5")

@@ -158,6 +158,18 @@ def libero(  # noqa: PLR0913 - one parameter per option
             show_default="the preset's",
         ),
     ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--start",
+            exists=True,
+            file_okay=False,
+            resolve_path=True,
+            help="Checkpoint that all runs start from, such as a public one. Without it demonstrations are collected "
+            "and a policy is cloned from them.",
+            show_default=False,
+        ),
+    ] = None,
     seeds: SeedsOption = None,
     budget: Annotated[
         int | None, typer.Option("--budget", min=1, help="Optimizer steps per run.", show_default="the preset's")
@@ -197,6 +209,7 @@ def libero(  # noqa: PLR0913 - one parameter per option
     chosen: dict[str, Any] = {"arms": _names(surrogates), "regimes": _names(regimes), "recipe": recipe}
     chosen |= {"tasks": None if tasks is None else tuple(parse_tasks(tasks))}
     chosen |= {"seeds": seeds, "optimizer_steps": budget, "states": states, "init_states": init_states}
+    chosen |= {"start": None if start is None else str(start)}
     plan = replace(PRESETS[preset.value], **{name: value for name, value in chosen.items() if value is not None})
     at_once = jobs or len(os.sched_getaffinity(0))
     print(estimate(jobs_of(plan, out), at_once=at_once))

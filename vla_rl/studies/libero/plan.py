@@ -1,9 +1,9 @@
 """Plan of the LIBERO study: demonstrations, a cloned policy that often fails, RL from there, before and after.
 
 A run is one arm, one regime and one seed; everything else comes from one recipe and is the same for all of them. All
-runs start from the same checkpoint. An arm is a surrogate, or `lr0`: a policy that never changes, which shows how far
-success wanders by chance. Every regime has the recipe's replay ratio, so that all runs use as many env steps for as
-many updates; a stale one has a larger ring, so that its samples are older.
+runs start from the same checkpoint: a cloned policy, or one that the user has. An arm is a surrogate, or `lr0`: a
+policy that never changes, which shows how far success wanders by chance. Every regime has the recipe's replay ratio, so
+that all runs use as many env steps for as many updates; a stale one has a larger ring, so that its samples are older.
 
 Initial states never meet. Demonstrations and training draw states with seeds below `SAMPLED_STATES`; the choice of the
 start draws them with one seed above, evaluation before and after with another, or it plays the benchmark's stored
@@ -27,6 +27,7 @@ from vla_rl.workers.episodes import SAMPLED_STATES
 
 RECIPE = "libero_tiny_gipo"
 SFT_RECIPE = "libero_sft_tiny"
+TINY = "tiny"  # stands for a cloned policy that is not there yet
 UNCHANGED = "lr0"  # arm whose learning rates are 0
 RING_SIZES: Mapping[str, int] = {"fresh": 1, "stale": 4}  # capacity of a regime's ring, in recipe's capacities
 CHOICE_SEED = SAMPLED_STATES + 1  # seed of the states on which the start is chosen: above every seed of training
@@ -68,6 +69,7 @@ class Plan:
     optimizer_steps: int  # budget of every run
     states: int  # held-out initial states per task of every evaluation before and after
     recipe: str = RECIPE  # name or path
+    start: str | None = None  # checkpoint that all runs start from; None: a policy is cloned and chosen
     sft_recipe: str = SFT_RECIPE
 
     def __post_init__(self) -> None:
@@ -112,18 +114,19 @@ class Plan:
             f"rollout.max_batch={len(self.tasks)}",
             f"replay.capacity={base.replay.capacity * RING_SIZES[run.regime]}",
             f"budget.optimizer_steps={self.optimizer_steps}",
+            f"optimizer.critic_only_steps={min(base.optimizer.critic_only_steps, self.optimizer_steps - 1)}",
             "budget.env_steps=null",
             "budget.minutes=null",
             *_overrides_of_arm(run.arm),
         ]
 
-    def recipe_of(self, run: StudyRun, *, start: str = "tiny") -> Recipe:
-        """Return the run's recipe.
+    def recipe_of(self, run: StudyRun, *, start: str | None = None) -> Recipe:
+        """Return the run's recipe, from `start`, else from the study's own start, else from random weights.
 
         Raises:
             UserError: recipe and overrides do not fit: `env.suite` refuses every environment but LIBERO.
         """
-        return load_recipe(find_recipe(self.recipe), self.overrides(run, start=start))
+        return load_recipe(find_recipe(self.recipe), self.overrides(run, start=start or self.start or TINY))
 
     def settings(self) -> dict[str, Any]:
         """Return all fields as JSON."""
@@ -197,25 +200,27 @@ PRESETS: Mapping[str, Plan] = {
         states=1,
     ),
     "small": Plan(
-        tasks=(0, 1, 2),
+        tasks=(2, 7),
+        init_states=SAMPLED,
         demonstrations=60,
-        sft_steps=(2400, 3600, 4800),
-        choice_states=10,
+        sft_steps=(1500, 2000),
+        choice_states=16,
         arms=("gipo", "ppo", "sapo", UNCHANGED),
         regimes=("fresh",),
         seeds=1,
-        optimizer_steps=64,
+        optimizer_steps=96,
         states=20,
     ),
     "full": Plan(
-        tasks=(0, 1, 2),
-        demonstrations=100,
-        sft_steps=(2400, 3600, 4800, 6000),
+        tasks=(1, 2, 7),
+        init_states=SAMPLED,
+        demonstrations=60,
+        sft_steps=(2000, 3000),
         choice_states=20,
         arms=("gipo", "ppo", "sapo", UNCHANGED),
         regimes=("fresh", "stale"),
         seeds=3,
-        optimizer_steps=96,
+        optimizer_steps=160,
         states=50,
     ),
 }

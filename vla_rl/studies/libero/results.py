@@ -103,7 +103,7 @@ class StudyData:
 
     plan: Plan
     candidates: Mapping[int, float]  # success by optimizer steps of the cloned policy; empty until all are evaluated
-    start: int | None  # optimizer steps of the chosen candidate
+    start: int | None  # optimizer steps of the chosen candidate; None: not chosen yet, or given
     runs: Sequence[RunResult]
     evaluations: Mapping[tuple[str, Actions], Evaluation]
     seconds: Mapping[str, float]  # of every finished job, by name
@@ -224,7 +224,9 @@ def read_results(plan: Plan, out: Path) -> StudyData:
 
 
 def _read_choice(plan: Plan, folder: Path) -> tuple[Mapping[int, float], int | None]:
-    """Return the candidates' success and the chosen one; nothing until all are evaluated."""
+    """Return the candidates' success and the chosen one; nothing until all are evaluated, or if the start is given."""
+    if plan.start:
+        return {}, None
     try:
         return success_of_candidates(plan, folder), chosen_step(plan, folder)
     except (FileNotFoundError, ValueError):

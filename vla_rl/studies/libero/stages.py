@@ -2,6 +2,8 @@
 
 demos ─► sft ─► start_STEP (each candidate) ─► before_ACTIONS, before_videos
 └─► RUN ─► RUN_ACTIONS, RUN_videos
+
+A study from a given checkpoint begins with `before` and the runs.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from vla_rl.errors import preflight
 from vla_rl.evaluation.episode_log import EPISODES_FILE, read_episodes
 from vla_rl.evaluation.eval_results import summarise
 from vla_rl.run.plan import plan_policy
@@ -48,8 +51,10 @@ def jobs_of(plan: Plan, out: Path) -> list[Job]:
         UserError: a recipe does not fit.
     """
     stages = Stages(plan, out / JOBS)
+    cloning = [] if plan.start else [stages.demos(), *map(stages.sft, plan.sft_steps)]
+    choosing = [] if plan.start else [*map(stages.choice, plan.sft_steps)]
     before = [stages.evaluation("before", actions, stages.start, needs=stages.choices) for actions in ACTIONS]
-    jobs = [stages.demos(), *map(stages.sft, plan.sft_steps), *map(stages.choice, plan.sft_steps), *before]
+    jobs = [*cloning, *choosing, *before]
     jobs.append(stages.videos("before", stages.start, needs=stages.choices))
     for number, run in enumerate(plan.runs()):
         jobs.append(stages.run(run))
@@ -81,15 +86,22 @@ class Stages:
     """Commands of a study's jobs."""
 
     def __init__(self, plan: Plan, folder: Path) -> None:
-        """Take the plan and the folder of the jobs' folders."""
+        """Take the plan and the folder of the jobs' folders.
+
+        Raises:
+            UserError: the recipe does not fit, or a given start is no checkpoint that it can be trained from.
+        """
         self._plan, self._folder = plan, folder
         self._recipe = plan.recipe_of(plan.runs()[0])
         self._tasks = ",".join(map(str, plan.tasks))
+        if plan.start:
+            with preflight():
+                plan_policy(self._recipe.setup)
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """Return the names of the jobs that the choice of the start needs."""
-        return tuple(map(choice_name, self._plan.sft_steps))
+        """Return the names of the jobs that the choice of the start needs; none if it is given."""
+        return () if self._plan.start else tuple(map(choice_name, self._plan.sft_steps))
 
     def folder_of(self, name: str) -> Callable[[], Path]:
         """Return the folder of a finished job, as a function."""
@@ -97,6 +109,8 @@ class Stages:
 
     def start(self) -> Path:
         """Return the checkpoint that RL starts from; all candidates must have been evaluated."""
+        if self._plan.start:
+            return Path(self._plan.start)
         return self._candidate(chosen_step(self._plan, self._folder))
 
     def _candidate(self, step: int) -> Path:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from statistics import fmean
 
 from vla_rl.evaluation.comparison import interval_in_words, mcnemar_in_words
 from vla_rl.evaluation.control import Control
 from vla_rl.reporting.text import number, percent
-from vla_rl.studies.libero.plan import ACTIONS, UNCHANGED, Actions
+from vla_rl.studies.libero.plan import ACTIONS, UNCHANGED, Actions, Plan
 from vla_rl.studies.libero.results import DRIFT, ArmPair, Evaluation, Gain, StudyData
 from vla_rl.studies.pages import Part
 
@@ -85,12 +86,21 @@ def _extent(data: StudyData) -> str:
     env_steps = fmean([result.env_steps for result in data.runs] or [0])
     minutes = sum(data.seconds.values()) / 60
     return (
-        f"{plan.suite}, tasks {', '.join(map(str, plan.tasks))}; {plan.demonstrations} demonstrations of each; "
+        f"{plan.suite}, tasks {', '.join(map(str, plan.tasks))}; {_origin(plan)}; "
         f"{len(data.runs)} of {len(plan.runs())} runs: {', '.join(plan.arms)}, {', '.join(plan.regimes)}, "
         f"{plan.seeds} seed(s). Recipe {plan.recipe}, {plan.optimizer_steps} optimizer steps and {env_steps:,.0f} env "
         f"steps a run. Success is that of {states} held-out episodes: {plan.states} {plan.held_out} initial states "
         "of each task, the same for all, on which nothing was trained or chosen. The finished jobs took "
         f"{minutes:.0f} minutes, summed."
+    )
+
+
+def _origin(plan: Plan) -> str:
+    """Return what the start was made from."""
+    return (
+        f"all runs start from {Path(plan.start).name}"
+        if plan.start
+        else f"{plan.demonstrations} demonstrations of each"
     )
 
 
