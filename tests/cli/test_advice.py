@@ -35,11 +35,13 @@ SPEAKERS = {
     "vla_rl/envs/metaworld/section.py": ["eval"],
     "vla_rl/cli/export.py": ["export"],
     "vla_rl/export": ["export"],
-    "vla_rl/cli/study.py": ["study metaworld", "study libero", "study gridworld"],
+    "vla_rl/envs/libero/folders": ["eval"],
+    "vla_rl/cli/study.py": ["study metaworld", "study libero", "study gridworld", "study groups"],
     "vla_rl/studies/metaworld": ["study metaworld"],
     "vla_rl/studies/libero": ["study libero"],
+    "vla_rl/studies/grouped": ["study groups"],
     "vla_rl/studies/surrogate_labels.py": ["study metaworld", "study libero"],
-    "vla_rl/studies/study_file.py": ["study metaworld", "study libero"],
+    "vla_rl/studies/study_file.py": ["study metaworld", "study libero", "study groups"],
     "vla_rl/policies/kind.py": ["eval"],
     "vla_rl/policies/openvla_oft/dataset_statistics.py": ["eval"],
     "vla_rl/policies/openvla_oft/section.py": ["eval"],
@@ -69,6 +71,7 @@ FOREIGN = {
     "vla_rl/reporting/manifest.py": {"--porcelain", "--untracked-files"},
     "vla_rl/reporting/html.py": None,  # variables of CSS
     "vla_rl/studies/metaworld/runner.py": {"--run-dir"},  # builds the command of a training
+    "vla_rl/studies/grouped/runner.py": {"--run-dir"},  # builds the command of a training
     "vla_rl/sharing/card.py": None,  # writes commands of other programs and verbs
     "vla_rl/tracking/mlflow.py": {"--backend-store-uri"},
     "vla_rl/tracking/trackio.py": {"--project"},
