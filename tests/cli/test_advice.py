@@ -73,6 +73,7 @@ FOREIGN = {
     "vla_rl/studies/metaworld/runner.py": {"--run-dir"},  # builds the command of a training
     "vla_rl/studies/grouped/runner.py": {"--run-dir"},  # builds the command of a training
     "vla_rl/sharing/card.py": None,  # writes commands of other programs and verbs
+    "vla_rl/policies/openvla_oft/original_code.py": None,  # writes the command of the original code
     "vla_rl/tracking/mlflow.py": {"--backend-store-uri"},
     "vla_rl/tracking/trackio.py": {"--project"},
     "vla_rl/studies/libero/stages.py": None,  # builds commands of other verbs

@@ -85,6 +85,7 @@ class PolicySection(Section):
     has_layers: ClassVar[bool] = False  # layers that learner.compile=layers can compile
     reserved_names: ClassVar[tuple[str, ...]] = ()  # of random weights: such a name is no folder
     stored_as: ClassVar[str] = ""  # by which files a folder is known to hold such a policy, in words
+    card_tags: ClassVar[tuple[str, ...]] = ()  # of a model card
 
     @property
     def has_critic(self) -> bool:
@@ -129,6 +130,15 @@ class PolicySection(Section):
 
         Raises:
             ValueError: it is broken, or cannot be fetched.
+        """
+        return None
+
+    def loaded_elsewhere(self, folder: str, *, suite: str) -> str | None:  # noqa: ARG002 - for kinds that are stored
+        """Return how other programs load such a policy from its files, in Markdown; None if none can.
+
+        Args:
+            folder: that holds the files.
+            suite: of the tasks, or a placeholder.
         """
         return None
 

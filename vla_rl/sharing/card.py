@@ -15,8 +15,6 @@ from vla_rl.evaluation.policy_source import PolicySource, find_policy
 from vla_rl.evaluation.provenance import UNKNOWN_TRAINING
 from vla_rl.policies.openvla_oft.adapters import WEIGHTS_FILE as ADAPTER_WEIGHTS
 from vla_rl.policies.openvla_oft.config import RANDOM_7B, TINY
-from vla_rl.policies.openvla_oft.section import OpenVLAOFTSection
-from vla_rl.policies.openvla_oft.source import find_source
 from vla_rl.reporting.text import percent
 from vla_rl.sharing.quoted_scores import Scores, scores_of
 
@@ -73,8 +71,7 @@ def _front(
     source: PolicySource, history: History | None, scores: Sequence[Scores], license_name: str | None, *, name: str
 ) -> str:
     """Return the YAML that the hub reads. JSON is YAML, and quotes what needs it."""
-    is_oft = isinstance(source.policy, OpenVLAOFTSection)
-    tags = ["vla-rl", *(["vla", "openvla-oft"] if is_oft else []), "robotics"]
+    tags = ["vla-rl", *source.policy.card_tags, "robotics"]
     if history is not None:
         tags.append("reinforcement-learning" if history.stage == "train" else "imitation-learning")
     lines = ["---", "library_name: vla-rl", "pipeline_tag: robotics", f"tags: {json.dumps(tags)}"]
@@ -267,7 +264,7 @@ def _tasks(tasks: Sequence[dict[str, Any]]) -> str:
 def _loading(source: PolicySource, repo: str) -> Iterator[str]:
     yield "## How to load it"
     section = source.policy
-    if not isinstance(section, OpenVLAOFTSection):
+    if not section.stored_as:
         yield f"A policy of kind `{section.name}` is evaluated from its run alone: `vla-rl eval RUN`."
         return
     suite = "" if source.training is not None or source.run is not None else " --suite SUITE"
@@ -279,19 +276,9 @@ def _loading(source: PolicySource, repo: str) -> Iterator[str]:
         yield f"It is a LoRA adapter (`{ADAPTER_WEIGHTS}`) that peft can load; its base must be there as well."
         return
     task_suite = "SUITE" if source.training is None else source.training.suite
-    found = find_source(
-        section.checkpoint,
-        profile=section.profile,
-        image_size=section.image_size,
-        proprio=section.proprio,
-        accept_l1_head=True,
-    )
-    yield (
-        "With the [original code](https://github.com/moojink/openvla-oft), whose layout the files have:\n\n```sh\n"
-        "python experiments/robot/libero/run_libero_eval.py --pretrained_checkpoint policy \\\n"
-        f"  --task_suite_name {task_suite} --use_l1_regression {found.l1_head} --use_diffusion False \\\n"
-        f"  --use_film False --num_images_in_input {found.profile.num_images} --use_proprio {found.proprio}\n```"
-    )
+    elsewhere = section.loaded_elsewhere("policy", suite=task_suite)
+    if elsewhere is not None:
+        yield elsewhere
 
 
 def _is_adapter(source: PolicySource) -> bool:

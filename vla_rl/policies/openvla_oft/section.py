@@ -126,6 +126,12 @@ class OpenVLAOFTSection(PolicySection):
             files_in=files.folders,
         )
 
+    def loaded_elsewhere(self, folder: str, *, suite: str) -> str:
+        """Return the command of the original code; see the base."""
+        from vla_rl.policies.openvla_oft.original_code import evaluation_command
+
+        return evaluation_command(self, folder, suite=suite)
+
     @classmethod
     def _acting(cls, checkpoint: str, profile: str, statistics: str | None, *, bf16: bool) -> Self:
         """Return the section of a policy of which nothing is trained."""
