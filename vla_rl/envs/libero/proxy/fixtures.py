@@ -43,7 +43,7 @@ class Hinge:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Body:
     """Body of a fixture."""
 
     name: str
@@ -54,7 +54,7 @@ class Part:
     kilograms: float | None = None  # an explicit mass with unit inertia, as the originals' moving parts have
     regions: tuple[Region, ...] = ()
     lamp: bool = False  # the stove's burner: a site whose alpha LIBERO toggles
-    parts: tuple[Part, ...] = ()
+    parts: tuple[Body, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +63,13 @@ class Fixture:
 
     folder: str
     sites: tuple[float, float, float]  # bottom z, top z, radius
-    root: Part
+    root: Body
     contact: str = "standard"  # key of mjcf.CONTACT
 
 
 def _drawer(
     name: str, joint: str, centre: float, low: float, high: float, colours: tuple[Colour, Colour, Colour]
-) -> Part:
+) -> Body:
     """Build a drawer that slides out along -y: four walls, a floor, a bar to pull, and a face framed by its seams."""
     face, handle, seam = colours
     walls = hollow(
@@ -79,7 +79,7 @@ def _drawer(
         face,
     )
     bar = centre - 0.005
-    return Part(
+    return Body(
         name=f"cabinet_{name}",
         joint=Hinge(joint, "slide", (0.0, 1.0, 0.0), (-0.16, 0.01), 50.0),
         kilograms=3.0,
@@ -112,7 +112,7 @@ def _cabinet(carcass: Colour, face: Colour, handle: Colour, seam: Colour) -> Fix
         {"+z": 0.005, "-z": 0.005, "+y": 0.014, "-x": 0.014, "+x": 0.015},
         carcass,
     )
-    base = Part(
+    base = Body(
         name="base",
         shapes=walls,
         regions=(Region("top_side", (0.1253, 0.0944, 0.0015), (0.0035, 0.0157, 0.2215)),),
@@ -122,12 +122,12 @@ def _cabinet(carcass: Colour, face: Colour, handle: Colour, seam: Colour) -> Fix
             _drawer("bottom", "bottom_level", 0.0470, 0.0115, 0.0785, (face, handle, seam)),
         ),
     )
-    return Fixture(ARTICULATED, (-0.045, 0.045, 0.045), Part(name="object", parts=(base,)))
+    return Fixture(ARTICULATED, (-0.045, 0.045, 0.045), Body(name="object", parts=(base,)))
 
 
 def _stove() -> Fixture:
     """Build a hot plate with a knob beside it; the lamp over the plate lights up when the knob passes 0.5."""
-    burner = Part(
+    burner = Body(
         name="burner",
         pos=(0.15, 0.0, 0.0),
         regions=(Region("cook_region", (0.075, 0.075, 0.0025), (0.0, 0.0, 0.0)),),
@@ -137,7 +137,7 @@ def _stove() -> Fixture:
             box((-0.095, -0.095, 0.0245), (0.095, 0.095, 0.0255), _METAL, visible=False),
         ),
         parts=(
-            Part(
+            Body(
                 name="burner_plate",
                 shapes=(
                     band(0.078, 0.020, 0.0212, _DARK),
@@ -147,7 +147,7 @@ def _stove() -> Fixture:
             ),
         ),
     )
-    button = Part(
+    button = Body(
         name="button",
         quat=about("z", math.pi / 2.0),
         joint=Hinge("button", "hinge", (0.0, 0.0, 1.0), (-0.005, 2.1), 1.0),
@@ -158,7 +158,7 @@ def _stove() -> Fixture:
             box((-0.003, 0.020, 0.0500), (0.003, 0.047, 0.0504), (220, 60, 40), collides=False),
         ),
     )
-    root = Part(name="object", parts=(Part(name="base", parts=(burner, button)),))
+    root = Body(name="object", parts=(Body(name="base", parts=(burner, button)),))
     return Fixture(ARTICULATED, (-0.045, 0.045, 0.045), root)
 
 
@@ -177,7 +177,7 @@ def _microwave() -> Fixture:
         box((0.110, -0.1120, 0.030), (0.153, -0.1106, 0.110), (134, 132, 131), collides=False),
     )
     # In the frame of the door, whose hinge is at -0.1725 -0.088 0.096.
-    door = Part(
+    door = Body(
         name="microdoorroot",
         pos=(-0.1725, -0.088, 0.096),
         joint=Hinge("microjoint", "hinge", (0.0, 0.0, 1.0), (-2.094, 0.0), 0.5),
@@ -192,7 +192,7 @@ def _microwave() -> Fixture:
             box((0.236, -0.050, 0.050), (0.250, -0.023, 0.065), _DARK),
         ),
     )
-    root = Part(
+    root = Body(
         name="object",
         shapes=(*walls, *panel),
         regions=(
@@ -236,11 +236,11 @@ def _wine_rack() -> Fixture:
         _on_rack((-0.118, 0.022, -0.024), (0.118, 0.030, 0.020), dark),  # and is held by this
     )
     rails = tuple(box((-0.118, 0.110, z), (0.118, 0.126, z + 0.018), dark) for z in (0.060, 0.180, 0.300))
-    root = Part(
+    root = Body(
         name="object",
         shapes=(*sides, *rails),
         parts=(
-            Part(
+            Body(
                 name="shelf",
                 shapes=shelf,
                 regions=(Region("top_region", (0.1009, 0.022, 0.0025), _RACK_PLACE, _RACK_TURN),),
@@ -275,7 +275,7 @@ def _desk_caddy() -> Fixture:
             (0.0, 0.0, math.sqrt(0.5), -math.sqrt(0.5)),
         ),
     )
-    root = Part(name="object", shapes=(floor, *ends, *dividers, back, middle, *front), regions=regions)
+    root = Body(name="object", shapes=(floor, *ends, *dividers, back, middle, *front), regions=regions)
     return Fixture(TURBOSQUID, (-0.06, 0.04, 0.025), root)
 
 

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterable
 
 from vla_rl.envs.libero.proxy.arenas import Arena
-from vla_rl.envs.libero.proxy.fixtures import Fixture, Part
+from vla_rl.envs.libero.proxy.fixtures import Body, Fixture
 from vla_rl.envs.libero.proxy.movables import Movable, Region
 from vla_rl.envs.libero.proxy.shapes import NO_TURN, Colour, Shape
 
@@ -134,7 +134,7 @@ def _object_file(name: str, sites: tuple[float, float, float]) -> tuple[ET.Eleme
     return root, inner
 
 
-def _fill(body: ET.Element, part: Part, contact: dict[str, str]) -> None:
+def _fill(body: ET.Element, part: Body, contact: dict[str, str]) -> None:
     if part.kilograms is not None:
         ET.SubElement(body, "inertial", pos="0 0 0", mass=_number(part.kilograms), diaginertia="1 1 1")
     if part.joint is not None:
@@ -202,7 +202,7 @@ def _table(world: ET.Element, arena: Arena) -> None:
             )
     if arena.table is not None:
         name, shapes = arena.table
-        _fill(ET.SubElement(world, "body", name=name), Part(name=name, shapes=shapes), CONTACT["standard"])
+        _fill(ET.SubElement(world, "body", name=name), Body(name=name, shapes=shapes), CONTACT["standard"])
 
 
 def _placed(shape: Shape) -> dict[str, str]:
