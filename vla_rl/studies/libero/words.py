@@ -96,12 +96,10 @@ def _extent(data: StudyData) -> str:
 
 
 def _origin(plan: Plan) -> str:
-    """Return what the start was made from."""
-    return (
-        f"all runs start from {Path(plan.start).name}"
-        if plan.start
-        else f"{plan.demonstrations} demonstrations of each"
-    )
+    """Return what the start was made from; of a given checkpoint's path only the end, which means something elsewhere."""
+    if plan.start is None:
+        return f"{plan.demonstrations} demonstrations of each"
+    return f"all runs start from {'/'.join(Path(plan.start).parts[-2:])}"
 
 
 def _start(data: StudyData) -> Iterator[str]:
