@@ -96,7 +96,7 @@ def _extent(data: StudyData) -> str:
 
 
 def _origin(plan: Plan) -> str:
-    """Return what the start was made from; of a given checkpoint's path only the end, which means something elsewhere."""
+    """Return what the start was made from: of a given checkpoint the end of its path."""
     if plan.start is None:
         return f"{plan.demonstrations} demonstrations of each"
     return f"all runs start from {'/'.join(Path(plan.start).parts[-2:])}"
