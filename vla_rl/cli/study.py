@@ -16,7 +16,10 @@ from vla_rl.cli.commentary import only_comments
 from vla_rl.errors import RunFailureError, UserError, preflight
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vla_rl.studies.jobs import Progress
+    from vla_rl.studies.pages import WrittenStudy
 
 app = typer.Typer(no_args_is_help=True, help="Reproduce an experiment of the paper.")
 
@@ -116,15 +119,24 @@ def metaworld(
     only_comments()
     progress = run_grid(grid, out, jobs=at_once, say=partial(print, flush=True))
     if progress.kept or progress.finished:
-        with preflight():
-            print("\n".join(f"wrote {path}" for path in write_study(out).files))
-    _require_success(progress, out)
+        _write(write_study, out)
+    _require_success(progress, out / "runs", "runs")
 
 
-def _require_success(progress: Progress, out: Path) -> None:
+def _write(write_study: Callable[[Path], WrittenStudy], out: Path) -> None:
+    """Write a study's results and say where they are."""
+    with preflight():
+        print("\n".join(f"wrote {path}" for path in write_study(out).files))
+
+
+def _require_success(progress: Progress, folder: Path, noun: str) -> None:
+    """Raise RunFailureError if a job failed; its log is in `folder`."""
     if progress.failed:
-        names = "\n".join(f"  {run.name}: see {out}/runs/{run.name}.failed/output.log" for run in progress.failed)
-        raise RunFailureError(f"{len(progress.failed)} runs failed; run the study again to retry them\n{names}")
+        names = "\n".join(f"  {job.name}: see {folder}/{job.name}.failed/output.log" for job in progress.failed)
+        waiting = f"; {len(progress.blocked)} others wait for them" if progress.blocked else ""
+        raise RunFailureError(
+            f"{len(progress.failed)} {noun} failed{waiting}; run the study again to retry them\n{names}"
+        )
 
 
 @app.command()
@@ -218,14 +230,8 @@ def libero(  # noqa: PLR0913 - one parameter per option
     only_comments()
     progress = run_study(plan, out, at_once=at_once, say=partial(print, flush=True))
     if says_something(out):
-        with preflight():
-            print("\n".join(f"wrote {path}" for path in write_study(out).files))
-    if progress.failed:
-        names = "\n".join(f"  {job.name}: see {out}/jobs/{job.name}.failed/output.log" for job in progress.failed)
-        waiting = f"; {len(progress.blocked)} others wait for them" if progress.blocked else ""
-        raise RunFailureError(
-            f"{len(progress.failed)} jobs failed{waiting}; run the study again to retry them\n{names}"
-        )
+        _write(write_study, out)
+    _require_success(progress, out / "jobs", "jobs")
 
 
 @app.command()
@@ -290,9 +296,8 @@ def groups(
     only_comments()
     progress = run_study(plan, out, at_once=at_once, say=partial(print, flush=True))
     if progress.kept or progress.finished:
-        with preflight():
-            print("\n".join(f"wrote {path}" for path in write_study(out).files))
-    _require_success(progress, out)
+        _write(write_study, out)
+    _require_success(progress, out / "runs", "runs")
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:

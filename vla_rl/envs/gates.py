@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from vla_rl.envs.kind import EnvironmentSection, EnvPlan
-from vla_rl.section import NonNegative, RulesError, distinct
+from vla_rl.envs.kind import EnvPlan
+from vla_rl.envs.numbered_tasks import NumberedTasksSection
 from vla_rl.types import ChunkResult, FloatArray, Observation, StateSpace, TaskInfo, UInt8Array
 
 STATE_DIM = 4
@@ -102,27 +102,14 @@ class GatesEnv:
         return Observation(frames=_NO_FRAMES, state=np.array(state, dtype=np.float32))
 
 
-class GatesSection(EnvironmentSection):
+class GatesSection(NumberedTasksSection):
     """Gates in a row, a toy of known difficulty: random directions succeed with probability open^gates."""
 
     name: Literal["gates"]
-    tasks: list[NonNegative] = Field([0], description="each seeds other starts")
     gates: Annotated[int, Field(ge=1, le=10_000)] = Field(4, description="gates of an episode, one decision each")
     open: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         0.5, description="share of all directions that pass a gate; the untrained policy is close to uniform"
     )
-
-    @model_validator(mode="after")
-    def _tasks_are_distinct(self) -> Self:
-        problems = distinct("tasks", self.tasks)
-        if problems:
-            raise RulesError(problems)
-        return self
-
-    @property
-    def task_ids(self) -> list[int]:
-        """Return the task ids, in order."""
-        return list(self.tasks)
 
     @property
     def episode_horizon(self) -> int:

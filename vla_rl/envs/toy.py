@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from vla_rl.envs.kind import EnvironmentSection, EnvPlan
-from vla_rl.section import Horizon, NonNegative, RulesError, distinct
+from vla_rl.envs.kind import EnvPlan
+from vla_rl.envs.numbered_tasks import NumberedTasksSection
+from vla_rl.section import Horizon
 from vla_rl.types import ChunkResult, FloatArray, Observation, StateSpace, TaskInfo, UInt8Array
 
 ACTION_DIM = 2
@@ -143,28 +144,15 @@ class ToyEnv:
         return Observation(frames=_NO_FRAMES, state=state)
 
 
-class ToySection(EnvironmentSection):
+class ToySection(NumberedTasksSection):
     """A state-only reaching task that is solved in seconds: for trying the program out and for its own tests."""
 
     name: Literal["toy"]
-    tasks: list[NonNegative] = Field([0], description="task ids; each has its own starts and goals")
     horizon: Horizon = Field(16, description="control steps")
     chunk_size: Horizon = Field(2, description="control steps per decision")
     step_seconds: Annotated[float, Field(ge=0.0, le=3600.0)] = Field(
         0.0, description="time that each control step sleeps, to imitate a slow simulator"
     )
-
-    @model_validator(mode="after")
-    def _tasks_are_distinct(self) -> Self:
-        problems = distinct("tasks", self.tasks)
-        if problems:
-            raise RulesError(problems)
-        return self
-
-    @property
-    def task_ids(self) -> list[int]:
-        """Return the task ids, in order."""
-        return list(self.tasks)
 
     @property
     def episode_horizon(self) -> int:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vla_rl.errors import UserError
 from vla_rl.files import read_json_object
 from vla_rl.recipe import Recipe, build_recipe
+
+P = TypeVar("P")
 
 STUDY_FILE = "study.json"
 KIND = "study"  # field with the kind of the study
@@ -22,6 +24,28 @@ def kind_of(folder: Path) -> str:
         ValueError: `study.json` is missing or broken.
     """
     return str(read_json_object(folder / STUDY_FILE).get(KIND, METAWORLD))
+
+
+def read_settings(out: Path, kind: str, parse: Callable[..., P]) -> tuple[P, str]:
+    """Return the plan of a study of that kind, and the recipe (YAML) that it began with.
+
+    Args:
+        out: folder of the study.
+        kind: kind of the study.
+        parse: makes the plan from the settings; takes them and `source`, the file that they are from.
+
+    Raises:
+        ValueError: `study.json` is missing, broken, or of another kind; names it.
+    """
+    path = out / STUDY_FILE
+    values = read_json_object(path)
+    match values:
+        case {"study": found, "plan": dict(plan), "base": str(base)} if found == kind:
+            return parse(plan, source=path), base
+    raise ValueError(
+        f"{path}: expected a study of {kind} (study, plan, base), found {', '.join(values) or 'nothing'}; restore "
+        "the file, or start the study in another folder"
+    )
 
 
 def refuse_another_study(

@@ -10,13 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vla_rl.errors import UserError, preflight
-from vla_rl.files import atomic_write_json, read_json_object
+from vla_rl.files import atomic_write_json
 from vla_rl.recipe import find_recipe, load_recipe
 from vla_rl.run.folder_lock import claim_folder
 from vla_rl.studies.grouped.plan import METHODS, REPLAY_RATIO, GroupPlan, GroupRun, group_plan_from
 from vla_rl.studies.jobs import Job, Progress, Say, run_jobs, share_of_env_steps
 from vla_rl.studies.pace import Expected
-from vla_rl.studies.study_file import KIND, STUDY_FILE, refuse_another_study
+from vla_rl.studies.study_file import KIND, STUDY_FILE, read_settings, refuse_another_study
 
 GROUPS = "groups"  # kind of the study
 RUN_FILE = "study_run.json"
@@ -61,15 +61,7 @@ def read_study(out: Path) -> tuple[GroupPlan, str]:
     Raises:
         ValueError: `study.json` is missing or broken; names it.
     """
-    path = out / STUDY_FILE
-    values = read_json_object(path)
-    match values:
-        case {"study": "groups", "plan": dict(plan), "base": str(base)}:
-            return group_plan_from(plan, source=path), base
-    raise ValueError(
-        f"{path}: expected a study of groups (study, plan, base), found {', '.join(values) or 'nothing'}; put the file "
-        "back, or begin the study in another folder"
-    )
+    return read_settings(out, GROUPS, group_plan_from)
 
 
 def run_study(plan: GroupPlan, out: Path, *, at_once: int, say: Say) -> Progress:

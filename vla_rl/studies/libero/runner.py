@@ -9,13 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from vla_rl.errors import preflight
-from vla_rl.files import atomic_write_json, read_json_object
+from vla_rl.files import atomic_write_json
 from vla_rl.recipe import find_recipe, load_recipe
 from vla_rl.run.folder_lock import claim_folder
 from vla_rl.studies.jobs import Progress, Say, run_jobs
 from vla_rl.studies.libero.plan import Plan, grown, plan_from
 from vla_rl.studies.libero.stages import JOB_FILE, JOBS, jobs_of
-from vla_rl.studies.study_file import KIND, STUDY_FILE, refuse_another_study
+from vla_rl.studies.study_file import KIND, STUDY_FILE, read_settings, refuse_another_study
 
 LIBERO = "libero"
 GROWING = ("arms", "regimes", "seeds")  # fields that a later call may extend
@@ -53,15 +53,7 @@ def read_study(out: Path) -> tuple[Plan, str]:
     Raises:
         ValueError: `study.json` is missing or broken; names it.
     """
-    path = out / STUDY_FILE
-    values = read_json_object(path)
-    match values:
-        case {"study": "libero", "plan": dict(plan), "base": str(base)}:
-            return plan_from(plan, source=path), base
-    raise ValueError(
-        f"{path}: expected a LIBERO study (study, plan, base), found {', '.join(values) or 'nothing'}; restore "
-        "the file, or start the study in another folder"
-    )
+    return read_settings(out, LIBERO, plan_from)
 
 
 def run_study(plan: Plan, out: Path, *, at_once: int, say: Say) -> Progress:
