@@ -364,3 +364,14 @@ def test_a_study_from_a_given_checkpoint_clones_nothing_and_begins_there(tmp_pat
 def test_a_start_that_is_no_checkpoint_is_refused_before_anything_starts(tmp_path):
     with pytest.raises(UserError, match="missing model"):
         jobs_of(replace(PLAN, start=str(tmp_path)), tmp_path / "out")
+
+
+def test_a_study_of_another_kind_is_not_read_as_this_one(tmp_path):
+    out = tmp_path / "study"
+    out.mkdir()
+    settings = {"study": "groups", "plan": json.loads(json.dumps(PLAN.settings())), "base": "name: toy"}
+    (out / "study.json").write_text(json.dumps(settings), encoding="utf-8")
+    with pytest.raises(ValueError, match="expected a study of libero"):
+        read_study(out)
+    (out / "study.json").write_text(json.dumps(settings | {"study": "libero"}), encoding="utf-8")
+    assert read_study(out) == (PLAN, "name: toy")
