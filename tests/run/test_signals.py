@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 
 import pytest
@@ -47,6 +48,45 @@ def test_a_signal_that_a_library_swallowed_while_it_was_imported_is_still_a_requ
     with StopRequest() as stop:
         assert not stop.requested
     heed_signals()
+
+
+class _EndsBadly:
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_within_a_destructor_interrupts_a_moment_later(number, capsys):
+    """Python prints what a destructor raises and goes on."""
+    with pytest.raises(KeyboardInterrupt), interrupted_by_signals():
+        ending = _EndsBadly(number)
+        del ending
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_signal_that_comes_within_a_destructor_is_a_request_where_one_is_awaited(capsys):
+    with interrupted_by_signals():
+        ending = _EndsBadly(signal.SIGTERM)
+        del ending
+        with StopRequest() as stop:
+            assert stop.requested
+            time.sleep(0.2)  # a second interruption would end the run without a checkpoint
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_other_failures_of_destructors_are_reported_as_ever(monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: seen.append(unraisable.exc_type))
+    with interrupted_by_signals():
+        ending = _EndsBadly(-1)
+        del ending
+    assert seen == [OSError]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ from typing import Self
 
 from vla_rl.ipc.parent_death import FOR_THE_PARENT, stop_signals
 
+_AGAIN_SECONDS = 0.05  # until an interruption that a destructor swallowed is raised again
 _pending: list[int] = []  # signals received before anything could handle them; no lock, because a handler adds to it
 
 
@@ -73,7 +76,8 @@ def interrupted_by_signals(*, only_noted: bool = False) -> Iterator[None]:
     (`nohup`) stays ignored. Outside the main thread nothing changes.
 
     Libraries may swallow exceptions raised while they are imported: a `StopRequest` entered afterwards is then already
-    requested, and `heed_signals` raises again.
+    requested, and `heed_signals` raises again. Python itself swallows those raised in a destructor or a callback from C:
+    they are raised again a moment later.
 
     Args:
         only_noted: raise nothing, not even for Ctrl-C; only a `StopRequest` handles the signal. Meant for the ranks of
@@ -92,9 +96,26 @@ def interrupted_by_signals(*, only_noted: bool = False) -> Iterator[None]:
     previous = {each: handler for each in caught if (handler := signal.getsignal(each)) not in (signal.SIG_IGN, None)}
     for each in previous:
         signal.signal(each, interrupt)
+
+    report = sys.unraisablehook
+
+    def raise_again(unraisable: sys.UnraisableHookArgs) -> None:
+        if isinstance(unraisable.exc_value, KeyboardInterrupt):
+            threading.Timer(
+                _AGAIN_SECONDS, interrupt_again
+            ).start()  # what is raised in here would be swallowed as well
+        else:
+            report(unraisable)
+
+    def interrupt_again() -> None:
+        if signal.getsignal(signal.SIGINT) is interrupt:  # neither left nor handed over to a `StopRequest`
+            _thread.interrupt_main()
+
+    sys.unraisablehook = raise_again
     try:
         yield
     finally:
+        sys.unraisablehook = report
         _pending.clear()
         for each, handler in previous.items():
             signal.signal(each, handler)
