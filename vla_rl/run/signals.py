@@ -76,8 +76,8 @@ def interrupted_by_signals(*, only_noted: bool = False) -> Iterator[None]:
     (`nohup`) stays ignored. Outside the main thread nothing changes.
 
     Libraries may swallow exceptions raised while they are imported: a `StopRequest` entered afterwards is then already
-    requested, and `heed_signals` raises again. Python itself swallows those raised in a destructor or a callback from C:
-    they are raised again a moment later.
+    requested, and `heed_signals` raises again. Python itself swallows those raised in a destructor or in a callback from
+    C: they are raised again a moment later.
 
     Args:
         only_noted: raise nothing, not even for Ctrl-C; only a `StopRequest` handles the signal. Meant for the ranks of
@@ -101,9 +101,7 @@ def interrupted_by_signals(*, only_noted: bool = False) -> Iterator[None]:
 
     def raise_again(unraisable: sys.UnraisableHookArgs) -> None:
         if isinstance(unraisable.exc_value, KeyboardInterrupt):
-            threading.Timer(
-                _AGAIN_SECONDS, interrupt_again
-            ).start()  # what is raised in here would be swallowed as well
+            threading.Timer(_AGAIN_SECONDS, interrupt_again).start()  # raised in here it would be lost again
         else:
             report(unraisable)
 
