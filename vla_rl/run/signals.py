@@ -76,8 +76,8 @@ def interrupted_by_signals(*, only_noted: bool = False) -> Iterator[None]:
     (`nohup`) stays ignored. Outside the main thread nothing changes.
 
     Libraries may swallow exceptions raised while they are imported: a `StopRequest` entered afterwards is then already
-    requested, and `heed_signals` raises again. Python itself swallows those raised in a destructor or in a callback from
-    C: they are raised again a moment later.
+    requested, and `heed_signals` raises again. Python itself swallows those raised in a destructor or in a callback
+    from C: they are raised again a moment later.
 
     Args:
         only_noted: raise nothing, not even for Ctrl-C; only a `StopRequest` handles the signal. Meant for the ranks of
