@@ -10,6 +10,7 @@ from vla_rl.policies.kind import PolicyContext
 from vla_rl.policies.mlp.network import build_mlp
 from vla_rl.policies.mlp.section import MLPSection
 from vla_rl.policies.parameters import assign_parameters
+from vla_rl.rl.distributions import MAX_STD, MIN_STD, width_of
 from vla_rl.types import PolicyInputs, StateSpace
 
 SECTION = MLPSection(name="mlp", num_bins=11, hidden_dim=16)
@@ -49,6 +50,40 @@ def test_without_bins_a_token_has_a_mean_and_a_log_deviation_and_is_clipped_on_i
     np.testing.assert_array_equal(actions, [[[-1.0, 0.25, 1.0], [-0.5, 0.0, 0.75]]])
 
 
+def test_without_a_dependence_on_the_state_the_deviation_is_one_parameter_for_each_component():
+    policy = make(distribution="gaussian", state_dependent_std=False, initial_std=0.6)
+    assert policy.width.shape == (6,)
+    with torch.no_grad():
+        acted = policy.act(inputs(), greedy=True, with_behavior=True)
+        policy.width[1] = width_of(0.2)
+        changed = policy.act(inputs(), with_behavior=True)
+    assert acted.behavior[..., 1].exp().numpy() == pytest.approx(0.6)
+    assert torch.equal(acted.tokens, acted.behavior[..., 0])  # greedy takes the mean,
+    assert not torch.equal(acted.tokens[0], acted.tokens[1])  # which depends on the state
+    assert changed.behavior[0, :, 1].exp().tolist() == pytest.approx([0.6, 0.2, 0.6, 0.6, 0.6, 0.6])
+
+
+def test_a_deviation_of_the_state_starts_around_the_same_value():
+    narrow, wide = (make(distribution="gaussian", initial_std=std) for std in (None, 0.6))
+    widths = [policy.network(inputs()).logits[..., 1] for policy in (narrow, wide)]
+    assert (widths[1] - widths[0]).detach().numpy() == pytest.approx(width_of(0.6), abs=1e-6)
+    assert torch.equal(narrow.network(inputs()).logits[..., 0], wide.network(inputs()).logits[..., 0])
+
+
+@pytest.mark.parametrize("family", [{}, {"distribution": "gaussian"}])
+def test_the_scale_of_the_outputs_scales_what_an_untrained_network_gives(family):
+    full, small = (make(**family, output_scale=scale).network(inputs()) for scale in (1.0, 0.01))
+    torch.testing.assert_close(small.logits, 0.01 * full.logits)
+    assert torch.equal(small.values, full.values)
+
+
+@pytest.mark.parametrize("std", [0.1, 1.0])
+def test_an_initial_deviation_at_a_bound_is_refused(std):
+    assert std in (MIN_STD, MAX_STD)
+    with pytest.raises(ValidationError, match="initial_std"):
+        MLPSection(name="mlp", distribution="gaussian", initial_std=std)
+
+
 def test_the_value_loss_trains_the_critic_alone():
     policy = make()
     policy.network(inputs()).values.sum().backward()
@@ -56,8 +91,9 @@ def test_the_value_loss_trains_the_critic_alone():
     assert reached == {name for name, _ in policy.named_parameters() if policy.is_value_parameter(name)} != set()
 
 
-def test_the_policy_loss_trains_all_but_the_critic():
-    policy = make()
+@pytest.mark.parametrize("family", [{}, {"distribution": "gaussian", "state_dependent_std": False}])
+def test_the_policy_loss_trains_all_but_the_critic(family):
+    policy = make(**family)
     policy.network(inputs()).logits.square().sum().backward()
     reached = {name for name, parameter in policy.named_parameters() if parameter.grad is not None}
     assert reached == {name for name, _ in policy.named_parameters() if not policy.is_value_parameter(name)}

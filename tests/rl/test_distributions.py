@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from vla_rl.rl.distributions import MAX_STD, MIN_STD, Categorical, Gaussian, distribution_of
+from vla_rl.rl.distributions import Categorical, Gaussian, distribution_of, width_of
 
 LOGITS = torch.tensor([[0.0, math.log(3.0)], [math.log(9.0), 0.0]])
 FAMILIES = pytest.mark.parametrize("num_bins", [7, None])
@@ -209,16 +209,28 @@ def test_the_gradient_keeps_one_tensor_of_all_bins_and_one_more_with_the_kl():
 # --- Gaussian --------------------------------------------------------------------------------------------------------
 
 
-def width_of(std):
-    """The output that means this deviation."""
-    share = math.log(std / MIN_STD) / math.log(MAX_STD / MIN_STD)
-    return math.log(share / (1.0 - share))
-
-
 def test_the_width_is_a_place_between_the_bounds_of_the_deviation():
     wide = torch.tensor([[0.0, -100.0], [0.0, 0.0], [0.0, 100.0]], dtype=torch.float64)
     stds = Gaussian().parameters(wide, 1.0)[:, 1].exp().tolist()
     assert stds == pytest.approx([0.1, math.sqrt(0.1), 1.0])
+
+
+@pytest.mark.parametrize("std", [0.11, 0.3, 0.6, 0.99])
+def test_the_width_of_a_deviation_gives_that_deviation(std):
+    output = torch.tensor([[0.0, width_of(std)]], dtype=torch.float64)
+    assert Gaussian().parameters(output, 1.0)[0, 1].exp().item() == pytest.approx(std)
+
+
+def test_terms_of_a_gaussian_by_hand():
+    """N(0, 0.5) at 1: -2 - ln 0.5 - ln √2π. KL(N(1, 0.25) ‖ N(0, 0.5)) = ln 2 + (0.0625 + 1) / 0.5 - 0.5."""
+    outputs, acted = (
+        torch.tensor([[[mean, width_of(std)]]], dtype=torch.float64) for mean, std in ((0.0, 0.5), (1.0, 0.25))
+    )
+    behavior = Gaussian().parameters(acted, 1.0)
+    ours = Gaussian().terms(outputs, torch.ones(1, 1, dtype=torch.float64), 1.0, behavior=behavior, with_entropy=True)
+    assert ours.logprobs.item() == pytest.approx(-2.0 + 0.6931471806 - 0.9189385332)
+    assert ours.entropy.item() == pytest.approx(0.5 + 0.9189385332 - 0.6931471806)
+    assert ours.kl.item() == pytest.approx(0.6931471806 + 2.125 - 0.5)
 
 
 def test_gaussian_terms_are_those_of_torch_distributions():

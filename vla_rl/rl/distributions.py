@@ -72,6 +72,12 @@ class Distribution(Protocol):
         ...
 
 
+def width_of(std: float) -> float:
+    """Return the output that means this deviation of a Gaussian, which lies between the bounds."""
+    share = math.log(std / MIN_STD) / math.log(MAX_STD / MIN_STD)
+    return math.log(share / (1.0 - share))
+
+
 def distribution_of(num_bins: int | None) -> Distribution:
     """Return the family of an `ActionSpec`: a categorical over its bins, or a Gaussian if it has none."""
     return Gaussian() if num_bins is None else Categorical()

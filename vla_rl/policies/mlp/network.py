@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vla_rl.policies.mlp.linear import Linear
-from vla_rl.policies.parameters import META, fill_linear_and_norms
+from vla_rl.policies.parameters import META, fill_linear_and_norms, set_parameter
 from vla_rl.policies.token_policy import TokenOutput, TokenPolicy
 from vla_rl.policies.value_heads import NoCritic
+from vla_rl.rl.distributions import width_of
 from vla_rl.types import ActionSpec, FloatArray, ObservationSpec, PolicyInputs, TokenArray
 
 if TYPE_CHECKING:
@@ -27,15 +28,25 @@ if TYPE_CHECKING:
 class MLPPolicy(TokenPolicy):
     """Multi-layer perceptron that satisfies `vla_rl.types.Policy`.
 
-    Bin b of a component means the action -1 + 2 b / (V - 1). Without bins a component is drawn from a Gaussian, whose
-    mean and log standard deviation the network gives; decoding clips it to [-1, 1].
+    Bin b of a component means the action -1 + 2 b / (V - 1). Without bins a component is drawn from a Gaussian, and
+    decoding clips it to [-1, 1]. Its mean depends on the state; its deviation does so too, or is a parameter.
     """
 
-    def __init__(self, *, state_dim: int, action_spec: ActionSpec, hidden_dim: int, has_critic: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        state_dim: int,
+        action_spec: ActionSpec,
+        hidden_dim: int,
+        has_critic: bool = True,
+        state_dependent_std: bool = True,
+    ) -> None:
         super().__init__()
         self.observation_spec = ObservationSpec(num_images=0, image_size=0, state_dim=state_dim)
         self.action_spec = action_spec
-        num_outputs = action_spec.num_tokens * action_spec.num_behavior
+        num_tokens = action_spec.num_tokens
+        self.width = None if state_dependent_std else nn.Parameter(torch.zeros(num_tokens))
+        num_outputs = num_tokens * (action_spec.num_behavior if state_dependent_std else 1)
         self.trunk = _block(state_dim, hidden_dim)
         self.policy_head = nn.Sequential(_block(hidden_dim, hidden_dim), Linear(hidden_dim, num_outputs))
         critic = nn.Sequential(_block(hidden_dim, hidden_dim // 2), Linear(hidden_dim // 2, 1))
@@ -46,8 +57,33 @@ class MLPPolicy(TokenPolicy):
         features: Tensor = self.trunk(inputs.state.float())
         logits: Tensor = self.policy_head(features)
         values: Tensor = self.value_head(features.detach())
+        if self.width is not None:
+            logits = torch.stack([logits, self.width.to(logits.dtype).expand_as(logits)], dim=-1)
         shape = (-1, self.action_spec.num_tokens, self.action_spec.num_behavior)
         return TokenOutput(logits=logits.reshape(shape).float(), values=values.reshape(-1).float())
+
+    def fill(
+        self, *, seed: int, device: torch.device, output_scale: float = 1.0, initial_std: float | None = None
+    ) -> None:
+        """Give all parameters their values before training; see `vla_rl.policies.parameters.fill_linear_and_norms`.
+
+        Args:
+            seed: the run's seed.
+            device: device of the parameters.
+            output_scale: factor on the weights of the policy's last layer.
+            initial_std: deviation of a Gaussian; where it depends on the state, its middle. None: that of width 0.
+        """
+        for name, part in self.named_children():
+            fill_linear_and_norms(part, seed=seed, device=device, prefix=f"{name}.")
+        weight, bias = (self.policy_head.get_parameter(f"1.{name}") for name in ("weight", "bias"))
+        width = 0.0 if initial_std is None else width_of(initial_std)
+        with torch.no_grad():
+            weight.mul_(output_scale)
+            bias.mul_(output_scale)
+            if self.width is None and self.action_spec.num_bins is None:
+                bias[1::2] += width
+        if self.width is not None:
+            set_parameter(self, "width", torch.full(self.width.shape, width, device=device))
 
     def bucket_of(self, task_index: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return zeros: nothing is padded, so there is one bucket."""
@@ -81,8 +117,14 @@ def build_mlp(section: MLPSection, context: PolicyContext, *, device: str, empty
             action_spec=ActionSpec(states.chunk_size, states.action_dim, num_bins),
             hidden_dim=section.hidden_dim,
             has_critic=section.has_critic,
+            state_dependent_std=num_bins is not None or section.state_dependent_std,
         )
     policy.temperature = context.temperature
     if not empty:
-        fill_linear_and_norms(policy, seed=context.seed, device=torch.device(device))
+        policy.fill(
+            seed=context.seed,
+            device=torch.device(device),
+            output_scale=section.output_scale,
+            initial_std=section.initial_std,
+        )
     return policy

@@ -24,6 +24,16 @@ class MLPSection(PolicySection):
         description="distribution of every action component: categorical over bins, as in the VLA, or Gaussian",
     )
 
+    output_scale: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        1.0, description="factor on the initial weights of the policy's last layer; 0.01: a Gaussian's means start at 0"
+    )
+    state_dependent_std: bool = Field(
+        True, description="a Gaussian's deviation is an output of the network; false: one number per component"
+    )
+    initial_std: Annotated[float, Field(gt=0.1, lt=1.0)] | None = Field(
+        None, description="a Gaussian's deviation before training; null: 0.316, halfway between its bounds"
+    )
+
     def plan(self, context: PolicyContext) -> PolicyPlan:
         """Turn the section into plain values."""
         from vla_rl.policies.mlp.network import build_mlp
