@@ -26,7 +26,7 @@ SPEAKERS = {
     "vla_rl/run/folder.py": ["train"],
     "vla_rl/cli/eval.py": ["eval"],
     "vla_rl/evaluation": ["eval"],
-    "vla_rl/cli/number_lists.py": ["eval", "study libero", "demos collect"],
+    "vla_rl/cli/number_lists.py": ["eval", "study libero", "study groups", "demos collect"],
     # What an evaluation may change of an environment or a policy is that kind's business.
     "vla_rl/envs/kind.py": ["eval"],
     "vla_rl/envs/libero/protocol.py": ["eval"],
@@ -71,7 +71,9 @@ FOREIGN = {
     "vla_rl/reporting/manifest.py": {"--porcelain", "--untracked-files"},
     "vla_rl/reporting/html.py": None,  # variables of CSS
     "vla_rl/studies/metaworld/runner.py": {"--run-dir"},  # builds the command of a training
-    "vla_rl/studies/grouped/runner.py": {"--run-dir"},  # builds the command of a training
+    "vla_rl/studies/grouped/runner.py": {"--run-dir", "--temperature"},  # builds commands of other verbs
+    "vla_rl/studies/held_out.py": None,  # builds the command of an evaluation
+    "vla_rl/studies/jobs.py": {"--resume"},  # the same
     "vla_rl/sharing/card.py": None,  # writes commands of other programs and verbs
     "vla_rl/policies/openvla_oft/original_code.py": None,  # writes the command of the original code
     "vla_rl/tracking/mlflow.py": {"--backend-store-uri"},

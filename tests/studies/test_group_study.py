@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from vla_rl.cli.main import app
 from vla_rl.errors import UserError
+from vla_rl.evaluation.episode_log import EpisodeLog, EpisodeResult
+from vla_rl.policies.kind import PolicyContext
+from vla_rl.policies.openvla_oft.build import build_openvla_oft
+from vla_rl.policies.openvla_oft.checkpoint_writer import write_checkpoint
+from vla_rl.policies.openvla_oft.section import OpenVLAOFTSection
 from vla_rl.recipe import find_recipe
 from vla_rl.studies.grouped.outputs import write_study
-from vla_rl.studies.grouped.plan import METHODS, PRESET, STARTS, GroupRun, Start, own_start, starts_named
-from vla_rl.studies.grouped.results import GroupResult, comparisons, mixed_share, summaries
-from vla_rl.studies.grouped.runner import RUN_FILE, open_study, read_study
+from vla_rl.studies.grouped.plan import METHODS, PRESET, STARTS, GroupPlan, GroupRun, Start, own_start, starts_named
+from vla_rl.studies.grouped.results import GroupResult, comparisons, mixed_share, read_gains, says_something, summaries
+from vla_rl.studies.grouped.runner import RUN_FILE, jobs_of, open_study, read_study
 from vla_rl.studies.grouped.words import GroupStudy, cautions, parts
 
 SMALL = replace(PRESET, starts=starts_named(["0.1"]), seeds=1)
@@ -133,13 +139,154 @@ def test_the_page_says_what_is_missing():
 
 def test_the_page_tells_methods_apart_from_five_seeds_on_and_not_before():
     few = study_of(PLAN, RUNS)
-    assert "Start easy: 2 seed(s) of some method; intervals over fewer than 5 say nothing" in " ".join(cautions(few))
+    assert "Start easy: 2 seeds of some method; intervals over fewer than 5 say nothing" in " ".join(cautions(few))
     assert "told apart" not in " ".join(parts(few)[0].sentences)
     runs = [replace(run, run=replace(run.run, seed=seed)) for seed in range(5) for run in (RUNS[0], RUNS[2])]
     enough = study_of(replace(PLAN, seeds=5), runs)
     assert "fewer" not in " ".join(cautions(enough))
     words = " ".join(parts(enough)[0].sentences)
     assert "told apart by these seeds: PPO with a critic, fresh before GRPO, fresh, every group." in words
+
+
+# --- a recipe of LIBERO ----------------------------------------------------------------------------------------------
+
+LIBERO = "libero_tiny_gipo"  # batches of 4 x 8 episodes, each a segment of 20 decisions; replay ratio 4
+
+
+def libero_plan(checkpoint: Path, states: int = 0) -> GroupPlan:
+    start = own_start(
+        LIBERO, target=0.75, env_steps=3200, window=100, tasks=[2, 7], checkpoint=checkpoint, states=states
+    )
+    return replace(PRESET, recipe=LIBERO, starts=(start,), seeds=1)
+
+
+def test_over_a_recipe_that_replays_every_method_updates_after_as_many_new_episodes():
+    plan = libero_plan(checkpoint=Path("/somewhere"))
+    for name, method in METHODS.items():
+        recipe = plan.recipe_of(GroupRun("own", name, 0))
+        assert recipe.learner.batch_segments == (32 if method.over_replay else 8)
+        assert recipe.learner.batch_segments / recipe.replay.replay_ratio == 8
+        assert recipe.replay.min_decisions == (480 if method.over_replay else 8 * 20)
+        assert recipe.optimizer.critic_only_steps == (8 if method.has_critic else 0)
+        assert (recipe.env.tasks, recipe.rollout.envs_per_worker, recipe.policy.checkpoint) == ([2, 7], 2, "/somewhere")
+        assert (recipe.logging.recent_episodes, recipe.logging.every_optimizer_steps) == (100, 1)
+        assert recipe.checkpoint.every_optimizer_steps == 16  # the recipe's: an interrupted run is continued
+
+
+def test_a_fresh_batch_is_rounded_up_to_whole_groups(tmp_path):
+    own = tmp_path / "own.yaml"
+    text = find_recipe(LIBERO).read_text(encoding="utf-8")
+    own.write_text(text.replace("  accumulation: 4", "  accumulation: 5"), encoding="utf-8")  # 40 / 4 = 10 episodes
+    assert own_start(str(own), target=0.5, env_steps=100).fresh_batch == 16
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clone")
+    section = OpenVLAOFTSection(name="openvla_oft", image_size=28, lora=None, train_backbone=True)
+    context = PolicyContext(seed=0, suite="libero_spatial", tasks=("pick up the bowl",), num_images=1)
+    write_checkpoint(build_openvla_oft(section, context, device="cpu", empty=False), folder, step=1)
+    return folder
+
+
+def test_the_start_is_evaluated_first_and_every_run_after_it_on_the_same_stored_states(tmp_path, checkpoint):
+    plan = libero_plan(checkpoint=checkpoint, states=25)
+    jobs = {job.name: job for job in jobs_of(plan, tmp_path)}
+    order = ["own_before", "own_ppo_seed0", "own_ppo_seed0_after", "own_grpo_seed0", "own_grpo_seed0_after"]
+    assert list(jobs)[:5] == order
+    assert (jobs["own_before"].needs, jobs["own_ppo_seed0_after"].needs) == ((), ("own_ppo_seed0",))
+    before, after = ([*jobs[name].arguments(tmp_path / "x")] for name in ("own_before", "own_ppo_seed0_after"))
+    assert (before[:2], after[:2]) == (["eval", str(checkpoint)], ["eval", str(tmp_path / "runs" / "own_ppo_seed0")])
+    assert before[2:] == after[2:]
+    told = " ".join(after)
+    for option in ("--suite libero_spatial", "--tasks 2,7", "--horizon 160", "--episodes-per-task 25",
+                   "--init-states standard", "--temperature 1.0"):  # fmt: skip
+        assert option in told
+
+
+def test_an_interrupted_run_in_libero_is_continued_and_one_of_the_toy_starts_again(tmp_path, checkpoint):
+    (tmp_path / "recipe.yaml").touch()
+    (first, *_) = jobs_of(libero_plan(checkpoint=checkpoint), tmp_path)
+    (toy, *_) = jobs_of(SMALL, tmp_path)
+    assert first.continues
+    assert not toy.continues
+    assert "--resume" in first.arguments(tmp_path)
+    assert "--resume" not in first.arguments(tmp_path / "new")
+    assert "--resume" not in toy.arguments(tmp_path)
+
+
+def finished_evaluation(out, name, successes):
+    """A finished evaluation of ten states of one task, of which the first ones succeeded."""
+    folder = out / "runs" / name
+    with EpisodeLog(folder / "episodes.jsonl") as log:
+        for state in range(10):
+            log.append(
+                EpisodeResult(
+                    suite="libero_spatial", task_id=2, init_state=state, seed=0, success=state < successes,
+                    env_steps=9, episode_return=0.0, seconds=1.0, init_states="standard",
+                )
+            )  # fmt: skip
+    (folder / RUN_FILE).write_text('{"stage": "evaluation", "seconds": 1.0}', encoding="utf-8")
+
+
+def test_gains_are_those_of_the_same_states_and_say_nothing_of_runs_that_were_not_evaluated(tmp_path):
+    finished_evaluation(tmp_path, "easy_before", 5)
+    finished_evaluation(tmp_path, "easy_ppo_seed1_after", 8)
+    assert not says_something(tmp_path)  # no run has finished
+    (gain,), broken = read_gains(RUNS, tmp_path)
+    assert (gain.run, broken) == (RUNS[1].run, [])
+    assert (gain.comparison.second_rate, gain.comparison.first_rate) == (0.5, 0.8)
+    assert (gain.comparison.test.only_first, gain.comparison.test.only_second) == (3, 0)
+    study = replace(study_of(PLAN, RUNS), gains=[gain])
+    words = " ".join(parts(study)[0].sentences)
+    assert "On 10 held-out episodes, with sampled actions, the start succeeds in 50 %" in words
+    assert "PPO with a critic, fresh, seed 1, 80 % (" in words
+    (tmp_path / "runs" / "easy_ppo_seed1_after" / "episodes.jsonl").write_text("{", encoding="utf-8")
+    gains, (sentence,) = read_gains(RUNS, tmp_path)
+    assert not gains
+    assert "easy_ppo_seed1_after: " in sentence
+
+
+def test_the_page_says_which_finished_runs_were_not_evaluated():
+    evaluated = replace(START, states=5)
+    study = study_of(replace(PLAN, starts=(evaluated,)), RUNS)
+    assert "PARTIAL: 4 finished runs have not been evaluated." in cautions(study)
+    assert not any("evaluated" in text for text in cautions(study_of(PLAN, RUNS)))
+
+
+def test_the_page_states_the_noise_of_measured_success():
+    """At 80 % over 20 episodes: the root of 0.8 · 0.2 / 20 is 0.0894."""
+    part = next(part for part in parts(study_of(PLAN, RUNS)) if part.title == "Episodes until the target")
+    assert "easy: ±8.9 % at 80.0 % over 20 episodes" in " ".join(part.sentences)
+
+
+def test_a_start_of_unknown_success_is_named_by_where_it_is_from():
+    for checkpoint, name in ((None, "the recipe's own policy"), ("/clone", "the given checkpoint")):
+        start = replace(START, success=None, checkpoint=checkpoint)
+        words = " ".join(parts(study_of(replace(PLAN, starts=(start,)), RUNS))[0].sentences)
+        assert f"From {name}, episodes until 80.0 %: PPO" in words
+
+
+def test_a_checkpoint_that_cannot_be_trained_from_is_refused_before_anything_starts(tmp_path):
+    command = ["study", "groups", "--recipe", LIBERO, "--target", "0.7", "--budget", "800", "--dry-run"]
+    done = CliRunner().invoke(app, [*command, "--start", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert done.exit_code == 2
+    assert "missing model" in done.output
+
+
+def test_a_dry_run_in_libero_prices_runs_and_evaluations(tmp_path, checkpoint):
+    """Starts of 15 s, 3,200 env steps at 200 a second, 400 samples at 90 a second: four times as many over replay."""
+    command = ["study", "groups", "--recipe", LIBERO, "--target", "0.7", "--budget", "3200", "--seeds", "1"]
+    command += ["--start", str(checkpoint), "--tasks", "2,7", "--states", "5", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, [*command, "--jobs", "1", "--dry-run"])
+    assert done.exit_code == 0, done.output
+    fresh, replayed = 15 + 16 + 400 / 90, 15 + 16 + 1600 / 90
+    assert f"run            5 jobs  about {(3 * fresh + 2 * replayed) / 60:6.1f} core minutes" in done.output
+    assert "evaluation     6 jobs" in done.output
+    assert not (tmp_path / "out").exists()
+
+
+# --- the study as a whole --------------------------------------------------------------------------------------------
 
 
 def test_a_study_may_grow_and_keeps_its_targets(tmp_path):
@@ -149,12 +296,12 @@ def test_a_study_may_grow_and_keeps_its_targets(tmp_path):
     assert [start.name for start in plan.starts] == ["0.1", "0.9"]
     assert (plan.methods, plan.seeds) == (tuple(METHODS), 3)
     other = replace(STARTS["0.9"], target=0.95)
-    with pytest.raises(UserError, match=r"start 0\.9 has another target or budget"):
+    with pytest.raises(UserError, match=r"start 0\.9 has another target: "):
         open_study(replace(SMALL, starts=(other,)), tmp_path)
 
 
 def test_a_recipe_without_a_critic_is_refused():
-    plan = replace(SMALL, recipe="toy_grpo", starts=own_start(target=0.5, env_steps=100))
+    plan = replace(SMALL, recipe="toy_grpo", starts=(own_start("toy_grpo", target=0.5, env_steps=100),))
     with pytest.raises(UserError, match=r"--recipe: targets\.name is group in toy_grpo; .* needs one"):
         plan.recipe_of(plan.runs()[0])
 
@@ -166,7 +313,10 @@ def test_a_recipe_without_a_critic_is_refused():
         (["--starts", "0.5"], "--starts: found 0.5"),
         (["--recipe", "toy"], "needs --target and --budget"),
         (["--recipe", "toy", "--target", "0.9", "--budget", "10", "--starts", "0.1"], "not --starts"),
-        (["--target", "0.9"], "belong to --recipe"),
+        (["--target", "0.9", "--window", "9"], "--target and --window: only with --recipe"),
+        (["--states", "2"], "--states: only with --recipe"),
+        (["--recipe", "toy", "--target", "0.9", "--budget", "10", "--states", "2"], "found 2 with env.name toy and no"),
+        (["--recipe", "toy", "--target", "0.9", "--budget", "10", "--tasks", "0,0"], "--tasks: an id is repeated"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_before_anything_starts(tmp_path, options, said):
@@ -179,7 +329,7 @@ def test_options_that_do_not_fit_are_refused_before_anything_starts(tmp_path, op
 def test_a_dry_run_prices_the_preset_and_starts_nothing(tmp_path):
     done = CliRunner().invoke(app, ["study", "groups", "--out", str(tmp_path / "out"), "--jobs", "1", "--dry-run"])
     assert done.exit_code == 0
-    assert done.output.startswith("75 runs, 1 at once: about")
+    assert "75 jobs, " in done.output
     assert not (tmp_path / "out").exists()
 
 

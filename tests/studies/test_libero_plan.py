@@ -21,7 +21,8 @@ from vla_rl.policies.openvla_oft.build import build_openvla_oft
 from vla_rl.policies.openvla_oft.checkpoint_writer import write_checkpoint
 from vla_rl.policies.openvla_oft.section import OpenVLAOFTSection
 from vla_rl.studies import jobs as study_jobs
-from vla_rl.studies.libero.plan import CHOICE_SEED, HELD_OUT_SEED, PRESETS, RING_SIZES, UNCHANGED, choose_start
+from vla_rl.studies.held_out import HELD_OUT_SEED
+from vla_rl.studies.libero.plan import CHOICE_SEED, PRESETS, RING_SIZES, UNCHANGED, choose_start
 from vla_rl.studies.libero.runner import read_study, run_study
 from vla_rl.studies.libero.stages import JOB_FILE, chosen_step, jobs_of
 from vla_rl.workers.episodes import training_schedule

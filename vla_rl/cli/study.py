@@ -212,11 +212,12 @@ def libero(  # noqa: PLR0913 - one parameter per option
     """Collect demonstrations, clone them, improve the policy with RL, and compare before and after."""
     _require_matplotlib()
     from vla_rl.cli.number_lists import parse_tasks
+    from vla_rl.studies.jobs import estimate
     from vla_rl.studies.libero.outputs import write_study
     from vla_rl.studies.libero.plan import PRESETS
     from vla_rl.studies.libero.results import says_something
     from vla_rl.studies.libero.runner import run_study
-    from vla_rl.studies.libero.stages import estimate, jobs_of
+    from vla_rl.studies.libero.stages import jobs_of
 
     chosen: dict[str, Any] = {"arms": _names(surrogates), "regimes": _names(regimes), "recipe": recipe}
     chosen |= {"tasks": None if tasks is None else tuple(parse_tasks(tasks))}
@@ -235,7 +236,7 @@ def libero(  # noqa: PLR0913 - one parameter per option
 
 
 @app.command()
-def groups(
+def groups(  # noqa: PLR0913 - one parameter per option
     out: OutOption,
     methods: Annotated[
         str | None,
@@ -258,46 +259,94 @@ def groups(
             show_default="gates",
         ),
     ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--start",
+            exists=True,
+            file_okay=False,
+            resolve_path=True,
+            help="Checkpoint that all runs start from, with --recipe.",
+            show_default="the recipe's",
+        ),
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            "--tasks",
+            help="Task ids, like 0,3 or 0-4, with --recipe; one environment each.",
+            show_default="the recipe's",
+        ),
+    ] = None,
     target: Annotated[
         float | None, typer.Option("--target", min=0.0, max=1.0, help="Success to be reached, with --recipe.")
+    ] = None,
+    window: Annotated[
+        int | None,
+        typer.Option(
+            "--window", min=1, help="Latest episodes that success is measured over, with --recipe.", show_default="256"
+        ),
     ] = None,
     budget: Annotated[
         int | None, typer.Option("--budget", min=1, help="Env steps of every run, with --recipe.")
     ] = None,
+    states: Annotated[
+        int | None,
+        typer.Option(
+            "--states",
+            min=1,
+            help="Held-out initial states per task of LIBERO, in evaluations before and after, with --start.",
+            show_default="no evaluation",
+        ),
+    ] = None,
     seeds: SeedsOption = None,
     jobs: JobsOption = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would run and how long it would take; start nothing.")
+        bool, typer.Option("--dry-run", help="Show every stage and its cost in core minutes; start nothing.")
     ] = False,
 ) -> None:
     """Compare a critic with groups, fresh and over replay: episodes until a given success, also near the ceiling."""
     _require_matplotlib()
+    from vla_rl.cli.number_lists import parse_tasks
     from vla_rl.studies.grouped.outputs import write_study
-    from vla_rl.studies.grouped.plan import PRESET, own_start, starts_named
-    from vla_rl.studies.grouped.runner import estimate, run_study
+    from vla_rl.studies.grouped.plan import PRESET, WINDOW, own_start, starts_named
+    from vla_rl.studies.grouped.results import says_something
+    from vla_rl.studies.grouped.runner import jobs_of, run_study
+    from vla_rl.studies.jobs import estimate
 
-    given = {"--target": target, "--budget": budget}
-    if recipe is not None and (starts is not None or None in given.values()):
+    of_recipe: dict[str, object] = {"--target": target, "--budget": budget, "--window": window, "--tasks": tasks}
+    of_recipe |= {"--start": start, "--states": states}
+    given = [option for option, value in of_recipe.items() if value is not None]
+    if recipe is not None and (starts is not None or target is None or budget is None):
         raise UserError(
             "--recipe: a recipe of your own is its own start, and needs --target and --budget, not --starts"
         )
-    if recipe is None and any(value is not None for value in given.values()):
-        raise UserError("--target and --budget belong to --recipe; the preset's starts have their own")
+    if recipe is None and given:
+        raise UserError(f"{' and '.join(given)}: only with --recipe; the preset's starts have their own")
     chosen: dict[str, Any] = {"methods": _names(methods), "seeds": seeds, "recipe": recipe}
     if recipe is not None and target is not None and budget is not None:
-        chosen["starts"] = own_start(target=target, env_steps=budget)
+        own = own_start(
+            recipe,
+            target=target,
+            env_steps=budget,
+            window=window or WINDOW,
+            tasks=None if tasks is None else parse_tasks(tasks),
+            checkpoint=start,
+            states=states or 0,
+        )
+        chosen["starts"] = (own,)
     elif starts is not None:
         chosen["starts"] = starts_named([name.strip() for name in starts.split(",")])
     plan = replace(PRESET, **{name: value for name, value in chosen.items() if value is not None})
     at_once = jobs or len(os.sched_getaffinity(0))
-    print(estimate(plan, at_once=at_once))
+    print(estimate(jobs_of(plan, out), at_once=at_once))
     if dry_run:
         return
     only_comments()
     progress = run_study(plan, out, at_once=at_once, say=partial(print, flush=True))
-    if progress.kept or progress.finished:
+    if says_something(out):
         _write(write_study, out)
-    _require_success(progress, out / "runs", "runs")
+    _require_success(progress, out / "runs", "jobs")
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:

@@ -24,6 +24,7 @@ from typing import Any
 from vla_rl.files import atomic_write_json, rename
 from vla_rl.ipc.parent_death import end_with_parent
 from vla_rl.reporting.metrics_file import METRICS_FILE, read_metrics
+from vla_rl.reporting.run_folder import RECIPE_FILE
 from vla_rl.reporting.text import percent
 from vla_rl.run.signals import StopRequest
 from vla_rl.studies.pace import Expected, Underway, minutes_left
@@ -224,3 +225,28 @@ def _stop(running: Sequence[_Running]) -> None:
 def aside(folder: Path, job: Job, state: str) -> Path:
     """Return the folder of a job that has not finished; `state` is unfinished or failed."""
     return folder / f"{job.name}.{state}"
+
+
+def resume_option(run_dir: Path) -> list[str]:
+    """Return the option that continues an interrupted run; none where nothing was begun."""
+    return ["--resume"] if (run_dir / RECIPE_FILE).exists() else []
+
+
+def estimate(jobs: Sequence[Job], *, at_once: int) -> str:
+    """Return the cost of a study in words: a line for each stage with its core minutes, and the sum.
+
+    Args:
+        jobs: its jobs, each with a `stage` in its record.
+        at_once: jobs of one core that run at the same time.
+    """
+    minutes: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    for job in jobs:
+        stage = str(job.record["stage"])
+        minutes[stage] = minutes.get(stage, 0.0) + job.expected.seconds * job.expected.cores / 60
+        counts[stage] = counts.get(stage, 0) + 1
+    lines = [f"{stage:<12} {counts[stage]:>3} jobs  about {minutes[stage]:6.1f} core minutes" for stage in minutes]
+    total = sum(minutes.values())
+    return "\n".join(
+        [*lines, f"{len(jobs)} jobs, {total:.0f} core minutes, {at_once} at once: about {total / at_once:.0f} minutes"]
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 from vla_rl.files import atomic_write_json, atomic_write_text
 from vla_rl.reporting import html
 from vla_rl.studies.grouped.plots import FIGURES, write_figures
-from vla_rl.studies.grouped.results import GroupResult, comparisons, read_results, summaries
+from vla_rl.studies.grouped.results import Gain, GroupResult, comparisons, read_gains, read_results, summaries
 from vla_rl.studies.grouped.runner import read_study
 from vla_rl.studies.grouped.words import GroupStudy, cautions, parts
 from vla_rl.studies.pages import (
@@ -27,7 +27,7 @@ from vla_rl.studies.pages import (
 TITLE = "Critic or groups: episodes until a given success"
 SUMMARY = "summary.md"
 DATA = "groups.json"
-TABLES = ("runs", "curves")
+TABLES = ("runs", "curves", "gains")
 CURVE_POINTS = 100  # of a run, in the tables; the figures have all
 
 
@@ -39,7 +39,9 @@ def write_study(out: Path) -> WrittenStudy:
     """
     plan, base = read_study(out)
     results, broken = read_results(plan, out)
-    study = GroupStudy(plan, results, broken, summaries(plan, results), comparisons(plan, results))
+    gains, unread = read_gains(results, out)
+    broken += unread
+    study = GroupStudy(plan, results, broken, summaries(plan, results), comparisons(plan, results), gains)
     folder = out / RESULTS
     folder.mkdir(parents=True, exist_ok=True)
     rows = [_run_row(result) for result in results]
@@ -51,7 +53,11 @@ def write_study(out: Path) -> WrittenStudy:
         "runs": rows,
     }
     atomic_write_json(folder / DATA, data)
-    tables: dict[str, list[Row]] = {"runs": rows, "curves": list(_curve_rows(results))}
+    tables: dict[str, list[Row]] = {
+        "runs": rows,
+        "curves": list(_curve_rows(results)),
+        "gains": [*map(_gain_row, gains)],
+    }
     written = [folder / DATA, *(write_csv(folder / f"{name}.csv", rows) for name, rows in tables.items() if rows)]
     figures = write_figures(folder, plan, results, study.summaries)
     remove_others(folder, tables=TABLES, figures=FIGURES, written=written + figures)
@@ -76,6 +82,21 @@ def _run_row(result: GroupResult) -> Row:
         "episodes": result.records[-1]["episodes"],
         "seconds": round(result.seconds, 1),
         "ended_early": result.ended_early,
+    }
+
+
+def _gain_row(gain: Gain) -> Row:
+    result = gain.comparison
+    return {
+        **asdict(gain.run),
+        "before": rounded(result.second_rate),
+        "after": rounded(result.first_rate),
+        "low": None if result.interval is None else rounded(result.interval.low),
+        "high": None if result.interval is None else rounded(result.interval.high),
+        "pairs": result.pairs,
+        "only_after": result.test.only_first,
+        "only_before": result.test.only_second,
+        "mcnemar_mid_p": rounded(result.test.p_mid),
     }
 
 

@@ -5,11 +5,14 @@ their env steps, so that all methods of a start play equally much, and have cons
 
 A start is a task and a policy that succeeds at it with some probability. The preset's are the recipe `gates`, whose
 untrained policy succeeds with a known probability: at random, and near the ceiling, where nearly all groups of
-episodes have one outcome. Another recipe has one start, its own policy.
+episodes have one outcome. Another recipe has one start: its own policy, or a given checkpoint. If that recipe replays,
+with ratio R, the methods over replay do as it does, and the fresh ones take a batch R times smaller: every method then
+makes an update after as many new episodes, and the two kinds differ in whether old ones join them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +20,7 @@ from typing import Any
 
 from vla_rl.errors import UserError
 from vla_rl.recipe import Recipe, find_recipe, load_recipe
+from vla_rl.recipe.rules import decisions_per_episode
 from vla_rl.studies.surrogate_labels import require_known
 
 RECIPE = "gates"
@@ -26,6 +30,9 @@ KEEP = (0.1, 0.9)  # least and largest mean score of a group that dynamic sampli
 REPLAY_RATIO = 8  # uses of a decision over replay
 REPLAY_LAG = 128  # versions; the oldest decisions that are used over replay
 FRESH_LAG = 1
+WINDOW = 256  # training episodes
+LIBERO = "libero"  # environment whose policies can be evaluated on held-out states
+PER_TASK = ("envs_per_worker", "max_batch")  # fields of rollout: one environment for each task
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +46,8 @@ class Method:
     keeps: bool = False  # groups with one outcome are left out
     clip_high: float = 0.2
 
-    @property
-    def overrides(self) -> list[str]:
-        """Return the overrides of the recipe; a critic's targets are its own."""
+    def overrides(self, start: Start, base: Recipe) -> list[str]:
+        """Return the overrides of the recipe `base`; a critic's targets are its own."""
         uses = "null" if self.over_replay else "1"
         lag = REPLAY_LAG if self.over_replay else FRESH_LAG if self.has_critic else "null"  # a group has its uses
         surrogate = (
@@ -55,15 +61,31 @@ class Method:
             "policy.value_head=none",
             "loss.aggregation=trajectory",
             "loss.normalize_advantages=false",
+            *(["optimizer.critic_only_steps=0"] if base.optimizer.critic_only_steps else []),
         ]
+        # About equally often by episodes, except that a method which leaves groups out makes few updates.
+        crowded = self.over_replay and self.has_critic and start.fresh_batch is None
         return [
             *surrogate,
-            f"replay.replay_ratio={float(REPLAY_RATIO if self.over_replay else 1)}",
+            *([] if self.over_replay else _fresh_batch(start, base)),
+            f"replay.replay_ratio={float(start.replay_ratio if self.over_replay else 1)}",
             f"replay.max_policy_lag={lag}",
-            # About equally often by episodes, except that a method which leaves groups out makes few updates.
-            f"logging.every_optimizer_steps={REPLAY_RATIO if self.over_replay and self.has_critic else 1}",
+            f"logging.every_optimizer_steps={REPLAY_RATIO if crowded else 1}",
             *([] if self.has_critic else groups),
         ]
+
+
+def _fresh_batch(start: Start, base: Recipe) -> list[str]:
+    """Return the overrides that make a start's batch of fresh episodes; collection waits for no more than it."""
+    if start.fresh_batch is None:
+        return []
+    micro_batch = math.gcd(base.learner.micro_batch, start.fresh_batch)
+    decisions = start.fresh_batch * base.replay.segment_length
+    return [
+        f"learner.micro_batch={micro_batch}",
+        f"learner.accumulation={start.fresh_batch // micro_batch}",
+        f"replay.min_decisions={min(base.replay.min_decisions, decisions)}",
+    ]
 
 
 METHODS: Mapping[str, Method] = {
@@ -88,6 +110,20 @@ class Start:
     env_steps: int  # budget of every run
     window: int  # training episodes that success is measured over
     overrides: tuple[str, ...] = ()
+    replay_ratio: float = REPLAY_RATIO  # of methods over replay
+    fresh_batch: int | None = None  # segments per update of fresh methods; None: the recipe's batch
+    checkpoint: str | None = None  # policy that all runs start from; None: the recipe's
+    states: int = 0  # held-out initial states per task of the evaluations before and after; 0: none
+
+    @property
+    def is_own(self) -> bool:
+        """Return whether this is the start of a recipe of one's own."""
+        return self.name == OWN_START
+
+    @property
+    def deviation(self) -> float:
+        """Return the standard deviation of the measured success at the target, for independent episodes."""
+        return math.sqrt(self.target * (1 - self.target) / self.window)
 
 
 def _gates(success: float, *, open: float, target: float, episodes: int, window: int) -> Start:
@@ -147,17 +183,18 @@ class GroupPlan:
         """Return the overrides that make the recipe this run's."""
         start = self.start(run)
         updates = self._most_updates(start)
+        # A run of the toy takes seconds and starts again; one of another recipe is continued.
+        checkpoint = [f"checkpoint.every_optimizer_steps={updates}", "checkpoint.save_replay=false"]
         return [
             f"name={run.name}",
             f"seed={run.seed}",
             *start.overrides,
-            *METHODS[run.method].overrides,
+            *METHODS[run.method].overrides(start, load_recipe(find_recipe(self.recipe))),
             "optimizer.schedule=constant",
             f"budget.optimizer_steps={updates}",
             f"budget.env_steps={start.env_steps}",
             "budget.minutes=null",
-            f"checkpoint.every_optimizer_steps={updates}",
-            "checkpoint.save_replay=false",
+            *([] if start.is_own else checkpoint),
             "evaluation.episodes_per_task=0",
             "logging.tensorboard=false",
             f"logging.recent_episodes={start.window}",
@@ -165,7 +202,7 @@ class GroupPlan:
 
     def _most_updates(self, start: Start) -> int:
         """Return more updates than the env steps of a run allow, so that it ends by those."""
-        return 2 * REPLAY_RATIO * start.env_steps
+        return 2 * math.ceil(max(REPLAY_RATIO, start.replay_ratio)) * start.env_steps
 
     def recipe_of(self, run: GroupRun) -> Recipe:
         """Return the run's recipe.
@@ -216,6 +253,56 @@ def starts_named(names: Sequence[str]) -> tuple[Start, ...]:
     return tuple(STARTS[name] for name in names)
 
 
-def own_start(*, target: float, env_steps: int) -> tuple[Start, ...]:
-    """Return the start of a recipe of one's own: its policy, whatever it succeeds at."""
-    return (Start(OWN_START, None, target, env_steps, window=256),)
+def own_start(
+    recipe: str,
+    *,
+    target: float,
+    env_steps: int,
+    window: int = WINDOW,
+    tasks: Sequence[int] | None = None,
+    checkpoint: Path | None = None,
+    states: int = 0,
+) -> Start:
+    """Return the start of a recipe of one's own: its policy, whatever it succeeds at.
+
+    Args:
+        recipe: name or path.
+        target: success to be reached.
+        env_steps: budget of every run.
+        window: training episodes that success is measured over.
+        tasks: ids of the tasks, each with an environment of its own; None: as the recipe says.
+        checkpoint: policy that all runs start from; None: the recipe's.
+        states: held-out initial states per task of the evaluations before and after; 0: none.
+
+    Raises:
+        UserError: the recipe does not fit, or states are asked for where there are none.
+    """
+    base = load_recipe(find_recipe(recipe))
+    if states and (base.env.name != LIBERO or checkpoint is None):
+        raise UserError(
+            f"--states: found {states} with env.name {base.env.name} and "
+            f"{'no --start' if checkpoint is None else '--start'}; a checkpoint (--start) can be evaluated on held-out "
+            f"states of {LIBERO}. Leave --states out, and success is that of training episodes"
+        )
+    of_tasks = [f"env.tasks={list(tasks)}", *(f"rollout.{it}={len(tasks)}" for it in PER_TASK)] if tasks else []
+    of_policy = [f"policy.checkpoint={checkpoint}"] if checkpoint is not None else []
+    replays = base.replay.replay_ratio > 1
+    return Start(
+        OWN_START,
+        None,
+        target,
+        env_steps,
+        window,
+        overrides=(*of_tasks, *of_policy),
+        replay_ratio=base.replay.replay_ratio if replays else REPLAY_RATIO,
+        fresh_batch=_whole_groups(base) if replays else None,
+        checkpoint=None if checkpoint is None else str(checkpoint),
+        states=states,
+    )
+
+
+def _whole_groups(base: Recipe) -> int:
+    """Return the segments of a batch as large as the new part of the recipe's, rounded up to whole groups."""
+    of_episode = math.ceil(decisions_per_episode(base.env, base.policy) / base.replay.segment_length)
+    of_group = SIZE * of_episode
+    return of_group * math.ceil(base.learner.batch_segments / base.replay.replay_ratio / of_group)

@@ -15,6 +15,8 @@ from statistics import fmean
 
 import numpy as np
 
+from vla_rl.evaluation.episode_log import EPISODES_FILE, read_episodes
+from vla_rl.evaluation.pairs import Comparison, compare
 from vla_rl.evaluation.statistics import (
     Interval,
     improvement_interval,
@@ -29,7 +31,7 @@ from vla_rl.reporting.run_folder import RECIPE_FILE
 from vla_rl.reporting.run_state import read_state
 from vla_rl.reporting.series import Records, closing_mean, series, value_of
 from vla_rl.studies.grouped.plan import SIZE, GroupPlan, GroupRun, Start
-from vla_rl.studies.grouped.runner import RUN_FILE, RUNS
+from vla_rl.studies.grouped.runner import RUN, RUN_FILE, RUNS, after_name, before_name
 from vla_rl.studies.study_file import STUDY_FILE
 
 SUCCESS = "rollout/success_rate"
@@ -93,6 +95,14 @@ class GroupResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Gain:
+    """A run's policy beside its start on the same held-out states."""
+
+    run: GroupRun
+    comparison: Comparison  # the first is the run's policy
+
+
+@dataclass(frozen=True, slots=True)
 class MethodSummary:
     """One method from one start, over its seeds."""
 
@@ -118,6 +128,28 @@ class FasterThan:
     second: str
     probability: float
     interval: Interval | None
+
+
+def says_something(out: Path) -> bool:
+    """Return whether a run has finished, so that there is a page to write."""
+    stages = {read_json_object(path).get("stage", RUN) for path in (out / RUNS).glob(f"*/{RUN_FILE}")}
+    return RUN in stages
+
+
+def read_gains(results: Sequence[GroupResult], out: Path) -> tuple[list[Gain], list[str]]:
+    """Compare every run that was evaluated with its start; return also a sentence about each unreadable evaluation."""
+    gains: list[Gain] = []
+    broken: list[str] = []
+    for result in results:
+        before, after = (out / RUNS / name for name in (before_name(result.start), after_name(result.run)))
+        if not all((folder / RUN_FILE).is_file() for folder in (before, after)):
+            continue
+        try:
+            first, second = (read_episodes(folder / EPISODES_FILE) for folder in (after, before))
+            gains.append(Gain(result.run, compare(first, second)))
+        except (ValueError, FileNotFoundError) as error:
+            broken.append(f"{after.name}: {error}")
+    return gains, broken
 
 
 def mixed_share(success: float, size: int = SIZE) -> float:

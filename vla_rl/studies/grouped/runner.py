@@ -2,26 +2,36 @@
 
 OUT/study.json         the plan, and the recipe that all runs share
 OUT/runs/NAME/         a finished run
+OUT/runs/NAME_after/   evaluation of its policy on held-out states, if the study has them; START_before of the start
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from vla_rl.errors import UserError, preflight
 from vla_rl.files import atomic_write_json
 from vla_rl.recipe import find_recipe, load_recipe
+from vla_rl.recipe.rules import decisions_per_episode
 from vla_rl.run.folder_lock import claim_folder
-from vla_rl.studies.grouped.plan import METHODS, REPLAY_RATIO, GroupPlan, GroupRun, group_plan_from
-from vla_rl.studies.jobs import Job, Progress, Say, run_jobs, share_of_env_steps
+from vla_rl.run.plan import plan_policy
+from vla_rl.studies import held_out
+from vla_rl.studies.grouped.plan import LIBERO, METHODS, GroupPlan, GroupRun, Start, group_plan_from
+from vla_rl.studies.held_out import LiberoTasks, evaluation_job, held_out_options
+from vla_rl.studies.jobs import Job, Progress, Say, resume_option, run_jobs, share_of_env_steps
+from vla_rl.studies.libero import stages
 from vla_rl.studies.pace import Expected
 from vla_rl.studies.study_file import KIND, STUDY_FILE, read_settings, refuse_another_study
 
 GROUPS = "groups"  # kind of the study
 RUN_FILE = "study_run.json"
 RUNS = "runs"
-START_S, ENV_STEPS_PER_S, SAMPLES_PER_S = 5.0, 20_000.0, 50_000.0  # of one virtual core, with the recipe `gates`
+RUN = "run"  # stage of a job that is a run; another evaluates
+
+# Of one virtual core that nothing else keeps busy.
+START_S, ENV_STEPS_PER_S, SAMPLES_PER_S = 5.0, 20_000.0, 50_000.0  # with the recipe `gates`
 
 
 def open_study(plan: GroupPlan, out: Path) -> None:
@@ -39,9 +49,10 @@ def open_study(plan: GroupPlan, out: Path) -> None:
         before = {start.name: start for start in there.starts}
         changed = [start.name for start in plan.starts if before.get(start.name, start) != start]
         if changed:
+            other = _difference(before, plan, changed[0])
             raise UserError(
-                f"--out: {out} holds a study whose start {changed[0]} has another target or budget: runs of both would "
-                "not be comparable. Choose another folder"
+                f"--out: {out} holds a study whose start {changed[0]} has another {other}: runs of both would not be "
+                "comparable. Choose another folder"
             )
         refuse_another_study(
             out, there.settings(), settings, fixed=("recipe",), began_with=began_with, recipe=plan.recipe, base=base
@@ -53,6 +64,13 @@ def open_study(plan: GroupPlan, out: Path) -> None:
             "seeds": max(there.seeds, plan.seeds),
         }
     atomic_write_json(path, {KIND: GROUPS, "plan": settings, "base": base.dump_yaml()})
+
+
+def _difference(before: Mapping[str, Start], plan: GroupPlan, name: str) -> str:
+    """Return the names of the settings in which a start differs from the one that the study has."""
+    start = next(start for start in plan.starts if start.name == name)
+    old, new = asdict(before[name]), asdict(start)
+    return ", ".join(field for field in old if old[field] != new[field])
 
 
 def read_study(out: Path) -> tuple[GroupPlan, str]:
@@ -77,10 +95,29 @@ def run_study(plan: GroupPlan, out: Path, *, at_once: int, say: Say) -> Progress
         UserError: a recipe does not fit, or a study is running in the folder; nothing was started.
         KeyboardInterrupt: Ctrl-C, SIGTERM or a closed terminal; all runs were stopped, and finished ones stay.
     """
-    jobs = [_job(plan, run) for run in plan.runs()]
+    jobs = jobs_of(plan, out)
     with claim_folder(out, option="--out"):
         open_study(plan, out)
         return run_jobs(jobs, out / RUNS, at_once=at_once, record_file=RUN_FILE, say=say, noun="runs")
+
+
+def jobs_of(plan: GroupPlan, out: Path) -> list[Job]:
+    """Return all jobs of a study, in the order in which they should run: the start is evaluated first, a run after it.
+
+    Raises:
+        UserError: a recipe does not fit, or a given start is no checkpoint that it can be trained from.
+    """
+    first = {start.name: next(run for run in plan.runs() if run.start == start.name) for start in plan.starts}
+    for run in first.values():
+        if plan.start(run).checkpoint is not None:
+            with preflight():
+                plan_policy(plan.recipe_of(run).setup)
+    jobs = [_evaluation(plan, run, out, after=False) for run in first.values() if plan.start(run).states]
+    for run in plan.runs():
+        jobs.append(_job(plan, run))
+        if plan.start(run).states:
+            jobs.append(_evaluation(plan, run, out, after=True))
+    return jobs
 
 
 def _job(plan: GroupPlan, run: GroupRun) -> Job:
@@ -88,21 +125,48 @@ def _job(plan: GroupPlan, run: GroupRun) -> Job:
     plan.recipe_of(run)  # refuse what does not fit before anything starts
     return Job(
         name=run.name,
-        arguments=lambda folder: ["train", plan.recipe, *overrides, "--run-dir", str(folder)],
+        arguments=lambda folder: [
+            *("train", plan.recipe, *overrides, "--run-dir", str(folder)),
+            *(resume_option(folder) if start.is_own else []),
+        ],
         expected=expect(plan, run),
         share=lambda folder: share_of_env_steps(folder, env_steps=start.env_steps),
-        record=asdict(run),
+        record={"stage": RUN, **asdict(run)},
+        continues=start.is_own,
+    )
+
+
+def before_name(start: Start) -> str:
+    """Return the name of the job that evaluates a start."""
+    return f"{start.name}_before"
+
+
+def after_name(run: GroupRun) -> str:
+    """Return the name of the job that evaluates the policy that a run ended with."""
+    return f"{run.name}_after"
+
+
+def _evaluation(plan: GroupPlan, run: GroupRun, out: Path, *, after: bool) -> Job:
+    """Evaluate a run's policy, or the start of this run, on held-out states with sampled actions, as training plays."""
+    start, recipe = plan.start(run), plan.recipe_of(run)
+    policy = out / RUNS / run.name if after else Path(str(start.checkpoint))
+    return evaluation_job(
+        after_name(run) if after else before_name(start),
+        lambda: policy,
+        [*held_out_options(recipe.env.init_state_set), "--temperature", str(recipe.rollout.temperature)],
+        of=LiberoTasks(recipe.env.suite_name, recipe.env.task_ids, recipe.env.episode_horizon),
+        states=start.states,
+        record={"stage": "evaluation", "run": run.name if after else None},
+        needs=(run.name,) if after else (),
     )
 
 
 def expect(plan: GroupPlan, run: GroupRun) -> Expected:
-    """Return the expected time of a run of the preset; with another recipe it is a guess."""
-    env_steps = plan.start(run).env_steps
-    uses = REPLAY_RATIO if METHODS[run.method].over_replay else 1
-    return Expected(START_S, env_steps / ENV_STEPS_PER_S + uses * env_steps / SAMPLES_PER_S)
-
-
-def estimate(plan: GroupPlan, *, at_once: int) -> str:
-    """Return one line with the number of runs and their estimated duration."""
-    minutes = sum(expect(plan, run).seconds for run in plan.runs()) / 60
-    return f"{len(plan.runs())} runs, {at_once} at once: about {minutes / at_once:.0f} minutes"
+    """Return the expected time of a run; with a recipe that is neither the preset's nor of LIBERO it is a guess."""
+    start, recipe = plan.start(run), plan.recipe_of(run)
+    uses = start.replay_ratio if METHODS[run.method].over_replay else 1.0
+    if recipe.env.name == LIBERO:
+        decisions = start.env_steps / recipe.env.episode_horizon * decisions_per_episode(recipe.env, recipe.policy)
+        training = start.env_steps / stages.ENV_STEPS_PER_S + uses * decisions / stages.SAMPLES_PER_S
+        return Expected(held_out.START_S, training)
+    return Expected(START_S, start.env_steps / ENV_STEPS_PER_S + uses * start.env_steps / SAMPLES_PER_S)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from vla_rl.evaluation.comparison import interval_in_words, mcnemar_in_words
 from vla_rl.evaluation.statistics import Interval
 from vla_rl.reporting.text import number, percent
 from vla_rl.studies.grouped.plan import (
@@ -12,12 +13,11 @@ from vla_rl.studies.grouped.plan import (
     KEEP,
     METHODS,
     REPLAY_LAG,
-    REPLAY_RATIO,
     SIZE,
     GroupPlan,
     Start,
 )
-from vla_rl.studies.grouped.results import FasterThan, GroupResult, MethodSummary, mixed_share, select
+from vla_rl.studies.grouped.results import FasterThan, Gain, GroupResult, MethodSummary, mixed_share, select
 from vla_rl.studies.pages import Part
 
 ENOUGH_SEEDS = 5
@@ -33,6 +33,7 @@ class GroupStudy:
     broken: Sequence[str]
     summaries: Sequence[MethodSummary]
     comparisons: Sequence[FasterThan]
+    gains: Sequence[Gain] = ()
 
 
 def cautions(study: GroupStudy) -> list[str]:
@@ -46,9 +47,12 @@ def cautions(study: GroupStudy) -> list[str]:
         seeds = [summary.seeds for summary in study.summaries if summary.start == start.name]
         if seeds and min(seeds) < ENOUGH_SEEDS:
             found.append(
-                f"Start {start.name}: {min(seeds)} seed(s) of some method; intervals over fewer than {ENOUGH_SEEDS} "
-                "say nothing. Read the single runs."
+                f"Start {start.name}: {_counted(min(seeds), 'seed')} of some method; intervals over fewer than "
+                f"{ENOUGH_SEEDS} say nothing. Read the single runs."
             )
+    missing_after = sum(start.states > 0 for start in map(study.plan.start, (it.run for it in study.results)))
+    if missing_after > len(study.gains):
+        found.append(f"PARTIAL: {missing_after - len(study.gains)} finished runs have not been evaluated.")
     found.append(
         "One recipe and one learning rate for all methods, not tuned for any of them: this compares what they need "
         "with these settings, on this task."
@@ -61,6 +65,7 @@ def parts(study: GroupStudy) -> list[Part]:
     return [
         Part("In words", tuple(_words(study))),
         _episodes_part(study),
+        *([_held_out_part(study)] if study.gains else []),
         _groups_part(study),
         _comparison_part(study),
         _methods_part(study),
@@ -70,8 +75,9 @@ def parts(study: GroupStudy) -> list[Part]:
 def _words(study: GroupStudy) -> Iterator[str]:
     plan, results = study.plan, study.results
     yield (
-        f"{len(results)} of {len(plan.runs())} runs of the recipe {plan.recipe}: {len(plan.methods)} methods, "
-        f"{len(plan.starts)} starts, {plan.seeds} seeds. Intervals are 95 % bootstrap intervals over seeds."
+        f"{len(results)} of {len(plan.runs())} runs of the recipe {plan.recipe}: "
+        f"{_counted(len(plan.methods), 'method')}, {_counted(len(plan.starts), 'start')}, "
+        f"{_counted(plan.seeds, 'seed')}. Intervals are 95 % bootstrap intervals over seeds."
     )
     for start in plan.starts:
         own = [summary for summary in study.summaries if summary.start == start.name]
@@ -81,9 +87,14 @@ def _words(study: GroupStudy) -> Iterator[str]:
                 yield from _clear_differences(study, start)
             yield _updates(start, own)
             yield from _waste(study, start)
+            yield from _held_out(study, start)
     early = [result.run.name for result in results if result.ended_early]
     if early:
         yield f"Ended early, with nothing left to learn from because what they played succeeded: {', '.join(early)}."
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _ranking(start: Start, summaries: Sequence[MethodSummary]) -> str:
@@ -97,8 +108,9 @@ def _ranking(start: Start, summaries: Sequence[MethodSummary]) -> str:
 
 
 def _start(start: Start) -> str:
-    known = "its own success" if start.success is None else percent(start.success)
-    return f"a start that succeeds at {known}"
+    if start.success is not None:
+        return f"a start that succeeds at {percent(start.success)}"
+    return "the recipe's own policy" if start.checkpoint is None else "the given checkpoint"
 
 
 def _in_brackets(interval: Interval | None) -> str:
@@ -143,6 +155,47 @@ def _waste(study: GroupStudy, start: Start) -> Iterator[str]:
     yield f"Start {start.name}: of the first groups {percent(measured)} had both outcomes{known}."
 
 
+def _held_out(study: GroupStudy, start: Start) -> Iterator[str]:
+    gains = [gain for gain in study.gains if gain.run.start == start.name]
+    if not gains:
+        return
+    before = gains[0].comparison
+    told = "; ".join(
+        f"{METHODS[gain.run.method].title}, seed {gain.run.seed}, {percent(gain.comparison.first_rate)} "
+        f"({mcnemar_in_words(gain.comparison)})"
+        for gain in gains
+    )
+    yield (
+        f"On {before.pairs} held-out episodes, with sampled actions, the start succeeds in "
+        f"{percent(before.second_rate)}, and the policies that the runs ended with in: {told}."
+    )
+
+
+def _held_out_part(study: GroupStudy) -> Part:
+    rows = [
+        (
+            gain.run.start, gain.run.method, str(gain.run.seed), percent(gain.comparison.second_rate, digits=1),
+            percent(gain.comparison.first_rate, digits=1), interval_in_words(gain.comparison),
+            f"{gain.comparison.test.only_first}, {gain.comparison.test.only_second}",
+            f"{gain.comparison.test.p_mid:.2g}",
+        )
+        for gain in study.gains
+    ]  # fmt: skip
+    told = (
+        "Policies at the end of their budget, with sampled actions, on initial states that no training used, the same "
+        "for all. A run may have been better before its end.",
+    )
+    header = ("start", "method", "seed", "before", "after", "difference", "only after, only before", "McNemar p")
+    return Part("Before and after on held-out states", told, header, tuple(rows))
+
+
+def _noise(start: Start) -> str:
+    return (
+        f"{start.name}: ±{percent(start.deviation, digits=1)} at {percent(start.target, digits=1)} over "
+        f"{start.window:,} episodes"
+    )
+
+
 def _episodes_part(study: GroupStudy) -> Part:
     rows = []
     for each in study.summaries:
@@ -167,6 +220,10 @@ def _episodes_part(study: GroupStudy) -> Part:
         "Success is measured over the last episodes of a window, which looks back by half a window in the mean, and "
         "after updates: a method that makes few of them is seen to arrive later, by one of its updates at most. A run "
         "that did not reach the target counts with its budget, marked +: such means are lower bounds.",
+        "Standard deviation of the measured success, for independent episodes: "
+        f"{'; '.join(map(_noise, study.plan.starts))}. The {SIZE} episodes of a group share an initial state: where it "
+        f"decides the outcome, the deviation of a method with groups is up to √{SIZE} times as large. The first "
+        "crossing of a noisy curve comes early, for all methods alike.",
     )
     return Part("Episodes until the target", told, header, tuple(rows))
 
@@ -204,15 +261,24 @@ def _comparison_part(study: GroupStudy) -> Part:
 
 
 def _methods_part(study: GroupStudy) -> Part:
-    rows = tuple((name, METHODS[name].title, _settings(name)) for name in study.plan.methods)
-    told = ("All have the recipe's network, learning rate and batch: 64 episodes per update with the recipe gates.",)
+    rows = tuple((name, METHODS[name].title, _settings(name, study.plan.starts[0])) for name in study.plan.methods)
+    told = ("All have the recipe's network and learning rate.", *(_batches(start) for start in study.plan.starts[:1]))
     return Part("Methods", told, ("method", "what it is", "settings"), rows)
 
 
-def _settings(name: str) -> str:
+def _batches(start: Start) -> str:
+    if start.fresh_batch is None:
+        return "All have the recipe's batch: 64 episodes per update with the recipe gates."
+    return (
+        f"Over replay a batch is the recipe's, and fresh it is {start.fresh_batch} segments: the new part of that. So "
+        "every method makes an update after about as many new episodes, unless groups are left out."
+    )
+
+
+def _settings(name: str, start: Start) -> str:
     method = METHODS[name]
     experience = (
-        f"every decision used up to {REPLAY_RATIO} times, at most {REPLAY_LAG} versions old"
+        f"every decision used up to {start.replay_ratio:g} times, at most {REPLAY_LAG} versions old"
         if method.over_replay
         else f"at most {FRESH_LAG} version old"
         if method.has_critic

@@ -22,6 +22,7 @@ from vla_rl.envs.kind import DRAWN, SAMPLED
 from vla_rl.errors import UserError
 from vla_rl.libero_suites import SUITES
 from vla_rl.recipe import Recipe, find_recipe, load_recipe
+from vla_rl.studies.held_out import held_out_states
 from vla_rl.studies.surrogate_labels import StudySurrogate, canonical_labels, require_known
 from vla_rl.workers.episodes import SAMPLED_STATES
 
@@ -31,8 +32,6 @@ TINY = "tiny"  # stands for a cloned policy that is not there yet
 UNCHANGED = "lr0"  # arm whose learning rates are 0
 RING_SIZES: Mapping[str, int] = {"fresh": 1, "stale": 4}  # capacity of a regime's ring, in recipe's capacities
 CHOICE_SEED = SAMPLED_STATES + 1  # seed of the states on which the start is chosen: above every seed of training
-HELD_OUT_SEED = SAMPLED_STATES + 2  # seed of the states of evaluation before and after, unless they are stored ones
-STORED = "standard"  # the benchmark's own states
 
 Actions = Literal["sampled", "greedy"]
 ACTIONS: tuple[Actions, ...] = ("sampled", "greedy")
@@ -88,7 +87,7 @@ class Plan:
     @property
     def held_out(self) -> str:
         """Return the set of states of evaluation: stored ones for LIBERO's own sampler, else other draws."""
-        return STORED if self.init_states == SAMPLED else self.init_states
+        return held_out_states(self.init_states)
 
     @property
     def _num_tasks(self) -> int:

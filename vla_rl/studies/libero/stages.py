@@ -15,12 +15,11 @@ from vla_rl.errors import preflight
 from vla_rl.evaluation.episode_log import EPISODES_FILE, read_episodes
 from vla_rl.evaluation.eval_results import summarise
 from vla_rl.run.plan import plan_policy
-from vla_rl.studies.jobs import Job, share_of_updates
+from vla_rl.studies.held_out import EVALUATED_ENV_STEPS_PER_S, START_S, LiberoTasks, evaluation_job, held_out_options
+from vla_rl.studies.jobs import Job, resume_option, share_of_updates
 from vla_rl.studies.libero.plan import (
     ACTIONS,
     CHOICE_SEED,
-    HELD_OUT_SEED,
-    STORED,
     Actions,
     Plan,
     StudyRun,
@@ -34,13 +33,11 @@ DATA = "data"  # folder of the demonstrations in their job's folder
 POLICY = "policy"  # folder of the policy in the folder of a supervised run
 
 # Rates of one virtual core that nothing else keeps busy, from CPU times; other machines differ by a factor.
-START_S = 15.0  # imports and simulators
 DEMONSTRATION_S = 1.5
 FRAMES_S = 20.0  # preparation of the demonstrations' frames
 SFT_BATCH, SFT_SAMPLES_PER_S = 16, 130.0
 ENV_STEPS_PER_S = 200.0
 SAMPLES_PER_S = 90.0
-EVALUATED_ENV_STEPS_PER_S = 130.0  # exact physics, one simulator
 FILMED_ENV_STEPS_PER_S = 30.0
 
 
@@ -141,7 +138,7 @@ class Stages:
             arguments=lambda folder: [
                 *("sft", plan.sft_recipe, f"demos.path={self._folder / 'demos' / DATA}", f"demos.suite={plan.suite}"),
                 *(f"name={sft_name(steps)}", f"budget.optimizer_steps={steps}", "--run-dir", str(folder)),
-                *_resume(folder),
+                *resume_option(folder),
             ],
             expected=Expected(START_S + FRAMES_S, steps * SFT_BATCH / SFT_SAMPLES_PER_S),
             share=lambda folder: share_of_updates(folder, optimizer_steps=steps),
@@ -205,9 +202,7 @@ class Stages:
         return transform.input_size
 
     def _held_out(self) -> list[str]:
-        plan = self._plan
-        seed = [] if plan.held_out == STORED else ["--seed", str(HELD_OUT_SEED)]
-        return ["--init-states", plan.held_out, *seed]
+        return held_out_options(self._plan.init_states)
 
     def _actions(self, actions: Actions) -> list[str]:
         return ["--temperature", str(self._recipe.rollout.temperature)] if actions == "sampled" else []
@@ -224,19 +219,16 @@ class Stages:
         passes: int = 1,
         env_steps_per_s: float = EVALUATED_ENV_STEPS_PER_S,
     ) -> Job:
-        plan, horizon = self._plan, self._recipe.env.episode_horizon
-        episodes = states * len(plan.tasks)
-        return Job(
-            name=name,
-            arguments=lambda folder: [
-                *("eval", str(policy()), "--suite", plan.suite, "--tasks", self._tasks, "--horizon", str(horizon)),
-                *("--episodes-per-task", str(states), *options, "--serial", "--out", str(folder)),
-            ],
-            expected=Expected(START_S, passes * episodes * 0.8 * horizon / env_steps_per_s),
-            share=lambda folder: _share_of_episodes(folder, passes * episodes),
+        return evaluation_job(
+            name,
+            policy,
+            options,
+            of=LiberoTasks(self._plan.suite, self._plan.tasks, self._recipe.env.episode_horizon),
+            states=states,
             record=record,
-            needs=tuple(needs),
-            continues=True,
+            needs=needs,
+            passes=passes,
+            env_steps_per_s=env_steps_per_s,
         )
 
     def run(self, run: StudyRun) -> Job:
@@ -248,7 +240,7 @@ class Stages:
             name=run.name,
             arguments=lambda folder: [
                 *("train", plan.recipe, *plan.overrides(run, start=str(self.start()))),
-                *("--run-dir", str(folder), *_resume(folder)),
+                *("--run-dir", str(folder), *resume_option(folder)),
             ],
             expected=Expected(START_S, env_steps / ENV_STEPS_PER_S + consumed / SAMPLES_PER_S),
             share=lambda folder: share_of_updates(folder, optimizer_steps=plan.optimizer_steps),
@@ -281,28 +273,3 @@ def success_of_candidates(plan: Plan, folder: Path) -> dict[int, float]:
         (suite,) = summarise(episodes).suites
         rates[step] = suite.success_rate
     return rates
-
-
-def _resume(folder: Path) -> list[str]:
-    """Return the option that continues an interrupted run; none where nothing was begun."""
-    return ["--resume"] if (folder / "recipe.yaml").exists() else []
-
-
-def _share_of_episodes(folder: Path, total: int) -> float:
-    logs = folder.glob("episodes*.jsonl")
-    return sum(log.read_bytes().count(b"\n") for log in logs) / total
-
-
-def estimate(jobs: Sequence[Job], *, at_once: int) -> str:
-    """Return the cost of a study in words: a line for each stage with its core minutes, and the sum."""
-    minutes: dict[str, float] = {}
-    counts: dict[str, int] = {}
-    for job in jobs:
-        stage = str(job.record["stage"])
-        minutes[stage] = minutes.get(stage, 0.0) + job.expected.seconds * job.expected.cores / 60
-        counts[stage] = counts.get(stage, 0) + 1
-    lines = [f"{stage:<12} {counts[stage]:>3} jobs  about {minutes[stage]:6.1f} core minutes" for stage in minutes]
-    total = sum(minutes.values())
-    return "\n".join(
-        [*lines, f"{len(jobs)} jobs, {total:.0f} core minutes, {at_once} at once: about {total / at_once:.0f} minutes"]
-    )
