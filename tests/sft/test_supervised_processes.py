@@ -19,7 +19,7 @@ from sft_demos import RECIPE
 
 pytestmark = pytest.mark.slow
 
-DEADLINE_S = 120.0
+DEADLINE_S = 300.0
 STEPS = 12
 
 

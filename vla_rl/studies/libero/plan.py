@@ -207,7 +207,7 @@ PRESETS: Mapping[str, Plan] = {
         arms=("gipo", "ppo", "sapo", UNCHANGED),
         regimes=("fresh",),
         seeds=1,
-        optimizer_steps=96,
+        optimizer_steps=160,
         states=20,
     ),
     "full": Plan(
@@ -219,7 +219,7 @@ PRESETS: Mapping[str, Plan] = {
         arms=("gipo", "ppo", "sapo", UNCHANGED),
         regimes=("fresh", "stale"),
         seeds=3,
-        optimizer_steps=160,
+        optimizer_steps=300,
         states=50,
     ),
 }

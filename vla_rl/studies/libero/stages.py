@@ -36,8 +36,9 @@ POLICY = "policy"  # folder of the policy in the folder of a supervised run
 DEMONSTRATION_S = 1.5
 FRAMES_S = 20.0  # preparation of the demonstrations' frames
 SFT_BATCH, SFT_SAMPLES_PER_S = 16, 130.0
-ENV_STEPS_PER_S = 200.0
-SAMPLES_PER_S = 90.0
+ENV_STEPS_PER_S = 165.0  # fast physics, the policy's answers included
+SAMPLES_PER_S = 225.0
+SHARE_OF_HORIZON = 0.7  # of a training episode, in the mean: successful ones end early
 FILMED_ENV_STEPS_PER_S = 30.0
 
 
@@ -234,7 +235,8 @@ class Stages:
     def run(self, run: StudyRun) -> Job:
         """Train from the start."""
         plan, recipe = self._plan, self._plan.recipe_of(run)
-        consumed = recipe.budget.optimizer_steps * recipe.learner.batch_segments * recipe.replay.segment_length
+        segments = recipe.budget.optimizer_steps * recipe.learner.batch_segments
+        consumed = SHARE_OF_HORIZON * segments * recipe.replay.segment_length
         env_steps = 8 * (recipe.replay.min_decisions + consumed / recipe.replay.replay_ratio)
         return Job(
             name=run.name,
