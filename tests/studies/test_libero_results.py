@@ -263,5 +263,5 @@ def test_twice_the_updates_or_states_cost_more(tmp_path):
         arguments = ["study", "libero", "--out", str(tmp_path / "study"), "--dry-run", "--jobs", "2", *options]
         return int(CliRunner().invoke(app, arguments).output.split("about ")[-1].split(" minutes")[0])
 
-    assert minutes("--budget", "192") > 1.5 * minutes()
+    assert minutes("--budget", "320") > 1.5 * minutes()
     assert minutes("--states", "50") > minutes("--states", "5")

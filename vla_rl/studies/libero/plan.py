@@ -102,6 +102,7 @@ class Plan:
     def overrides(self, run: StudyRun, *, start: str) -> list[str]:
         """Return the overrides that make the recipe this run's; `start` is the checkpoint it starts from."""
         base = load_recipe(find_recipe(self.recipe))
+        critic_only = min(base.optimizer.critic_only_steps, self.optimizer_steps - 1)
         return [
             f"name={run.name}",
             f"seed={run.seed}",
@@ -113,7 +114,8 @@ class Plan:
             f"rollout.max_batch={len(self.tasks)}",
             f"replay.capacity={base.replay.capacity * RING_SIZES[run.regime]}",
             f"budget.optimizer_steps={self.optimizer_steps}",
-            f"optimizer.critic_only_steps={min(base.optimizer.critic_only_steps, self.optimizer_steps - 1)}",
+            f"optimizer.critic_only_steps={critic_only}",
+            f"optimizer.policy_warmup={min(base.optimizer.policy_warmup, self.optimizer_steps - critic_only - 1)}",
             "budget.env_steps=null",
             "budget.minutes=null",
             *_overrides_of_arm(run.arm),
