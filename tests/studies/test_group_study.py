@@ -170,7 +170,7 @@ def test_over_a_recipe_that_replays_every_method_updates_after_as_many_new_episo
         assert recipe.optimizer.critic_only_steps == (8 if method.has_critic else 0)
         assert (recipe.env.tasks, recipe.rollout.envs_per_worker, recipe.policy.checkpoint) == ([2, 7], 2, "/somewhere")
         assert (recipe.logging.recent_episodes, recipe.logging.every_optimizer_steps) == (100, 1)
-        assert recipe.checkpoint.every_optimizer_steps == 16  # the recipe's: an interrupted run is continued
+        assert recipe.checkpoint.every_optimizer_steps == 20  # the recipe's: an interrupted run is continued
 
 
 def test_a_fresh_batch_is_rounded_up_to_whole_groups(tmp_path):
