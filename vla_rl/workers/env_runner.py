@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,29 +38,29 @@ class EnvPool:
     """Simulators of one worker, built on first use; a slot's least recently used one is closed beyond its limit.
 
     Building LIBERO takes seconds, which is why simulators are kept, and a graphics context some hundred megabytes,
-    which is why there is a limit. Environments are keyed by (slot, task): slots never share a simulator, and none
-    closes another's, which may be in the middle of an episode.
+    which is why there is a limit. Slots never share a simulator, and none closes another's, which may be in the middle
+    of an episode; so different slots may ask from different threads.
     """
 
     builders: Sequence[EnvBuilder]  # per task
     max_open_per_slot: int
-    _open: OrderedDict[tuple[int, int], Environment] = field(default_factory=OrderedDict)
+    _open: dict[int, OrderedDict[int, Environment]] = field(default_factory=dict)  # by slot, then by task
 
     def get(self, slot: int, task_index: int) -> Environment:
         """Return the simulator of a slot for a task. Call it only between two episodes of the slot."""
-        key = (slot, task_index)
-        if key not in self._open:
-            of_slot = [known for known in self._open if known[0] == slot]
+        of_slot = self._open.setdefault(slot, OrderedDict())
+        if task_index not in of_slot:
             if len(of_slot) >= self.max_open_per_slot:
-                self._open.pop(of_slot[0]).close()
-            self._open[key] = self.builders[task_index]()
-        self._open.move_to_end(key)
-        return self._open[key]
+                of_slot.popitem(last=False)[1].close()
+            of_slot[task_index] = self.builders[task_index]()
+        of_slot.move_to_end(task_index)
+        return of_slot[task_index]
 
     def close(self) -> None:
         """Close all simulators."""
-        while self._open:
-            self._open.popitem()[1].close()
+        for of_slot in list(self._open.values()):
+            while of_slot:
+                of_slot.popitem()[1].close()
 
 
 class EnvRunner:
@@ -67,7 +68,8 @@ class EnvRunner:
 
     A slot waits for a decision, with its observation in the slot arrays, or is parked until there is something to play,
     or has run out of jobs. `start` begins an episode; `advance` executes the decision that the inference worker wrote
-    and stores the next observation.
+    and stores the next observation. Different slots may be played from different threads: a lock guards what they
+    share, and is free while a simulator works.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class EnvRunner:
         self._counters = counters
         self._on_episode = on_episode
         self._episodes: dict[int, _Episode] = {}
+        self._lock = threading.Lock()
         self.parked: set[int] = set()  # slots that have nothing to play yet: call `start` again
 
     def start(self, slot: int) -> bool:
@@ -111,10 +114,11 @@ class EnvRunner:
         Returns:
             False if the slot has no more jobs, or is `parked`.
         """
-        self.parked.discard(slot)
-        job = next(self._jobs[slot], NO_MORE)
-        if job is None:
-            self.parked.add(slot)
+        with self._lock:
+            self.parked.discard(slot)
+            job = next(self._jobs[slot], NO_MORE)
+            if job is None:
+                self.parked.add(slot)
         if not isinstance(job, EpisodeJob):
             self._episodes.pop(slot, None)
             return False
@@ -144,7 +148,8 @@ class EnvRunner:
         episode.env_steps += result.executed
         episode.episode_return += result.reward
         episode.success = episode.success or result.terminated or result.success
-        self._counters.add_decision(result.executed)
+        with self._lock:
+            self._counters.add_decision(result.executed)
         writer = self._writers.get(slot)
         if writer is not None:
             writer.add(
@@ -188,16 +193,16 @@ class EnvRunner:
         self._slots.state[slot] = observation.state
 
     def _finish(self, episode: _Episode, *, terminated: bool, truncated: bool) -> None:
-        self._counters.add_episode()
-        self._on_episode(
-            EpisodeRecord(
-                job=episode.job,
-                terminated=terminated,
-                truncated=truncated,
-                success=episode.success,
-                episode_return=episode.episode_return,
-                env_steps=episode.env_steps,
-                decisions=episode.decisions,
-                seconds=time.monotonic() - episode.began,
-            )
+        record = EpisodeRecord(
+            job=episode.job,
+            terminated=terminated,
+            truncated=truncated,
+            success=episode.success,
+            episode_return=episode.episode_return,
+            env_steps=episode.env_steps,
+            decisions=episode.decisions,
+            seconds=time.monotonic() - episode.began,
         )
+        with self._lock:
+            self._counters.add_episode()
+            self._on_episode(record)

@@ -5,6 +5,9 @@
 It waits for the inference worker (a reply) and for the governor (collection far enough ahead of consumption). Both
 waits end with the stop flag, and the heartbeat continues during both. The worker reports every finished episode and a
 failure to start to the supervisor, which in an evaluation assigns the episodes (`vla_rl.workers.messages`).
+
+Simulators of this process are stepped in turn. Simulators elsewhere (`slot_limit_s`) work side by side: each slot has a
+thread, and this process only waits for them.
 """
 
 from __future__ import annotations
@@ -12,9 +15,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import assert_never
 
@@ -37,6 +41,7 @@ from vla_rl.workers.messages import (
     tell_supervisor,
 )
 from vla_rl.workers.process import enter_child, leave_child
+from vla_rl.workers.slot_threads import SlotThreads
 from vla_rl.workers.worker_counters import WorkerCounters
 
 POLL_S = 0.25  # heartbeat period while waiting
@@ -64,6 +69,7 @@ class EnvWorkerSettings:
     variables: Mapping[str, str] = field(default_factory=dict)  # environment variables for the simulators
     threads: int = 1
     groups: Groups | None = None  # of the training schedule; None: every episode has a start of its own
+    slot_limit_s: float | None = None  # play slots side by side, each call at most so long; None: one after another
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,21 +145,78 @@ class EnvWorker:
 
     def run(self) -> None:
         """Play until told to stop or out of jobs."""
-        try:
-            open_slots = self._start()
-        except UserError as error:
-            tell_supervisor(self._links.supervisor, StartRefusal(str(error)))
-            raise
-        while open_slots and not self._counters.stop_requested:
-            self._counters.set_open_slots(len(open_slots - self._runner.parked))
-            open_slots -= self._play(self._receive())
-            self._start_parked()
+        if self._settings.slot_limit_s is None:
+            self._run_in_turn()
+        else:
+            self._run_side_by_side(self._settings.slot_limit_s)
         self._counters.set_open_slots(0)
         self._counters.enter(EnvWorkerPhase.STOPPED)
 
     def close(self) -> None:
         """Abandon unfinished episodes, close the simulators."""
         self._runner.close()
+
+    def _run_in_turn(self) -> None:
+        with self._refusing():
+            open_slots = self._start()
+        while open_slots and not self._counters.stop_requested:
+            self._counters.set_open_slots(len(open_slots - self._runner.parked))
+            open_slots -= self._play(self._receive())
+            self._start_parked()
+
+    def _run_side_by_side(self, limit_s: float) -> None:
+        """Play every slot in a thread of its own. This one speaks with the rest of the cell, and never waits for one.
+
+        Raises:
+            TimeoutError: a slot's simulator has not answered within the limit.
+        """
+        runner, counters = self._runner, self._counters
+        open_slots = set(self._settings.slot_ids)
+        ready: list[int] = []  # slots that have an observation, and have not asked for a decision yet
+        threads, asked_at = SlotThreads(self._settings.slot_ids, limit_s=limit_s), 0.0
+        for slot in self._settings.slot_ids:
+            threads.begin(slot, runner.start)
+        while open_slots and not counters.stop_requested:
+            counters.set_open_slots(len(open_slots - runner.parked))
+            with self._waiting(threads, is_held_back=bool(ready)):
+                period = GOVERNOR_POLL_S if ready else PARKED_POLL_S if runner.parked else POLL_S
+                arrived = wait([self._links.inference, threads.ended], timeout=period)
+            for slot in self._read_reply() if self._links.inference in arrived else []:
+                threads.begin(slot, runner.advance)
+            with self._refusing():
+                ended = threads.take()
+            ready += [slot for slot, has_observation in ended if has_observation]
+            open_slots -= {slot for slot, has_observation in ended if not has_observation} - runner.parked
+            if time.monotonic() - asked_at >= PARKED_POLL_S:
+                asked_at = time.monotonic()
+                for slot in filter(threads.is_idle, sorted(runner.parked)):
+                    threads.begin(slot, runner.start)
+            if ready and counters.collection_allowed():
+                send_slots(self._links.inference, self._incarnation, ready)
+                ready = []
+        threads.close()
+
+    def _waiting(self, threads: SlotThreads, *, is_held_back: bool) -> AbstractContextManager[None]:
+        """Account for a wait, by what keeps the slots from playing; nothing does while one of them plays."""
+        if threads.busy:
+            self._counters.beat()
+            return nullcontext()
+        if is_held_back:
+            return self._counters.timed(EnvWorkerPhase.HELD_BACK, "env_worker_held_back_seconds")
+        return self._counters.timed(EnvWorkerPhase.WAITING_FOR_ACTION, "env_worker_wait_seconds")
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Tell the supervisor of an environment that cannot be made here: another attempt would fail too.
+
+        Raises:
+            UserError: what was raised inside.
+        """
+        try:
+            yield
+        except UserError as error:
+            tell_supervisor(self._links.supervisor, StartRefusal(str(error)))
+            raise
 
     def _start(self) -> set[int]:
         """Begin an episode in every slot; returns the slots that have one.
@@ -207,8 +270,10 @@ class EnvWorker:
         """Wait for one reply; empty after a poll period without one, so that the caller sees the stop flag."""
         with self._counters.timed(EnvWorkerPhase.WAITING_FOR_ACTION, "env_worker_wait_seconds"):
             arrived = self._links.inference.poll(PARKED_POLL_S if self._runner.parked else POLL_S)
-        if not arrived:
-            return []
+        return self._read_reply() if arrived else []
+
+    def _read_reply(self) -> list[int]:
+        """Read one reply; empty if it is to a predecessor."""
         incarnation, slots = receive_slots(self._links.inference)
         return slots if incarnation == self._incarnation else []
 
