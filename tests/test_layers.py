@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vla_rl"
 
 BELOW = {"types", "errors", "files", "section", "libero_suites", "rl", "credit", "policies", "envs"}
-BELOW |= {"ipc", "replay", "workers", "learner", "reporting", "tracking"}
+BELOW |= {"ipc", "replay", "workers", "learner", "reporting", "tracking", "remote"}
 
 ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
@@ -29,6 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "policies": {"types", "errors", "files", "section", "rl"},  # rl: a policy owns the density of its actions
     "envs": {"types", "errors", "files", "section", "libero_suites"},
     "ipc": {"types", "errors"},
+    "remote": {"types", "errors", "ipc", "envs"},  # what an env worker builds in place of an environment
     "replay": {"types", "errors", "ipc"},
     "workers": {"types", "errors", "ipc", "replay", "envs", "policies"},
     "learner": {"types", "errors", "files", "section", "ipc", "replay", "policies", "rl", "credit"},
@@ -98,6 +99,8 @@ CONFINED: dict[str, tuple[str, ...]] = {
         "vla_rl.policies.openvla_oft.hub",
         "vla_rl.envs.libero.full_assets",
     ),
+    "ray": ("vla_rl.remote.connection",),
+    "grpc": ("vla_rl.remote.connection",),
     "wandb": ("vla_rl.tracking.wandb",),
     "trackio": ("vla_rl.tracking.trackio",),
     "mlflow": ("vla_rl.tracking.mlflow",),
@@ -199,7 +202,7 @@ def test_workers_and_learner_do_not_know_each_other() -> None:
 
 
 KINDS_OF_ENVIRONMENTS = ("vla_rl.envs.libero", "vla_rl.envs.metaworld", "vla_rl.envs.toy", "vla_rl.envs.gates")
-KNOW_NO_KIND = ("recipe", "run", "train", "workers", "replay", "ipc", "learner", "policies", "reporting")
+KNOW_NO_KIND = ("remote", "recipe", "run", "train", "workers", "replay", "ipc", "learner", "policies", "reporting")
 
 
 @pytest.mark.parametrize(

@@ -28,10 +28,10 @@ from vla_rl.reporting.live import make_display
 from vla_rl.reporting.metrics_file import Clocks, MetricsWriter
 from vla_rl.reporting.run_state import RunLife
 from vla_rl.run.couriers import Couriers
-from vla_rl.run.estimate import DryRunReport, estimate
+from vla_rl.run.estimate import DryRunReport, Line, estimate
 from vla_rl.run.folder import RunFolder, assets_of
 from vla_rl.run.log import RunLog, log_to
-from vla_rl.run.plan import TrainingPlan, make_training_plan
+from vla_rl.run.plan import TrainingPlan, check_other_machines, make_training_plan
 from vla_rl.run.ranks import number_of_ranks, start_ranks
 from vla_rl.run.signals import StopRequest
 from vla_rl.run.training import TrainingRun
@@ -59,7 +59,9 @@ def dry_run(recipe: Recipe) -> DryRunReport:
     """
     plan = make_training_plan(recipe)
     check_evaluation(plan.recipe)
+    answers = check_other_machines(plan)
     report = estimate(plan, num_ranks=number_of_ranks(plan.recipe.learner, device=plan.device_kind))
+    report = replace(report, lines=(*report.lines, *(Line("other machine", answer) for answer in answers)))
     try:
         check_room(report.shared_memory_bytes)
     except ValueError as error:  # too small here; the estimate is still for the requested size
@@ -93,6 +95,7 @@ def train(recipe: Recipe, *, run_dir: Path, resume: bool, console: Console) -> T
         search = folder.find_start() if resume else Search()
         if is_first:
             check_evaluation(plan.recipe)
+            check_other_machines(plan)
             check_room(estimate(plan, num_ranks=num_ranks).shared_memory_bytes)
     if num_ranks > 1 and launched is None:
         start_ranks(plan.recipe.learner, num_ranks, device=plan.device_kind)

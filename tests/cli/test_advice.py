@@ -67,6 +67,7 @@ FOREIGN = {
     "vla_rl/doctor/packages.py": {"--no-deps"},
     "vla_rl/envs/libero/suites.py": {"--no-deps"},
     "vla_rl/ipc/memory_check.py": {"--memory"},
+    "vla_rl/remote/far_side.py": None,  # writes commands of Ray
     "vla_rl/learner/launch.py": None,  # builds the command of a launcher
     "vla_rl/reporting/manifest.py": {"--porcelain", "--untracked-files"},
     "vla_rl/reporting/html.py": None,  # variables of CSS

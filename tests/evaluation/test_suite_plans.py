@@ -65,6 +65,17 @@ def test_no_rule_about_learning_refuses_an_evaluation(trained):
     assert suite.plan.env.horizon == 1
 
 
+def test_an_evaluation_simulates_here_wherever_the_run_did(trained):
+    source = find_policy(str(trained), profile="auto")
+    recipe = load_recorded_recipe(trained / "recipe.yaml").model_dump(by_alias=True)
+    recipe["rollout"] |= {"remote": ["cpu1:10001"]}
+    recipe["runtime"] |= {"mode": "async"}
+    source = dataclasses.replace(source, run=Recipe.model_validate(recipe).setup)
+    for serial in (False, True):
+        (suite,) = make_suite_plans(source, options(assets=None, serial=serial, workers=None))
+        assert suite.plan.setup.rollout.remote == []
+
+
 @pytest.mark.parametrize(
     ("cores", "gibibytes", "workers"),
     [(16, 100, 15), (16, 9, 4), (2, 100, 1), (1, 100, 1), (16, 1, 1), (128, 1000, 16)],

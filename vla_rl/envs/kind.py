@@ -33,6 +33,11 @@ def no_variables(device: str) -> dict[str, str]:  # noqa: ARG001 - a place in En
     return {}
 
 
+def no_identity() -> dict[str, str]:
+    """Return nothing: the program and numpy decide alone about episodes."""
+    return {}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderSuite:
     """Suite that a folder of the user holds, as far as an evaluation's protocol and results need it."""
@@ -59,6 +64,7 @@ class EnvPlan:
     filming_builders: tuple[EnvBuilder, ...] = ()  # render every control step from all cameras; none: no cameras
     worker_variables: Callable[[str], Mapping[str, str]] = no_variables  # of env workers, by the rank's torch device
     folder: FolderSuite | None = None  # where the tasks are from; None: the environment's own
+    identity: Callable[[], Mapping[str, str]] = no_identity  # picklable: what of a machine decides about episodes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -212,6 +212,7 @@ def _setup(source: PolicySource, options: EvalOptions, suite: str) -> Setup:
     changes: dict[tuple[str, ...], object] = {
         ("rollout", "num_workers"): _SERIAL_SLOTS if options.serial else options.workers or usual_workers(),
         ("rollout", "envs_per_worker"): _SERIAL_SLOTS if options.serial else _SLOTS_PER_WORKER,
+        ("rollout", "remote"): [],  # an evaluation is made, and filmed, by this machine's own simulators
     }
     if options.serial:
         changes["runtime", "mode"] = "serial"

@@ -18,7 +18,11 @@ _ENCODER = "imageio-ffmpeg"
 
 def missing_packages(data: Mapping[str, Any]) -> list[Problem]:
     """Return a problem for each field of a recipe's raw data that needs a package which is not installed."""
-    return [*_of_trackers(data.get("logging")), *_of_videos(data.get("evaluation"))]
+    return [
+        *_of_trackers(data.get("logging")),
+        *_of_videos(data.get("evaluation")),
+        *_of_other_machines(data.get("rollout")),
+    ]
 
 
 def _of_trackers(logging: object) -> Iterator[Problem]:
@@ -40,10 +44,20 @@ def _of_videos(evaluation: object) -> Iterator[Problem]:
         yield _missing("evaluation.video", _ENCODER, "video")
 
 
-def _missing(path: str, package: str, extra: str) -> Problem:
+def _of_other_machines(rollout: object) -> Iterator[Problem]:
+    if not isinstance(rollout, Mapping) or not rollout.get("remote"):
+        return
+    try:
+        for package in ("ray", "grpcio"):
+            metadata.version(package)
+    except metadata.PackageNotFoundError:
+        yield _missing("rollout.remote", "ray[client]", "remote", off="[]")
+
+
+def _missing(path: str, package: str, extra: str, *, off: str = "null") -> Problem:
     return Problem(
         path=path,
         rule=f"needs {package}, which is not installed",
-        allowed="null",
+        allowed=off,
         hint=f"pip install 'vla-rl[{extra}]'",
     )

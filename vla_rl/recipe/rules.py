@@ -305,6 +305,31 @@ def _serial_has_one_rank(runtime: RuntimeSection, learner: LearnerSection) -> Pr
     return None
 
 
+def _serial_is_here(runtime: RuntimeSection, rollout: RolloutSection) -> Problem | None:
+    if runtime.mode == "serial" and rollout.remote:
+        return Problem(
+            path="rollout.remote",
+            rule="runtime.mode 'serial' runs everything in one process, simulators too",
+            found=", ".join(rollout.remote),
+            allowed="[], or runtime.mode 'async'",
+        )
+    return None
+
+
+def _workers_reach_every_machine(learner: LearnerSection, rollout: RolloutSection) -> Problem | None:
+    workers = rollout.num_workers * (1 if learner.num_ranks == "auto" else learner.num_ranks)
+    if learner.strategy != "single" and learner.num_ranks == "auto":  # only the machine knows how many
+        return None
+    if len(rollout.remote) <= workers:
+        return None
+    return Problem(
+        path="rollout.num_workers",
+        rule="every address of rollout.remote gets an env worker",
+        found=f"{workers} of all ranks, and {len(rollout.remote)} addresses",
+        allowed=f">= {len(rollout.remote)} in all, or fewer addresses",
+    )
+
+
 def _critic_only_ends(optimizer: AdamWSection, budget: OptimizerSteps) -> Problem | None:
     steps = optimizer.policy_begins_at
     total = budget.optimizer_steps
@@ -511,6 +536,8 @@ RULES: tuple[Rule, ...] = (
     _gain_is_measured,
     _videos_show_frames,
     _serial_has_one_rank,
+    _serial_is_here,
+    _workers_reach_every_machine,
     _critic_only_ends,
     *_ALWAYS[2:],
     _regime_is_kept,

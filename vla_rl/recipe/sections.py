@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from vla_rl.section import (
     BatchSize,
@@ -16,6 +18,7 @@ from vla_rl.section import (
     RulesError,
     Seconds,
     Section,
+    Text,
     distinct,
 )
 from vla_rl.tracking import TrackersSection
@@ -94,11 +97,29 @@ class LearnerSection(EngineSection):
         return self
 
 
+_HOST_AND_PORT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?:([0-9]{1,5})")
+
+
+def _is_address(text: str) -> str:
+    found = _HOST_AND_PORT.fullmatch(text)
+    if found is None or not 1 <= int(found[1]) <= 65_535:
+        raise PydanticCustomError("not_an_address", "not the address of a port")
+    return text
+
+
+Address = Annotated[Text, AfterValidator(_is_address)]
+
+
 class RolloutSection(Section):
     """Env workers and the inference worker of one cell."""
 
     num_workers: Processes = Field(1, description="simulator processes")
-    envs_per_worker: Processes = Field(1, description="simulators per process, stepped in turn")
+    envs_per_worker: Processes = Field(
+        1, description="simulators per process, stepped in turn; those on other machines work side by side"
+    )
+    remote: list[Address] = Field(
+        [], description="host:port of Ray's client servers; env workers are dealt out to them, and simulate there"
+    )
     temperature: Annotated[float, Field(ge=1e-4, le=1e4)] = Field(
         1.0, description="sampling temperature in training; evaluation is greedy"
     )

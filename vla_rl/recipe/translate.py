@@ -158,6 +158,8 @@ def _rule(kind: str, message: str, context: Mapping[str, Any]) -> tuple[str, str
         return "too long", f"at most {context['max_length']} characters"
     if kind == "not_a_path":
         return message, "1 to 4095 bytes, at most 255 between slashes, none of them NUL"
+    if kind == "not_an_address":
+        return message, "host:port, like cpu-node:10001: a name or four numbers, and a port of 1 to 65535"
     if kind == "not_unicode":
         return message, "whole letters: \\uD800 to \\uDFFF stand in pairs"
     limits = [f"{word} {number(context[limit])}" for limit, word in _LIMITS.items() if limit in context]

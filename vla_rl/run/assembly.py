@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +22,8 @@ from vla_rl.ipc.shared_weights import NotShared, SharedWeights, SharedWeightsHan
 from vla_rl.ipc.slots import ExchangeSlots, slot_fields
 from vla_rl.learner.optimizer import trainable_parameters
 from vla_rl.policies.parameters import assign_parameters
+from vla_rl.remote.identity import identity_here
+from vla_rl.remote.stand_in import FarSide, build_stand_in
 from vla_rl.replay.ring import ReplayRing
 from vla_rl.run.plan import OPEN_ENVS_PER_SLOT, Plan
 from vla_rl.workers.cell import Cell, CellLimits
@@ -197,6 +200,8 @@ def make_cell(  # noqa: PLR0913 - the parts of a cell, by name
         )
         for worker in range(plan.setup.rollout.num_workers)
     ]
+    if plan.setup.rollout.remote:
+        workers = _on_other_machines(plan, env, workers, rank=rank)
     if plan.setup.runtime.mode == "serial":
         return _serial_cell(plan, env, memory, inference, workers, on_episode, jobs)
     rollout = plan.setup.rollout
@@ -216,6 +221,26 @@ def make_cell(  # noqa: PLR0913 - the parts of a cell, by name
         on_episode=on_episode,
         jobs=jobs,
     )
+
+
+def _on_other_machines(
+    plan: Plan, env: EnvPlan, workers: Sequence[EnvWorkerSettings], *, rank: int
+) -> list[EnvWorkerSettings]:
+    """Return env workers whose simulators are elsewhere, dealt out to `rollout.remote` over all ranks."""
+    rollout = plan.setup.rollout
+    expected = identity_here(env.identity)
+    settings = []
+    for own in workers:
+        far = FarSide(
+            address=rollout.remote[(rank * len(workers) + own.worker_index) % len(rollout.remote)],
+            identity=env.identity,
+            expected=expected,
+            start_timeout_s=rollout.start_timeout_s,
+            step_timeout_s=rollout.step_timeout_s,
+        )
+        builders = tuple(partial(build_stand_in, build, far) for build in env.builders)
+        settings.append(replace(own, builders=builders, slot_limit_s=far.longest_call_s, variables={}))
+    return settings
 
 
 def _serial_cell(

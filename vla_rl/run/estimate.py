@@ -22,6 +22,7 @@ DRAWING_BYTES = 150 << 20  # memory of a simulator that renders on a GPU; assume
 FRAGMENTATION = 1.1  # torch's allocator reserves more than it allocates; assumed
 GPU_GIGABYTES = (24, 40, 48, 80, 141)
 PLAIN_WORKER_BYTES = 80 << 20  # resident size of an env worker without a simulator, measured
+REMOTE_WORKER_BYTES = 130 << 20  # resident size of an env worker whose simulators are on another machine, measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ def estimate(plan: TrainingPlan, *, num_ranks: int) -> DryRunReport:
             else f"learner, inference worker, {recipe.rollout.num_workers} env worker(s) "
             f"with {recipe.rollout.envs_per_worker} env(s) each",
         ),
+        *([Line("simulators", _places(plan, num_ranks=num_ranks))] if recipe.rollout.remote else []),
         Line("policy", policy.text),
         Line("observation", f"frames {observed.frames_shape} uint8, state ({observed.state_dim},)"),
         Line(
@@ -127,8 +129,10 @@ class MemoryEstimate:
     processes: int  # learner and inference worker, on the host
     env_worker: int  # each
     env_workers: int  # all
+    evaluation_workers: int  # all of an evaluation, whose simulators are always here
     frozen_copies: int  # 2 where learner and inference worker do not share one
     drawing: int  # simulators, on the GPU
+    evaluation_drawing: int  # those of an evaluation
     evaluation: int = 0  # the policy once more, for evaluations while training, with what computes its actions
 
     @property
@@ -150,14 +154,15 @@ class MemoryEstimate:
     def gpu(self) -> int:
         """Return the total on one GPU: the policy including fragmentation, two CUDA contexts, the simulators."""
         policy = self.frozen_copies * self.frozen + self.learner + self.inference + self.evaluation
-        again = CUDA_CONTEXT_BYTES + self.drawing if self.evaluation else 0  # an evaluation has its own processes
+        # An evaluation has processes of its own.
+        again = CUDA_CONTEXT_BYTES + self.evaluation_drawing if self.evaluation else 0
         return int(FRAGMENTATION * policy) + 2 * CUDA_CONTEXT_BYTES + self.drawing + again
 
     @property
     def host(self) -> int:
         """Return the total that is not on a GPU."""
         policy = self.frozen_copies * self.frozen + self.learner + self.inference + self.evaluation
-        again = self.env_workers if self.evaluation else 0
+        again = self.evaluation_workers if self.evaluation else 0
         return self.shared + self.processes + self.env_workers + again + (0 if self.on_gpu else policy)
 
 
@@ -169,8 +174,11 @@ def estimate_memory(plan: TrainingPlan, *, num_ranks: int) -> MemoryEstimate:
     """
     recipe, policy = plan.recipe, plan.policy
     slots = slot_fields(plan.observation_spec, plan.action_spec, plan.num_slots, store_logits=plan.store_logits)
-    env_worker = PLAIN_WORKER_BYTES if plan.env.simulator is None else SIMULATOR_BYTES * recipe.rollout.envs_per_worker
-    draws_on_gpu = plan.env.simulator is not None and plan.env.simulator.draws_on_gpu
+    simulator = plan.env.simulator
+    local_worker = PLAIN_WORKER_BYTES if simulator is None else SIMULATOR_BYTES * recipe.rollout.envs_per_worker
+    env_worker = REMOTE_WORKER_BYTES if recipe.rollout.remote else local_worker
+    draws_on_gpu = simulator is not None and simulator.draws_on_gpu
+    drawing = OPEN_ENVS_PER_SLOT * plan.num_slots * DRAWING_BYTES if draws_on_gpu else 0
     on_gpu = plan.device_kind == "cuda"
     process = PYTHON_TORCH_BYTES + (CUDA_HOST_BYTES if on_gpu else 0)
     return MemoryEstimate(
@@ -186,8 +194,10 @@ def estimate_memory(plan: TrainingPlan, *, num_ranks: int) -> MemoryEstimate:
         processes=process if recipe.runtime.mode == "serial" else 2 * process,
         env_worker=env_worker,
         env_workers=recipe.rollout.num_workers * env_worker,
+        evaluation_workers=recipe.rollout.num_workers * local_worker,
         frozen_copies=plan.frozen_copies,
-        drawing=OPEN_ENVS_PER_SLOT * plan.num_slots * DRAWING_BYTES if draws_on_gpu else 0,
+        drawing=0 if recipe.rollout.remote else drawing,
+        evaluation_drawing=drawing,
         evaluation=(
             0
             if recipe.evaluation.every_optimizer_steps is None
@@ -278,6 +288,14 @@ def cards(num_bytes: int) -> str:
 def _tasks(plan: TrainingPlan) -> str:
     tasks = plan.env.tasks
     return f"{tasks[0].suite}, {len(tasks)} task(s): {', '.join(str(task.task_id) for task in tasks)}"
+
+
+def _places(plan: TrainingPlan, *, num_ranks: int) -> str:
+    """Return how many simulators work at the same time on each other machine, in words."""
+    rollout = plan.recipe.rollout
+    workers = [rollout.remote[index % len(rollout.remote)] for index in range(num_ranks * rollout.num_workers)]
+    counts = {address: workers.count(address) * rollout.envs_per_worker for address in dict.fromkeys(rollout.remote)}
+    return ", ".join(f"{count} on {address}" for address, count in counts.items())
 
 
 def _family(spec: ActionSpec) -> str:

@@ -115,6 +115,23 @@ def make_plan(setup: Setup, *, only_acts: bool = False) -> Plan:
     return Plan(setup=setup, env=env, policy=policy, device=device)
 
 
+def check_other_machines(plan: Plan) -> list[str]:
+    """Check that the machines of `rollout.remote` answer, ask for a token, and simulate what this one would.
+
+    Returns:
+        What each of them is, in words.
+
+    Raises:
+        UserError: names those that are no use.
+    """
+    if not plan.setup.rollout.remote:
+        return []
+    from vla_rl.remote.far_side import check_far_side
+
+    found = check_far_side(plan.setup.rollout.remote, plan.env.identity)
+    return [f"{far.address}: {far.place.host}, {far.place.cpus} usable cores" for far in found]
+
+
 def resolve_device(asked: str) -> str:
     """Return the torch device of this rank: the one `runtime.device` names, or for auto a GPU if there is one.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
+from importlib import metadata
 
 from vla_rl.envs.libero import gl as renderers
 from vla_rl.envs.libero import shim
@@ -53,6 +55,28 @@ def check_simulator(*, gl: renderers.GL = "auto", assets: str = "auto") -> Simul
     _check_import(backend)
     os.environ["MUJOCO_GL"] = backend
     return SimulatorReport(versions, backend, renderer, chosen, warnings)
+
+
+def simulated_with(assets: str) -> dict[str, str]:
+    """Return what of this machine decides about LIBERO's episodes, besides the program: packages and assets.
+
+    The renderer is not part of it: another one draws slightly different pictures of the same physics.
+
+    Args:
+        assets: auto, proxy or a folder, as in the recipe.
+
+    Raises:
+        SimulatorError: a package is missing, or the folder is not one of assets.
+    """
+    shim.check_installed()
+    chosen = resolve_assets(assets)
+    return {**shim.versions(), "bddl": metadata.version("bddl"), "assets": f"{chosen.kind} {_listing_digest(chosen)}"}
+
+
+def _listing_digest(assets: Assets) -> str:
+    """Return a digest of the names and sizes of all files: what is in them would take seconds to read."""
+    files = sorted((str(file.relative_to(assets.folder)), file.stat().st_size) for file in assets.folder.rglob("*.*"))
+    return hashlib.sha256(repr(files).encode()).hexdigest()[:12]
 
 
 def _version_warnings(versions: dict[str, str]) -> tuple[str, ...]:

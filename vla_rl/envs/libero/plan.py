@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vla_rl.envs.kind import EnvBuilder, EnvPlan
 from vla_rl.envs.libero.asset_files import check_task_assets
-from vla_rl.envs.libero.check import SimulatorReport, check_simulator
+from vla_rl.envs.libero.check import SimulatorReport, check_simulator, simulated_with
 from vla_rl.envs.libero.egl_devices import variables_to_draw_on
 from vla_rl.envs.libero.init_states import num_init_states
 from vla_rl.envs.libero.suites import libero_task
@@ -62,6 +62,7 @@ def plan_libero(section: LiberoSection, *, render_size: int) -> EnvPlan:
         simulator=simulator,
         filming_builders=tuple(builder(task, render_all=True) for task in tasks),
         worker_variables=partial(variables_to_draw_on, gl=simulator.gl),
+        identity=partial(simulated_with, section.assets),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from functools import partial
+from importlib import metadata
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -94,7 +95,23 @@ class MetaworldSection(EnvironmentSection):
             )
             for task in tasks
         )
-        return EnvPlan(tasks, builders, num_init_states=(NUM_GOALS,) * len(tasks), horizon=self.horizon)
+        return EnvPlan(
+            tasks,
+            builders,
+            num_init_states=(NUM_GOALS,) * len(tasks),
+            horizon=self.horizon,
+            identity=simulated_with,
+        )
+
+
+def simulated_with() -> dict[str, str]:
+    """Return what of this machine decides about Meta-World's episodes, besides the program.
+
+    Raises:
+        ValueError: the package is missing.
+    """
+    _check_installed()
+    return {package: metadata.version(package) for package in ("mujoco", "metaworld", "gymnasium")}
 
 
 def _check_installed() -> None:
