@@ -275,12 +275,12 @@ def test_a_checkpoint_that_cannot_be_trained_from_is_refused_before_anything_sta
 
 
 def test_a_dry_run_in_libero_prices_runs_and_evaluations(tmp_path, checkpoint):
-    """Starts of 15 s, 3,200 env steps at 200 a second, 400 samples at 90 a second: four times as many over replay."""
+    """Starts of 15 s, 3,200 env steps at 165 a second, 400 samples at 225 a second: four times as many over replay."""
     command = ["study", "groups", "--recipe", LIBERO, "--target", "0.7", "--budget", "3200", "--seeds", "1"]
     command += ["--start", str(checkpoint), "--tasks", "2,7", "--states", "5", "--out", str(tmp_path / "out")]
     done = CliRunner().invoke(app, [*command, "--jobs", "1", "--dry-run"])
     assert done.exit_code == 0, done.output
-    fresh, replayed = 15 + 16 + 400 / 90, 15 + 16 + 1600 / 90
+    fresh, replayed = 15 + 3200 / 165 + 400 / 225, 15 + 3200 / 165 + 1600 / 225
     assert f"run            5 jobs  about {(3 * fresh + 2 * replayed) / 60:6.1f} core minutes" in done.output
     assert "evaluation     6 jobs" in done.output
     assert not (tmp_path / "out").exists()
