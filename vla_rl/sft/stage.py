@@ -24,7 +24,7 @@ from vla_rl.learner.launch import launched_rank
 from vla_rl.learner.strategies import close_process_group
 from vla_rl.policies.devices import free_device_memory
 from vla_rl.recipe import SupervisedRecipe
-from vla_rl.reporting.evaluated_points import evaluated_points
+from vla_rl.reporting.evaluated_points import EvaluatedPoint, evaluated_points
 from vla_rl.reporting.metrics_file import METRICS_FILE, MetricsWriter, read_metrics
 from vla_rl.reporting.run_folder import EVALUATIONS
 from vla_rl.reporting.run_state import RunLife
@@ -155,7 +155,8 @@ def _rank(
             stack.callback(writer.close)
         stack.enter_context(log_to(folder.path / "logs" / f"{'' if rank == 0 else f'rank_{rank}_'}learner.log"))
         with preflight():
-            run.prepare(_counter(console, "preparing frames, episode") if rank == 0 else lambda _done, _total: None)
+            if run.optimizer_steps < recipe.budget.optimizer_steps:  # else at most the evaluation is left
+                run.prepare(_counter(console, "preparing frames, episode") if rank == 0 else lambda _done, _total: None)
         stage = Stage(run, console, writer, stop)
         checkpoint = stage.train()
         interrupted = stop.requested and run.optimizer_steps < recipe.budget.optimizer_steps and not stage.out_of_time
@@ -187,7 +188,7 @@ class Stage:
         self._run, self._console, self._writer, self._stop = run, console, writer, stop
         self.latest: dict[str, float] = {}
         self._shown_at = -SHOW_EVERY_S
-        self._evaluation_seconds = _spent_on_evaluations(run.run_dir) if run.rank == 0 else 0.0
+        self._evaluation_seconds = sum(point.seconds for point in _evaluated(run.run_dir)) if run.rank == 0 else 0.0
         self._rate_from = (time.monotonic(), run.batches)
 
     @property
@@ -205,6 +206,8 @@ class Stage:
         run, recipe = self._run, self._run.plan.recipe
         total = recipe.budget.optimizer_steps
         saved = run.resumed_from if run.resumed_from is not None and run.resumed_from.is_in_place else None
+        if saved is not None and self._is_evaluated(saved.optimizer_steps):
+            self._evaluate(saved)  # the run may have ended before or in the middle of it
         while run.optimizer_steps < total:
             if run.engine.collectives.any_over_ranks(self._stop.requested or self.out_of_time):
                 break
@@ -217,12 +220,12 @@ class Stage:
             found: dict[str, float] = {}
             if step % recipe.logging.held_out_every_optimizer_steps == 0 or step == total:
                 found |= run.measure_held_out()
+            if step % recipe.logging.every_optimizer_steps == 0 or found:
+                self._point(result, found)  # before the checkpoint: a run that goes on from there has it
             if step % recipe.checkpoint.every_optimizer_steps == 0 or self._is_evaluated(step):
                 saved = self._save_or_warn()
             if saved is not None and self._is_evaluated(step):
-                found |= self._evaluate(saved)
-            if step % recipe.logging.every_optimizer_steps == 0 or found:
-                self._point(result, found)
+                self._evaluate(saved)
         return saved or self._save_last()
 
     def _update(self) -> UpdateResult:
@@ -238,17 +241,18 @@ class Stage:
         wanted = recipe.evaluation.episodes_per_task > 0 and every is not None and step % every == 0
         return wanted and step < recipe.budget.optimizer_steps
 
-    def _evaluate(self, checkpoint: CheckpointInfo) -> dict[str, float]:
-        """Play episodes on rank 0, while the others wait; return the evaluation's metrics, only on rank 0."""
+    def _evaluate(self, checkpoint: CheckpointInfo) -> None:
+        """Evaluate a checkpoint on rank 0, unless a log point holds its evaluation; the others wait."""
         run = self._run
-        found: dict[str, float] = {}
-        if run.rank == 0:
+        if run.rank == 0 and checkpoint.optimizer_steps not in _evaluated_steps(run.run_dir):
             found = self._play(checkpoint)
+            if found:
+                self._write(found)
         run.engine.collectives.barrier()
         self._rate_from = (time.monotonic(), run.batches)
-        return found
 
     def _play(self, checkpoint: CheckpointInfo) -> dict[str, float]:
+        """Return the evaluation's metrics; none if it was interrupted."""
         run, step = self._run, checkpoint.optimizer_steps
         policy = write_policy(run.plan, checkpoint, run.run_dir)
         self._console.print(f"evaluating {policy} of optimizer step {step}", markup=False)
@@ -261,7 +265,9 @@ class Stage:
                 stop=lambda: self._stop.requested,
             )
         except EvaluationStoppedError:
-            self._console.print(f"the evaluation of optimizer step {step} was interrupted", markup=False)
+            self._console.print(
+                f"the evaluation of optimizer step {step} was interrupted; a resumed run makes it", markup=False
+            )
             return {}
         self._console.print(f"success at optimizer step {step}: {in_words(point)}", markup=False)
         self._evaluation_seconds += point.seconds
@@ -275,16 +281,21 @@ class Stage:
         """Write one log point. All ranks call it together."""
         run = self._run
         metrics = run.metrics(result) | found | self._rates()
+        self._write(metrics)
+        if self._writer is None:
+            return
+        if time.monotonic() - self._shown_at >= SHOW_EVERY_S or found:
+            self._shown_at = time.monotonic()
+            self._console.print(self._line(), markup=False, highlight=False, soft_wrap=True)
+
+    def _write(self, metrics: dict[str, float]) -> None:
         self.latest |= metrics
         if self._writer is None:
             return
         try:
-            self._writer.write(run.clocks, metrics)
+            self._writer.write(self._run.clocks, metrics)
         except OSError as error:
             self._console.print(f"warning: a log point is lost: {error}", markup=False)
-        if time.monotonic() - self._shown_at >= SHOW_EVERY_S or found:
-            self._shown_at = time.monotonic()
-            self._console.print(self._line(), markup=False, highlight=False, soft_wrap=True)
 
     def _rates(self) -> dict[str, float]:
         run, (began, batches) = self._run, self._rate_from
@@ -337,10 +348,14 @@ def _quality(metrics: dict[str, float], group: str) -> str:
     )
 
 
-def _spent_on_evaluations(run_dir: Path) -> float:
-    """Return the seconds of the evaluations in a run's log points."""
+def _evaluated(run_dir: Path) -> list[EvaluatedPoint]:
+    """Return the evaluations in a run's log points."""
     metrics = run_dir / METRICS_FILE
-    return sum(point.seconds for point in evaluated_points(read_metrics(metrics))) if metrics.is_file() else 0.0
+    return evaluated_points(read_metrics(metrics)) if metrics.is_file() else []
+
+
+def _evaluated_steps(run_dir: Path) -> set[int]:
+    return {point.optimizer_steps for point in _evaluated(run_dir)}
 
 
 def options_of_supervised(plan: SupervisedPlan) -> EvalOptions:
