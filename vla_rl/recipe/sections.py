@@ -48,7 +48,7 @@ Precision = Literal["fp32", "bf16"]
 
 
 class EngineSection(Section):
-    """Precision and ranks of whatever is trained."""
+    """Precision, ranks and batches of whatever is trained. Batch sizes are per rank."""
 
     strategy: Literal["single", "ddp", "deepspeed"] = Field(
         "single", description="how several GPUs share the training; single: one rank"
@@ -65,6 +65,14 @@ class EngineSection(Section):
         description="layers: compile each layer of the language model, forward and backward; takes minutes at first",
     )
 
+    micro_batch: BatchSize = Field(description="items per forward pass")
+    accumulation: BatchSize = Field(1, description="micro-batches per optimizer step")
+
+    @property
+    def batch_size(self) -> int:
+        """Items of one optimizer step, on each rank."""
+        return self.micro_batch * self.accumulation
+
     @model_validator(mode="after")
     def _ranks_match_strategy(self) -> Self:
         if self.strategy == "single" and self.num_ranks not in ("auto", 1):
@@ -74,10 +82,9 @@ class EngineSection(Section):
 
 
 class LearnerSection(EngineSection):
-    """Batches, precision and ranks. Batch sizes are per rank."""
+    """How segments become updates."""
 
     micro_batch: BatchSize = Field(4, description="segments per forward pass")
-    accumulation: BatchSize = Field(1, description="micro-batches per optimizer step")
     reuse_passes: bool = Field(
         False,
         description="pass each observation through the policy only once; needs memory for all micro-batches at once",
@@ -87,7 +94,7 @@ class LearnerSection(EngineSection):
     @property
     def batch_segments(self) -> int:
         """Segments of one optimizer step, on each rank."""
-        return self.micro_batch * self.accumulation
+        return self.batch_size
 
     @model_validator(mode="after")
     def _passes_can_be_kept(self) -> Self:

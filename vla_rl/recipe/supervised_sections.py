@@ -87,15 +87,14 @@ class SupervisedLossSection(Section):
 
 
 class SupervisedLearnerSection(EngineSection):
-    """Batches, precision and ranks. Batch sizes are per rank."""
+    """How samples become updates."""
 
     micro_batch: BatchSize = Field(8, description="samples per forward pass")
-    accumulation: BatchSize = Field(1, description="micro-batches per optimizer step")
 
     @property
     def batch_samples(self) -> int:
         """Samples of one optimizer step, on each rank."""
-        return self.micro_batch * self.accumulation
+        return self.batch_size
 
 
 class SupervisedRuntimeSection(Section):
