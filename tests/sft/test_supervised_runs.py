@@ -22,6 +22,7 @@ from vla_rl.evaluation.policy_source import find_policy
 from vla_rl.learner.checkpoint import CheckpointError
 from vla_rl.recipe import RecipeError, build_recipe, build_supervised_recipe
 from vla_rl.run.plan import plan_policy
+from vla_rl.run.utilisation import hours_on_cards
 from vla_rl.sft.plan import make_supervised_plan
 from vla_rl.sft.stage import dry_run
 from vla_rl.sharing.card import make_card
@@ -210,4 +211,29 @@ def test_a_dry_run_tells_data_and_sizes_and_writes_nothing(demos: Path, tmp_path
     assert "4, 48 rows" in report
     assert "20 to train on, 0 held out" in report  # 4 episodes with 12 - 7 starts each
     assert "4 optimizer steps, 0.8 epochs" in report
+    assert "time                   not estimated: arithmetic is not what bounds a policy this small" in report
     assert not list(tmp_path.iterdir())
+
+
+def test_hours_are_arithmetic_over_an_assumed_share_of_a_card_s_peak() -> None:
+    """40 % of 989 and of 165 TFLOP/s; twice the cards take half the time."""
+    an_hour_of_an_h100 = 3600 * 0.4 * 989e12
+    told = hours_on_cards(an_hour_of_an_h100, num_cards=1)
+    assert told.startswith("5.99 h on 1 x RTX 4090 (66 TFLOP/s each), 1 h on 1 x H100 (396 TFLOP/s each)")
+    assert "assumed, not measured" in told
+    assert "0.5 h on 2 x H100" in hours_on_cards(an_hour_of_an_h100, num_cards=2)
+
+
+def test_a_dry_run_of_the_7b_network_tells_hours_and_counts_the_second_forward_pass(demos: Path) -> None:
+    """A forward pass takes 4.9 TFLOP, forward and backward 9.4: checkpointing makes 14.3 / 9.4 = 1.52 of it."""
+    hours = []
+    for checkpointing in ("false", "true"):
+        policy = f"policy={{name: openvla_oft, checkpoint: random-7b, gradient_checkpointing: {checkpointing}}}"
+        recipe = build_supervised_recipe(
+            RECIPE.format(path=demos), [policy, "demos.suite=libero_spatial", "budget.optimizer_steps=20000"]
+        )
+        found = re.search(r"([\d.]+) h on 1 x H100", str(dry_run(recipe)))
+        assert found
+        hours.append(float(found[1]))
+    assert hours[0] == pytest.approx(20_000 * 4 * 9.4e12 / (0.4 * 989e12) / 3600, rel=0.03)
+    assert hours[1] / hours[0] == pytest.approx(1.52, abs=0.02)

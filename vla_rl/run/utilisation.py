@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from vla_rl.reporting.text import number, percent
+
 # Dense bfloat16 TFLOP/s with float32 sums, from NVIDIA's data sheets (half of what they say "with sparsity"); the first
 # name contained in torch's name of the card is used. Other cards have no utilisation in the metrics, which is better
 # than an invented one.
@@ -20,6 +22,7 @@ _BF16_TFLOPS = (
     ("L40S", 362.0),
     ("RTX 4090", 165.0),
 )
+ASSUMED_UTILISATION = 0.4  # of the peak, where nothing was measured: usual in training of large models
 _OTHER_CARDS = (" MIG ", "4090 D", "Laptop")  # parts of cards, and smaller ones whose name goes on
 
 
@@ -28,6 +31,24 @@ def bf16_peak(device_name: str) -> float | None:
     if any(part in device_name for part in _OTHER_CARDS):
         return None
     return next((1e12 * peak for name, peak in _BF16_TFLOPS if name in device_name), None)
+
+
+def hours_on_cards(flops: float, *, num_cards: int) -> str:
+    """Return in words how long that much arithmetic would take on cards of 24 and of 80 GB, by an assumed utilisation.
+
+    Args:
+        flops: FLOPs in all.
+        num_cards: cards that share them.
+    """
+    told = []
+    for name in ("RTX 4090", "H100"):
+        peak = bf16_peak(name)
+        assert peak is not None
+        rate = ASSUMED_UTILISATION * peak
+        told.append(
+            f"{number(flops / (num_cards * rate) / 3600)} h on {num_cards} x {name} ({rate / 1e12:.0f} TFLOP/s each)"
+        )
+    return f"{', '.join(told)}; assumed, not measured: {percent(ASSUMED_UTILISATION)} of the bfloat16 peak"
 
 
 def utilisation(*, decisions: int, flops_each: float, seconds: float, peak: float) -> float:

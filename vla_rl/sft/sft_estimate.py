@@ -6,9 +6,13 @@ import math
 from dataclasses import dataclass
 
 from vla_rl.ipc.memory_check import readable
+from vla_rl.reporting.text import number
 from vla_rl.run.estimate import CUDA_CONTEXT_BYTES, FRAGMENTATION, Line, cards, learner_state
+from vla_rl.run.utilisation import hours_on_cards
 from vla_rl.sft.frames import store_shape
 from vla_rl.sft.plan import SupervisedPlan
+
+LARGE_FLOPS = 1e12  # of a sample's forward and backward pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,8 @@ def estimate(plan: SupervisedPlan, *, num_ranks: int) -> SupervisedReport:
             "batch", f"{recipe.learner.micro_batch} samples x {recipe.learner.accumulation} x {num_ranks} rank(s)"
         ),
         Line("budget", f"{steps:,} optimizer steps, {batch * steps / len(samples.train):.1f} epochs"),
-        Line("arithmetic", f"{flops / 1e15:,.3g} PFLOP in all"),
+        Line("arithmetic", f"{number(flops / 1e15)} PFLOP in all"),
+        Line("time", _time(plan, batch * steps, num_ranks=num_ranks)),
         Line("disk: prepared frames", f"{readable(frames)}, {kept}"),
         Line("frozen weights", readable(policy.frozen_bytes)),
         Line(
@@ -61,3 +66,16 @@ def estimate(plan: SupervisedPlan, *, num_ranks: int) -> SupervisedReport:
              f"about {readable(gpu)}: {cards(gpu)}"),
     ]  # fmt: skip
     return SupervisedReport(tuple(lines))
+
+
+def _time(plan: SupervisedPlan, num_samples: int, *, num_ranks: int) -> str:
+    """Return how long the updates would take, for a policy that is large enough to be bound by its arithmetic."""
+    policy = plan.policy
+    if policy.update_flops < LARGE_FLOPS:
+        return (
+            "not estimated: arithmetic is not what bounds a policy this small; perf/seconds_left tells it at run time"
+        )
+    recomputes = getattr(plan.recipe.policy, "gradient_checkpointing", False)
+    flops = num_samples * (policy.update_flops + (policy.inference_flops if recomputes else 0.0))
+    recomputed = ", forward passes twice (policy.gradient_checkpointing)" if recomputes else ""
+    return f"updates alone{recomputed}: {hours_on_cards(flops, num_cards=num_ranks)}"
