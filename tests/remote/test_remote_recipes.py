@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from pathlib import Path
 import pytest
 from ray_head import documented_start
 
+from vla_rl.envs.libero.assets import resolve_assets
+from vla_rl.envs.libero.check import simulated_with
 from vla_rl.errors import UserError
 from vla_rl.recipe import RecipeError, build_recipe, load_recipe
 from vla_rl.remote.far_side import START_RAY, check_far_side
@@ -184,3 +187,22 @@ def test_what_listens_but_is_no_ray_is_told_from_a_wrong_token(monkeypatch: pyte
         check_far_side([address], dict)
     assert "answers, but not as Ray's client server" in str(raised.value)
     assert os.environ["RAY_AUTH_TOKEN"] not in str(raised.value)
+
+
+@pytest.mark.libero
+def test_assets_of_libero_count_by_what_is_in_the_folder_not_by_its_place(tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(resolve_assets("proxy").folder, copy)
+    here = simulated_with("proxy")
+    assert simulated_with(str(copy)) == here
+    assert {"mujoco", "robosuite", "hf-libero", "bddl", "assets"} == set(here)
+    texture = next(copy.rglob("*.png"))
+    texture.write_bytes(texture.read_bytes() + b"\0")
+    assert differences(here, simulated_with(str(copy)))[0].startswith("assets: proxy ")
+
+
+def test_an_environment_names_the_packages_that_decide_about_its_episodes() -> None:
+    assert recipe().env.plan(render_size=0).identity() == {}
+    pytest.importorskip("metaworld", reason="the extra metaworld is not installed")
+    metaworld = recipe("env={name: metaworld, tasks: [reach-v3]}")
+    assert set(metaworld.env.plan(render_size=0).identity()) == {"mujoco", "metaworld", "gymnasium"}

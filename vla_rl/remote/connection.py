@@ -23,7 +23,6 @@ from vla_rl.remote.host import EnvHost
 TOKEN_FILE = "~/.ray/auth_token"
 TRY_AGAIN_S = 1.0
 PROBE_S = 5.0  # for a machine to accept a connection
-CLOSE_S = 5.0  # for an actor to free its simulator
 
 log = logging.getLogger(__name__)
 
@@ -179,13 +178,10 @@ class HostedActor:
             raise LostHostError(f"{self._address}: the simulator is gone: {error}") from error
 
     def end(self) -> None:
-        """Free the simulator and end the actor; a lost one is gone anyway."""
+        """End the actor's process and with it the simulator, in the middle of a call too."""
         import ray
+        from ray.util.client import ray as client
 
-        try:
-            self.call("close", (), seconds=CLOSE_S)
+        if client.is_connected():
             ray.kill(self._actor)
-        except LostHostError as error:
-            log.info("a simulator was not closed: %s", error)
-        finally:
-            _connection.leave()
+        _connection.leave()

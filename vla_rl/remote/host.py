@@ -81,9 +81,3 @@ class EnvHost:
         """Execute a chunk."""
         assert self._env is not None
         return self._env.step_chunk(actions)
-
-    def close(self) -> None:
-        """Free simulator and graphics."""
-        if self._env is not None:
-            self._env.close()
-            self._env = None
