@@ -63,6 +63,17 @@ def test_without_a_dependence_on_the_state_the_deviation_is_one_parameter_for_ea
     assert changed.behavior[0, :, 1].exp().tolist() == pytest.approx([0.6, 0.2, 0.6, 0.6, 0.6, 0.6])
 
 
+@pytest.mark.parametrize("of_state", [True, False])
+def test_a_bounded_mean_is_the_tanh_of_the_unbounded_one(of_state):
+    free, bounded = (
+        make(distribution="gaussian", state_dependent_std=of_state, mean=mean).network(inputs()).logits
+        for mean in ("linear", "tanh")
+    )
+    torch.testing.assert_close(bounded[..., 0], free[..., 0].tanh())
+    assert torch.equal(bounded[..., 1], free[..., 1])
+    assert not torch.equal(bounded[..., 0], free[..., 0])
+
+
 def test_a_deviation_of_the_state_starts_around_the_same_value():
     narrow, wide = (make(distribution="gaussian", initial_std=std) for std in (None, 0.6))
     widths = [policy.network(inputs()).logits[..., 1] for policy in (narrow, wide)]

@@ -29,7 +29,8 @@ class MLPPolicy(TokenPolicy):
     """Multi-layer perceptron that satisfies `vla_rl.types.Policy`.
 
     Bin b of a component means the action -1 + 2 b / (V - 1). Without bins a component is drawn from a Gaussian, and
-    decoding clips it to [-1, 1]. Its mean depends on the state; its deviation does so too, or is a parameter.
+    decoding clips it to [-1, 1]. Its mean depends on the state and may be bounded; its deviation depends on the state
+    too, or is a parameter.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class MLPPolicy(TokenPolicy):
         hidden_dim: int,
         has_critic: bool = True,
         state_dependent_std: bool = True,
+        has_bounded_mean: bool = False,
     ) -> None:
         super().__init__()
+        self._has_bounded_mean = has_bounded_mean
         self.observation_spec = ObservationSpec(num_images=0, image_size=0, state_dim=state_dim)
         self.action_spec = action_spec
         num_tokens = action_spec.num_tokens
@@ -59,8 +62,10 @@ class MLPPolicy(TokenPolicy):
         values: Tensor = self.value_head(features.detach())
         if self.width is not None:
             logits = torch.stack([logits, self.width.to(logits.dtype).expand_as(logits)], dim=-1)
-        shape = (-1, self.action_spec.num_tokens, self.action_spec.num_behavior)
-        return TokenOutput(logits=logits.reshape(shape).float(), values=values.reshape(-1).float())
+        logits = logits.reshape(-1, self.action_spec.num_tokens, self.action_spec.num_behavior)
+        if self._has_bounded_mean:
+            logits = torch.stack([logits[..., 0].tanh(), logits[..., 1]], dim=-1)
+        return TokenOutput(logits=logits.float(), values=values.reshape(-1).float())
 
     def fill(
         self, *, seed: int, device: torch.device, output_scale: float = 1.0, initial_std: float | None = None
@@ -118,6 +123,7 @@ def build_mlp(section: MLPSection, context: PolicyContext, *, device: str, empty
             hidden_dim=section.hidden_dim,
             has_critic=section.has_critic,
             state_dependent_std=num_bins is not None or section.state_dependent_std,
+            has_bounded_mean=num_bins is None and section.mean == "tanh",
         )
     policy.temperature = context.temperature
     if not empty:
