@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,6 +38,9 @@ pytestmark = [
         find_spec("ray") is None, reason="the extra remote is not installed: pip install 'vla-rl[remote]'"
     ),
 ]
+
+
+TOY = "{name: t, env: {name: toy}, policy: {name: mlp}, surrogate: {name: gipo}, budget: {optimizer_steps: 1}}"
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +154,90 @@ def test_a_chunk_that_takes_too_long_is_given_up(head: RayHead) -> None:
     with pytest.raises(LostHostError, match=r"no result of step_chunk within 1e-09 s"):
         env.step_chunk(np.zeros((2, 2), np.float32))
     env.close()
+
+
+class Wire:
+    """A way to a head that can be cut and mended."""
+
+    def __init__(self, port: int) -> None:
+        self._port, self._ends = port, list[socket.socket]()
+        self.is_cut = False
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._server.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        self.is_cut = True
+        for end in self._ends:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        self._ends.clear()
+
+    def close(self) -> None:
+        self._server.shutdown(socket.SHUT_RDWR)
+        self.cut()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._server.accept()
+                if self.is_cut:
+                    near.close()
+                    continue
+                far = socket.create_connection(("127.0.0.1", self._port))
+                self._ends += [near, far]
+                for one, other in ((near, far), (far, near)):
+                    threading.Thread(target=self._carry, args=(one, other), daemon=True).start()
+
+    @staticmethod
+    def _carry(one: socket.socket, other: socket.socket) -> None:
+        with suppress(OSError):
+            while data := one.recv(65536):
+                other.sendall(data)
+        with suppress(OSError):
+            other.shutdown(socket.SHUT_RDWR)
+
+
+PLAYS = (
+    """
+import sys
+import numpy as np
+from vla_rl.recipe import build_recipe
+from vla_rl.remote.identity import identity_here
+from vla_rl.remote.stand_in import FarSide, StandInEnv
+recipe = """
+    + repr(TOY)
+    + """
+plan = build_recipe(recipe).env.plan(render_size=0)
+env = StandInEnv(plan.builders[0], FarSide(sys.argv[1], plan.identity, identity_here(plan.identity), 60.0, 60.0))
+env.reset(0)
+for line in sys.stdin:
+    print(env.step_chunk(np.zeros((2, 2), np.float32)).executed, flush=True)
+"""
+)
+
+
+def test_a_short_interruption_of_the_connection_costs_no_episode(head) -> None:
+    environment = {**os.environ, **head.variables, "RAY_CLIENT_RECONNECT_GRACE_PERIOD": "30"}
+    wire = Wire(head.port)
+    player = subprocess.Popen(
+        [sys.executable, "-c", PLAYS, wire.address], cwd=ROOT, env=environment, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, text=True, bufsize=1,
+    )  # fmt: skip
+    with player:
+        assert player.stdin is not None
+        assert player.stdout is not None
+        player.stdin.write("\n")
+        assert player.stdout.readline() == "2\n"  # control steps of the chunk
+        wire.cut()
+        player.stdin.write("\n")  # a chunk that is asked for without a connection
+        time.sleep(1.0)
+        wire.is_cut = False
+        assert player.stdout.readline() == "2\n"
+        player.stdin.write("\n")
+        assert player.stdout.readline() == "2\n"
+        player.kill()
+    wire.close()
 
 
 # --- whole runs ------------------------------------------------------------------------------------------------------

@@ -117,7 +117,7 @@ def test_a_dry_run_says_how_many_simulators_each_machine_gets_and_counts_none_he
     )  # fmt: skip
     said = {line.what: line.value for line in estimate(plan, num_ranks=2).lines}
     assert said["simulators"] == "25 on a:1, 15 on b:1"  # a b a a b a a b
-    assert said["host: env workers"] == "about 520 MiB, 130 MiB each"
+    assert said["host: env workers"] == "about 560 MiB, 140 MiB each"
 
 
 def test_differences_of_two_machines_are_named_with_both_values() -> None:

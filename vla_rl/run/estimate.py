@@ -22,7 +22,7 @@ DRAWING_BYTES = 150 << 20  # memory of a simulator that renders on a GPU; assume
 FRAGMENTATION = 1.1  # torch's allocator reserves more than it allocates; assumed
 GPU_GIGABYTES = (24, 40, 48, 80, 141)
 PLAIN_WORKER_BYTES = 80 << 20  # resident size of an env worker without a simulator, measured
-REMOTE_WORKER_BYTES = 130 << 20  # resident size of an env worker whose simulators are on another machine, measured
+REMOTE_WORKER_BYTES = 140 << 20  # resident size of an env worker whose simulators are on another machine, measured
 
 
 @dataclass(frozen=True, slots=True)
