@@ -180,6 +180,19 @@ def test_a_fresh_batch_is_rounded_up_to_whole_groups(tmp_path):
     assert own_start(str(own), target=0.5, env_steps=100).fresh_batch == 16
 
 
+def test_the_ring_of_all_methods_grows_where_groups_need_more_than_the_recipe_s():
+    """Three environments play 8 members in 8 turns: 3 · 21 decisions · (8 · (2 groups of a team + 2 ahead) + 1)."""
+    start = own_start(LIBERO, target=0.75, env_steps=3200)  # the recipe's three tasks
+    assert start.capacity == 63 * 33
+    plan = replace(PRESET, recipe=LIBERO, starts=(start,), seeds=1)
+    assert {plan.recipe_of(run).replay.capacity for run in plan.runs()} == {63 * 33}
+    told = " ".join(parts(study_of(replace(PLAN, starts=(replace(START, capacity=2079),)), RUNS))[-1].sentences)
+    assert "The ring of all methods holds 2,079 decisions" in told
+    two = own_start(LIBERO, target=0.75, env_steps=3200, tasks=[2, 7])  # 42 · (4 · (4 + 2) + 1) = 1,050
+    assert two.capacity is None
+    assert {replace(plan, starts=(two,)).recipe_of(run).replay.capacity for run in plan.runs()} == {1200}
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clone")

@@ -14,7 +14,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from vla_rl.credit import KINDS as CREDITS
-from vla_rl.credit import Credit
+from vla_rl.credit import Credit, GroupNeeds
 from vla_rl.envs.kind import EnvOptions
 from vla_rl.envs.kinds import ENVIRONMENTS, EnvSection
 from vla_rl.policies.kind import NO_CRITIC, PolicySection
@@ -133,9 +133,7 @@ def _ring_holds_groups(
         return None
     slots = rollout.num_workers * rollout.envs_per_worker
     groups = max(1, learner.batch_segments // (needs.size * math.ceil(longest / replay.segment_length)))
-    turns = needs.candidates // math.gcd(needs.candidates, slots)
-    teams = slots // math.gcd(needs.candidates, slots)
-    smallest = slots * (longest + 1) * (turns * (math.ceil(groups / teams) + needs.max_lead) + 1)
+    smallest = smallest_ring(needs, slots=slots, groups=groups, longest=longest)
     if replay.capacity >= smallest:
         return None
     return Problem(
@@ -145,6 +143,20 @@ def _ring_holds_groups(
         found=str(replay.capacity),
         allowed=f">= {smallest}; several times as many where groups are left out (targets.keep)",
     )
+
+
+def smallest_ring(needs: GroupNeeds, *, slots: int, groups: int, longest: int) -> int:
+    """Return the decisions of the smallest ring that holds the groups of an update and those in the making.
+
+    Args:
+        needs: sizes and limits of the groups.
+        slots: environments that play.
+        groups: groups of an update.
+        longest: decisions of the longest episode.
+    """
+    turns = needs.candidates // math.gcd(needs.candidates, slots)
+    teams = slots // math.gcd(needs.candidates, slots)
+    return slots * (longest + 1) * (turns * (math.ceil(groups / teams) + needs.max_lead) + 1)
 
 
 def _uses_allow_the_ratio(replay: ReplaySection, targets: Credit) -> Problem | None:

@@ -18,9 +18,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vla_rl.credit.group import Group
 from vla_rl.errors import UserError
 from vla_rl.recipe import Recipe, find_recipe, load_recipe
-from vla_rl.recipe.rules import decisions_per_episode
+from vla_rl.recipe.rules import decisions_per_episode, smallest_ring
 from vla_rl.studies.surrogate_labels import require_known
 
 RECIPE = "gates"
@@ -112,6 +113,7 @@ class Start:
     overrides: tuple[str, ...] = ()
     replay_ratio: float = REPLAY_RATIO  # of methods over replay
     fresh_batch: int | None = None  # segments per update of fresh methods; None: the recipe's batch
+    capacity: int | None = None  # of the ring, where groups need more than the recipe's
     checkpoint: str | None = None  # policy that all runs start from; None: the recipe's
     states: int = 0  # held-out initial states per task of the evaluations before and after; 0: none
 
@@ -189,6 +191,7 @@ class GroupPlan:
             f"name={run.name}",
             f"seed={run.seed}",
             *start.overrides,
+            *([] if start.capacity is None else [f"replay.capacity={start.capacity}"]),
             *METHODS[run.method].overrides(start, load_recipe(find_recipe(self.recipe))),
             "optimizer.schedule=constant",
             f"budget.optimizer_steps={updates}",
@@ -287,6 +290,8 @@ def own_start(
     of_tasks = [f"env.tasks={list(tasks)}", *(f"rollout.{it}={len(tasks)}" for it in PER_TASK)] if tasks else []
     of_policy = [f"policy.checkpoint={checkpoint}"] if checkpoint is not None else []
     replays = base.replay.replay_ratio > 1
+    envs = len(tasks) if tasks else base.rollout.envs_per_worker
+    capacity = _ring_of_groups(base, slots=base.rollout.num_workers * envs)
     return Start(
         OWN_START,
         None,
@@ -296,13 +301,24 @@ def own_start(
         overrides=(*of_tasks, *of_policy),
         replay_ratio=base.replay.replay_ratio if replays else REPLAY_RATIO,
         fresh_batch=_whole_groups(base) if replays else None,
+        capacity=capacity if capacity > base.replay.capacity else None,
         checkpoint=None if checkpoint is None else str(checkpoint),
         states=states,
     )
 
 
+def _ring_of_groups(base: Recipe, *, slots: int) -> int:
+    """Return the decisions of the smallest ring for all methods; those over replay take the recipe's batch."""
+    groups = max(1, base.learner.batch_segments // _segments_of_group(base))
+    needs = Group(name="group", size=SIZE).groups
+    return smallest_ring(needs, slots=slots, groups=groups, longest=decisions_per_episode(base.env, base.policy))
+
+
 def _whole_groups(base: Recipe) -> int:
     """Return the segments of a batch as large as the new part of the recipe's, rounded up to whole groups."""
-    of_episode = math.ceil(decisions_per_episode(base.env, base.policy) / base.replay.segment_length)
-    of_group = SIZE * of_episode
+    of_group = _segments_of_group(base)
     return of_group * math.ceil(base.learner.batch_segments / base.replay.replay_ratio / of_group)
+
+
+def _segments_of_group(base: Recipe) -> int:
+    return SIZE * math.ceil(decisions_per_episode(base.env, base.policy) / base.replay.segment_length)

@@ -262,17 +262,20 @@ def _comparison_part(study: GroupStudy) -> Part:
 
 def _methods_part(study: GroupStudy) -> Part:
     rows = tuple((name, METHODS[name].title, _settings(name, study.plan.starts[0])) for name in study.plan.methods)
-    told = ("All have the recipe's network and learning rate.", *(_batches(start) for start in study.plan.starts[:1]))
+    told = ("All have the recipe's network and learning rate.", *_batches(study.plan.starts[0]))
     return Part("Methods", told, ("method", "what it is", "settings"), rows)
 
 
-def _batches(start: Start) -> str:
+def _batches(start: Start) -> Iterator[str]:
     if start.fresh_batch is None:
-        return "All have the recipe's batch: 64 episodes per update with the recipe gates."
-    return (
-        f"Over replay a batch is the recipe's, and fresh it is {start.fresh_batch} segments: the new part of that. So "
-        "every method makes an update after about as many new episodes, unless groups are left out."
-    )
+        yield "All have the recipe's batch: 64 episodes per update with the recipe gates."
+    else:
+        yield (
+            f"Over replay a batch is the recipe's, and fresh it is {start.fresh_batch} segments: the new part of that. "
+            "So every method makes an update after about as many new episodes, unless groups are left out."
+        )
+    if start.capacity is not None:
+        yield f"The ring of all methods holds {start.capacity:,} decisions, because groups need more than the recipe's."
 
 
 def _settings(name: str, start: Start) -> str:
