@@ -48,7 +48,7 @@ def head() -> Iterator[RayHead]:
     with ray_head() as found, pytest.MonkeyPatch.context() as changed:
         changed.setenv("RAY_AUTH_TOKEN_PATH", str(found.token_file))
         changed.setenv("RAY_AUTH_MODE", "token")
-        changed.setenv("RAY_CLIENT_RECONNECT_GRACE_PERIOD", "1")
+        changed.setenv("RAY_CLIENT_RECONNECT_GRACE_PERIOD", "5")
         actor = HostedActor(found.address, seconds=60.0)  # holds the connection that the tests share
         actor.call("describe", (dict,), seconds=60.0)
         yield found
@@ -249,7 +249,7 @@ class Run:
     def __init__(self, head: RayHead, run_dir: Path, overrides: Sequence[str]) -> None:
         self.run_dir, self._log = run_dir, run_dir.with_suffix(".log")
         environment = {
-            **os.environ, **head.variables, "OMP_NUM_THREADS": "1", "RAY_CLIENT_RECONNECT_GRACE_PERIOD": "1",
+            **os.environ, **head.variables, "OMP_NUM_THREADS": "1", "RAY_CLIENT_RECONNECT_GRACE_PERIOD": "5",
         }  # fmt: skip
         command = [
             sys.executable, "-m", "vla_rl", "train", "toy", "--run-dir", str(run_dir),
@@ -340,7 +340,7 @@ sys.stdin.read()
 
 def test_what_a_process_that_is_killed_leaves_there_ends_too(head) -> None:
     before = len(head.actors())
-    environment = {**os.environ, **head.variables, "RAY_CLIENT_RECONNECT_GRACE_PERIOD": "1"}
+    environment = {**os.environ, **head.variables, "RAY_CLIENT_RECONNECT_GRACE_PERIOD": "5"}
     client = subprocess.Popen(
         [sys.executable, "-c", DIES, head.address], cwd=ROOT, env=environment, stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -134,7 +134,7 @@ def _ask(address: str, identity: OwnIdentity, answer: Connection) -> None:
         os.dup2(nothing.fileno(), 1)
         os.dup2(nothing.fileno(), 2)
     try:
-        actor = HostedActor(address, seconds=0.0)
+        actor = HostedActor(address, seconds=20.0)
         place = actor.call("describe", (identity,), seconds=DESCRIBE_S)
         actor.end()
         answer.send(place)
