@@ -82,7 +82,7 @@ class EngineSection(Section):
 
 
 class LearnerSection(EngineSection):
-    """How segments become updates."""
+    """Making of updates from segments."""
 
     micro_batch: BatchSize = Field(4, description="segments per forward pass")
     reuse_passes: bool = Field(

@@ -87,7 +87,7 @@ class SupervisedLossSection(Section):
 
 
 class SupervisedLearnerSection(EngineSection):
-    """How samples become updates."""
+    """Making of updates from samples."""
 
     micro_batch: BatchSize = Field(8, description="samples per forward pass")
 
