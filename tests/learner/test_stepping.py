@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from vla_rl.learner import strategies
 from vla_rl.learner.stepping import TorchStrategy, copy_from_flat, in_buckets
 
 
@@ -55,3 +56,9 @@ def test_hundreds_of_gradients_are_averaged_in_one_transfer_and_one_that_is_miss
     for before, after in zip(begun, module, strict=True):
         torch.testing.assert_close(after.weight, before.weight - 2.0)  # (1 + 3) / 2
         torch.testing.assert_close(after.bias, before.bias - 1.5)  # (0 + 3) / 2
+
+
+@pytest.mark.parametrize(("trainable", "elements"), [(6, 6), (7, 8), (499_999_999, 500_000_000), (10**9, 500_000_000)])
+def test_a_bucket_of_deepspeed_holds_all_gradients_if_they_are_few_and_is_even(trainable: int, elements: int) -> None:
+    """DeepSpeed refuses an odd number, which the toy's perceptron has."""
+    assert strategies._bucket(trainable) == elements

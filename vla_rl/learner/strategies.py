@@ -102,7 +102,7 @@ def _build_deepspeed(
     if device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         without_compiled_collectives()
-    bucket = min(_DEEPSPEED_BUCKET, sum(p.numel() for p in module.parameters() if p.requires_grad))
+    bucket = _bucket(sum(p.numel() for p in module.parameters() if p.requires_grad))
     config = {
         "train_micro_batch_size_per_gpu": 1,  # required by DeepSpeed, used only for its throughput log
         "gradient_accumulation_steps": 1,  # see the head of this module
@@ -126,6 +126,11 @@ def _build_deepspeed(
     if zero_stage == 3:
         gather_with_wrapper(module)
     return DeepSpeedStrategy(engine), torch.device(engine.device)
+
+
+def _bucket(trainable: int) -> int:
+    """Return the elements of a bucket: all, but no more than DeepSpeed's default, and an even number, as it demands."""
+    return min(_DEEPSPEED_BUCKET, trainable + trainable % 2)
 
 
 def _pretend_launched() -> None:
