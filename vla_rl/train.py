@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from vla_rl.ipc.memory_check import check_room
 from vla_rl.learner.checkpoint import CheckpointInfo, Search
 from vla_rl.learner.engine import NonFiniteUpdateError
 from vla_rl.learner.launch import launched_rank
+from vla_rl.learner.notice_board import NoticeBoard
 from vla_rl.learner.strategies import close_process_group
 from vla_rl.policies.devices import free_device_memory
 from vla_rl.recipe import Recipe
@@ -33,6 +34,7 @@ from vla_rl.run.folder import RunFolder, assets_of
 from vla_rl.run.log import RunLog, log_to
 from vla_rl.run.plan import TrainingPlan, check_other_machines, make_training_plan
 from vla_rl.run.ranks import number_of_ranks, start_ranks
+from vla_rl.run.roll_call import Facts, common_start, compare_facts, compare_weights, kept_folder
 from vla_rl.run.signals import StopRequest
 from vla_rl.run.training import TrainingRun
 from vla_rl.types import SegmentBatch
@@ -69,7 +71,9 @@ def dry_run(recipe: Recipe) -> DryRunReport:
     return report
 
 
-def train(recipe: Recipe, *, run_dir: Path, resume: bool, console: Console) -> TrainOutcome | None:
+def train(
+    recipe: Recipe, *, run_dir: Path, resume: bool, console: Console, board: NoticeBoard | None = None
+) -> TrainOutcome | None:
     """Train a policy.
 
     Args:
@@ -77,12 +81,14 @@ def train(recipe: Recipe, *, run_dir: Path, resume: bool, console: Console) -> T
         run_dir: folder of the run; created if it is missing.
         resume: resume from the newest complete checkpoint in `run_dir`; a new run if none was ever written.
         console: console that shows progress.
+        board: of the ranks, in one of several (`vla_rl.run.ranks.ranks_together`).
 
     Returns:
         The outcome, on rank 0; None elsewhere, and in the process that only launched the ranks.
 
     Raises:
-        UserError: the recipe, the folder or the machine does not allow the run; nothing was started or overwritten.
+        UserError: the recipe, the folder or the machine does not allow the run, or the ranks differ in what they have;
+            nothing was started or overwritten.
         CellFailureError: a part failed for good; the message holds the child's traceback.
         NoSignalError: nothing that is collected can be learned from, because nothing succeeds; the message says more.
     """
@@ -97,6 +103,10 @@ def train(recipe: Recipe, *, run_dir: Path, resume: bool, console: Console) -> T
             check_evaluation(plan.recipe)
             check_other_machines(plan)
             check_room(estimate(plan, num_ranks=num_ranks).shared_memory_bytes)
+        newest = search.newest
+        if board is not None:
+            facts = Facts.of(recipe.model_dump(mode="json"), run_dir, resume=resume, newest=newest)
+            newest = common_start(board, compare_facts(board, facts), run_dir, newest)
     if num_ranks > 1 and launched is None:
         start_ranks(plan.recipe.learner, num_ranks, device=plan.device_kind)
         return None
@@ -104,6 +114,14 @@ def train(recipe: Recipe, *, run_dir: Path, resume: bool, console: Console) -> T
     if is_first:
         for warning in search.warnings:
             console.print(f"warning: {warning}", markup=False)
+    if is_first and launched is not None and recipe.learner.num_ranks not in ("auto", launched[1]):
+        console.print(
+            f"the launcher started {launched[1]} ranks, and so many train; "
+            f"learner.num_ranks={recipe.learner.num_ranks} counts only without a launcher",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
     rank, num_ranks = launched or (0, 1)
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     with Couriers(recipe.logging.trackers(), folder.path, say=say) as couriers:
@@ -113,10 +131,13 @@ def train(recipe: Recipe, *, run_dir: Path, resume: bool, console: Console) -> T
             console,
             couriers,
             resume=resume,
-            newest=search.newest,
+            newest=newest,
             rank=rank,
             num_ranks=num_ranks,
+            board=board,
         )
+        if board is not None:
+            board.leave()
         if rank != 0:
             return None
         outcome = _with_evaluation(outcome, recipe, console)
@@ -135,20 +156,29 @@ def _train_rank(
     newest: CheckpointInfo | None,
     rank: int,
     num_ranks: int,
+    board: NoticeBoard | None,
 ) -> TrainOutcome:
     """Train one rank to the end of its budget or to a request to stop. Nothing on a device outlives the call."""
     recipe = plan.recipe
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         with preflight():
-            if rank == 0:
-                stack.enter_context(folder.claimed())
+            is_keeper = stack.enter_context(kept_folder(folder, board, resume=resume))
             life = stack.enter_context(RunLife(folder.path))
+            stack.enter_context(nullcontext() if board is None else board.explained())
             run = stack.enter_context(
-                TrainingRun(plan, folder.path, resume_from=newest, rank=rank, num_ranks=num_ranks)
+                TrainingRun(
+                    plan,
+                    folder.path,
+                    resume_from=newest,
+                    rank=rank,
+                    num_ranks=num_ranks,
+                    is_keeper=is_keeper,
+                    built=lambda policy: None if board is None else compare_weights(board, policy),
+                )
             )
         writer = display = None
-        if rank == 0:
+        if is_keeper:
             aside = folder.set_metrics_aside() if resume and newest is None else None
             if aside is not None:
                 console.print(
@@ -166,9 +196,14 @@ def _train_rank(
                     "resumed_from": str(newest.path) if newest else None,
                 },
             )
+        if rank == 0:
             with preflight():
                 couriers.start(recipe.name, recipe.model_dump(mode="json", by_alias=True), resume=resume)
+        if is_keeper:
             life.begin()
+            if board is not None:
+                board.at_forced_end = life.fail
+        if rank == 0:
             writer = MetricsWriter(
                 folder.path,
                 tensorboard=recipe.logging.tensorboard,
@@ -180,13 +215,19 @@ def _train_rank(
             stack.callback(display.close)
         stack.enter_context(log_to(run.log_dir / "learner.log"))
         run_log = RunLog(run, run.engine.collectives, writer=writer, display=display)
-        evaluations = Evaluations(run, run_log, lambda: stop.requested)
-        checkpoint = _loop(run, run_log, stop, evaluations)
-        life.interrupted, life.reason = stop.requested, evaluations.verdict or _reason(run)
+        if newest is not None:
+            run_log.tell_of_changed_ranks()
+        evaluations = Evaluations(
+            run, run_log, lambda: stop.requested or (board is not None and board.failure is not None)
+        )
+        checkpoint = _loop(run, run_log, stop, evaluations, board)
+        # A rank's machine may be asked to stop alone; all end with it.
+        life.interrupted = run.engine.collectives.any_over_ranks(stop.requested)
+        life.reason = evaluations.verdict or _reason(run)
         clocks = run_log.global_clocks()
         close_process_group()
     report = evaluations.report_of(clocks.optimizer_steps)
-    return TrainOutcome(folder.path, clocks, run_log.latest, checkpoint.path, stop.requested, life.reason, report)
+    return TrainOutcome(folder.path, clocks, run_log.latest, checkpoint.path, life.interrupted, life.reason, report)
 
 
 def _reason(run: TrainingRun) -> str:
@@ -207,7 +248,9 @@ def _with_evaluation(outcome: TrainOutcome, recipe: Recipe, console: Console) ->
         return replace(outcome, interrupted=True)
 
 
-def _loop(run: TrainingRun, run_log: RunLog, stop: StopRequest, evaluations: Evaluations) -> CheckpointInfo:
+def _loop(
+    run: TrainingRun, run_log: RunLog, stop: StopRequest, evaluations: Evaluations, board: NoticeBoard | None
+) -> CheckpointInfo:
     """Wait, update, publish, log, checkpoint, evaluate; returns the last checkpoint.
 
     Ranks decide together whether to continue, so that none waits in a collective that others never join. A cell that
@@ -224,18 +267,22 @@ def _loop(run: TrainingRun, run_log: RunLog, stop: StopRequest, evaluations: Eva
     if run.engine.collectives.any_over_ranks(is_over):  # do not start processes that would have nothing to do
         saved = earlier if earlier is not None and earlier.is_in_place else _save_last(run, run_log, earlier=earlier)
     else:
-        saved = _learn(run, run_log, stop, evaluations)
+        saved = _learn(run, run_log, stop, evaluations, board)
     if not run.engine.collectives.any_over_ranks(stop.requested):
         evaluations.catch_up(saved, is_last=True)
     return saved
 
 
-def _learn(run: TrainingRun, run_log: RunLog, stop: StopRequest, evaluations: Evaluations) -> CheckpointInfo:
+def _learn(
+    run: TrainingRun, run_log: RunLog, stop: StopRequest, evaluations: Evaluations, board: NoticeBoard | None
+) -> CheckpointInfo:
     """Start the processes and learn until the end; returns the last checkpoint."""
     recipe, totals, earlier = run.plan.recipe, run.totals, run.resumed_from
 
     def poll() -> bool:
         run_log.show()
+        if board is not None:
+            board.check()
         return stop.requested or _is_spent(run)
 
     run.start()

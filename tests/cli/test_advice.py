@@ -24,6 +24,7 @@ SPEAKERS = {
     "vla_rl/cli/run_folders.py": ["train", "sft"],
     "vla_rl/sft": ["sft"],
     "vla_rl/run/folder.py": ["train"],
+    "vla_rl/run/roll_call.py": ["train", "sft"],
     "vla_rl/cli/eval.py": ["eval"],
     "vla_rl/evaluation": ["eval"],
     "vla_rl/cli/number_lists.py": ["eval", "study libero", "study groups", "demos collect"],

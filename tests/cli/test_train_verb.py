@@ -24,7 +24,7 @@ class FakeTraining:
     raised: Exception | None = None
     called: dict[str, Any] | None = None
 
-    def train(self, recipe: object, *, run_dir: Path, resume: bool, console: object) -> object:
+    def train(self, recipe: object, *, run_dir: Path, resume: bool, console: object, board: object) -> object:
         if self.raised:
             raise self.raised
         self.called = {"recipe": recipe, "run_dir": run_dir, "resume": resume, "console": console}

@@ -7,7 +7,7 @@ import pytest
 from vla_rl.ipc.counters import CellCounters
 from vla_rl.policies.devices import PeakMemory
 from vla_rl.reporting.catalogue import CATALOGUE
-from vla_rl.run.log import Moment, log_to, memory_metrics, rates, utilisation_metrics
+from vla_rl.run.log import Moment, changed_ranks, log_to, memory_metrics, rates, utilisation_metrics
 from vla_rl.run.utilisation import bf16_peak
 
 
@@ -105,3 +105,31 @@ def test_the_run_s_log_holds_information_too_and_leaves_the_logger_as_it_was(tmp
     assert "INFO layers compiled in 12 s" in (tmp_path / "learner.log").read_text()
     assert "after the run" not in (tmp_path / "learner.log").read_text()
     assert logging.getLogger("vla_rl").level == before
+
+
+def test_a_resumed_run_says_what_another_number_of_ranks_changes():
+    settings = {"segments": 8, "min_decisions": 100}
+    assert [*changed_ranks(before=2, now=2, with_replay=2, **settings)] == []
+    fewer = [*changed_ranks(before=4, now=2, with_replay=2, **settings)]
+    assert len(fewer) == 2
+    assert fewer[0].startswith(
+        "the checkpoint is of 4 ranks, and 2 go on: an update now takes 16 segments instead of 32"
+    )
+    assert fewer[1] == "the replay of rank 2, 3 is left out"
+    more = [*changed_ranks(before=2, now=3, with_replay=2, **settings)]
+    assert more[0].startswith(
+        "the checkpoint is of 2 ranks, and 3 go on: an update now takes 24 segments instead of 16"
+    )
+    assert more[1].startswith("1 of 3 ranks have no replay in the checkpoint")
+    assert "until each holds 100 decisions" in more[1]
+
+
+def test_ranks_whose_replay_lies_on_another_machine_are_told_although_their_number_is_the_same():
+    (told,) = changed_ranks(before=2, now=2, with_replay=1, segments=8, min_decisions=100)
+    assert told.startswith("1 of 2 ranks have no replay")
+
+
+def test_a_run_without_replay_in_its_checkpoints_says_nothing_of_it():
+    told = [*changed_ranks(before=2, now=1, with_replay=None, segments=8, min_decisions=100)]
+    assert len(told) == 1
+    assert "replay" not in told[0]

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, NoReturn
 
 from vla_rl.cli import exit_codes
 from vla_rl.cli.commentary import is_commentary
-from vla_rl.ipc.parent_death import stop_signals
+from vla_rl.ipc.parent_death import end_with_parent, stop_signals
 from vla_rl.run.signals import heed_signals, interrupted_by_signals
 
 if TYPE_CHECKING:
     from vla_rl.reporting.streams import EnduringFile
+
+LAUNCHED_BY_TORCH = "TORCHELASTIC_RUN_ID"  # in the environment of what torchrun and Accelerate's launcher start
 
 
 def run() -> NoReturn:
@@ -23,6 +25,8 @@ def run() -> NoReturn:
     is_rank = {"RANK", "WORLD_SIZE"} <= os.environ.keys()  # ranks end together, in the training: see `launch_ranks`
     try:
         with interrupted_by_signals(only_noted=is_rank):
+            if is_rank and LAUNCHED_BY_TORCH in os.environ:
+                end_with_parent(signal.SIGTERM)  # a rank whose launcher was killed would go on without one
             signal.pthread_sigmask(signal.SIG_UNBLOCK, stop_signals())  # a launcher holds them back until we are here
             try:
                 code = _run()

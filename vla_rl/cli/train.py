@@ -18,8 +18,10 @@ from vla_rl.cli.run_folders import (
     run_folder,
 )
 from vla_rl.errors import preflight
+from vla_rl.learner.launch import launched_rank
 
 if TYPE_CHECKING:
+    from vla_rl.learner.notice_board import NoticeBoard
     from vla_rl.recipe import Recipe
     from vla_rl.train import TrainOutcome
 
@@ -39,38 +41,52 @@ def train(
     ] = False,
 ) -> None:
     """Train a policy with a recipe."""
-    from vla_rl.recipe import find_recipe, load_recipe
-
-    folder = run_folder(recipe, resume=resume)
-    file = find_recipe(recipe) if folder is None else folder / "recipe.yaml"
-    refuse_another_verb(file, recipe, verb="train")
-    loaded = load_recipe(file, overrides or (), runs_here=True)
-    if run_dir is None:
-        run_dir = folder or Path("runs") / loaded.name
-    if resume and folder is None:
-        refuse_another_run(recipe, run_dir)
-    if resume and (run_dir / "recipe.yaml").is_file():
-        loaded = _with_the_run_s_time_limit(loaded, run_dir, overrides or [])
-    elif isinstance(file, Path):
-        _compare_with_older_run(loaded, file, overrides or [])
-
-    from rich.console import Console
-
-    from vla_rl import train as training
-    from vla_rl.learner.launch import launched_rank
-
     if dry_run:
+        from vla_rl import train as training
+
+        loaded, _ = _read(recipe, overrides or [], run_dir, resume=resume)
         with preflight():
             report = training.dry_run(loaded)
         print(report)
         return
-    only_comments()
-    outcome = training.train(loaded, run_dir=run_dir, resume=resume, console=Console())
+    from vla_rl.run.ranks import ranks_together
+
+    with ranks_together() as board:
+        loaded, run_dir = _read(recipe, overrides or [], run_dir, resume=resume)
+        outcome = _train(loaded, run_dir, resume=resume, board=board)
     if outcome is None:  # rank 0 reports it
         return
     print(_summary(outcome))
     if outcome.interrupted and launched_rank() is None:  # a failure code would make the launcher kill the other ranks
         raise typer.Exit(exit_codes.INTERRUPTED)
+
+
+def _train(loaded: Recipe, run_dir: Path, *, resume: bool, board: NoticeBoard | None) -> TrainOutcome | None:
+    from rich.console import Console
+
+    from vla_rl import train as training
+
+    only_comments()
+    return training.train(loaded, run_dir=run_dir, resume=resume, console=Console(), board=board)
+
+
+def _read(recipe: str, overrides: list[str], run_dir: Path | None, *, resume: bool) -> tuple[Recipe, Path]:
+    """Return the recipe with its overrides, and the folder of the run."""
+    from vla_rl.recipe import find_recipe, load_recipe
+
+    folder = run_folder(recipe, resume=resume)
+    file = find_recipe(recipe) if folder is None else folder / "recipe.yaml"
+    refuse_another_verb(file, recipe, verb="train")
+    loaded = load_recipe(file, overrides, runs_here=True)
+    if run_dir is None:
+        run_dir = folder or Path("runs") / loaded.name
+    if resume and folder is None:
+        refuse_another_run(recipe, run_dir)
+    if resume and (run_dir / "recipe.yaml").is_file():
+        loaded = _with_the_run_s_time_limit(loaded, run_dir, overrides)
+    elif isinstance(file, Path):
+        _compare_with_older_run(loaded, file, overrides)
+    return loaded, run_dir
 
 
 def _with_the_run_s_time_limit(loaded: Recipe, run_dir: Path, overrides: list[str]) -> Recipe:
@@ -79,7 +95,6 @@ def _with_the_run_s_time_limit(loaded: Recipe, run_dir: Path, overrides: list[st
     Targets that changed their meaning during a run would mislead the critic, so another recipe or a default never
     changes them.
     """
-    from vla_rl.learner.launch import launched_rank
     from vla_rl.recipe import EARLIER_TIME_LIMIT, recorded_time_limit
 
     if _sets_time_limit(overrides) or not loaded.targets.needs_values:  # without a critic there is no choice
@@ -95,7 +110,6 @@ def _with_the_run_s_time_limit(loaded: Recipe, run_dir: Path, overrides: list[st
 
 def _compare_with_older_run(loaded: Recipe, file: Path, overrides: list[str]) -> None:
     """Say it where a run's `recipe.yaml` is older than `targets.time_limit`, so that it no longer trains the same."""
-    from vla_rl.learner.launch import launched_rank
     from vla_rl.recipe import EARLIER_TIME_LIMIT, recorded_time_limit
     from vla_rl.reporting.manifest import MANIFEST_FILE
 

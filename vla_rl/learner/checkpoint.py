@@ -14,7 +14,8 @@ strategy or with another number of ranks.
 A checkpoint is written to a temporary folder, flushed to disk and renamed; a crash at any moment leaves the earlier
 ones unchanged. `checkpoints/latest` names the newest one, for people; `find_latest` examines the folders themselves.
 `checkpoints/best`, where there is one, names the checkpoint that `save` never removes.
-Several ranks write into one folder, so several machines need a shared file system.
+Ranks that share a folder write into one checkpoint. On several machines without a common file system every machine's
+folder gets a whole checkpoint, with the files of its own ranks.
 """
 
 from __future__ import annotations
@@ -114,16 +115,19 @@ def save(
     extra: Mapping[str, Any],
     writers: Mapping[str, Writer],
     keep: int,
+    is_keeper: bool | None = None,
 ) -> CheckpointInfo:
     """Write a checkpoint and remove all but the newest `keep` and the best. All ranks call it together.
 
     Args:
-        run_dir: the run's folder, the same for all ranks.
+        run_dir: the run's folder.
         engine: engine with tensors and optimizer.
         progress: clocks; `optimizer_steps` names the folder.
         extra: JSON values stored for the caller; rank 0's are written.
         writers: by name, called on every rank with an empty folder of that rank to write into.
         keep: at least 1.
+        is_keeper: whether this rank writes what a folder has once; exactly one of the ranks that share a folder does.
+            None: rank 0 does, and all ranks share one.
 
     Raises:
         OSError: a rank could not write (a full disk); earlier checkpoints are unchanged and nothing is left behind.
@@ -132,6 +136,7 @@ def save(
     final = checkpoints / f"optimizer_step_{progress.optimizer_steps}"
     partial = checkpoints / f"{files.PARTIAL_PREFIX}{final.name}"
     ranks = engine.collectives
+    is_keeper = _keeps(ranks.is_main, is_keeper)
     policy, optimizer = (
         engine.trainable_state(),
         engine.optimizer_state(),
@@ -144,10 +149,9 @@ def save(
     }
 
     def prepare() -> None:
-        if ranks.is_main:
-            checkpoints.mkdir(parents=True, exist_ok=True)
-            files.clear_up(checkpoints)
-            partial.mkdir()
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        files.clear_up(checkpoints)
+        partial.mkdir()
 
     def write() -> None:
         mine = partial / f"rank_{ranks.rank}"
@@ -155,23 +159,32 @@ def save(
         for name, writer in writers.items():
             (mine / name).mkdir()
             writer(mine / name)
-        if ranks.is_main:
+        if is_keeper:
             _write_tensors(partial / "policy.safetensors", policy)
             _write_tensors(partial / "optimizer.safetensors", _flatten(optimizer))
             atomic_write_json(partial / "state.json", state)
         atomic_write_json(mine / "rng.json", capture_rng())
-        flush_tree(partial if ranks.is_main else mine)
+        flush_tree(partial if is_keeper else mine)
 
     def publish() -> None:
-        if ranks.is_main:
-            files.write_manifest(partial)
-            files.replace_folder(partial, final)
-            atomic_write_text(checkpoints / LATEST, final.name + "\n")
-            _prune(checkpoints, keep, newest=progress.optimizer_steps)
+        files.write_manifest(partial)
+        files.replace_folder(partial, final)
+        atomic_write_text(checkpoints / LATEST, final.name + "\n")
 
-    for phase in (prepare, write, publish):
-        _together(engine, phase, partial)
+    def prune() -> None:
+        _prune(checkpoints, keep, newest=progress.optimizer_steps)
+
+    def nothing() -> None:
+        return
+
+    # Older ones are removed once every folder has the new one, so that all folders always have one in common.
+    for phase, is_keepers in ((prepare, True), (write, False), (publish, True), (prune, True)):
+        _together(engine, nothing if is_keepers and not is_keeper else phase, partial, is_keeper=is_keeper)
     return CheckpointInfo(final, progress.optimizer_steps)
+
+
+def _keeps(is_main: bool, is_keeper: bool | None) -> bool:
+    return is_main if is_keeper is None else is_keeper
 
 
 def find_latest(run_dir: Path) -> Search:
@@ -194,6 +207,19 @@ def find_latest(run_dir: Path) -> Search:
             return Search(CheckpointInfo(path, steps), leftovers, damaged)
         damaged.append(f"{path}: {problem}; it is passed over")
     return Search(None, leftovers, damaged)
+
+
+def complete_checkpoint(run_dir: Path, optimizer_steps: int) -> CheckpointInfo:
+    """Return the checkpoint of this clock, after comparing its checksums.
+
+    Raises:
+        CheckpointError: it is not complete.
+    """
+    path = run_dir / FOLDER / f"optimizer_step_{optimizer_steps}"
+    problem = files.problem_of(path)
+    if problem is not None:
+        raise CheckpointError(f"{path}: {problem}")
+    return CheckpointInfo(path, optimizer_steps)
 
 
 def _missing_latest(checkpoints: Path, present: Collection[str]) -> list[str]:
@@ -281,7 +307,7 @@ def architecture(policy: nn.Module) -> dict[str, list[int]]:
     }
 
 
-def _together(engine: Engine, phase: Callable[[], None], partial: Path) -> None:
+def _together(engine: Engine, phase: Callable[[], None], partial: Path, *, is_keeper: bool) -> None:
     """Run a phase on all ranks. If it fails on one, clean up and raise on all."""
     failure: OSError | None = None
     try:
@@ -292,7 +318,7 @@ def _together(engine: Engine, phase: Callable[[], None], partial: Path) -> None:
         failure = OSError(f"{partial}: {error}")
     if not engine.collectives.any_over_ranks(failure is not None):
         return
-    if engine.collectives.is_main:
+    if is_keeper:
         shutil.rmtree(partial, ignore_errors=True)
     engine.collectives.barrier()
     raise failure or OSError(f"{partial}: another rank could not write its part; see that rank's error")

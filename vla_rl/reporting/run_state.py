@@ -96,6 +96,15 @@ class RunLife:
         self._write("running", "")
         self._has_begun = True
 
+    def fail(self, reason: str) -> None:
+        """Record that the run failed, where the process is ended before it leaves the `with` block.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        if self._has_begun:
+            self._write("failed", reason)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

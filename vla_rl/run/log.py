@@ -155,6 +155,35 @@ def memory_metrics(learner: PeakMemory | None, counters: CellCounters, *, estima
     return {name: value / GIB for name, value in in_bytes.items()}
 
 
+def changed_ranks(
+    *, before: int, now: int, with_replay: int | None, segments: int, min_decisions: int
+) -> Iterator[str]:
+    """Yield what a resumed run does otherwise than before, because of its ranks; one line each.
+
+    Args:
+        before: ranks of the checkpoint.
+        now: ranks that go on.
+        with_replay: those of them that have experience from before; None: the run keeps none in its checkpoints.
+        segments: segments of one update and rank.
+        min_decisions: decisions that a ring must hold before the first update.
+    """
+    if now != before:
+        yield (
+            f"the checkpoint is of {before} ranks, and {now} go on: an update now takes {now * segments} segments "
+            f"instead of {before * segments}; scale the learning rates if that matters"
+        )
+    if with_replay is None:
+        return
+    if before > now:
+        left_out = ", ".join(map(str, range(now, before)))
+        yield f"the replay of rank {left_out} is left out"
+    if 0 < with_replay < now:
+        yield (
+            f"{now - with_replay} of {now} ranks have no replay in the checkpoint: they begin with an empty ring, and "
+            f"the others wait until each holds {min_decisions} decisions"
+        )
+
+
 class RunLog:
     """Log points over all ranks, and the live view of rank 0.
 
@@ -273,6 +302,24 @@ class RunLog:
         if self._writer is not None:
             self._write(self._writer, replace(clocks, seconds=self._run.clocks.seconds), self._evaluation)
         self.show(force=True)
+
+    def tell_of_changed_ranks(self) -> None:
+        """Say what a resumed run leaves behind if it has another number of ranks, or ranks without experience.
+
+        Collective.
+        """
+        run, ranks = self._run, self._collectives
+        recipe = run.plan.recipe
+        with_replay = ranks.sum_over_ranks({"with_replay": float(run.has_replay)})["with_replay"]
+        lines = changed_ranks(
+            before=run.ranks_before,
+            now=ranks.num_ranks,
+            with_replay=int(with_replay) if recipe.checkpoint.save_replay else None,
+            segments=recipe.learner.batch_segments,
+            min_decisions=recipe.replay.min_decisions,
+        )
+        for line in lines:
+            self.say(line)
 
     def pass_over(self) -> None:
         """Leave the time since the last log point out of the next one's rates: the learner stood still."""

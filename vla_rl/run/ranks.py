@@ -2,19 +2,68 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from vla_rl.learner.launch import launch_ranks
+from vla_rl.errors import RunFailureError, UserError
+from vla_rl.learner.launch import launch_ranks, launched_rank
 from vla_rl.recipe.sections import EngineSection
+from vla_rl.run.signals import heed_signals
 
 if TYPE_CHECKING:
     from torch import nn
 
     from vla_rl.learner.engine import Engine
+    from vla_rl.learner.notice_board import NoticeBoard
     from vla_rl.rl.optimizer_section import AdamWSection
 
 AnyEngine = TypeVar("AnyEngine", bound="Engine")
+
+
+USER_ERROR = 2  # exit codes of a rank whose error another one tells
+FAILURE = 1
+
+
+@contextmanager
+def ranks_together() -> Iterator[NoticeBoard | None]:
+    """Let the ranks of a run begin and end together, from the first line of a verb on; yields their board.
+
+    None is yielded in a process that is not one of several ranks. An error of one rank ends all. It is told by that
+    rank, and by one rank of every other machine.
+
+    Raises:
+        UserError: of this rank, or of another one.
+        AnotherRankError: another rank failed otherwise, or is gone.
+        SystemExit: the same, where another rank of this machine tells it.
+    """
+    launched = launched_rank()
+    if launched is None or launched[1] == 1:
+        yield None
+        return
+    if "LOCAL_RANK" not in os.environ:
+        raise UserError(
+            "RANK and WORLD_SIZE are set, so this is one of several ranks, but LOCAL_RANK is not: without it a rank "
+            "takes no GPU of its own and joins no group. Set it to the number of this rank on its machine (0 where "
+            "each machine has one)"
+        )
+    from vla_rl.learner.notice_board import AnotherRankError, AnotherRankRefusedError, CommonError, NoticeBoard
+
+    speaks = os.environ["LOCAL_RANK"] == "0"
+    try:
+        with NoticeBoard.join(*launched, heed=heed_signals) as board:
+            board.meet()
+            yield board
+    except (AnotherRankRefusedError, CommonError) as error:
+        if speaks:
+            raise
+        raise SystemExit(USER_ERROR) from error
+    except AnotherRankError as error:
+        if speaks:
+            raise
+        raise SystemExit(FAILURE) from error
 
 
 def number_of_ranks(learner: EngineSection, *, device: Literal["cpu", "cuda"]) -> int:
@@ -60,8 +109,11 @@ def make_engine(
         optimizer: learning rates and their schedule.
         total_steps: optimizer steps of the run, where a schedule ends.
         collective_timeout_s: longest wait of one rank for another, seconds.
+
+    Raises:
+        RunFailureError: this is one of several ranks, and the engine has not joined them.
     """
-    return kind(
+    engine = kind(
         policy,
         strategy=learner.strategy,
         zero_stage=learner.zero_stage,
@@ -72,3 +124,11 @@ def make_engine(
         collective_timeout_s=collective_timeout_s,
         compile=learner.compile,
     )
+    launched = launched_rank()
+    if launched is not None and engine.collectives.num_ranks != launched[1]:
+        raise RunFailureError(
+            f"rank {launched[0]} of {launched[1]} is in a group of {engine.collectives.num_ranks}: every rank would "
+            "train alone. Start the ranks with torchrun or `accelerate launch`, and see that all have the same "
+            "WORLD_SIZE"
+        )
+    return engine

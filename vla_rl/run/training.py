@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from vla_rl.errors import NoSignalError
 from vla_rl.learner.checkpoint import CheckpointInfo, Progress, load, save
@@ -77,7 +78,15 @@ class TrainingRun:
     """Everything that exists while one rank trains."""
 
     def __init__(
-        self, plan: TrainingPlan, run_dir: Path, *, resume_from: CheckpointInfo | None, rank: int, num_ranks: int
+        self,
+        plan: TrainingPlan,
+        run_dir: Path,
+        *,
+        resume_from: CheckpointInfo | None,
+        rank: int,
+        num_ranks: int,
+        is_keeper: bool | None = None,
+        built: Callable[[nn.Module], None] = lambda _policy: None,
     ) -> None:
         """Build policy, engine, shared memory and cell; no process is spawned before `start`.
 
@@ -87,6 +96,8 @@ class TrainingRun:
             resume_from: checkpoint with the weights, optimizer, clocks and experience to resume from.
             rank: rank of this process.
             num_ranks: number of cells.
+            is_keeper: whether this rank writes what the run's folder has once; None: rank 0 does.
+            built: called with the policy before the ranks form a group; it may raise.
 
         Raises:
             ValueError: the checkpoint is of another architecture, or the shared memory does not fit.
@@ -94,6 +105,10 @@ class TrainingRun:
         recipe = plan.recipe
         self.plan, self.run_dir, self.totals, self.waits = plan, run_dir, Totals(), Waits()
         self.solved = ""  # sentence that says so, once nothing is left to learn because the policy solves what it plays
+        self.is_keeper = rank == 0 if is_keeper is None else is_keeper
+        self._first_episode = 0  # where every slot enters the schedule
+        self.ranks_before = num_ranks  # of the checkpoint that the run resumes from
+        self.has_replay = False  # whether this rank goes on with experience from before
         self.log_dir = run_dir / "logs" / (f"rank_{rank}" if num_ranks > 1 else "")
         seed = recipe.seed + RANK_SEED_STRIDE * rank
         torch.manual_seed(seed)
@@ -104,6 +119,7 @@ class TrainingRun:
             self.memory = make_memory(plan, policy, ring_capacity=recipe.replay.capacity)
             stack.callback(self.memory.close)
             recipe.policy.check(policy)
+            built(policy)
             self.engine = make_engine(
                 Engine,
                 policy,
@@ -125,7 +141,9 @@ class TrainingRun:
             if resume_from is not None:
                 before = self._restore(resume_from, rank=rank, num_ranks=num_ranks)
             self.resumed_from = resume_from
-            self._env_steps_before, self._num_ranks = before.env_steps, num_ranks
+            self._before, self._num_ranks = before, num_ranks
+            # Never back: with more slots than before, the episodes per slot are fewer, and some would be played again.
+            self._first_episode = max(self._first_episode, math.ceil(before.episodes / self._all_slots))
             self.stats = RolloutStats(recent_episodes=recipe.logging.recent_episodes)
             self.cell = make_cell(
                 plan,
@@ -137,7 +155,7 @@ class TrainingRun:
                 on_episode=self.stats.add,
                 rank=rank,
                 num_ranks=num_ranks,
-                first_episode=math.ceil(before.episodes / (num_ranks * plan.num_slots)),
+                first_episode=self._first_episode,
                 groups=recipe.targets.groups,
             )
             stack.callback(self.cell.close)
@@ -238,7 +256,11 @@ class TrainingRun:
     def env_steps_of_all_ranks(self) -> int:
         """Estimate the control steps of all ranks since the first start, with this rank's speed since the last."""
         own = int(self.memory.counters.total("env_worker_env_steps"))
-        return self._env_steps_before + self._num_ranks * own
+        return self._before.env_steps + self._num_ranks * own
+
+    @property
+    def _all_slots(self) -> int:
+        return self._num_ranks * self.plan.num_slots
 
     def save(self, clocks: Clocks) -> CheckpointInfo:
         """Write a checkpoint. All ranks call it together.
@@ -265,12 +287,16 @@ class TrainingRun:
             ),
             extra={
                 "seconds": clocks.seconds,
+                "num_ranks": self._num_ranks,
+                "episodes_per_slot": self._first_episode
+                + math.ceil((clocks.episodes - self._before.episodes) / self._all_slots),
                 "advantage_moments": self.learner.moments.state_dict(),
                 STATISTICS: self.plan.policy.statistics,
             },
             writers={GOVERNOR: partial(_write_account, account)}
             | ({REPLAY: self._write_replay} if recipe.checkpoint.save_replay else {}),
             keep=recipe.checkpoint.keep,
+            is_keeper=self.is_keeper,
         )
 
     def _write_replay(self, folder: Path) -> None:
@@ -288,10 +314,12 @@ class TrainingRun:
             decisions=progress.decisions if rank == 0 else 0,
             episodes=progress.episodes if rank == 0 else 0,
             seconds=float(restored.extra["seconds"]),
-            consumed=progress.consumed // num_ranks,
+            consumed=progress.consumed // num_ranks + (rank < progress.consumed % num_ranks),
             optimizer_steps=progress.optimizer_steps,
             policy_version=progress.policy_version,
         )
+        self._first_episode = int(restored.extra.get("episodes_per_slot", 0))
+        self.ranks_before = int(restored.extra.get("num_ranks", 0)) or len([*info.path.glob("rank_*")])
         account = info.rank_folder(rank, GOVERNOR) / ACCOUNT_FILE
         if account.exists():  # otherwise the checkpoint is from an older version, or from fewer ranks
             self._account = Account(**json.loads(account.read_text(encoding="utf-8")))
@@ -299,6 +327,7 @@ class TrainingRun:
         if (replay / RING_FILE).exists() and self.plan.recipe.checkpoint.save_replay:
             load_ring(self.ring, replay / RING_FILE)
             self.sampler.load_state_dict(json.loads((replay / SAMPLER_FILE).read_text(encoding="utf-8")))
+            self.has_replay = True
         return progress
 
     def _may_learn(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from vla_rl.evaluation.while_training import EvaluationStoppedError, in_words, p
 from vla_rl.learner.checkpoint import CheckpointInfo, Search
 from vla_rl.learner.engine import NonFiniteUpdateError, UpdateResult
 from vla_rl.learner.launch import launched_rank
+from vla_rl.learner.notice_board import NoticeBoard
 from vla_rl.learner.strategies import close_process_group
 from vla_rl.policies.devices import free_device_memory
 from vla_rl.recipe import SupervisedRecipe
@@ -33,6 +34,7 @@ from vla_rl.run.couriers import Couriers
 from vla_rl.run.folder import RunFolder
 from vla_rl.run.log import log_to
 from vla_rl.run.ranks import number_of_ranks, start_ranks
+from vla_rl.run.roll_call import Facts, common_start, compare_facts, compare_weights, kept_folder
 from vla_rl.run.signals import StopRequest
 from vla_rl.sft.plan import SupervisedPlan, make_supervised_plan
 from vla_rl.sft.sft_estimate import SupervisedReport, estimate
@@ -67,7 +69,9 @@ def dry_run(recipe: SupervisedRecipe) -> SupervisedReport:
     return estimate(plan, num_ranks=number_of_ranks(recipe.learner, device=plan.device_kind))
 
 
-def supervise(recipe: SupervisedRecipe, *, run_dir: Path, resume: bool, console: Console) -> SupervisedOutcome | None:
+def supervise(
+    recipe: SupervisedRecipe, *, run_dir: Path, resume: bool, console: Console, board: NoticeBoard | None = None
+) -> SupervisedOutcome | None:
     """Train a policy on demonstrations.
 
     Args:
@@ -75,12 +79,14 @@ def supervise(recipe: SupervisedRecipe, *, run_dir: Path, resume: bool, console:
         run_dir: folder of the run; created if it is missing.
         resume: resume from the newest complete checkpoint in `run_dir`; a new run if none was ever written.
         console: console that shows progress.
+        board: of the ranks, in one of several (`vla_rl.run.ranks.ranks_together`).
 
     Returns:
         The outcome, on rank 0; None elsewhere, and in the process that only launched the ranks.
 
     Raises:
-        UserError: the recipe, the data, the folder or the machine does not allow the run; nothing was trained.
+        UserError: the recipe, the data, the folder or the machine does not allow the run, or the ranks differ in what
+            they have; nothing was trained.
     """
     launched = launched_rank()
     is_first = launched is None or launched[0] == 0
@@ -90,6 +96,10 @@ def supervise(recipe: SupervisedRecipe, *, run_dir: Path, resume: bool, console:
         check_suite(plan)
         num_ranks = number_of_ranks(recipe.learner, device=plan.device_kind)
         search = folder.find_start() if resume else Search()
+        newest = search.newest
+        if board is not None:
+            facts = Facts.of(recipe.model_dump(mode="json"), run_dir, resume=resume, newest=newest)
+            newest = common_start(board, compare_facts(board, facts), run_dir, newest)
     if num_ranks > 1 and launched is None:
         start_ranks(recipe.learner, num_ranks, device=plan.device_kind)
         return None
@@ -106,9 +116,10 @@ def supervise(recipe: SupervisedRecipe, *, run_dir: Path, resume: bool, console:
             console,
             couriers,
             resume=resume,
-            newest=search.newest,
+            newest=newest,
             rank=rank,
             num_ranks=num_ranks,
+            board=board,
         )
         if outcome is not None and not outcome.interrupted:
             couriers.finish("finished", couriers.closing_files())
@@ -125,17 +136,25 @@ def _rank(
     newest: CheckpointInfo | None,
     rank: int,
     num_ranks: int,
+    board: NoticeBoard | None,
 ) -> SupervisedOutcome | None:
     """Train one rank to the end of its budget or to a request to stop."""
     recipe = plan.recipe
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         with preflight():
-            if rank == 0:
-                stack.enter_context(folder.claimed())
+            stack.enter_context(kept_folder(folder, board, resume=resume, together=True))
             life = stack.enter_context(RunLife(folder.path))
+            stack.enter_context(nullcontext() if board is None else board.explained())
             run = stack.enter_context(
-                SupervisedRun(plan, folder.path, resume_from=newest, rank=rank, num_ranks=num_ranks)
+                SupervisedRun(
+                    plan,
+                    folder.path,
+                    resume_from=newest,
+                    rank=rank,
+                    num_ranks=num_ranks,
+                    built=lambda policy: None if board is None else compare_weights(board, policy),
+                )
             )
         writer = None
         if rank == 0:
@@ -146,6 +165,8 @@ def _rank(
             with preflight():
                 couriers.start(recipe.name, recipe.model_dump(mode="json", by_alias=True), resume=resume)
             life.begin()
+            if board is not None:
+                board.at_forced_end = life.fail
             writer = MetricsWriter(
                 folder.path,
                 tensorboard=recipe.logging.tensorboard,
@@ -159,11 +180,15 @@ def _rank(
                 run.prepare(_counter(console, "preparing frames, episode") if rank == 0 else lambda _done, _total: None)
         stage = Stage(run, console, writer, stop)
         checkpoint = stage.train()
-        interrupted = stop.requested and run.optimizer_steps < recipe.budget.optimizer_steps and not stage.out_of_time
+        ended = run.optimizer_steps >= recipe.budget.optimizer_steps or stage.out_of_time
+        # A rank's machine may be asked to stop alone; all end with it.
+        interrupted = run.engine.collectives.any_over_ranks(stop.requested and not ended)
         life.interrupted = interrupted
         if not interrupted:
             run.forget_frames()
         close_process_group()
+        if board is not None:
+            board.leave()
         if rank != 0:
             return None
         policy = None if interrupted else write_policy(plan, checkpoint, folder.path)

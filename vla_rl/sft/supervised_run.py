@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from vla_rl.learner.checkpoint import CheckpointInfo, Progress, load, save
 from vla_rl.learner.engine import LogitsEngine, UpdateResult
@@ -35,7 +36,14 @@ class SupervisedRun:
     """Everything that exists while one rank learns from demonstrations."""
 
     def __init__(
-        self, plan: SupervisedPlan, run_dir: Path, *, resume_from: CheckpointInfo | None, rank: int, num_ranks: int
+        self,
+        plan: SupervisedPlan,
+        run_dir: Path,
+        *,
+        resume_from: CheckpointInfo | None,
+        rank: int,
+        num_ranks: int,
+        built: Callable[[nn.Module], None] = lambda _policy: None,
     ) -> None:
         """Build policy and engine; frames are prepared by `prepare`.
 
@@ -45,6 +53,7 @@ class SupervisedRun:
             resume_from: checkpoint with the weights, optimizer and clock to resume from.
             rank: rank of this process.
             num_ranks: ranks.
+            built: called with the policy before the ranks form a group; it may raise.
 
         Raises:
             ValueError: the checkpoint is of another architecture or of other demonstrations.
@@ -57,6 +66,7 @@ class SupervisedRun:
         use_device(plan.device)
         policy = plan.policy.build(device="cpu")
         recipe.policy.check(policy)
+        built(policy)
         self.engine = make_engine(
             LogitsEngine,
             policy,
