@@ -1,7 +1,7 @@
 """Start of a run's ranks on this machine through Accelerate's launcher, and detection of a launched rank.
 
 For several machines the user runs `accelerate launch` or torchrun on each of them; the ranks detect it from their
-environment. This module imports neither torch nor accelerate.
+environment. This module imports neither torch nor accelerate, and psutil only to start ranks: every help text loads it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from types import FrameType
-from typing import Literal
-
-import psutil
+from typing import TYPE_CHECKING, Literal
 
 from vla_rl.ipc.parent_death import end_with_parent, stop_signals
+
+if TYPE_CHECKING:
+    import psutil
 
 INTERRUPTED = 130  # exit code after a signal, as in a shell
 
@@ -93,6 +94,8 @@ class _HandedOn:
 @contextlib.contextmanager
 def _signals_handed_on(launcher: subprocess.Popen[bytes]) -> Iterator[_HandedOn]:
     """Forward signals to the ranks and yield a record of them."""
+    import psutil
+
     handed_on = _HandedOn()
 
     def hand_on(number: int, _frame: FrameType | None) -> None:
@@ -118,6 +121,8 @@ def _signals_handed_on(launcher: subprocess.Popen[bytes]) -> Iterator[_HandedOn]
 
 def _ranks(launcher: int) -> list[psutil.Process]:
     """Return the launcher's children; none before they exist."""
+    import psutil
+
     try:
         return psutil.Process(launcher).children()
     except psutil.NoSuchProcess:
