@@ -113,7 +113,12 @@ def _metrics() -> tuple[Metric, ...]:
         Metric("perf/images_per_s", "images/s", "demonstration frames used per second", "sum"),
         Metric("perf/seconds_left", "s", "time to the end of the budget at the present rate", "max"),
         Metric("perf/learner_wait_fraction", "1", "share of time the learner waits for experience", "mean"),
-        Metric("perf/env_wait_fraction", "1", "share of time env workers wait for actions", "mean"),
+        Metric(
+            "perf/env_wait_fraction",
+            "1",
+            "share of time env workers wait for actions; with simulators elsewhere, while none of a worker's plays",
+            "mean",
+        ),
         Metric(
             "perf/env_held_back_fraction",
             "1",
