@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from vla_rl.envs.kind import EnvBuilder
@@ -57,13 +58,12 @@ class StandInEnv:
         self._far = far
         self._actor: HostedActor | None = HostedActor(far.address, seconds=far.start_timeout_s)
         arguments = (build, far.identity, far.expected)
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.close)
             opened = self._actor.call("open", arguments, seconds=far.start_timeout_s)
             if isinstance(opened, Refused):
                 raise UserError(f"rollout.remote: {far.address} cannot simulate this: {opened.reason}")
-        except BaseException:
-            self.close()
-            raise
+            undo.pop_all()
         assert isinstance(opened, Opened)
         self._opened = opened
         log.info("task %d is simulated by process %d of %s", opened.task.task_id, opened.pid, opened.host)

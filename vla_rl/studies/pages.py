@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vla_rl.evaluation.pairs import Comparison
 from vla_rl.evaluation.statistics import Interval
 from vla_rl.files import atomic_write_text
 from vla_rl.reporting import html
@@ -42,6 +43,22 @@ class WrittenStudy:
 def between(interval: Interval | None, *, digits: int = 3) -> str:
     """Return the ends of an interval, in words."""
     return "no interval" if interval is None else f"{interval.low:.{digits}f} to {interval.high:.{digits}f}"
+
+
+def gain_columns(comparison: Comparison) -> Row:
+    """Return the columns of a comparison of a policy after training, the first, with the one before."""
+    interval = comparison.interval
+    return {
+        "before": rounded(comparison.second_rate),
+        "after": rounded(comparison.first_rate),
+        "difference": rounded(comparison.difference),
+        "low": None if interval is None else rounded(interval.low),
+        "high": None if interval is None else rounded(interval.high),
+        "pairs": comparison.pairs,
+        "only_after": comparison.test.only_first,
+        "only_before": comparison.test.only_second,
+        "mcnemar_mid_p": rounded(comparison.test.p_mid),
+    }
 
 
 def rounded(value: float | None) -> float | None:

@@ -17,6 +17,7 @@ from vla_rl.studies.pages import (
     RESULTS,
     Row,
     WrittenStudy,
+    gain_columns,
     html_sections,
     markdown,
     remove_others,
@@ -86,18 +87,7 @@ def _run_row(result: GroupResult) -> Row:
 
 
 def _gain_row(gain: Gain) -> Row:
-    result = gain.comparison
-    return {
-        **asdict(gain.run),
-        "before": rounded(result.second_rate),
-        "after": rounded(result.first_rate),
-        "low": None if result.interval is None else rounded(result.interval.low),
-        "high": None if result.interval is None else rounded(result.interval.high),
-        "pairs": result.pairs,
-        "only_after": result.test.only_first,
-        "only_before": result.test.only_second,
-        "mcnemar_mid_p": rounded(result.test.p_mid),
-    }
+    return {**asdict(gain.run), **gain_columns(gain.comparison)}
 
 
 def _curve_rows(results: Sequence[GroupResult]) -> Iterable[Row]:

@@ -21,6 +21,7 @@ from vla_rl.studies.pages import (
     RESULTS,
     Row,
     WrittenStudy,
+    gain_columns,
     html_sections,
     markdown,
     remove_others,
@@ -100,19 +101,10 @@ def _evaluation_rows(data: StudyData) -> Iterable[Row]:
 
 def _gain_rows(data: StudyData) -> Iterable[Row]:
     for gain in data.gains():
-        result = gain.comparison
         yield {
             **asdict(gain.run),
             "actions": gain.actions,
-            "before": rounded(result.second_rate),
-            "after": rounded(result.first_rate),
-            "difference": rounded(result.difference),
-            "low": None if result.interval is None else rounded(result.interval.low),
-            "high": None if result.interval is None else rounded(result.interval.high),
-            "pairs": result.pairs,
-            "only_after": result.test.only_first,
-            "only_before": result.test.only_second,
-            "mcnemar_mid_p": rounded(result.test.p_mid),
+            **gain_columns(gain.comparison),
             "verdict": verdict(gain),
         }
 
