@@ -46,7 +46,8 @@ class Nodes:
 
     def __init__(self, folder: Path, launcher: Launcher, commands: Sequence[Sequence[str]]) -> None:
         self._mark, port = str(folder), free_port()
-        self.outputs = [folder / f"node_{node}.txt" for node in range(len(commands))]
+        self.outputs = [folder / f"node_{node}_output.txt" for node in range(len(commands))]
+        self.errors = [folder / f"node_{node}_errors.txt" for node in range(len(commands))]
         self.launcher = launcher
         self.processes = []
         for node, arguments in enumerate(commands):
@@ -55,13 +56,13 @@ class Nodes:
             if launcher == "none":
                 environment |= {"RANK": str(node), "LOCAL_RANK": "0", "WORLD_SIZE": str(len(commands))}
                 environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            with self.outputs[node].open("wb") as output:
+            with self.outputs[node].open("wb") as output, self.errors[node].open("wb") as errors:
                 self.processes.append(
                     subprocess.Popen(
                         [*command(launcher, node, len(commands), port), *arguments],
                         stdin=subprocess.DEVNULL,
                         stdout=output,
-                        stderr=subprocess.STDOUT,
+                        stderr=errors,
                         env=environment,
                         start_new_session=True,
                     )
@@ -79,8 +80,13 @@ class Nodes:
         """Exit codes of all, once they have ended."""
         return [process.wait(DEADLINE_S) for process in self.processes]
 
-    def said(self, node: int) -> str:
+    def printed(self, node: int) -> str:
+        """Standard output alone: torch and its launcher write remarks of their own to standard error."""
         return self.outputs[node].read_text(errors="replace")
+
+    def said(self, node: int) -> str:
+        """Standard output and standard error."""
+        return self.printed(node) + self.errors[node].read_text(errors="replace")
 
     def living(self) -> list[psutil.Process]:
         found = []

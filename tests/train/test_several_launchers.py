@@ -54,8 +54,8 @@ def test_machines_with_folders_of_their_own_train_and_resume_under_another_strat
         tmp_path, "torchrun", [["train", str(recipe), "--run-dir", str(run_dir), "--resume"] for run_dir in runs]
     ) as nodes:
         assert nodes.codes() == [0, 0], nodes.said(0) + nodes.said(1)
-        assert "finished after 6 optimizer steps" in nodes.said(0)
-        assert nodes.said(1) == ""  # only rank 0 talks
+        assert "finished after 6 optimizer steps" in nodes.printed(0)
+        assert nodes.printed(1) == ""  # only rank 0 talks
     assert [point["optimizer_steps"] for point in points(runs[0])] == [1, 2, 3, 4, 5, 6]
     assert "metrics.jsonl" not in names(runs[1])
     for rank, run_dir in enumerate(runs):
@@ -122,8 +122,8 @@ def test_a_run_of_one_rank_goes_on_with_two_and_a_signal_to_one_ends_both_with_a
         assert nodes.codes() == [0, 0]
         assert "the checkpoint is of 1 ranks, and 2 go on" in nodes.said(0)
         assert "1 of 2 ranks have no replay in the checkpoint" in nodes.said(0)
-        assert "interrupted after" in nodes.said(0)
-        assert nodes.said(1) == ""
+        assert "interrupted after" in nodes.printed(0)
+        assert nodes.printed(1) == ""
     assert read_state(run_dir, is_spent=False).state == "interrupted"
     steps = int(points(run_dir)[-1]["optimizer_steps"])
     assert [point["optimizer_steps"] for point in points(run_dir)] == [*range(1, steps + 1)]
