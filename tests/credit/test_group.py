@@ -102,6 +102,16 @@ def test_both_bounds_of_keep_are_included() -> None:
     assert everything.tolist() == [0, 1, 2, 3]
 
 
+def test_a_bound_of_keep_is_met_within_the_precision_of_rewards() -> None:
+    credit = make(size=2, keep=[0.1, 0.3])
+    low, high = float(np.float32(0.05)), float(np.float32(0.15))  # as rewards are stored; their mean is 0.10000000149
+    for scores in ([low, high], [2 * high, 2 * high]):
+        assert credit.choose(np.array(scores)) is not None
+    ten = make(size=10, keep=[0.1, 0.9])
+    assert ten.choose(np.full(10, 0.1)) is not None  # which add up to 0.9999999999999999
+    assert ten.choose(np.array([0.0] * 9 + [0.999])) is None
+
+
 def test_balanced_takes_the_members_whose_mean_is_nearest_the_middle() -> None:
     """Of one success among six, a pair with it has the mean ½; of 0, 0.3, 0.9 the pair 0, 0.9 has 0.45, next to 0.5."""
     credit = make(size=2, oversample="balanced", candidates=6)

@@ -105,6 +105,53 @@ def test_bounds_of_the_literature_drop_groups_of_eight_without_both_outcomes():
 
 
 @pytest.mark.parametrize(
+    ("score", "count", "low", "high"), [(0.1, 10, 0.1, 0.9), (0.1, 3, 0.0, 0.1), (0.3, 3, 0.3, 0.3)]
+)
+def test_a_bound_that_a_mean_misses_by_rounding_alone_is_met(score, count, low, high):
+    # Ten times 0.1 add up to 0.9999999999999999, three times 0.1 to 0.30000000000000004.
+    assert keep_groups([score] * count, [0] * count, low=low, high=high).all()
+    single = np.full(count, score, np.float32)  # 0.1 is 0.10000000149 there
+    assert keep_groups(single, [0] * count, low=low, high=high).all()
+
+
+def test_a_mean_that_misses_a_bound_by_more_than_rounding_is_out():
+    assert not keep_groups([1.0, 0.0, 0.0, 0.0], [0] * 4, low=0.25 + 1e-12, high=1.0).any()
+    assert not keep_groups([1.0, 0.0, 0.0, 0.0], [0] * 4, low=0.0, high=0.25 - 1e-12).any()
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+@pytest.mark.parametrize(("offset", "scale"), [(2.0**40, 1.0), (0.0, 2.0**600), (0.0, 2.0**-600)])
+def test_large_levels_and_extreme_scales_cost_no_digits(baseline, offset, scale):
+    plain = group_advantages([1.0, 0.0, 0.0, 0.0], [0] * 4, baseline=baseline, eps=0.0)
+    scores = offset + scale * np.array([1.0, 0.0, 0.0, 0.0])
+    found = group_advantages(scores, [0] * 4, baseline=baseline, eps=0.0)
+    assert found / (1.0 if baseline == "mean_std" else scale) == pytest.approx(plain, rel=1e-12)
+    assert abs(found.sum()) <= 1e-12 * np.abs(found).max()
+
+
+def test_ids_of_any_kind_name_the_same_groups():
+    scores, large = [1.0, 3.0, 0.0, 2.0], 2**63
+    expected = [0.5, 0.5, -0.5, -0.5]
+    for ids in (["b", "a"] * 2, [-7, 3] * 2, [large + 1, large + 2] * 2, [2**70, 2**70 + 1] * 2, [0.0, 1.0] * 2):
+        assert group_advantages(scores, ids, baseline="mean") == pytest.approx(expected)
+
+
+def test_ids_that_would_merge_as_floats_are_refused():
+    # numpy has no type for these integers together but float64, in which the first two are one number
+    ids = [2**63 + 1, 2**63 + 2, -1] * 2
+    with pytest.raises(ValueError, match="cannot tell large ids apart"):
+        group_advantages(np.arange(6.0), ids)
+    with pytest.raises(ValueError, match="found nan as a float"):
+        group_advantages([0.0, 1.0], [float("nan")] * 2)
+
+
+@pytest.mark.parametrize("eps", [-1e-6, float("nan")])
+def test_a_negative_epsilon_is_refused(eps):
+    with pytest.raises(ValueError, match="it must be 0 or more"):
+        group_advantages([0.0, 1.0], [0, 0], eps=eps)
+
+
+@pytest.mark.parametrize(
     ("scores", "ids", "said"),
     [
         ([1.0, 2.0], [0], "both must be"),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from vla_rl.credit.base import Credit, Experience, GroupNeeds, Targets
-from vla_rl.rl.groups import Baseline, Float64Array, group_advantages
+from vla_rl.rl.groups import Baseline, Float64Array, group_advantages, keep_groups
 from vla_rl.section import Positive, Problem, RulesError, Scale, TimeLimit
 
 MAX_SUBSETS = 100_000  # of a group's candidates that `oversample` compares
@@ -114,7 +114,8 @@ class Group(Credit):
             subsets = _subsets(len(scores), self.size)
             means = scores[subsets].mean(axis=1)
             chosen = subsets[np.abs(means - (low + high) / 2).argmin()]
-        return chosen if low <= scores[chosen].mean() <= high else None
+        members = scores[chosen].astype(np.float32)  # the precision of the rewards that they are sums of
+        return chosen if keep_groups(members, np.zeros(len(members), int), low=low, high=high).all() else None
 
     def assign(self, experience: Experience) -> Targets:
         """Return one advantage for all decisions of an episode; value targets have no meaning.

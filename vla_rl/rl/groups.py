@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Baseline = Literal["mean_std", "mean", "leave_one_out"]
 Float64Array = NDArray[np.float64]
+MAX_FLOAT_ID = 2.0**53  # from here on floats skip integers
 
 
 def group_advantages(
@@ -38,33 +39,42 @@ def group_advantages(
         (N,) float64.
 
     Raises:
-        ValueError: the shapes differ, a score is not finite, a group has a single member, or the baseline is unknown.
+        ValueError: the shapes differ, a score is not finite, a group has a single member, ids are too large for their
+            type, the baseline is unknown, or eps is negative.
     """
+    if not eps >= 0.0:
+        raise ValueError(f"eps: found {eps}; it must be 0 or more")
     values, members, sizes = _grouped(scores, group_ids)
-    means = np.bincount(members, weights=values) / sizes
-    low, high = np.full(len(sizes), np.inf), np.full(len(sizes), -np.inf)
-    np.minimum.at(low, members, values)
-    np.maximum.at(high, members, values)
-    mixed = (low < high)[members]  # rounding of a mean must not become an advantage
-    centred = np.where(mixed, values - means[members], 0.0)
+    low, high = _extremes(values, members, sizes)
+    is_mixed = low < high
+    spread = np.where(is_mixed, high - low, 1.0)
+    # Scores are placed between 0 and 1 first: a large common level costs no digits, squares neither overflow nor
+    # vanish, and equal scores become exactly 0, so that the rounding of a mean never becomes an advantage.
+    placed = (values - low[members]) / spread[members]
+    centred = placed - (np.bincount(members, weights=placed) / sizes)[members]
+    advantages = centred * spread[members]
     match baseline:
         case "mean":
-            return centred
+            return advantages
         case "leave_one_out":
-            return centred * (sizes / (sizes - 1))[members]
+            return advantages * (sizes / (sizes - 1))[members]
         case "mean_std":
-            deviations = np.sqrt(np.bincount(members, weights=centred**2) / (sizes - 1))
-            return np.divide(centred, (deviations + eps)[members], out=np.zeros_like(centred), where=mixed)
+            deviations = np.sqrt(np.bincount(members, weights=centred**2) / (sizes - 1)) * spread
+            return np.divide(
+                advantages, (deviations + eps)[members], out=np.zeros_like(advantages), where=is_mixed[members]
+            )
     raise ValueError(f"baseline: found {baseline!r}, allowed are {', '.join(get_args(Baseline))}")
 
 
 def keep_groups(scores: ArrayLike, group_ids: ArrayLike, *, low: float, high: float) -> NDArray[np.bool_]:
     """Return which episodes belong to a group whose mean score lies in [low, high], both ends included.
 
-    With scores of 0 and 1 and bounds of 0.1 and 0.9, groups of eight are dropped if all fail or all succeed.
+    A mean that misses an end only by the rounding of its scores counts as equal to it: ten scores of 0.1 add up to
+    0.9999999999999999, and their mean is 0.1. With scores of 0 and 1 and bounds of 0.1 and 0.9, groups of eight are
+    dropped if all fail or all succeed.
 
     Args:
-        scores: (N,) float64.
+        scores: (N,) float64; with single precision, its rounding is allowed for.
         group_ids: (N,) integers.
         low: the least mean that is kept.
         high: the largest mean that is kept.
@@ -77,10 +87,24 @@ def keep_groups(scores: ArrayLike, group_ids: ArrayLike, *, low: float, high: fl
     """
     if not low <= high:
         raise ValueError(f"low and high: found {low} and {high}; low must not be larger than high")
+    given = np.asarray(scores).dtype
+    epsilon = np.finfo(given if given.kind == "f" else np.float64).eps
     values, members, sizes = _grouped(scores, group_ids)
     means = np.bincount(members, weights=values) / sizes
-    kept: NDArray[np.bool_] = ((means >= low) & (means <= high))[members]
+    largest = np.maximum(*np.abs(_extremes(values, members, sizes)))
+    slack = sizes * epsilon * largest  # bounds the rounding of n scores and of their sum
+    kept: NDArray[np.bool_] = ((means >= low - slack) & (means <= high + slack))[members]
     return kept
+
+
+def _extremes(
+    values: Float64Array, members: NDArray[np.intp], sizes: NDArray[np.intp]
+) -> tuple[Float64Array, Float64Array]:
+    """Return the lowest and the highest score of each group, (G,) each."""
+    low, high = np.full(len(sizes), np.inf), np.full(len(sizes), -np.inf)
+    np.minimum.at(low, members, values)
+    np.maximum.at(high, members, values)
+    return low, high
 
 
 def _grouped(scores: ArrayLike, group_ids: ArrayLike) -> tuple[Float64Array, NDArray[np.intp], NDArray[np.intp]]:
@@ -90,6 +114,11 @@ def _grouped(scores: ArrayLike, group_ids: ArrayLike) -> tuple[Float64Array, NDA
         raise ValueError(f"scores and group_ids: both must be (N,), found {values.shape} and {ids.shape}")
     if not np.isfinite(values).all():
         raise ValueError(f"scores: found {int((~np.isfinite(values)).sum())} that are not finite")
+    if ids.dtype.kind == "f" and not (np.abs(ids) < MAX_FLOAT_ID).all():
+        raise ValueError(  # numpy turns a list of negative integers and ones above 2**63 into floats, which merges ids
+            f"group_ids: found {ids[~(np.abs(ids) < MAX_FLOAT_ID)][0]} as a float, which cannot tell large ids apart; "
+            "pass integers of one type, or strings"
+        )
     names, members, sizes = np.unique(ids, return_inverse=True, return_counts=True)
     alone = names[sizes == 1]
     if len(alone):
