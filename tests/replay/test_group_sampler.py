@@ -156,3 +156,22 @@ def test_a_saved_sampler_remembers_how_often_groups_were_used():
         second.refresh()
         assert groups_in(second.sample(1)) == [2]
         assert second.sample(1) is None
+
+
+def test_a_resumed_sampler_counts_only_the_groups_left_out_since_the_last_batch():
+    with make_ring(num_envs=2, capacity=200) as ring:
+        first, second = (
+            sampler_of(ring, choose=lambda scores: None if scores.mean() > 500 else everyone(scores)) for _ in range(2)
+        )
+        for group, level in ((1, 600), (2, 650), (3, 100), (4, 700)):
+            write_group(ring, group, first=level)
+            first.refresh()
+            if group == 3:
+                assert first.sample(1) is not None
+        assert len(first.rejected) == 1
+        second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+        second.refresh()
+        assert second.rejected == first.rejected
+        write_group(ring, 5, first=800)
+        second.refresh()
+        assert len(second.rejected) == 2

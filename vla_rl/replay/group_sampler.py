@@ -79,8 +79,17 @@ class GroupSampler(SegmentSampler):
         self._candidates, self._choose, self._max_uses = candidates, choose, max_uses
         self._groups: dict[int, _Group] = {}  # in the order of their first member, after judgement of the judgement
         self._uses_before: dict[int, int] = {}  # of the groups of a saved sampler
+        self._rejected_before: int | None = None  # length of `rejected` of a saved sampler, until the first `refresh`
         self.outcomes: deque[Outcome] = deque(maxlen=recent_groups)
         self.rejected: list[Outcome] = []  # groups that were left out since the last batch
+
+    def refresh(self) -> None:
+        """Add newly committed episodes to the index, judge the groups they complete, and drop overwritten ones."""
+        super().refresh()
+        if self._rejected_before is not None:
+            # A loaded ring is judged anew, and also holds groups that were left out before the last batch.
+            del self.rejected[: max(0, len(self.rejected) - self._rejected_before)]
+            self._rejected_before = None
 
     def sample(self, num_groups: int, *, min_version: int | None = None) -> SegmentBatch | None:
         """Draw different groups and copy all segments of their chosen members, group after group.
@@ -120,14 +129,18 @@ class GroupSampler(SegmentSampler):
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return random numbers and uses, JSON-serialisable. `store` saves the ring's contents."""
+        """Return random numbers, uses and the count of `rejected`, JSON-serialisable.
+
+        `store` saves the ring's contents.
+        """
         uses = {str(name): group.uses for name, group in self._groups.items() if group.uses}
-        return {**super().state_dict(), "uses": uses}
+        return {**super().state_dict(), "uses": uses, "rejected": len(self.rejected)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a saved sampler; call it before the first `refresh`."""
         super().load_state_dict(state)
         self._uses_before = {int(name): uses for name, uses in state.get("uses", {}).items()}
+        self._rejected_before = int(state.get("rejected", 0))
 
     def _enter(self, episode: np.void, segments: NDArray[np.void]) -> None:
         name, length = int(episode["group"]), int(episode["length"])
