@@ -266,8 +266,38 @@ LEROBOT: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         ["file-001.parquet: has too few rows", "found    5"],
     ),
     "other rows": (
-        lambda root: shutil.copy(root / "data/chunk-000/file-001.parquet", root / "data/chunk-000/file-000.parquet"),
+        lambda root: pq.write_table(
+            pq.read_table(root / "data/chunk-000/file-001.parquet").slice(0, 21),
+            root / "data/chunk-000/file-000.parquet",
+        ),
         ["episode 0: rows 0 to 11 must be of this episode"],
+    ),
+    "rows of no episode": (
+        lambda root: edit_table(root / "meta/episodes/chunk-000/file-000.parquet", lambda table: table.slice(1)),
+        ["file-000.parquet: has rows of no listed episode", "found    21 rows", "9, as meta/episodes says"],
+    ),
+    "an episode that is not listed, with its file": (
+        lambda root: edit_table(root / "meta/episodes/chunk-000/file-000.parquet", lambda table: table.slice(0, 2)),
+        ["info.json: total_episodes: the metadata must list all episodes", "found    6, but meta/ lists 2"],
+    ),
+    "rows in another order": (
+        lambda root: edit_table(
+            root / "data/chunk-000/file-000.parquet", lambda table: table.take([0, 2, 1, *range(3, 21)])
+        ),
+        ["episode 0: rows must be in the order of frame_index", "found    frame_index 2 in row 1"],
+    ),
+    "no text of a task": (
+        lambda root: edit_table(
+            root / "meta/tasks.parquet", lambda table: table.set_column(1, "task", [[None, "pick up the red bowl"]])
+        ),
+        ["episode 0: has no instruction"],
+    ),
+    "an empty cell": (
+        lambda root: edit_table(
+            root / "meta/episodes/chunk-000/file-000.parquet",
+            lambda table: table.set_column(0, "episode_index", [[0, None, 2, 3, 4, 5]]),
+        ),
+        ["file-000.parquet: episode_index: must hold numbers", "[0, None, 2, 3, 4]"],
     ),
     "no column": (
         lambda root: edit_table(root / "data/chunk-000/file-000.parquet", lambda table: table.drop_columns("action")),
@@ -290,6 +320,59 @@ def test_a_broken_lerobot_data_set_is_told(name: str, tmp_path: Path) -> None:
     message = message_of(root)
     for text in expected:
         assert text in message
+
+
+def edit_lines(file: Path, change: Callable[[list[dict]], list[dict]]) -> None:
+    lines = change([json.loads(line) for line in file.read_text().splitlines()])
+    file.write_text("\n".join(map(json.dumps, lines)))
+
+
+LEROBOT_V2: dict[str, tuple[str, Callable[[list[dict]], list[dict]], list[str]]] = {
+    "a shorter episode than its file": (
+        "episodes.jsonl",
+        lambda lines: [{**lines[0], "length": 10}, *lines[1:]],
+        ["000000.parquet: has rows of no listed episode", "found    12 rows", "10, as meta/episodes.jsonl says"],
+    ),
+    "a line that is lost": (
+        "episodes.jsonl", lambda lines: lines[:-1], ["total_episodes", "found    6, but meta/ lists 5"],
+    ),
+    "a task without a text": (
+        "tasks.jsonl", lambda lines: [{"task_index": line["task_index"]} for line in lines],
+        ["episode 0: has no instruction"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LEROBOT_V2)
+def test_metadata_that_do_not_fit_the_data_are_told(name: str, tmp_path: Path) -> None:
+    file, change, expected = LEROBOT_V2[name]
+    root = toy.write_lerobot_v2(tmp_path / "data", toys())
+    edit_lines(root / "meta" / file, change)
+    message = message_of(root)
+    for text in expected:
+        assert text in message
+
+
+def test_shards_of_two_builds_in_one_folder_are_told(tmp_path: Path) -> None:
+    root = toy.write_rlds(tmp_path / "data", toys(), shards=2)
+    other = toy.write_rlds(tmp_path / "other", toys(), shards=1)
+    shutil.copy(other / "1.0.0" / "libero_toy-train.tfrecord-00000-of-00001", root / "1.0.0")
+    message = message_of(root)
+    assert "a folder holds the shards of one data set" in message
+    assert "libero_toy-train.tfrecord-00000-of-00001, libero_toy-train.tfrecord-00000-of-00002" in message
+
+
+def test_one_shard_of_several_asks_for_the_folder(tmp_path: Path) -> None:
+    root = toy.write_rlds(tmp_path / "data", toys(), shards=2)
+    message = message_of(root / "1.0.0" / "libero_toy-train.tfrecord-00000-of-00002")
+    assert "a data set of 2 shards needs all of them" in message
+    assert f"name the folder, {root / '1.0.0'}" in message
+
+
+def test_a_prompt_that_is_empty_is_told(tmp_path: Path) -> None:
+    toy.write_hdf5(tmp_path, toys()[:1])
+    (tmp_path / FILE).rename(tmp_path / "_demo.hdf5")
+    assert "data/demo_0: has no instruction" in message_of(tmp_path)
 
 
 def test_rows_that_are_missing_are_told_before_an_episode_is_read(tmp_path: Path) -> None:

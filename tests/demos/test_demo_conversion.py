@@ -64,10 +64,13 @@ def test_states_move_with_the_pictures_of_a_raw_file(tmp_path: Path) -> None:
     with h5py.File(root / NAMES[1], "r+") as file:
         file["data/demo_0/states"][:, 0] = np.arange(13)
         file["data/demo_0/obs/joint_states"][:, 0] = 100 + np.arange(13)
+        executed = file["data/demo_0/actions"][()] + 0.01  # what the robot did, under noise
+        file["data/demo_0/executed_actions"] = executed
     convert_demos(open_demos(root), tmp_path / "out")
     with h5py.File(tmp_path / "out" / NAMES[1]) as file:
         assert file["data/demo_0/states"][:, 0].tolist() == list(range(1, 13))
         assert file["data/demo_0/obs/joint_states"][:, 0].tolist() == list(range(100, 112))
+        np.testing.assert_array_equal(file["data/demo_0/executed_actions"], executed[1:])
 
 
 def test_first_takes_the_lowest_numbers_of_each_task(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import toy_demos as toy
 from toy_demos import Toy, toys
 
-from vla_rl.demos import open_demos
+from vla_rl.demos import DemosError, open_demos
 
 # How far a picture may be from what was drawn, in grey levels: JPEG and video are lossy.
 LOSSLESS, JPEG, VIDEO = 0, 6, 12
@@ -162,6 +163,45 @@ def test_the_prompt_is_made_of_the_words_after_the_scene(name: str, prompt: str)
     from vla_rl.demos.conventions import instruction_of_task, task_of_file
 
     assert instruction_of_task(task_of_file(Path(name))) == prompt
+
+
+def test_hidden_files_and_unfinished_downloads_beside_the_data_are_passed_over(tmp_path: Path) -> None:
+    hdf5 = toy.write_hdf5(tmp_path / "hdf5", toys())
+    (hdf5 / f"._{toy.TASKS[0]}_demo.hdf5").write_bytes(b"what macOS writes")
+    assert len(open_demos(hdf5)) == 6
+    rlds = toy.write_rlds(tmp_path / "rlds", toys())
+    (rlds / "1.0.0" / "libero_toy-train.tfrecord-00000-of-00002.incomplete").write_bytes(b"half")
+    assert len(open_demos(rlds)) == 6
+
+
+def test_the_only_data_set_of_a_collection_is_found_in_it(tmp_path: Path) -> None:
+    toy.write_rlds(tmp_path / "collection" / "libero_toy_no_noops", toys())
+    assert len(open_demos(tmp_path / "collection")) == 6
+    toy.write_rlds(tmp_path / "collection" / "libero_other_no_noops", toys())
+    with pytest.raises(DemosError, match="holds several data sets") as raised:
+        open_demos(tmp_path / "collection")
+    assert f"name one of them: {tmp_path / 'collection' / 'libero_other_no_noops'}" in str(raised.value)
+
+
+def test_an_instruction_with_any_character_is_one_line_of_the_metadata(tmp_path: Path) -> None:
+    root = toy.write_lerobot_v2(tmp_path / "data", toys()[:1])
+    text = "Öffne\u2028die Tür"  # a line separator to str.splitlines, a character as any other to JSON
+    line = json.dumps({"task_index": 0, "task": text}, ensure_ascii=False)
+    (root / "meta" / "tasks.jsonl").write_text(line, encoding="utf-8")
+    assert open_demos(root)[0].instruction == text.lower()
+
+
+def test_the_names_of_axes_tell_the_size_of_a_picture(tmp_path: Path) -> None:
+    root = toy.write_lerobot_v2(tmp_path / "data", toys()[:1])
+    info = json.loads((root / "meta" / "info.json").read_text())
+    for feature in (info["features"][key] for key in info["features"] if "image" in key):
+        feature |= {"shape": [3, toy.SIZE, toy.SIZE], "names": ["channels", "height", "width"]}
+    (root / "meta" / "info.json").write_text(json.dumps(info))
+    assert open_demos(root)[0].frames["wrist"].shape == (12, toy.SIZE, toy.SIZE, 3)
+    for feature in (info["features"][key] for key in info["features"] if "image" in key):
+        feature |= {"shape": [3, toy.SIZE, 3], "names": ["channels", "height", "width"]}
+    (root / "meta" / "info.json").write_text(json.dumps(info))
+    assert open_demos(root)[0].stored.image_size == (toy.SIZE, 3)
 
 
 def test_a_lone_file_is_a_data_set(tmp_path: Path) -> None:

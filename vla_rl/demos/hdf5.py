@@ -191,6 +191,7 @@ def _read_extras(file: Path, demo: str, lag: int) -> Mapping[str, NDArray[Any]]:
         for key in ("obs/joint_states", "states", "robot_states", EXECUTED):
             if key in group:
                 values = read_array(group, key)
-                # A state is from the time before its action, everything else from that of its picture.
-                extras[key] = np.concatenate([values[lag:], values[len(values) - lag :]]) if key == "states" else values
+                # A state or an action belongs to the action of its row, everything else to its picture.
+                is_of_action = key in ("states", EXECUTED)
+                extras[key] = np.concatenate([values[lag:], values[len(values) - lag :]]) if is_of_action else values
     return extras

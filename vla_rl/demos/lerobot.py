@@ -7,7 +7,7 @@ of rows counts, and seconds only find frames in videos. Source: huggingface/lero
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_rl.demos.checks import check_episode
-from vla_rl.demos.data_errors import DemosError
+from vla_rl.demos.data_errors import AGAIN, DemosError
 from vla_rl.demos.episode import ACTION_DIM, CAMERAS, Rows, StoredEpisode
 from vla_rl.demos.parquet import column_names, num_rows, read_cells, read_columns, read_table
 from vla_rl.demos.pictures import PictureError, decode_picture
@@ -93,6 +93,7 @@ class LeRobotReader:
         self._placements = self._places_v3() if is_v3 else self._places_v2()
         if not self._placements:
             raise DemosError(root, "meta", "holds no episodes")
+        self._check_all_listed(info.get("total_episodes"))
         self._tasks = self._tasks_v3() if is_v3 else self._tasks_v2()
 
     def __len__(self) -> int:
@@ -106,7 +107,7 @@ class LeRobotReader:
         at, features = self._placements[index], self.features
         place = (str(at.file), f"episode {at.episode}")
         names = [features.action, *features.state, "episode_index", "task_index"]
-        table = read_table(at.file, names, at.start, at.stop)
+        table = read_table(at.file, names, at.start, at.stop, optional=["frame_index"])
         actions, state = table[features.action], [table[key] for key in features.state]
         if any(part.ndim != 2 for part in state):
             raise DemosError(*place, "wrong shape of the state", found=[part.shape for part in state])
@@ -119,6 +120,7 @@ class LeRobotReader:
                 found=f"episode_index {sorted(set(table['episode_index'].tolist()))[:5]}",
                 fix="the meta data do not fit the data: fetch the data set again",
             )
+        _check_order(table.get("frame_index"), place)
         instruction = self._instruction(set(table["task_index"].tolist()), place)
         return StoredEpisode(
             place=place,
@@ -151,7 +153,10 @@ class LeRobotReader:
                 raise DemosError(
                     self._info_file, f"features.{key}.shape", "wrong shape", found=shape, allowed="H, W, 3 or 3, H, W"
                 )
-            sizes[camera] = (shape[1], shape[2]) if shape[0] == 3 and shape[2] != 3 else (shape[0], shape[1])
+            names = feature.get("names")
+            first = str(names[0]) if isinstance(names, list) and names else ""
+            is_planes = first.startswith("channel") if first else shape[0] == 3 and shape[2] != 3
+            sizes[camera] = (shape[1], shape[2]) if is_planes else (shape[0], shape[1])
         if len(set(sizes.values())) != 1:
             raise DemosError(self._info_file, "features", "both cameras have one size", found=sizes)
         return sizes["agentview"]
@@ -217,11 +222,12 @@ class LeRobotReader:
         for place in places:
             if not place.file.is_file():
                 raise DemosError(place.file, "", "is missing", fix="fetch the whole data set")
+        _check_rows_listed(places, file.relative_to(self._root))
         return places
 
     def _tasks_v2(self) -> dict[int, str]:
         file = self._root / "meta" / "tasks.jsonl"
-        return {int(self._number(line, "task_index", file)): str(line.get("task", "")) for line in _read_lines(file)}
+        return {int(self._number(line, "task_index", file)): str(line.get("task") or "") for line in _read_lines(file)}
 
     def _places_v3(self) -> list[Placement]:
         folder = self._root / "meta" / "episodes"
@@ -238,6 +244,9 @@ class LeRobotReader:
         lines: list[dict[str, Any]] = []
         for file in files:
             columns = read_columns(file, wanted)
+            for name, values in columns.items():
+                if not all(isinstance(value, int | float) for value in values):
+                    raise DemosError(file, name, "must hold numbers", found=f"{values[:5]}", fix=AGAIN)
             lines += [dict(zip(wanted, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         lines.sort(key=lambda line: int(line["episode_index"]))
         begins: dict[tuple[int, int], int] = {}  # global index of the first row of each file
@@ -268,11 +277,7 @@ class LeRobotReader:
                     },
                 )
             )
-        for file in sorted({place.file for place in places}):
-            rows = num_rows(file)
-            stop = max(place.stop for place in places if place.file == file)
-            if rows < stop:
-                raise DemosError(file, "", "has too few rows", found=rows, allowed=f"{stop}, as meta/episodes says")
+        _check_rows_listed(places, folder.relative_to(self._root))
         return places
 
     def _tasks_v3(self) -> dict[int, str]:
@@ -280,7 +285,20 @@ class LeRobotReader:
         names = column_names(file)
         text = next((name for name in ("task", "__index_level_0__") if name in names), "task")
         columns = read_columns(file, ["task_index", text])
-        return {int(key): str(task) for key, task in zip(columns["task_index"], columns[text], strict=True)}
+        if None in columns["task_index"]:
+            raise DemosError(file, "task_index", "must hold numbers", found="an empty cell", fix=AGAIN)
+        return {int(key): str(task or "") for key, task in zip(columns["task_index"], columns[text], strict=True)}
+
+    def _check_all_listed(self, total: object) -> None:
+        """Check that the metadata list as many episodes as info.json promises."""
+        if isinstance(total, int) and total > len(self._placements):
+            raise DemosError(
+                self._info_file,
+                "total_episodes",
+                "the metadata must list all episodes",
+                found=f"{total}, but meta/ lists {len(self._placements)}",
+                fix="a file of meta/ is missing or cut off: fetch the data set again",
+            )
 
     def _path(self, template: str, **values: object) -> Path:
         text = self._info.get(template)
@@ -343,6 +361,38 @@ def _find_features(file: Path, features: object) -> Features:
     )
 
 
+def _check_order(frames: NDArray[Any] | None, place: tuple[str, str]) -> None:
+    """Check that rows follow each other in time: frames of videos and chunks of actions are found by their order."""
+    if frames is not None and not np.array_equal(frames, np.arange(len(frames))):
+        wrong = int(np.flatnonzero(frames != np.arange(len(frames)))[0])
+        raise DemosError(
+            *place,
+            "rows must be in the order of frame_index, from 0",
+            found=f"frame_index {frames[wrong]} in row {wrong}",
+            fix="sort the rows of the file by index, or fetch the data set again",
+        )
+
+
+def _check_rows_listed(places: Sequence[Placement], listing: Path) -> None:
+    """Check that every file has the rows that the metadata list, and no others: none is lost without a word."""
+    listed: dict[Path, list[Placement]] = {}
+    for place in places:
+        listed.setdefault(place.file, []).append(place)
+    for file, inside in sorted(listed.items()):
+        rows, stop = num_rows(file), max(place.stop for place in inside)
+        if rows < stop:
+            raise DemosError(file, "", "has too few rows", found=rows, allowed=f"{stop}, as {listing} says")
+        if (total := sum(place.stop - place.start for place in inside)) != rows:
+            raise DemosError(
+                file,
+                "",
+                "has rows of no listed episode",
+                found=f"{rows} rows",
+                allowed=f"{total}, as {listing} says",
+                fix="the metadata do not fit the data: fetch the data set again",
+            )
+
+
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
@@ -355,7 +405,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _read_lines(file: Path) -> Iterator[dict[str, Any]]:
     try:
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
     except (OSError, ValueError) as error:
         raise DemosError(file, "", "cannot be read as lines of JSON", found=str(error)) from error
     yield from (line if isinstance(line, dict) else {} for line in lines)

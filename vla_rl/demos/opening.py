@@ -22,6 +22,8 @@ FORMATS = (
     "a LeRobot data set v2.0 to v3.0 (the folder that holds meta/info.json)"
 )
 
+RECORDS = re.compile(r"\.tfrecord(-\d+-of-\d+)?$")  # other endings are of downloads that have not ended
+
 
 class Demos:
     """Episodes of a data set, one at a time and in numerical order; memory holds only the current one.
@@ -86,6 +88,8 @@ class Demos:
             DemosError: the gripper has another convention, pictures have another size than before, or no row is left.
         """
         self._check_size(stored)
+        if not stored.instruction:
+            raise DemosError(*stored.place, "has no instruction", fix="give the task a text, or take this episode out")
         lag = stored.lag
         actions = to_environment(stored.actions, self.gripper, stored.place)
         used = np.arange(len(actions)) >= lag  # no picture was taken before the first `lag` actions
@@ -164,7 +168,7 @@ def find_reader(path: Path) -> Reader:
     if path.is_file():
         if path.suffix in SUFFIXES:
             return Hdf5Reader([path])
-        if ".tfrecord" in path.name:
+        if RECORDS.search(path.name):
             return RldsReader([path])
         if path.name == INFO.name and path.parent.name == INFO.parent.name:
             return LeRobotReader(path.parent.parent)
@@ -173,12 +177,12 @@ def find_reader(path: Path) -> Reader:
         )
     if (path / INFO).is_file():
         return LeRobotReader(path)
-    if files := sorted((it for it in path.iterdir() if it.suffix in SUFFIXES and it.is_file()), key=_natural):
+    if files := sorted((it for it in _visible(path) if it.suffix in SUFFIXES and it.is_file()), key=_natural):
         return Hdf5Reader(files)
     if records := _records(path):
         return RldsReader(records)
-    inner = [folder for folder in sorted(path.iterdir(), key=_natural) if folder.is_dir() and _is_dataset(folder)]
-    if len(inner) == 1:  # the version of an RLDS data set
+    inner = [folder for folder in _folders(path) if _is_dataset(folder) or any(map(_is_dataset, _folders(folder)))]
+    if len(inner) == 1:  # the version of an RLDS data set, or the only one of a collection
         return find_reader(inner[0])
     names = sorted(it.name for it in path.iterdir())
     raise DemosError(
@@ -191,15 +195,27 @@ def find_reader(path: Path) -> Reader:
     )
 
 
+def _visible(folder: Path) -> list[Path]:
+    """Return what a folder holds, without hidden files: macOS writes a `._NAME` beside each NAME."""
+    try:
+        return [it for it in folder.iterdir() if not it.name.startswith(".")]
+    except PermissionError:
+        return []
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted((it for it in _visible(path) if it.is_dir()), key=_natural)
+
+
 def _records(folder: Path) -> list[Path]:
-    files = sorted((it for it in folder.iterdir() if ".tfrecord" in it.name and it.is_file()), key=_natural)
+    files = sorted((it for it in _visible(folder) if RECORDS.search(it.name) and it.is_file()), key=_natural)
     return [file for file in files if "-train." in file.name] or files
 
 
 def _is_dataset(folder: Path) -> bool:
     if (folder / INFO).is_file() or _records(folder):
         return True
-    return any(it.suffix in SUFFIXES for it in folder.iterdir())
+    return any(it.suffix in SUFFIXES for it in _visible(folder))
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

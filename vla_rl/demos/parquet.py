@@ -37,16 +37,26 @@ def read_columns(file: Path, columns: Sequence[str], start: int = 0, stop: int |
     return values
 
 
-def read_table(file: Path, columns: Sequence[str], start: int, stop: int) -> dict[str, NDArray[Any]]:
+def read_table(
+    file: Path, columns: Sequence[str], start: int, stop: int, *, optional: Sequence[str] = ()
+) -> dict[str, NDArray[Any]]:
     """Return columns of numbers or of lists of numbers: (rows,) or (rows, width) each.
+
+    Args:
+        file: The Parquet file.
+        columns: Names of the columns.
+        start: First row.
+        stop: Row after the last one.
+        optional: Names of further columns, which are left out if the file lacks them.
 
     Raises:
         DemosError: a column is missing, or its lists differ in length.
     """
-    parts: dict[str, list[NDArray[Any]]] = {name: [] for name in columns}
-    for batch in _batches(file, columns, start, stop, batch_rows=4096):
-        for name in columns:
-            parts[name].append(_to_numpy(file, name, batch.column(name)))
+    parts: dict[str, list[NDArray[Any]]] = {}
+    for batch in _batches(file, columns, start, stop, batch_rows=4096, optional=optional):
+        for name in batch.schema.names:
+            parts.setdefault(name, []).append(_to_numpy(file, name, batch.column(name)))
+    parts = {name: [] for name in columns} | parts
     return {name: np.concatenate(of_column) if of_column else np.zeros(0) for name, of_column in parts.items()}
 
 
@@ -66,13 +76,22 @@ def _to_numpy(file: Path, name: str, column: Any) -> NDArray[Any]:  # noqa: ANN4
     return flat.reshape(len(column), lengths.pop())
 
 
-def _batches(file: Path, columns: Sequence[str], start: int, stop: int | None, *, batch_rows: int) -> Iterator[Any]:
+def _batches(
+    file: Path,
+    columns: Sequence[str],
+    start: int,
+    stop: int | None,
+    *,
+    batch_rows: int,
+    optional: Sequence[str] = (),
+) -> Iterator[Any]:
     """Yield record batches that cover exactly the rows from `start` to `stop`; other row groups are not read."""
     with _opened(file) as parquet:
         names = parquet.schema_arrow.names
         for name in columns:
             if name not in names:
                 raise DemosError(file, name, "is missing", found=", ".join(names), allowed="LeRobot's columns")
+        chosen = [*columns, *(name for name in optional if name in names)]
         groups, first = [], 0
         end = parquet.metadata.num_rows if stop is None else stop
         skipped = None
@@ -85,7 +104,7 @@ def _batches(file: Path, columns: Sequence[str], start: int, stop: int | None, *
         if stop is not None and stop > first:
             raise DemosError(file, "", "has too few rows", found=f"{first}", allowed=f"at least {stop}", fix=AGAIN)
         position = skipped or 0
-        for batch in parquet.iter_batches(batch_size=batch_rows, row_groups=groups, columns=list(columns)):
+        for batch in parquet.iter_batches(batch_size=batch_rows, row_groups=groups, columns=chosen):
             low, high = max(start - position, 0), min(end - position, batch.num_rows)
             position += batch.num_rows
             if low < high:

@@ -98,6 +98,15 @@ def _check_complete(files: list[Path]) -> None:
     named = [match for file in files if (match := SHARD.search(file.name))]
     if not named:
         return
+    sets = {(file.name[: match.start()], match["count"]) for file in files if (match := SHARD.search(file.name))}
+    if len(sets) > 1 or len(named) < len(files):
+        raise DemosError(
+            files[0].parent,
+            "",
+            "a folder holds the shards of one data set",
+            found=", ".join(sorted({file.name for file in files}))[:300],
+            fix="move the files of the others away, or those that an earlier build left",
+        )
     count = int(named[0]["count"])
     missing = sorted(set(range(count)) - {int(match["index"]) for match in named})
     if missing:
@@ -106,7 +115,7 @@ def _check_complete(files: list[Path]) -> None:
             "",
             f"a data set of {count} shards needs all of them",
             found=f"{len(named)}; shard {missing[0]:05d} is the first that is missing",
-            fix="fetch the missing files",
+            fix=f"name the folder, {files[0].parent}" if len(files) == 1 and count > 1 else "fetch the missing files",
         )
 
 
