@@ -75,6 +75,10 @@ def test_statistics_are_stored_under_the_key_the_suite_or_the_name_of_the_path(d
         assert planned(demos, *overrides).policy.statistics == key
 
 
+def test_a_folder_that_is_named_by_its_version_has_the_name_of_the_one_above(tmp_path: Path) -> None:
+    assert planned(write_demos(tmp_path / "libero_mine" / "1.0.0", episodes=1)).policy.statistics == "libero_mine"
+
+
 def test_no_ops_are_left_out_and_gripper_commands_read_as_asked(tmp_path: Path) -> None:
     path = write_demos(tmp_path / "still", episodes=1)
     with h5py.File(next(path.glob("pick_up_the_red*")), "a") as file:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from vla_rl.sft.frames import identity
 from vla_rl.sft.samples import Rollouts, Samples, make_samples, read_rollouts
 
 Progress = Callable[[int, int], None]
+VERSION = re.compile(r"\d+(\.\d+)+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +90,7 @@ def make_supervised_plan(recipe: SupervisedRecipe, progress: Progress = lambda _
     section = recipe.demos
     device = resolve_device(recipe.runtime.device)
     demos = open_demos(section.path, gripper=section.gripper, rotated=section.rotated, drop_no_ops=section.drop_no_ops)
-    key = section.key or section.suite or Path(section.path).resolve().name.split(".")[0].lstrip("_") or "demos"
+    key = section.key or section.suite or _name_of(Path(section.path).resolve())
     rollouts = read_rollouts(demos, progress)
     measured = {key: rollouts.statistics()}
     policy = recipe.policy.plan(
@@ -115,6 +117,12 @@ def make_supervised_plan(recipe: SupervisedRecipe, progress: Progress = lambda _
     )
     _check_crop(plan)
     return plan
+
+
+def _name_of(path: Path) -> str:
+    """Return the name of a data set: that of its file or folder, not that of its version as in `NAME/1.0.0`."""
+    named = path.parent if VERSION.fullmatch(path.name) else path
+    return named.name.split(".")[0].lstrip("_") or "demos"
 
 
 def _check_crop(plan: SupervisedPlan) -> None:
