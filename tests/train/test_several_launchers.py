@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 ENDLESS = 1_000_000
 
 
-def recipe_file(folder: Path, *, strategy: str, steps: int) -> Path:
+def recipe_file(folder: Path, *, strategy: str, steps: int, episodes: int = 0) -> Path:
     path = folder / "recipe.yaml"
     recipe = toy_recipe(
         learner={"strategy": strategy},
@@ -29,7 +29,7 @@ def recipe_file(folder: Path, *, strategy: str, steps: int) -> Path:
         env={"step_seconds": 0.001},
         runtime={"mode": "async"},
         rollout={"num_workers": 1, "envs_per_worker": 1},
-        evaluation={"episodes_per_task": 0},
+        evaluation={"episodes_per_task": episodes},
     )
     path.write_text(recipe.dump_yaml(), encoding="utf-8")
     return path
@@ -45,10 +45,10 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_machines_with_folders_of_their_own_train_and_resume_under_another_strategy(
+def test_machines_with_folders_of_their_own_train_evaluate_once_and_resume_under_another_strategy(
     tmp_path: Path,
 ) -> None:
-    recipe = recipe_file(tmp_path, strategy="ddp", steps=6)
+    recipe = recipe_file(tmp_path, strategy="ddp", steps=6, episodes=3)
     runs = [tmp_path / "a", tmp_path / "b"]
     with launched(
         tmp_path, "torchrun", [["train", str(recipe), "--run-dir", str(run_dir), "--resume"] for run_dir in runs]
@@ -56,6 +56,11 @@ def test_machines_with_folders_of_their_own_train_and_resume_under_another_strat
         assert nodes.codes() == [0, 0], nodes.said(0) + nodes.said(1)
         assert "finished after 6 optimizer steps" in nodes.printed(0)
         assert nodes.printed(1) == ""  # only rank 0 talks
+        assert nodes.printed(0).count("evaluating") == 1
+    # The closing evaluation: a second rank that played it too would leave its results in its own folder.
+    (played,) = tmp_path.rglob("episodes.jsonl")
+    assert played.is_relative_to(runs[0])
+    assert len(played.read_text(encoding="utf-8").splitlines()) == 3
     assert [point["optimizer_steps"] for point in points(runs[0])] == [1, 2, 3, 4, 5, 6]
     assert "metrics.jsonl" not in names(runs[1])
     for rank, run_dir in enumerate(runs):
@@ -68,7 +73,7 @@ def test_machines_with_folders_of_their_own_train_and_resume_under_another_strat
     assert weights[0] == weights[1]
     before = points(runs[0])[-1]
 
-    changes = ["learner.strategy=deepspeed", "budget.optimizer_steps=8"]
+    changes = ["learner.strategy=deepspeed", "budget.optimizer_steps=8", "evaluation.episodes_per_task=0"]
     with launched(tmp_path, "none", [["train", str(run_dir), "--resume", *changes] for run_dir in runs]) as nodes:
         assert nodes.codes() == [0, 0], nodes.said(0) + nodes.said(1)
         assert "no replay" not in nodes.said(0)
