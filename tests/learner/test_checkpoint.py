@@ -277,3 +277,14 @@ def test_a_policy_is_read_without_an_engine(tmp_path: Path) -> None:
     policy = fakes.make_policy(seed=9)
     checkpoint.load_policy(info.path, policy)
     assert fakes.largest_difference(fakes.weights(engine.policy), fakes.weights(policy)) == 0.0
+
+
+def test_a_checkpoint_without_what_one_writer_wrote_is_complete_and_loads(tmp_path: Path) -> None:
+    engine = trained(2)
+    writers = {name: lambda folder: (folder / "file").write_text("x") and None for name in ("replay", "governor")}
+    info = save(tmp_path, engine, writers=writers)
+    checkpoint_folder.remove_part(info.path, "replay")
+    assert not info.rank_folder(0, "replay").exists()
+    assert info.rank_folder(0, "governor").exists()
+    assert checkpoint_folder.problem_of(info.path) is None
+    assert checkpoint.load(info, fakes.make_engine(fakes.make_policy(seed=9))).progress == progress(2)

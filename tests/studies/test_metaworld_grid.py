@@ -13,11 +13,12 @@ import psutil
 import pytest
 
 from vla_rl.errors import UserError
+from vla_rl.learner.checkpoint_folder import problem_of, write_manifest
 from vla_rl.recipe import find_recipe
 from vla_rl.reporting.metrics_file import Clocks, MetricsWriter
 from vla_rl.rl.surrogates import KINDS
 from vla_rl.studies import jobs as study_jobs
-from vla_rl.studies.metaworld.grid import PRESETS, SWEEP_TASKS, Grid
+from vla_rl.studies.metaworld.grid import PRESETS, SWEEP_TASKS, Grid, StudyRun
 from vla_rl.studies.metaworld.runner import RUN_FILE, run_grid
 from vla_rl.studies.surrogate_labels import PLAIN_SURROGATES, StudySurrogate
 
@@ -53,6 +54,47 @@ def test_the_full_grid_is_the_authors_400_runs_and_the_small_one_30():
     assert len(PRESETS["full"].runs()) == 8 * 10 * 5 == 400
     assert len(SWEEP_TASKS) == 10
     assert len(PRESETS["small"].runs()) == 3 * 2 * 5
+
+
+def test_the_paper_s_grid_has_every_surrogate_on_both_regimes_at_its_length():
+    grid = PRESETS["paper"]
+    assert len(grid.runs()) == 8 * 9 * 2 * 5 == 720
+    assert {run.surrogate for run in grid.runs()} == {
+        *("gipo:0.2:0.5", "gipo:0.2", "gipo:0.5:0.5", "gipo:0.5", "gipo:1:0.5", "gipo"),
+        *("ppo", "sapo", "no_clip"),
+    }
+    stale, fresh = (grid.recipe_of(StudyRun("push-v3", "gipo:0.2:0.5", regime, 4)) for regime in ("stale", "fresh"))
+    assert (stale.surrogate.sigma, stale.surrogate.negative_sigma_scale) == (0.2, 0.5)
+    for recipe in (stale, fresh):
+        assert recipe.budget.optimizer_steps == 100_000
+        assert recipe.learner.batch_segments * recipe.replay.segment_length == 2048
+        assert recipe.replay.capacity == 50_000 * 64
+        assert recipe.replay.old_threshold == 10_000
+    # A full ring spans 2 x 4,273 versions fresh, of 2,048 decisions each: 17.5 million, 5.47 times what it holds.
+    assert fresh.replay.replay_ratio == pytest.approx(2 * 4273 * 2048 / 3_200_000, rel=1e-3)
+    assert stale.replay.replay_ratio == pytest.approx(10_000 / (1 - 0.884) * 2048 / 3_200_000, rel=1e-3)
+
+
+def test_warm_ups_and_checkpoints_of_a_short_study_are_a_long_one_s_in_proportion():
+    run = StudyRun("push-v3", "ppo", "stale", 0)
+    short = replace(PRESETS["paper"], optimizer_steps=10_000).recipe_of(run)
+    assert (short.optimizer.policy_warmup, short.optimizer.value_warmup) == (100, 100)
+    assert short.optimizer.critic_only_steps == 50
+    assert (short.checkpoint.every_optimizer_steps, short.replay.capacity) == (1000, 320_000)
+    small = PRESETS["small"].recipe_of(PRESETS["small"].runs()[0])
+    assert small.checkpoint.every_optimizer_steps == small.budget.optimizer_steps == 5000
+    assert small.optimizer.policy_warmup == 0
+
+
+@pytest.mark.parametrize("regime", ["stale", "fresh"])
+def test_a_study_with_gaussian_actions_has_both_regimes(regime):
+    grid = Grid(("push-v3",), ("gipo",), (regime,), 1, 3000, "metaworld_gaussian_stale")
+    recipe = grid.recipe_of(grid.runs()[0])
+    assert recipe.policy.distribution == "gaussian"
+    # Half the updates of the recipe, half its ring; each update uses 16 segments of 50.
+    assert (recipe.replay.capacity, recipe.replay.old_threshold) == (26_000, 300)
+    span = {"stale": 300 / (1 - 0.884), "fresh": 0.0855 * 3000}[regime]
+    assert recipe.replay.replay_ratio == pytest.approx(span * 800 / 26_000, rel=1e-3)
 
 
 def test_every_run_has_a_name_and_a_recipe_of_its_own():
@@ -183,6 +225,25 @@ def test_an_interrupted_run_is_begun_again(fake_train):
     assert {path.name for path in finished.iterdir()} == {"calls", "output.log", RUN_FILE}
     assert not leftover.exists()
     assert "surrogate.name=ppo" in (finished / "calls").read_text()
+
+
+def test_a_run_that_keeps_its_ring_is_continued_and_loses_the_ring_when_it_has_finished(fake_train, tmp_path):
+    own = tmp_path / "own.yaml"
+    text = find_recipe("metaworld_stale").read_text(encoding="utf-8")
+    own.write_text(text.replace("save_replay: false", "save_replay: true"))
+    begun = fake_train / "runs" / "door-open-v3_ppo_stale_seed0.unfinished"
+    checkpoint = begun / "checkpoints" / "optimizer_step_3000"
+    (checkpoint / "rank_0" / "replay").mkdir(parents=True)
+    for path in (begun / "recipe.yaml", checkpoint / "policy", checkpoint / "rank_0" / "replay" / "ring"):
+        path.touch()
+    write_manifest(checkpoint)
+    run_grid(replace(GRID, seeds=1, recipe=str(own)), fake_train, jobs=1, say=lambda _: None)
+    first, second = (fake_train / "runs" / f"door-open-v3_{name}_stale_seed0" for name in ("gipo-0.5", "ppo"))
+    assert "--resume" not in (first / "calls").read_text()
+    assert "--resume" in (second / "calls").read_text()
+    checkpoint = second / "checkpoints" / "optimizer_step_3000"
+    assert (problem_of(checkpoint), (checkpoint / "policy").exists()) == (None, True)
+    assert not (checkpoint / "rank_0" / "replay").exists()
 
 
 def test_a_study_may_grow_but_not_change_its_budget(fake_train):

@@ -29,6 +29,7 @@ class Preset(StrEnum):
 
     SMALL = "small"
     FULL = "full"
+    PAPER = "paper"
 
 
 class LiberoPreset(StrEnum):
@@ -64,7 +65,11 @@ def metaworld(
     out: OutOption,
     preset: Annotated[
         Preset,
-        typer.Option("--preset", help="small: 30 runs, about 40 minutes on 2 cores; full: the paper's 400 runs."),
+        typer.Option(
+            "--preset",
+            help="small: 30 short runs; full: the 400 of the authors' sweep (ten tasks, stale, eight settings), as "
+            "short; paper: 720 at the paper's length (eight tasks, stale and fresh, nine settings).",
+        ),
     ] = Preset.SMALL,
     tasks: Annotated[
         str | None,

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from vla_rl.learner.engine import Engine
 
 FORMAT_VERSION = 1
-FOLDER = "checkpoints"
+FOLDER = files.CHECKPOINTS
 LATEST = "latest"
 BEST = "best"
 POINTERS = (LATEST, BEST)  # files that hold the name of a checkpoint beside them

@@ -7,8 +7,9 @@ import shutil
 import zlib
 from pathlib import Path
 
-from vla_rl.files import ASIDE, atomic_write_json, rename
+from vla_rl.files import ASIDE, atomic_write_json, read_json_object, rename
 
+CHECKPOINTS = "checkpoints"  # folder of all checkpoints in a run's
 MANIFEST = "manifest.json"
 PARTIAL_PREFIX = ASIDE
 REPLACED_PREFIX = f"{PARTIAL_PREFIX}old-"  # a checkpoint that a save of the same clock moved aside
@@ -69,6 +70,25 @@ def remove_folder(folder: Path) -> None:
     doomed = folder.with_name(f"{REMOVED_PREFIX}{folder.name}")
     rename(folder, doomed)
     shutil.rmtree(doomed)
+
+
+def remove_part(folder: Path, name: str) -> None:
+    """Remove from a checkpoint what one writer wrote on every rank; the rest remains a complete checkpoint.
+
+    Args:
+        folder: the checkpoint.
+        name: name of the writer, and of its folder in those of the ranks.
+
+    Raises:
+        ValueError: the checkpoint's manifest is missing or broken.
+    """
+    parts = [path for path in folder.glob(f"rank_*/{name}") if path.is_dir()]
+    listed = read_json_object(folder / MANIFEST)["files"]
+    doomed = {str(path.relative_to(folder)) for part in parts for path in part.rglob("*")}
+    # The manifest first: a checkpoint may hold more than it lists, but not less.
+    atomic_write_json(folder / MANIFEST, {"files": {file: listed[file] for file in listed if file not in doomed}})
+    for part in parts:
+        shutil.rmtree(part)
 
 
 def clear_up(checkpoints: Path) -> None:

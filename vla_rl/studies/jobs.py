@@ -48,6 +48,7 @@ class Job:
     record: Mapping[str, Any]  # written to its folder when it has finished, with the seconds it took
     needs: tuple[str, ...] = ()  # names of jobs that must finish first
     continues: bool = False  # an interrupted one is continued in its folder; False: it starts again
+    tidy: Callable[[Path], None] | None = None  # removes from a finished job's folder what nobody needs any more
 
 
 @dataclass(slots=True)
@@ -138,6 +139,8 @@ class _Session:
             self._ended.append(Underway(job.expected, seconds, share=1.0))
             atomic_write_json(folder / self._record_file, {**job.record, "seconds": seconds})
             rename(folder, self._folder / job.name)
+            if job.tidy is not None:
+                job.tidy(self._folder / job.name)
             self._unfinished.remove(job.name)
             self._progress.finished.append(job)
         else:

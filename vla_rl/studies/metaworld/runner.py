@@ -2,6 +2,9 @@
 
 OUT/study.json              the grid, and the recipe that all runs share
 OUT/runs/NAME/              a finished run: the folder of `vla-rl train` and `study_run.json`
+
+A run whose checkpoints hold its ring (`checkpoint.save_replay`) is continued after an interruption, any other begins
+again: with an empty ring its experience would be newer than its regime says.
 """
 
 from __future__ import annotations
@@ -11,9 +14,10 @@ from pathlib import Path
 
 from vla_rl.errors import UserError, preflight
 from vla_rl.files import atomic_write_json, read_json_object
-from vla_rl.recipe import find_recipe, load_recipe
+from vla_rl.learner.checkpoint_folder import CHECKPOINTS, remove_part
+from vla_rl.replay.ring_file import REPLAY
 from vla_rl.run.folder_lock import claim_folder
-from vla_rl.studies.jobs import Job, Progress, Say, run_jobs, share_of_updates
+from vla_rl.studies.jobs import Job, Progress, Say, resume_option, run_jobs, share_of_updates
 from vla_rl.studies.metaworld.duration import expect
 from vla_rl.studies.metaworld.grid import Grid, StudyRun
 from vla_rl.studies.study_file import STUDY_FILE, refuse_another_study
@@ -29,7 +33,7 @@ def open_study(grid: Grid, out: Path) -> None:
         UserError: the folder holds a study with another recipe or budget, or with a recipe that has changed since.
     """
     path = out / STUDY_FILE
-    base = load_recipe(find_recipe(grid.recipe))
+    base = grid.base()
     settings = grid.settings() | {"base": base.dump_yaml()}
     if path.exists():
         with preflight():
@@ -83,18 +87,39 @@ def run_grid(grid: Grid, out: Path, *, jobs: int, say: Say) -> Progress:
         UserError: a recipe does not fit, or a study is running in the folder; nothing was started.
         KeyboardInterrupt: Ctrl-C, SIGTERM or a closed terminal; all runs were stopped, and finished ones stay.
     """
-    jobs_of_grid = [_job(grid, run) for run in grid.runs()]
+    jobs_of_grid = jobs_of(grid)
     with claim_folder(out, option="--out"):
         open_study(grid, out)
         return run_jobs(jobs_of_grid, out / RUNS, at_once=jobs, record_file=RUN_FILE, say=say, noun="runs")
 
 
-def _job(grid: Grid, run: StudyRun) -> Job:
+def jobs_of(grid: Grid) -> list[Job]:
+    """Return all runs of a grid as jobs.
+
+    Raises:
+        UserError: a recipe does not fit.
+    """
+    keeps_rings = grid.base().checkpoint.save_replay
+    return [_job(grid, run, keeps_rings=keeps_rings) for run in grid.runs()]
+
+
+def _job(grid: Grid, run: StudyRun, *, keeps_rings: bool) -> Job:
     overrides = grid.overrides(run)
     return Job(
         name=run.name,
-        arguments=lambda folder: ["train", grid.recipe, *overrides, "--run-dir", str(folder)],
+        arguments=lambda folder: [
+            *("train", grid.recipe, *overrides, "--run-dir", str(folder)),
+            *(resume_option(folder) if keeps_rings else []),
+        ],
         expected=expect(grid, run),
         share=lambda folder: share_of_updates(folder, optimizer_steps=grid.optimizer_steps),
         record=asdict(run),
+        continues=keeps_rings,
+        tidy=_drop_rings if keeps_rings else None,
     )
+
+
+def _drop_rings(run_dir: Path) -> None:
+    """Remove the rings from a finished run's checkpoints: gigabytes each, of use only to a run that goes on."""
+    for checkpoint in (run_dir / CHECKPOINTS).glob("optimizer_step_*"):
+        remove_part(checkpoint, REPLAY)
