@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from shlex import quote
 
@@ -18,7 +17,7 @@ from vla_rl.evaluation.outcome import EvaluationReport
 from vla_rl.evaluation.run_evaluations import Evaluations
 from vla_rl.evaluation.while_training import check_evaluation, options_of
 from vla_rl.ipc.memory_check import check_room
-from vla_rl.learner.checkpoint import CheckpointInfo, Search
+from vla_rl.learner.checkpoint import CheckpointInfo
 from vla_rl.learner.engine import NonFiniteUpdateError
 from vla_rl.learner.launch import launched_rank
 from vla_rl.learner.notice_board import NoticeBoard
@@ -26,15 +25,14 @@ from vla_rl.learner.strategies import close_process_group
 from vla_rl.policies.devices import free_device_memory
 from vla_rl.recipe import Recipe
 from vla_rl.reporting.live import make_display
-from vla_rl.reporting.metrics_file import Clocks, MetricsWriter
-from vla_rl.reporting.run_state import RunLife
+from vla_rl.reporting.metrics_file import Clocks
+from vla_rl.run.beginning import Beginning, find_beginning, is_first_rank, open_folder
 from vla_rl.run.couriers import Couriers
 from vla_rl.run.estimate import DryRunReport, Line, estimate
-from vla_rl.run.folder import RunFolder, assets_of
+from vla_rl.run.folder import assets_of
 from vla_rl.run.log import RunLog, log_to
 from vla_rl.run.plan import TrainingPlan, check_other_machines, make_training_plan
 from vla_rl.run.ranks import number_of_ranks, start_ranks
-from vla_rl.run.roll_call import Facts, common_start, compare_facts, compare_weights, kept_folder
 from vla_rl.run.signals import StopRequest
 from vla_rl.run.training import TrainingRun
 from vla_rl.types import SegmentBatch
@@ -92,142 +90,75 @@ def train(
         CellFailureError: a part failed for good; the message holds the child's traceback.
         NoSignalError: nothing that is collected can be learned from, because nothing succeeds; the message says more.
     """
-    launched = launched_rank()
-    is_first = launched is None or launched[0] == 0
     with preflight():
         plan = make_training_plan(recipe)
         num_ranks = number_of_ranks(plan.recipe.learner, device=plan.device_kind)
-        folder = RunFolder.open(run_dir, resume=resume or not is_first)
-        search = folder.find_start() if resume else Search()
-        if is_first:
+        folder = open_folder(run_dir, resume=resume, verb="train")
+        if is_first_rank():
             check_evaluation(plan.recipe)
             check_other_machines(plan)
             check_room(estimate(plan, num_ranks=num_ranks).shared_memory_bytes)
-        newest = search.newest
-        if board is not None:
-            facts = Facts.of(recipe.model_dump(mode="json"), run_dir, resume=resume, newest=newest)
-            newest = common_start(board, compare_facts(board, facts), run_dir, newest)
-    if num_ranks > 1 and launched is None:
+        start = find_beginning(recipe, folder, resume=resume, board=board, console=console)
+    if num_ranks > 1 and launched_rank() is None:
         start_ranks(plan.recipe.learner, num_ranks, device=plan.device_kind)
         return None
     os.environ.setdefault("OMP_NUM_THREADS", str(plan.threads))  # inherited by the children
-    if is_first:
-        for warning in search.warnings:
-            console.print(f"warning: {warning}", markup=False)
-    if is_first and launched is not None and recipe.learner.num_ranks not in ("auto", launched[1]):
-        console.print(
-            f"the launcher started {launched[1]} ranks, and so many train; "
-            f"learner.num_ranks={recipe.learner.num_ranks} counts only without a launcher",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
-    rank, num_ranks = launched or (0, 1)
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    with Couriers(recipe.logging.trackers(), folder.path, say=say) as couriers:
-        outcome = _train_rank(
-            plan,
-            folder,
-            console,
-            couriers,
-            resume=resume,
-            newest=newest,
-            rank=rank,
-            num_ranks=num_ranks,
-            board=board,
-        )
+    start.tell()
+    with Couriers(recipe.logging.trackers(), folder.path, say=start.say) as couriers:
+        outcome = _train_rank(plan, start, console, couriers)
         if board is not None:
             board.leave()
-        if rank != 0:
+        if start.rank != 0:
             return None
-        outcome = _with_evaluation(outcome, recipe, console)
+        outcome = _with_evaluation(outcome, recipe, start.say)
         if not outcome.interrupted:
             couriers.finish("finished", couriers.closing_files())
     return outcome
 
 
-def _train_rank(
-    plan: TrainingPlan,
-    folder: RunFolder,
-    console: Console,
-    couriers: Couriers,
-    *,
-    resume: bool,
-    newest: CheckpointInfo | None,
-    rank: int,
-    num_ranks: int,
-    board: NoticeBoard | None,
-) -> TrainOutcome:
+def _train_rank(plan: TrainingPlan, start: Beginning, console: Console, couriers: Couriers) -> TrainOutcome:
     """Train one rank to the end of its budget or to a request to stop. Nothing on a device outlives the call."""
-    recipe = plan.recipe
+    recipe, run_dir, board = plan.recipe, start.folder.path, start.board
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         with preflight():
-            is_keeper = stack.enter_context(kept_folder(folder, board, resume=resume))
-            life = stack.enter_context(RunLife(folder.path))
-            stack.enter_context(nullcontext() if board is None else board.explained())
+            claim = stack.enter_context(start.claimed())
             run = stack.enter_context(
                 TrainingRun(
                     plan,
-                    folder.path,
-                    resume_from=newest,
-                    rank=rank,
-                    num_ranks=num_ranks,
-                    is_keeper=is_keeper,
-                    built=lambda policy: None if board is None else compare_weights(board, policy),
+                    run_dir,
+                    resume_from=start.newest,
+                    rank=start.rank,
+                    num_ranks=start.num_ranks,
+                    is_keeper=claim.is_keeper,
+                    built=start.compare_weights,
                 )
             )
+        start.record(
+            recipe, claim, couriers, device=plan.device, assets=assets_of(plan), deviations=plan.env.deviations
+        )
         writer = display = None
-        if is_keeper:
-            aside = folder.set_metrics_aside() if resume and newest is None else None
-            if aside is not None:
-                console.print(
-                    f"warning: {folder.path} has no checkpoint, so the run begins anew; its former log points are in "
-                    f"{aside}",
-                    markup=False,
-                )
-            folder.write_records(
-                recipe,
-                assets=assets_of(plan),
-                deviations=plan.env.deviations,
-                extra={
-                    "num_ranks": num_ranks,
-                    "device": plan.device,
-                    "resumed_from": str(newest.path) if newest else None,
-                },
-            )
-        if rank == 0:
-            with preflight():
-                couriers.start(recipe.name, recipe.model_dump(mode="json", by_alias=True), resume=resume)
-        if is_keeper:
-            life.begin()
-            if board is not None:
-                board.at_forced_end = life.fail
-        if rank == 0:
-            writer = MetricsWriter(
-                folder.path,
-                tensorboard=recipe.logging.tensorboard,
-                resume_at=run.clocks if resume else None,
-                sinks=[couriers],
-            )
+        if start.rank == 0:
+            writer = start.metrics_writer(couriers, run.clocks, tensorboard=recipe.logging.tensorboard)
             stack.callback(writer.close)
             display = make_display(console, total_optimizer_steps=recipe.budget.optimizer_steps)
             stack.callback(display.close)
         stack.enter_context(log_to(run.log_dir / "learner.log"))
         run_log = RunLog(run, run.engine.collectives, writer=writer, display=display)
-        if newest is not None:
+        if start.newest is not None:
             run_log.tell_of_changed_ranks()
         evaluations = Evaluations(
             run, run_log, lambda: stop.requested or (board is not None and board.failure is not None)
         )
         checkpoint = _loop(run, run_log, stop, evaluations, board)
         # A rank's machine may be asked to stop alone; all end with it.
+        life = claim.life
         life.interrupted = run.engine.collectives.any_over_ranks(stop.requested)
         life.reason = evaluations.verdict or _reason(run)
         clocks = run_log.global_clocks()
         close_process_group()
     report = evaluations.report_of(clocks.optimizer_steps)
-    return TrainOutcome(folder.path, clocks, run_log.latest, checkpoint.path, life.interrupted, life.reason, report)
+    return TrainOutcome(run_dir, clocks, run_log.latest, checkpoint.path, life.interrupted, life.reason, report)
 
 
 def _reason(run: TrainingRun) -> str:
@@ -236,14 +167,14 @@ def _reason(run: TrainingRun) -> str:
     return run.solved or ("another rank has nothing left to learn from" if is_solved else "")
 
 
-def _with_evaluation(outcome: TrainOutcome, recipe: Recipe, console: Console) -> TrainOutcome:
+def _with_evaluation(outcome: TrainOutcome, recipe: Recipe, say: Callable[[str], None]) -> TrainOutcome:
     """Make the closing evaluation of a run that made none while it trained and was not interrupted."""
     section = recipe.evaluation
     if not section.episodes_per_task or section.every_optimizer_steps is not None or outcome.interrupted:
         return outcome
     free_device_memory()  # the evaluation loads the policy again, and a card may not hold it twice
     try:
-        return replace(outcome, evaluation=_closing_evaluation(recipe, outcome.checkpoint, console))
+        return replace(outcome, evaluation=_closing_evaluation(recipe, outcome.checkpoint, say))
     except KeyboardInterrupt:  # the training is done and saved, so its outcome must still be reported
         return replace(outcome, interrupted=True)
 
@@ -374,6 +305,6 @@ def _save_or_warn(run: TrainingRun, run_log: RunLog) -> CheckpointInfo | None:
         return None
 
 
-def _closing_evaluation(recipe: Recipe, checkpoint: Path, console: Console) -> EvaluationReport:
-    console.print(f"evaluating {checkpoint}", markup=False)
+def _closing_evaluation(recipe: Recipe, checkpoint: Path, say: Callable[[str], None]) -> EvaluationReport:
+    say(f"evaluating {checkpoint}")
     return evaluate(checkpoint, options_of(recipe))

@@ -174,10 +174,10 @@ def test_the_evaluations_of_both_stages_film_what_the_recipe_asks_for(monkeypatc
     for module in (training, stage):
         monkeypatch.setattr(module, "evaluate", lambda _policy, options: asked.append(options.video))
     ours = load_recipe(find_recipe("quickstart"), ["evaluation.video=failures"])
-    training._closing_evaluation(ours, Path("x"), Console(file=io.StringIO()))
+    training._closing_evaluation(ours, Path("x"), print)
     theirs = load_supervised_recipe(find_recipe("libero_sft_tiny"), ["evaluation.video=all"])
     plan: Any = SimpleNamespace(recipe=theirs)
-    stage.evaluate_policy(plan, Path("x"), Path("y"), 3, Console(file=io.StringIO()))
+    stage.evaluate_policy(plan, Path("x"), Path("y"), 3, print)
     assert asked == ["failures", "all"]
 
 

@@ -1,15 +1,35 @@
-"""Recipes and folders of runs on the command line: options of every stage of training, and mistakes in them."""
+"""Recipes and folders of runs on the command line: options of every stage of training, mistakes, and the run itself."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Protocol, TypeVar
 
 import typer
 
+from vla_rl.cli import exit_codes
+from vla_rl.cli.commentary import only_comments
 from vla_rl.errors import UserError
+from vla_rl.learner.launch import launched_rank
+
+if TYPE_CHECKING:
+    from vla_rl.learner.notice_board import NoticeBoard
+
+
+class HasEnded(Protocol):
+    """Outcome of a run."""
+
+    @property
+    def interrupted(self) -> bool:
+        """Return whether it was asked to end before its time."""
+        ...
+
+
+Loaded = TypeVar("Loaded")
+Outcome = TypeVar("Outcome", bound=HasEnded)
 
 RecipeArgument = Annotated[
     str,
@@ -20,6 +40,67 @@ RecipeArgument = Annotated[
 ]
 RunDirOption = Annotated[Path | None, typer.Option("--run-dir", help="Folder of the run.", show_default="runs/NAME")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Resume from the run's latest checkpoint.")]
+
+
+def carry_out(
+    read: Callable[[], tuple[Loaded, Path]],
+    run: Callable[[Loaded, Path, NoticeBoard | None], Outcome | None],
+    summary: Callable[[Outcome], str],
+) -> None:
+    """Read a recipe and run it, alone or as one of several ranks, and print how it ended.
+
+    Args:
+        read: returns the recipe with its overrides, and the folder of the run.
+        run: runs it; returns the outcome on rank 0, None elsewhere.
+        summary: of the outcome, for people.
+
+    Raises:
+        Exit: with the code of an interruption, if the run was interrupted.
+    """
+    from vla_rl.run.ranks import ranks_together
+
+    with ranks_together() as board:
+        loaded, run_dir = read()
+        only_comments()
+        outcome = run(loaded, run_dir, board)
+    if outcome is None:  # rank 0 reports it
+        return
+    print(summary(outcome))
+    if outcome.interrupted and launched_rank() is None:  # a failure code would make the launcher kill the other ranks
+        raise typer.Exit(exit_codes.INTERRUPTED)
+
+
+def find_file(recipe: str, *, verb: str, resume: bool) -> tuple[Traversable, Path | None]:
+    """Return the file of a recipe, and the folder of its run if a run was given to be resumed.
+
+    Raises:
+        UserError: there is none, or it is one of another verb.
+    """
+    from vla_rl.recipe import find_recipe
+
+    folder = run_folder(recipe, resume=resume)
+    file = find_recipe(recipe) if folder is None else folder / "recipe.yaml"
+    refuse_another_verb(file, recipe, verb=verb)
+    return file, folder
+
+
+def choose_run_dir(recipe: str, name: str, run_dir: Path | None, folder: Path | None, *, resume: bool) -> Path:
+    """Return the folder of the run.
+
+    Args:
+        recipe: as it was written on the command line.
+        name: the recipe's.
+        run_dir: option of that name.
+        folder: of a run that was given in place of a recipe.
+        resume: option of that name.
+
+    Raises:
+        UserError: as `refuse_another_run`.
+    """
+    chosen = run_dir or folder or Path("runs") / name
+    if resume and folder is None:
+        refuse_another_run(recipe, chosen)
+    return chosen
 
 
 def run_folder(recipe: str, *, resume: bool) -> Path | None:

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vla_rl.cli import exit_codes
-from vla_rl.cli.commentary import only_comments
-from vla_rl.cli.run_folders import (
-    RecipeArgument,
-    ResumeOption,
-    RunDirOption,
-    refuse_another_run,
-    refuse_another_verb,
-    run_folder,
-)
+from vla_rl.cli.run_folders import RecipeArgument, ResumeOption, RunDirOption, carry_out, choose_run_dir, find_file
 from vla_rl.errors import preflight
-from vla_rl.learner.launch import launched_rank
 
 if TYPE_CHECKING:
     from vla_rl.learner.notice_board import NoticeBoard
@@ -52,42 +43,28 @@ def sft(
             report = stage.dry_run(loaded)
         print(report)
         return
-    from vla_rl.run.ranks import ranks_together
-
-    with ranks_together() as board:
-        loaded, run_dir = _read(recipe, overrides or [], run_dir, resume=resume)
-        outcome = _supervise(loaded, run_dir, resume=resume, board=board)
-    if outcome is None:  # rank 0 reports it
-        return
-    print(_summary(outcome))
-    if outcome.interrupted and launched_rank() is None:  # a failure code would make the launcher kill the other ranks
-        raise typer.Exit(exit_codes.INTERRUPTED)
+    carry_out(
+        partial(_read, recipe, overrides or [], run_dir, resume=resume), partial(_supervise, resume=resume), _summary
+    )
 
 
 def _supervise(
-    loaded: SupervisedRecipe, run_dir: Path, *, resume: bool, board: NoticeBoard | None
+    loaded: SupervisedRecipe, run_dir: Path, board: NoticeBoard | None, *, resume: bool
 ) -> SupervisedOutcome | None:
     from rich.console import Console
 
     from vla_rl.sft import stage
 
-    only_comments()
     return stage.supervise(loaded, run_dir=run_dir, resume=resume, console=Console(), board=board)
 
 
 def _read(recipe: str, overrides: list[str], run_dir: Path | None, *, resume: bool) -> tuple[SupervisedRecipe, Path]:
     """Return the recipe with its overrides, and the folder of the run."""
-    from vla_rl.recipe import find_recipe, load_supervised_recipe
+    from vla_rl.recipe import load_supervised_recipe
 
-    folder = run_folder(recipe, resume=resume)
-    file = find_recipe(recipe) if folder is None else folder / "recipe.yaml"
-    refuse_another_verb(file, recipe, verb="sft")
+    file, folder = find_file(recipe, verb="sft", resume=resume)
     loaded = load_supervised_recipe(file, overrides, runs_here=True)
-    if run_dir is None:
-        run_dir = folder or Path("runs") / loaded.name
-    if resume and folder is None:
-        refuse_another_run(recipe, run_dir)
-    return loaded, run_dir
+    return loaded, choose_run_dir(recipe, loaded.name, run_dir, folder, resume=resume)
 
 
 def _summary(outcome: SupervisedOutcome) -> str:

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vla_rl.cli import exit_codes
-from vla_rl.cli.commentary import only_comments
-from vla_rl.cli.run_folders import (
-    RecipeArgument,
-    ResumeOption,
-    RunDirOption,
-    refuse_another_run,
-    refuse_another_verb,
-    run_folder,
-)
+from vla_rl.cli.run_folders import RecipeArgument, ResumeOption, RunDirOption, carry_out, choose_run_dir, find_file
 from vla_rl.errors import preflight
 from vla_rl.learner.launch import launched_rank
 
@@ -49,39 +41,24 @@ def train(
             report = training.dry_run(loaded)
         print(report)
         return
-    from vla_rl.run.ranks import ranks_together
-
-    with ranks_together() as board:
-        loaded, run_dir = _read(recipe, overrides or [], run_dir, resume=resume)
-        outcome = _train(loaded, run_dir, resume=resume, board=board)
-    if outcome is None:  # rank 0 reports it
-        return
-    print(_summary(outcome))
-    if outcome.interrupted and launched_rank() is None:  # a failure code would make the launcher kill the other ranks
-        raise typer.Exit(exit_codes.INTERRUPTED)
+    carry_out(partial(_read, recipe, overrides or [], run_dir, resume=resume), partial(_train, resume=resume), _summary)
 
 
-def _train(loaded: Recipe, run_dir: Path, *, resume: bool, board: NoticeBoard | None) -> TrainOutcome | None:
+def _train(loaded: Recipe, run_dir: Path, board: NoticeBoard | None, *, resume: bool) -> TrainOutcome | None:
     from rich.console import Console
 
     from vla_rl import train as training
 
-    only_comments()
     return training.train(loaded, run_dir=run_dir, resume=resume, console=Console(), board=board)
 
 
 def _read(recipe: str, overrides: list[str], run_dir: Path | None, *, resume: bool) -> tuple[Recipe, Path]:
     """Return the recipe with its overrides, and the folder of the run."""
-    from vla_rl.recipe import find_recipe, load_recipe
+    from vla_rl.recipe import load_recipe
 
-    folder = run_folder(recipe, resume=resume)
-    file = find_recipe(recipe) if folder is None else folder / "recipe.yaml"
-    refuse_another_verb(file, recipe, verb="train")
+    file, folder = find_file(recipe, verb="train", resume=resume)
     loaded = load_recipe(file, overrides, runs_here=True)
-    if run_dir is None:
-        run_dir = folder or Path("runs") / loaded.name
-    if resume and folder is None:
-        refuse_another_run(recipe, run_dir)
+    run_dir = choose_run_dir(recipe, loaded.name, run_dir, folder, resume=resume)
     if resume and (run_dir / "recipe.yaml").is_file():
         loaded = _with_the_run_s_time_limit(loaded, run_dir, overrides)
     elif isinstance(file, Path):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from shlex import quote
+from typing import Any
 
 from rich.console import Console
 
@@ -18,7 +18,7 @@ from vla_rl.evaluation.eval_options import EvalOptions
 from vla_rl.evaluation.evaluate import evaluate
 from vla_rl.evaluation.outcome import EvaluationReport
 from vla_rl.evaluation.while_training import EvaluationStoppedError, in_words, play_while_training
-from vla_rl.learner.checkpoint import CheckpointInfo, Search
+from vla_rl.learner.checkpoint import CheckpointInfo
 from vla_rl.learner.engine import NonFiniteUpdateError, UpdateResult
 from vla_rl.learner.launch import launched_rank
 from vla_rl.learner.notice_board import NoticeBoard
@@ -28,13 +28,11 @@ from vla_rl.recipe import SupervisedRecipe
 from vla_rl.reporting.evaluated_points import EvaluatedPoint, evaluated_points
 from vla_rl.reporting.metrics_file import METRICS_FILE, MetricsWriter, read_metrics
 from vla_rl.reporting.run_folder import EVALUATIONS
-from vla_rl.reporting.run_state import RunLife
 from vla_rl.reporting.text import duration
+from vla_rl.run.beginning import Beginning, find_beginning, open_folder
 from vla_rl.run.couriers import Couriers
-from vla_rl.run.folder import RunFolder
 from vla_rl.run.log import log_to
 from vla_rl.run.ranks import number_of_ranks, start_ranks
-from vla_rl.run.roll_call import Facts, common_start, compare_facts, compare_weights, kept_folder
 from vla_rl.run.signals import StopRequest
 from vla_rl.sft.plan import SupervisedPlan, make_supervised_plan
 from vla_rl.sft.sft_estimate import SupervisedReport, estimate
@@ -43,6 +41,7 @@ from vla_rl.sft.written_policy import check_suite, write_policy
 
 SHOW_EVERY_S = 5.0
 VERB = "sft"
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,119 +87,74 @@ def supervise(
         UserError: the recipe, the data, the folder or the machine does not allow the run, or the ranks differ in what
             they have; nothing was trained.
     """
-    launched = launched_rank()
-    is_first = launched is None or launched[0] == 0
     with preflight():
-        folder = RunFolder.open(run_dir, resume=resume or not is_first, verb=VERB)
+        folder = open_folder(run_dir, resume=resume, verb=VERB)
         plan = make_supervised_plan(recipe)
         check_suite(plan)
         num_ranks = number_of_ranks(recipe.learner, device=plan.device_kind)
-        search = folder.find_start() if resume else Search()
-        newest = search.newest
-        if board is not None:
-            facts = Facts.of(recipe.model_dump(mode="json"), run_dir, resume=resume, newest=newest)
-            newest = common_start(board, compare_facts(board, facts), run_dir, newest)
-    if num_ranks > 1 and launched is None:
+        start = find_beginning(recipe, folder, resume=resume, board=board, console=console)
+    if num_ranks > 1 and launched_rank() is None:
         start_ranks(recipe.learner, num_ranks, device=plan.device_kind)
         return None
-    if is_first:
-        for warning in search.warnings:
-            console.print(f"warning: {warning}", markup=False)
-    rank, num_ranks = launched or (0, 1)
-    os.environ.setdefault("OMP_NUM_THREADS", str(plan.threads(num_ranks)))  # inherited by evaluations
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    with Couriers(recipe.logging.trackers(), folder.path, say=say) as couriers:
-        outcome = _rank(
-            plan,
-            folder,
-            console,
-            couriers,
-            resume=resume,
-            newest=newest,
-            rank=rank,
-            num_ranks=num_ranks,
-            board=board,
-        )
+    os.environ.setdefault("OMP_NUM_THREADS", str(plan.threads(start.num_ranks)))  # inherited by evaluations
+    start.tell()
+    with Couriers(recipe.logging.trackers(), folder.path, say=start.say) as couriers:
+        outcome = _rank(plan, start, couriers)
         if outcome is not None and not outcome.interrupted:
             couriers.finish("finished", couriers.closing_files())
     return outcome
 
 
-def _rank(
-    plan: SupervisedPlan,
-    folder: RunFolder,
-    console: Console,
-    couriers: Couriers,
-    *,
-    resume: bool,
-    newest: CheckpointInfo | None,
-    rank: int,
-    num_ranks: int,
-    board: NoticeBoard | None,
-) -> SupervisedOutcome | None:
+def _rank(plan: SupervisedPlan, start: Beginning, couriers: Couriers) -> SupervisedOutcome | None:
     """Train one rank to the end of its budget or to a request to stop."""
-    recipe = plan.recipe
+    recipe, run_dir, say = plan.recipe, start.folder.path, start.say
+    is_main = start.rank == 0
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         with preflight():
-            stack.enter_context(kept_folder(folder, board, resume=resume, together=True))
-            life = stack.enter_context(RunLife(folder.path))
-            stack.enter_context(nullcontext() if board is None else board.explained())
+            claim = stack.enter_context(start.claimed(together=True))
             run = stack.enter_context(
                 SupervisedRun(
                     plan,
-                    folder.path,
-                    resume_from=newest,
-                    rank=rank,
-                    num_ranks=num_ranks,
-                    built=lambda policy: None if board is None else compare_weights(board, policy),
+                    run_dir,
+                    resume_from=start.newest,
+                    rank=start.rank,
+                    num_ranks=start.num_ranks,
+                    built=start.compare_weights,
                 )
             )
+        start.record(recipe, claim, couriers, device=plan.device, assets=_assets_of(plan), extra=_data_of(plan))
         writer = None
-        if rank == 0:
-            aside = folder.set_metrics_aside() if resume and newest is None else None
-            if aside is not None:
-                console.print(f"warning: the run starts again; its earlier log points are in {aside}", markup=False)
-            _write_records(plan, folder, newest, num_ranks=num_ranks)
-            with preflight():
-                couriers.start(recipe.name, recipe.model_dump(mode="json", by_alias=True), resume=resume)
-            life.begin()
-            if board is not None:
-                board.at_forced_end = life.fail
-            writer = MetricsWriter(
-                folder.path,
-                tensorboard=recipe.logging.tensorboard,
-                resume_at=run.clocks if resume else None,
-                sinks=[couriers],
-            )
+        if is_main:
+            writer = start.metrics_writer(couriers, run.clocks, tensorboard=recipe.logging.tensorboard)
             stack.callback(writer.close)
-        stack.enter_context(log_to(folder.path / "logs" / f"{'' if rank == 0 else f'rank_{rank}_'}learner.log"))
+        stack.enter_context(log_to(run_dir / "logs" / f"{'' if is_main else f'rank_{start.rank}_'}learner.log"))
         with preflight():
             if run.optimizer_steps < recipe.budget.optimizer_steps:  # else at most the evaluation is left
-                run.prepare(_counter(console, "preparing frames, episode") if rank == 0 else lambda _done, _total: None)
-        stage = Stage(run, console, writer, stop)
+                run.prepare(_counter(say, "preparing frames, episode") if is_main else lambda _done, _total: None)
+        stage = Stage(run, say, writer, stop)
         checkpoint = stage.train()
         ended = run.optimizer_steps >= recipe.budget.optimizer_steps or stage.out_of_time
         # A rank's machine may be asked to stop alone; all end with it.
         interrupted = run.engine.collectives.any_over_ranks(stop.requested and not ended)
-        life.interrupted = interrupted
+        claim.life.interrupted = interrupted
         if not interrupted:
             run.forget_frames()
         close_process_group()
-        if board is not None:
-            board.leave()
-        if rank != 0:
+        if start.board is not None:
+            start.board.leave()
+        if not is_main:
             return None
-        policy = None if interrupted else write_policy(plan, checkpoint, folder.path)
+        policy = None if interrupted else write_policy(plan, checkpoint, run_dir)
     outcome = SupervisedOutcome(
-        folder.path, run.optimizer_steps, stage.latest, checkpoint.path, policy, interrupted, evaluation=None
+        run_dir, run.optimizer_steps, stage.latest, checkpoint.path, policy, interrupted, evaluation=None
     )
     del run, stage
     if policy is None or not recipe.evaluation.episodes_per_task:
         return outcome
     free_device_memory()
     try:
-        report = evaluate_policy(plan, policy, folder.path, outcome.optimizer_steps, console)
+        report = evaluate_policy(plan, policy, run_dir, outcome.optimizer_steps, say)
     except KeyboardInterrupt:  # the training is done and saved, so its outcome must still be reported
         return replace(outcome, interrupted=True)
     return replace(outcome, evaluation=report)
@@ -209,8 +163,8 @@ def _rank(
 class Stage:
     """The loop: update, measure, log, evaluate, checkpoint."""
 
-    def __init__(self, run: SupervisedRun, console: Console, writer: MetricsWriter | None, stop: StopRequest) -> None:
-        self._run, self._console, self._writer, self._stop = run, console, writer, stop
+    def __init__(self, run: SupervisedRun, say: Say, writer: MetricsWriter | None, stop: StopRequest) -> None:
+        self._run, self._say, self._writer, self._stop = run, say, writer, stop
         self.latest: dict[str, float] = {}
         self._shown_at = -SHOW_EVERY_S
         self._evaluation_seconds = sum(point.seconds for point in _evaluated(run.run_dir)) if run.rank == 0 else 0.0
@@ -280,7 +234,7 @@ class Stage:
         """Return the evaluation's metrics; none if it was interrupted."""
         run, step = self._run, checkpoint.optimizer_steps
         policy = write_policy(run.plan, checkpoint, run.run_dir)
-        self._console.print(f"evaluating {policy} of optimizer step {step}", markup=False)
+        self._say(f"evaluating {policy} of optimizer step {step}")
         try:
             point, _ = play_while_training(
                 policy,
@@ -290,11 +244,9 @@ class Stage:
                 stop=lambda: self._stop.requested,
             )
         except EvaluationStoppedError:
-            self._console.print(
-                f"the evaluation of optimizer step {step} was interrupted; a resumed run makes it", markup=False
-            )
+            self._say(f"the evaluation of optimizer step {step} was interrupted; a resumed run makes it")
             return {}
-        self._console.print(f"success at optimizer step {step}: {in_words(point)}", markup=False)
+        self._say(f"success at optimizer step {step}: {in_words(point)}")
         self._evaluation_seconds += point.seconds
         share = min(1.0, self._evaluation_seconds / max(run.clocks.seconds, 1e-9))
         return point.metrics() | {
@@ -311,7 +263,7 @@ class Stage:
             return
         if time.monotonic() - self._shown_at >= SHOW_EVERY_S or found:
             self._shown_at = time.monotonic()
-            self._console.print(self._line(), markup=False, highlight=False, soft_wrap=True)
+            self._say(self._line())
 
     def _write(self, metrics: dict[str, float]) -> None:
         self.latest |= metrics
@@ -320,7 +272,7 @@ class Stage:
         try:
             self._writer.write(self._run.clocks, metrics)
         except OSError as error:
-            self._console.print(f"warning: a log point is lost: {error}", markup=False)
+            self._say(f"warning: a log point is lost: {error}")
 
     def _rates(self) -> dict[str, float]:
         run, (began, batches) = self._run, self._rate_from
@@ -353,7 +305,7 @@ class Stage:
         try:
             return self._run.save()
         except OSError as error:
-            self._console.print(f"warning: no checkpoint at {self._run.optimizer_steps}: {error}", markup=False)
+            self._say(f"warning: no checkpoint at {self._run.optimizer_steps}: {error}")
             return None
 
     def _save_last(self) -> CheckpointInfo:
@@ -400,37 +352,35 @@ def options_of_supervised(plan: SupervisedPlan) -> EvalOptions:
 
 
 def evaluate_policy(
-    plan: SupervisedPlan, policy: Path, run_dir: Path, optimizer_steps: int, console: Console
+    plan: SupervisedPlan, policy: Path, run_dir: Path, optimizer_steps: int, say: Say
 ) -> EvaluationReport:
     """Play the recipe's closing evaluation with a written policy."""
-    console.print(f"evaluating {policy} of optimizer step {optimizer_steps}", markup=False)
+    say(f"evaluating {policy} of optimizer step {optimizer_steps}")
     out = run_dir / EVALUATIONS / f"optimizer_step_{optimizer_steps}"
     return evaluate(policy, replace(options_of_supervised(plan), out=out))
 
 
-def _write_records(plan: SupervisedPlan, folder: RunFolder, newest: CheckpointInfo | None, *, num_ranks: int) -> None:
-    recipe, samples = plan.recipe, plan.samples
-    folder.write_records(
-        recipe,
-        assets={
-            "checkpoint": getattr(recipe.policy, "checkpoint", None),
-            "demos": str(Path(recipe.demos.path).resolve()),
-            "demos_digest": plan.digest(),
-            "statistics": plan.key,
-        },
-        deviations=(),
-        extra={
-            "num_ranks": num_ranks,
-            "device": plan.device,
-            "resumed_from": None if newest is None else str(newest.path),
-            "episodes": len(samples.rollouts.length),
-            "samples": {"train": len(samples.train), "held_out": len(samples.held_out)},
-            "instructions": list(samples.rollouts.instructions),
-        },
-    )
+def _assets_of(plan: SupervisedPlan) -> dict[str, str | None]:
+    """Return where the weights and the data come from."""
+    return {
+        "checkpoint": getattr(plan.recipe.policy, "checkpoint", None),
+        "demos": str(Path(plan.recipe.demos.path).resolve()),
+        "demos_digest": plan.digest(),
+        "statistics": plan.key,
+    }
 
 
-def _counter(console: Console, what: str) -> Callable[[int, int], None]:
+def _data_of(plan: SupervisedPlan) -> dict[str, Any]:
+    """Return how much data there is, and its instructions."""
+    samples = plan.samples
+    return {
+        "episodes": len(samples.rollouts.length),
+        "samples": {"train": len(samples.train), "held_out": len(samples.held_out)},
+        "instructions": list(samples.rollouts.instructions),
+    }
+
+
+def _counter(say: Say, what: str) -> Callable[[int, int], None]:
     """Return a function that reports progress now and then."""
     shown = time.monotonic()
 
@@ -438,6 +388,6 @@ def _counter(console: Console, what: str) -> Callable[[int, int], None]:
         nonlocal shown
         if time.monotonic() - shown >= SHOW_EVERY_S:
             shown = time.monotonic()
-            console.print(f"{what} {done} of {total}", markup=False, highlight=False)
+            say(f"{what} {done} of {total}")
 
     return count
