@@ -195,6 +195,20 @@ def test_resume_continues_the_clocks_and_keeps_the_experience(tmp_path):
     assert resumed.clocks.seconds > saved["seconds"] > 0
 
 
+def test_success_after_a_resume_is_still_that_of_the_recent_episodes(tmp_path):
+    """Otherwise one lucky episode after a resume would look like a success rate of 100 %."""
+    logging = {"recent_episodes": 1000, "tensorboard": False}
+    run(toy_recipe(logging=logging, checkpoint={"every_optimizer_steps": 4}), tmp_path / "run")
+    run(toy_recipe(logging=logging, budget={"optimizer_steps": 7}), tmp_path / "run", resume=True)
+    before, after = metrics(tmp_path / "run")[-2:]
+    new = after["episodes"] - before["episodes"]
+    assert 0 < new < before["episodes"] / 2
+    # The mean over all episodes of the run: the new ones change it by at most their share.
+    successes = [point["rollout/success_rate"] * point["episodes"] for point in (before, after)]
+    assert successes == pytest.approx([round(count) for count in successes], abs=1e-6)
+    assert 0 <= round(successes[1] - successes[0]) <= new
+
+
 def test_a_resumed_run_plays_episodes_that_were_not_played_before(tmp_path, monkeypatch):
     played = []
     monkeypatch.setattr(RolloutStats, "add", lambda _, record: played.append(record.job))

@@ -5,32 +5,53 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from vla_rl.replay.group_sampler import Outcome
 from vla_rl.workers.episodes import EpisodeRecord
 
 
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    success: bool
+    episode_return: float
+    env_steps: int
+
+
 class RolloutStats:
-    """Last episodes of one cell, and their total number."""
+    """Last episodes of one cell."""
 
     def __init__(self, *, recent_episodes: int) -> None:
-        self._recent: deque[EpisodeRecord] = deque(maxlen=recent_episodes)
+        self._recent: deque[_Ended] = deque(maxlen=recent_episodes)
         self._lock = threading.Lock()
 
     def add(self, record: EpisodeRecord) -> None:
         """Add one ended episode."""
         with self._lock:
-            self._recent.append(record)
+            self._recent.append(_Ended(record.success, record.episode_return, record.env_steps))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the recent episodes as JSON, oldest first."""
+        return {"episodes": [asdict(episode) for episode in self._episodes()]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from the episodes of `state_dict`; of more than there is room for, the newest count."""
+        with self._lock:
+            self._recent.extend(_Ended(**episode) for episode in state["episodes"])
+
+    def _episodes(self) -> list[_Ended]:
+        with self._lock:
+            return list(self._recent)
 
     def sums(self) -> dict[str, float]:
         """Return sums over the recent episodes, to be added over ranks: episodes, successes, returns, env steps."""
-        with self._lock:
-            recent = list(self._recent)
+        recent = self._episodes()
         return {
             "episodes": float(len(recent)),
-            "successes": float(sum(record.success for record in recent)),
-            "returns": float(sum(record.episode_return for record in recent)),
-            "env_steps": float(sum(record.env_steps for record in recent)),
+            "successes": float(sum(episode.success for episode in recent)),
+            "returns": float(sum(episode.episode_return for episode in recent)),
+            "env_steps": float(sum(episode.env_steps for episode in recent)),
         }
 
 

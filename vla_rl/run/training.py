@@ -48,6 +48,7 @@ UNLIMITED = 2**62  # decisions; during warm-up, and while nothing eligible is in
 NOTHING = Progress(optimizer_steps=0, env_steps=0, decisions=0, episodes=0, policy_version=0, consumed=0)
 SAMPLER_FILE = "sampler.json"  # of one rank, in a checkpoint
 GOVERNOR, ACCOUNT_FILE = "governor", "account.json"  # folder of one rank in a checkpoint, and the file in it
+ROLLOUT, EPISODES_FILE = "rollout", "recent_episodes.json"  # likewise
 RANK_SEED_STRIDE = 1_000_003  # ranks draw from seeds this far apart
 SOLVED_SHARE = 0.9  # of the groups left out: if so many succeeded altogether, the policy solves what it plays
 
@@ -137,6 +138,7 @@ class TrainingRun:
             self.sampler = _make_sampler(plan, self.ring, seed=seed + 1)
             self._unused_before = 0
             self._account = Account(recipe.replay.replay_ratio, collected=0, consumed=0)
+            self.stats = RolloutStats(recent_episodes=recipe.logging.recent_episodes)
             before = NOTHING
             if resume_from is not None:
                 before = self._restore(resume_from, rank=rank, num_ranks=num_ranks)
@@ -144,7 +146,6 @@ class TrainingRun:
             self._before, self._num_ranks = before, num_ranks
             # Never back: with more slots than before, the episodes per slot are fewer, and some would be played again.
             self._first_episode = max(self._first_episode, math.ceil(before.episodes / self._all_slots))
-            self.stats = RolloutStats(recent_episodes=recipe.logging.recent_episodes)
             self.cell = make_cell(
                 plan,
                 plan.env,
@@ -293,11 +294,14 @@ class TrainingRun:
                 "advantage_moments": self.learner.moments.state_dict(),
                 STATISTICS: self.plan.policy.statistics,
             },
-            writers={GOVERNOR: partial(_write_account, account)}
+            writers={GOVERNOR: partial(_write_account, account), ROLLOUT: self._write_episodes}
             | ({REPLAY: self._write_replay} if recipe.checkpoint.save_replay else {}),
             keep=recipe.checkpoint.keep,
             is_keeper=self.is_keeper,
         )
+
+    def _write_episodes(self, folder: Path) -> None:
+        (folder / EPISODES_FILE).write_text(json.dumps(self.stats.state_dict()), encoding="utf-8")
 
     def _write_replay(self, folder: Path) -> None:
         save_ring(self.ring, folder / RING_FILE)
@@ -323,6 +327,9 @@ class TrainingRun:
         account = info.rank_folder(rank, GOVERNOR) / ACCOUNT_FILE
         if account.exists():  # otherwise the checkpoint is from an older version, or from fewer ranks
             self._account = Account(**json.loads(account.read_text(encoding="utf-8")))
+        episodes = info.rank_folder(rank, ROLLOUT) / EPISODES_FILE
+        if episodes.exists():  # likewise
+            self.stats.load_state_dict(json.loads(episodes.read_text(encoding="utf-8")))
         replay = info.rank_folder(rank, REPLAY)
         if (replay / RING_FILE).exists() and self.plan.recipe.checkpoint.save_replay:
             load_ring(self.ring, replay / RING_FILE)
