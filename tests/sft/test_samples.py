@@ -26,6 +26,7 @@ def rollouts(*lengths: int) -> Rollouts:
         length=np.array(lengths, np.int64),
         task=np.arange(len(lengths)) % 2,
         instructions=("close", "open"),
+        names=("close", "open"),
         image_size=(8, 8),
     )
 

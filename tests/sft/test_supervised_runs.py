@@ -16,6 +16,7 @@ from fake_trackers import Fake, events
 from safetensors.torch import load_file
 from sft_demos import RECIPE, write_demos
 
+from vla_rl.envs.libero.section import LiberoSection
 from vla_rl.errors import UserError
 from vla_rl.evaluation.history import recorded_history
 from vla_rl.evaluation.policy_source import find_policy
@@ -25,6 +26,7 @@ from vla_rl.run.plan import plan_policy
 from vla_rl.run.utilisation import hours_on_cards
 from vla_rl.sft.plan import make_supervised_plan
 from vla_rl.sft.stage import dry_run
+from vla_rl.sft.written_policy import demonstrated
 from vla_rl.sharing.card import make_card
 from vla_rl.tracking import TrackersSection
 
@@ -64,6 +66,26 @@ def test_a_written_policy_tells_how_it_was_trained(run) -> None:
     assert (history.stage, history.optimizer_steps, history.env_steps) == ("sft", 1, None)
     assert history.recipe["demos"]["path"] == Path(history.recipe["demos"]["path"]).name
     assert "| demonstrations | " in make_card(str(done.run_dir)).text
+
+
+@pytest.mark.libero
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("KITCHEN_SCENE3_turn_on_the_stove", ["KITCHEN_SCENE3_turn_on_the_stove"]),
+        ("turn_on_the_stove", [f"KITCHEN_SCENE{scene}_turn_on_the_stove" for scene in (3, 9)]),
+    ],
+)
+def test_a_task_is_told_from_another_with_its_instruction_by_the_name_of_its_scene(
+    name: str, told: list[str], tmp_path: Path
+) -> None:
+    """Two kitchens of libero_90 have a stove to turn on; where the data name no scene, it may be either."""
+    path = write_demos(tmp_path, tasks=(name,), episodes=1)
+    plan = make_supervised_plan(build_supervised_recipe(RECIPE.format(path=path), ["demos.suite=libero_90"]))
+    training = demonstrated(plan)
+    assert training is not None
+    infos = LiberoSection(name="libero", suite="libero_90").task_infos()
+    assert sorted(info.name for info in infos if info.task_id in training.tasks) == told
 
 
 def test_a_resumed_run_ends_with_the_same_weights_and_log_points(run) -> None:

@@ -33,6 +33,7 @@ class Rollouts:
     length: Rows  # (E,)
     task: Rows  # (E,) index into the instructions
     instructions: tuple[str, ...]  # lower case, sorted
+    names: tuple[str, ...]  # of tasks, sorted: LIBERO's, or made of the instruction where the data have no other
     image_size: tuple[int, int]  # H, W of the stored pictures
 
     @property
@@ -60,12 +61,13 @@ def read_rollouts(demos: Demos, progress: Progress = lambda _done, _total: None)
         DemosError: the data are broken.
         UserError: there is no episode.
     """
-    actions, states, texts = [], [], []
+    actions, states, texts, names = [], [], [], set[str]()
     image_size = (0, 0)
     for done, episode in enumerate(demos, 1):
         actions.append(episode.actions)
         states.append(episode.state)
         texts.append(episode.instruction)
+        names.add(episode.task)
         image_size = episode.stored.image_size
         progress(done, len(demos))
     if not actions:
@@ -79,6 +81,7 @@ def read_rollouts(demos: Demos, progress: Progress = lambda _done, _total: None)
         length=length,
         task=np.array([instructions.index(text) for text in texts], np.int64),
         instructions=instructions,
+        names=tuple(sorted(names)),
         image_size=image_size,
     )
 

@@ -47,16 +47,21 @@ def write_policy(plan: SupervisedPlan, checkpoint: CheckpointInfo, run_dir: Path
 
 
 def demonstrated(plan: SupervisedPlan) -> Training | None:
-    """Return the suite and the tasks of the demonstrations; None: of no suite, or hf-libero is missing."""
+    """Return the suite and the tasks of the demonstrations; None: of no suite, or hf-libero is missing.
+
+    In libero_90 several scenes share an instruction: names of tasks decide where the data have them.
+    """
     suite = plan.recipe.demos.suite
     if suite is None:
         return None
-    texts = set(plan.samples.rollouts.instructions)
+    rollouts = plan.samples.rollouts
     try:
-        named = LiberoSection(name="libero", suite=suite).instructions()
+        infos = LiberoSection(name="libero", suite=suite).task_infos()
     except SimulatorError:
         return None
-    tasks = tuple(task_id for task_id, text in named.items() if text.lower() in texts)
+    named = {info.language.lower() for info in infos if info.name in rollouts.names}
+    other = set(rollouts.instructions) - named
+    tasks = tuple(info.task_id for info in infos if info.name in rollouts.names or info.language.lower() in other)
     return Training(suite=suite, tasks=tasks, init_states=DEMONSTRATED) if tasks else None
 
 
