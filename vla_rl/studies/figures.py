@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter
 
 from vla_rl.evaluation.statistics import Interval
@@ -28,6 +30,7 @@ RC = {
 DPI = 160
 COLUMNS = 3  # more would be too small to read on a page
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4d4d4d", "#8c6d31")
+SHADE = 0.18  # opacity
 DASHES = ("-", (0, (4, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 
 Place = tuple[str, str]  # a row of panels, such as a regime, and what a panel of it shows
@@ -84,7 +87,12 @@ def save(figure: Figure, out: Path, name: str) -> list[Path]:
 def draw_band(axes: Axes, band: Band, look: Look, label: str) -> None:
     """Draw the mean of a band as a line and its interval as a shade."""
     axes.plot(band.clock, band.mean, color=look.color, lw=look.width, ls=look.dashes, label=label)
-    axes.fill_between(band.clock, band.low, band.high, color=look.color, alpha=0.18, lw=0)
+    axes.fill_between(band.clock, band.low, band.high, color=look.color, alpha=SHADE, lw=0)
+
+
+def has_interval(bands: Iterable[Band]) -> bool:
+    """Return whether some band has an interval, which takes more than one run in every stratum."""
+    return any(np.isfinite(band.low).any() for band in bands)
 
 
 def draw_estimate(axes: Axes, place: float, value: float, interval: Interval | None, color: str) -> None:
@@ -114,13 +122,32 @@ def panels_of(places: Sequence[Place], *, share: bool = False) -> tuple[Figure, 
     return figure, panels
 
 
-def add_legend(figure: Figure) -> None:
-    """Add one legend for all axes; an axes need not show every label."""
+def add_legend(figure: Figure, *, shade: bool = False) -> None:
+    """Add one legend for all axes; an axes need not show every label.
+
+    Args:
+        figure: the figure.
+        shade: also say what the shades are.
+    """
     named: dict[str, Any] = {}  # handles by label
     for axes in figure.axes:
         handles, names = axes.get_legend_handles_labels()
         named |= dict(zip(names, handles, strict=True))
         if axes.get_xlim()[1] > 1000:
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if shade:
+        named["95 % interval, seeds redrawn"] = Patch(color="#4d4d4d", alpha=SHADE, lw=0)
     if named:
-        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=min(8, len(named)))
+        legend_below(figure, list(named.values()), list(named))
+
+
+def legend_below(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None:
+    """Add a legend below all axes, in as many rows as the figure's width asks for."""
+    widths = [0.75 + 0.07 * len(name) for name in names]  # inches: a handle and its gaps, then letters
+    room = float(figure.get_size_inches()[0])
+    fitting = [
+        columns  # each is filled before the next, and as wide as its widest entry
+        for columns in range(1, len(names) + 1)
+        if sum(max(column) for column in np.array_split(widths, columns)) <= room
+    ]
+    figure.legend(handles, names, loc="outside lower center", ncols=max(fitting, default=1))

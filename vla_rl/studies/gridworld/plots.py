@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,8 @@ from vla_rl.rl.surrogates import multiplier
 from vla_rl.studies.figures import save, style
 from vla_rl.studies.gridworld.enumeration import CASES, SIGMAS, Record, labels, methods, pareto_front
 
+Front = Callable[[list[Record]], list[Record]]
+
 
 class Style(NamedTuple):
     """Style of one method."""
@@ -28,35 +30,46 @@ class Style(NamedTuple):
 
 STYLES = {
     "no_clip": Style("#4d4d4d", "--", "s"),
-    "ppo": Style("#c44e52", "-.", "x"),
-    "sapo": Style("#dd8452", ":", "D"),
+    "ppo": Style("#D55E00", "-.", "x"),
+    "sapo": Style("#009E73", ":", "D"),
 }
-OTHERS = (Style("#55a868", "--", "^"), Style("#8172b3", "-.", "v"), Style("#937860", ":", "P"))  # by position
+OTHERS = (Style("#CC79A7", "--", "^"), Style("#E69F00", "-.", "v"), Style("#8c6d31", ":", "P"))  # by position
 
 
 def plot_pareto(out: Path, records: Sequence[Record]) -> list[Path]:
     """Write `gridworld.png` and `gridworld.svg`: variance against bias per case, the crowded corner enlarged."""
     with style("gridworld"):
-        figure = Figure(figsize=(11.0, 7.2), layout="constrained")
-        whole, corner = figure.subplots(2, len(CASES), sharex="row", sharey="row")
-        for case, above, below in zip(CASES, whole, corner, strict=True):
-            of_case = [record for record in records if record.case == case]
-            _draw_points(above, of_case)
-            _draw_points(below, of_case)
-            above.set(title=f"case {case}", xlim=(-0.004, 0.094), ylim=(-0.0006, 0.0176))
-            below.set(xlabel="|bias|", xlim=(-0.0008, 0.0165), ylim=(0.0128, 0.0168), xticks=[0.0, 0.005, 0.01, 0.015])
-            above.indicate_inset([-0.0008, 0.0128, 0.0173, 0.004], edgecolor="#9a9a9a")
-        whole[0].set_ylabel("variance of the one-sample gradient")
-        corner[0].set_ylabel("variance, enlarged corner")
-        figure.legend(*whole[0].get_legend_handles_labels(), loc="outside lower center", ncols=9, columnspacing=1.4)
-        figure.suptitle("GridWorld: exact bias and variance of one gradient step", fontsize=11)
-        return save(figure, out, "gridworld")
+        return save(pareto_figure(records), out, "gridworld")
 
 
-def _draw_points(axes: Axes, records: list[Record]) -> None:
-    names, front = labels(), pareto_front(records)
+def pareto_figure(records: Sequence[Record], *, front: Front = pareto_front, front_of: str = "") -> Figure:
+    """Plot variance against bias per case, the crowded corner enlarged.
+
+    Args:
+        records: of all cases.
+        front: returns the records of one case that the dashed line joins.
+        front_of: whose front the line is, for the legend; nobody's in particular if empty.
+    """
+    figure = Figure(figsize=(11.0, 7.2), layout="constrained")
+    whole, corner = figure.subplots(2, len(CASES), sharex="row", sharey="row")
+    for case, above, below in zip(CASES, whole, corner, strict=True):
+        of_case = [record for record in records if record.case == case]
+        for axes in (above, below):
+            _draw_points(axes, of_case, front(of_case), f"Pareto front {front_of}".strip())
+        above.set(title=f"case {case}", xlim=(-0.004, 0.094), ylim=(-0.0006, 0.0176))
+        below.set(xlabel="|bias|", xlim=(-0.0008, 0.0165), ylim=(0.0128, 0.0168), xticks=[0.0, 0.005, 0.01, 0.015])
+        above.indicate_inset([-0.0008, 0.0128, 0.0173, 0.004], edgecolor="#9a9a9a")
+    whole[0].set_ylabel("variance of the one-sample gradient")
+    corner[0].set_ylabel("variance, enlarged corner")
+    figure.legend(*whole[0].get_legend_handles_labels(), loc="outside lower center", ncols=9, columnspacing=1.4)
+    figure.suptitle("GridWorld: exact bias and variance of one gradient step", fontsize=11)
+    return figure
+
+
+def _draw_points(axes: Axes, records: Sequence[Record], front: Sequence[Record], name: str) -> None:
+    names = labels()
     bias, variance = [record.bias for record in front], [record.variance for record in front]
-    axes.plot(bias, variance, "--", color="#9a9a9a", lw=1.0, zorder=1, label="Pareto front")
+    axes.plot(bias, variance, "--", color="#9a9a9a", lw=1.0, zorder=1, label=name)
     for record in records:
         (color, _, marker), solid = _style(record.method, record.sigma), record.method == "gipo"
         axes.plot(
@@ -95,7 +108,7 @@ def _weight_curves(axes: Axes, x: Tensor, log_ratio: Tensor, advantages: Tensor)
 
 def _style(method: str, sigma: float | None) -> Style:
     if sigma is not None:
-        shade = 0.35 + 0.6 * SIGMAS.index(sigma) / (len(SIGMAS) - 1)  # darker is wider
+        shade = 0.4 + 0.55 * SIGMAS.index(sigma) / (len(SIGMAS) - 1)  # darker is wider
         return Style(to_hex(mpl.colormaps["Blues"](shade)), "-", "o")
     others = [each.name for each in methods() if each.sigma is None and each.name not in STYLES]
     return STYLES[method] if method in STYLES else OTHERS[others.index(method) % len(OTHERS)]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 from vla_rl.files import atomic_write_json, atomic_write_text, read_json_object
 from vla_rl.reporting import html
 from vla_rl.reporting.report import origin_table
 from vla_rl.reporting.series import value_of
-from vla_rl.studies.metaworld.curves import metric_band, return_band
-from vla_rl.studies.metaworld.plots import FIGURES, write_figures
+from vla_rl.studies.bands import Band
+from vla_rl.studies.metaworld.curves import return_band
+from vla_rl.studies.metaworld.plots import FIGURES, bands_by_surrogate, write_figures
 from vla_rl.studies.metaworld.results import (
     CLOSING,
     STALENESS,
@@ -67,7 +69,7 @@ def write_study(out: Path) -> WrittenStudy:
         "runs": [_run_row(result, randoms) for result in results],
         "scores": [_score_row(score) for score in ranking],
         "improvements": [_improvement_row(entry) for entry in pairs],
-        "curves": list(_curve_rows(results)),
+        "curves": list(curve_rows(results)),
         "trajectories": list(_trajectory_rows(results)),
         "points": list(_point_rows(results)),
     }
@@ -149,8 +151,10 @@ def _improvement_row(entry: Improvement) -> Row:
     }
 
 
-def _curve_rows(results: Sequence[RunResult]) -> Iterable[Row]:
-    for task, regime, surrogate in _cells(results, by_task=True):
+def curve_rows(results: Sequence[RunResult]) -> Iterable[Row]:
+    """Yield the learning curves of every task, regime and surrogate: means and intervals along env steps."""
+    axes = (labels(results, lambda run: run.task), labels(results, lambda run: run.regime))
+    for task, regime, surrogate in product(*axes, labels(results, lambda run: run.surrogate)):
         chosen = select(results, task=task, regime=regime, surrogate=surrogate)
         if chosen:
             band = return_band(chosen)
@@ -168,21 +172,26 @@ def _curve_rows(results: Sequence[RunResult]) -> Iterable[Row]:
 
 
 def _trajectory_rows(results: Sequence[RunResult]) -> Iterable[Row]:
-    for _, regime, surrogate in _cells(results, by_task=False):
-        for metric in (*STALENESS, *UTILIZATION):
-            band = metric_band(select(results, regime=regime, surrogate=surrogate), metric)
-            for place in range(len(band.clock) if band is not None else 0):
-                assert band is not None
-                yield {
-                    "regime": regime,
-                    "surrogate": surrogate,
-                    "metric": metric,
-                    "optimizer_steps": round(float(band.clock[place])),
-                    "mean": rounded(float(band.mean[place])),
-                    "low": rounded(float(band.low[place])),
-                    "high": rounded(float(band.high[place])),
-                    "runs": band.runs,
-                }
+    bands = bands_by_surrogate(results, (*STALENESS, *UTILIZATION))
+    for regime in labels(results, lambda run: run.regime):
+        for surrogate in labels(results, lambda run: run.surrogate):
+            for metric in (*STALENESS, *UTILIZATION):
+                place = {"regime": regime, "surrogate": surrogate, "metric": metric}
+                yield from band_rows(place, bands[regime, metric][surrogate])
+
+
+def band_rows(place: Row, band: Band | None) -> Iterable[Row]:
+    """Yield a band over optimizer steps, point by point, after the columns of its place; nothing without a band."""
+    for point in range(len(band.clock) if band is not None else 0):
+        assert band is not None
+        yield {
+            **place,
+            "optimizer_steps": round(float(band.clock[point])),
+            "mean": rounded(float(band.mean[point])),
+            "low": rounded(float(band.low[point])),
+            "high": rounded(float(band.high[point])),
+            "runs": band.runs,
+        }
 
 
 def _point_rows(results: Sequence[RunResult]) -> Iterable[Row]:
@@ -196,14 +205,6 @@ def _point_rows(results: Sequence[RunResult]) -> Iterable[Row]:
                 "optimizer_steps": record["optimizer_steps"],
                 **{name: rounded(value_of(record, name)) for name in POINTS},
             }
-
-
-def _cells(results: Sequence[RunResult], *, by_task: bool) -> Iterable[tuple[str, str, str]]:
-    tasks = labels(results, lambda run: run.task) if by_task else [""]
-    for task in tasks:
-        for regime in labels(results, lambda run: run.regime):
-            for surrogate in labels(results, lambda run: run.surrogate):
-                yield task, regime, surrogate
 
 
 def study_sections(study: Study, figures: Sequence[Path]) -> list[str]:

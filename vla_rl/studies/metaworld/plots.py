@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from vla_rl.evaluation.statistics import Interval
 from vla_rl.reporting.series import value_of
+from vla_rl.studies.bands import Band
 from vla_rl.studies.figures import (
     COLORS,
     FigureText,
@@ -20,12 +24,14 @@ from vla_rl.studies.figures import (
     add_legend,
     draw_band,
     draw_estimate,
+    has_interval,
     looks_of,
     panels_of,
     save,
     style,
 )
 from vla_rl.studies.metaworld.curves import metric_band, return_band
+from vla_rl.studies.metaworld.grid import StudyRun
 from vla_rl.studies.metaworld.results import (
     STALENESS,
     UTILIZATION,
@@ -47,6 +53,7 @@ IQM = "IQM of the normalised score"
 OLD_ESS = "utilization/ess_old"
 
 Estimate = tuple[float, Interval | None]
+Bands = Mapping[Place, Mapping[str, Band | None]]  # of every label, in the panels of a title and a metric
 
 
 FIGURES: Mapping[str, FigureText] = {
@@ -88,49 +95,59 @@ def write_figures(
     looks = looks_of(labels(results, lambda run: run.surrogate))
     with style("metaworld"):
         figures = {
-            "learning_curves": _learning_curves(results, looks),
+            "learning_curves": learning_curves(results, looks),
             "scores": _score_figure(scores, improvements, looks),
-            "staleness": _trajectories(results, looks, STALENESS),
-            "utilization": _trajectories(results, looks, UTILIZATION),
-            "kl_ess": _ess_figure(results, random_returns),
+            "staleness": trajectories(bands_by_surrogate(results, STALENESS), looks),
+            "utilization": trajectories(bands_by_surrogate(results, UTILIZATION), looks),
+            "kl_ess": _score_over_ess(results, random_returns),
             "lag_tails": _scatter(results, looks, x="policy_lag/p95", y="ratio/abs_log_p95"),
             "sigma": _sigma_figure(results, scores),
         }
         return [path for name, figure in figures.items() if figure is not None for path in save(figure, out, name)]
 
 
-def _learning_curves(results: Sequence[RunResult], looks: Mapping[str, Look]) -> Figure:
+def learning_curves(results: Sequence[RunResult], looks: Mapping[str, Look]) -> Figure:
     """Plot return over env steps, by regime and task; every seed thin, mean and interval bold."""
     tasks, regimes = labels(results, lambda run: run.task), labels(results, lambda run: run.regime)
-    figure, panels = panels_of([(regime, task) for regime in regimes for task in tasks])
+    figure, panels = panels_of([
+        (regime, task) for regime in regimes for task in tasks if select(results, task=task, regime=regime)
+    ])  # fmt: skip
+    drawn: list[Band] = []
     for (regime, task), axes in panels.items():
         axes.set(title=f"{task}, {regime}", xlabel="env steps", ylabel="return of training episodes")
         for label, look in looks.items():
             chosen = select(results, task=task, regime=regime, surrogate=label)
             for result in chosen:
-                axes.plot(*result.curve(), color=look.color, lw=0.6, alpha=0.4)
+                axes.plot(*result.curve(), color=look.color, lw=0.6, alpha=min(0.4, 1.2 / len(looks)))
             if chosen:
-                draw_band(axes, return_band(chosen), look, label)
-    add_legend(figure)
+                drawn.append(return_band(chosen))
+                draw_band(axes, drawn[-1], look, label)
+    add_legend(figure, shade=has_interval(drawn))
     return figure
 
 
-def _trajectories(results: Sequence[RunResult], looks: Mapping[str, Look], metrics: Sequence[str]) -> Figure | None:
-    """Plot metrics over optimizer steps, by regime; means over all tasks and seeds. None without data."""
-    bands = {
+def bands_by_surrogate(results: Sequence[RunResult], metrics: Sequence[str]) -> Bands:
+    """Return the bands of metrics over optimizer steps, by regime and surrogate, over all tasks and seeds."""
+    surrogates = labels(results, lambda run: run.surrogate)
+    return {
         (regime, metric): {
-            label: metric_band(select(results, regime=regime, surrogate=label), metric) for label in looks
+            label: metric_band(select(results, regime=regime, surrogate=label), metric) for label in surrogates
         }
         for regime in labels(results, lambda run: run.regime)
         for metric in metrics
     }
+
+
+def trajectories(bands: Bands, looks: Mapping[str, Look]) -> Figure | None:
+    """Plot metrics over optimizer steps, a panel for each title and metric. None without data."""
     figure, panels = panels_of([place for place, of_place in bands.items() if any(of_place.values())])
-    for (regime, metric), axes in panels.items():
-        axes.set(title=f"{TITLES[metric]}, {regime}", xlabel="optimizer steps")
-        for label, band in bands[regime, metric].items():
+    for (title, metric), axes in panels.items():
+        axes.set(title=title, xlabel="optimizer steps", ylabel=TITLES[metric])
+        for label, band in bands[title, metric].items():
             if band is not None:
                 draw_band(axes, band, looks[label], label)
-    add_legend(figure)
+    drawn = [band for of_place in bands.values() for band in of_place.values() if band is not None]
+    add_legend(figure, shade=has_interval(drawn))
     return figure if panels else None
 
 
@@ -175,32 +192,66 @@ def _score_figure(scores: Sequence[Score], improvements: Sequence[Improvement], 
     return figure
 
 
-def _ess_figure(results: Sequence[RunResult], random_returns: Mapping[str, float]) -> Figure | None:
-    """Plot KL against the old samples' ESS, a point per run: closing means, coloured by the normalised score."""
+def ess_points(
+    results: Sequence[RunResult], value: Callable[[RunResult], float]
+) -> tuple[str, dict[StudyRun, tuple[float, float, float]]]:
+    """Return the metric of the KL divergence, and closing KL, closing ESS of old samples and a value of every run.
+
+    Without a KL term only an estimate of the divergence is measured.
+    """
     exact = any(result.closing("learner/kl") is not None for result in results)
-    kl = "learner/kl" if exact else "learner/approx_kl"  # without the KL term only its estimate is measured
-    points = {
-        result.run: (x, y, normalized(result.closing_return, random_return=random_returns[result.run.task]))
+    kl = "learner/kl" if exact else "learner/approx_kl"
+    return kl, {
+        result.run: (x, y, value(result))
         for result in results
         if (x := result.closing(kl)) is not None and (y := result.closing(OLD_ESS)) is not None
     }
+
+
+def ess_figure(
+    kl: str, points: Mapping[StudyRun, tuple[float, float, float]], *, value: str, means: bool = False
+) -> Figure | None:
+    """Plot KL against the old samples' ESS by regime, a point per run in the colour of its value. None without points.
+
+    Args:
+        kl: metric of the KL divergence.
+        points: KL, ESS and value of every run.
+        value: what the colour means.
+        means: also draw the mean of each surrogate's runs, large.
+    """
     if not points:
         return None
-    colors = [score for _, _, score in points.values()]
+    surrogates = dict.fromkeys(run.surrogate for run in points)
+    colors = [color for _, _, color in points.values()]
+    norm = Normalize(min(colors), max(colors))
     figure, panels = panels_of([(regime, "") for regime in dict.fromkeys(run.regime for run in points)], share=True)
     for (regime, _), axes in panels.items():
         axes.set(title=regime, xlabel=TITLES[kl], ylabel=TITLES[OLD_ESS])
-        surrogates = dict.fromkeys(run.surrogate for run in points)
         for marker, label in zip(itertools.cycle(MARKERS), surrogates, strict=False):
             chosen = [point for run, point in points.items() if (run.regime, run.surrogate) == (regime, label)]
             if chosen:
                 kls, sizes, of_runs = zip(*chosen, strict=True)
-                drawn = axes.scatter(
-                    kls, sizes, c=of_runs, vmin=min(colors), vmax=max(colors), marker=marker, label=label
-                )
-    figure.colorbar(drawn, ax=list(panels.values()), label="normalised score")
+                scatter = partial(axes.scatter, norm=norm, marker=marker)
+                drawn = scatter(kls, sizes, c=of_runs, s=16 if means else 36, label=label)
+                if means:
+                    mean = [[np.mean(column)] for column in (kls, sizes, of_runs)]
+                    scatter(mean[0], mean[1], c=mean[2], s=90, edgecolors="#262626", zorder=3)
+    figure.colorbar(drawn, ax=list(panels.values()), label=value)
     add_legend(figure)
+    for handle in figure.legends[0].legend_handles:
+        if isinstance(handle, PathCollection):  # a surrogate is a shape; its points have many colours
+            handle.set_array(None)
+            handle.set(color="#4d4d4d", sizes=[36])
     return figure
+
+
+def _score_over_ess(results: Sequence[RunResult], random_returns: Mapping[str, float]) -> Figure | None:
+    """Plot KL against the old samples' ESS, coloured by the normalised score."""
+
+    def score(result: RunResult) -> float:
+        return normalized(result.closing_return, random_return=random_returns[result.run.task])
+
+    return ess_figure(*ess_points(results, score), value="normalised score")
 
 
 def _sigma_figure(results: Sequence[RunResult], scores: Sequence[Score]) -> Figure | None:
@@ -224,13 +275,24 @@ def _sigma_figure(results: Sequence[RunResult], scores: Sequence[Score]) -> Figu
             }
             found: dict[str, Estimate] = {label: (mean, None) for label, mean in means.items() if mean is not None}
             estimates |= {(regime, TITLES[metric]): found} if found else {}
-    others = (label for label in labels(results, lambda run: run.surrogate) if StudySurrogate(label).sigma is None)
+    return sigma_panels(estimates, labels(results, lambda run: run.surrogate))
+
+
+def sigma_panels(estimates: Mapping[Place, Mapping[str, Estimate]], surrogates: Sequence[str]) -> Figure:
+    """Plot quantities over σ, a panel for each regime and quantity, a row per regime.
+
+    Args:
+        estimates: by regime and quantity, those of every surrogate.
+        surrogates: all labels in their order, which gives the line styles of those without σ.
+    """
+    others = (label for label in surrogates if StudySurrogate(label).sigma is None)
     levels = dict(zip(others, itertools.cycle(("--", ":", "-.")), strict=False))  # the same in every panel
-    figure, panels = panels_of(sorted(estimates, key=lambda place: place[0]))
-    for (regime, title), axes in panels.items():
-        axes.set(title=f"{title}, {regime}", xlabel="σ", xscale="log")
-        _sigma_lines(axes, estimates[regime, title], levels)
-    add_legend(figure)
+    figure, panels = panels_of(list(estimates))
+    for (regime, quantity), axes in panels.items():
+        axes.set(title=regime, xlabel="σ", ylabel=quantity, xscale="log")
+        _sigma_lines(axes, estimates[regime, quantity], levels)
+    shade = any(interval is not None for of_place in estimates.values() for _, interval in of_place.values())
+    add_legend(figure, shade=shade)
     return figure
 
 
@@ -246,9 +308,8 @@ def _sigma_lines(axes: Axes, estimates: Mapping[str, Estimate], levels: Mapping[
     for color, (scale, points) in zip(itertools.cycle(COLORS), sorted(lines.items()), strict=False):
         points.sort(key=lambda point: point[0])
         sigmas = [sigma for sigma, _ in points]
-        axes.plot(
-            sigmas, [value for _, (value, _) in points], "o-", color=color, label=f"σ · {scale:g} for bad actions"
-        )
+        label = "gipo" if scale == 1 else f"gipo, σ · {scale:g} for bad actions"
+        axes.plot(sigmas, [value for _, (value, _) in points], "o-", color=color, label=label)
         ends = [interval or Interval(value, value) for _, (value, interval) in points]
         low, high = [interval.low for interval in ends], [interval.high for interval in ends]
         axes.fill_between(sigmas, low, high, color=color, alpha=0.15, lw=0)
