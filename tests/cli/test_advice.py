@@ -38,7 +38,9 @@ SPEAKERS = {
     "vla_rl/export": ["export"],
     "vla_rl/envs/libero/folders": ["eval"],
     "vla_rl/cli/study.py": ["study metaworld", "study libero", "study gridworld", "study groups"],
+    "vla_rl/cli/study_figures.py": ["study figures"],
     "vla_rl/studies/metaworld": ["study metaworld"],
+    "vla_rl/studies/paper_figures": ["study figures"],
     "vla_rl/studies/libero": ["study libero"],
     "vla_rl/studies/grouped": ["study groups"],
     "vla_rl/studies/surrogate_labels.py": ["study metaworld", "study libero"],
@@ -74,6 +76,7 @@ FOREIGN = {
     "vla_rl/reporting/html.py": None,  # variables of CSS
     "vla_rl/studies/metaworld/runner.py": {"--run-dir"},  # builds the command of a training
     "vla_rl/studies/grouped/runner.py": {"--run-dir", "--temperature"},  # builds commands of other verbs
+    "vla_rl/studies/paper_figures/outputs.py": None,  # writes commands of other verbs
     "vla_rl/studies/held_out.py": None,  # builds the command of an evaluation
     "vla_rl/studies/jobs.py": {"--resume"},  # the same
     "vla_rl/sharing/card.py": None,  # writes commands of other programs and verbs

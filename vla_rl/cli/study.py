@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vla_rl.cli import study_figures
 from vla_rl.cli.commentary import only_comments
 from vla_rl.errors import RunFailureError, UserError, preflight
 
@@ -38,6 +39,9 @@ class LiberoPreset(StrEnum):
     TINY = "tiny"
     SMALL = "small"
     FULL = "full"
+
+
+app.command("figures")(study_figures.figures)
 
 
 @app.callback()

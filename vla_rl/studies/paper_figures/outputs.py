@@ -1,0 +1,167 @@
+"""Files of the paper's figures: PNG and SVG, the table behind each as CSV, and a page about all."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from vla_rl.files import atomic_write_text
+from vla_rl.studies.figures import save, style
+from vla_rl.studies.metaworld.results import RunResult, labels, select
+from vla_rl.studies.metaworld.words import ENOUGH_SEEDS
+from vla_rl.studies.pages import remove_others, write_csv
+from vla_rl.studies.paper_figures.gallery import FIGURES, REGIMES, Cell, Drawn, PaperFigure
+from vla_rl.studies.paper_figures.pool import Pool
+
+PAGE = "figures.md"
+TITLE = "Figures 2 and 4 to 9 of the paper"
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenFigures:
+    """Files, and a sentence about each figure that the runs do not carry."""
+
+    files: tuple[Path, ...]
+    not_drawn: tuple[str, ...]
+
+
+def write_figures(pool: Pool, out: Path) -> WrittenFigures:
+    """Draw every figure that the runs carry, and write a page that says of the others which runs they lack."""
+    files: list[Path] = []
+    not_drawn: list[str] = []
+    lines = [*_opening(pool)]
+    for figure in FIGURES:
+        with style("paper"):
+            drawn = figure.draw(pool)
+            if drawn is None:
+                not_drawn.append(f"Figure {figure.number} is not drawn. {_lack(figure, pool)}")
+            else:
+                files += [*save(drawn.figure, out, figure.stem), write_csv(out / f"{figure.stem}.csv", drawn.rows)]
+        lines += _section(figure, drawn, pool, out)
+    stems = [figure.stem for figure in FIGURES]
+    out.mkdir(parents=True, exist_ok=True)
+    remove_others(out, tables=stems, figures=stems, written=files)
+    atomic_write_text(out / PAGE, "\n".join(lines) + "\n")
+    return WrittenFigures((*files, out / PAGE), tuple(not_drawn))
+
+
+def _opening(pool: Pool) -> list[str]:
+    """Return title, origin and cautions."""
+    studies = ", ".join(str(folder) for folder in pool.folders)
+    cautions = [
+        "Returns are those of training episodes with sampled actions, in the benchmark's units; the paper's Figures 7 "
+        "and 9 have those of evaluations."
+    ]
+    unfinished = pool.planned - len(pool.results) - len(pool.broken)
+    if unfinished > 0:
+        cautions.append(f"PARTIAL: {unfinished} of {pool.planned} planned runs are missing.")
+    cautions += [f"LEFT OUT: {sentence}" for sentence in pool.broken]
+    cautions += [*pool.repeated, "Commands that make missing runs say with `--dry-run` how long they take."]
+    return [
+        f"# {TITLE}",
+        "",
+        "The paper is [GIPO](https://arxiv.org/abs/2603.03955). "
+        f"{len(pool.results)} runs of {studies}: recipe {pool.recipe}, {pool.optimizer_steps:,} optimizer steps each.",
+        "",
+        *(f"* {sentence}" for sentence in cautions),
+        "",
+    ]
+
+
+def _section(figure: PaperFigure, drawn: Drawn | None, pool: Pool, out: Path) -> list[str]:
+    """Return a figure's part of the page."""
+    lines = [f"## Figure {figure.number}: {figure.text.title}", "", figure.text.caption, ""]
+    missing = figure.missing(pool)
+    told = [] if drawn is None else [*_extents(drawn.results), *drawn.remarks]
+    if drawn is None:
+        told.append(f"**Not drawn.** {_lack(figure, pool)}")
+    elif missing:
+        told.append(f"**Incomplete.** {_lacking(missing)}")
+    lines += [*(f"* {sentence}" for sentence in told), ""] if told else []
+    lines += _commands(figure, missing, pool, out) if missing else []
+    if drawn is not None:
+        picture, table = f"{figure.stem}.png", f"{figure.stem}.csv"
+        lines += [f"![Figure {figure.number}]({picture})", "", f"Numbers: [{table}]({table})", ""]
+    return lines
+
+
+def _extents(results: Sequence[RunResult]) -> list[str]:
+    """Return a sentence about the runs of each regime."""
+    told = []
+    for regime in REGIMES:
+        chosen = select(results, regime=regime)
+        if chosen:
+            counts = [
+                len(of_cell)
+                for task in labels(chosen, lambda run: run.task)
+                for surrogate in labels(chosen, lambda run: run.surrogate)
+                if (of_cell := select(chosen, task=task, surrogate=surrogate))
+            ]
+            tasks, surrogates = labels(chosen, lambda run: run.task), labels(chosen, lambda run: run.surrogate)
+            few = f"; intervals over fewer than {ENOUGH_SEEDS} seeds say little" if min(counts) < ENOUGH_SEEDS else ""
+            span = str(min(counts)) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+            told.append(
+                f"{regime}: {len(chosen)} runs of {', '.join(surrogates)} on {', '.join(tasks)}; seeds: {span}{few}."
+            )
+    return told
+
+
+def _lack(figure: PaperFigure, pool: Pool) -> str:
+    """Say what a figure that was not drawn needs, and which runs it lacks."""
+    missing = figure.missing(pool)
+    without = "Those that are here have not logged what it shows." if not missing else _lacking(missing)
+    return f"It needs {figure.needs}. {without}"
+
+
+def _lacking(missing: Sequence[Cell]) -> str:
+    """Name the missing runs."""
+    return "Missing are " + "; ".join(
+        f"{' and '.join(grid.regimes)} runs of {', '.join(grid.surrogates)} on {', '.join(grid.tasks)}"
+        for grid in _grids(missing)
+    ) + "."  # fmt: skip
+
+
+class _Axes(NamedTuple):
+    """Names whose combinations are missing cells."""
+
+    tasks: tuple[str, ...]
+    surrogates: tuple[str, ...]
+    regimes: tuple[str, ...]
+
+
+def _grids(missing: Sequence[Cell]) -> list[_Axes]:
+    """Return few grids that hold exactly the missing cells: a study is a grid."""
+    tasks: dict[tuple[str, str], tuple[str, ...]] = {}
+    for cell in missing:
+        tasks[cell.regime, cell.surrogate] = (*tasks.get((cell.regime, cell.surrogate), ()), cell.task)
+    surrogates: dict[tuple[str, tuple[str, ...]], tuple[str, ...]] = {}
+    for (regime, surrogate), of_cell in tasks.items():
+        surrogates[regime, of_cell] = (*surrogates.get((regime, of_cell), ()), surrogate)
+    regimes: dict[tuple[tuple[str, ...], tuple[str, ...]], tuple[str, ...]] = {}
+    for (regime, of_cell), names in surrogates.items():
+        regimes[of_cell, names] = (*regimes.get((of_cell, names), ()), regime)
+    return [_Axes(*axes, of_axes) for axes, of_axes in regimes.items()]
+
+
+def _commands(figure: PaperFigure, missing: Sequence[Cell], pool: Pool, out: Path) -> list[str]:
+    """Return the commands that make the missing runs, each in a folder of its own, and draw again."""
+    first = pool.folders[0] if pool.folders[0].name else pool.folders[0].resolve()
+    commands, more = [], []
+    for number, grid in enumerate(_grids(missing), start=1):
+        more.append(first.with_name(f"{first.name}_figure_{figure.number}" + (f"_{number}" if number > 1 else "")))
+        options = {
+            "--tasks": ",".join(grid.tasks),
+            "--surrogates": ",".join(grid.surrogates),
+            "--regimes": ",".join(grid.regimes),
+            "--seeds": str(pool.seeds),
+            "--budget": str(pool.optimizer_steps),
+            "--recipe": pool.recipe,
+            "--out": str(more[-1]),
+        }
+        commands.append(["vla-rl", "study", "metaworld", *(word for option in options.items() for word in option)])
+    folders = map(str, dict.fromkeys((*pool.folders, *more)))
+    commands.append(["vla-rl", "study", "figures", *folders, "--out", str(out)])
+    return ["  ```sh", *(f"  {shlex.join(command)}" for command in commands), "  ```", ""]

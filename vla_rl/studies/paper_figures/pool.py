@@ -1,0 +1,137 @@
+"""Finished runs of one or several Meta-World studies that belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vla_rl.errors import UserError
+from vla_rl.recipe import build_recipe
+from vla_rl.studies.metaworld.grid import Grid, StudyRun
+from vla_rl.studies.metaworld.results import RunResult, labels, read_results
+from vla_rl.studies.metaworld.runner import read_study
+from vla_rl.studies.study_file import METAWORLD, STUDY_FILE, changed_fields, kind_of
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Runs with one recipe and one budget, from one or several folders."""
+
+    folders: Sequence[Path]
+    recipe: str  # name or path
+    optimizer_steps: int  # budget of every run
+    seeds: int  # the largest number of seeds that a study has
+    planned: int  # runs of all grids, those of several grids once
+    results: Sequence[RunResult]  # ordered as in the grids, stale before fresh
+    broken: Sequence[str]  # a sentence about each finished run that cannot be read
+    repeated: Sequence[str]  # a sentence about each study of which runs were left out because another has them too
+
+    @property
+    def tasks(self) -> list[str]:
+        """Return the tasks, in the order of the grids."""
+        return labels(self.results, lambda run: run.task)
+
+    @property
+    def surrogates(self) -> list[str]:
+        """Return the labels of the surrogates, in the order of the grids."""
+        return labels(self.results, lambda run: run.surrogate)
+
+
+@dataclass(frozen=True, slots=True)
+class _Study:
+    folder: Path
+    grid: Grid
+    base: str  # recipe (YAML) that it began with
+    results: list[RunResult]
+    broken: list[str]
+
+
+def read_pool(folders: Sequence[Path]) -> Pool:
+    """Read the finished runs of all studies; of a run that several have, the first study's.
+
+    Raises:
+        UserError: a folder has no Meta-World study or none of its runs can be read, or the studies differ in recipe or
+            budget. Says so of every folder at once.
+    """
+    studies: list[_Study] = []
+    problems: list[str] = []
+    for folder in {folder.resolve(): folder for folder in folders}.values():
+        try:
+            studies.append(_Study(folder, *_read_grid(folder), *_read_runs(folder)))
+        except ValueError as error:
+            problems.append(str(error))
+    problems += [problem for study in studies[1:] for problem in _differences(studies[0], study)]
+    if problems:
+        raise UserError("\n".join(problems))
+    results: dict[StudyRun, RunResult] = {}
+    repeated: list[str] = []
+    for study in studies:
+        twice = sum(result.run in results for result in study.results)
+        if twice:
+            repeated.append(f"{twice} runs of {study.folder} are also in a study before it, and only those are shown.")
+        results = {result.run: result for result in study.results} | results
+    plan = list(dict.fromkeys(run for study in studies for run in study.grid.runs()))
+    return Pool(
+        folders=[study.folder for study in studies],
+        recipe=studies[0].grid.recipe,
+        optimizer_steps=studies[0].grid.optimizer_steps,
+        seeds=max(study.grid.seeds for study in studies),
+        planned=len({*plan, *results}),
+        results=sorted(results.values(), key=_place(plan)),
+        broken=[f"{study.folder}: {sentence}" for study in studies for sentence in study.broken],
+        repeated=repeated,
+    )
+
+
+def _place(plan: Sequence[StudyRun]) -> Callable[[RunResult], tuple[bool, int]]:
+    """Return a key that sorts stale before fresh, and otherwise by the plan."""
+    place = {run: index for index, run in enumerate(plan)}
+    return lambda result: (result.run.regime != "stale", place.get(result.run, len(place)))
+
+
+def _read_grid(folder: Path) -> tuple[Grid, str]:
+    """Return a study's grid and the recipe (YAML) that it began with.
+
+    Raises:
+        ValueError: the folder holds no study, another kind of study, or a broken one.
+    """
+    if not (folder / STUDY_FILE).is_file():
+        raise UserError(
+            f"{folder}: expected the folder of a Meta-World study, found no {STUDY_FILE} in it; give the folder that "
+            "`vla-rl study metaworld` wrote to"
+        )
+    kind = kind_of(folder)
+    if kind != METAWORLD:
+        raise UserError(
+            f"{folder}: expected a study of {METAWORLD}, found one of {kind}; the figures are of runs of "
+            f"`vla-rl study metaworld`, and `vla-rl report {folder}` draws those of this study"
+        )
+    return read_study(folder)
+
+
+def _read_runs(folder: Path) -> tuple[list[RunResult], list[str]]:
+    try:
+        return read_results(folder)
+    except ValueError as error:
+        raise UserError(
+            f"{error}; continue the study with the command that began it, `vla-rl study metaworld` with the same "
+            "options and folder"
+        ) from error
+
+
+def _differences(first: _Study, second: _Study) -> list[str]:
+    """Return a sentence if the runs of two studies do not belong in one figure."""
+    ours, theirs = first.grid.optimizer_steps, second.grid.optimizer_steps
+    if ours != theirs:
+        differ = f"{theirs} optimizer steps instead of {ours}"
+    else:
+        before, after = (build_recipe(study.base, source=str(study.folder / STUDY_FILE)) for study in (first, second))
+        changed = changed_fields(before, after)
+        if not changed:
+            return []
+        differ = f"other values of {', '.join(changed)}"
+    return [
+        f"{second.folder}: its runs have {differ}, unlike those of {first.folder}, and do not belong in one figure; "
+        "draw each study by itself, into a folder of its own"
+    ]
