@@ -294,8 +294,11 @@ class TrainingRun:
                 "advantage_moments": self.learner.moments.state_dict(),
                 STATISTICS: self.plan.policy.statistics,
             },
-            writers={GOVERNOR: partial(_write_account, account), ROLLOUT: self._write_episodes}
-            | ({REPLAY: self._write_replay} if recipe.checkpoint.save_replay else {}),
+            writers={
+                GOVERNOR: partial(_write_account, account),
+                ROLLOUT: self._write_episodes,
+                **({REPLAY: self._write_replay} if recipe.checkpoint.save_replay else {}),
+            },
             keep=recipe.checkpoint.keep,
             is_keeper=self.is_keeper,
         )
