@@ -183,6 +183,13 @@ def test_the_only_data_set_of_a_collection_is_found_in_it(tmp_path: Path) -> Non
     assert f"name one of them: {tmp_path / 'collection' / 'libero_other_no_noops'}" in str(raised.value)
 
 
+def test_the_metadata_of_a_lerobot_data_set_stand_for_its_folder(tmp_path: Path) -> None:
+    """Prepared frames and statistics are named after the path, and depend on every file below it."""
+    root = toy.write_lerobot_v3(tmp_path / "mine", toys())
+    found = open_demos(root / "meta" / "info.json")
+    assert (found.path, len(found)) == (root, 6)
+
+
 def test_an_instruction_with_any_character_is_one_line_of_the_metadata(tmp_path: Path) -> None:
     root = toy.write_lerobot_v2(tmp_path / "data", toys()[:1])
     text = "Öffne\u2028die Tür"  # a line separator to str.splitlines, a character as any other to JSON

@@ -132,7 +132,7 @@ def open_demos(
     """Open a data set of demonstrations for LIBERO's robot, whatever its format.
 
     Args:
-        path: A file or a folder.
+        path: A file or a folder; `meta/info.json` of a LeRobot data set stands for its folder.
         gripper: Meaning of the file's gripper commands: `signed` (-1 open, +1 close), `binary` (0 close, 1 open),
             or `auto`, from the values.
         rotated: The pictures in the file are already rotated by 180 degrees; `auto` is what the format prescribes.
@@ -151,6 +151,8 @@ def open_demos(
     if rotated not in ("auto", True, False):
         raise UserError(f"rotated: {rotated!r} does not exist; choose from 'auto', True, False")
     where = Path(path)
+    if where.parts[-2:] == INFO.parts:  # the data set is the whole folder
+        where = where.parents[1]
     convention: Gripper | Literal["auto"] = (
         "signed" if gripper == "signed" else "binary" if gripper == "binary" else "auto"
     )
@@ -170,8 +172,6 @@ def find_reader(path: Path) -> Reader:
             return Hdf5Reader([path])
         if RECORDS.search(path.name):
             return RldsReader([path])
-        if path.name == INFO.name and path.parent.name == INFO.parent.name:
-            return LeRobotReader(path.parent.parent)
         raise DemosError(
             path, "", "unknown format", found=f"a file {path.suffix or 'without a suffix'}", allowed=FORMATS
         )

@@ -90,7 +90,7 @@ def make_supervised_plan(recipe: SupervisedRecipe, progress: Progress = lambda _
     section = recipe.demos
     device = resolve_device(recipe.runtime.device)
     demos = open_demos(section.path, gripper=section.gripper, rotated=section.rotated, drop_no_ops=section.drop_no_ops)
-    key = section.key or section.suite or _name_of(Path(section.path).resolve())
+    key = section.key or section.suite or _name_of(demos.path.resolve())
     rollouts = read_rollouts(demos, progress)
     measured = {key: rollouts.statistics()}
     policy = recipe.policy.plan(
