@@ -124,6 +124,7 @@ def test_a_terminal_gets_a_panel_with_every_fact():
     display.update(first)
     display.update(replace(first, clocks=replace(first.clocks, seconds=10.0, optimizer_steps=10, env_steps=3430)))
     display.message("a worker [3] came back")
+    display.message(f"warning: {'x' * 150}")  # longer than a line: the terminal wraps it, and it can be copied whole
     display.close()
     display.close()
     for fact in (
@@ -140,6 +141,7 @@ def test_a_terminal_gets_a_panel_with_every_fact():
         "replay 900 / 1,000",
         "1.23 GB",
         "a worker [3] came back",
+        f"warning: {'x' * 150}",
     ):
         assert fact in shown(), fact
 

@@ -143,7 +143,7 @@ class PanelDisplay:
 
     def message(self, text: str) -> None:
         """Print the text above the panel."""
-        self._live.console.print(text, markup=False, highlight=False)
+        self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """Leave the last panel on the screen."""
