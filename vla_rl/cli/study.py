@@ -65,7 +65,7 @@ JobsOption = Annotated[
 
 
 @app.command()
-def metaworld(
+def metaworld(  # noqa: PLR0913 - one parameter per option
     out: OutOption,
     preset: Annotated[
         Preset,
@@ -106,6 +106,10 @@ def metaworld(
             show_default="the preset's",
         ),
     ] = None,
+    share: Annotated[
+        str,
+        typer.Option("--share", help="Share of the runs that this machine makes, like 1/4; merge the folders later."),
+    ] = "1/1",
     jobs: JobsOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would run and how long it would take; start nothing.")
@@ -114,7 +118,7 @@ def metaworld(
     """Compare surrogates on fresh and stale experience: a resumable grid of runs, statistics and figures."""
     _require_matplotlib()
     from vla_rl.studies.metaworld.duration import estimate
-    from vla_rl.studies.metaworld.grid import PRESETS
+    from vla_rl.studies.metaworld.grid import PRESETS, Share
     from vla_rl.studies.metaworld.outputs import write_study
     from vla_rl.studies.metaworld.runner import run_grid
 
@@ -122,14 +126,45 @@ def metaworld(
     chosen |= {"seeds": seeds, "optimizer_steps": budget, "recipe": recipe}
     grid = replace(PRESETS[preset.value], **{name: value for name, value in chosen.items() if value is not None})
     at_once = jobs or len(os.sched_getaffinity(0))
-    print(estimate(grid, jobs=at_once))
+    own = Share.parse(share)
+    print(estimate(grid, jobs=at_once, share=own))
     if dry_run:
         return
     only_comments()
-    progress = run_grid(grid, out, jobs=at_once, say=partial(print, flush=True))
+    progress = run_grid(grid, out, jobs=at_once, say=partial(print, flush=True), share=own)
     if progress.kept or progress.finished:
         _write(write_study, out)
     _require_success(progress, out / "runs", "runs")
+
+
+@app.command()
+def merge(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(exists=True, file_okay=False, help="Folders of one Meta-World study, each from a machine."),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", file_okay=False, help="Folder of the whole study, new or one of them; it can be continued there."
+        ),
+    ],
+) -> None:
+    """Bring together the finished runs of a study that several machines made, and write its report."""
+    _require_matplotlib()
+    from vla_rl.studies.metaworld.merging import merge_studies
+    from vla_rl.studies.metaworld.outputs import write_study
+
+    only_comments()
+    merged = merge_studies(folders, out)
+    print(
+        f"{merged.copied} runs copied to {out}, {merged.kept} were there; {merged.copied + merged.kept} of "
+        f"{merged.planned} are finished"
+    )
+    for folder, names in merged.unfinished.items():
+        print(f"left in {folder}, not finished: {', '.join(names)}")
+    if merged.copied + merged.kept:
+        _write(write_study, out)
 
 
 def _write(write_study: Callable[[Path], WrittenStudy], out: Path) -> None:

@@ -1,26 +1,73 @@
-"""Duration of a Meta-World grid before it starts, from measured rates."""
+"""Price of a Meta-World grid before it starts, from measured rates.
+
+A run costs its start, its env steps, and its updates: something for each of them, and for every sample something that
+does not depend on the network, something for each weight (forward and backward) and something for each number that the
+distribution of an action has (256 for each component with bins, one or two with a Gaussian).
+
+The rates are CPU times, the least of three or four measurements, on one virtual core of an AMD EPYC with torch 2.13 and
+mujoco 3.3.0: updates of 128 and 512 units with 256 bins (7.6 ms for 400 samples, 20.3 for 1,600; 64.6 for 2,048 with
+512 units) and with Gaussians (5.6 and 14.8 ms for 800), from which the estimate is up to 14 % away; env steps on
+door-open, handle-press and push (253, 257 and 513 µs), whose mean is taken, and on which the network's size made no
+difference. Cores that are busy with something else take longer, as do two virtual ones that are one physical core.
+"""
 
 from __future__ import annotations
 
-from vla_rl.studies.metaworld.grid import Grid, StudyRun
+from vla_rl.recipe import Recipe
+from vla_rl.run.estimate import estimate_memory
+from vla_rl.run.plan import make_training_plan
+from vla_rl.studies.metaworld.grid import WHOLE, Grid, Share
 from vla_rl.studies.pace import Expected
 
-START_S, ENV_STEPS_PER_S, SAMPLES_PER_S = 8.0, 900.0, 21_000.0  # one of two parallel runs on two virtual cores
+START_S = 5.0  # imports
+ENV_STEP_S = 340e-6
+UPDATE_S, SAMPLE_S, WEIGHT_S, OUTPUT_S = 3.0e-3, 2.3e-6, 30e-12, 3.6e-9  # the last two for every sample
 
 
-def expect(grid: Grid, run: StudyRun) -> Expected:
-    """Return the expected time of a run; a fresh one takes several times as long as a stale one, for its env steps."""
-    recipe = grid.recipe_of(run)
-    segments = recipe.budget.optimizer_steps * recipe.learner.batch_segments
-    consumed = segments * recipe.replay.segment_length
+def expect(recipe: Recipe) -> Expected:
+    """Return the expected core seconds of a run; a fresh one takes several times as long as a stale one.
+
+    Raises:
+        UserError: the recipe is not possible here.
+    """
+    plan, batch = make_training_plan(recipe), recipe.learner.batch_segments * recipe.replay.segment_length
+    outputs = plan.action_spec.num_tokens * plan.action_spec.num_behavior
+    sample = SAMPLE_S + WEIGHT_S * plan.policy.trainable_parameters + OUTPUT_S * outputs
+    env_steps = batch / recipe.replay.replay_ratio  # per update
     return Expected(
-        start=START_S + recipe.replay.min_decisions / ENV_STEPS_PER_S,
-        training=consumed / recipe.replay.replay_ratio / ENV_STEPS_PER_S + consumed / SAMPLES_PER_S,
+        start=START_S + recipe.replay.min_decisions * ENV_STEP_S,
+        training=recipe.budget.optimizer_steps * (UPDATE_S + batch * sample + env_steps * ENV_STEP_S),
     )
 
 
-def estimate(grid: Grid, *, jobs: int) -> str:
-    """Return one line with the number of runs and their estimated duration."""
-    seconds = sum(expect(grid, run).seconds for run in grid.runs())
-    hours = seconds / jobs / 3600
-    return f"{len(grid.runs())} runs, {jobs} at once: about {hours:.1f} h ({seconds / 3600:.1f} core hours)"
+def estimate(grid: Grid, *, jobs: int, share: Share = WHOLE) -> str:
+    """Return the price of a grid, or of one machine's share of it, in words: runs, core hours, hours, memory.
+
+    Raises:
+        UserError: the recipe does not fit.
+    """
+    runs, lines, total, memory = grid.share_of(share), [], 0.0, 0
+    for regime in grid.regimes:
+        own = [run for run in runs if run.regime == regime]
+        if own:
+            recipe = grid.recipe_of(own[0])
+            hours = expect(recipe).seconds / 3600
+            total += len(own) * hours
+            memory = max(memory, estimate_memory(make_training_plan(recipe), num_ranks=1).host)
+            lines.append(f"{regime}: {len(own)} runs of {_time(hours)}, {_number(len(own) * hours)} core hours in all")
+    at_once = min(jobs, max(1, len(runs)))
+    return "\n".join(
+        [
+            f"{len(runs)} runs, {jobs} at once: about {_number(total / at_once)} h ({_number(total)} core hours)",
+            *lines,
+            f"memory: {memory / 2**30:.1f} GiB a run, {at_once * memory / 2**30:.1f} GiB at once",
+        ]
+    )
+
+
+def _time(hours: float) -> str:
+    return f"{_number(hours)} h" if hours >= 1 else f"{60 * hours:.1f} min"
+
+
+def _number(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.1f}" if hours >= 1 else f"{hours:.2f}"

@@ -8,8 +8,9 @@ which then has more experience. Warm-ups of the learning rates and the distance 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from vla_rl.envs.metaworld.env import HORIZON
@@ -40,6 +41,30 @@ class StudyRun:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """One of several equal shares of a grid, for one of several machines."""
+
+    number: int  # from 1
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> Share:
+        """Read "1/4".
+
+        Raises:
+            UserError: the text is something else.
+        """
+        match = re.fullmatch(r"([1-9][0-9]{0,5})/([1-9][0-9]{0,5})", text)
+        share = cls(int(match[1]), int(match[2])) if match else None
+        if share is None or share.number > share.of:
+            raise UserError(f"--share: found {text!r}; write 1/4 to 4/4 on the first to the fourth of four machines")
+        return share
+
+
+WHOLE = Share(1, 1)
+
+
+@dataclass(frozen=True, slots=True)
 class Grid:
     """Runs of a study."""
 
@@ -64,6 +89,16 @@ class Grid:
             for task in self.tasks
             for surrogate in self.surrogates
         ]
+
+    def share_of(self, share: Share) -> list[StudyRun]:
+        """Return the runs of one share, in the order of the grid; every run is in exactly one of them.
+
+        Runs that differ in their surrogate alone are in one share, for they are compared: machines differ in rounding.
+        A regime's are dealt out in turn, so that shares take equally long, up to one task of one seed.
+        """
+        places = [(regime, seed, task) for regime in self.regimes for seed in range(self.seeds) for task in self.tasks]
+        own = set(places[share.number - 1 :: share.of])
+        return [run for run in self.runs() if (run.regime, run.seed, run.task) in own]
 
     def overrides(self, run: StudyRun) -> list[str]:
         """Return the overrides that make the recipe this run's.
@@ -109,6 +144,17 @@ class Grid:
     def settings(self) -> dict[str, Any]:
         """Return all fields as JSON."""
         return asdict(self)
+
+
+def joined(first: Grid, second: Grid) -> Grid:
+    """Return the first grid with what the second adds to its tasks, surrogates, regimes and seeds."""
+    return replace(
+        first,
+        tasks=tuple(dict.fromkeys([*first.tasks, *second.tasks])),
+        surrogates=tuple(dict.fromkeys([*first.surrogates, *second.surrogates])),
+        regimes=tuple(dict.fromkeys([*first.regimes, *second.regimes])),
+        seeds=max(first.seeds, second.seeds),
+    )
 
 
 def _scaled(base: Recipe, optimizer_steps: int) -> dict[str, int]:

@@ -23,7 +23,7 @@ from vla_rl.studies.metaworld.results import (
     read_results,
     select,
 )
-from vla_rl.studies.metaworld.runner import read_study
+from vla_rl.studies.metaworld.runner import BASELINES_FILE, read_study
 from vla_rl.studies.metaworld.scores import (
     Improvement,
     Score,
@@ -49,7 +49,6 @@ from vla_rl.studies.pages import (
 TITLE = "Meta-World: surrogates on old and new experience"
 POINTS = ("learner/kl", "learner/approx_kl", "utilization/ess_old", "policy_lag/p95", "ratio/abs_log_p95")
 TABLES = ("runs", "scores", "improvements", "curves", "trajectories", "points")
-BASELINES_FILE = "random_returns.json"
 
 
 def write_study(out: Path) -> WrittenStudy:

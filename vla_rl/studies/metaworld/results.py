@@ -20,7 +20,7 @@ from vla_rl.reporting.metrics_file import METRICS_FILE, read_metrics
 from vla_rl.reporting.run_folder import RECIPE_FILE
 from vla_rl.reporting.series import Records, closing_mean, series
 from vla_rl.studies.metaworld.grid import StudyRun
-from vla_rl.studies.metaworld.runner import RUN_FILE, RUNS
+from vla_rl.studies.metaworld.runner import RUN_FILE, finished_runs
 from vla_rl.studies.surrogate_labels import StudySurrogate
 
 STALENESS = (
@@ -96,11 +96,11 @@ def read_results(out: Path) -> tuple[list[RunResult], list[str]]:
     """
     found: list[RunResult] = []
     broken: list[str] = []
-    for path in sorted((out / RUNS).glob(f"*/{RUN_FILE}")):
+    for folder in finished_runs(out):
         try:
-            found.append(_read_run(path.parent))
+            found.append(_read_run(folder))
         except (ValueError, FileNotFoundError) as error:
-            broken.append(f"{path.parent.name}: {error}")
+            broken.append(f"{folder.name}: {error}")
     if not found:
         raise ValueError(
             "; ".join([f"{out}: no run of the study can be read", *broken])

@@ -13,17 +13,20 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vla_rl.errors import UserError, preflight
-from vla_rl.files import atomic_write_json, read_json_object
+from vla_rl.files import ASIDE, atomic_write_json, read_json_object
 from vla_rl.learner.checkpoint_folder import CHECKPOINTS, remove_part
 from vla_rl.replay.ring_file import REPLAY
 from vla_rl.run.folder_lock import claim_folder
 from vla_rl.studies.jobs import Job, Progress, Say, resume_option, run_jobs, share_of_updates
 from vla_rl.studies.metaworld.duration import expect
-from vla_rl.studies.metaworld.grid import Grid, StudyRun
+from vla_rl.studies.metaworld.grid import WHOLE, Grid, Share, StudyRun, joined
+from vla_rl.studies.pace import Expected
 from vla_rl.studies.study_file import STUDY_FILE, refuse_another_study
 
 RUN_FILE = "study_run.json"
 RUNS = "runs"
+ASIDE_STATES = (".unfinished", ".failed")  # ends of the names of such folders; see `vla_rl.studies.jobs`
+BASELINES_FILE = "random_returns.json"  # return of random actions by task
 
 
 def open_study(grid: Grid, out: Path) -> None:
@@ -32,25 +35,32 @@ def open_study(grid: Grid, out: Path) -> None:
     Raises:
         UserError: the folder holds a study with another recipe or budget, or with a recipe that has changed since.
     """
-    path = out / STUDY_FILE
     base = grid.base()
-    settings = grid.settings() | {"base": base.dump_yaml()}
-    if path.exists():
+    if (out / STUDY_FILE).exists():
         with preflight():
             there, began_with = read_study(out)
         refuse_another_study(
             out,
             there.settings(),
-            settings,
+            grid.settings(),
             fixed=("recipe", "optimizer_steps"),
             began_with=began_with,
             recipe=grid.recipe,
             base=base,
         )
-        for axis in ("tasks", "surrogates", "regimes"):  # a study may grow
-            settings[axis] = list(dict.fromkeys([*getattr(there, axis), *settings[axis]]))
-        settings["seeds"] = max(there.seeds, settings["seeds"])
-    atomic_write_json(path, settings)
+        grid = joined(there, grid)
+    write_settings(out, grid, base=base.dump_yaml())
+
+
+def write_settings(out: Path, grid: Grid, *, base: str) -> None:
+    """Write `study.json`.
+
+    Args:
+        out: folder of the study.
+        grid: all its runs.
+        base: the recipe (YAML) that all runs share.
+    """
+    atomic_write_json(out / STUDY_FILE, grid.settings() | {"base": base})
 
 
 def read_study(out: Path) -> tuple[Grid, str]:
@@ -74,12 +84,30 @@ def read_study(out: Path) -> tuple[Grid, str]:
     )
 
 
-def run_grid(grid: Grid, out: Path, *, jobs: int, say: Say) -> Progress:
+def finished_runs(out: Path) -> list[Path]:
+    """Return the folders of all finished runs of a study, by name."""
+    recorded = (path.parent for path in (out / RUNS).glob(f"*/{RUN_FILE}"))
+    # A run that was stopped while it was renamed has its record already, and so has half a copy.
+    return sorted(folder for folder in recorded if not _is_aside(folder))
+
+
+def unfinished_runs(out: Path) -> dict[str, str]:
+    """Return the state of every run that was begun and has not finished, by its name: unfinished or failed."""
+    begun = [path for path in sorted((out / RUNS).glob("*.*")) if path.suffix in ASIDE_STATES]
+    return {path.stem: path.suffix.removeprefix(".") for path in begun}
+
+
+def _is_aside(folder: Path) -> bool:
+    return folder.name.startswith(ASIDE) or folder.suffix in ASIDE_STATES
+
+
+def run_grid(grid: Grid, out: Path, *, jobs: int, say: Say, share: Share = WHOLE) -> Progress:
     """Run everything that is not finished yet.
 
     Args:
         grid: the runs.
         out: the study's folder.
+        share: which of the runs this machine makes.
         jobs: runs at once.
         say: called with one line per event.
 
@@ -87,23 +115,26 @@ def run_grid(grid: Grid, out: Path, *, jobs: int, say: Say) -> Progress:
         UserError: a recipe does not fit, or a study is running in the folder; nothing was started.
         KeyboardInterrupt: Ctrl-C, SIGTERM or a closed terminal; all runs were stopped, and finished ones stay.
     """
-    jobs_of_grid = jobs_of(grid)
+    jobs_of_grid = jobs_of(grid, share=share)
     with claim_folder(out, option="--out"):
         open_study(grid, out)
         return run_jobs(jobs_of_grid, out / RUNS, at_once=jobs, record_file=RUN_FILE, say=say, noun="runs")
 
 
-def jobs_of(grid: Grid) -> list[Job]:
-    """Return all runs of a grid as jobs.
+def jobs_of(grid: Grid, *, share: Share = WHOLE) -> list[Job]:
+    """Return the runs of a grid that one machine makes as jobs.
 
     Raises:
         UserError: a recipe does not fit.
     """
-    keeps_rings = grid.base().checkpoint.save_replay
-    return [_job(grid, run, keeps_rings=keeps_rings) for run in grid.runs()]
+    runs, keeps_rings = grid.share_of(share), grid.base().checkpoint.save_replay
+    first = {run.regime: run for run in reversed(runs)}
+    expected = {regime: expect(grid.recipe_of(run)) for regime, run in first.items()}
+    return [_job(grid, run, expected=expected[run.regime], keeps_rings=keeps_rings) for run in runs]
 
 
-def _job(grid: Grid, run: StudyRun, *, keeps_rings: bool) -> Job:
+def _job(grid: Grid, run: StudyRun, *, expected: Expected, keeps_rings: bool) -> Job:
+    grid.recipe_of(run)  # refuse what does not fit before anything starts
     overrides = grid.overrides(run)
     return Job(
         name=run.name,
@@ -111,7 +142,7 @@ def _job(grid: Grid, run: StudyRun, *, keeps_rings: bool) -> Job:
             *("train", grid.recipe, *overrides, "--run-dir", str(folder)),
             *(resume_option(folder) if keeps_rings else []),
         ],
-        expected=expect(grid, run),
+        expected=expected,
         share=lambda folder: share_of_updates(folder, optimizer_steps=grid.optimizer_steps),
         record=asdict(run),
         continues=keeps_rings,

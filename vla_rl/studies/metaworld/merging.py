@@ -1,0 +1,158 @@
+"""Folders of one Meta-World study that several machines filled, brought together in one.
+
+Finished runs are copied, each complete or not at all, so that an interrupted merge is finished by the same command.
+Unfinished ones stay where they are: their machine, or a study in the new folder, makes them.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vla_rl.errors import UserError, preflight
+from vla_rl.files import atomic_write_json, folder_written_aside, read_json_object
+from vla_rl.recipe import Recipe, build_recipe
+from vla_rl.reporting.metrics_file import METRICS_FILE, read_metrics
+from vla_rl.run.folder_lock import claim_folder
+from vla_rl.studies.metaworld.grid import Grid, joined
+from vla_rl.studies.metaworld.runner import (
+    BASELINES_FILE,
+    RUNS,
+    finished_runs,
+    read_study,
+    unfinished_runs,
+    write_settings,
+)
+from vla_rl.studies.study_file import METAWORLD, STUDY_FILE, changed_fields, kind_of
+
+TIMES = ("seconds", "perf/")  # beginnings of the metrics that differ between two machines even if all else is the same
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What a merge did."""
+
+    copied: int  # runs
+    kept: int  # that were in the new folder before
+    unfinished: Mapping[Path, Sequence[str]]  # names of the runs that were left, by folder
+    planned: int  # runs of the whole study
+
+
+def merge_studies(folders: Sequence[Path], out: Path) -> Merged:
+    """Copy the finished runs of several folders of one study to another, which may be one of them.
+
+    Tasks, surrogates, regimes and seeds may differ: the study in the new folder has all of them.
+
+    Args:
+        folders: folders of studies.
+        out: folder of the whole study; created if it is missing.
+
+    Raises:
+        UserError: the folders hold studies of another kind or with another budget or recipe, or two of them have
+            different results for one run. Nothing was copied.
+    """
+    sources = list({folder.resolve(): folder for folder in folders if folder.resolve() != out.resolve()}.values())
+    with claim_folder(out, option="--out"):
+        studies = [out, *sources] if (out / STUDY_FILE).exists() else sources
+        if not studies:
+            raise UserError(f"{out}: there is no study in it, and no other folder was named")
+        grid, base = _plan_of_all(studies)
+        runs = _runs_of_all(studies)
+        write_settings(out, grid, base=base)
+        _merge_baselines(studies, out)
+        copied = [name for name, folder in runs.items() if folder.parent.parent != out]
+        for name in copied:
+            with preflight(), folder_written_aside(out / RUNS / name) as aside:
+                shutil.copytree(runs[name], aside, symlinks=True, dirs_exist_ok=True)
+    left = {source: [name for name in unfinished_runs(source) if name not in runs] for source in sources}
+    return Merged(
+        copied=len(copied),
+        kept=len(runs) - len(copied),
+        unfinished={source: names for source, names in left.items() if names},
+        planned=len(grid.runs()),
+    )
+
+
+def _plan_of_all(studies: Sequence[Path]) -> tuple[Grid, str]:
+    """Return the grid with the runs of all studies, and the recipe (YAML) that they share.
+
+    Raises:
+        UserError: a folder holds no such study, or one that differs from the first in more than its axes.
+    """
+    with preflight():
+        kinds = {study: kind_of(study) for study in studies}
+        others = [f"{study} holds a study of {kind}" for study, kind in kinds.items() if kind != METAWORLD]
+        if others:
+            raise UserError(f"{'; '.join(others)}; only studies of {METAWORLD} can be merged")
+        plans = [read_study(study) for study in studies]
+        recipes = [_recipe(study, base) for study, (_, base) in zip(studies, plans, strict=True)]
+    grid, base = plans[0]
+    problems = []
+    for study, (other, _), recipe in zip(studies[1:], plans[1:], recipes[1:], strict=True):
+        if other.optimizer_steps != grid.optimizer_steps:
+            problems.append(
+                f"{studies[0]} has {grid.optimizer_steps} optimizer steps per run, {study} {other.optimizer_steps}"
+            )
+        changed = changed_fields(recipes[0], recipe)
+        if changed:
+            problems.append(f"{studies[0]} and {study} began with recipes that differ in {', '.join(changed)}")
+        grid = joined(grid, other)
+    if problems:
+        raise UserError("\n  ".join(["the runs of these studies would not be comparable; merge them apart", *problems]))
+    return grid, base
+
+
+def _recipe(study: Path, base: str) -> Recipe:
+    return build_recipe(base, source=str(study / STUDY_FILE))
+
+
+def _runs_of_all(studies: Sequence[Path]) -> dict[str, Path]:
+    """Return the folder of every finished run by its name; of equal results the first study's.
+
+    Raises:
+        UserError: two studies have different results for a run.
+    """
+    found: dict[str, Path] = {}
+    problems = []
+    for study in studies:
+        for folder in finished_runs(study):
+            first = found.setdefault(folder.name, folder)
+            if first != folder and _outcome(first) != _outcome(folder):
+                problems.append(f"{first} and {folder}")
+    if problems:
+        raise UserError(
+            "\n  ".join(
+                [
+                    "a run has one result, and these have two, which differ in more than their times; "
+                    "move one of the two folders elsewhere",
+                    *problems,
+                ]
+            )
+        )
+    return found
+
+
+def _outcome(folder: Path) -> list[dict[str, float]]:
+    """Return a run's metrics without what depends on the machine's speed.
+
+    Raises:
+        UserError: the metrics cannot be read.
+    """
+    with preflight():
+        try:
+            records = read_metrics(folder / METRICS_FILE)
+        except FileNotFoundError as error:
+            raise UserError(f"{folder}: a finished run has a {METRICS_FILE}; put it back, or remove the run") from error
+    return [{name: record[name] for name in record if not name.startswith(TIMES)} for record in records]
+
+
+def _merge_baselines(studies: Sequence[Path], out: Path) -> None:
+    """Write the returns of random actions that any of the studies has measured; of two for a task the first."""
+    known: dict[str, float] = {}
+    for path in (study / BASELINES_FILE for study in reversed(studies)):
+        with preflight():
+            known |= read_json_object(path) if path.exists() else {}
+    if known:
+        atomic_write_json(out / BASELINES_FILE, known)
