@@ -20,7 +20,8 @@ from vla_rl.studies.figures import Look, panels_of
 from vla_rl.studies.metaworld import outputs as metaworld_outputs
 from vla_rl.studies.metaworld import plots as metaworld_plots
 from vla_rl.studies.metaworld.curves import metric_band, return_band
-from vla_rl.studies.metaworld.grid import Grid
+from vla_rl.studies.metaworld.grid import Grid, StudyRun
+from vla_rl.studies.metaworld.missing import MissingRun, missing_part
 from vla_rl.studies.metaworld.outputs import write_study
 from vla_rl.studies.metaworld.plots import _scatter
 from vla_rl.studies.metaworld.results import read_results, select
@@ -325,8 +326,61 @@ def test_a_study_that_is_not_finished_says_so(study, monkeypatch):
     (study / "runs" / "push-v3_ppo_stale_seed1").rename(study / "runs" / "push-v3_ppo_stale_seed1.unfinished")
     for path in (study / "runs" / "push-v3_ppo_stale_seed1.unfinished").glob("study_run.json"):
         path.unlink()
+    shutil.rmtree(study / "runs" / "door-open-v3_ppo_stale_seed1")
     write_study(study)
-    assert "PARTIAL: 1 of 12 runs are missing" in (study / "results" / "summary.md").read_text(encoding="utf-8")
+    summary = (study / "results" / "summary.md").read_text(encoding="utf-8")
+    assert "PARTIAL: 2 of 12 runs are missing" in summary
+    assert "| unfinished | stale | push-v3 | ppo | 1 | 1 |" in summary
+    assert "| not begun | stale | door-open-v3 | ppo | 1 | 1 |" in summary
+
+
+def test_missing_runs_are_told_in_blocks_that_cover_each_once():
+    grid = replace(GRID, seeds=4)
+    failed = StudyRun("push-v3", "ppo", "stale", 1)
+    missing = [
+        MissingRun(run, "failed" if run == failed else "not begun")
+        for run in grid.runs()
+        if run.seed >= 2 or (run.task == "push-v3" and run.seed == 1)
+    ]
+    assert missing_part(missing).rows == (
+        ("not begun", "stale", "push-v3", "gipo:0.5, gipo", "1, 2, 3", "6"),
+        ("failed", "stale", "push-v3", "ppo", "1", "1"),
+        ("not begun", "stale", "door-open-v3", "gipo:0.5, gipo", "2, 3", "4"),
+        ("not begun", "stale", "door-open-v3, push-v3", "ppo", "2, 3", "4"),
+    )
+
+
+def test_a_complete_study_has_no_table_of_missing_runs(study):
+    assert "Missing runs" not in {part.title for part in parts_of(study)}
+
+
+def test_the_paper_s_numbers_stand_beside_those_that_measure_the_same(study):
+    results = [
+        replace(result, records=[each | {"ratio/abs_log_p95": 0.5} for each in result.records])
+        if (result.run.task, result.run.surrogate) == ("push-v3", "ppo") else result
+        for result in results_of(study)
+    ]  # fmt: skip
+    (part,) = (part for part in parts_of(study, results=results) if part.title == "Beside the paper")
+    rows = {row[:3]: row[3:] for row in part.rows}
+    iqm, drift = "IQM of the normalised score", "P95 of abs(log ρ)"
+    assert rows["stale", iqm, "gipo"] == ("0.730", "0.300 (0.200 to 0.400)")
+    assert rows["stale", iqm, "ppo"] == ("0.180", "0.030 (0.020 to 0.040)")
+    assert rows["stale", "settings above every other surrogate", "GIPO"] == ("6 of 6", "1 of 2")
+    assert rows["stale", "old fraction", "gipo"] == ("0.884 ± 0.003", "0.9 ± 0")
+    assert rows["stale", drift, "gipo"] == ("1.46 ± 0.75", "1.5 ± 0")
+    assert rows["stale", drift, "ppo"] == ("1.46 ± 0.75", "1 ± 0.707")  # 1.5 and 0.5
+    assert len(rows) == len(part.rows) == 7
+    assert "100,000 updates, these 6,000" in part.sentences[0]
+
+
+def test_over_one_task_there_is_no_deviation_and_over_other_surrogates_no_paper(study):
+    results = results_of(study)
+    (part,) = (
+        part for part in parts_of(study, results=select(results, task="push-v3")) if part.title == "Beside the paper"
+    )
+    assert ("stale", "old fraction", "ppo", "0.884 ± 0.003", "0.9") in part.rows
+    others = parts_of(study, results=select(results, surrogate="gipo:0.5"))
+    assert "Beside the paper" not in {part.title for part in others}
 
 
 @pytest.mark.parametrize(
@@ -418,7 +472,14 @@ def words_of(study, **changes):
 
 
 def parts_of(study, **changes):
-    grid = {"planned": 12, "optimizer_steps": 6000, "recipe": "metaworld_stale", "random_returns": RANDOM, **changes}
+    grid = {
+        "planned": 12,
+        "missing": [],
+        "optimizer_steps": 6000,
+        "recipe": "metaworld_stale",
+        "random_returns": RANDOM,
+        **changes,
+    }
     results = changes.pop("results", None) or results_of(study)
     computed = {"scores": scores(results, RANDOM), "improvements": improvements(results, RANDOM)}
     return parts(Study(**grid | {"results": results, "broken": []} | computed | changes))

@@ -12,6 +12,7 @@ from vla_rl.reporting.report import origin_table
 from vla_rl.reporting.series import value_of
 from vla_rl.studies.bands import Band
 from vla_rl.studies.metaworld.curves import return_band
+from vla_rl.studies.metaworld.missing import missing_runs
 from vla_rl.studies.metaworld.plots import FIGURES, bands_by_surrogate, write_figures
 from vla_rl.studies.metaworld.results import (
     CLOSING,
@@ -77,6 +78,7 @@ def write_study(out: Path) -> WrittenStudy:
     remove_others(folder, tables=TABLES, figures=FIGURES, written=written + figures)
     study = Study(
         planned=len(grid.runs()),
+        missing=missing_runs(grid, out),
         optimizer_steps=grid.optimizer_steps,
         recipe=grid.recipe,
         results=results,

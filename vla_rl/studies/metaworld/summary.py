@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vla_rl.reporting.text import number, percent
+from vla_rl.studies.metaworld.beside_paper import paper_part
+from vla_rl.studies.metaworld.missing import missing_part
 from vla_rl.studies.metaworld.results import (
     STALENESS,
     UTILIZATION,
@@ -38,9 +40,12 @@ TITLES = {
 
 def parts(study: Study) -> list[Part]:
     """Return all parts, most important first."""
+    beside = paper_part(study)
     return [
         Part("In words", tuple(words(study))),
+        *([missing_part(study.missing)] if study.missing else []),
         _score_part(study),
+        *([beside] if beside is not None else []),
         _improvement_part(study),
         _return_part(study),
         _closing_part(study, "Staleness (closing means over runs)", (*STALENESS, "learner/kl")),

@@ -8,6 +8,7 @@ from functools import partial
 from statistics import fmean
 
 from vla_rl.reporting.text import number, percent
+from vla_rl.studies.metaworld.missing import MissingRun
 from vla_rl.studies.metaworld.results import (
     RunResult,
     labels,
@@ -30,6 +31,7 @@ class Study:
     """Data of a study."""
 
     planned: int  # runs
+    missing: Sequence[MissingRun]
     optimizer_steps: int  # budget of every run
     recipe: str  # name or path
     results: Sequence[RunResult]
@@ -47,9 +49,8 @@ class Study:
 def cautions(study: Study) -> list[str]:
     """Return what a reader must know before trusting the numbers."""
     found = []
-    missing = study.planned - len(study.results) - len(study.broken)
-    if missing:
-        found.append(f"PARTIAL: {missing} of {study.planned} runs are missing.")
+    if study.missing:
+        found.append(f"PARTIAL: {len(study.missing)} of {study.planned} runs are missing.")
     found += [f"LEFT OUT: {sentence}" for sentence in study.broken]
     for regime in study.regimes:
         seeds = _fewest_seeds([score for score in study.scores if score.regime == regime])
