@@ -39,7 +39,7 @@ def paper_part(study: Study) -> Part | None:
         "Beside the paper",
         (
             f"The paper's runs have 100,000 updates, these {study.optimizer_steps:,}. ± is the deviation over tasks. "
-            "The paper does not say under which surrogate it measured drift. docs/metaworld.md says why numbers differ.",
+            "The paper does not say under which surrogate it measured drift. docs/metaworld.md says why they differ.",
         ),
         ("regime", "what", "surrogate", "paper", "here"),
         rows,
