@@ -86,6 +86,15 @@ def test_warm_ups_and_checkpoints_of_a_short_study_are_a_long_one_s_in_proportio
     assert small.optimizer.policy_warmup == 0
 
 
+def test_a_short_study_logs_often_enough_for_its_closing_values():
+    def every(preset, optimizer_steps):
+        grid = replace(PRESETS[preset], optimizer_steps=optimizer_steps, regimes=("stale",))
+        return grid.recipe_of(grid.runs()[0]).logging.every_optimizer_steps
+
+    assert [every("paper", steps) for steps in (100_000, 10_000, 400)] == [250, 40, 1]
+    assert [every("small", steps) for steps in (16_000, 5000, 3000)] == [20, 20, 12]
+
+
 @pytest.mark.parametrize("regime", ["stale", "fresh"])
 def test_a_study_with_gaussian_actions_has_both_regimes(regime):
     grid = Grid(("push-v3",), ("gipo",), (regime,), 1, 3000, "metaworld_gaussian_stale")
@@ -244,6 +253,24 @@ def test_a_run_that_keeps_its_ring_is_continued_and_loses_the_ring_when_it_has_f
     checkpoint = second / "checkpoints" / "optimizer_step_3000"
     assert (problem_of(checkpoint), (checkpoint / "policy").exists()) == (None, True)
     assert not (checkpoint / "rank_0" / "replay").exists()
+
+
+def test_the_time_of_a_continued_run_counts_what_it_took_before(fake_train, tmp_path):
+    own = tmp_path / "own.yaml"
+    text = find_recipe("metaworld_stale").read_text(encoding="utf-8")
+    own.write_text(text.replace("save_replay: false", "save_replay: true"))
+    begun = fake_train / "runs" / "door-open-v3_ppo_stale_seed0.unfinished"
+    begun.mkdir(parents=True)
+    with MetricsWriter(begun, tensorboard=False, resume_at=None) as writer:
+        writer.write(Clocks(optimizer_steps=3000, seconds=5000.0), {})
+    grid = replace(GRID, seeds=1, surrogates=("ppo", "sapo"), recipe=str(own))
+    run_grid(grid, fake_train, jobs=1, say=lambda _: None)
+    seconds = [
+        json.loads((fake_train / "runs" / f"door-open-v3_{name}_stale_seed0" / RUN_FILE).read_text())["seconds"]
+        for name in ("ppo", "sapo")
+    ]
+    assert seconds[0] == 5000.0
+    assert seconds[1] < 1000.0
 
 
 def test_a_study_may_grow_but_not_change_its_budget(fake_train):

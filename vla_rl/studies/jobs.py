@@ -134,7 +134,7 @@ class _Session:
         """Rename the folder of a job that has ended."""
         self._running.remove(entry)
         job, folder = entry.job, aside(self._folder, entry.job, "unfinished")
-        seconds, code = time.monotonic() - entry.began, entry.process.returncode
+        seconds, code = _seconds(entry, folder), entry.process.returncode
         if code == 0:
             self._ended.append(Underway(job.expected, seconds, share=1.0))
             atomic_write_json(folder / self._record_file, {**job.record, "seconds": seconds})
@@ -162,12 +162,9 @@ class _Session:
         """Report one line: the event, the progress of the running jobs, and the remaining time."""
         self._told_at = time.monotonic()
         underway = {
-            entry.job.name: Underway(
-                entry.job.expected,
-                time.monotonic() - entry.began,
-                entry.job.share(aside(self._folder, entry.job, "unfinished")),
-            )
+            entry.job.name: Underway(entry.job.expected, _seconds(entry, folder), entry.job.share(folder))
             for entry in self._running
+            for folder in [aside(self._folder, entry.job, "unfinished")]
         }
         waiting = [job.expected for job in self._waiting]
         minutes = minutes_left(self._ended, list(underway.values()), waiting, jobs=self._at_once)
@@ -177,6 +174,13 @@ class _Session:
             f"[{total - len(underway) - len(waiting)}/{total}] {event}; running: {running or 'none'}; "
             f"{len(waiting)} waiting, about {minutes:.0f} min left"
         )
+
+
+def _seconds(entry: _Running, folder: Path) -> float:
+    """Return how long a job has taken; that of a run which was continued includes what its metrics know of before."""
+    path = folder / METRICS_FILE
+    records = read_metrics(path) if path.exists() else []
+    return max(time.monotonic() - entry.began, records[-1]["seconds"] if records else 0.0)
 
 
 def share_of_updates(run_dir: Path, *, optimizer_steps: int) -> float:

@@ -22,6 +22,7 @@ from vla_rl.replay.layout import capacity_for
 from vla_rl.studies.surrogate_labels import StudySurrogate, canonical_labels, require_known
 
 RECIPE = "metaworld_stale"
+LOG_POINTS = 250  # at least, of a run: closing values are means over the last fifth of them
 REGIMES = tuple(SPANS)
 
 
@@ -158,7 +159,10 @@ def joined(first: Grid, second: Grid) -> Grid:
 
 
 def _scaled(base: Recipe, optimizer_steps: int) -> dict[str, int]:
-    """Return the fields of a recipe that are proportional to the budget; the ring still holds the recipe's warm-up."""
+    """Return the fields of a recipe that follow from the budget.
+
+    They are proportional to it, but the ring still holds the recipe's warm-up, and the log has enough points.
+    """
     scale = optimizer_steps / base.budget.optimizer_steps
     smallest = capacity_for(
         base.replay.min_decisions,
@@ -170,9 +174,11 @@ def _scaled(base: Recipe, optimizer_steps: int) -> dict[str, int]:
         "optimizer.value_warmup": base.optimizer.value_warmup,
         "optimizer.critic_only_steps": base.optimizer.critic_only_steps,
     }
+    log_every = base.logging.every_optimizer_steps
     return {
         "replay.capacity": max(round(base.replay.capacity * scale), smallest),
         "checkpoint.every_optimizer_steps": max(1, round(base.checkpoint.every_optimizer_steps * scale)),
+        "logging.every_optimizer_steps": min(log_every, max(1, optimizer_steps // LOG_POINTS)),
         **{field: round(steps * scale) for field, steps in warm_ups.items() if steps},
     }
 
