@@ -18,6 +18,7 @@ from vla_rl.studies.metaworld.results import (
 from vla_rl.studies.metaworld.scores import (
     MAX_RETURN,
 )
+from vla_rl.studies.metaworld.solving import solving_part, solving_words
 from vla_rl.studies.metaworld.words import Study, mean_over_runs, words
 from vla_rl.studies.pages import Part, between
 
@@ -40,14 +41,15 @@ TITLES = {
 
 def parts(study: Study) -> list[Part]:
     """Return all parts, most important first."""
-    beside = paper_part(study)
+    beside, solving = paper_part(study), solving_part(study)
     return [
-        Part("In words", tuple(words(study))),
+        Part("In words", (*words(study), *solving_words(study))),
         *([missing_part(study.missing)] if study.missing else []),
         _score_part(study),
         *([beside] if beside is not None else []),
         _improvement_part(study),
         _return_part(study),
+        *([solving] if solving is not None else []),
         _closing_part(study, "Staleness (closing means over runs)", (*STALENESS, "learner/kl")),
         _closing_part(study, "Use of the samples (closing means over runs)", UTILIZATION),
         _whole_part(study),

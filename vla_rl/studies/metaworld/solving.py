@@ -1,0 +1,102 @@
+"""Env steps after which the runs of a Meta-World study solve their task.
+
+A run has solved its task once `LEVEL` of the training episodes succeed, in the mean over the log points of the latest
+tenth of its env steps. It may lose that again, so the last tenth is told beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+
+from vla_rl.evaluation.statistics import mcnemar
+from vla_rl.reporting.series import closing_mean, series
+from vla_rl.reporting.text import percent
+from vla_rl.studies.metaworld.results import RunResult, labels, select
+from vla_rl.studies.metaworld.words import Study
+from vla_rl.studies.pages import Part
+
+SUCCESS = "rollout/success_rate"
+LEVEL = 0.8
+WINDOW = 0.1  # of a run's env steps
+
+
+def env_steps_until_solved(result: RunResult) -> int | None:
+    """Return the env steps at the first log point whose window reaches `LEVEL`; None if none does.
+
+    The first windows end after a tenth of the env steps: earlier ones would be shorter.
+    """
+    env_steps, success = series(result.records, SUCCESS, over="env_steps")
+    width = WINDOW * result.records[-1]["env_steps"]
+    first, total = 0, 0.0
+    for last, (at, rate) in enumerate(zip(env_steps, success, strict=True)):
+        total += rate
+        while env_steps[first] <= at - width:
+            total -= success[first]
+            first += 1
+        if at >= width and total / (last - first + 1) >= LEVEL:
+            return int(at)
+    return None
+
+
+def is_solved_at_the_end(result: RunResult) -> bool:
+    """Return whether the last tenth of a run reaches `LEVEL`."""
+    success = closing_mean(result.records, SUCCESS, share=WINDOW)
+    return success is not None and success >= LEVEL
+
+
+def solving_part(study: Study) -> Part | None:
+    """Return a table of all tasks and surrogates; None if no run has solved its task."""
+    rows = []
+    for task in labels(study.results, lambda run: run.task):
+        for regime in study.regimes:
+            for surrogate in labels(study.results, lambda run: run.surrogate):
+                chosen = select(study.results, task=task, regime=regime, surrogate=surrogate)
+                by_seed = sorted(chosen, key=lambda result: result.run.seed)
+                until = [env_steps_until_solved(result) for result in by_seed]
+                if by_seed:
+                    told = ", ".join("never" if at is None else f"{at:,}" for at in until)
+                    ended = sum(is_solved_at_the_end(result) for result in by_seed)
+                    rows.append((task, regime, surrogate, told, f"{ended} of {len(by_seed)}"))
+    if all(set(row[3].split(", ")) == {"never"} for row in rows):
+        return None
+    return Part(
+        "Env steps until the task is solved",
+        (
+            f"Solved: {percent(LEVEL)} of the training episodes succeed, in the mean over the latest tenth of the "
+            "run's env steps. A run may lose that again; the last column counts the runs whose last tenth has it.",
+        ),
+        ("task", "regime", "surrogate", "env steps by seed", "solved at the end"),
+        tuple(rows),
+    )
+
+
+def solving_words(study: Study) -> Iterator[str]:
+    """Yield a sentence about every pair of surrogates of a regime in which some run has solved its task."""
+    for regime in study.regimes:
+        of_regime = select(study.results, regime=regime)
+        for first, second in combinations(labels(of_regime, lambda run: run.surrogate), 2):
+            pairs = _pairs(of_regime, first, second)
+            earlier, later = [a < b for _, a, b in pairs], [a > b for _, a, b in pairs]
+            if not any(earlier) and not any(later):
+                continue
+            p = mcnemar(earlier, later).p_exact
+            by_seed = mcnemar(earlier, later, clusters=[seed for seed, _, _ in pairs]).p_exact
+            yield (
+                f"{regime}: {first} solves its task earlier than {second} in {sum(earlier)} and later in {sum(later)} "
+                f"of {len(pairs)} pairs of equal seed and task (sign test p {p:.2g}; {by_seed:.2g} with the pairs of a "
+                "seed as one)."
+            )
+
+
+def _pairs(results: Sequence[RunResult], first: str, second: str) -> list[tuple[int, float, float]]:
+    """Return seed and env steps until both solved it, infinite for never, of runs with equal seed and task."""
+    ours, theirs = (
+        {
+            (result.run.task, result.run.seed): math.inf if (at := env_steps_until_solved(result)) is None else at
+            for result in select(results, surrogate=surrogate)
+        }
+        for surrogate in (first, second)
+    )
+    return [(place[1], ours[place], theirs[place]) for place in ours if place in theirs]
