@@ -119,6 +119,12 @@ def test_a_mean_that_misses_a_bound_by_more_than_rounding_is_out():
     assert not keep_groups([1.0, 0.0, 0.0, 0.0], [0] * 4, low=0.0, high=0.25 - 1e-12).any()
 
 
+@pytest.mark.parametrize("size", [2, 16, 1024])
+def test_a_group_in_which_all_succeed_is_out_however_large_it_is(size):
+    all_succeed = np.ones(size, np.float32)
+    assert not keep_groups(all_succeed, np.zeros(size, int), low=1e-6, high=1.0 - 1e-6).any()
+
+
 @pytest.mark.parametrize("baseline", BASELINES)
 @pytest.mark.parametrize(("offset", "scale"), [(2.0**40, 1.0), (0.0, 2.0**600), (0.0, 2.0**-600)])
 def test_large_levels_and_extreme_scales_cost_no_digits(baseline, offset, scale):

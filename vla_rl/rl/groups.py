@@ -92,7 +92,8 @@ def keep_groups(scores: ArrayLike, group_ids: ArrayLike, *, low: float, high: fl
     values, members, sizes = _grouped(scores, group_ids)
     means = np.bincount(members, weights=values) / sizes
     largest = np.maximum(*np.abs(_extremes(values, members, sizes)))
-    slack = sizes * epsilon * largest  # bounds the rounding of n scores and of their sum
+    # The rounding of a score, and that of their sum, which is of double precision: 1,024 ones are above 0.9999.
+    slack = (epsilon + sizes * np.finfo(np.float64).eps) * largest
     kept: NDArray[np.bool_] = ((means >= low - slack) & (means <= high + slack))[members]
     return kept
 
