@@ -1,6 +1,11 @@
 """The jobs of a study: in the order of their needs, within the cores, continued or begun again."""
 
+import os
+import signal
 import sys
+import threading
+import time
+from dataclasses import replace
 
 import pytest
 
@@ -8,15 +13,24 @@ from vla_rl.studies import jobs as study_jobs
 from vla_rl.studies.jobs import Job, run_jobs
 from vla_rl.studies.pace import Expected
 
-# Stands in for `vla-rl`: notes when it began and ended, its environment and what its folder held; `fail` fails.
+# Stands in for `vla-rl`: notes when it began and ended, its environment and what its folder held; `fail` fails, and
+# `saves` takes half a second to save when it is asked to end.
 FAKE = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 word, folder = sys.argv[3:5]
 journal = Path(folder).parents[1] / "journal"
 with journal.open("a") as file:
     kept = "kept" if (Path(folder) / "half").exists() else "fresh"
     file.write(f"begin {word} {os.environ['OMP_NUM_THREADS']} {kept}\\n")
+if word == "saves":
+    def save(*_):
+        time.sleep(0.5)
+        (journal.parent / "saving").write_text("saved")
+        sys.exit()
+    signal.signal(signal.SIGTERM, save)
+    (journal.parent / "saving").touch()
+    time.sleep(30)
 time.sleep(0.3)
 with journal.open("a") as file:
     file.write(f"end {word}\\n")
@@ -96,10 +110,37 @@ def test_jobs_that_need_a_failed_one_are_not_started_and_all_others_are(out):
     assert (progress.kept, [each.name for each in progress.finished]) == (1, ["a", "b", "c"])
 
 
+@pytest.mark.parametrize("state", ["unfinished", "failed"])
 @pytest.mark.parametrize(("continues", "found"), [(True, "kept"), (False, "fresh")])
-def test_an_interrupted_job_goes_on_in_its_folder_or_begins_again(out, continues, found):
-    folder = out / "jobs" / "a.unfinished"
+def test_an_interrupted_or_failed_job_goes_on_in_its_folder_or_begins_again(out, continues, found, state):
+    folder = out / "jobs" / f"a.{state}"
     folder.mkdir(parents=True)
     (folder / "half").touch()
     run(out, [job("a", continues=continues)], at_once=1)
     assert (out / "journal").read_text().split()[3] == found
+    assert [path.name for path in (out / "jobs").iterdir()] == ["a"]
+
+
+def test_a_job_is_tidied_up_before_it_has_its_final_name(out):
+    tidied = []
+
+    def tidy(folder):
+        tidied.append((folder.name, (folder / "done.json").exists()))
+
+    run(out, [replace(job("a"), tidy=tidy)], at_once=1)
+    assert tidied == [("a.unfinished", True)]
+
+
+@pytest.mark.parametrize(("continues", "ends"), [(True, "of itself"), (False, "killed")])
+def test_an_interrupted_study_waits_longer_for_jobs_that_save_what_they_go_on_from(out, monkeypatch, continues, ends):
+    monkeypatch.setattr(study_jobs, "STOP_S", 0.1)
+
+    def stop():
+        while not (out / "saving").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        run(out, [job("a", word="saves", continues=continues)], at_once=1)
+    assert ((out / "saving").read_text() == "saved") == (ends == "of itself")

@@ -176,7 +176,11 @@ def _write(write_study: Callable[[Path], WrittenStudy], out: Path) -> None:
 def _require_success(progress: Progress, folder: Path, noun: str) -> None:
     """Raise RunFailureError if a job failed; its log is in `folder`."""
     if progress.failed:
-        names = "\n".join(f"  {job.name}: see {folder}/{job.name}.failed/output.log" for job in progress.failed)
+        names = "\n".join(
+            f"  {job.name}: see {folder}/{job.name}.failed/output.log"
+            + (" (it goes on in this folder; without the folder it begins anew)" if job.continues else "")
+            for job in progress.failed
+        )
         waiting = f"; {len(progress.blocked)} others wait for them" if progress.blocked else ""
         raise RunFailureError(
             f"{len(progress.failed)} {noun} failed{waiting}; run the study again to retry them\n{names}"

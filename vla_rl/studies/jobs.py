@@ -2,7 +2,7 @@
 
     FOLDER/NAME/              a finished job: what its command wrote, and its record
     FOLDER/NAME.unfinished/   a current or interrupted job: restarted or continued next time
-    FOLDER/NAME.failed/       a failed job: retried next time
+    FOLDER/NAME.failed/       a failed job: retried next time, restarted or continued as an interrupted one
 
 A folder gets its final name when its job has succeeded, so there are no half-finished jobs.
 """
@@ -33,6 +33,7 @@ OUTPUT_FILE = "output.log"  # output of a job's command
 POLL_S = 0.2
 HEARTBEAT_S = 60.0
 STOP_S = 20.0  # for a job to end on its own after the study is interrupted
+SAVE_S = 300.0  # the same for one that is continued later, which may write a checkpoint with a ring of gigabytes
 
 Say = Callable[[str], None]
 
@@ -47,7 +48,7 @@ class Job:
     share: Callable[[Path], float]  # share of its work that is done, from the job's folder
     record: Mapping[str, Any]  # written to its folder when it has finished, with the seconds it took
     needs: tuple[str, ...] = ()  # names of jobs that must finish first
-    continues: bool = False  # an interrupted one is continued in its folder; False: it starts again
+    continues: bool = False  # an interrupted or failed one is continued in its folder; False: it starts again
     tidy: Callable[[Path], None] | None = None  # removes from a finished job's folder what nobody needs any more
 
 
@@ -138,9 +139,9 @@ class _Session:
         if code == 0:
             self._ended.append(Underway(job.expected, seconds, share=1.0))
             atomic_write_json(folder / self._record_file, {**job.record, "seconds": seconds})
+            if job.tidy is not None:  # before the renaming: what has its final name is complete, and nobody looks again
+                job.tidy(folder)
             rename(folder, self._folder / job.name)
-            if job.tidy is not None:
-                job.tidy(self._folder / job.name)
             self._unfinished.remove(job.name)
             self._progress.finished.append(job)
         else:
@@ -198,8 +199,10 @@ def share_of_env_steps(run_dir: Path, *, env_steps: int) -> float:
 
 
 def _start(job: Job, folder: Path, *, cores: int) -> _Running:
-    own = aside(folder, job, "unfinished")
-    shutil.rmtree(aside(folder, job, "failed"), ignore_errors=True)
+    own, failed = aside(folder, job, "unfinished"), aside(folder, job, "failed")
+    if job.continues and failed.exists() and not own.exists():
+        rename(failed, own)  # hours may be in it, and a full disk or a lack of memory is soon mended
+    shutil.rmtree(failed, ignore_errors=True)
     if not job.continues:
         shutil.rmtree(own, ignore_errors=True)
     own.mkdir(parents=True, exist_ok=True)
@@ -220,10 +223,11 @@ def _start(job: Job, folder: Path, *, cores: int) -> _Running:
 def _stop(running: Sequence[_Running]) -> None:
     for entry in running:
         entry.process.terminate()
-    deadline = time.monotonic() + STOP_S
+    began = time.monotonic()
     for entry in running:
+        patience = SAVE_S if entry.job.continues else STOP_S
         try:
-            entry.process.wait(max(0.1, deadline - time.monotonic()))
+            entry.process.wait(max(0.1, began + patience - time.monotonic()))
         except subprocess.TimeoutExpired:
             entry.process.kill()
             entry.process.wait()
