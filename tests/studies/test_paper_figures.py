@@ -4,6 +4,7 @@ import csv
 import json
 import shlex
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -168,6 +169,18 @@ def test_figure_8_has_all_log_points_and_the_correlation_of_lag_and_tail(whole):
     # GIPO's tail is proportional to the lag, PPO's is constant.
     assert drawn.remarks[-1].endswith("all points: gipo:0.5 1.00, gipo 1.00.")
     assert [np.shape(axes.collections[0].get_offsets()) for axes in drawn.figure.axes] == [(60, 2)] * 3
+
+
+@pytest.mark.parametrize(("end", "falls"), [(1.0, False), (0.1, True)])
+def test_figure_8_says_that_the_learning_rate_falls_where_it_does(tmp_path, end, falls):
+    study = make(tmp_path / "study", replace(STALE, seeds=1))
+    for metrics in study.glob("runs/*/metrics.jsonl"):
+        records = [json.loads(line) for line in metrics.read_text().splitlines()]
+        rates = {"learner/policy_lr": 3e-4}, {"learner/policy_lr": 3e-4 * end}
+        lines = [json.dumps(each | rates[place >= 5]) for place, each in enumerate(records)]
+        metrics.write_text("\n".join(lines) + "\n")
+    drawn = BY_NUMBER[8].draw(read_pool([study]))
+    assert any("learning rate falls" in text for text in (*drawn.remarks, BY_NUMBER[8].text.caption)) == falls
 
 
 def test_figure_9_has_return_tail_and_ess_of_every_setting_on_handle_press(whole):

@@ -48,6 +48,7 @@ AGES = (*LAGS, "replay/age_mean")
 CONTRIBUTION = ("utilization/dead", "utilization/suppressed", "utilization/near_zero")
 TAIL, OLD_ESS = "ratio/abs_log_p95", "utilization/ess_old"
 RETURN = "closing return"
+FALLEN = 0.9  # share of the largest learning rate, below which a closing one has fallen
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -233,9 +234,12 @@ def _tails(results: Sequence[RunResult], looks: dict[str, Look]) -> Drawn | None
         for surrogate in dict.fromkeys(row["surrogate"] for row in rows)
         if (found := _correlation([row for row in rows if row["surrogate"] == surrogate])) is not None
     ]
-    remark = f"Correlation (Pearson) of the mean lag with the P95 of |log ρ|, all points: {', '.join(told)}."
-    figure = scatter_over(rows, looks, xs=LAGS, y=TAIL)
-    return Drawn(figure, rows, results, (remark,) if told else ())
+    remarks = []
+    if told:
+        remarks.append(f"Correlation (Pearson) of the mean lag with the P95 of |log ρ|, all points: {', '.join(told)}.")
+    if any(rate is not None and rate < FALLEN for rate in (result.closing_lr for result in results)):
+        remarks.append("The learning rate falls while the lag of stale experience grows, and the tail depends on both.")
+    return Drawn(scatter_over(rows, looks, xs=LAGS, y=TAIL), rows, results, tuple(remarks))
 
 
 def _correlation(rows: Sequence[Row]) -> float | None:
@@ -378,7 +382,7 @@ FIGURES = (
         FigureText(
             "Lag and tails of the ratio",
             "P95 of |log ρ| against three measures of lag; a point per log point of every run. Descriptive: points of "
-            "a run are not independent, and the learning rate falls while the lag grows.",
+            "a run are not independent.",
         ),
         "stale runs on one task",
         _on_one_task(_tails, DIAGNOSED_TASK),
