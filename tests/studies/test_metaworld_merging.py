@@ -153,7 +153,8 @@ def test_two_results_for_one_run_are_refused_and_nothing_is_copied(halves, tmp_p
         write_run(half / "runs" / BOTH, next(run for run in GRID.runs() if run.name == BOTH), end=end)
     with pytest.raises(UserError) as refused:
         merge_studies(halves, tmp_path / "all")
-    assert f"{halves[0] / 'runs' / BOTH} and {halves[1] / 'runs' / BOTH}" in str(refused.value)
+    told = f"{halves[0] / 'runs' / BOTH} and {halves[1] / 'runs' / BOTH} have different results"
+    assert told in str(refused.value)
     assert list((tmp_path / "all").iterdir()) == []
     shutil.rmtree(halves[1] / "runs" / BOTH)
     assert merge_studies(halves, tmp_path / "all").copied == 8
@@ -175,6 +176,34 @@ def test_runs_that_have_not_finished_stay_where_they_are(halves, tmp_path):
     assert merged.copied == 7
     assert BOTH not in {name.partition(".")[0] for name in names(tmp_path / "all")}
     assert (owner / "runs" / f"{BOTH}.unfinished" / "metrics.jsonl").exists()
+
+
+def cut_off(metrics):
+    metrics.write_bytes(metrics.read_bytes()[:-10])
+
+
+@pytest.mark.parametrize("half_copied", [cut_off, lambda metrics: metrics.unlink()])
+def test_half_a_copy_of_a_run_is_left_and_told_until_it_is_whole(halves, tmp_path, half_copied):
+    name = names(halves[1])[0]
+    whole = tmp_path / "whole"
+    shutil.copytree(halves[1] / "runs" / name, whole)
+    half_copied(halves[1] / "runs" / name / "metrics.jsonl")
+    called = CliRunner().invoke(app, ["study", "merge", *map(str, halves), "--out", str(tmp_path / "all")])
+    assert called.exit_code == 0, called.output
+    assert f"left, not whole: {name}: " in called.output
+    assert "7 runs copied" in called.output
+    assert name not in names(tmp_path / "all")
+    shutil.copytree(whole, halves[1] / "runs" / name, dirs_exist_ok=True)
+    assert merge_studies(halves, tmp_path / "all").copied == 1
+
+
+def test_half_a_copy_in_the_folder_that_gets_all_is_refused(halves):
+    metrics = halves[0] / "runs" / names(halves[0])[0] / "metrics.jsonl"
+    cut_off(metrics)
+    with pytest.raises(UserError, match="move these folders elsewhere") as refused:
+        merge_studies(halves, halves[0])
+    assert str(metrics) in str(refused.value)
+    assert len(names(halves[0])) == 4
 
 
 def test_studies_with_another_budget_or_recipe_are_refused_together(halves, tmp_path):

@@ -163,6 +163,8 @@ def merge(
     )
     for folder, names in merged.unfinished.items():
         print(f"left in {folder}, not finished: {', '.join(names)}")
+    for sentence in merged.broken:
+        print(f"left, not whole: {sentence}")
     if merged.copied + merged.kept:
         _write(write_study, out)
 

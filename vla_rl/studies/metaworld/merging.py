@@ -17,6 +17,7 @@ from vla_rl.recipe import Recipe, build_recipe
 from vla_rl.reporting.metrics_file import METRICS_FILE, read_metrics
 from vla_rl.run.folder_lock import claim_folder
 from vla_rl.studies.metaworld.grid import Grid, joined
+from vla_rl.studies.metaworld.results import read_run
 from vla_rl.studies.metaworld.runner import (
     BASELINES_FILE,
     RUNS,
@@ -37,6 +38,7 @@ class Merged:
     copied: int  # runs
     kept: int  # that were in the new folder before
     unfinished: Mapping[Path, Sequence[str]]  # names of the runs that were left, by folder
+    broken: Sequence[str]  # a sentence about each finished run that was left because it cannot be read
     planned: int  # runs of the whole study
 
 
@@ -51,7 +53,7 @@ def merge_studies(folders: Sequence[Path], out: Path) -> Merged:
 
     Raises:
         UserError: the folders hold studies of another kind or with another budget or recipe, or two of them have
-            different results for one run. Nothing was copied.
+            different results for one run, or a run of the new folder cannot be read. Nothing was copied.
     """
     sources = list({folder.resolve(): folder for folder in folders if folder.resolve() != out.resolve()}.values())
     with claim_folder(out, option="--out"):
@@ -59,7 +61,7 @@ def merge_studies(folders: Sequence[Path], out: Path) -> Merged:
         if not studies:
             raise UserError(f"{out}: there is no study in it, and no other folder was named")
         grid, base = _plan_of_all(studies)
-        runs = _runs_of_all(studies)
+        runs, broken = _runs_of_all(studies, out)
         write_settings(out, grid, base=base)
         _merge_baselines(studies, out)
         copied = [name for name, folder in runs.items() if folder.parent.parent != out]
@@ -71,6 +73,7 @@ def merge_studies(folders: Sequence[Path], out: Path) -> Merged:
         copied=len(copied),
         kept=len(runs) - len(copied),
         unfinished={source: names for source, names in left.items() if names},
+        broken=broken,
         planned=len(grid.runs()),
     )
 
@@ -108,43 +111,37 @@ def _recipe(study: Path, base: str) -> Recipe:
     return build_recipe(base, source=str(study / STUDY_FILE))
 
 
-def _runs_of_all(studies: Sequence[Path]) -> dict[str, Path]:
-    """Return the folder of every finished run by its name; of equal results the first study's.
+def _runs_of_all(studies: Sequence[Path], out: Path) -> tuple[dict[str, Path], list[str]]:
+    """Return the folder of every finished run by its name, and a sentence about each one that cannot be read.
+
+    Of equal results the first study's folder is returned.
 
     Raises:
-        UserError: two studies have different results for a run.
+        UserError: two studies have different results for a run, or one in `out` cannot be read.
     """
     found: dict[str, Path] = {}
-    problems = []
+    broken: list[str] = []
+    problems: list[str] = []
     for study in studies:
         for folder in finished_runs(study):
+            try:
+                read_run(folder)
+            except (ValueError, OSError) as error:
+                (problems if study == out else broken).append(f"{folder.name}: {error}")
+                continue
             first = found.setdefault(folder.name, folder)
             if first != folder and _outcome(first) != _outcome(folder):
-                problems.append(f"{first} and {folder}")
+                problems.append(f"{first} and {folder} have different results, not only times")
     if problems:
         raise UserError(
-            "\n  ".join(
-                [
-                    "a run has one result, and these have two, which differ in more than their times; "
-                    "move one of the two folders elsewhere",
-                    *problems,
-                ]
-            )
+            "\n  ".join(["a run has one result, and that can be read; move these folders elsewhere", *problems])
         )
-    return found
+    return found, broken
 
 
 def _outcome(folder: Path) -> list[dict[str, float]]:
-    """Return a run's metrics without what depends on the machine's speed.
-
-    Raises:
-        UserError: the metrics cannot be read.
-    """
-    with preflight():
-        try:
-            records = read_metrics(folder / METRICS_FILE)
-        except FileNotFoundError as error:
-            raise UserError(f"{folder}: a finished run has a {METRICS_FILE}; put it back, or remove the run") from error
+    """Return a run's metrics without what depends on the machine's speed."""
+    records = read_metrics(folder / METRICS_FILE)
     return [{name: record[name] for name in record if not name.startswith(TIMES)} for record in records]
 
 

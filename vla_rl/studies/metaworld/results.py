@@ -98,7 +98,7 @@ def read_results(out: Path) -> tuple[list[RunResult], list[str]]:
     broken: list[str] = []
     for folder in finished_runs(out):
         try:
-            found.append(_read_run(folder))
+            found.append(read_run(folder))
         except (ValueError, FileNotFoundError) as error:
             broken.append(f"{folder.name}: {error}")
     if not found:
@@ -110,11 +110,11 @@ def read_results(out: Path) -> tuple[list[RunResult], list[str]]:
     return found, broken
 
 
-def _read_run(folder: Path) -> RunResult:
+def read_run(folder: Path) -> RunResult:
     """Read a finished run.
 
     Raises:
-        ValueError, FileNotFoundError: a file is missing, broken or contradicts another.
+        ValueError, FileNotFoundError: a file is missing, broken, cut off or contradicts another.
     """
     run, seconds = _read_place(folder / RUN_FILE)
     recipe = load_recorded_recipe(folder / RECIPE_FILE)
@@ -123,6 +123,8 @@ def _read_run(folder: Path) -> RunResult:
     records = read_metrics(folder / METRICS_FILE)
     if closing_mean(records, "rollout/return") is None:
         raise ValueError(f"{folder / METRICS_FILE}: expected returns up to the end of the run, found none")
+    if not (folder / METRICS_FILE).read_bytes().endswith(b"\n"):  # closing values would be of the middle of the run
+        raise ValueError(f"{folder / METRICS_FILE}: cut off in its last line, as in half a copy; copy the run again")
     return RunResult(
         run=run,
         records=records,
