@@ -55,6 +55,12 @@ def test_a_task_is_solved_where_a_tenth_of_the_env_steps_first_succeeds_in_four_
     assert env_steps_until_solved(run(FROM_60)) == 65
 
 
+def test_rounding_does_not_decide_whether_the_level_is_reached():
+    # Ten times 0.8 add up to 7.999999999999999 one after another.
+    assert env_steps_until_solved(run([0.8] * 100)) == 50
+    assert is_solved_at_the_end(run([0.8] * 90))
+
+
 @pytest.mark.parametrize("success", [[0.79] * 20, [None] * 20, [0.0, 1.0] * 10])
 def test_a_run_that_never_gets_there_has_no_such_moment(success):
     assert env_steps_until_solved(run(success)) is None

@@ -122,7 +122,7 @@ class Beginning:
             extra: further entries of the manifest.
 
         Raises:
-            UserError: a tracker cannot be reached.
+            UserError: the record of a tracker's earlier session is broken.
             OSError: a file cannot be written.
         """
         if claim.is_keeper:

@@ -42,7 +42,7 @@ def missing_part(missing: Sequence[MissingRun]) -> Part:
         surrogates[block] = (*surrogates.get(block, ()), surrogate)
     return Part(
         "Missing runs",
-        ("The command that began the study makes them.",),
+        ("The study's command makes them; with `--share` only those of its share.",),
         ("state", "regime", "tasks", "surrogates", "seeds", "runs"),
         tuple(
             (
