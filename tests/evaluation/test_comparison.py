@@ -65,6 +65,7 @@ def test_states_of_another_set_are_no_pair():
         ([True] * 9 + [False], [False] * 9 + [False], "is distinguishable: A is better"),
         ([False] * 10, [True] * 10, "is distinguishable: B is better"),
         ([True] * 2 + [False] * 8, [False] * 10, "not distinguishable from noise"),  # 2 * 1/4 = 50 %, mid-p 25 %
+        ([True, False], [False, True], "differ this much in 100 % of such comparisons"),
         ([True, False], [True, False], "There is no difference"),
     ],
 )

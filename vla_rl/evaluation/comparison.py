@@ -89,14 +89,19 @@ def verdict(result: Comparison) -> str:
         better = "A" if result.difference > 0 else "B"
         return (
             f"The difference is distinguishable: {better} is better. Two equally good policies would differ this much "
-            f"in {100 * result.test.p_mid:.2g} % of such comparisons."
+            f"in {_percent(result.test.p_mid)} of such comparisons."
         )
     if result.test.only_first + result.test.only_second == 0:
         return "There is no difference: both succeeded and failed in the same episodes."
     return (
         "The difference is not distinguishable from noise: two equally good policies would differ this much in "
-        f"{100 * result.test.p_mid:.2g} % of such comparisons. More episodes may decide it."
+        f"{_percent(result.test.p_mid)} of such comparisons. More episodes may decide it."
     )
+
+
+def _percent(probability: float) -> str:
+    """Format a probability with two digits, and one near 1 without an exponent."""
+    return "100 %" if probability >= 0.995 else f"{100 * probability:.2g} %"
 
 
 def weights_in_words(result: Comparison) -> list[str]:
@@ -115,7 +120,7 @@ def compare_evaluations(first: Path, second: Path) -> ComparisonReport:
 
     Args:
         first: the folder of an evaluation, its `results.json` or `episodes.jsonl`, or a run: its newest evaluation.
-        second: likewise.
+        second: the other one, in the same form.
 
     Raises:
         ValueError: one is none of these, or they share no episode.
