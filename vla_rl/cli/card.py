@@ -9,19 +9,23 @@ import typer
 
 LicenceOption = Annotated[
     str | None,
-    typer.Option("--license", help="Identifier of the hub's list, like apache-2.0 or other; without it none is named."),
+    typer.Option(
+        "--license", help="Licence, as the hub names it, like apache-2.0 or other; without it the card names none."
+    ),
 ]
 EvaluationsOption = Annotated[
     list[Path] | None,
     typer.Option(
         "--eval",
-        help="Folder of an evaluation to quote, besides those found where the policy's results go; several times.",
+        help="Folder of an evaluation to quote, besides those found in the usual folders; may be repeated.",
         show_default=False,
     ),
 ]
 ProfileOption = Annotated[
     Literal["auto", "oft_l1", "simplevla", "rlinf"],
-    typer.Option("--profile", help="Whose conventions a checkpoint directory follows; runs and exports record it."),
+    typer.Option(
+        "--profile", help="Who trained a checkpoint directory, and so its conventions; runs and exports record them."
+    ),
 ]
 
 

@@ -40,7 +40,9 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
     protocol: Annotated[
         Literal["oft", "long"],
         typer.Option(
-            "--protocol", help="Horizon. oft: 220/280/300/520 control steps; long: 512 (520), as in RL papers."
+            "--protocol",
+            help="Control steps for Spatial/Object/Goal/10. oft: 220/280/300/520; long: 512/512/512/520, as in RL "
+            "papers.",
         ),
     ] = "oft",
     init_states: Annotated[
@@ -103,7 +105,9 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
     ] = False,
     profile: Annotated[
         Literal["auto", "oft_l1", "simplevla", "rlinf"],
-        typer.Option("--profile", help="Whose conventions a checkpoint directory follows; a run records it."),
+        typer.Option(
+            "--profile", help="Who trained a checkpoint directory, and so its conventions; a run records them."
+        ),
     ] = "auto",
     statistics: Annotated[
         str | None,
@@ -132,7 +136,9 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
     compare: Annotated[
         tuple[Path, Path] | None,
         typer.Option(
-            "--compare", help="Compare two finished evaluations (or runs) pair by pair instead.", show_default=False
+            "--compare",
+            help="Instead, compare two finished evaluations or runs, episode by episode.",
+            show_default=False,
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,

@@ -40,10 +40,12 @@ def export(
     ] = 8,
     profile: Annotated[
         Literal["auto", "oft_l1", "simplevla", "rlinf"],
-        typer.Option("--profile", help="Whose conventions a checkpoint directory follows; a run records it."),
+        typer.Option(
+            "--profile", help="Who trained a checkpoint directory, and so its conventions; a run records them."
+        ),
     ] = "auto",
 ) -> None:
-    """Write a policy for other programs to load, and check that the export answers as the policy does."""
+    """Write a policy for other programs to load, and check that the export gives the same outputs."""
     from vla_rl.export.policy_export import export as run_export
 
     only_comments()

@@ -77,7 +77,7 @@ class Program(TyperGroup):
 app = typer.Typer(
     name="vla-rl",
     cls=Program,
-    help="Post-train vision-language-action policies with reinforcement learning.",
+    help="Post-train vision-language-action policies with reinforcement learning. A first run: vla-rl train toy",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -12,12 +12,12 @@ from vla_rl.cli.commentary import only_comments
 
 
 def push(
-    target: Annotated[str, typer.Argument(help="A run or one of its checkpoints, exported first, or an export.")],
-    repo: Annotated[str, typer.Argument(help="USER/NAME or ORGANISATION/NAME on the hub; made if it is not there.")],
+    target: Annotated[str, typer.Argument(help="An export; or a run or checkpoint, which is exported first.")],
+    repo: Annotated[str, typer.Argument(help="USER/NAME or ORGANISATION/NAME on the hub; created if missing.")],
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="List the files and print the card, without a network; a run is exported for it."
+            "--dry-run", help="List the files and print the card, without a network. A run is still exported."
         ),
     ] = False,
     private: Annotated[
@@ -27,13 +27,13 @@ def push(
     license_name: LicenceOption = None,
     evaluations: EvaluationsOption = None,
     card: Annotated[
-        Path | None, typer.Option("--card", help="File that becomes the card, instead of one that is written.")
+        Path | None, typer.Option("--card", help="File to use as the card, instead of a generated one.")
     ] = None,
     include: Annotated[
         list[str] | None,
         typer.Option(
             "--include",
-            help="Pattern of further files below the run or export, like 'eval/**/*.json'; several times. Optimizer "
+            help="Pattern of further files below the run or export, like 'eval/**/*.json'; may be repeated. Optimizer "
             "state, replay and logs stay here without it.",
             show_default=False,
         ),

@@ -24,7 +24,7 @@ def list_all() -> None:
 @app.command()
 def show(
     recipe: Annotated[
-        str, typer.Argument(help="A name of `vla-rl recipes list`, or a file, given with a slash or its .yaml.")
+        str, typer.Argument(help="Name in `vla-rl recipes list`, or path of a file, with a slash or .yaml at its end.")
     ],
     overrides: Annotated[
         list[str] | None,

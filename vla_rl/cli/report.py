@@ -20,7 +20,9 @@ def report(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="The HTML file.", show_default="report.html in the run's folder, or here for several"
+            "--out",
+            help="The HTML file.",
+            show_default="report.html in the run's folder; for several, in the current folder",
         ),
     ] = None,
 ) -> None:

@@ -34,8 +34,8 @@ Outcome = TypeVar("Outcome", bound=HasEnded)
 RecipeArgument = Annotated[
     str,
     typer.Argument(
-        help="A name of `vla-rl recipes list`, or a file, given with a slash or its .yaml; with --resume also the "
-        "folder of a run, given with a slash."
+        help="Name in `vla-rl recipes list`, or path of a file, with a slash or .yaml at its end; with --resume also "
+        "the folder of a run, like runs/toy."
     ),
 ]
 RunDirOption = Annotated[Path | None, typer.Option("--run-dir", help="Folder of the run.", show_default="runs/NAME")]

@@ -1,4 +1,4 @@
-"""`vla-rl study`: the paper's experiments as commands."""
+"""`vla-rl study`: the GIPO paper's experiments, and others, as commands."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vla_rl.studies.jobs import Progress
     from vla_rl.studies.pages import WrittenStudy
 
-app = typer.Typer(no_args_is_help=True, help="Reproduce an experiment of the paper.")
+app = typer.Typer(no_args_is_help=True, help="Run a study: the GIPO paper's experiments, and others.")
 
 
 class Preset(StrEnum):
@@ -46,7 +46,7 @@ app.command("figures")(study_figures.figures)
 
 @app.callback()
 def study() -> None:
-    """Reproduce an experiment of the paper."""
+    """Run a study: the GIPO paper's experiments, and others."""
 
 
 OutOption = Annotated[
@@ -216,7 +216,7 @@ def libero(  # noqa: PLR0913 - one parameter per option
         str | None,
         typer.Option(
             "--recipe",
-            help="Recipe of all runs, with env.name libero: a name, or a file given with a slash or its .yaml.",
+            help="Recipe of all runs, with env.name libero: a name, or a file with a slash or .yaml.",
             show_default="the preset's",
         ),
     ] = None,
@@ -296,7 +296,7 @@ def groups(  # noqa: PLR0913 - one parameter per option
         str | None,
         typer.Option(
             "--starts",
-            help="Some of 0.1, 0.9 and 0.99: how often the untrained policy succeeds at the recipe gates.",
+            help="Some of 0.1, 0.9 and 0.99: how often the untrained policy succeeds in the recipe gates.",
             show_default="all",
         ),
     ] = None,
@@ -304,8 +304,7 @@ def groups(  # noqa: PLR0913 - one parameter per option
         str | None,
         typer.Option(
             "--recipe",
-            help="Recipe of all runs, with a critic; it is the one start. A name, or a file given with a slash or its "
-            ".yaml.",
+            help="Recipe of all runs, with a critic, instead of --starts: a name, or a file with a slash or .yaml.",
             show_default="gates",
         ),
     ] = None,
@@ -329,12 +328,15 @@ def groups(  # noqa: PLR0913 - one parameter per option
         ),
     ] = None,
     target: Annotated[
-        float | None, typer.Option("--target", min=0.0, max=1.0, help="Success to be reached, with --recipe.")
+        float | None, typer.Option("--target", min=0.0, max=1.0, help="Success rate to reach, with --recipe.")
     ] = None,
     window: Annotated[
         int | None,
         typer.Option(
-            "--window", min=1, help="Latest episodes that success is measured over, with --recipe.", show_default="256"
+            "--window",
+            min=1,
+            help="Success is measured over this many latest episodes, with --recipe.",
+            show_default="256",
         ),
     ] = None,
     budget: Annotated[
@@ -355,7 +357,7 @@ def groups(  # noqa: PLR0913 - one parameter per option
         bool, typer.Option("--dry-run", help="Show every stage and its cost in core minutes; start nothing.")
     ] = False,
 ) -> None:
-    """Compare a critic with groups, fresh and over replay: episodes until a given success, also near the ceiling."""
+    """Compare a critic with groups, fresh and on replay, by the episodes that they need for a given success rate."""
     _require_matplotlib()
     from vla_rl.cli.number_lists import parse_tasks
     from vla_rl.studies.grouped.outputs import write_study

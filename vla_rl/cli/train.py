@@ -110,7 +110,7 @@ def _summary(outcome: TrainOutcome) -> str:
     lines = [] if outcome.evaluation is None else [str(outcome.evaluation)]
     lines += [
         f"{'interrupted' if outcome.interrupted else 'finished'} after {clocks.optimizer_steps} optimizer steps, "
-        f"{clocks.episodes} episodes, {clocks.env_steps} environment steps",
+        f"{clocks.episodes} episodes, {clocks.env_steps} env steps",
         *([f"ended early: {outcome.reason}"] if outcome.reason else []),
         f"run         {outcome.run_dir}",
         f"checkpoint  {outcome.checkpoint}",

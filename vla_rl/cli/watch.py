@@ -20,7 +20,9 @@ MOST_RUNS = 24
 def watch(
     paths: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, shown together.")],
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes any that is free.")] = PORT,
-    host: Annotated[str, typer.Option("--host", help="localhost, 127.0.0.1 or ::1: only this machine.")] = "localhost",
+    host: Annotated[
+        str, typer.Option("--host", help="localhost, 127.0.0.1 or ::1: only this machine can connect.")
+    ] = "localhost",
 ) -> None:
     """Show runs on a live page, during training or afterwards. Only reads their folders; Ctrl-C ends it."""
     from vla_rl.watch.run_feed import RunFeed

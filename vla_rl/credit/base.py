@@ -21,7 +21,7 @@ TIME_LIMIT: TimeLimit | None = Field(
     None,
     description="what the horizon means. end: it is part of the task, as in success within the horizon; the value "
     "after it is 0. bootstrap: it interrupts a task that continues; the critic's value replaces what would follow. "
-    "Default: end for libero and toy, bootstrap for metaworld",
+    "Default: bootstrap for metaworld, end for others",
 )
 VALUES: ValueSource = Field(
     "current",

@@ -40,7 +40,7 @@ class Group(Credit):
         description="range of mean scores, both ends included, of the groups that are learned from; null: all groups",
     )
     oversample: Literal["off", "balanced"] = Field(
-        "off", description="balanced: take those candidates of a group whose mean is nearest the middle of keep"
+        "off", description="balanced: of a group's candidates, take the ones with a mean nearest the middle of keep"
     )
     candidates: Members | None = Field(
         None, description="episodes played per group with oversample=balanced; more than size"
@@ -49,7 +49,7 @@ class Group(Credit):
         None, description="number of updates that use a group; null: until it leaves the ring"
     )
     max_rejected: Positive = Field(
-        1024, description="number of groups outside keep since the last batch after which a waiting run ends"
+        1024, description="the run ends after this many groups outside keep without an update"
     )
     eps: Scale = Field(1e-6, description="added to the deviation of mean_std")
     time_limit: TimeLimit | None = Field("end", description="end: a score is the return until the end of the episode")

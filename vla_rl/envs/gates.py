@@ -1,6 +1,6 @@
 """Gates in a row, each open to a known share of all actions: a graded toy, whose difficulty is a number.
 
-It serves to study how a method learns where success is rare, or where failure is. It takes NumPy only.
+It serves to study how a method learns where success is rare, or failure. It needs only NumPy.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def task_info(task_id: int) -> TaskInfo:
 
 
 class GatesEnv:
-    """Pass all gates: at each one action, a direction, which must lie in the gate's opening.
+    """Pass all gates. Each takes one action, a direction, which must lie in the gate's opening.
 
     Action, (1,) in [-1, 1], clipped: the direction a, in half turns; -1 and 1 are the same. A gate lets the share
     `open` of all directions pass, centred at its own direction c. State, (4,): cos πc, sin πc, the share of the gates
@@ -108,7 +108,7 @@ class GatesSection(NumberedTasksSection):
     name: Literal["gates"]
     gates: Annotated[int, Field(ge=1, le=10_000)] = Field(4, description="gates of an episode, one decision each")
     open: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
-        0.5, description="share of all directions that pass a gate; the untrained policy is close to uniform"
+        0.5, description="share of all directions that pass a gate; an untrained policy draws them almost uniformly"
     )
 
     @property

@@ -58,7 +58,7 @@ class PolicyPlan:
     text: str  # one line for people
     transform: FrameTransform | None = None  # of camera frames, if it sees any
     training_bytes: int = 0  # activations of one decision in the backward pass; 0 if negligible
-    inference_bytes: int = 0  # activations of one decision in a forward pass, likewise
+    inference_bytes: int = 0  # activations of one decision in a forward pass; 0 if negligible
     update_flops: float = 0.0  # FLOPs of one decision in an update, likewise
     inference_flops: float = 0.0  # FLOPs of one decision in inference, likewise
     statistics: str | None = None  # key of the data set that scales actions and proprioception

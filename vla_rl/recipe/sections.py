@@ -30,8 +30,8 @@ class ReplaySection(Section):
     """The replay ring, and what controls policy lag. All counts are decisions per cell."""
 
     capacity: Positive = Field(10_000, description="decisions kept; the oldest are overwritten first")
-    min_decisions: Positive = Field(64, description="committed decisions before the first update")
-    segment_length: Positive = Field(8, description="consecutive decisions of one episode per sample")
+    min_decisions: Positive = Field(64, description="decisions of ended episodes that the first update waits for")
+    segment_length: Positive = Field(8, description="consecutive decisions of one episode in a segment")
     replay_ratio: Annotated[float, Field(ge=1e-3, le=1e6)] = Field(
         1.0, description="decisions consumed per decision collected"
     )
@@ -57,7 +57,7 @@ class EngineSection(Section):
         2, description="DeepSpeed: 1 shards optimizer states, 2 gradients too, 3 weights too"
     )
     num_ranks: Literal["auto"] | Processes = Field(
-        "auto", description="learners, each with its own cell; auto: one per GPU"
+        "auto", description="ranks: learners, each with its own workers and ring; auto: one per GPU"
     )
     precision: Precision = Field("fp32", description="precision of the forward and backward pass")
     compile: Literal["off", "layers"] = Field(
@@ -82,7 +82,7 @@ class EngineSection(Section):
 
 
 class LearnerSection(EngineSection):
-    """Making of updates from segments."""
+    """Updates of the policy from segments."""
 
     micro_batch: BatchSize = Field(4, description="segments per forward pass")
     reuse_passes: bool = Field(
@@ -120,12 +120,12 @@ Address = Annotated[Text, AfterValidator(_is_address)]
 class RolloutSection(Section):
     """Env workers and the inference worker of one cell."""
 
-    num_workers: Processes = Field(1, description="simulator processes")
+    num_workers: Processes = Field(1, description="env workers: processes with simulators")
     envs_per_worker: Processes = Field(
-        1, description="simulators per process, stepped in turn; those on other machines work side by side"
+        1, description="simulators per env worker, stepped in turn; those on other machines run in parallel"
     )
     remote: list[Address] = Field(
-        [], description="host:port of Ray's client servers; env workers are dealt out to them, and simulate there"
+        [], description="host:port of Ray's client servers on other machines, which run the simulators"
     )
     temperature: Annotated[float, Field(ge=1e-4, le=1e4)] = Field(
         1.0, description="sampling temperature in training; evaluation is greedy"
@@ -138,7 +138,7 @@ class RolloutSection(Section):
         False,
         description="compile inference at up to four batch sizes, with CUDA graphs on a GPU; takes minutes for each",
     )
-    step_timeout_s: Seconds = Field(120.0, description="a worker that is silent for longer is restarted")
+    step_timeout_s: Seconds = Field(120.0, description="an env worker that is silent for longer is restarted")
     start_timeout_s: Seconds = Field(300.0, description="longest time for building an environment or a policy")
     max_restarts: NonNegative = Field(
         5, description="restarts of env workers per cell before the run ends with an error"
@@ -177,10 +177,11 @@ class BudgetSection(OptimizerSteps):
 
     env_steps: Positive | None = Field(None, description="simulated control steps of all ranks together")
     stop_at_success: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
-        None, description="success rate of an evaluation while training at which the run is finished"
+        None, description="end the run at an evaluation while training with at least this success rate"
     )
     stop_after_evaluations_without_gain: Positive | None = Field(
-        None, description="evaluations in a row, none distinguishably better than the best, after which it is finished"
+        None,
+        description="end the run after this many evaluations in a row, none distinguishably better than the best",
     )
 
 
@@ -201,10 +202,10 @@ class CheckpointSection(KeptCheckpoints):
 
 
 class PlayedSection(Section):
-    """Greedy episodes that tell how good a policy is: at the end of a training and, if wanted, meanwhile."""
+    """Greedy episodes that show how good a policy is: at the end of training and, if wanted, during it."""
 
     episodes_per_task: Annotated[int, Field(ge=0, le=100_000)] = Field(
-        0, description="episodes of an evaluation; 0: no evaluation"
+        0, description="episodes of each task in an evaluation; 0: no evaluation"
     )
     every_optimizer_steps: Positive | None = Field(
         None, description="optimizer steps between evaluations while training; null: only at the end"
@@ -227,32 +228,33 @@ class EvaluationSection(PlayedSection):
     """Evaluations at the end and, if wanted, while training: greedy, on the benchmark's standard initial states."""
 
     init_states: Literal["standard", "spare", "sampled"] | None = Field(
-        None, description="LIBERO's sets, as of `vla-rl eval --init-states`; null: the benchmark's standard ones"
+        None, description="LIBERO's initial states, as in `vla-rl eval --init-states`; null: standard, or the only ones"
     )
 
 
 class AlarmsSection(Section):
-    """Limits beyond which a run tells what is wrong and what to try, once each; null: never."""
+    """Limits of the alarms, which say what is wrong with a run and what to try; null turns one off."""
 
     success_drop: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
-        0.3, description="success rate of recent training episodes below the highest so far, beyond noise too"
+        0.3, description="fall of the recent training episodes' success rate from its highest, if more than noise"
     )
     all_fail_episodes: Positive | None = Field(500, description="training episodes in a row without a success")
     all_succeed_episodes: Positive | None = Field(500, description="training episodes in a row without a failure")
     entropy_min: Literal["auto"] | Annotated[float, Field(ge=-50.0, le=50.0)] | None = Field(
-        "auto", description="nat per token; auto: 0.01 for bins, -4 for a Gaussian"
+        "auto", description="lowest entropy, in nat per token; auto: 0.01 for bins, -4 for a Gaussian"
     )
     entropy_max: Literal["auto"] | Annotated[float, Field(ge=-50.0, le=50.0)] | None = Field(
-        "auto", description="nat per token, exceeded after it was not; auto: 95 % of a uniform choice among bins"
+        "auto",
+        description="highest entropy after it was lower, in nat per token; auto: 95 % of a uniform choice of bins",
     )
     kl_max: Annotated[float, Field(gt=0.0, le=1e6)] | None = Field(
         0.5, description="KL(behaviour || policy) in nat per token"
     )
     value_loss_growth: Annotated[float, Field(ge=1.0, le=1e9)] | None = Field(
-        10.0, description="times the largest value loss of the first ten log points"
+        10.0, description="value loss, as a multiple of the largest one of the first ten log points"
     )
     explained_variance_min: Annotated[float, Field(ge=-1e9, le=1.0)] = Field(
-        -1.0, description="of the critic; a value loss counts as grown only where it explains less"
+        -1.0, description="value_loss_growth counts only where the critic's explained variance is below this"
     )
 
 

@@ -16,7 +16,7 @@ class PerturbSection(Section):
         ["camera", "light", "texture"],
         description="kinds or groups of perturbations, with levels from 1 to 5, like camera:1-3",
     )
-    share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(1.0, description="of the episodes that are perturbed")
+    share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(1.0, description="share of the episodes that are perturbed")
 
     @model_validator(mode="after")
     def _kinds_exist(self) -> Self:

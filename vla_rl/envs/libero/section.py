@@ -20,7 +20,7 @@ class LiberoSection(EnvironmentSection):
 
     name: Literal["libero"]
     suite: Literal["libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"] = Field(
-        description="task suite"
+        description="LIBERO suite"
     )
     tasks: Literal["all"] | list[NonNegative] = Field("all", description="task ids in the benchmark's own order")
     assets: PathText = Field("auto", description="auto, proxy, or a folder in the layout of LIBERO's assets/")
@@ -35,7 +35,7 @@ class LiberoSection(EnvironmentSection):
     physics: Literal["exact", "fast"] = Field(
         "exact", description="exact: bit-identical to LIBERO; fast: one solve per substep, only for training"
     )
-    horizon: Horizon | None = Field(None, description="control steps; default: the suite's own")
+    horizon: Horizon | None = Field(None, description="control steps per episode; default: the suite's own")
     gl: Literal["auto", "egl", "osmesa"] = Field("auto", description="renderer; auto: EGL if it works, else OSMesa")
     perturb: PerturbSection | None = None
 

@@ -28,7 +28,7 @@ class MLPSection(PolicySection):
         1.0, description="factor on the initial weights of the policy's last layer; 0.01: a Gaussian's means start at 0"
     )
     mean: Literal["linear", "tanh"] = Field(
-        "linear", description="a Gaussian's mean: any number, or within the actions' bounds, -1 and 1"
+        "linear", description="a Gaussian's mean. linear: any number; tanh: between the actions' bounds, -1 and 1"
     )
     state_dependent_std: bool = Field(
         True, description="a Gaussian's deviation is an output of the network; false: one number per component"

@@ -34,7 +34,8 @@ class OpenVLAOFTSection(PolicySection):
     name: Literal["openvla_oft"]
     checkpoint: PathText = Field(
         "tiny",
-        description="tiny or random-7b (random weights, scaled down or of the real size), or a checkpoint directory",
+        description="tiny or random-7b (random weights, scaled down or of the real size), a checkpoint directory, or "
+        "the name of one on the hub that is in the local cache",
     )
     profile: Literal["auto", "oft_l1", "simplevla", "rlinf"] = Field(
         "auto",
@@ -49,7 +50,9 @@ class OpenVLAOFTSection(PolicySection):
         None, description="pixels per side; default: the checkpoint's"
     )
     lora: LoraSection | None = LoraSection()
-    train_backbone: bool = Field(False, description="train all weights themselves, in float32; needs policy.lora=null")
+    train_backbone: bool = Field(
+        False, description="train all weights, without adapters, in float32; needs policy.lora=null"
+    )
     train_embeddings: bool = Field(True, description="with train_backbone: also train the word embeddings")
     train_action_rows: bool = Field(True, description="train the 256 action rows of lm_head")
     train_proprio_projector: bool = Field(

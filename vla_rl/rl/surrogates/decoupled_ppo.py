@@ -32,7 +32,9 @@ class DecoupledPpo(Surrogate):
     clip_high: ClipHigh = 0.2
     dual_clip: DualClip = None
     max_weight: Annotated[float, Field(ge=1.0, le=1e6)] | None = Field(
-        2.0, description="samples whose proximal policy is more than this times as likely as the acting one are dropped"
+        2.0,
+        description="samples are dropped where the proximal policy's probability is more than this times the one at "
+        "acting time; null: none are",
     )
     proximal: Fraction | None = Field(
         None,
