@@ -47,7 +47,7 @@ class TrainOutcome:
     metrics: dict[str, float]  # the last log point
     checkpoint: Path
     interrupted: bool
-    reason: str  # why it ended before its budget was spent, if it did of itself; empty otherwise
+    reason: str  # why it ended by itself before its budget was spent; empty otherwise
     evaluation: EvaluationReport | None
 
 
@@ -162,7 +162,7 @@ def _train_rank(plan: TrainingPlan, start: Beginning, console: Console, couriers
 
 
 def _reason(run: TrainingRun) -> str:
-    """Return why the run ended of itself before its budget was spent, on every rank; empty if it did not."""
+    """Return why the run ended by itself before its budget was spent, on every rank; empty if it did not."""
     is_solved = run.engine.collectives.any_over_ranks(bool(run.solved))
     return run.solved or ("another rank has nothing left to learn from" if is_solved else "")
 

@@ -192,7 +192,7 @@ class Policy(Protocol):
     """Actor-critic that owns the density of its actions. Every implementation is a `torch.nn.Module`.
 
     The learner calls it through whatever wraps the module; the inference worker calls `act`. Both see tokens,
-    log-probabilities and values alone: what the network computes in between is the policy's own affair. Without a
+    log-probabilities and values alone: only the policy knows what the network computes in between. Without a
     critic all values are NaN.
     """
 

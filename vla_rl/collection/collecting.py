@@ -1,8 +1,8 @@
 """Collection of demonstrations by several processes: the same files for any number of them, after any interruption.
 
-Attempts of a task are numbered, and number, seed and task determine an episode. They are started in order, and one
-more only while too few of those before it succeeded or are still being played. So the attempts that are played are
-always the first ones up to the last success that was asked for.
+Attempts of a task are numbered, and number, seed and task determine an episode. They start in order, and a new one
+starts only while too few earlier ones have succeeded or are still being played. The attempts that count are therefore
+always the first ones, up to the last success that was asked for.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ Renderer = Literal["auto", "egl", "osmesa"]
 class Noise:
     """Disturbance of the expert's motions while it plays. Labels stay its own, undisturbed actions.
 
-    A clone of an undisturbed expert has never seen how to come back from a place beside the expert's way. All numbers
+    A clone of an undisturbed expert has never seen how to return to the expert's path. All numbers
     are in units of actions, of which 1 is the largest motion. The gripper and rotations are not disturbed.
     """
 

@@ -1,4 +1,4 @@
-"""Success by category of tasks, where a suite has categories: LIBERO-plus publishes its numbers so."""
+"""Success by category of tasks, for suites that have categories; LIBERO-plus publishes its numbers in this form."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Evaluate a policy: exactly the requested episodes, for any number of workers.
 
-Episodes are assigned one by one from a central queue; a worker that dies costs a retry, not an episode. Results are
-appended as they come, so an interrupted evaluation can be continued if its conditions are equal (`conditions.py`).
+Episodes are assigned one by one from a central queue; a worker that dies costs a retry, not an episode. Every result is
+appended at once, so an interrupted evaluation can be continued if its conditions are equal (`conditions.py`).
 """
 
 from __future__ import annotations

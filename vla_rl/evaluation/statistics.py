@@ -104,7 +104,7 @@ def stratified_mean_interval(
 
 @dataclass(frozen=True, slots=True)
 class McNemar:
-    """McNemar test of two policies on the same episodes: where they differ, and how surprising that is for equals."""
+    """McNemar test of two policies on the same episodes: where they differ, and how unlikely that is for equal ones."""
 
     only_first: int  # pairs in which only the first succeeded
     only_second: int

@@ -1,4 +1,4 @@
-"""Resources that a container's limits leave of the machine, from its control groups (cgroups, versions 1 and 2).
+"""Resources of the machine that a container may use, from its control groups (cgroups, versions 1 and 2).
 
 Source: the Linux kernel's documentation, admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst and scheduler/sched-bwc.rst.
 """

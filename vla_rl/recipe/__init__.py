@@ -1,8 +1,8 @@
 """Recipe: strict models of everything that defines a run, and loading them from a file.
 
-Only the top of the program (`train`, `evaluation`, `studies`, `cli`) sees these models; below it functions take plain
-arguments. A recipe is YAML; `key.sub=value` overrides are applied before validation, and all errors are reported at
-once.
+Only the top of the program (`run`, `train`, `sft`, `evaluation`, `export`, `sharing`, `studies`, `cli`) sees these
+models; below it functions take plain arguments. A recipe is YAML; `key.sub=value` overrides are applied before
+validation, and all errors are reported at once.
 """
 
 from __future__ import annotations

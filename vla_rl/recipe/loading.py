@@ -1,7 +1,7 @@
 """Loading of a recipe from a file, its base and overrides, or of all problems with them.
 
 A file may begin with `base: NAME`. It then holds the differences from the base, and each of its values counts as an
-override of the base: another kind of a section drops the fields that only the former kind has. A base has no base of
+override of the base: another kind of a section drops the fields that only the previous kind has. A base has no base of
 its own.
 """
 

@@ -1,9 +1,9 @@
 """Overrides from the command line: `key.sub=value`, the value in YAML.
 
 An override of a `name` that chooses between kinds of a section (`surrogate.name=ppo`) is applied before the others.
-Fields that only the former kind has (`surrogate.sigma`) are dropped; common ones stay; a field that an override sets is
-never dropped, so that setting a field of the wrong kind is an error. `targets.time_limit` states the meaning of the
-horizon for the environment's task: with another environment, the former one's default is dropped as well.
+Fields that only the previous kind has (`surrogate.sigma`) are dropped; common ones stay; a field that an override sets
+is never dropped, so that setting a field of the wrong kind is an error. `targets.time_limit` states the meaning of the
+horizon for the environment's task: with another environment, the default of the previous one is dropped as well.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _chooses_kind(override: Override, root: SectionType) -> bool:
 
 
 def _drop_former_kind(data: dict[str, Any], override: Override, root: SectionType) -> None:
-    """Remove the keys that the former kind has and the new one does not."""
+    """Remove the keys that the previous kind has and the new one does not."""
     known = kinds(override.path[:-1], root)
     section: Any = data
     for key in override.path[:-1]:

@@ -87,7 +87,7 @@ class SupervisedLossSection(Section):
 
 
 class SupervisedLearnerSection(EngineSection):
-    """Making of updates from samples."""
+    """Updates of the policy from samples."""
 
     micro_batch: BatchSize = Field(8, description="samples per forward pass")
 
@@ -110,7 +110,7 @@ class SupervisedRuntimeSection(Section):
 
 
 class SupervisedEvaluationSection(PlayedSection):
-    """Success in the simulator, greedy, at the end and if wanted meanwhile."""
+    """Greedy evaluations in the simulator: at the end of training and, if wanted, during it."""
 
     tasks: Literal["all"] | list[NonNegative] = Field(
         "all", description="ids in the suite; all: those with demonstrations"

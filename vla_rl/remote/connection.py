@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class LostHostError(ConnectionError):
-    """Loss of an actor, or of the way to it, for good."""
+    """Permanent loss of an actor or of the connection to it."""
 
 
 def demand_token() -> None:

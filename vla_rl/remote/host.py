@@ -1,4 +1,4 @@
-"""The far side: one environment in a process of its own, which a Ray actor is."""
+"""The far side: one environment in a process of its own, a Ray actor."""
 
 from __future__ import annotations
 

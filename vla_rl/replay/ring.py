@@ -168,7 +168,7 @@ class EpisodeWriter:
         self._first_row, self._decisions_total = self._end_of_last_episode()
         self._length = 0
         self._task_index: int | None = None  # of the current episode
-        self._group = 0  # likewise
+        self._group = 0  # of the current episode
         self._has_ended = False
 
     def begin(self, task_index: int, *, group: int = 0) -> None:
@@ -246,7 +246,7 @@ class EpisodeWriter:
 
         Args:
             final_frames: (N, H, W, 3) uint8, after the last decision.
-            final_state: (S,) float32, likewise.
+            final_state: (S,) float32, after the last decision.
             success: the goal was reached; implied by a termination.
 
         Raises:

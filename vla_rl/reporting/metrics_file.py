@@ -1,4 +1,4 @@
-"""Writer and reader of `metrics.jsonl`: one line per log point, which other sinks get too, TensorBoard's for one.
+"""Writer and reader of `metrics.jsonl`: one line per log point. Other sinks, like TensorBoard's, get the same.
 
 A line holds the clocks, then metrics of the catalogue:
 

@@ -1,4 +1,4 @@
-"""The process in which a tracker's library runs: it may wait, fail or crash there as it likes."""
+"""The process in which a tracker's library runs, where it may wait, fail or crash without harm to the run."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ UNLIMITED = 2**62  # decisions; during warm-up, and while nothing eligible is in
 NOTHING = Progress(optimizer_steps=0, env_steps=0, decisions=0, episodes=0, policy_version=0, consumed=0)
 SAMPLER_FILE = "sampler.json"  # of one rank, in a checkpoint
 GOVERNOR, ACCOUNT_FILE = "governor", "account.json"  # folder of one rank in a checkpoint, and the file in it
-ROLLOUT, EPISODES_FILE = "rollout", "recent_episodes.json"  # likewise
+ROLLOUT, EPISODES_FILE = "rollout", "recent_episodes.json"  # the same, of the rollout
 RANK_SEED_STRIDE = 1_000_003  # ranks draw from seeds this far apart
 SOLVED_SHARE = 0.9  # of the groups left out: if so many succeeded altogether, the policy solves what it plays
 
@@ -331,7 +331,7 @@ class TrainingRun:
         if account.exists():  # otherwise the checkpoint is from an older version, or from fewer ranks
             self._account = Account(**json.loads(account.read_text(encoding="utf-8")))
         episodes = info.rank_folder(rank, ROLLOUT) / EPISODES_FILE
-        if episodes.exists():  # likewise
+        if episodes.exists():  # otherwise as above
             self.stats.load_state_dict(json.loads(episodes.read_text(encoding="utf-8")))
         replay = info.rank_folder(rank, REPLAY)
         if (replay / RING_FILE).exists() and self.plan.recipe.checkpoint.save_replay:

@@ -1,4 +1,4 @@
-"""Model card: what a policy is, how it was made, how it scored and how to load it; nothing that no file tells."""
+"""Model card: what a policy is, how it was made, how it scored and how to load it, as far as files record it."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The paper's experiments as commands."""
+"""Studies as commands: the paper's experiments, and others."""

@@ -1,8 +1,8 @@
 """Interface of every tracker: a service, or a program on this machine, that collects the metrics of runs.
 
-A tracker is one class in one file: its fields are its section of a recipe, and `begin` opens a run with its library.
-A process of its own does that (`vla_rl.run.tracking`), so a session may wait and fail as its library does. The library
-is imported inside `begin` alone: a recipe is loaded without it.
+A tracker is one class in one file: its fields are its section of a recipe, and `begin` opens a run with its library. A
+process of its own does that (`vla_rl.run.tracker_process`), so a session may wait and fail as its library does. The
+library is imported inside `begin` alone: a recipe is loaded without it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Scripted expert with privileged state: picks an object up and puts it where the task wants it.
+"""Scripted expert with privileged state: picks an object up and puts it where the task requires.
 
-It decides on what it finds in every control step, so it goes on after a disturbance: it grasps again what it lost,
-and approaches again what was pushed away.
+It decides anew in every control step, so it recovers from disturbances: it grasps an object again that it lost, and
+approaches one again that was pushed away.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ def check_expert(task: TaskInfo) -> None:
 
 
 def movement_of(scene: Scene, task: str) -> tuple[str, str]:
-    """Return what a task wants moved, and the object or region it wants it at.
+    """Return the object that a task moves, and the object or region to which it moves it.
 
     Raises:
         SimulatorError: the task wants something else.

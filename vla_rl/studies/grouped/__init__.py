@@ -1,1 +1,1 @@
-"""Critic or groups, fresh or over replay: episodes until a given success, far from the ceiling and near it."""
+"""Comparison of a critic with groups, fresh and on replay: episodes needed for a given success rate."""

@@ -46,7 +46,7 @@ class GroupResult:
     records: Records
     budget: int  # episodes
     seconds: float  # wall clock, start to end
-    ended_early: str  # why, if it ended of itself before its budget; otherwise empty
+    ended_early: str  # why, if it ended by itself before its budget; otherwise empty
 
     def curve(self) -> tuple[list[float], list[float]]:
         """Return episodes played and success over the window, from the first whole window on."""

@@ -38,7 +38,7 @@ class Model:
 
 
 class Effect:
-    """Changes that a perturbation makes to one episode; by itself none. A new one is drawn for every episode."""
+    """Changes that a perturbation makes to one episode; the base makes none. A new one is drawn for every episode."""
 
     def extra_objects(self, present: frozenset[str]) -> tuple[str, ...]:  # noqa: ARG002 - for those that add some
         """Return categories of objects to add to a scene that has the categories `present`."""

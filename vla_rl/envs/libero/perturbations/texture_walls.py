@@ -6,7 +6,7 @@ from vla_rl.envs.libero.perturbations.repaint import Repaint
 
 
 class TextureWalls(Repaint):
-    """The walls gets a drawn pattern, which covers it entirely at the fifth level."""
+    """The walls get a drawn pattern, which covers it entirely at the fifth level."""
 
     name = "texture-walls"
     summary = "the walls get a pattern"
