@@ -33,7 +33,7 @@ TIMES = ("seconds", "perf/")  # beginnings of the metrics that differ between tw
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """What a merge did."""
+    """Outcome of a merge."""
 
     copied: int  # runs
     kept: int  # that were in the new folder before
