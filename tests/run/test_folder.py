@@ -27,3 +27,20 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
     with pytest.raises(ValueError, match="cannot be written to"), RunFolder(tmp_path).claimed():
         pass
+
+
+@pytest.mark.parametrize("file", ["metrics.jsonl", "checkpoints/optimizer_step_90/manifest.json"])
+def test_a_new_run_does_not_mix_with_what_is_left_of_another(tmp_path, file):
+    """A later --resume would go on from the other run's checkpoint."""
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text("{}")
+    with pytest.raises(ValueError, match=f"holds {file.split('/')[0]} of another run without its recipe.yaml"):
+        RunFolder.open(tmp_path, resume=False)
+    RunFolder.open(tmp_path, resume=True)
+
+
+def test_logs_and_empty_log_points_are_no_run(tmp_path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "metrics.jsonl").touch()
+    RunFolder.open(tmp_path, resume=False)

@@ -12,6 +12,7 @@ from typing import Any
 
 from vla_rl.files import atomic_write_text, rename
 from vla_rl.learner.checkpoint import Search, find_latest
+from vla_rl.learner.checkpoint_folder import CHECKPOINTS
 from vla_rl.recipe import Recipe, SupervisedRecipe
 from vla_rl.reporting.manifest import MANIFEST_FILE, write_manifest
 from vla_rl.reporting.metrics_file import METRICS_FILE
@@ -40,6 +41,12 @@ class RunFolder:
             raise ValueError(
                 f"--run-dir: {path} already holds a run, and nothing is overwritten. "
                 "Add --resume to continue it, or choose another folder with --run-dir"
+            )
+        remains = [] if resume else _remains_of_a_run(path)
+        if remains:  # a later --resume would go on from the other run's checkpoint
+            raise ValueError(
+                f"--run-dir: {path} holds {' and '.join(remains)} of another run without its {RECIPE_FILE}, as half a "
+                f"copy does. Put that back and add --resume, or choose another folder with --run-dir"
             )
         return cls(path, verb)
 
@@ -98,6 +105,14 @@ class RunFolder:
             deviations=deviations,
             extra=extra,
         )
+
+
+def _remains_of_a_run(path: Path) -> list[str]:
+    """Return which files in a folder only a run writes, log points and checkpoints."""
+    metrics = path / METRICS_FILE
+    has_points = metrics.is_file() and metrics.stat().st_size > 0
+    has_checkpoints = any((path / CHECKPOINTS).glob("optimizer_step_*"))
+    return [name for name, there in ((METRICS_FILE, has_points), (CHECKPOINTS, has_checkpoints)) if there]
 
 
 def assets_of(plan: TrainingPlan) -> dict[str, Any]:
