@@ -114,7 +114,7 @@ def test_a_resumed_run_that_is_older_than_the_time_limit_bootstraps_on_and_says_
     assert training.called
     assert training.called["recipe"] == load_recipe(find_recipe("toy"), ["targets.time_limit=bootstrap"])
     [line] = [line for line in result.stdout.splitlines() if "time_limit" in line]
-    assert line == "runs/toy goes on with targets.time_limit=bootstrap, as it began: it is older than this field"
+    assert line == "runs/toy continues with targets.time_limit=bootstrap, as it began: it is older than this field"
 
 
 def test_a_resumed_run_keeps_its_time_limit_whatever_the_recipe_has_become(training: FakeTraining) -> None:

@@ -113,12 +113,12 @@ def test_a_resumed_run_says_what_another_number_of_ranks_changes():
     fewer = [*changed_ranks(before=4, now=2, with_replay=2, **settings)]
     assert len(fewer) == 2
     assert fewer[0].startswith(
-        "the checkpoint is of 4 ranks, and 2 go on: an update now takes 16 segments instead of 32"
+        "the checkpoint has 4 ranks, the run continues with 2: an update now takes 16 segments instead of 32"
     )
     assert fewer[1] == "the replay of rank 2, 3 is left out"
     more = [*changed_ranks(before=2, now=3, with_replay=2, **settings)]
     assert more[0].startswith(
-        "the checkpoint is of 2 ranks, and 3 go on: an update now takes 24 segments instead of 16"
+        "the checkpoint has 2 ranks, the run continues with 3: an update now takes 24 segments instead of 16"
     )
     assert more[1].startswith("1 of 3 ranks have no replay in the checkpoint")
     assert "until each holds 100 decisions" in more[1]

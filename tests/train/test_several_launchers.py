@@ -108,7 +108,7 @@ def test_a_killed_rank_ends_all_machines_with_the_cause_and_one_machine_goes_on(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "the checkpoint is of 2 ranks, and 1 go on" in done.stdout
+    assert "the checkpoint has 2 ranks, the run continues with 1" in done.stdout
     assert "the replay of rank 1 is left out" in done.stdout
     assert [point["optimizer_steps"] for point in points(run_dir)] == [*range(1, saved + 3)]
     for clock in ("env_steps", "decisions", "episodes", "seconds"):
@@ -125,7 +125,7 @@ def test_a_run_of_one_rank_goes_on_with_two_and_a_signal_to_one_ends_both_with_a
         wait_until(lambda: len(points(run_dir)) >= 8, "the second update")
         nodes.rank(1).send_signal(signal.SIGUSR1)
         assert nodes.codes() == [0, 0]
-        assert "the checkpoint is of 1 ranks, and 2 go on" in nodes.said(0)
+        assert "the checkpoint has 1 ranks, the run continues with 2" in nodes.said(0)
         assert "1 of 2 ranks have no replay in the checkpoint" in nodes.said(0)
         assert "interrupted after" in nodes.printed(0)
         assert nodes.printed(1) == ""

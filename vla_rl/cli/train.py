@@ -81,7 +81,7 @@ def _with_the_run_s_time_limit(loaded: Recipe, run_dir: Path, overrides: list[st
     is_told = recorded is None or loaded.targets.time_limit != kept
     if is_told and launched_rank() is None:  # other ranks need not repeat it
         age = ": it is older than this field" if recorded is None else ""
-        print(f"{run_dir} goes on with targets.time_limit={kept}, as it began{age}")
+        print(f"{run_dir} continues with targets.time_limit={kept}, as it began{age}")
     return loaded.model_copy(update={"targets": loaded.targets.model_copy(update={"time_limit": kept})})
 
 

@@ -35,7 +35,7 @@ def watch(
     with WatchServer(feeds, host=host, port=port) as server:
         print(f"watching {', '.join(names)}: open {server.address}")
         print(f"from another machine: ssh -L {server.port}:localhost:{server.port} {socket.gethostname()}")
-        print("Ctrl-C ends the page; the runs go on", flush=True)
+        print("Ctrl-C ends the page; the runs continue", flush=True)
         server.serve_forever()
 
 

@@ -105,7 +105,7 @@ def _metrics() -> tuple[Metric, ...]:
             "effective sample size of |w A| among old tokens, over their number; 0 if there are none",
         ),
         Metric("replay/size", "decisions", "decisions in the replay rings", "sum"),
-        Metric("replay/age_mean", "decisions", "decisions collected after a sample was, mean over the samples"),
+        Metric("replay/age_mean", "decisions", "decisions collected since a sample was, mean over the samples"),
         Metric("replay/ratio", "1", "decisions consumed per decision collected, since the start"),
         Metric("perf/env_steps_per_s", "env steps/s", "simulated control steps per second", "sum"),
         Metric("perf/decisions_per_s", "decisions/s", "decisions collected per second", "sum"),
@@ -116,7 +116,7 @@ def _metrics() -> tuple[Metric, ...]:
         Metric(
             "perf/env_wait_fraction",
             "1",
-            "share of time env workers wait for actions; with simulators elsewhere, while none of a worker's plays",
+            "share of time env workers wait for actions; with rollout.remote, while all of their simulators wait",
             "mean",
         ),
         Metric(

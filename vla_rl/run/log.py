@@ -169,8 +169,8 @@ def changed_ranks(
     """
     if now != before:
         yield (
-            f"the checkpoint is of {before} ranks, and {now} go on: an update now takes {now * segments} segments "
-            f"instead of {before * segments}; scale the learning rates if that matters"
+            f"the checkpoint has {before} ranks, the run continues with {now}: an update now takes "
+            f"{now * segments} segments instead of {before * segments}; scale the learning rates if that matters"
         )
     if with_replay is None:
         return
