@@ -63,6 +63,15 @@ def test_one_missed_gate_fails_the_episode_which_goes_on_to_its_end():
     assert not any(result.terminated for result in results)
 
 
+def test_the_end_of_an_episode_is_told_in_python_s_own_bools():
+    """Logs and checkpoints are JSON, which refuses numpy's."""
+    env = GatesEnv(gates=1, open=0.5)
+    env.reset(0)
+    result = env.step_chunk(act(0.0))
+    assert type(result.terminated) is bool
+    assert type(result.truncated) is bool
+
+
 def test_directions_close_in_a_circle():
     """A gate at 0.95 or beyond, open to 0.2 on each side, lets -0.99 pass: 2 - 1.94 = 0.06 away or less."""
     env = GatesEnv(gates=1, open=0.2)

@@ -82,7 +82,7 @@ class GatesEnv:
         if actions.shape != (1, 1):
             raise ValueError(f"actions must be (1, 1), got {actions.shape}")
         away = abs(float(np.clip(actions[0, 0], -1.0, 1.0)) - self._directions[self._behind])
-        self._passed = self._passed and min(away, 2.0 - away) <= self._open
+        self._passed = self._passed and bool(min(away, 2.0 - away) <= self._open)
         self._behind += 1
         is_over = self._behind == self._gates
         return ChunkResult(

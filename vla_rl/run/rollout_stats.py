@@ -29,7 +29,7 @@ class RolloutStats:
     def add(self, record: EpisodeRecord) -> None:
         """Add one ended episode."""
         with self._lock:
-            self._recent.append(_Ended(record.success, record.episode_return, record.env_steps))
+            self._recent.append(_Ended(bool(record.success), float(record.episode_return), int(record.env_steps)))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the recent episodes as JSON, oldest first."""
