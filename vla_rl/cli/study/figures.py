@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from vla_rl.cli.commentary import only_comments
-from vla_rl.errors import UserError, preflight
+from vla_rl.cli.study.options import require_matplotlib
+from vla_rl.errors import preflight
 
 
 def figures(
@@ -21,15 +22,9 @@ def figures(
     ],
 ) -> None:
     """Draw the paper's Figures 2 and 4 to 9 from the runs of studies, and say which runs the others lack."""
-    try:
-        from vla_rl.studies.paper_figures.outputs import write_figures
-        from vla_rl.studies.paper_figures.pool import read_pool
-    except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
-            raise
-        raise UserError(
-            "matplotlib is not installed, and the figures are drawn with it: pip install 'vla-rl[plots]'"
-        ) from error
+    require_matplotlib()
+    from vla_rl.studies.paper_figures.outputs import write_figures
+    from vla_rl.studies.paper_figures.pool import read_pool
 
     only_comments()
     with preflight():
