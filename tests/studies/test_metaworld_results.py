@@ -24,7 +24,7 @@ from vla_rl.studies.metaworld.grid import Grid, StudyRun
 from vla_rl.studies.metaworld.missing import MissingRun, missing_part
 from vla_rl.studies.metaworld.outputs import write_study
 from vla_rl.studies.metaworld.plots import _scatter
-from vla_rl.studies.metaworld.results import read_results, select
+from vla_rl.studies.metaworld.results import cells, read_results, select
 from vla_rl.studies.metaworld.runner import open_study
 from vla_rl.studies.metaworld.scores import (
     Improvement,
@@ -136,6 +136,18 @@ def test_a_band_over_single_runs_claims_no_interval(study, monkeypatch):
     for table in ("curves", "trajectories"):
         with (study / "results" / f"{table}.csv").open(encoding="utf-8") as file:
             assert {(row["low"], row["high"]) for row in csv.DictReader(file)} == {("", "")}
+
+
+def test_cells_follow_the_results_their_runs_are_sorted_by_seed_and_empty_ones_are_left_out(study):
+    left = [result for result in results_of(study) if (result.run.task, result.run.surrogate) != ("push-v3", "ppo")]
+    left.sort(key=lambda result: (result.run.seed, result.run.task, result.run.surrogate), reverse=True)
+    assert [(task, regime, surrogate, [r.run.seed for r in runs]) for task, regime, surrogate, runs in cells(left)] == [
+        ("push-v3", "stale", "gipo:0.5", [0, 1]),
+        ("push-v3", "stale", "gipo", [0, 1]),
+        ("door-open-v3", "stale", "gipo:0.5", [0, 1]),
+        ("door-open-v3", "stale", "gipo", [0, 1]),
+        ("door-open-v3", "stale", "ppo", [0, 1]),
+    ]
 
 
 def test_axes_are_in_the_order_of_the_grid_and_not_of_the_folders(study, monkeypatch):

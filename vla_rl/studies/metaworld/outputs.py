@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import product
 from pathlib import Path
 
 from vla_rl.files import atomic_write_json, atomic_write_text, read_json_object
@@ -20,9 +19,9 @@ from vla_rl.studies.metaworld.results import (
     UTILIZATION,
     WHOLE_RUN,
     RunResult,
+    cells,
     labels,
     read_results,
-    select,
 )
 from vla_rl.studies.metaworld.runner import BASELINES_FILE, read_study
 from vla_rl.studies.metaworld.scores import (
@@ -156,22 +155,19 @@ def _improvement_row(entry: Improvement) -> Row:
 
 def curve_rows(results: Sequence[RunResult]) -> Iterable[Row]:
     """Yield the learning curves of every task, regime and surrogate: means and intervals along env steps."""
-    axes = (labels(results, lambda run: run.task), labels(results, lambda run: run.regime))
-    for task, regime, surrogate in product(*axes, labels(results, lambda run: run.surrogate)):
-        chosen = select(results, task=task, regime=regime, surrogate=surrogate)
-        if chosen:
-            band = return_band(chosen)
-            for place in range(len(band.clock)):
-                yield {
-                    "task": task,
-                    "regime": regime,
-                    "surrogate": surrogate,
-                    "env_steps": round(float(band.clock[place])),
-                    "mean": round(float(band.mean[place]), 2),
-                    "low": rounded(float(band.low[place])),
-                    "high": rounded(float(band.high[place])),
-                    "seeds": band.runs,
-                }
+    for task, regime, surrogate, by_seed in cells(results):
+        band = return_band(by_seed)
+        for place in range(len(band.clock)):
+            yield {
+                "task": task,
+                "regime": regime,
+                "surrogate": surrogate,
+                "env_steps": round(float(band.clock[place])),
+                "mean": round(float(band.mean[place]), 2),
+                "low": rounded(float(band.low[place])),
+                "high": rounded(float(band.high[place])),
+                "seeds": band.runs,
+            }
 
 
 def _trajectory_rows(results: Sequence[RunResult]) -> Iterable[Row]:

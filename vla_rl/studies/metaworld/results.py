@@ -6,8 +6,9 @@ mean over the log points of the last 20 % of env steps, the paper's window.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -165,6 +166,15 @@ def select(
         and surrogate in (None, result.run.surrogate)
         and regime in (None, result.run.regime)
     ]
+
+
+def cells(results: Sequence[RunResult]) -> Iterator[tuple[str, str, str, list[RunResult]]]:
+    """Yield task, regime, surrogate and the runs with these values, sorted by seed, wherever there are any."""
+    tasks, regimes = labels(results, lambda run: run.task), labels(results, lambda run: run.regime)
+    for task, regime, surrogate in product(tasks, regimes, labels(results, lambda run: run.surrogate)):
+        chosen = select(results, task=task, regime=regime, surrogate=surrogate)
+        if chosen:
+            yield task, regime, surrogate, sorted(chosen, key=lambda result: result.run.seed)
 
 
 def paired_returns(

@@ -13,7 +13,7 @@ from itertools import combinations
 from vla_rl.evaluation.statistics import mcnemar
 from vla_rl.reporting.series import closing_mean, series
 from vla_rl.reporting.text import percent
-from vla_rl.studies.metaworld.results import RunResult, labels, select
+from vla_rl.studies.metaworld.results import RunResult, cells, labels, select
 from vla_rl.studies.metaworld.words import Study
 from vla_rl.studies.pages import Part
 
@@ -50,16 +50,11 @@ def is_solved_at_the_end(result: RunResult) -> bool:
 def solving_part(study: Study) -> Part | None:
     """Return a table of all tasks and surrogates; None if no run has solved its task."""
     rows = []
-    for task in labels(study.results, lambda run: run.task):
-        for regime in study.regimes:
-            for surrogate in labels(study.results, lambda run: run.surrogate):
-                chosen = select(study.results, task=task, regime=regime, surrogate=surrogate)
-                by_seed = sorted(chosen, key=lambda result: result.run.seed)
-                until = [env_steps_until_solved(result) for result in by_seed]
-                if by_seed:
-                    told = ", ".join("never" if at is None else f"{at:,}" for at in until)
-                    ended = sum(is_solved_at_the_end(result) for result in by_seed)
-                    rows.append((task, regime, surrogate, told, f"{ended} of {len(by_seed)}"))
+    for task, regime, surrogate, by_seed in cells(study.results):
+        until = [env_steps_until_solved(result) for result in by_seed]
+        told = ", ".join("never" if at is None else f"{at:,}" for at in until)
+        ended = sum(is_solved_at_the_end(result) for result in by_seed)
+        rows.append((task, regime, surrogate, told, f"{ended} of {len(by_seed)}"))
     if all(set(row[3].split(", ")) == {"never"} for row in rows):
         return None
     return Part(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from vla_rl.reporting.text import number, percent
 from vla_rl.studies.metaworld.beside_paper import paper_part
@@ -12,6 +13,7 @@ from vla_rl.studies.metaworld.results import (
     UTILIZATION,
     WHOLE_RUN,
     RunResult,
+    cells,
     labels,
     select,
 )
@@ -97,40 +99,36 @@ def _improvement_part(study: Study) -> Part:
 
 def _return_part(study: Study) -> Part:
     rows = []
-    for task in labels(study.results, lambda run: run.task):
-        for regime in study.regimes:
-            for surrogate in labels(study.results, lambda run: run.surrogate):
-                chosen = select(study.results, task=task, regime=regime, surrogate=surrogate)
-                by_seed = sorted(chosen, key=lambda result: result.run.seed)
-                if by_seed:
-                    returns = ", ".join(f"{result.closing_return:.0f}" for result in by_seed)
-                    success = percent(mean_over_runs(by_seed, "rollout/success_rate"), digits=1)
-                    rows.append((task, regime, surrogate, returns, success))
+    for task, regime, surrogate, by_seed in cells(study.results):
+        returns = ", ".join(f"{result.closing_return:.0f}" for result in by_seed)
+        success = percent(mean_over_runs(by_seed, "rollout/success_rate"), digits=1)
+        rows.append((task, regime, surrogate, returns, success))
     header = ("task", "regime", "surrogate", "return by seed", "success, mean")
     return Part("Closing return of every run", (), header, tuple(rows))
 
 
 def _closing_part(study: Study, title: str, metrics: Sequence[str]) -> Part:
-    rows = []
-    for regime in study.regimes:
-        for surrogate in labels(study.results, lambda run: run.surrogate):
-            chosen = select(study.results, regime=regime, surrogate=surrogate)
-            if chosen:
-                rows.append((regime, surrogate, *(number(mean_over_runs(chosen, name)) for name in metrics)))
-    header = ("regime", "surrogate", *(TITLES[name] for name in metrics))
-    return Part(title, (), header, tuple(rows))
+    columns = {TITLES[name]: partial(mean_over_runs, metric=name) for name in metrics}
+    return _part_over_tasks(study, title, columns)
 
 
 def _whole_part(study: Study) -> Part:
-    rows = []
-    for regime in study.regimes:
-        for surrogate in labels(study.results, lambda run: run.surrogate):
-            chosen = select(study.results, regime=regime, surrogate=surrogate)
-            means = [
-                number(mean_over_runs(chosen, name, of))
-                for name in WHOLE_RUN
-                for of in (RunResult.whole, RunResult.closing)
-            ]
-            rows += [(regime, surrogate, *means)] if chosen else []
-    header = [f"{TITLES[name]}, {where}" for name in WHOLE_RUN for where in ("whole run", "closing")]
-    return Part("While the policy moved", (), ("regime", "surrogate", *header), tuple(rows))
+    columns = {
+        f"{TITLES[name]}, {where}": partial(mean_over_runs, metric=name, of=of)
+        for name in WHOLE_RUN
+        for where, of in (("whole run", RunResult.whole), ("closing", RunResult.closing))
+    }
+    return _part_over_tasks(study, "While the policy moved", columns)
+
+
+def _part_over_tasks(
+    study: Study, title: str, columns: Mapping[str, Callable[[Sequence[RunResult]], float | None]]
+) -> Part:
+    """Return a table with a row for each regime and surrogate, of numbers over the runs on all tasks."""
+    rows = [
+        (regime, surrogate, *(number(of(chosen)) for of in columns.values()))
+        for regime in study.regimes
+        for surrogate in labels(study.results, lambda run: run.surrogate)
+        if (chosen := select(study.results, regime=regime, surrogate=surrogate))
+    ]
+    return Part(title, (), ("regime", "surrogate", *columns), tuple(rows))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from vla_rl.files import atomic_write_text
 from vla_rl.studies.figures import save, style
-from vla_rl.studies.metaworld.results import RunResult, labels, select
+from vla_rl.studies.metaworld.results import RunResult, cells, labels, select
 from vla_rl.studies.metaworld.words import ENOUGH_SEEDS
 from vla_rl.studies.pages import remove_others, write_csv
 from vla_rl.studies.paper_figures.gallery import FIGURES, REGIMES, Cell, Drawn, PaperFigure
@@ -94,12 +94,7 @@ def _extents(results: Sequence[RunResult]) -> list[str]:
     for regime in REGIMES:
         chosen = select(results, regime=regime)
         if chosen:
-            counts = [
-                len(of_cell)
-                for task in labels(chosen, lambda run: run.task)
-                for surrogate in labels(chosen, lambda run: run.surrogate)
-                if (of_cell := select(chosen, task=task, surrogate=surrogate))
-            ]
+            counts = [len(by_seed) for _, _, _, by_seed in cells(chosen)]
             tasks, surrogates = labels(chosen, lambda run: run.task), labels(chosen, lambda run: run.surrogate)
             few = f"; intervals over fewer than {ENOUGH_SEEDS} seeds say little" if min(counts) < ENOUGH_SEEDS else ""
             span = str(min(counts)) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
