@@ -179,23 +179,24 @@ class _Session:
 
 def _seconds(entry: _Running, folder: Path) -> float:
     """Return how long a job has taken; that of a run which was continued includes what its metrics know of before."""
-    path = folder / METRICS_FILE
-    records = read_metrics(path) if path.exists() else []
-    return max(time.monotonic() - entry.began, records[-1]["seconds"] if records else 0.0)
+    return max(time.monotonic() - entry.began, _last_reading(folder, "seconds"))
 
 
 def share_of_updates(run_dir: Path, *, optimizer_steps: int) -> float:
     """Return the share of a run's updates that is done, according to its log points."""
-    path = run_dir / METRICS_FILE
-    records = read_metrics(path) if path.exists() else []
-    return records[-1]["optimizer_steps"] / optimizer_steps if records else 0.0
+    return _last_reading(run_dir, "optimizer_steps") / optimizer_steps
 
 
 def share_of_env_steps(run_dir: Path, *, env_steps: int) -> float:
     """Return the share of a run's env steps that is done, according to its log points."""
+    return min(1.0, _last_reading(run_dir, "env_steps") / env_steps)
+
+
+def _last_reading(run_dir: Path, clock: str) -> float:
+    """Return what a clock showed at a run's last log point; 0 before the first."""
     path = run_dir / METRICS_FILE
     records = read_metrics(path) if path.exists() else []
-    return min(1.0, records[-1]["env_steps"] / env_steps) if records else 0.0
+    return float(records[-1][clock]) if records else 0.0
 
 
 def _start(job: Job, folder: Path, *, cores: int) -> _Running:

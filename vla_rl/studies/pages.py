@@ -14,6 +14,7 @@ from vla_rl.evaluation.pairs import Comparison
 from vla_rl.evaluation.statistics import Interval
 from vla_rl.files import atomic_write_text
 from vla_rl.reporting import html
+from vla_rl.studies.bands import Band
 from vla_rl.studies.figures import FigureText
 
 PAGE = "report.html"
@@ -59,6 +60,20 @@ def gain_columns(comparison: Comparison) -> Row:
         "only_before": comparison.test.only_second,
         "mcnemar_mid_p": rounded(comparison.test.p_mid),
     }
+
+
+def band_rows(place: Row, band: Band | None, *, clock: str) -> Iterable[Row]:
+    """Yield a band along a clock, point by point, after the columns of its place; nothing without a band."""
+    for point in range(len(band.clock) if band is not None else 0):
+        assert band is not None
+        yield {
+            **place,
+            clock: round(float(band.clock[point])),
+            "mean": rounded(float(band.mean[point])),
+            "low": rounded(float(band.low[point])),
+            "high": rounded(float(band.high[point])),
+            "runs": band.runs,
+        }
 
 
 def rounded(value: float | None) -> float | None:

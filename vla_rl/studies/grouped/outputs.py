@@ -28,7 +28,6 @@ from vla_rl.studies.pages import (
 TITLE = "Critic or groups: episodes until a given success"
 SUMMARY = "summary.md"
 DATA = "groups.json"
-TABLES = ("runs", "curves", "gains")
 CURVE_POINTS = 100  # of a run, in the tables; the figures have all
 
 
@@ -61,7 +60,7 @@ def write_study(out: Path) -> WrittenStudy:
     }
     written = [folder / DATA, *(write_csv(folder / f"{name}.csv", rows) for name, rows in tables.items() if rows)]
     figures = write_figures(folder, plan, results, study.summaries)
-    remove_others(folder, tables=TABLES, figures=FIGURES, written=written + figures)
+    remove_others(folder, tables=tables, figures=FIGURES, written=written + figures)
     pictures = [path for path in figures if path.suffix == ".png"]
     told, warned = parts(study), cautions(study)
     text = markdown(TITLE, cautions=warned, parts=told, figures=pictures, texts=FIGURES)

@@ -11,7 +11,6 @@ from vla_rl.evaluation.statistics import wilson_interval
 from vla_rl.files import atomic_write_text
 from vla_rl.reporting import html
 from vla_rl.reporting.report import origin_table
-from vla_rl.studies.bands import Band
 from vla_rl.studies.libero.plots import FIGURES, curve_band, metric_band, write_figures
 from vla_rl.studies.libero.results import DRIFT, StudyData, read_results
 from vla_rl.studies.libero.runner import read_study
@@ -21,6 +20,7 @@ from vla_rl.studies.pages import (
     RESULTS,
     Row,
     WrittenStudy,
+    band_rows,
     gain_columns,
     html_sections,
     markdown,
@@ -31,7 +31,6 @@ from vla_rl.studies.pages import (
 
 TITLE = "LIBERO: from demonstrations to a policy that RL changes"
 README = "README.md"
-TABLES = ("candidates", "runs", "evaluations", "gains", "pairs", "controls", "curves", "drift")
 
 
 def write_study(out: Path) -> WrittenStudy:
@@ -59,7 +58,7 @@ def write_study(out: Path) -> WrittenStudy:
     }
     written = [write_csv(folder / f"{name}.csv", rows) for name, rows in tables.items() if rows]
     figures = write_figures(folder, data)
-    remove_others(folder, tables=TABLES, figures=FIGURES, written=written + figures)
+    remove_others(folder, tables=tables, figures=FIGURES, written=written + figures)
     videos = _copy_videos(data, folder)
     pictures = [path for path in figures if path.suffix == ".png"]
     told, warned = parts(data), cautions(data)
@@ -141,29 +140,14 @@ def _control_rows(data: StudyData) -> Iterable[Row]:
 
 def _curve_rows(data: StudyData) -> Iterable[Row]:
     for arm, regime in data.arms():
-        found = curve_band(data, arm, regime)
-        if found is not None:
-            yield from ({"arm": arm, "regime": regime, **row} for row in _band_rows(found, clock="env_steps"))
+        yield from band_rows({"arm": arm, "regime": regime}, curve_band(data, arm, regime), clock="env_steps")
 
 
 def _drift_rows(data: StudyData) -> Iterable[Row]:
     for arm, regime in data.arms():
         for metric in DRIFT:
-            found = metric_band(data, arm, regime, metric)
-            if found is not None:
-                for row in _band_rows(found, clock="optimizer_steps"):
-                    yield {"arm": arm, "regime": regime, "metric": metric, **row}
-
-
-def _band_rows(found: Band, *, clock: str) -> Iterable[Row]:
-    for place in range(len(found.clock)):
-        yield {
-            clock: round(float(found.clock[place])),
-            "mean": rounded(float(found.mean[place])),
-            "low": rounded(float(found.low[place])),
-            "high": rounded(float(found.high[place])),
-            "runs": found.runs,
-        }
+            place = {"arm": arm, "regime": regime, "metric": metric}
+            yield from band_rows(place, metric_band(data, arm, regime, metric), clock="optimizer_steps")
 
 
 def _copy_videos(data: StudyData, folder: Path) -> list[Path]:

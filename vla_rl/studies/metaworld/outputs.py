@@ -9,7 +9,6 @@ from vla_rl.files import atomic_write_json, atomic_write_text, read_json_object
 from vla_rl.reporting import html
 from vla_rl.reporting.report import origin_table
 from vla_rl.reporting.series import value_of
-from vla_rl.studies.bands import Band
 from vla_rl.studies.metaworld.curves import return_band
 from vla_rl.studies.metaworld.missing import missing_runs
 from vla_rl.studies.metaworld.plots import FIGURES, bands_by_surrogate, write_figures
@@ -40,6 +39,7 @@ from vla_rl.studies.pages import (
     RESULTS,
     Row,
     WrittenStudy,
+    band_rows,
     html_sections,
     markdown,
     remove_others,
@@ -49,7 +49,6 @@ from vla_rl.studies.pages import (
 
 TITLE = "Meta-World: surrogates on old and new experience"
 POINTS = ("learner/kl", "learner/approx_kl", "utilization/ess_old", "policy_lag/p95", "ratio/abs_log_p95")
-TABLES = ("runs", "scores", "improvements", "curves", "trajectories", "points")
 
 
 def write_study(out: Path) -> WrittenStudy:
@@ -75,7 +74,7 @@ def write_study(out: Path) -> WrittenStudy:
     }
     written = [write_csv(folder / f"{name}.csv", rows) for name, rows in tables.items() if rows]
     figures = write_figures(folder, results, ranking, pairs, randoms)
-    remove_others(folder, tables=TABLES, figures=FIGURES, written=written + figures)
+    remove_others(folder, tables=tables, figures=FIGURES, written=written + figures)
     study = Study(
         planned=len(grid.runs()),
         missing=missing_runs(grid, out),
@@ -176,21 +175,7 @@ def _trajectory_rows(results: Sequence[RunResult]) -> Iterable[Row]:
         for surrogate in labels(results, lambda run: run.surrogate):
             for metric in (*STALENESS, *UTILIZATION):
                 place = {"regime": regime, "surrogate": surrogate, "metric": metric}
-                yield from band_rows(place, bands[regime, metric][surrogate])
-
-
-def band_rows(place: Row, band: Band | None) -> Iterable[Row]:
-    """Yield a band over optimizer steps, point by point, after the columns of its place; nothing without a band."""
-    for point in range(len(band.clock) if band is not None else 0):
-        assert band is not None
-        yield {
-            **place,
-            "optimizer_steps": round(float(band.clock[point])),
-            "mean": rounded(float(band.mean[point])),
-            "low": rounded(float(band.low[point])),
-            "high": rounded(float(band.high[point])),
-            "runs": band.runs,
-        }
+                yield from band_rows(place, bands[regime, metric][surrogate], clock="optimizer_steps")
 
 
 def _point_rows(results: Sequence[RunResult]) -> Iterable[Row]:

@@ -20,7 +20,7 @@ from vla_rl.studies.gridworld.enumeration import study as gridworld_records
 from vla_rl.studies.gridworld.plots import pareto_figure
 from vla_rl.studies.metaworld.curves import metric_band
 from vla_rl.studies.metaworld.grid import PAPER_TASKS, StudyRun
-from vla_rl.studies.metaworld.outputs import band_rows, curve_rows
+from vla_rl.studies.metaworld.outputs import curve_rows
 from vla_rl.studies.metaworld.plots import (
     Estimate,
     bands_by_surrogate,
@@ -32,7 +32,7 @@ from vla_rl.studies.metaworld.plots import (
 )
 from vla_rl.studies.metaworld.results import RunResult, labels, select
 from vla_rl.studies.metaworld.summary import TITLES
-from vla_rl.studies.pages import Row, rounded
+from vla_rl.studies.pages import Row, band_rows, rounded
 from vla_rl.studies.paper_figures.plots import scatter_over
 from vla_rl.studies.paper_figures.pool import Pool
 from vla_rl.studies.surrogate_labels import StudySurrogate
@@ -150,7 +150,7 @@ def _staleness(results: Sequence[RunResult], _: dict[str, Look]) -> Drawn | None
         row
         for metric in AGES
         for regime in REGIMES
-        for row in band_rows({"regime": regime, "metric": metric}, bands["", metric][regime])
+        for row in band_rows({"regime": regime, "metric": metric}, bands["", metric][regime], clock="optimizer_steps")
     ]
     thresholds = " or ".join(f"{versions:,}" for versions in sorted({result.old_threshold for result in chosen}))
     return Drawn(figure, rows, chosen, (f"Old means a lag of at least {thresholds} versions.",), of=surrogate)
@@ -180,7 +180,7 @@ def _contribution(results: Sequence[RunResult], looks: dict[str, Look]) -> Drawn
         row
         for (_, metric), of_place in bands.items()
         for label, band in of_place.items()
-        for row in band_rows({"surrogate": label, "metric": metric}, band)
+        for row in band_rows({"surrogate": label, "metric": metric}, band, clock="optimizer_steps")
     ]
     return Drawn(figure, rows, stale)
 
