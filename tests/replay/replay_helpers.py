@@ -23,7 +23,9 @@ def make_ring(*, num_envs=1, capacity=40, longest=6, store_logits=False, observa
     )
 
 
-def add_decision(writer: EpisodeWriter, signature: int, *, version=0, last=False, truncate=False, logits=None) -> None:
+def add_decision(
+    writer: EpisodeWriter, signature: int, *, version=0, last=False, truncate=False, logits=None, reward=None
+) -> None:
     """One decision all of whose numbers follow from `signature` (below 2**15)."""
     writer.add(
         frames=np.full(writer_frames_shape(writer), signature % 251, np.uint8),
@@ -31,7 +33,7 @@ def add_decision(writer: EpisodeWriter, signature: int, *, version=0, last=False
         tokens=np.full(TOKENS, signature, np.int16),
         logprobs=np.full(TOKENS, -signature, np.float32),
         value=signature + 0.5,
-        reward=signature + 0.25,
+        reward=signature + 0.25 if reward is None else reward,
         executed=1 + signature % CHUNK,
         terminated=last and not truncate,
         truncated=last and truncate,
@@ -45,10 +47,10 @@ def writer_frames_shape(writer: EpisodeWriter) -> tuple[int, ...]:
 
 
 def write_episode(
-    writer: EpisodeWriter, first: int, length: int, *, task=0, group=0, version=0, truncate=False, logits=None
+    writer: EpisodeWriter, first: int, length: int, *, task=0, group=0, member=0, version=0, truncate=False, logits=None
 ):
     """Decisions with signatures first, first + 1, ...; the last observation has signature first + length."""
-    writer.begin(task, group=group)
+    writer.begin(task, group=group, member=member)
     for index in range(length):
         last = index == length - 1
         add_decision(writer, first + index, version=version, last=last, truncate=truncate, logits=logits)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 
 import numpy as np
-from replay_helpers import assert_consistent, make_ring, signatures, write_episode
+import pytest
+from replay_helpers import add_decision, assert_consistent, make_ring, signatures, write_episode
 
+from vla_rl.credit import Group
 from vla_rl.replay.group_sampler import GroupSampler
 from vla_rl.replay.ring import ReplayRing
+from vla_rl.replay.ring_file import load_ring, save_ring
+from vla_rl.workers.episodes import Groups, group_schedule
 
 
 def everyone(scores):
@@ -175,3 +181,71 @@ def test_a_resumed_sampler_counts_only_the_groups_left_out_since_the_last_batch(
         write_group(ring, 5, first=800)
         second.refresh()
         assert len(second.rejected) == 2
+
+
+CANDIDATES, LONGEST = 16, 25
+
+
+def play_group(ring: ReplayRing, schedules, random) -> list[int]:
+    """Play 16 episodes on slots that work side by side, and commit each when it ends; lengths of the successes.
+
+    With probability 0.7 an episode succeeds, after 8 to 19 decisions, and scores 1; a failure lasts 25 decisions.
+    """
+    is_success = random.random((len(schedules), CANDIDATES // len(schedules))) < 0.7
+    lengths = np.where(is_success, random.integers(8, 20, is_success.shape), LONGEST)
+    ends = lengths.cumsum(axis=1)  # a slot begins its next episode when the last one ends
+    for index in np.argsort(ends, axis=None, kind="stable"):
+        slot, turn = np.unravel_index(index, ends.shape)
+        job = next(schedules[slot])
+        writer = ring.writer(int(slot))
+        writer.begin(0, group=job.group, member=job.member)
+        for rest in range(int(lengths[slot, turn]), 0, -1):
+            ends_well = bool(rest == 1 and is_success[slot, turn])
+            add_decision(writer, 1, last=rest == 1, truncate=not ends_well, reward=float(ends_well))
+        writer.commit(np.zeros((1, 4, 4, 3), np.uint8), np.zeros(3, np.float32))
+    return lengths[is_success].tolist()
+
+
+@pytest.mark.parametrize(("slots", "resumed_on"), [(16, None), (4, None), (16, 1)])
+def test_a_balanced_choice_does_not_prefer_short_successes(slots, resumed_on, tmp_path):
+    """All successes and the chosen ones have the same mean length, within four standard errors of the difference.
+
+    Lengths of 8 to 19 have the deviation sqrt(143 / 12) = 3.45. Chosen are about four successes of each group, of
+    eleven. Choosing those that end first would make them about three decisions shorter.
+    """
+    credit = Group.model_validate({"name": "group", "size": 8, "oversample": "balanced", "candidates": CANDIDATES})
+    random, everyone_who_succeeded, chosen = np.random.default_rng(3), [], []
+    schedules = [
+        group_schedule(Groups(CANDIDATES, slots, 10**6), seed=0, env_index=env, num_envs=slots, num_init_states=[None])
+        for env in range(slots)
+    ]
+    with (
+        make_ring(num_envs=slots, capacity=30_000, longest=LONGEST) as ring,
+        make_ring(num_envs=resumed_on or 1, capacity=30_000, longest=LONGEST) as other,
+    ):
+        for _ in range(50):
+            everyone_who_succeeded += play_group(ring, schedules, random)
+        if resumed_on:
+            save_ring(ring, tmp_path / "ring.safetensors")
+            load_ring(other, tmp_path / "ring.safetensors")
+        sampler = sampler_of(
+            other if resumed_on else ring, candidates=CANDIDATES, choose=credit.choose, segment_length=LONGEST
+        )
+        sampler.refresh()
+        batch = sampler.sample(sampler.num_usable)
+        chosen = batch.mask.sum(axis=1)[batch.rewards.sum(axis=1) == 1]
+    assert sampler.num_usable >= 45
+    assert len(chosen) >= 4 * 40
+    error = math.sqrt(143 / 12) * math.sqrt(1 / len(chosen) - 1 / len(everyone_who_succeeded))
+    assert abs(chosen.mean() - np.mean(everyone_who_succeeded)) < 4 * error
+
+
+def test_the_judge_sees_members_by_number_whichever_ends_first():
+    for order in itertools.permutations(range(3)):
+        seen = []
+        with make_ring(num_envs=2, capacity=160) as ring:
+            sampler = sampler_of(ring, candidates=3, choose=lambda scores, seen=seen: seen.extend(scores))
+            for member in order:
+                write_episode(ring.writer(member % 2), 100 * member, 1, group=9, member=member)
+            sampler.refresh()
+        assert seen == [0.25, 100.25, 200.25]

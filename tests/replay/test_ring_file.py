@@ -160,9 +160,10 @@ def test_groups_come_back_and_files_older_than_groups_have_none(tmp_path):
     path = tmp_path / "ring.safetensors"
     with make_ring() as ring, make_ring() as other:
         for first, group in ((100, 0), (200, 1 << 62), (300, 1 << 62)):
-            write_episode(ring.writer(0), first, 2, group=group, truncate=first == 200)
+            write_episode(ring.writer(0), first, 2, group=group, member=first // 100, truncate=first == 200)
         save_ring(ring, path)
         load_ring(other, path)
+        assert other.present_episodes()["member"].tolist() == [1, 2, 3]
         assert other.present_episodes()["group"].tolist() == [0, 1 << 62, 1 << 62]
         assert {first: int(batch.group[0]) for first, batch in everything(other).items()} == {
             100: 0, 200: 1 << 62, 300: 1 << 62,
@@ -170,10 +171,11 @@ def test_groups_come_back_and_files_older_than_groups_have_none(tmp_path):
         assert other.present_episodes()["success"].tolist() == [1, 0, 1]
     with safe_open(path, framework="numpy") as file:
         metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    del tensors["group"], tensors["success"]
+    del tensors["group"], tensors["member"], tensors["success"]
     save_file(tensors, path, metadata)
     with make_ring() as other:
         load_ring(other, path)
+        assert other.present_episodes()["member"].tolist() == [0, 0, 0]
         assert other.present_episodes()["group"].tolist() == [0, 0, 0]
         assert other.present_episodes()["success"].tolist() == [1, 0, 1]  # a termination is one
 

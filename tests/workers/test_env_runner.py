@@ -54,11 +54,11 @@ class ListSink:
     """Keeps what a ring's writer would be told."""
 
     def __init__(self):
-        self.calls, self.rows, self.groups, self.successes = [], [], [], []
+        self.calls, self.rows, self.members, self.successes = [], [], [], []
 
-    def begin(self, task_index, *, group):
+    def begin(self, task_index, *, group, member):
         self.calls.append(("begin", task_index))
-        self.groups.append(group)
+        self.members.append((group, member))
 
     def add(self, **decision):
         self.calls.append("add")
@@ -252,12 +252,12 @@ def test_an_episode_is_reset_with_a_seed_of_its_own_and_recorded_under_the_sched
     assert [record.job.seed for record in records] == [9, 9]
 
 
-def test_an_episode_carries_the_group_of_its_job_to_the_ring_and_to_its_record(cell):
-    records, jobs = [], [dataclasses.replace(job(), group=group) for group in (7, 0)]
+def test_an_episode_carries_its_place_in_a_group_to_the_ring_and_to_its_record(cell):
+    records, jobs = [], [dataclasses.replace(job(), group=group, member=member) for group, member in ((7, 3), (0, 0))]
     runner, slots, sink = make_runner(cell, [CountingEnv], jobs, records=records)
     waits = runner.start(0)
     while waits:
         answer(slots, version=0)
         waits = runner.advance(0)
-    assert sink.groups == [record.job.group for record in records] == [7, 0]
+    assert sink.members == [(record.job.group, record.job.member) for record in records] == [(7, 3), (0, 0)]
     assert sink.successes == [record.success for record in records] == [True, True]

@@ -83,7 +83,8 @@ def test_every_group_has_all_its_members_in_one_cell_and_they_have_one_start(mem
         played += [(job, env // slots) for job in jobs]
     starts = {job.group: (job.task_index, job.init_state, job.seed, cell) for job, cell in played}
     assert all(starts[job.group] == (job.task_index, job.init_state, job.seed, cell) for job, cell in played)
-    assert set(Counter(job.group for job, _ in played).values()) == {members}
+    numbers = Counter((job.group, job.member) for job, _ in played)
+    assert numbers == Counter((group, member) for group in starts for member in range(members))
     assert len(starts) == len(set(starts.values())) == rounds * cells * slots // groups.team_size
     assert min(starts) > 0
 

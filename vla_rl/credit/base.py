@@ -113,7 +113,10 @@ class Credit(Section, ABC):
         return None
 
     def choose(self, scores: NDArray[np.float64]) -> NDArray[np.intp] | None:
-        """Return the members of a complete group that are learned from, by their scores; None: leave the group out."""
+        """Return the members of a complete group that are learned from, by their scores; None: leave the group out.
+
+        The scores come in an order that says nothing about the episodes, their durations included.
+        """
         return np.arange(len(scores))
 
     @abstractmethod

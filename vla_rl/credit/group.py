@@ -101,7 +101,8 @@ class Group(Credit):
         """Return the members of a complete group that are learned from.
 
         Args:
-            scores: (C,) of the group's candidates, in the order in which they ended.
+            scores: (C,) of the group's candidates, in an order that was fixed before they were played: of subsets
+                whose means are equally near, the first is chosen.
 
         Returns:
             (size,) positions, ascending; None if the mean of these is outside of `keep`, whose ends are included.

@@ -15,7 +15,8 @@ from vla_rl.replay.sampler import SegmentSampler
 from vla_rl.types import SegmentBatch
 
 Choose = Callable[[NDArray[np.float64]], NDArray[np.intp] | None]
-"""From the scores of a complete group to the members that are learned from; None leaves the group out."""
+"""From the scores of a complete group, by number of the member, to the members that are learned from; None leaves the
+group out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +28,21 @@ class Outcome:
     all_failed: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """Episode of a group."""
+
+    place: tuple[int, int, int]  # number in the group, env and first row: they order the members
+    segments: NDArray[np.void]  # in order of time
+    score: float
+    success: bool
+
+
 @dataclass(slots=True)
 class _Group:
     """Episodes of one group that were committed to the ring."""
 
-    members: list[NDArray[np.void]] = field(default_factory=list)  # segments of each, in order of time
-    scores: list[float] = field(default_factory=list)
-    successes: list[bool] = field(default_factory=list)
+    members: list[_Member] = field(default_factory=list)
     kept: NDArray[np.void] | None = None  # segments of those that are learned from, once it is complete and kept
     oldest_version: int = 0  # of these
     uses: int = 0  # batches that it was in
@@ -41,15 +50,17 @@ class _Group:
     @property
     def segments(self) -> NDArray[np.void]:
         """Segments of all members; every wait for a batch asks for them, so those of a complete group are kept."""
-        return np.concatenate(self.members) if self.kept is None else self.kept
+        return np.concatenate([it.segments for it in self.members]) if self.kept is None else self.kept
 
 
 class GroupSampler(SegmentSampler):
     """Index of the groups in the ring, and copies of some of them.
 
-    A group is judged once, when its last member is committed: its scores and the choice of its members are final. It
-    leaves with the first row of a member that is overwritten, when its oldest decision is older than `min_version`
-    allows, and after `max_uses` batches. Incomplete groups wait, and leave with the first row as well.
+    A group is judged once, when its last member is committed: its scores and the choice of its members are final. The
+    members are ordered by their numbers, not by when they ended: short episodes end first, and a choice that prefers
+    the earlier of two equal members would prefer short successes. A group leaves with the first row of a member that is
+    overwritten, when its oldest decision is older than `min_version` allows, and after `max_uses` batches. Incomplete
+    groups wait, and leave with the first row as well.
     """
 
     def __init__(
@@ -150,23 +161,24 @@ class GroupSampler(SegmentSampler):
             self.num_unused += length
             return
         group = self._groups.setdefault(name, _Group())
-        group.members.append(segments)
-        group.scores.append(score)
-        group.successes.append(bool(episode["success"]))
+        place = (int(episode["member"]), int(episode["env"]), int(episode["first_row"]))
+        group.members.append(_Member(place, segments, score, bool(episode["success"])))
         if len(group.members) == self._candidates:
             self._judge(name, self._groups.pop(name))
 
     def _judge(self, name: int, group: _Group) -> None:
         """Keep a complete group with its chosen members, or leave it out."""
-        chosen = self._choose(np.array(group.scores))
-        outcome = Outcome(chosen is not None, all(group.successes), not any(group.successes))
+        group.members.sort(key=lambda it: it.place)
+        chosen = self._choose(np.array([it.score for it in group.members]))
+        successes = [it.success for it in group.members]
+        outcome = Outcome(chosen is not None, all(successes), not any(successes))
         self.outcomes.append(outcome)
         played = int(group.segments["length"].sum())
         if chosen is None:
             self.rejected.append(outcome)
             self.num_unused += played
             return
-        group.kept = np.concatenate([group.members[index] for index in chosen])
+        group.kept = np.concatenate([group.members[index].segments for index in chosen])
         group.oldest_version, group.uses = int(group.kept["oldest_version"].min()), self._uses_before.get(name, 0)
         self.num_unused += played - int(group.segments["length"].sum())
         self._groups[name] = group

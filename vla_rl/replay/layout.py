@@ -16,6 +16,7 @@ EPISODE = np.dtype(
         ("env", np.int64),
         ("task_index", np.int64),
         ("group", np.int64),  # episodes with the same start share it; 0: none
+        ("member", np.int64),  # number in its group, fixed before it is played
         (
             "first_row",
             np.int64,

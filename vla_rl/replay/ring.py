@@ -168,19 +168,20 @@ class EpisodeWriter:
         self._first_row, self._decisions_total = self._end_of_last_episode()
         self._length = 0
         self._task_index: int | None = None  # of the current episode
-        self._group = 0  # of the current episode
+        self._group = self._member = 0  # of the current episode
         self._has_ended = False
 
-    def begin(self, task_index: int, *, group: int = 0) -> None:
+    def begin(self, task_index: int, *, group: int = 0, member: int = 0) -> None:
         """Start an episode.
 
         Args:
             task_index: index in the run's list of tasks.
             group: id that it shares with the other episodes of its group; 0 for an episode without a group.
+            member: its number in the group.
         """
         if self._task_index is not None:
             raise RuntimeError("the last episode is unfinished: commit() or abandon() it before begin()")
-        self._task_index, self._group = task_index, group
+        self._task_index, self._group, self._member = task_index, group, member
 
     def add(  # noqa: PLR0913 - a decision has this many parts, all named
         self,
@@ -264,6 +265,7 @@ class EpisodeWriter:
             self._env_index,
             self._task_index,
             self._group,
+            self._member,
             self._first_row,
             succeeded,
             self._length,

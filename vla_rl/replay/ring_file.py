@@ -2,9 +2,10 @@
 
 The file holds the committed episodes that are present, in the order of their commits: one tensor per row field with
 the rows of all episodes one after another (an episode of L decisions has L + 1), and one entry per episode in `env`,
-`task_index`, `group`, `success`, `length` and `intact`. Env workers continue while it is written; an episode that they
-overwrite before its rows are in the file gets `intact` = False and is not loaded. Rows are streamed: no second copy of
-the ring is made. Files that are older than `group` and `success` load as episodes without groups.
+`task_index`, `group`, `member`, `success`, `length` and `intact`. Env workers continue while it is written; an episode
+that they overwrite before its rows are in the file gets `intact` = False and is not loaded. Rows are streamed: no
+second copy of the ring is made. A file that is older than a column loads too: without `group` and `success` its
+episodes have no groups, without `member` the members of a group are all numbered 0.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from vla_rl.replay.ring import EpisodeWriter, ReplayRing
 
 REPLAY, RING_FILE = "replay", "ring.safetensors"  # folder of one rank in a training's checkpoint, and the file in it
 _DTYPE_NAMES = {"uint8": "U8", "int16": "I16", "int64": "I64", "float32": "F32", "bool": "BOOL"}
-_EPISODE_COLUMNS = ("env", "task_index", "group", "success", "length")
+_EPISODE_COLUMNS = ("env", "task_index", "group", "member", "success", "length")
 
 
 def save_ring(ring: ReplayRing, path: Path) -> int:
@@ -90,7 +91,7 @@ def _load_episodes(ring: ReplayRing, file: Any, path: Path) -> int:  # noqa: ANN
             f"its replay (checkpoint.save_replay=false)"
         )
     envs, task_indices = file.get_tensor("env"), file.get_tensor("task_index")
-    later = {name: np.zeros_like(envs) for name in ("group", "success")}  # older files lack them
+    later = {name: np.zeros_like(envs) for name in ("group", "member", "success")}  # older files lack them
     later |= {name: file.get_tensor(name) for name in later if name in file.keys()}  # noqa: SIM118 - not a mapping
     same_envs = int(file.metadata()["num_envs"]) == ring.layout.num_envs
     first_rows = np.cumsum(lengths + 1) - (lengths + 1)
@@ -101,16 +102,16 @@ def _load_episodes(ring: ReplayRing, file: Any, path: Path) -> int:  # noqa: ANN
         env = int(envs[index]) if same_envs else int(rows_written.argmin())
         start, stop = int(first_rows[index]), int(first_rows[index] + lengths[index] + 1)
         rows = {name: saved[start:stop] for name, saved in slices.items()}
-        group, success = int(later["group"][index]), bool(later["success"][index])
-        _write_episode(writers[env], int(task_indices[index]), rows, group=group, success=success)
+        writers[env].begin(
+            int(task_indices[index]), group=int(later["group"][index]), member=int(later["member"][index])
+        )
+        _write_episode(writers[env], rows, success=bool(later["success"][index]))
         rows_written[env] += stop - start
     return int(lengths[is_intact].sum())
 
 
-def _write_episode(
-    writer: EpisodeWriter, task_index: int, rows: dict[str, NDArray[Any]], *, group: int, success: bool
-) -> None:
-    writer.begin(task_index, group=group)
+def _write_episode(writer: EpisodeWriter, rows: dict[str, NDArray[Any]], *, success: bool) -> None:
+    """Write the begun episode's rows, and commit it."""
     for index in range(len(rows["value"]) - 1):
         writer.add(**{name: row[index] for name, row in rows.items()})
     writer.commit(rows["frames"][-1], rows["state"][-1], success=success)

@@ -129,7 +129,7 @@ class EnvRunner:
         observation = env.reset(job.init_state, seed=seed)
         self._episodes[slot] = _Episode(job=job, env=env, began=began)
         if slot in self._writers:
-            self._writers[slot].begin(job.task_index, group=job.group)
+            self._writers[slot].begin(job.task_index, group=job.group, member=job.member)
         self._slots.task_index[slot] = job.task_index
         self._present(slot, observation)
         return True

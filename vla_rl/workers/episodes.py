@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,6 +21,7 @@ class EpisodeJob:
     seed: int  # of the schedule; `envs.seeds.reset_seed` derives the environment's from it
     job_id: int = -1  # position in an evaluation's queue; -1 in training
     group: int = 0  # shared by all episodes with this start, see `group_schedule`; 0: none
+    member: int = 0  # number in its group, by slot and turn, so that it says nothing about how the episode went
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +98,11 @@ def group_schedule(
 ) -> Iterator[EpisodeJob | None]:
     """Yield jobs of one env slot, endlessly: its turns in the groups of its team.
 
-    All members of a group have the same task, initial state, seed and group id. Tasks follow from `task_of_episode`
-    with teams in place of slots and groups in place of episodes; initial states are drawn uniformly. A slot continues
-    after its last committed episode, so a member that was lost with a worker, or with the end of a run, is played
-    again before anything else. None is yielded while the slot is too far ahead of its team, for instance because the
-    worker of another slot restarts: nothing is to be played yet.
+    All members of a group have the same task, initial state, seed and group id, and are numbered by slot, then turn.
+    Tasks follow from `task_of_episode` with teams in place of slots and groups in place of episodes; initial states are
+    drawn uniformly. A slot continues after its last committed episode, so a member that was lost with a worker, or with
+    the end of a run, is played again before anything else. None is yielded while the slot is too far ahead of its team,
+    for instance because the worker of another slot restarts: nothing is to be played yet.
 
     A group id holds who numbered it and its number, so that ids stay distinct in a ring that a resumed run has loaded:
     15 bits of a checksum over the arguments that the schedule depends on, 16 bits for the team, 32 for the number.
@@ -142,10 +143,10 @@ def group_schedule(
             seed=int(rng.integers(SAMPLED_STATES)),
             group=first_id + number,
         )
-        for _ in range(turn, groups.turns):
+        for done in range(turn, groups.turns):
             while number - min(position(first_of_team + mate)[0] for mate in range(groups.team_size)) > groups.max_lead:
                 yield None
-            yield job
+            yield replace(job, member=(env_index - first_of_team) * groups.turns + done)
         number, turn = number + 1, 0
 
 
