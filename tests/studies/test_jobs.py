@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -39,12 +38,8 @@ sys.exit(word == "fail")
 
 
 @pytest.fixture
-def out(monkeypatch, tmp_path):
-    script, program = tmp_path / "fake.sh", tmp_path / "fake.py"
-    program.write_text(FAKE, encoding="utf-8")
-    script.write_text(f'#!/bin/sh\nexec {sys.executable} {program} "$@"\n', encoding="utf-8")
-    script.chmod(0o755)
-    monkeypatch.setattr(study_jobs.sys, "executable", str(script))
+def out(stand_in, tmp_path):
+    stand_in(FAKE)
     return tmp_path
 
 

@@ -3,7 +3,6 @@
 import importlib.util
 import itertools
 import json
-import sys
 from dataclasses import replace
 
 import pytest
@@ -20,7 +19,6 @@ from vla_rl.policies.kind import PolicyContext
 from vla_rl.policies.openvla_oft.build import build_openvla_oft
 from vla_rl.policies.openvla_oft.checkpoint_writer import write_checkpoint
 from vla_rl.policies.openvla_oft.section import OpenVLAOFTSection
-from vla_rl.studies import jobs as study_jobs
 from vla_rl.studies.held_out import HELD_OUT_SEED
 from vla_rl.studies.libero.plan import CHOICE_SEED, PRESETS, RING_SIZES, UNCHANGED, choose_start
 from vla_rl.studies.libero.runner import read_study, run_study
@@ -260,12 +258,8 @@ if verb == "eval":
 
 
 @pytest.fixture
-def out(monkeypatch, tmp_path):
-    script, program = tmp_path / "fake.sh", tmp_path / "fake.py"
-    program.write_text(FAKE, encoding="utf-8")
-    script.write_text(f'#!/bin/sh\nexec {sys.executable} {program} "$@"\n', encoding="utf-8")
-    script.chmod(0o755)
-    monkeypatch.setattr(study_jobs.sys, "executable", str(script))
+def out(stand_in, tmp_path):
+    stand_in(FAKE)
     return tmp_path / "study"
 
 

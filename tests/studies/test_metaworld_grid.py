@@ -40,13 +40,8 @@ sys.exit(1 if fails else 0)
 
 
 @pytest.fixture
-def fake_train(monkeypatch, tmp_path):
-    script = tmp_path / "fake.sh"
-    program = tmp_path / "fake.py"
-    program.write_text(FAKE, encoding="utf-8")
-    script.write_text(f'#!/bin/sh\nexec {sys.executable} {program} "$@"\n', encoding="utf-8")
-    script.chmod(0o755)
-    monkeypatch.setattr(study_jobs.sys, "executable", str(script))
+def fake_train(stand_in, tmp_path):
+    stand_in(FAKE)
     return tmp_path / "study"
 
 

@@ -9,11 +9,11 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from typer.testing import CliRunner
+from written_runs import write_run
 
 from vla_rl.cli.main import app
 from vla_rl.errors import UserError
 from vla_rl.files import ASIDE
-from vla_rl.studies import jobs as study_jobs
 from vla_rl.studies.metaworld import outputs as metaworld_outputs
 from vla_rl.studies.metaworld.grid import PRESETS, WHOLE, Grid, Share
 from vla_rl.studies.metaworld.merging import merge_studies
@@ -26,27 +26,22 @@ GRID = Grid(
 BOTH = "door-open-v3_ppo_stale_seed0"  # a run that two machines made
 
 
-def write_run(folder, run, *, grid=GRID, end=1.0, seconds=1.0):
-    """Write a finished run as `vla-rl train` and the study leave it."""
-    folder.mkdir(parents=True)
+def make_run(folder, run, *, grid=GRID, end=1.0, seconds=1.0):
+    """Write a finished run that ended with a return."""
     records = [
         {"optimizer_steps": step, "env_steps": 10 * step, "decisions": 10 * step, "episodes": step,
          "policy_version": step, "seconds": seconds * step, "perf/env_steps_per_s": 100 / seconds,
          "rollout/return": end, "policy_lag/mean": 50.0, "policy_lag/p95": 95.0, "policy_lag/old_fraction": 0.9}
         for step in (50, 100)
     ]  # fmt: skip
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records), encoding="utf-8")
-    (folder / "recipe.yaml").write_text(grid.recipe_of(run).dump_yaml(), encoding="utf-8")
-    (folder / "manifest.json").write_text(json.dumps({"source": {}, "versions": {}}), encoding="utf-8")
-    values = {"task": run.task, "surrogate": run.surrogate, "regime": run.regime, "seed": run.seed, "seconds": seconds}
-    (folder / "study_run.json").write_text(json.dumps(values), encoding="utf-8")
+    write_run(folder, run, grid=grid, records=records, manifest={"source": {}, "versions": {}}, seconds=seconds)
 
 
 def write_folder(out, runs, *, grid=GRID, **how):
     """Write a study whose finished runs are these."""
     open_study(grid, out)
     for run in runs:
-        write_run(out / "runs" / run.name, run, grid=grid, **how)
+        make_run(out / "runs" / run.name, run, grid=grid, **how)
     return out
 
 
@@ -95,11 +90,8 @@ def test_a_share_is_written_as_a_fraction():
     assert Share.parse("1/1") == WHOLE
 
 
-def test_a_machine_makes_its_share_and_its_folder_knows_the_whole_study(tmp_path, monkeypatch):
-    script = tmp_path / "train.sh"
-    script.write_text("#!/bin/sh\nexit 0\n", encoding="utf-8")
-    script.chmod(0o755)
-    monkeypatch.setattr(study_jobs.sys, "executable", str(script))
+def test_a_machine_makes_its_share_and_its_folder_knows_the_whole_study(tmp_path, stand_in):
+    stand_in("")
     progress = run_grid(GRID, tmp_path / "a", jobs=1, say=lambda _: None, share=Share(2, 2))
     assert progress.total == 4
     assert names(tmp_path / "a") == sorted(run.name for run in GRID.share_of(Share(2, 2)))
@@ -150,7 +142,7 @@ def test_a_study_has_the_tasks_surrogates_and_seeds_of_all_its_folders(tmp_path)
 def test_two_results_for_one_run_are_refused_and_nothing_is_copied(halves, tmp_path):
     for half, end in zip(halves, (1.0, 2.0), strict=True):
         shutil.rmtree(half / "runs" / BOTH, ignore_errors=True)
-        write_run(half / "runs" / BOTH, next(run for run in GRID.runs() if run.name == BOTH), end=end)
+        make_run(half / "runs" / BOTH, next(run for run in GRID.runs() if run.name == BOTH), end=end)
     with pytest.raises(UserError) as refused:
         merge_studies(halves, tmp_path / "all")
     told = f"{halves[0] / 'runs' / BOTH} and {halves[1] / 'runs' / BOTH} have different results"
@@ -163,7 +155,7 @@ def test_two_results_for_one_run_are_refused_and_nothing_is_copied(halves, tmp_p
 def test_a_run_that_two_machines_made_alike_is_one_run_whatever_time_it_took(halves, tmp_path):
     for half, seconds in zip(halves, (3.0, 7.0), strict=True):
         shutil.rmtree(half / "runs" / BOTH, ignore_errors=True)
-        write_run(half / "runs" / BOTH, next(run for run in GRID.runs() if run.name == BOTH), seconds=seconds)
+        make_run(half / "runs" / BOTH, next(run for run in GRID.runs() if run.name == BOTH), seconds=seconds)
     assert merge_studies(halves, tmp_path / "all").copied == 8
     assert json.loads((tmp_path / "all" / "runs" / BOTH / "study_run.json").read_text())["seconds"] == 3.0
 

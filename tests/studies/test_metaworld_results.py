@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from typer.testing import CliRunner
+from written_runs import write_run
 
 from vla_rl.cli.main import app
 from vla_rl.evaluation.statistics import Interval
@@ -56,16 +57,10 @@ def study(tmp_path, monkeypatch):
     monkeypatch.setattr(metaworld_outputs, "random_return", lambda _: 0.0)
     open_study(GRID, tmp_path)
     for run in GRID.runs():
-        folder = tmp_path / "runs" / run.name
-        folder.mkdir(parents=True)
         end = 0.01 * 100 * (1 + run.seed) * (10 if run.surrogate == "gipo" else 1)
         records = [record(step, scaled_return=0.0 if step < 80 else end, ess=step / 100) for step in range(10, 101, 10)]
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records), encoding="utf-8")
-        (folder / "recipe.yaml").write_text(GRID.recipe_of(run).dump_yaml(), encoding="utf-8")
-        values = {"task": run.task, "surrogate": run.surrogate, "regime": run.regime, "seed": run.seed, "seconds": 1.0}
         manifest = {"source": {"commit": "abc"}, "versions": {"torch": "2.13.0"}, "started": run.name}
-        (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-        (folder / "study_run.json").write_text(json.dumps(values), encoding="utf-8")
+        write_run(tmp_path / "runs" / run.name, run, grid=GRID, records=records, manifest=manifest)
     return tmp_path
 
 

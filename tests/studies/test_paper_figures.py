@@ -13,6 +13,7 @@ pytest.importorskip("matplotlib")
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from typer.testing import CliRunner
+from written_runs import write_run
 
 from vla_rl.cli.main import app
 from vla_rl.studies.figures import add_legend, looks_of, panels_of
@@ -59,15 +60,9 @@ def make(folder, grid, without=()):
     """Write a finished study whose records lack some metrics."""
     open_study(grid, folder)
     for run in grid.runs():
-        place = folder / "runs" / run.name
-        place.mkdir(parents=True)
         records = [record(run, step) for step in range(10, 101, 10)]
-        lines = (json.dumps({k: v for k, v in each.items() if k not in without}) for each in records)
-        (place / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        (place / "recipe.yaml").write_text(grid.recipe_of(run).dump_yaml(), encoding="utf-8")
-        (place / "manifest.json").write_text("{}", encoding="utf-8")
-        values = {"task": run.task, "surrogate": run.surrogate, "regime": run.regime, "seed": run.seed, "seconds": 1.0}
-        (place / "study_run.json").write_text(json.dumps(values), encoding="utf-8")
+        left = [{name: value for name, value in each.items() if name not in without} for each in records]
+        write_run(folder / "runs" / run.name, run, grid=grid, records=left, manifest={})
     return folder
 
 
