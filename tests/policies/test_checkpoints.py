@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import get_args
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from vla_rl.policies.openvla_oft import OpenVLAOFT
 from vla_rl.policies.openvla_oft.checkpoint_writer import write_checkpoint
 from vla_rl.policies.openvla_oft.config import config_to_json, read_config
+from vla_rl.policies.openvla_oft.profiles import PROFILES, ProfileName
 from vla_rl.policies.openvla_oft.source import find_source
 from vla_rl.policies.openvla_oft.tiny import tiny_config
 
@@ -335,6 +337,10 @@ def test_the_dtype_is_read_under_its_old_and_its_new_name(tmp_path, key):
     del content["torch_dtype"]
     (tmp_path / "config.json").write_text(json.dumps({**content, key: "float32"}))
     assert read_config(tmp_path).dtype == "float32"
+
+
+def test_a_recipe_and_the_options_take_every_profile_and_auto():
+    assert get_args(ProfileName) == ("auto", *PROFILES)
 
 
 def test_the_profile_of_an_l1_head_is_refused_where_there_is_none(exported, tmp_path):

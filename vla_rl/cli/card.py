@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
+
+from vla_rl.policies.openvla_oft.profiles import ProfileName
 
 LicenceOption = Annotated[
     str | None,
@@ -22,7 +24,7 @@ EvaluationsOption = Annotated[
     ),
 ]
 ProfileOption = Annotated[
-    Literal["auto", "oft_l1", "simplevla", "rlinf"],
+    ProfileName,
     typer.Option(
         "--profile", help="Who trained a checkpoint directory, and so its conventions; runs and exports record them."
     ),

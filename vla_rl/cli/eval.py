@@ -9,6 +9,7 @@ import typer
 
 from vla_rl.cli.commentary import only_comments
 from vla_rl.errors import UserError, preflight
+from vla_rl.policies.openvla_oft.profiles import ProfileName
 
 if TYPE_CHECKING:
     from vla_rl.evaluation.control import ControlName
@@ -104,7 +105,7 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
         bool, typer.Option("--allow-unpinned", help="Accept versions of mujoco and robosuite that were not tested.")
     ] = False,
     profile: Annotated[
-        Literal["auto", "oft_l1", "simplevla", "rlinf"],
+        ProfileName,
         typer.Option(
             "--profile", help="Who trained a checkpoint directory, and so its conventions; a run records them."
         ),

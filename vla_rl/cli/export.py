@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from vla_rl.cli.commentary import only_comments
+from vla_rl.policies.openvla_oft.profiles import ProfileName
 
 
 def export(
@@ -39,7 +40,7 @@ def export(
         ),
     ] = 8,
     profile: Annotated[
-        Literal["auto", "oft_l1", "simplevla", "rlinf"],
+        ProfileName,
         typer.Option(
             "--profile", help="Who trained a checkpoint directory, and so its conventions; a run records them."
         ),

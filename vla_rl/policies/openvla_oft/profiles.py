@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
+ProfileName = Literal["auto", "oft_l1", "simplevla", "rlinf"]  # what a recipe or an option may say
+
 
 @dataclass(frozen=True, slots=True)
 class Profile:

@@ -13,7 +13,7 @@ from vla_rl.policies.lora_section import LoraSection
 from vla_rl.policies.openvla_oft.adapter_config import CONFIG_FILE as ADAPTER_CONFIG
 from vla_rl.policies.openvla_oft.config import RANDOM_7B, TINY
 from vla_rl.policies.openvla_oft.hub import checkpoint_directory
-from vla_rl.policies.openvla_oft.profiles import resolve_profile
+from vla_rl.policies.openvla_oft.profiles import ProfileName, resolve_profile
 from vla_rl.section import PathText, Problem, RulesError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class OpenVLAOFTSection(PolicySection):
         description="tiny or random-7b (random weights, scaled down or of the real size), a checkpoint directory, or "
         "the name of one on the hub that is in the local cache",
     )
-    profile: Literal["auto", "oft_l1", "simplevla", "rlinf"] = Field(
+    profile: ProfileName = Field(
         "auto",
         description="who trained the checkpoint: prompt, normalisation and image details; auto reads it from the files",
     )
