@@ -14,7 +14,7 @@ Shape letters, used everywhere in the program:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -229,7 +229,7 @@ class Policy(Protocol):
         inputs: PolicyInputs,
         *,
         greedy: bool = False,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         with_behavior: bool = False,
         network: Callable[[PolicyInputs], tuple[torch.Tensor, ...]] | None = None,
     ) -> Acted:
@@ -238,7 +238,8 @@ class Policy(Protocol):
         Args:
             inputs: what the policy observes.
             greedy: take the most likely tokens; log-probabilities are the same as if they had been drawn.
-            generator: source of the random numbers.
+            generator: source of the random numbers: one generator on the policy's device, or one on the CPU for each of
+                the B, so that what is drawn for one does not depend on the others.
             with_behavior: also return the parameters of what was drawn from, for an exact KL later.
             network: used in place of the policy's own `network`, e.g. a compiled one.
 

@@ -11,6 +11,8 @@ from vla_rl.errors import UserError
 from vla_rl.evaluation.episode_log import EPISODES_FILE, read_episodes
 from vla_rl.evaluation.eval_options import EvalOptions
 from vla_rl.evaluation.evaluate import evaluate
+from vla_rl.evaluation.policy_source import find_policy
+from vla_rl.evaluation.suite_plans import make_suite_plans
 from vla_rl.ipc import memory_check
 from vla_rl.run.folder_lock import claim_folder
 
@@ -78,6 +80,26 @@ def test_an_interrupted_evaluation_goes_on_and_ends_with_the_same_result(trained
     assert told[0][:2] == (before.count(b"\n"), 10)
     assert told[-1][:2] == (10, 10)
     assert outcomes(tmp_path / "halves") == outcomes(tmp_path / "whole")
+
+
+def test_sampled_actions_depend_on_neither_an_interruption_nor_the_number_of_workers(trained, tmp_path):
+    """Nor on the order of the episodes: a part of them is played first."""
+    sampled = {"temperature": 1.0, "seeds": (0, 3), "episodes_per_task": 5}
+    evaluated(trained, **sampled, serial=True, out=tmp_path / "whole")
+    with pytest.raises(PulledPlugError):
+        evaluated(trained, **sampled, serial=True, out=tmp_path / "halves", progress=stop_after(7))
+    evaluated(trained, **sampled, serial=True, out=tmp_path / "halves")
+    evaluated(trained, **{**sampled, "episodes_per_task": 1}, workers=1, out=tmp_path / "parts")
+    evaluated(trained, **sampled, workers=3, out=tmp_path / "parts")
+    whole = outcomes(tmp_path / "whole")
+    assert len(whole) == 20
+    assert outcomes(tmp_path / "halves") == outcomes(tmp_path / "parts") == whole
+
+
+def test_every_episode_draws_random_numbers_of_its_own(trained):
+    source, options = find_policy(str(trained), profile="auto"), EvalOptions(episodes_per_task=4, seeds=(0, 5))
+    (suite,) = make_suite_plans(source, options)
+    assert len({job.sampling_seed for job in suite.jobs}) == len(suite.jobs) == 16
 
 
 def test_a_finished_evaluation_is_not_played_again_and_a_longer_one_only_the_rest(trained, tmp_path):

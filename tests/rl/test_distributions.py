@@ -43,6 +43,17 @@ def test_the_same_generator_draws_the_same(num_bins):
 
 
 @FAMILIES
+def test_rows_with_generators_of_their_own_draw_as_if_each_were_alone(num_bins):
+    family, numbers = distribution_of(num_bins), outputs(num_bins, 4, 3)
+    together = family.sample(numbers, 1.0, generator=[seeded(seed) for seed in (5, 6, 7, 8)])[0]
+    for row in range(4):
+        alone = family.sample(numbers[row : row + 1], 1.0, generator=seeded(5 + row))[0]
+        assert torch.equal(together[row : row + 1], alone)
+    with pytest.raises(ValueError, match="4 rows were to be drawn from 3 generators"):
+        family.sample(numbers, 1.0, generator=[seeded(seed) for seed in (5, 6, 7)])
+
+
+@FAMILIES
 def test_gradcheck_of_all_terms(num_bins):
     family, numbers = distribution_of(num_bins), outputs(num_bins, 3, 4).requires_grad_()
     taken = family.sample(numbers.detach(), 1.0, generator=seeded())[0]

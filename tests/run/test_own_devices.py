@@ -57,7 +57,7 @@ def test_an_evaluation(tmp_path):
     job = EpisodeJob(task_index=0, init_state=0, seed=0, job_id=0)
     log: Any = SimpleNamespace(done=set())
     with pytest.raises(CurrentError, match="cuda:1"):
-        play(toy_plan(), None, [job], lambda _: log, greedy=True, seed=0, log_dir=tmp_path, on_episode=print)
+        play(toy_plan(), None, [job], lambda _: log, greedy=True, log_dir=tmp_path, on_episode=print)
 
 
 def test_an_export_of_a_run_and_of_a_network(tmp_path):

@@ -252,6 +252,22 @@ def test_an_episode_is_reset_with_a_seed_of_its_own_and_recorded_under_the_sched
     assert [record.job.seed for record in records] == [9, 9]
 
 
+def test_the_seed_of_a_decision_follows_from_the_episode_s_and_its_place_in_it_alone(cell):
+    """Two episodes of three decisions with one seed, one with another, and one without."""
+    seeds, jobs = [], [dataclasses.replace(job(), sampling_seed=seed) for seed in (2**64 - 1, 2**64 - 1, 7, None)]
+    runner, slots, _ = make_runner(cell, [lambda: CountingEnv(succeeds_at=None, horizon=9)], jobs)
+    waits = runner.start(0)
+    while waits:
+        seeds.append(int(slots.sampling_seed[0]))
+        answer(slots, version=0)
+        waits = runner.advance(0)
+    assert len(seeds) == 12
+    assert seeds[:3] == seeds[3:6]
+    assert len(set(seeds[:9])) == 6
+    assert min(seeds[:9]) >= 0
+    assert seeds[9:] == [-1] * 3
+
+
 def test_an_episode_carries_its_place_in_a_group_to_the_ring_and_to_its_record(cell):
     records, jobs = [], [dataclasses.replace(job(), group=group, member=member) for group, member in ((7, 3), (0, 0))]
     runner, slots, sink = make_runner(cell, [CountingEnv], jobs, records=records)

@@ -65,10 +65,10 @@ def slots(policy):
         yield view
 
 
-def make_server(policy, slots, *, max_batch=NUM_SLOTS, compiled=None):
+def make_server(policy, slots, *, max_batch=NUM_SLOTS, compiled=None, greedy=True, seed: int | None = 0):
     server = InferenceServer(
-        policy=policy, trainable={}, mailbox=FirstVersion(), slots=slots, device="cpu", greedy=True,
-        seed=0, max_batch=max_batch, compiled=compiled,
+        policy=policy, trainable={}, mailbox=FirstVersion(), slots=slots, device="cpu", greedy=greedy,
+        seed=seed, max_batch=max_batch, compiled=compiled,
     )  # fmt: skip
     assert server.adopt()
     return server
@@ -113,6 +113,20 @@ def test_out_of_memory_halves_the_batches_from_then_on_and_the_decisions_are_the
     assert [rows for rows, _ in policy.seen] == [7, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]
     assert [record.args for record in caplog.records] == [(3,), (1,)]
     assert_same(expected, answers(slots))
+
+
+def test_a_decision_with_a_seed_of_its_own_does_not_depend_on_those_beside_or_before_it(policy, slots):
+    slots.sampling_seed[:] = [9, 2**62, 0, 4, 4, 5, 6]
+    make_server(policy, slots, greedy=False, seed=None).serve(range(NUM_SLOTS))
+    together = slots.tokens.copy()
+    slots.tokens[:] = 0
+    server = make_server(policy, slots, greedy=False, seed=None, max_batch=2)
+    for chosen in ([6, 1, 3], [0], [4, 2, 5]):
+        server.serve(chosen)
+    assert slots.tokens.tolist() == together.tolist()
+    slots.sampling_seed[0] = 10
+    server.serve([0])
+    assert slots.tokens[0].tolist() != together[0].tolist()
 
 
 def test_out_of_memory_with_one_decision_ends_the_worker_with_advice(policy, slots):

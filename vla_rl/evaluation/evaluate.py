@@ -197,7 +197,6 @@ class Passes:
             jobs,
             log_of,
             greedy=self.options.temperature is None,
-            seed=self.options.seeds[0],
             log_dir=self.folder / "logs",
             on_episode=lambda episode: self.tally.add([episode]),
         )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from vla_rl.errors import preflight
 from vla_rl.evaluation.episode_log import EpisodeLog, EpisodeResult
@@ -36,9 +39,25 @@ def evaluation_jobs(plan: Plan, *, episodes_per_task: int, seeds: Sequence[int])
         for state in range(episodes_per_task)
     ]
     return [
-        EpisodeJob(task_index=task, init_state=state, seed=seed, job_id=number)
+        EpisodeJob(
+            task_index=task,
+            init_state=state,
+            seed=seed,
+            job_id=number,
+            sampling_seed=_sampling_seed(plan, task, state, seed),
+        )
         for number, (task, seed, state) in enumerate(triples)
     ]
+
+
+def _sampling_seed(plan: Plan, task_index: int, init_state: int, seed: int) -> int:
+    """Return the seed of an episode's sampled actions: a function of what identifies the episode, and of nothing else.
+
+    An episode is then the same after an interruption, with any number of workers, and beside any other episodes.
+    """
+    task = plan.env.tasks[task_index]
+    states = zlib.crc32(f"{task.suite} {init_states(plan)}".encode())
+    return int(np.random.SeedSequence([seed, task.task_id, init_state, states]).generate_state(1, np.uint64)[0])
 
 
 def init_states(plan: Plan) -> str:
@@ -53,7 +72,6 @@ def play(
     log_of: Callable[[EpisodeJob], EpisodeLog],
     *,
     greedy: bool,
-    seed: int,
     log_dir: Path,
     on_episode: Callable[[EpisodeResult], None],
 ) -> None:
@@ -64,8 +82,7 @@ def play(
         checkpoint: trained tensors; None for the plan's policy unchanged.
         jobs: all episodes.
         log_of: returns the log in which an episode is or will be.
-        greedy: take the most likely tokens.
-        seed: seed of sampling, if it is not greedy.
+        greedy: take the most likely tokens; otherwise each job has the seed of its sampling.
         log_dir: folder of the processes' logs.
         on_episode: called after every episode.
 
@@ -98,7 +115,7 @@ def play(
                 memory,
                 log_dir=log_dir,
                 greedy=greedy,
-                seed=seed,
+                seed=None,
                 on_episode=finished.append,
                 jobs=iter(todo),
             )

@@ -25,6 +25,7 @@ def slot_fields(
         Field("frames", (num_slots, *observation_spec.frames_shape), np.uint8),
         Field("state", (num_slots, observation_spec.state_dim), np.float32),
         Field("task_index", (num_slots,), np.int64),
+        Field("sampling_seed", (num_slots,), np.int64),
         Field("tokens", (num_slots, num_tokens), action_spec.token_dtype),
         Field("logprobs", (num_slots, num_tokens), np.float32),
         Field("value", (num_slots,), np.float32),
@@ -43,6 +44,7 @@ class ExchangeSlots:
     frames: UInt8Array  # (M, N, H, W, 3), written by the env worker
     state: FloatArray  # (M, S), by the env worker
     task_index: NDArray[np.int64]  # (M,), by the env worker
+    sampling_seed: NDArray[np.int64]  # (M,) of the decision that is waited for, by the env worker; -1: it has none
     tokens: TokenArray  # (M, A), written by the inference worker, as all below
     logprobs: FloatArray  # (M, A), of the sampled tokens
     value: FloatArray  # (M,)
@@ -57,6 +59,7 @@ class ExchangeSlots:
             frames=arrays["frames"],
             state=arrays["state"],
             task_index=arrays["task_index"],
+            sampling_seed=arrays["sampling_seed"],
             tokens=arrays["tokens"],
             logprobs=arrays["logprobs"],
             value=arrays["value"],

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vla_rl.policies.kind import NonFiniteOutputError
 from vla_rl.rl.distributions import Distribution, distribution_of
+from vla_rl.rl.random_numbers import RandomSource
 from vla_rl.types import Acted, ActionSpec, Evaluation, PolicyInputs
 
 
@@ -66,7 +67,7 @@ class TokenPolicy(nn.Module):
         inputs: PolicyInputs,
         *,
         greedy: bool = False,
-        generator: torch.Generator | None = None,
+        generator: RandomSource | None = None,
         with_behavior: bool = False,
         network: Callable[[PolicyInputs], tuple[Tensor, ...]] | None = None,
     ) -> Acted:

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vla_rl.rl.masking import lift
+from vla_rl.rl.random_numbers import RandomSource, normal, uniform
 
 MIN_STD, MAX_STD = 0.1, 1.0
 """Bounds of a Gaussian's deviation, of actions in [-1, 1]. A policy that grows narrower without one has log-ratios that
@@ -42,9 +43,12 @@ class Distribution(Protocol):
     """One family of distributions."""
 
     def sample(
-        self, outputs: Tensor, temperature: float, *, generator: torch.Generator | None = None, greedy: bool = False
+        self, outputs: Tensor, temperature: float, *, generator: RandomSource | None = None, greedy: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Sample (..., A), with log-probabilities (..., A); greedy takes the mode, at the same temperature."""
+        """Sample (..., A), with log-probabilities (..., A); greedy takes the mode, at the same temperature.
+
+        The random numbers come from one generator, or from one for each place of the first dimension.
+        """
         ...
 
     def parameters(self, outputs: Tensor, temperature: float) -> Tensor:
@@ -87,7 +91,7 @@ class Categorical:
     """Categorical distribution over V bins per component."""
 
     def sample(
-        self, outputs: Tensor, temperature: float, *, generator: torch.Generator | None = None, greedy: bool = False
+        self, outputs: Tensor, temperature: float, *, generator: RandomSource | None = None, greedy: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Sample bins, int64; the mode is the lowest index of the largest logits."""
         log_probs = self.parameters(outputs, temperature)
@@ -97,9 +101,7 @@ class Categorical:
             # The inverse of the distribution function, in float64: one random number per component, where
             # `torch.multinomial` draws one per bin and takes most of a small policy's decision for it.
             cumulative = log_probs.double().exp().cumsum(dim=-1)
-            levels = torch.rand(
-                cumulative[..., :1].shape, generator=generator, dtype=torch.float64, device=cumulative.device
-            )
+            levels = uniform(cumulative[..., :1].shape, generator, dtype=torch.float64, device=cumulative.device)
             taken = torch.searchsorted(cumulative, levels * cumulative[..., -1:], right=True).squeeze(-1)
             taken = taken.clamp(max=log_probs.shape[-1] - 1)
         return taken, _gather(log_probs, taken)
@@ -193,11 +195,11 @@ class Gaussian:
     """
 
     def sample(
-        self, outputs: Tensor, temperature: float, *, generator: torch.Generator | None = None, greedy: bool = False
+        self, outputs: Tensor, temperature: float, *, generator: RandomSource | None = None, greedy: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Sample numbers, float32; the mode is the mean."""
         mean, log_std = self.parameters(outputs, temperature).unbind(-1)
-        noise = 0.0 if greedy else torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        noise = 0.0 if greedy else normal(mean.shape, generator, device=mean.device, dtype=mean.dtype)
         taken = mean + noise * log_std.exp()
         return taken, _gaussian_logprob(taken, mean, log_std)
 

@@ -156,7 +156,7 @@ def make_cell(  # noqa: PLR0913 - the parts of a cell, by name
     *,
     log_dir: Path,
     greedy: bool,
-    seed: int,
+    seed: int | None,
     on_episode: Callable[[EpisodeRecord], None],
     rank: int = 0,
     num_ranks: int = 1,
@@ -172,7 +172,7 @@ def make_cell(  # noqa: PLR0913 - the parts of a cell, by name
         memory: the cell's shared memory.
         log_dir: folder of the children's logs.
         greedy: take the most likely tokens.
-        seed: seed of sampling and schedules, already different for every rank.
+        seed: seed of sampling, already different for every rank; None: every job has its own.
         on_episode: called with every finished episode.
         rank: rank of this cell.
         num_ranks: number of cells.
@@ -289,7 +289,7 @@ def _not_shared(plan: Plan) -> NotShared | None:
     return NotShared("runtime.share_frozen is false", asked_for=True) if plan.policy.frozen_parameters else None
 
 
-def _inference_settings(plan: Plan, log_dir: Path, *, greedy: bool, seed: int) -> InferenceSettings:
+def _inference_settings(plan: Plan, log_dir: Path, *, greedy: bool, seed: int | None) -> InferenceSettings:
     rollout = plan.setup.rollout
     return InferenceSettings(
         build=plan.policy.build,

@@ -8,6 +8,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from vla_rl.envs.seeds import reset_seed
 from vla_rl.ipc.counters import EnvWorkerPhase
 from vla_rl.ipc.slots import ExchangeSlots
@@ -18,6 +20,7 @@ from vla_rl.workers.worker_counters import WorkerCounters
 
 EnvBuilder = Callable[[], Environment]
 NO_MORE = object()
+_SEEDS = 2**63 - 1
 
 
 @dataclass(slots=True)
@@ -27,6 +30,7 @@ class _Episode:
     job: EpisodeJob
     env: Environment
     began: float
+    sampling: np.random.Generator | None  # of the seeds of its decisions; None if the job leaves sampling to the cell
     success: bool = False
     episode_return: float = 0.0
     env_steps: int = 0
@@ -127,11 +131,12 @@ class EnvRunner:
         env = self._pool.get(slot, job.task_index)
         seed = reset_seed(job.seed, env.task.task_id, job.init_state)
         observation = env.reset(job.init_state, seed=seed)
-        self._episodes[slot] = _Episode(job=job, env=env, began=began)
+        sampling = None if job.sampling_seed is None else np.random.default_rng(job.sampling_seed)
+        episode = self._episodes[slot] = _Episode(job=job, env=env, began=began, sampling=sampling)
         if slot in self._writers:
             self._writers[slot].begin(job.task_index, group=job.group, member=job.member)
         self._slots.task_index[slot] = job.task_index
-        self._present(slot, observation)
+        self._present(slot, episode, observation)
         return True
 
     def advance(self, slot: int) -> bool:
@@ -165,7 +170,7 @@ class EnvRunner:
                 policy_version=int(slots.policy_version[slot]),
                 logits=slots.logits[slot] if slots.logits is not None else None,
             )
-        self._present(slot, result.observation)
+        self._present(slot, episode, result.observation)
         if not (result.terminated or result.truncated):
             return True
         if writer is not None:
@@ -185,12 +190,13 @@ class EnvRunner:
         self.abandon()
         self._pool.close()
 
-    def _present(self, slot: int, observation: Observation) -> None:
+    def _present(self, slot: int, episode: _Episode, observation: Observation) -> None:
         if self._transform is not None:
             self._slots.frames[slot] = self._transform(observation.frames)
         elif observation.frames.size:
             self._slots.frames[slot] = observation.frames
         self._slots.state[slot] = observation.state
+        self._slots.sampling_seed[slot] = -1 if episode.sampling is None else episode.sampling.integers(_SEEDS)
 
     def _finish(self, episode: _Episode, *, terminated: bool, truncated: bool) -> None:
         record = EpisodeRecord(

@@ -20,6 +20,7 @@ class EpisodeJob:
     init_state: int
     seed: int  # of the schedule; `envs.seeds.reset_seed` derives the environment's from it
     job_id: int = -1  # position in an evaluation's queue; -1 in training
+    sampling_seed: int | None = None  # of its sampled actions; None: the cell's random numbers, as in training
     group: int = 0  # shared by all episodes with this start, see `group_schedule`; 0: none
     member: int = 0  # number in its group, by slot and turn, so that it says nothing about how the episode went
 

@@ -50,7 +50,7 @@ class InferenceServer:
         slots: ExchangeSlots,
         device: str,
         greedy: bool,
-        seed: int,
+        seed: int | None,
         max_batch: int,
         bf16: bool = False,
         compiled: CompiledForward | None = None,
@@ -64,7 +64,8 @@ class InferenceServer:
             slots: exchange arrays of the cell.
             device: torch device of `policy`.
             greedy: take the most likely tokens; log-probabilities are those of drawing them.
-            seed: seed of the sampling.
+            seed: seed of the sampling, with one stream of random numbers for all decisions; None: each decision is
+                drawn with the seed in its slot, so that it does not depend on which others are decided with it.
             max_batch: decisions per forward pass at most; fewer once the device has run out of memory.
             bf16: run the forward pass under bfloat16 autocast, as the learner does.
             compiled: the policy's forward pass at fixed batch sizes, to use in place of the policy.
@@ -77,7 +78,7 @@ class InferenceServer:
         self._slots = slots
         self._device = device
         self._greedy = greedy
-        self._generator = torch.Generator(device=device).manual_seed(seed)
+        self._generator = None if seed is None else torch.Generator(device=device).manual_seed(seed)
         self._bf16 = bf16
         self.version = -1
         self.batches = 0
@@ -157,7 +158,7 @@ class InferenceServer:
             acted = self._policy.act(
                 self._gather(index),
                 greedy=self._greedy,
-                generator=self._generator,
+                generator=self._random_source(index),
                 with_behavior=self._slots.logits is not None,
                 network=self._network,
             )
@@ -172,6 +173,13 @@ class InferenceServer:
         """Run the network's pass, compiled if it is, in the run's precision and without gradients."""
         with torch.inference_mode(self._compiled is None), self._autocast():
             return (self._compiled or self._policy.network)(inputs)
+
+    def _random_source(self, index: NDArray[np.int64]) -> torch.Generator | list[torch.Generator] | None:
+        if self._greedy or self._generator is not None:
+            return self._generator
+        seeds = self._slots.sampling_seed[index].tolist()
+        assert min(seeds) >= 0, "neither the jobs nor the cell have a seed"
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def _gather(self, index: NDArray[np.int64]) -> PolicyInputs:
         """Copy the slots' observations to the device; fancy indexing makes a copy that is independent of the slots."""

@@ -48,7 +48,7 @@ class InferenceSettings:
     device: str
     bf16: bool
     greedy: bool
-    seed: int
+    seed: int | None  # None: each decision has its own, see `InferenceServer`
     max_batch: int
     max_wait_s: float
     log_path: Path
