@@ -1,4 +1,4 @@
-"""Groups that are old, and of several versions, on a bandit whose gradient is known exactly.
+"""Groups that are old, and of several versions, on bandits of one and two decisions whose gradients are known exactly.
 
 Three actions with rewards 0, ½ and 1, a softmax policy, groups of three members. Expectations are sums over all 27
 groups, so nothing is estimated; gradients are those of the program's own surrogates and advantages.
@@ -79,3 +79,48 @@ def test_gipo_over_old_groups_is_its_weight_times_what_exceeds_the_others_mean(b
     assert found.tolist() == pytest.approx(expected.tolist(), abs=1e-12)
     assert float((found - policy_gradient()).norm()) > 0.01  # where the weight is damped, old groups cost bias
     assert float(found @ policy_gradient()) > 0
+
+
+# --- two decisions ----------------------------------------------------------------------------------------------------
+
+# Each of two actions leads from the start to a state of its own, and 1 is earned by choosing action 1 twice. A policy
+# is given by its probabilities of action 1 at the start, after action 0 and after action 1: p, any, q. So J = p q.
+NOW, BEFORE = (1 / 2, 1 / 2, 1 / 2), (1 / 4, 1 / 3, 3 / 4)
+EXACT = [1 / 8, 0.0, 1 / 8]  # of the logits: p (1 − p) q and p q (1 − q)
+ADVANTAGES = {
+    "no baseline": lambda score, other, states: [score, score],
+    "leave_one_out": lambda score, other, states: (
+        [group_advantages(np.array([score, other]), np.zeros(2, dtype=int), baseline="leave_one_out")[0]] * 2
+    ),
+    "critic": lambda score, other, states: [score - (0.3, 0.1, 0.7)[state] for state in states],
+}
+
+
+def expected_gradient_of_two_decisions(behavior, advantages_of, *, ratio_of_episode: bool) -> list[float]:
+    """The expected gradient of one of two members of a group, summed over its decisions."""
+    logits = torch.tensor(NOW, dtype=torch.float64).logit().requires_grad_()
+    old = torch.tensor(behavior, dtype=torch.float64)
+    success = behavior[0] * behavior[2]
+    total = torch.zeros((), dtype=torch.float64)
+    for first, second in itertools.product((0, 1), repeat=2):
+        states, is_one = [0, 1 + first], torch.tensor([first, second], dtype=torch.bool)
+        log_new = torch.where(is_one, logits[states], -logits[states]).sigmoid().log()
+        log_old = torch.where(is_one, old[states], 1.0 - old[states]).log()
+        log_ratio = log_new - log_old
+        if ratio_of_episode:  # the weight of both decisions, and no more than the weight
+            log_ratio = log_ratio.sum().detach() + log_new - log_new.detach()
+        for other, probability in ((1.0, success), (0.0, 1.0 - success)):
+            advantages = torch.as_tensor(advantages_of(float(first * second), other, states), dtype=torch.float64)
+            total = total + probability * log_old.sum().exp() * no_clip(log_ratio, advantages).sum()
+    (gradient,) = torch.autograd.grad(total, logits)
+    return gradient.tolist()
+
+
+@pytest.mark.parametrize("advantages_of", ADVANTAGES.values(), ids=ADVANTAGES)
+def test_over_two_decisions_old_groups_cost_bias_and_their_baseline_adds_none(advantages_of) -> None:
+    """A ratio per decision gives p (1 − p) q_old and p_old q (1 − q): the return after a decision and the states before
+    it are the old policy's, under any baseline and under a critic. The product of both ratios would correct them."""
+    found = partial(expected_gradient_of_two_decisions, advantages_of=advantages_of)
+    assert found(BEFORE, ratio_of_episode=False) == pytest.approx([3 / 16, 0.0, 1 / 16], abs=1e-12)
+    assert found(BEFORE, ratio_of_episode=True) == pytest.approx(EXACT, abs=1e-12)
+    assert found(NOW, ratio_of_episode=False) == pytest.approx(EXACT, abs=1e-12)
