@@ -16,7 +16,7 @@ from vla_rl.policies.kind import PolicyContext
 from vla_rl.policies.openvla_oft.build import build_openvla_oft
 from vla_rl.policies.openvla_oft.checkpoint_writer import write_checkpoint
 from vla_rl.policies.openvla_oft.section import OpenVLAOFTSection
-from vla_rl.recipe import find_recipe
+from vla_rl.recipe import find_recipe, load_recipe
 from vla_rl.studies.grouped.outputs import write_study
 from vla_rl.studies.grouped.plan import METHODS, PRESET, STARTS, GroupPlan, GroupRun, Start, own_start, starts_named
 from vla_rl.studies.grouped.results import GroupResult, comparisons, mixed_share, read_gains, says_something, summaries
@@ -171,6 +171,18 @@ def test_over_a_recipe_that_replays_every_method_updates_after_as_many_new_episo
         assert (recipe.env.tasks, recipe.rollout.envs_per_worker, recipe.policy.checkpoint) == ([2, 7], 2, "/somewhere")
         assert (recipe.logging.recent_episodes, recipe.logging.every_optimizer_steps) == (100, 1)
         assert recipe.checkpoint.every_optimizer_steps == 20  # the recipe's: an interrupted run is continued
+
+
+def test_every_run_holds_the_recipe_s_learning_rates_constant_and_the_page_says_so():
+    base, plan = load_recipe(find_recipe(LIBERO)).optimizer, libero_plan(checkpoint=Path("/somewhere"))
+    assert base.schedule == "cosine"
+    for run in plan.runs():
+        own = plan.recipe_of(run).optimizer
+        assert own.schedule == "constant"
+        assert (own.policy_lr, own.value_lr) == (base.policy_lr, base.value_lr)
+        assert (own.policy_warmup, own.value_warmup) == (base.policy_warmup, base.value_warmup)
+    methods = next(part for part in parts(study_of(plan, [])) if part.title == "Methods")
+    assert "learning rates, held constant after its warm-up whatever its schedule is" in methods.sentences[0]
 
 
 def test_a_fresh_batch_is_rounded_up_to_whole_groups(tmp_path):

@@ -262,7 +262,11 @@ def _comparison_part(study: GroupStudy) -> Part:
 
 def _methods_part(study: GroupStudy) -> Part:
     rows = tuple((name, METHODS[name].title, _settings(name, study.plan.starts[0])) for name in study.plan.methods)
-    told = ("All have the recipe's network and learning rate.", *_batches(study.plan.starts[0]))
+    told = (
+        "All have the recipe's network, and the recipe's learning rates, held constant after its warm-up whatever its "
+        "schedule is: the methods make different numbers of updates of a budget of env steps.",
+        *_batches(study.plan.starts[0]),
+    )
     return Part("Methods", told, ("method", "what it is", "settings"), rows)
 
 
