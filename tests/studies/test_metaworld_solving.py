@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from vla_rl.studies.metaworld.grid import StudyRun
+from vla_rl.studies.metaworld.outputs import _run_row
 from vla_rl.studies.metaworld.results import RunResult
 from vla_rl.studies.metaworld.solving import (
     env_steps_until_solved,
@@ -20,7 +21,12 @@ from vla_rl.studies.metaworld.words import Study
 def run(success: Sequence[float | None], *, surrogate: str = "gipo", seed: int = 0, every: int = 5) -> RunResult:
     """A run with a log point every 5 env steps, of 100 in all if there are 20 of them."""
     records = [
-        {"env_steps": every * (place + 1), "optimizer_steps": place + 1, "rollout/success_rate": rate}
+        {
+            "env_steps": every * (place + 1),
+            "optimizer_steps": place + 1,
+            "rollout/success_rate": rate,
+            "rollout/return": 0.0,
+        }
         for place, rate in enumerate(success)
     ]
     return RunResult(
@@ -53,6 +59,13 @@ FROM_60 = [0.0] * 10 + [0.5, 0.9, 0.9] + [1.0] * 7  # windows of two points: 0.7
 
 def test_a_task_is_solved_where_a_tenth_of_the_env_steps_first_succeeds_in_four_of_five():
     assert env_steps_until_solved(run(FROM_60)) == 65
+
+
+def test_the_table_of_runs_says_when_a_run_was_solved_and_whether_it_stayed_so():
+    lost, never = [0.0] * 10 + [1.0] * 5 + [0.0] * 5, [0.0] * 20
+    rows = [_run_row(run(success), {"door-open-v3": 0.0}) for success in (FROM_60, lost, never)]
+    assert [row["env_steps_until_solved"] for row in rows] == [65, 60, None]
+    assert [row["solved_at_end"] for row in rows] == [1, 0, 0]
 
 
 def test_rounding_does_not_decide_whether_the_level_is_reached():

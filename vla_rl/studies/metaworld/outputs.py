@@ -31,7 +31,7 @@ from vla_rl.studies.metaworld.scores import (
     random_return,
     scores,
 )
-from vla_rl.studies.metaworld.solving import env_steps_until_solved
+from vla_rl.studies.metaworld.solving import env_steps_until_solved, is_solved_at_the_end
 from vla_rl.studies.metaworld.summary import parts
 from vla_rl.studies.metaworld.words import Study, cautions
 from vla_rl.studies.pages import (
@@ -118,6 +118,7 @@ def _run_row(result: RunResult, randoms: Mapping[str, float]) -> Row:
         **{f"whole_run/{name}": rounded(result.whole(name)) for name in WHOLE_RUN},
         "closing_lr_share": rounded(result.closing_lr),
         "env_steps_until_solved": env_steps_until_solved(result),
+        "solved_at_end": int(is_solved_at_the_end(result)),
         "env_steps": end["env_steps"],
         "optimizer_steps": end["optimizer_steps"],
         "seconds": round(result.seconds, 1),
