@@ -16,6 +16,7 @@ FAKE_PYTHON = """#!/bin/sh
 # Stands in for the environment's interpreter: notes every call, passes every check, installs nothing.
 echo "$*" >> "$CALLS"
 case "$*" in
+  "-m pytest"*) echo "with $PYTHONPATH" >> "$CALLS" ;;
   *importlib.metadata*) echo torch==1.0 ;;
   "- torch"*) echo "torch>=0.9" ;;
   "- "*) cat > /dev/null ;;
@@ -28,7 +29,8 @@ esac
 def clone(tmp_path: Path) -> Path:
     """A folder with the scripts and an environment that pretends."""
     (tmp_path / "scripts").mkdir()
-    shutil.copy(ROOT / "scripts" / "setup", tmp_path / "scripts" / "setup")
+    for script in ("setup", "test"):
+        shutil.copy(ROOT / "scripts" / script, tmp_path / "scripts" / script)
     shutil.copy(ROOT / "pyproject.toml", tmp_path / "pyproject.toml")
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
@@ -37,18 +39,20 @@ def clone(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def setup(clone: Path, *arguments: str, renders: bool = True) -> tuple[subprocess.CompletedProcess[str], list[str]]:
-    """Run the script without apt-get in reach; returns what happened and the interpreter's calls."""
+def setup(
+    clone: Path, *arguments: str, renders: bool = True, script: str = "setup"
+) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """Run a script without apt-get in reach; returns what happened and the interpreter's calls."""
     calls = clone / "calls"
     calls.write_text("", encoding="utf-8")
     tools = clone / "tools"
     tools.mkdir(exist_ok=True)
-    for tool in ("bash", "dirname", "cat", "cksum", "cut", "rm", "id", "sh"):
+    for tool in ("bash", "dirname", "cat", "cksum", "cut", "rm", "id", "sh", "mktemp"):
         link, real = tools / tool, shutil.which(tool)
         if real and not link.exists():
             link.symlink_to(real)
     done = subprocess.run(
-        [str(tools / "bash"), str(clone / "scripts" / "setup"), *arguments],
+        [str(tools / "bash"), str(clone / "scripts" / script), *arguments],
         env={"PATH": str(tools), "CALLS": str(calls), "RENDERS": "0" if renders else "1"},
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
@@ -69,6 +73,19 @@ def test_a_second_setup_does_nothing(clone: Path) -> None:
     second, calls = setup(clone)
     assert (second.returncode, calls) == (0, [])
     assert "up to date" in second.stdout
+
+
+def test_torchrl_is_installed_into_a_temporary_folder_without_its_torch(clone: Path) -> None:
+    done, calls = setup(clone, "--with-torchrl", "-k", "choice", script="test")
+    assert (done.returncode, done.stderr) == (0, "")
+    install, tests, path = calls[-3:]
+    options, _, rest = install.partition(" --target ")
+    folder, *packages = rest.split()
+    assert options.startswith("-m pip ") and options.endswith(" --no-deps")
+    assert not any(package.startswith(("torch=", "torch>")) or package == "torch" for package in packages)
+    assert tests == "-m pytest -rs tests/learner/test_against_torchrl.py -k choice"
+    assert path == f"with {folder}"
+    assert not Path(folder).exists()
 
 
 def test_torch_comes_first_and_is_then_held(clone: Path) -> None:

@@ -1,7 +1,6 @@
 """Group advantages and the clipped loss against TorchRL's, an implementation that shares no code with ours.
 
-TorchRL is no dependency. To run this: pip install --no-deps torchrl tensordict pyvers orjson importlib_metadata zipp
-cloudpickle, into a folder of your own that PYTHONPATH names.
+TorchRL is no dependency: `scripts/test --with-torchrl` installs it into a temporary folder and runs this.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from vla_rl.rl.surrogates import Ppo
 from vla_rl.types import PolicyInputs
 
 pytestmark = pytest.mark.slow
-WHY = "torchrl is not installed; the head of this file says how to run it"
+WHY = "torchrl is not installed; scripts/test --with-torchrl installs it and runs this"
 llm: Any = pytest.importorskip("torchrl.objectives.llm", reason=WHY, exc_type=ImportError)
 tensordict: Any = pytest.importorskip("tensordict", reason=WHY)
 
