@@ -151,7 +151,41 @@ def test_ids_that_would_merge_as_floats_are_refused():
         group_advantages([0.0, 1.0], [float("nan")] * 2)
 
 
-@pytest.mark.parametrize("eps", [-1e-6, float("nan")])
+@pytest.mark.parametrize("ids", [[1, "1", 1, "1"], ["a", None, "a", None], [None] * 4, [b"a", "a"] * 2, [{}] * 4])
+def test_ids_of_several_types_or_of_none_that_can_be_compared_are_refused(ids):
+    """As numpy would have it, 1 and "1" were one group."""
+    with pytest.raises(
+        ValueError, match=r"group_ids: found (.*NoneType|.*str|dict).*; pass integers,"
+    ):
+        group_advantages([0.0, 1.0, 2.0, 3.0], ids)
+    with pytest.raises(ValueError, match=r"pass integers, or strings, but not both"):
+        keep_groups([0.0, 1.0, 2.0, 3.0], ids, low=0.0, high=1.0)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.float32, str, object])
+def test_ids_in_arrays_are_as_good_as_those_in_lists(kind):
+    assert group_advantages([1.0, 3.0], np.array([7, 7]).astype(kind), baseline="mean").tolist() == [-1.0, 1.0]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_the_largest_and_the_smallest_scores_have_finite_advantages(baseline):
+    """Half the deviation from the mean of two: 1 / sqrt(2) after division by the deviation."""
+    for eps, score in ((0.0, 1e300), (1e-6, 1e300), (0.0, 5e-324)):
+        low, high = group_advantages([-score, score], [0, 0], baseline=baseline, eps=eps).tolist()
+        assert low == -high
+        expected = {"mean": score, "leave_one_out": 2 * score, "mean_std": 0.5**0.5}[baseline]
+        assert high == pytest.approx(expected, rel=1e-12, abs=0.0)
+    many = group_advantages([5e-324] + [0.0] * 999, [0] * 1000, eps=0.0)  # a deviation below the smallest float
+    assert many[0] == pytest.approx(0.999 / 0.001**0.5, rel=1e-12)
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_mean_of_the_largest_scores_is_finite_too():
+    assert keep_groups([1e300] * 2000, [0] * 2000, low=0.0, high=1e300).all()
+
+
+@pytest.mark.parametrize("eps", [-1e-6, float("nan"), float("inf")])
 def test_a_negative_epsilon_is_refused(eps):
     with pytest.raises(ValueError, match="it must be 0 or more"):
         group_advantages([0.0, 1.0], [0, 0], eps=eps)
@@ -164,6 +198,11 @@ def test_a_negative_epsilon_is_refused(eps):
         ([[1.0, 2.0]], [[0, 0]], "both must be"),
         ([1.0, float("nan")], [0, 0], "1 that are not finite"),
         ([1.0, 2.0, 3.0], [0, 0, 4], "4 has one member"),
+        ([1e308, -1e308], [0, 0], r"scores: found 1e\+308; at most 1e\+300 in size can be compared"),
+        ([0.0, -2e300], [0, 0], r"scores: found -2e\+300; at most"),
+        ([0.0, {}], [0, 0], r"scores: must be \(N,\) numbers"),
+        ([0.0, "much"], [0, 0], r"scores: must be \(N,\) numbers"),
+        ([0.0, 1.0], [[0], [0, 1]], r"group_ids: must be \(N,\) ids"),
     ],
 )
 def test_bad_input_is_refused_with_what_was_found(scores, ids, said):

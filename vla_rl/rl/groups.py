@@ -14,7 +14,8 @@ member has no baseline and is refused, because its advantage would be its bare s
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 Baseline = Literal["mean_std", "mean", "leave_one_out"]
 Float64Array = NDArray[np.float64]
 MAX_FLOAT_ID = 2.0**53  # from here on floats skip integers
+MAX_SCORE = 1e300  # differences and sums of such scores are finite numbers
 
 
 def group_advantages(
@@ -30,8 +32,9 @@ def group_advantages(
     """Return the advantage of every episode in its group.
 
     Args:
-        scores: (N,) float64, R_i.
-        group_ids: (N,) integers; members of a group need not be adjacent.
+        scores: (N,) float64, R_i, at most 1e300 in size.
+        group_ids: (N,) integers, strings, or floats below 2**53, all of one type; members of a group need not be
+            adjacent.
         baseline: what a score is compared with; see the module.
         eps: ε, added to the standard deviation of `mean_std`; no effect otherwise.
 
@@ -39,11 +42,11 @@ def group_advantages(
         (N,) float64.
 
     Raises:
-        ValueError: the shapes differ, a score is not finite, a group has a single member, ids are too large for their
-            type, the baseline is unknown, or eps is negative.
+        ValueError: the shapes differ, a score is no number, not finite or too large, a group has a single member, ids
+            are of several types or too large for theirs, the baseline is unknown, or eps is negative or not finite.
     """
-    if not eps >= 0.0:
-        raise ValueError(f"eps: found {eps}; it must be 0 or more")
+    if not 0.0 <= eps < np.inf:
+        raise ValueError(f"eps: found {eps}; it must be 0 or more, and finite")
     values, members, sizes = _grouped(scores, group_ids)
     low, high = _extremes(values, members, sizes)
     is_mixed = low < high
@@ -59,10 +62,10 @@ def group_advantages(
         case "leave_one_out":
             return advantages * (sizes / (sizes - 1))[members]
         case "mean_std":
-            deviations = np.sqrt(np.bincount(members, weights=centred**2) / (sizes - 1)) * spread
-            return np.divide(
-                advantages, (deviations + eps)[members], out=np.zeros_like(advantages), where=is_mixed[members]
-            )
+            deviations = np.sqrt(np.bincount(members, weights=centred**2) / (sizes - 1))
+            # Without ε the scale cancels, and what is left of it out: products with the smallest floats round to 0.
+            dividends, divisors = (centred, deviations) if eps == 0.0 else (advantages, deviations * spread + eps)
+            return np.divide(dividends, divisors[members], out=np.zeros_like(advantages), where=is_mixed[members])
     raise ValueError(f"baseline: found {baseline!r}, allowed are {', '.join(get_args(Baseline))}")
 
 
@@ -74,8 +77,8 @@ def keep_groups(scores: ArrayLike, group_ids: ArrayLike, *, low: float, high: fl
     dropped if all fail or all succeed.
 
     Args:
-        scores: (N,) float64; with single precision, its rounding is allowed for.
-        group_ids: (N,) integers.
+        scores: (N,) float64, as in `group_advantages`; with single precision, its rounding is allowed for.
+        group_ids: (N,), as in `group_advantages`.
         low: the least mean that is kept.
         high: the largest mean that is kept.
 
@@ -87,9 +90,9 @@ def keep_groups(scores: ArrayLike, group_ids: ArrayLike, *, low: float, high: fl
     """
     if not low <= high:
         raise ValueError(f"low and high: found {low} and {high}; low must not be larger than high")
+    values, members, sizes = _grouped(scores, group_ids)
     given = np.asarray(scores).dtype
     epsilon = np.finfo(given if given.kind == "f" else np.float64).eps
-    values, members, sizes = _grouped(scores, group_ids)
     means = np.bincount(members, weights=values) / sizes
     largest = np.maximum(*np.abs(_extremes(values, members, sizes)))
     # The rounding of a score, and that of their sum, which is of double precision: 1,024 ones are above 0.9999.
@@ -110,11 +113,15 @@ def _extremes(
 
 def _grouped(scores: ArrayLike, group_ids: ArrayLike) -> tuple[Float64Array, NDArray[np.intp], NDArray[np.intp]]:
     """Return scores (N,), the position of each episode's group (N,), and the sizes of the groups (G,)."""
-    values, ids = np.asarray(scores, dtype=np.float64), np.asarray(group_ids)
+    values, ids = _numbers(scores), _ids(group_ids)
     if values.ndim != 1 or values.shape != ids.shape:
         raise ValueError(f"scores and group_ids: both must be (N,), found {values.shape} and {ids.shape}")
     if not np.isfinite(values).all():
         raise ValueError(f"scores: found {int((~np.isfinite(values)).sum())} that are not finite")
+    if (np.abs(values) > MAX_SCORE).any():
+        raise ValueError(
+            f"scores: found {values[np.abs(values) > MAX_SCORE][0]:g}; at most {MAX_SCORE:g} in size can be compared"
+        )
     if ids.dtype.kind == "f" and not (np.abs(ids) < MAX_FLOAT_ID).all():
         raise ValueError(  # numpy turns a list of negative integers and ones above 2**63 into floats, which merges ids
             f"group_ids: found {ids[~(np.abs(ids) < MAX_FLOAT_ID)][0]} as a float, which cannot tell large ids apart; "
@@ -128,3 +135,30 @@ def _grouped(scores: ArrayLike, group_ids: ArrayLike) -> tuple[Float64Array, NDA
             "a group needs two or more, or there is nothing to compare a score with"
         )
     return values, members, sizes
+
+
+def _numbers(scores: ArrayLike) -> Float64Array:
+    try:
+        return np.asarray(scores, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"scores: must be (N,) numbers ({error})") from error
+
+
+def _ids(group_ids: ArrayLike) -> NDArray[Any]:
+    """Return ids as an array whose elements can be ordered and compared.
+
+    A list of several types would become an array of strings, in which 1 and "1" are one group, or one of objects that
+    have no order.
+    """
+    try:
+        ids = np.asarray(group_ids)
+    except ValueError as error:
+        raise ValueError(f"group_ids: must be (N,) ids ({error})") from error
+    if ids.dtype.kind in "iuf":
+        return ids
+    given: Sequence[object] = group_ids if isinstance(group_ids, (list, tuple)) else ids.ravel().tolist()
+    are_large_integers = ids.dtype.kind == "O" and all(isinstance(each, int | np.integer) for each in given)
+    if not are_large_integers and not all(isinstance(each, str) for each in given):
+        found = ", ".join(sorted({type(each).__name__ for each in given}))
+        raise ValueError(f"group_ids: found {found}; pass integers, or strings, but not both")
+    return ids
