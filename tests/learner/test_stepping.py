@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from vla_rl.learner import strategies
-from vla_rl.learner.stepping import TorchStrategy, copy_from_flat, in_buckets
+from vla_rl.learner.stepping import TorchStrategy, clip_by_norm, copy_from_flat, in_buckets
 
 
 def test_buckets_keep_the_order_and_hold_one_dtype_and_no_more_than_their_size() -> None:
@@ -26,6 +27,32 @@ def test_parts_of_a_flat_buffer_go_back_to_their_tensors() -> None:
     tensors = [torch.zeros(2, 3), torch.zeros(1), torch.zeros(2)]
     copy_from_flat(tensors, torch.arange(9.0))
     assert [tensor.tolist() for tensor in tensors] == [[[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]], [6.0], [7.0, 8.0]]
+
+
+def test_gradients_are_shortened_to_the_norm_and_short_ones_stay_as_they_are() -> None:
+    gradients = [torch.tensor([3.0, 0.0]), torch.tensor([[4.0]])]  # together of length 5
+    assert clip_by_norm(gradients, 10.0) == 5.0
+    assert clip_by_norm(gradients, 5.1) == 5.0
+    assert [each.tolist() for each in gradients] == [[3.0, 0.0], [[4.0]]]
+    assert clip_by_norm(gradients, 2.5) == 5.0
+    assert [each.flatten().tolist() for each in gradients] == [pytest.approx([1.5, 0.0]), pytest.approx([2.0])]
+    assert clip_by_norm([], 1.0) == 0.0
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_a_gradient_that_is_not_finite_shows_in_the_norm(bad: float) -> None:
+    assert not math.isfinite(clip_by_norm([torch.tensor([1.0]), torch.tensor([bad])], 1.0))
+
+
+@pytest.mark.parametrize("max_norm", [0.01, 0.3, 1e9])
+def test_clipping_has_the_bits_of_torch(max_norm: float) -> None:
+    module = nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 3))
+    for parameter in module.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+    ours = [parameter.grad.clone() for parameter in module.parameters() if parameter.grad is not None]
+    assert clip_by_norm(ours, max_norm) == float(nn.utils.clip_grad_norm_(module.parameters(), max_norm))
+    for parameter, gradient in zip(module.parameters(), ours, strict=True):
+        assert parameter.grad is not None and torch.equal(parameter.grad, gradient)
 
 
 def test_hundreds_of_gradients_are_averaged_in_one_transfer_and_one_that_is_missing_counts_as_zero(

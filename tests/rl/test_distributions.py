@@ -30,9 +30,18 @@ def logprobs(logits, taken, temperature):
 @FAMILIES
 def test_a_draw_comes_with_the_log_probability_that_the_learner_computes(num_bins):
     family, numbers = distribution_of(num_bins), outputs(num_bins, 5, 56).float()
-    taken, drawn = family.sample(numbers, 1.6, generator=seeded(1))
-    assert taken.shape == (5, 56) and drawn.dtype == torch.float32
-    assert torch.equal(drawn, family.terms(numbers, taken, 1.6).logprobs)
+    drawn = family.sample(numbers, 1.6, generator=seeded(1))
+    assert drawn.taken.shape == (5, 56) and drawn.logprobs.dtype == torch.float32
+    assert torch.equal(drawn.logprobs, family.terms(numbers, drawn.taken, 1.6).logprobs)
+
+
+@FAMILIES
+@pytest.mark.parametrize("greedy", [False, True])
+def test_a_draw_comes_with_the_parameters_that_are_stored_of_a_behaviour(num_bins, greedy):
+    family, numbers = distribution_of(num_bins), outputs(num_bins, 5, 3)
+    drawn = family.sample(numbers, 1.6, generator=seeded(1), greedy=greedy)
+    assert torch.equal(drawn.parameters, family.parameters(numbers, 1.6))
+    assert not torch.equal(drawn.parameters, family.parameters(numbers, 1.0))
 
 
 @FAMILIES
@@ -149,7 +158,7 @@ def test_log_probabilities_are_of_the_tempered_distribution():
 
 
 def test_frequencies_of_samples_approach_the_tempered_probabilities():
-    tokens, _ = Categorical().sample(LOGITS[:1].expand(20_000, 2), 0.5, generator=seeded())
+    tokens, *_ = Categorical().sample(LOGITS[:1].expand(20_000, 2), 0.5, generator=seeded())
     assert tokens.dtype == torch.int64
     assert tokens.float().mean().item() == pytest.approx(0.9, abs=0.01)  # odds 3 to 1 become 9 to 1
 
@@ -158,7 +167,8 @@ def test_frequencies_of_samples_approach_the_tempered_probabilities():
 def test_a_bin_of_probability_zero_is_never_drawn_and_all_others_are(impossible):
     logits = torch.tensor([0.0, -1.0, 2.0, 1.0])
     logits[impossible] = -math.inf
-    taken, logprobs = Categorical().sample(logits.expand(20_000, 4), 1.0, generator=torch.Generator().manual_seed(1))
+    drawn = Categorical().sample(logits.expand(20_000, 4), 1.0, generator=torch.Generator().manual_seed(1))
+    taken, logprobs = drawn.taken, drawn.logprobs
     assert sorted(set(taken.tolist())) == [j for j in range(4) if j != impossible]
     assert torch.isfinite(logprobs).all()
 
@@ -171,7 +181,7 @@ def test_the_smallest_and_the_largest_random_number_draw_a_bin_that_can_be(level
 
 
 def test_greedy_takes_the_argmax_and_reports_tempered_log_probabilities():
-    tokens, drawn = Categorical().sample(LOGITS, 2.0, greedy=True)
+    tokens, drawn, _ = Categorical().sample(LOGITS, 2.0, greedy=True)
     assert tokens.tolist() == [1, 0]
     assert torch.equal(drawn, logprobs(LOGITS, tokens, 2.0))
 
@@ -264,12 +274,12 @@ def test_gaussian_terms_are_those_of_torch_distributions():
 
 def test_gaussian_samples_have_the_mean_and_the_tempered_deviation():
     numbers = torch.tensor([0.5, width_of(0.2)]).expand(40_000, 1, 2)
-    taken, _ = Gaussian().sample(numbers, 4.0, generator=seeded())
+    taken, *_ = Gaussian().sample(numbers, 4.0, generator=seeded())
     assert taken.mean().item() == pytest.approx(0.5, abs=0.01)
     assert taken.std().item() == pytest.approx(0.4, abs=0.01)  # 0.2 · √4
 
 
 def test_greedy_takes_the_mean():
-    taken, drawn = Gaussian().sample(torch.tensor([[0.5, width_of(0.5)]]), 1.0, greedy=True)
+    taken, drawn, _ = Gaussian().sample(torch.tensor([[0.5, width_of(0.5)]]), 1.0, greedy=True)
     assert taken.tolist() == [0.5]
     assert drawn.item() == pytest.approx(-math.log(0.5) - 0.5 * math.log(2 * math.pi))

@@ -154,9 +154,7 @@ def test_ids_that_would_merge_as_floats_are_refused():
 @pytest.mark.parametrize("ids", [[1, "1", 1, "1"], ["a", None, "a", None], [None] * 4, [b"a", "a"] * 2, [{}] * 4])
 def test_ids_of_several_types_or_of_none_that_can_be_compared_are_refused(ids):
     """As numpy would have it, 1 and "1" were one group."""
-    with pytest.raises(
-        ValueError, match=r"group_ids: found (.*NoneType|.*str|dict).*; pass integers,"
-    ):
+    with pytest.raises(ValueError, match=r"group_ids: found (.*NoneType|.*str|dict).*; pass integers,"):
         group_advantages([0.0, 1.0, 2.0, 3.0], ids)
     with pytest.raises(ValueError, match=r"pass integers, or strings, but not both"):
         keep_groups([0.0, 1.0, 2.0, 3.0], ids, low=0.0, high=1.0)

@@ -14,7 +14,7 @@ from vla_rl.rl.losses import (
     total_loss,
     value_loss_sum,
 )
-from vla_rl.rl.masking import NonFiniteError, masked_mean, select_valid
+from vla_rl.rl.masking import NonFiniteError, all_finite, masked_mean, select_valid
 
 MASK = torch.tensor([True, False, True])
 ALL = torch.tensor([True] * 3)
@@ -82,6 +82,16 @@ def test_nan_in_a_valid_place_is_refused_by_name():
             call()
 
 
+def test_without_a_mask_every_place_counts():
+    values, targets = torch.tensor([1.0, 3.0]), torch.tensor([2.0, 0.0])
+    total, count = value_loss_sum(values, targets)
+    assert (total.item(), count.item()) == (1.0 + 9.0, 2)
+    assert advantage_moments(values).tolist() == [4.0, 10.0, 2.0]
+    assert normalize_advantages(values).tolist() == [-1.0, 1.0]
+    with pytest.raises(NonFiniteError, match="values: 1 of 2 valid places hold inf"):
+        value_loss_sum(torch.tensor([1.0, math.inf]), targets)
+
+
 def test_the_total_shows_every_coefficient():
     terms = LossTerms(*(torch.tensor(x) for x in (1.0, 2.0, 4.0, 8.0)))
     total = total_loss(terms, value_coefficient=0.5, entropy_coefficient=0.25, kl_coefficient=0.125)
@@ -110,6 +120,11 @@ def test_moments_of_parts_add_up_to_those_of_the_whole(numbers, cut):
 def test_equal_advantages_normalise_to_zero():
     assert normalize_advantages(torch.full((3,), 0.1), ALL).abs().max().item() < 1e-6
     assert normalize_advantages(torch.full((3,), math.nan), torch.zeros(3, dtype=torch.bool)).tolist() == [0.0] * 3
+
+
+@pytest.mark.parametrize(("last", "finite"), [(3e38, True), (-3e38, True), (math.inf, False), (math.nan, False)])
+def test_numbers_are_finite_if_each_of_them_is_though_their_sum_overflows(last, finite):
+    assert all_finite(torch.tensor([3e38, 3e38, last])) == finite
 
 
 def test_finite_numbers_pass_though_their_sum_is_not():

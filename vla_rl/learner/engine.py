@@ -157,6 +157,7 @@ class Engine:
             timeout_s=collective_timeout_s,
         )
         self.compile_seconds = compile_layers(policy, module, device=self.device) if compile == "layers" else 0.0
+        self._trainable = trainable_parameters(policy)  # once: to visit all modules takes as long as a small layer
         self.collectives = Collectives(timeout_s=collective_timeout_s)
         self.can_retry = strategy != "deepspeed"  # `accumulate` waits for no other rank
 
@@ -240,22 +241,22 @@ class Engine:
 
         Under ZeRO-3 all ranks must call it.
         """
-        return self._strategy.full_parameters(trainable_parameters(self.policy))
+        return self._strategy.full_parameters(self._trainable)
 
     def load_trainable_state(self, values: Mapping[str, Tensor]) -> None:
         """Overwrite the trainable tensors, in place. All ranks call it with the same values."""
-        self._strategy.assign_parameters(trainable_parameters(self.policy), values)
+        self._strategy.assign_parameters(self._trainable, values)
 
     def optimizer_state(self) -> OptimizerState:
         """Return AdamW's state by parameter name, whole tensors on every rank in every strategy.
 
         All ranks must call it.
         """
-        return self._strategy.optimizer_state(trainable_parameters(self.policy))
+        return self._strategy.optimizer_state(self._trainable)
 
     def load_optimizer_state(self, state: OptimizerState, *, optimizer_steps: int) -> None:
         """Restore AdamW's state and the clock of the schedule. All ranks call it with the same values."""
-        self._strategy.assign_optimizer_state(trainable_parameters(self.policy), state)
+        self._strategy.assign_optimizer_state(self._trainable, state)
         self.optimizer_steps = optimizer_steps
 
     def _count(self, applied: bool, *, loss: float, grad_norm: float) -> None:

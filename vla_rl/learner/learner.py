@@ -221,7 +221,7 @@ class Learner(MicroBatched):
 
     def _survey(self, batch: SegmentBatch, rows: Rows, after: Rows) -> tuple[Counts, bool]:
         """Return denominators over the ranks, and whether a rank has an observation whose value is missing."""
-        tokens = token_mask(batch, rows, action_dim=self._action_dim).sum()
+        tokens = int(batch.executed.sum()) * self._action_dim  # 0 in padding
         union = self._engine.collectives.sum_over_ranks(
             {
                 "decisions": float(len(rows)),
@@ -292,11 +292,11 @@ class Learner(MicroBatched):
         self, experience: Experience, batch: SegmentBatch, decisions: Rows, others: Rows, evaluation: Evaluation
     ) -> None:
         """Enter the results of a pass over evaluated decisions, and others of which only values are known."""
-        rows = decisions.followed_by(others)
-        is_decision = rows.time < batch.mask.sum(axis=1)[rows.segment]
-        valued = np.ones_like(is_decision) if self._credit.needs_current_values else ~is_decision
-        values = evaluation.values.detach().cpu()[torch.from_numpy(valued)]
-        experience.values[_place(rows[valued])] = values
+        rows, values = decisions.followed_by(others), evaluation.values.detach().cpu()
+        if not self._credit.needs_current_values:
+            valued = rows.time >= batch.mask.sum(axis=1)[rows.segment]  # no decision was made there
+            rows, values = rows[valued], values[torch.from_numpy(valued)]
+        experience.values[_place(rows)] = values
         if self._credit.needs_log_ratios and len(decisions):
             experience.log_ratios[_place(decisions)] = self._joint_log_ratio(batch, decisions, evaluation)
 

@@ -17,7 +17,7 @@ from vla_rl.credit import Credit, Experience
 from vla_rl.learner.batches import Rows, at, token_mask
 from vla_rl.rl.loss_weights import LossWeights
 from vla_rl.rl.losses import LossTerms, advantage_moments, normalize_advantages, total_loss, value_loss_sum
-from vla_rl.rl.masking import masked_sum, select_valid
+from vla_rl.rl.masking import all_finite, masked_sum, select_valid
 from vla_rl.rl.surrogates import Surrogate, policy_objective_sum
 from vla_rl.types import Evaluation, SegmentBatch
 
@@ -62,9 +62,7 @@ class Decisions:
 
     def moments(self) -> Tensor:
         """Return `advantage_moments` of what was credited, (3,) float64; NaN if an advantage is not finite."""
-        if not self.credited.isfinite().all():
-            return _NO_MOMENTS
-        return advantage_moments(self.credited, torch.ones_like(self.credited, dtype=torch.bool))
+        return advantage_moments(self.credited) if all_finite(self.credited) else _NO_MOMENTS
 
     def normalized(self, moments: Tensor | None) -> Decisions:
         """Return the decisions with advantages normalised by these moments; None leaves them as they are.
@@ -72,12 +70,11 @@ class Decisions:
         If an advantage or a moment is not finite, all become NaN: so does the loss, and the engine skips the update on
         every rank.
         """
-        if not (self.credited.isfinite().all() and (moments is None or moments.isfinite().all())):
+        if not (all_finite(self.credited) and (moments is None or all_finite(moments))):
             return replace(self, advantages=torch.full_like(self.credited, math.nan))
         if moments is None:
             return self
-        every = torch.ones_like(self.credited, dtype=torch.bool)
-        return replace(self, advantages=normalize_advantages(self.credited, every, moments=moments))
+        return replace(self, advantages=normalize_advantages(self.credited, moments=moments))
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +188,7 @@ def micro_batch_sums(
     )
     value = torch.zeros((), device=device)
     if with_critic:
-        every = torch.ones(len(rows), dtype=torch.bool, device=device)
-        value, _ = value_loss_sum(evaluation.values, decisions.value_targets.to(device), every)
+        value, _ = value_loss_sum(evaluation.values, decisions.value_targets.to(device))
     entropy, kl = (
         torch.zeros((), device=device) if term is None else masked_sum(select_valid(name, term, run), run)[0]
         for name, term in (("entropy", evaluation.entropy), ("kl", evaluation.kl))

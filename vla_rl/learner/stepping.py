@@ -83,8 +83,10 @@ class TorchStrategy:
         self.module = module
         self.optimizer = optimizer
         self._num_ranks = num_ranks
+        # In the same order on every rank.
+        self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         if num_ranks > 1:
-            for bucket in in_buckets([parameter.detach() for parameter in self._parameters()]):
+            for bucket in in_buckets([parameter.detach() for parameter in self._parameters]):
                 flat = torch.cat([tensor.flatten() for tensor in bucket])
                 dist.broadcast(flat, src=0)
                 copy_from_flat(bucket, flat)
@@ -102,7 +104,7 @@ class TorchStrategy:
         """Average, clip by the norm (then identical on all ranks), step, clear."""
         if self._num_ranks > 1:
             self._average_gradients()
-        grad_norm = float(nn.utils.clip_grad_norm_(self._parameters(), max_grad_norm))
+        grad_norm = clip_by_norm([it.grad for it in self._parameters if it.grad is not None], max_grad_norm)
         applied = math.isfinite(grad_norm)
         if applied:
             self.optimizer.step()
@@ -111,21 +113,18 @@ class TorchStrategy:
 
     def discard_gradients(self) -> None:
         """Drop the gradients."""
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def _parameters(self) -> list[nn.Parameter]:
-        """Return the trained parameters, in the same order on every rank."""
-        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        for parameter in self._parameters:
+            parameter.grad = None
 
     def _average_gradients(self) -> None:
         """Average in place, a few large buffers at a time: an adapter's gradients are hundreds of small tensors.
 
         All transfers are started before waiting for the first.
         """
-        for parameter in self._parameters():
+        for parameter in self._parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        gradients = [parameter.grad for parameter in self._parameters() if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         transfers = []
         for bucket in in_buckets(gradients):
             flat = torch.cat([gradient.flatten() for gradient in bucket])
@@ -157,6 +156,24 @@ class TorchStrategy:
             self.optimizer.state[parameter] = {
                 key: entry[key].detach().to(parameter.device, copy=True) for key in ("step", *MOMENTS)
             }
+
+
+def clip_by_norm(gradients: list[Tensor], max_norm: float) -> float:
+    """Scale gradients of one dtype and device in place so that their global norm is at most `max_norm`.
+
+    The same arithmetic as `torch.nn.utils.clip_grad_norm_`, which also multiplies gradients by 1 that are short enough,
+    and sorts them by device: with a small policy that takes as long as the optimizer.
+
+    Returns:
+        The norm before; if it is not finite, the gradients are left as they are.
+    """
+    if not gradients:
+        return 0.0
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    before = float(norm)
+    if math.isfinite(before) and before + 1e-6 > max_norm:
+        torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    return before
 
 
 def in_buckets(tensors: Sequence[Tensor], *, max_bytes: int = BUCKET_BYTES) -> list[list[Tensor]]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vla_rl.policies.kind import NonFiniteOutputError
 from vla_rl.rl.distributions import Distribution, distribution_of
+from vla_rl.rl.masking import all_finite
 from vla_rl.rl.random_numbers import RandomSource
 from vla_rl.types import Acted, ActionSpec, Evaluation, PolicyInputs
 
@@ -74,11 +75,10 @@ class TokenPolicy(nn.Module):
         """Decide for a batch; see `vla_rl.types.Policy.act`."""
         logits, values = (network or self.network)(inputs)
         logits = logits.float()
-        if not bool(torch.isfinite(logits).all()):
+        if not all_finite(logits):
             raise NonFiniteOutputError("the policy's logits are not finite")
-        tokens, logprobs = self._distribution.sample(logits, self.temperature, generator=generator, greedy=greedy)
-        behavior = self._distribution.parameters(logits, self.temperature) if with_behavior else None
-        return Acted(tokens, logprobs, values.float(), behavior)
+        drawn = self._distribution.sample(logits, self.temperature, generator=generator, greedy=greedy)
+        return Acted(drawn.taken, drawn.logprobs, values.float(), drawn.parameters if with_behavior else None)
 
     @property
     def _distribution(self) -> Distribution:

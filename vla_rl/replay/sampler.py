@@ -147,15 +147,17 @@ class SegmentSampler:
         length = segments["length"][:, None]
         positions = self._ring.positions(segments["env"][:, None], segments["first_row"][:, None] + time)
         is_observed, mask = time <= length, time[:-1] < length
+        is_full = bool(mask.all())
+        decided = positions[:, :-1]
 
         def observations(name: str) -> NDArray[Any]:
-            return _take(self._ring.row_array(name), positions, is_observed)
+            return _take(self._ring.row_array(name), positions, None if is_full else is_observed)
 
         def decisions(name: str) -> NDArray[Any]:
-            return _take(self._ring.row_array(name), positions[:, :-1], mask)
+            return _take(self._ring.row_array(name), decided, None if is_full else mask)
 
-        values = observations("value")
-        has_ended = (decisions("terminated") | decisions("truncated")).any(axis=1)
+        values, terminated, truncated = observations("value"), decisions("terminated"), decisions("truncated")
+        has_ended = (terminated | truncated).any(axis=1)
         values[np.flatnonzero(has_ended), segments["length"][has_ended]] = np.nan  # that row holds no decision
         age = self.total_committed - 1 - segments["ordinal"][:, None] - time[:-1]
         return SegmentBatch(
@@ -170,16 +172,17 @@ class SegmentSampler:
             behavior_values=values,
             rewards=decisions("reward"),
             executed=decisions("executed"),
-            terminated=decisions("terminated"),
-            truncated=decisions("truncated"),
+            terminated=terminated,
+            truncated=truncated,
             policy_version=decisions("policy_version"),
-            age=np.where(mask, age, 0),
+            age=age if is_full else np.where(mask, age, 0),
             mask=mask,
         )
 
 
-def _take(rows: NDArray[Any], positions: NDArray[np.int64], where: NDArray[np.bool_]) -> NDArray[Any]:
-    """Copy rows at (B, T) positions, with zeros where `where` is False."""
-    taken = rows[positions]
-    taken[~where] = 0
+def _take(rows: NDArray[Any], positions: NDArray[np.int64], where: NDArray[np.bool_] | None) -> NDArray[Any]:
+    """Copy rows at (B, T) positions, with zeros where `where` is False; None: nowhere."""
+    taken = rows.take(positions, axis=0)
+    if where is not None:
+        taken[~where] = 0
     return taken

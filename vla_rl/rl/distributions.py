@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -39,13 +39,21 @@ class Terms:
     kl: Tensor | None  # (..., A) nats, exact KL(behaviour ‖ policy), if the behaviour was given
 
 
+class Drawn(NamedTuple):
+    """Actions that were drawn, and what from."""
+
+    taken: Tensor  # (..., A)
+    logprobs: Tensor  # (..., A), the same for the mode as if it had been drawn
+    parameters: Tensor  # (..., A, V) normalised, at the temperature: `Distribution.parameters`
+
+
 class Distribution(Protocol):
     """One family of distributions."""
 
     def sample(
         self, outputs: Tensor, temperature: float, *, generator: RandomSource | None = None, greedy: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """Sample (..., A), with log-probabilities (..., A); greedy takes the mode, at the same temperature.
+    ) -> Drawn:
+        """Sample at the temperature; greedy takes the mode.
 
         The random numbers come from one generator, or from one for each place of the first dimension.
         """
@@ -92,7 +100,7 @@ class Categorical:
 
     def sample(
         self, outputs: Tensor, temperature: float, *, generator: RandomSource | None = None, greedy: bool = False
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Drawn:
         """Sample bins, int64; the mode is the lowest index of the largest logits."""
         log_probs = self.parameters(outputs, temperature)
         if greedy:
@@ -104,7 +112,7 @@ class Categorical:
             levels = uniform(cumulative[..., :1].shape, generator, dtype=torch.float64, device=cumulative.device)
             taken = torch.searchsorted(cumulative, levels * cumulative[..., -1:], right=True).squeeze(-1)
             taken = taken.clamp(max=log_probs.shape[-1] - 1)
-        return taken, _gather(log_probs, taken)
+        return Drawn(taken, _gather(log_probs, taken), log_probs)
 
     def parameters(self, outputs: Tensor, temperature: float) -> Tensor:
         """Return the log-probabilities of all bins."""
@@ -196,12 +204,13 @@ class Gaussian:
 
     def sample(
         self, outputs: Tensor, temperature: float, *, generator: RandomSource | None = None, greedy: bool = False
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Drawn:
         """Sample numbers, float32; the mode is the mean."""
-        mean, log_std = self.parameters(outputs, temperature).unbind(-1)
+        parameters = self.parameters(outputs, temperature)
+        mean, log_std = parameters.unbind(-1)
         noise = 0.0 if greedy else normal(mean.shape, generator, device=mean.device, dtype=mean.dtype)
         taken = mean + noise * log_std.exp()
-        return taken, _gaussian_logprob(taken, mean, log_std)
+        return Drawn(taken, _gaussian_logprob(taken, mean, log_std), parameters)
 
     def parameters(self, outputs: Tensor, temperature: float) -> Tensor:
         """Return mean and log standard deviation, the latter at the temperature."""

@@ -7,25 +7,30 @@ or gradient, and non-finite numbers in valid places raise `NonFiniteError`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from vla_rl.rl.masking import masked_mean, masked_sum, select_valid
+from vla_rl.rl.masking import masked_sum, select_valid
 
 MIN_STD = 1e-8  # floor of the advantages' standard deviation
 
 
-def value_loss_sum(values: Tensor, value_targets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def value_loss_sum(values: Tensor, value_targets: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return Σ (V(s) − target)², unclipped, without a factor ½; targets are constants.
 
     Args:
         values: V(s), e.g. (B, T).
         value_targets: same shape.
-        mask: bool, broadcastable.
+        mask: bool, broadcastable; None: every place is valid.
     """
-    values, value_targets, mask = torch.broadcast_tensors(values, value_targets.detach(), mask)
+    value_targets = value_targets.detach()
+    if mask is None:
+        error = select_valid("values", values, None) - select_valid("value_targets", value_targets, None)
+        return error.square().sum(), torch.tensor(error.numel(), device=error.device)
+    values, value_targets, mask = torch.broadcast_tensors(values, value_targets, mask)
     error = select_valid("values", values, mask) - select_valid("value_targets", value_targets, mask)
     return masked_sum(error.square(), mask)
 
@@ -49,22 +54,23 @@ def total_loss(
     )
 
 
-def advantage_moments(advantages: Tensor, mask: Tensor) -> Tensor:
+def advantage_moments(advantages: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return sum, sum of squares and number of the valid advantages, shape (3,), float64. They add over ranks.
 
     Raises:
         NonFiniteError: a valid advantage is not finite.
     """
     valid = select_valid("advantages", advantages, mask).double()
-    return torch.stack([valid.sum(), valid.square().sum(), mask.expand(valid.shape).sum().double()])
+    count = valid.numel() if mask is None else int(mask.expand(valid.shape).sum())
+    return torch.tensor([float(valid.sum()), float(valid.square().sum()), count], dtype=torch.float64)
 
 
-def normalize_advantages(advantages: Tensor, mask: Tensor, *, moments: Tensor | None = None) -> Tensor:
+def normalize_advantages(advantages: Tensor, mask: Tensor | None = None, *, moments: Tensor | None = None) -> Tensor:
     """Return (A − mean) / std over valid elements, 0 in masked places; the population std, floored at 1e-8.
 
     Args:
         advantages: any shape.
-        mask: bool, broadcastable to `advantages`.
+        mask: bool, broadcastable to `advantages`; None: every place is valid.
         moments: `advantage_moments` summed over the parts of a larger batch; by default those of `advantages` alone.
 
     Returns:
@@ -73,8 +79,9 @@ def normalize_advantages(advantages: Tensor, mask: Tensor, *, moments: Tensor | 
     Raises:
         NonFiniteError: a valid advantage is not finite.
     """
-    total, total_square, count = advantage_moments(advantages, mask) if moments is None else moments
-    mean = masked_mean(total, count)
-    std = (masked_mean(total_square, count) - mean.square()).clamp(min=0.0).sqrt().clamp(min=MIN_STD)
+    total, total_square, count = (advantage_moments(advantages, mask) if moments is None else moments).tolist()
+    mean = total / max(count, 1.0)
+    std = max(math.sqrt(max(total_square / max(count, 1.0) - mean * mean, 0.0)), MIN_STD)
     valid = select_valid("advantages", advantages, mask)
-    return torch.where(mask, (valid.double() - mean) / std, 0.0).to(valid.dtype)
+    normalized: Tensor = ((valid.double() - mean) / std).to(valid.dtype)
+    return normalized if mask is None else normalized.where(mask, 0.0)

@@ -27,13 +27,19 @@ def lift(tensor: Tensor) -> Tensor:
     return tensor if tensor.is_floating_point() and tensor.element_size() == 8 else tensor.float()
 
 
-def select_valid(name: str, tensor: Tensor, mask: Tensor, *, allow_infinite: bool = False) -> Tensor:
+def all_finite(tensor: Tensor) -> bool:
+    """Return whether every number of a floating-point tensor is finite."""
+    # A sum is finite only if every term is, and costs a fraction; it may overflow although every term is finite.
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
+def select_valid(name: str, tensor: Tensor, mask: Tensor | None, *, allow_infinite: bool = False) -> Tensor:
     """Return `tensor` with 0 in masked places, in at least float32; their gradient is exactly 0.
 
     Args:
         name: the tensor's name in the error.
         tensor: any shape.
-        mask: bool, True = valid, broadcastable with `tensor`.
+        mask: bool, True = valid, broadcastable with `tensor`; None: every place is valid.
         allow_infinite: accept ±inf in valid places (log-ratios, which the surrogates bound).
 
     Returns:
@@ -42,15 +48,16 @@ def select_valid(name: str, tensor: Tensor, mask: Tensor, *, allow_infinite: boo
     Raises:
         NonFiniteError: a valid place holds NaN, or ±inf where that is not allowed.
     """
-    selected = lift(tensor).where(mask, 0.0)
+    selected = lift(tensor) if mask is None else lift(tensor).where(mask, 0.0)
     # A sum is finite only if every term is; checking each term costs many times as much and is left for the error.
     if bool(selected.detach().sum().isfinite()):
         return selected
     bad = selected.isnan() if allow_infinite else ~selected.isfinite()
     if bool(bad.any()):
         allowed = "finite numbers or ±inf" if allow_infinite else "finite numbers"
+        num_valid = bad.numel() if mask is None else int(mask.expand(bad.shape).sum())
         raise NonFiniteError(
-            f"{name}: {int(bad.sum())} of {int(mask.expand(bad.shape).sum())} valid places hold "
+            f"{name}: {int(bad.sum())} of {num_valid} valid places hold "
             f"{_first_bad(selected, bad)}; allowed are {allowed}. Mask what was not executed, and look for the source "
             "upstream (diverged weights, a reward or value that is not finite)."
         )

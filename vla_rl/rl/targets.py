@@ -150,21 +150,19 @@ def _capped_ratio(log_ratio: Tensor, cap: float) -> Tensor:
 def _accumulate(terms: Tensor, decay: Tensor) -> Tensor:
     """Return y_t = terms_t + decay_t y_{t+1}; where decay is 0 (as at the end) later values have no effect.
 
+    Both arguments are overwritten.
     Computed by doubling, in log2(T) rounds: with s_t the sum over k elements from t on and d_t the product of their
     decays, s_t + d_t s_{t+k} is the sum over 2 k elements and d_t d_{t+k} the product.
     """
     span = 1
     while span < terms.shape[-1]:
-        is_end = decay == 0.0
-        terms = terms + torch.where(is_end, 0.0, decay * _later(terms, span))
-        decay = torch.where(is_end, 0.0, decay * _later(decay, span))
+        # The last `span` sums are complete already, and no later round reads their decays.
+        own, later = decay[..., :-span], decay[..., span:]
+        is_end = own == 0.0
+        terms[..., :-span] += (own * terms[..., span:]).masked_fill_(is_end, 0.0)
+        own.copy_((own * later).masked_fill_(is_end, 0.0))
         span *= 2
     return terms
-
-
-def _later(elements: Tensor, span: int) -> Tensor:
-    """Return the elements `span` places later, with zeros after the last."""
-    return torch.nn.functional.pad(elements[..., span:], (0, span))
 
 
 def _check_shapes(rewards: Tensor, *others: Tensor) -> None:

@@ -102,7 +102,7 @@ class SupervisedLearner(MicroBatched):
         tokens = torch.from_numpy(batch.tokens.astype(np.int64)).to(logits.device)
         terms = token_terms(logits, tokens, self._labels)
         targets = torch.from_numpy(batch.values).to(values.device)
-        value_error, _ = value_loss_sum(values, targets, torch.ones_like(targets, dtype=torch.bool))
+        value_error, _ = value_loss_sum(values, targets)
         loss = terms.loss.sum() / (num_samples * tokens.shape[1]) + self._value_coefficient * value_error / num_samples
         return loss, Measured.of(terms, self._error(batch, terms), float(value_error.detach()))
 
