@@ -68,6 +68,41 @@ def test_nothing_has_no_statistics() -> None:
         action_statistics([])
 
 
+def changed(place: tuple[int, int], value: float) -> Rows:
+    rows = ramp(0, 5)
+    rows.actions = rows.actions.astype(np.float64)
+    rows.actions[place] = value
+    return rows
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (Rows(np.zeros((0, 7)), np.zeros((0, 8))), "episode 2: an episode has at least one row"),
+        (Rows(np.array(1.0), np.zeros((0, 8))), "episode 2: an episode has at least one row"),
+        (Rows(np.zeros((3, 6)), np.zeros((3, 8))), r"(?s)episode 2: actions: wrong shape.*\(3, 6\).*\(3, 7\)"),
+        (Rows(np.zeros((3, 7)), np.zeros((3, 7))), r"(?s)episode 2: state: wrong shape.*\(3, 7\).*\(3, 8\)"),
+        (Rows(np.zeros((3, 7)), np.zeros((2, 8))), r"(?s)episode 2: state: wrong shape.*\(2, 8\).*\(3, 8\)"),
+        (Rows(np.zeros(7), np.zeros((7, 8))), "episode 2: actions: wrong shape"),
+        (Rows(np.full((3, 7), "much"), np.zeros((3, 8))), "episode 2: actions: wrong shape or type"),
+        (changed((3, 2), np.nan), r"(?s)episode 2: actions: must hold finite numbers.*nan in row 3"),
+        (changed((1, 6), np.nan), r"(?s)episode 2: actions: must hold finite numbers.*nan in row 1"),
+        (changed((4, 0), 1e39), r"(?s)episode 2: actions: must hold finite numbers.*inf in row 4"),
+        (Rows(np.full((9, 7), 1e38), np.zeros((9, 8))), r"statistics of numbers up to 1e\+38 overflow"),
+    ],
+)
+def test_an_episode_without_sense_is_refused_with_what_was_found(rows: Rows, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        action_statistics([ramp(0, 5), rows])
+
+
+def test_lists_and_double_precision_are_as_good_as_single() -> None:
+    rows = ramp(0, 5)
+    lists = Rows(rows.actions.tolist(), rows.state.astype(np.float64))  # type: ignore[arg-type]
+    assert action_statistics([lists]) == action_statistics([rows])
+
+
 def test_episodes_stay_as_they_are() -> None:
     rows = ramp(0, 5)
     action_statistics([rows])

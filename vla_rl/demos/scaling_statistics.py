@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_rl.demos.checks import check_episode
 from vla_rl.errors import UserError
 from vla_rl.types import FloatArray
 
@@ -44,12 +45,15 @@ def action_statistics(episodes: Iterable[HasRows]) -> dict[str, Any]:
         `num_trajectories`.
 
     Raises:
-        UserError: there is no episode.
+        UserError: there is no episode, or one has no rows, actions and states of other shapes, or numbers that are not
+            finite in single precision or too large for a sum.
     """
     actions, states = [], []
-    for episode in episodes:
-        actions.append(to_training_actions(episode.actions))
-        states.append(np.asarray(episode.state, np.float32))
+    for number, episode in enumerate(episodes, 1):
+        moves, state = _single(episode.actions), _single(episode.state)
+        check_episode(moves, state, len(moves) if moves.ndim else 0, (f"episode {number}", ""))
+        actions.append(to_training_actions(moves))
+        states.append(state)
     if not actions:
         raise UserError("statistics need at least one episode, and there is none")
     joined = np.concatenate(actions)
@@ -68,13 +72,27 @@ def to_training_actions(actions: FloatArray) -> FloatArray:
     return trained
 
 
+def _single(values: FloatArray) -> FloatArray:
+    """Return numbers in single precision; what does not fit becomes infinite, and anything else stays for the check."""
+    given = np.asarray(values)
+    with np.errstate(over="ignore"):
+        return given.astype(np.float32) if given.dtype.kind in "fiub" else given
+
+
 def _of(values: NDArray[np.float32]) -> dict[str, list[float]]:
-    low, high = np.quantile(values, [0.01, 0.99], axis=0)  # a list of levels is double precision
-    return {
-        "mean": values.mean(0).tolist(),
-        "std": values.std(0).tolist(),
-        "max": values.max(0).tolist(),
-        "min": values.min(0).tolist(),
-        "q01": low.tolist(),
-        "q99": high.tolist(),
-    }
+    with np.errstate(over="ignore", invalid="ignore"):
+        low, high = np.quantile(values, [0.01, 0.99], axis=0)  # a list of levels is double precision
+        found = {
+            "mean": values.mean(0),
+            "std": values.std(0),
+            "max": values.max(0),
+            "min": values.min(0),
+            "q01": low,
+            "q99": high,
+        }
+    if not all(np.isfinite(each).all() for each in found.values()):
+        raise UserError(
+            f"statistics of numbers up to {np.abs(values).max():g} overflow single precision; bring actions and states "
+            "into the environment's units"
+        )
+    return {name: each.tolist() for name, each in found.items()}
