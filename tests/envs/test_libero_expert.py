@@ -1,5 +1,7 @@
 """What an expert needs of LIBERO: the scene, exact snapshots, grasps from geometry; and what it achieves."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,6 +88,23 @@ def test_a_snapshot_counts_the_steps_and_ends_with_the_episode():
     env.reset(1)
     with pytest.raises(RuntimeError, match="before the last reset"):
         env.restore(moment)
+    env.close()
+
+
+def test_the_program_that_the_page_shows_does_what_it_says_there():
+    page = (Path(__file__).parents[2] / "docs" / "libero.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    closing = "env.close()\n"
+    names: dict[str, Any] = {}
+    exec(compile(program.removesuffix(closing), "docs/libero.md", "exec"), names)
+    env, first, again = names["env"], names["first"], names["again"]
+    assert env.scene.goal == (("on", BOWL, "plate_1"),)
+    assert BOWL in env.scene.objects
+    assert np.array_equal(first.observation.frames, again.observation.frames)
+    assert np.array_equal(first.observation.state, again.observation.state)
+    # The bowl stood still meanwhile, and the new episode has it there.
+    assert env.scene.pose(BOWL).position == pytest.approx(names["bowl"], abs=1e-3)
+    assert program.endswith(closing)
     env.close()
 
 
