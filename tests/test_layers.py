@@ -87,7 +87,7 @@ CONFINED: dict[str, tuple[str, ...]] = {
     "libero": ("vla_rl.envs.libero",),
     "robosuite": ("vla_rl.envs.libero",),
     "bddl": ("vla_rl.envs.libero",),
-    "mujoco": ("vla_rl.envs.libero",),
+    "mujoco": ("vla_rl.envs.libero", "vla_rl.envs.metaworld"),
     "metaworld": ("vla_rl.envs.metaworld",),
     "matplotlib": ("vla_rl.reporting", "vla_rl.studies"),
     "imageio_ffmpeg": ("vla_rl.evaluation",),
