@@ -1,15 +1,21 @@
 """Meta-World behind the environment protocol: what is observed, paid, truncated and called a success."""
 
+import math
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 pytest.importorskip("metaworld", reason="the extra metaworld is not installed")
 
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.policies import ENV_POLICY_MAP
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
+from metaworld.utils import reward_utils
 from scipy.spatial.transform import Rotation
 
+from vla_rl.envs.metaworld.control_step import _general_tolerance, tolerance
 from vla_rl.envs.metaworld.env import NUM_GOALS, STATE_DIM, MetaworldEnv, hand_and_objects, quaternion, task_info
 from vla_rl.envs.metaworld.tasks import METAWORLD_TASKS
 
@@ -124,6 +130,66 @@ def test_the_state_is_the_simulator_s_own_to_the_last_bit(name):
         env.step_chunk(action)
         theirs = SawyerXYZEnv._get_curr_obs_combined_no_goal(env._simulator)
         assert np.array_equal(hand_and_objects(env._simulator), theirs)
+
+
+# A door, two objects, one to be grasped, a target without a mark, a hole for the hand.
+TASKS = ["door-open-v3", "stick-pull-v3", "pick-place-v3", "handle-press-v3", "hand-insert-v3"]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_an_episode_is_the_benchmark_s_to_the_last_bit(name, monkeypatch):
+    """The expert, disturbed, with actions beyond their bounds."""
+    ours, theirs = MetaworldEnv(name, task_id=0, horizon=40), MetaworldEnv(name, task_id=0, horizon=40)
+    del theirs._simulator.step
+    rng, expert = np.random.default_rng(3), ENV_POLICY_MAP[name]()
+    state = ours.reset(4).state
+    assert np.array_equal(theirs.reset(4).state, state)
+    for elapsed in range(40):
+        if elapsed == 20:  # what is observed stays within its bounds
+            ours._simulator._prev_obs[:3] = theirs._simulator._prev_obs[:3] = 9.0
+        action = (expert.get_action(state.astype(float)) + rng.normal(0.0, 0.5, 4)).astype(np.float32)[None]
+        monkeypatch.setattr(reward_utils, "tolerance", tolerance)
+        result = ours.step_chunk(action)
+        monkeypatch.setattr(reward_utils, "tolerance", _general_tolerance)
+        expected = theirs.step_chunk(action)
+        state = result.observation.state
+        assert np.array_equal(state, expected.observation.state)
+        assert (result.reward, result.success) == (expected.reward, expected.success)
+        for part in ("qpos", "qvel", "mocap_pos", "ctrl", "site_xpos"):
+            assert np.array_equal(*(getattr(env._simulator.data, part) for env in (ours, theirs)))
+    assert np.array_equal(ours._simulator._last_stable_obs, theirs._simulator._last_stable_obs)
+
+
+def test_the_simulator_refuses_a_control_step_after_its_horizon(press):
+    press.reset(0)
+    press._simulator.curr_path_length = press._simulator.max_path_length - 1
+    assert press._simulator.step(STILL[0])[3]  # truncated
+    with pytest.raises(ValueError, match="reset"):
+        press._simulator.step(STILL[0])
+
+
+SIGMOIDS = ["gaussian", "hyperbolic", "long_tail", "reciprocal", "cosine", "linear", "quadratic", "tanh_squared"]
+NUMBERS = st.floats(-3.0, 3.0) | st.sampled_from([0.0, 0.5, math.inf, math.nan])
+
+
+@given(x=NUMBERS, bounds=st.tuples(st.floats(-1.0, 0.5), st.floats(0.5, 2.0)), margin=st.floats(0.0, 2.0))
+@pytest.mark.parametrize("sigmoid", SIGMOIDS)
+@pytest.mark.parametrize("kind", [float, np.float64])
+def test_the_tolerance_of_a_number_has_the_bits_of_the_general_one(kind, sigmoid, x, bounds, margin):
+    arguments = {"bounds": bounds, "margin": kind(margin), "sigmoid": sigmoid, "value_at_margin": 0.2}
+    with np.errstate(all="ignore"):
+        ours, theirs = (function(kind(x), **arguments) for function in (tolerance, _general_tolerance))
+    assert type(ours) is type(theirs) is float
+    assert ours == theirs or (math.isnan(ours) and math.isnan(theirs))
+
+
+def test_the_tolerance_of_an_array_and_its_errors_are_the_general_ones():
+    several = np.array([-1.0, 0.2, 3.0])
+    assert np.array_equal(tolerance(several, margin=2.0), _general_tolerance(several, margin=2.0))
+    with pytest.raises(ValueError, match="Lower bound"):
+        tolerance(0.0, bounds=(1.0, 0.0))
+    with pytest.raises(ValueError, match="margin"):
+        tolerance(0.0, margin=-1.0)
 
 
 def test_our_quaternion_is_scipy_s_in_every_branch_of_the_formula():

@@ -1,7 +1,6 @@
 """Meta-World v3: one Sawyer arm, state observations, dense rewards (https://arxiv.org/abs/1910.10897, 2505.11289).
 
-The only importer of `metaworld`, and only when an environment is built. Nothing is rendered, so no graphics library is
-needed.
+`metaworld` is imported only when an environment is built. Nothing is rendered, so no graphics library is needed.
 """
 
 from __future__ import annotations
@@ -132,10 +131,13 @@ def _make_simulator(name: str) -> Any:  # noqa: ANN401 - the package has no base
     """Build the benchmark's environment, which draws positions from `np_random`, with an observable goal."""
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
+    from vla_rl.envs.metaworld.control_step import ControlStep, quicken_rewards
+
     if name not in ALL_V3_ENVIRONMENTS:
         raise ValueError(f"Meta-World has no task {name!r}; allowed are {', '.join(ALL_V3_ENVIRONMENTS)}")
     environment_class = ALL_V3_ENVIRONMENTS[name]
     _quicken(environment_class.__module__)
+    quicken_rewards()
     simulator = environment_class()
     simulator._partially_observable = False
     simulator.__dict__.pop("sawyer_observation_space", None)  # cached, with a goal of zeros
@@ -143,18 +145,21 @@ def _make_simulator(name: str) -> Any:  # noqa: ANN401 - the package has no base
     simulator.seeded_rand_vec = True
     simulator._set_task_called = True
     simulator._get_curr_obs_combined_no_goal = functools.partial(hand_and_objects, simulator)
+    simulator.step = ControlStep(simulator)
     return simulator
 
 
 def hand_and_objects(simulator: Any) -> NDArray[np.float64]:  # noqa: ANN401 - see above
     """Return current hand, gripper and objects, (18,): the simulator's values, assembled in a quarter of the time."""
-    right, left = simulator.data.body("rightclaw").xpos, simulator.data.body("leftclaw").xpos
-    positions = simulator._get_pos_objects().reshape(-1, 3)
-    objects = np.concatenate([positions, simulator._get_quat_objects().reshape(-1, 4)], axis=1).ravel()
+    grip = simulator.data.body("rightclaw").xpos - simulator.data.body("leftclaw").xpos
+    positions, turns = simulator._get_pos_objects(), simulator._get_quat_objects()
     state = np.zeros(_NUMBERS_PER_STEP)
     state[:3] = simulator.get_endeff_pos()
-    state[3] = min(float(np.linalg.norm(right - left)) / _WIDEST_GRIP, 1.0)
-    state[4 : 4 + len(objects)] = objects
+    state[3] = min(math.sqrt(grip.dot(grip)) / _WIDEST_GRIP, 1.0)
+    for index in range(len(positions) // 3):
+        begin = 4 + 7 * index
+        state[begin : begin + 3] = positions[3 * index : 3 * index + 3]
+        state[begin + 3 : begin + 7] = turns[4 * index : 4 * index + 4]
     return state
 
 

@@ -30,11 +30,11 @@ class Linear(nn.Linear):
 
     def _suits_onednn(self, rows: Tensor) -> bool:
         return (
-            rows.device.type == "cpu"
-            and rows.dtype == self.weight.dtype == torch.float32
-            and rows.dim() == 2
+            rows.dim() == 2
             and len(rows) >= MIN_ROWS
             and self.out_features >= MIN_OUTPUTS
+            and rows.device.type == "cpu"
+            and rows.dtype == self.weight.dtype == torch.float32
             and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_compiling()
             and torch.backends.mkldnn.is_available()
