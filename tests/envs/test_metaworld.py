@@ -136,7 +136,10 @@ def test_the_state_is_the_simulator_s_own_to_the_last_bit(name):
 TASKS = ["door-open-v3", "stick-pull-v3", "pick-place-v3", "handle-press-v3", "hand-insert-v3"]
 
 
-@pytest.mark.parametrize("name", TASKS)
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in METAWORLD_TASKS if name not in TASKS]
+
+
+@pytest.mark.parametrize("name", [*TASKS, *OTHERS])
 def test_an_episode_is_the_benchmark_s_to_the_last_bit(name, monkeypatch):
     """The expert, disturbed, with actions beyond their bounds."""
     ours, theirs = MetaworldEnv(name, task_id=0, horizon=40), MetaworldEnv(name, task_id=0, horizon=40)

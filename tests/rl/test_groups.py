@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -149,6 +150,12 @@ def test_ids_that_would_merge_as_floats_are_refused():
         group_advantages(np.arange(6.0), ids)
     with pytest.raises(ValueError, match="found nan as a float"):
         group_advantages([0.0, 1.0], [float("nan")] * 2)
+
+
+@pytest.mark.parametrize("scores", [[10**400, 1], torch.ones(2, requires_grad=True), [[1], [2, 3]], ["a", "b"]])
+def test_scores_that_are_no_float64_are_refused(scores):
+    with pytest.raises(ValueError, match="scores: "):
+        group_advantages(scores, [0, 0])
 
 
 @pytest.mark.parametrize("ids", [[1, "1", 1, "1"], ["a", None, "a", None], [None] * 4, [b"a", "a"] * 2, [{}] * 4])

@@ -95,6 +95,13 @@ def test_a_run_may_lose_what_it_had():
     assert is_solved_at_the_end(run(FROM_60))
 
 
+def test_a_run_that_never_solves_its_task_does_not_end_solved():
+    """A window has two log points, and no two neighbours reach 0.8 in the mean; the last three would."""
+    success = run([0.0] * 16 + [0.5, 1.0, 0.59, 0.85])
+    assert env_steps_until_solved(success) is None
+    assert not is_solved_at_the_end(success)
+
+
 def test_the_table_has_every_seed_and_the_words_compare_pairs():
     study = study_of(
         run(FROM_60),

@@ -89,6 +89,15 @@ def test_every_group_has_all_its_members_in_one_cell_and_they_have_one_start(mem
     assert min(starts) > 0
 
 
+def test_a_run_resumed_with_other_teams_begins_new_groups():
+    """With 16 members, 8 slots are a team of two turns and 16 slots one of a single turn."""
+    eight, sixteen = (
+        in_groups(4, members=16, env_index=0, num_envs=slots, slots_per_cell=slots, num_init_states=[None])
+        for slots in (8, 16)
+    )
+    assert not {job.group for job in eight} & {job.group for job in sixteen}
+
+
 def test_groups_play_every_task_equally_often():
     teams = [in_groups(6, env_index=env, num_init_states=[5, 5])[::2] for env in (0, 2, 4)]
     assert Counter(job.task_index for jobs in teams for job in jobs) in ({0: 5, 1: 4}, {0: 4, 1: 5})

@@ -140,7 +140,7 @@ def _grouped(scores: ArrayLike, group_ids: ArrayLike) -> tuple[Float64Array, NDA
 def _numbers(scores: ArrayLike) -> Float64Array:
     try:
         return np.asarray(scores, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # torch refuses tensors that require grad
         raise ValueError(f"scores: must be (N,) numbers ({error})") from error
 
 
@@ -152,7 +152,7 @@ def _ids(group_ids: ArrayLike) -> NDArray[Any]:
     """
     try:
         ids = np.asarray(group_ids)
-    except ValueError as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"group_ids: must be (N,) ids ({error})") from error
     if ids.dtype.kind in "iuf":
         return ids

@@ -20,7 +20,7 @@ from vla_rl.workers.worker_counters import WorkerCounters
 
 EnvBuilder = Callable[[], Environment]
 NO_MORE = object()
-_SEEDS = 2**63 - 1
+_SEEDS = 2**32  # torch's generator on CPUs ignores all higher bits
 
 
 @dataclass(slots=True)

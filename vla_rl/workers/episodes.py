@@ -120,7 +120,8 @@ def group_schedule(
     team, num_teams = env_index // groups.team_size, num_envs // groups.team_size
     if num_teams >= 1 << 16:
         raise ValueError(f"{num_teams} teams of slots play groups; 65,535 are possible: use fewer env workers")
-    checksum = zlib.crc32(repr((seed, num_teams, groups.members, tuple(num_init_states))).encode()) & 0x7FFF
+    arguments = (seed, num_teams, groups.team_size, groups.members, tuple(num_init_states))
+    checksum = zlib.crc32(repr(arguments).encode()) & 0x7FFF
     first_id = (checksum << 48) + (team << 32) + 1
     before = math.ceil(first_episode / groups.turns)
 
