@@ -11,8 +11,11 @@ from vla_rl.sft.samples import Order, Rollouts, make_samples
 ROWS = 10
 
 
-def rollouts(*lengths: int) -> Rollouts:
-    """Episodes in which action component x of row r is r / 100, y is always 0.5, and the gripper closes at the end."""
+def rollouts(*lengths: int, tasks: list[int] | None = None) -> Rollouts:
+    """Episodes in which action component x of row r is r / 100, y is always 0.5, and the gripper closes at the end.
+
+    `tasks` are the numbers of their tasks, which share two instructions; by default each instruction is one task.
+    """
     total = sum(lengths)
     actions = np.zeros((total, 7), np.float32)
     actions[:, 0] = np.arange(total) / 100
@@ -26,13 +29,14 @@ def rollouts(*lengths: int) -> Rollouts:
         length=np.array(lengths, np.int64),
         task=np.arange(len(lengths)) % 2,
         instructions=("close", "open"),
-        names=("close", "open"),
+        names=("close", "open") if tasks is None else tuple(f"task_{number}" for number in range(max(tasks) + 1)),
+        named=np.arange(len(lengths)) % 2 if tasks is None else np.array(tasks),
         image_size=(8, 8),
     )
 
 
-def samples(*lengths: int, chunk_size: int = 8, held_out: float = 0.0, seed: int = 0):
-    made = rollouts(*lengths)
+def samples(*lengths: int, chunk_size: int = 8, held_out: float = 0.0, seed: int = 0, tasks: list[int] | None = None):
+    made = rollouts(*lengths, tasks=tasks)
     return make_samples(made, made.statistics(), chunk_size=chunk_size, held_out=held_out, seed=seed)
 
 
@@ -68,11 +72,34 @@ def test_held_out_episodes_are_whole_and_drawn_from_the_seed() -> None:
     assert splits[0].held_out.tolist() == splits[1].held_out.tolist() != splits[2].held_out.tolist()
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_the_last_usable_episode_of_a_task_is_never_held_out(seed: int) -> None:
+    one_each = samples(*[10] * 10, held_out=0.05, seed=seed, tasks=[*range(10)])
+    assert len(one_each.train) == 10 * 3
+    assert len(one_each.held_out) == 0
+    assert one_each.kept_to_train == (
+        "held-out episodes: 0 of the 1 that demos.held_out asks for, because every task keeps one to train on"
+    )
+    # Task 1 has two episodes, of which one is too short for a chunk. Task 0 can give one of its two.
+    uneven = samples(10, 10, 10, 7, held_out=0.9, seed=seed, tasks=[0, 0, 1, 1])
+    assert len(uneven.held_out) == 3
+    assert set(uneven.rollouts.named[uneven.episode[uneven.train]].tolist()) == {0, 1}
+    assert uneven.kept_to_train.startswith("held-out episodes: 1 of the 3 that")
+    # Tasks that share an instruction are still tasks of their own.
+    assert len(samples(10, 10, 10, 10, held_out=0.5, seed=seed, tasks=[0, 1, 2, 3]).held_out) == 0
+
+
+def test_a_split_that_leaves_every_task_something_is_the_first_part_of_one_permutation() -> None:
+    """What is held out must not change between releases: a resumed run would train on what it measures."""
+    made = samples(*[10] * 20, held_out=0.2, seed=7)
+    drawn = np.random.default_rng([7, 20]).permutation(20)[:4]
+    assert set(made.episode[made.held_out].tolist()) == set(drawn.tolist())
+    assert made.kept_to_train == ""
+
+
 def test_nothing_to_train_on_is_told_with_the_lengths() -> None:
     with pytest.raises(UserError, match="no episode has 8 rows, which is one chunk of actions; the longest of 2 has 7"):
         samples(7, 5)
-    with pytest.raises(UserError, match=r"Use demos\.held_out=0"):
-        samples(10, 7, held_out=0.5)
 
 
 def test_every_sample_is_drawn_once_before_any_is_drawn_twice_and_any_place_can_be_asked_for() -> None:

@@ -237,6 +237,16 @@ def test_a_dry_run_tells_data_and_sizes_and_writes_nothing(demos: Path, tmp_path
     assert not list(tmp_path.iterdir())
 
 
+def test_one_demonstration_of_each_task_is_trained_on_and_none_held_out(run, tmp_path: Path) -> None:
+    one_each = write_demos(tmp_path / "one", episodes=1)
+    recipe = build_supervised_recipe(RECIPE.format(path=one_each), ["demos.held_out=0.05"])
+    report = str(dry_run(recipe))
+    assert "10 to train on, 0 held out; held-out episodes: 0 of the 1 that demos.held_out asks for" in report
+    done = run("demos.held_out=0.05", "budget.optimizer_steps=1", path=one_each)
+    assert not done.interrupted
+    assert not [name for name in done.metrics if name.startswith("held_out")]
+
+
 def test_hours_are_arithmetic_over_an_assumed_share_of_a_card_s_peak() -> None:
     """40 % of 989 and of 165 TFLOP/s; twice the cards take half the time."""
     an_hour_of_an_h100 = 3600 * 0.4 * 989e12

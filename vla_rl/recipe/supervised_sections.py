@@ -45,7 +45,9 @@ class DemosSection(Section):
     )
     drop_no_ops: bool = Field(False, description="leave out actions that do nothing")
     held_out: Annotated[float, Field(ge=0.0, le=0.9)] = Field(
-        0.05, description="share of the episodes that are never trained on, only measured; drawn from the seed"
+        0.05,
+        description="share of the episodes that are never trained on, only measured; drawn from the seed, never the "
+        "last one of a task",
     )
     held_out_samples: Positive = Field(256, description="largest number of held-out samples in one measurement")
     cache: PathText | None = Field(

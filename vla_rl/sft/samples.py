@@ -34,6 +34,7 @@ class Rollouts:
     task: Rows  # (E,) index into the instructions
     instructions: tuple[str, ...]  # lower case, sorted
     names: tuple[str, ...]  # of tasks, sorted: LIBERO's, or made of the instruction where the data have no other
+    named: Rows  # (E,) index into the names: in libero_90 several tasks share an instruction
     image_size: tuple[int, int]  # H, W of the stored pictures
 
     @property
@@ -61,18 +62,18 @@ def read_rollouts(demos: Demos, progress: Progress = lambda _done, _total: None)
         DemosError: the data are broken.
         UserError: there is no episode.
     """
-    actions, states, texts, names = [], [], [], set[str]()
+    actions, states, texts, tasks = [], [], [], []
     image_size = (0, 0)
     for done, episode in enumerate(demos, 1):
         actions.append(episode.actions)
         states.append(episode.state)
         texts.append(episode.instruction)
-        names.add(episode.task)
+        tasks.append(episode.task)
         image_size = episode.stored.image_size
         progress(done, len(demos))
     if not actions:
         raise UserError(f"demos.path: {demos.path} holds no episode")
-    instructions = tuple(sorted(set(texts)))
+    instructions, names = tuple(sorted(set(texts))), tuple(sorted(set(tasks)))
     length = np.array([len(each) for each in actions], np.int64)
     return Rollouts(
         actions=np.concatenate(actions),
@@ -81,7 +82,8 @@ def read_rollouts(demos: Demos, progress: Progress = lambda _done, _total: None)
         length=length,
         task=np.array([instructions.index(text) for text in texts], np.int64),
         instructions=instructions,
-        names=tuple(sorted(names)),
+        names=names,
+        named=np.array([names.index(task) for task in tasks], np.int64),
         image_size=image_size,
     )
 
@@ -96,6 +98,18 @@ class Samples:
     chunk_size: int  # K
     train: Rows  # rows at which samples begin
     held_out: Rows  # the same, of episodes that are not trained on
+    held_out_episodes: int
+    held_out_asked: int  # episodes that the share asks for; fewer are held out where tasks would be left with none
+
+    @property
+    def kept_to_train(self) -> str:
+        """Return why fewer episodes are held out than the share asks for; empty if as many are."""
+        if self.held_out_episodes == self.held_out_asked:
+            return ""
+        return (
+            f"held-out episodes: {self.held_out_episodes} of the {self.held_out_asked} that demos.held_out asks for, "
+            "because every task keeps one to train on"
+        )
 
     def chunk_tokens(self, rows: Rows) -> NDArray[np.int16]:
         """Return (B, 7 K) tokens of the chunks that begin in some rows, time by time."""
@@ -131,11 +145,12 @@ def make_samples(
         rollouts: of the whole data set.
         statistics: of the whole data set.
         chunk_size: K.
-        held_out: share of the episodes that are not trained on; at least one, if it is not 0.
+        held_out: share of the episodes that are not trained on; at least one if it is not 0, but never the last one
+            of a task that has a whole chunk.
         seed: of the split.
 
     Raises:
-        UserError: no chunk fits in an episode, or none is left to train on.
+        UserError: no chunk fits in an episode.
     """
     block = statistics["action"]
     assert isinstance(block, dict)
@@ -150,13 +165,8 @@ def make_samples(
             f"demos.path: no episode has {chunk_size} rows, which is one chunk of actions; the longest of "
             f"{len(rollouts.length)} has {rollouts.length.max()}"
         )
-    apart = _split(rollouts, chunk_size, held_out, seed)
+    apart, asked = _split(rollouts, chunk_size, held_out, seed)
     is_held_out = np.isin(episode[starts], apart)
-    if is_held_out.all():
-        raise UserError(
-            f"demos.held_out: of {len(rollouts.length)} episodes {len(apart)} are held out, and no other has a whole "
-            f"chunk of {chunk_size} actions. Use demos.held_out=0, or more demonstrations"
-        )
     return Samples(
         rollouts=rollouts,
         tokens=tokens,
@@ -164,14 +174,24 @@ def make_samples(
         chunk_size=chunk_size,
         train=starts[~is_held_out],
         held_out=starts[is_held_out],
+        held_out_episodes=len(apart),
+        held_out_asked=asked,
     )
 
 
-def _split(rollouts: Rollouts, chunk_size: int, share: float, seed: int) -> Rows:
-    """Return the episodes that are held out."""
+def _split(rollouts: Rollouts, chunk_size: int, share: float, seed: int) -> tuple[Rows, int]:
+    """Return the episodes that are held out, and how many the share asks for."""
     usable = np.flatnonzero(rollouts.length >= chunk_size)
-    count = max(1, round(share * len(usable))) if share > 0.0 else 0
-    return np.random.default_rng([seed, len(rollouts.length)]).permutation(usable)[:count]
+    asked = max(1, round(share * len(usable))) if share > 0.0 else 0
+    to_train = np.bincount(rollouts.named[usable], minlength=len(rollouts.names))  # (number of tasks,)
+    apart: list[int] = []
+    for episode in np.random.default_rng([seed, len(rollouts.length)]).permutation(usable):
+        if len(apart) == asked:
+            break
+        if to_train[rollouts.named[episode]] > 1:  # a task without any sample would not be learned at all
+            to_train[rollouts.named[episode]] -= 1
+            apart.append(int(episode))
+    return np.array(apart, np.int64), asked
 
 
 class Order:

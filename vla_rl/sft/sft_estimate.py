@@ -46,7 +46,8 @@ def estimate(plan: SupervisedPlan, *, num_ranks: int) -> SupervisedReport:
         Line("tasks", f"{len(rollouts.instructions)}: {'; '.join(rollouts.instructions[:3])}"
              + ("; ..." if len(rollouts.instructions) > 3 else "")),
         Line("episodes", f"{len(rollouts.length):,}, {rollouts.num_rows:,} rows"),
-        Line("samples", f"{len(samples.train):,} to train on, {len(samples.held_out):,} held out"),
+        Line("samples", f"{len(samples.train):,} to train on, {len(samples.held_out):,} held out"
+             + (f"; {samples.kept_to_train}" if samples.kept_to_train else "")),
         Line("pictures", f"{height}x{width}, {shown}; cameras {', '.join(recipe.demos.cameras)}"),
         Line("policy", policy.text),
         Line("mode", f"{num_ranks} rank(s), strategy {recipe.learner.strategy}, {plan.device}"),

@@ -128,6 +128,8 @@ def _rank(plan: SupervisedPlan, start: Beginning, couriers: Couriers) -> Supervi
         if is_main:
             writer = start.metrics_writer(couriers, run.clocks, tensorboard=recipe.logging.tensorboard)
             stack.callback(writer.close)
+            if plan.samples.kept_to_train:
+                say(plan.samples.kept_to_train)
         stack.enter_context(log_to(run_dir / "logs" / f"{'' if is_main else f'rank_{start.rank}_'}learner.log"))
         with preflight():
             if run.optimizer_steps < recipe.budget.optimizer_steps:  # else at most the evaluation is left
