@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -14,7 +16,8 @@ from typer.testing import CliRunner, Result
 
 from vla_rl.cli.main import app
 from vla_rl.demos import DemosError, open_demos
-from vla_rl.demos.conversion import convert_demos
+from vla_rl.demos.conversion import Converted, convert_demos
+from vla_rl.demos.episode import Episode
 
 NAMES = [f"{task}_demo.hdf5" for task in toy.TASKS]
 
@@ -81,6 +84,58 @@ def test_first_takes_the_lowest_numbers_of_each_task(tmp_path: Path) -> None:
     assert [it.number for it in open_demos(tmp_path / "two")] == [0, 2, 0, 2]
 
 
+def test_first_with_a_filter_takes_the_first_that_it_accepts_and_asks_no_further(tmp_path: Path) -> None:
+    """Each task has the numbers 0, 2 and 10. Of the first task 0 is refused, of the second nothing is."""
+    demos = open_demos(toy.write_hdf5(tmp_path / "data", toys()))
+    asked, lines = [], []
+
+    def keep(episode: Episode) -> bool:
+        asked.append((episode.task, episode.number))
+        return (episode.task, episode.number) != (toy.TASKS[0], 0)
+
+    one = convert_demos(demos, tmp_path / "one", first=1, keep=keep, say=lines.append)
+    assert [(it.task, it.number) for it in open_demos(tmp_path / "one")] == [(toy.TASKS[0], 2), (toy.TASKS[1], 0)]
+    assert asked == [(toy.TASKS[0], 0), (toy.TASKS[0], 2), (toy.TASKS[1], 0)]
+    assert (one.episodes, one.failed) == (2, 1)
+    assert lines[1].startswith(f"1 of 2: {NAMES[0]}: 1 episodes") and lines[1].endswith("frames, 1 left out")
+
+    three = convert_demos(demos, tmp_path / "three", first=3, keep=keep, say=lines.append)
+    assert [it.number for it in open_demos(tmp_path / "three")] == [2, 10, 0, 2, 10]
+    assert (three.episodes, three.failed) == (5, 1)
+    assert lines[-2].endswith("1 left out, fewer than the 3 asked for")
+
+
+def test_a_filtered_conversion_continues_without_asking_again_and_only_for_the_same_first(tmp_path: Path) -> None:
+    demos = open_demos(toy.write_hdf5(tmp_path / "data", toys()))
+
+    def convert_first(first: int | None, keep: Callable[[Episode], bool] | None) -> Converted:
+        return convert_demos(demos, tmp_path / "out", first=first, keep=keep)
+
+    convert_first(1, lambda episode: episode.number > 0)
+    (tmp_path / "out" / NAMES[1]).unlink()  # as if it had been interrupted
+    asked = []
+    again = convert_first(1, lambda episode: asked.append(episode.task) or episode.number > 0)
+    assert set(asked) == {toy.TASKS[1]}
+    assert (again.kept, again.episodes) == (1, 2)
+    assert [it.number for it in open_demos(tmp_path / "out")] == [2, 2]
+    for first, keep in ((2, bool), (None, bool), (1, None)):
+        with pytest.raises(DemosError, match="exists already, made from something else"):
+            convert_first(first, keep)
+
+
+def test_files_of_an_earlier_release_are_kept(tmp_path: Path) -> None:
+    """It recorded how many episodes were chosen, and the digest of their indices: [0] and [3], of 6."""
+    demos = open_demos(toy.write_hdf5(tmp_path / "data", toys()))
+    convert_demos(demos, tmp_path / "out", first=1)
+    for name, digest in zip(NAMES, ("d0bca111f8628137", "06d033ece6645de5"), strict=True):
+        with h5py.File(tmp_path / "out" / name, "r+") as file:
+            recorded = json.loads(file["data"].attrs["vla_rl_source"])
+            assert recorded.pop("first") == 1
+            recorded |= {"episodes": 1, "places": digest}
+            file["data"].attrs["vla_rl_source"] = json.dumps(recorded)
+    assert convert_demos(demos, tmp_path / "out", first=1).kept == 2
+
+
 def test_no_ops_are_left_out_where_asked(tmp_path: Path) -> None:
     one = toy.toy(toy.TASKS[1], 0, 12)
     one.actions[[2, 5], :6] = 0
@@ -123,7 +178,7 @@ def test_an_interrupted_conversion_goes_on(tmp_path: Path) -> None:
 def test_a_file_of_something_else_is_never_written_over(tmp_path: Path) -> None:
     root = toy.write_hdf5(tmp_path / "data", toys())
     assert convert(root, "--out", tmp_path / "out", "--first", 1).exit_code == 0
-    for target, found in ((tmp_path / "out", '"episodes": 1'), (root, "not written by demos convert")):
+    for target, found in ((tmp_path / "out", '"first": 1'), (root, "not written by demos convert")):
         content = (target / NAMES[0]).read_bytes()
         result = convert(root, "--out", target)
         assert result.exit_code == 2

@@ -93,7 +93,10 @@ def convert(
     first: Annotated[
         int | None,
         typer.Option(
-            "--first", min=1, help="Convert only the first N episodes of each task; 1 is the one-trajectory protocol."
+            "--first",
+            min=1,
+            help="Convert only the first N episodes of each task, with --replay the first N that succeed; 1 is the "
+            "one-trajectory protocol.",
         ),
     ] = None,
     drop_no_ops: Annotated[

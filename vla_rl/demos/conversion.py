@@ -38,7 +38,7 @@ class Converted:
     kept: int = 0  # files that existed already
     episodes: int = 0
     frames: int = 0
-    failed: int = 0  # episodes that `keep` left out
+    failed: int = 0  # episodes that `keep` left out, of those that it was asked about
     missing: set[str] = field(default_factory=set)  # keys of the layout that the source lacks
 
 
@@ -55,28 +55,30 @@ def convert_demos(
     Args:
         demos: the data set.
         out: folder of the new files.
-        first: episodes of each task, the lowest numbers.
-        keep: a filter of these; a task without any episode left gets no file.
+        first: episodes of each task, the lowest numbers; with `keep` the first ones that it accepts.
+        keep: a filter of episodes, called in order and only until `first` are found; a task without any gets no file.
         say: called with a line for every task.
 
     Raises:
         DemosError: the data are broken, or `out` holds another file of a needed name.
     """
     say(f"{len(demos)} episodes in {demos.path}")
-    chosen = _by_task(demos, first)
+    by_task = _by_task(demos)
     out.mkdir(parents=True, exist_ok=True)
     result = Converted()
-    for position, (task, places) in enumerate(chosen.items(), 1):
+    for position, (task, places) in enumerate(by_task.items(), 1):
         file = out / f"{task}_demo.hdf5"
-        source = _source(demos, places, is_filtered=keep is not None)
+        source = _source(demos, places, first=first, is_filtered=keep is not None)
         is_there = file.exists()
+        failed = 0
         if is_there:
-            _check_same(file, source)
+            earlier = None if first is None or keep is not None else _source(demos, places[:first])
+            _check_same(file, source, earlier)
         else:
-            kept = places if keep is None else [place for place in places if keep(demos[place])]
-            result.failed += len(places) - len(kept)
+            kept, failed = _choose(demos, places, first=first, keep=keep)
+            result.failed += failed
             if not kept:
-                say(f"{position} of {len(chosen)}: {task}: no episode is left")
+                say(f"{position} of {len(by_task)}: {task}: no episode is left")
                 continue
             with new_h5(file) as handle:
                 _write(handle, demos, kept, source, result)
@@ -86,19 +88,38 @@ def convert_demos(
         result.episodes += len(rows)
         result.frames += sum(rows)
         done = "exists already" if is_there else f"{len(rows)} episodes, {sum(rows):,} frames"
-        say(f"{position} of {len(chosen)}: {file.name}: {done}")
+        notes = [f"{failed} left out"] if failed else []
+        if first is not None and len(rows) < first:
+            notes.append(f"fewer than the {first} asked for")
+        say(f"{position} of {len(by_task)}: {file.name}: {', '.join([done, *notes])}")
     return result
 
 
-def _by_task(demos: Demos, first: int | None) -> dict[str, list[int]]:
-    """Return the indices of the chosen episodes, by task."""
-    chosen: dict[str, list[int]] = {}
+def _by_task(demos: Demos) -> dict[str, list[int]]:
+    """Return the indices of all episodes by task, in numerical order."""
+    found: dict[str, list[int]] = {}
     for index, stored in enumerate(demos.reader):
-        places = chosen.setdefault(stored.task, [])
         _check_name(stored)
-        if first is None or len(places) < first:
-            places.append(index)
-    return chosen
+        found.setdefault(stored.task, []).append(index)
+    return found
+
+
+def _choose(
+    demos: Demos, places: list[int], *, first: int | None, keep: Callable[[Episode], bool] | None
+) -> tuple[list[int], int]:
+    """Return the episodes of a task to write, and how many the filter left out on the way to the last of them."""
+    if keep is None:
+        return places[:first], 0
+    kept: list[int] = []
+    failed = 0
+    for place in places:
+        if len(kept) == first:
+            break
+        if keep(demos[place]):
+            kept.append(place)
+        else:
+            failed += 1
+    return kept, failed
 
 
 def _check_name(stored: StoredEpisode) -> None:
@@ -115,20 +136,30 @@ def _check_name(stored: StoredEpisode) -> None:
         )
 
 
-def _source(demos: Demos, places: list[int], *, is_filtered: bool) -> str:
-    """Return everything that determines the content of a file."""
+def _source(demos: Demos, places: list[int], *, first: int | None = None, is_filtered: bool = False) -> str:
+    """Return everything that determines the content of a file, all known before a filter is asked.
+
+    Args:
+        demos: the data set.
+        places: all episodes of the task.
+        first: how many of them are wanted.
+        is_filtered: some may be left out.
+    """
     digest = hashlib.sha256(json.dumps(places).encode()).hexdigest()[:16]  # an attribute holds 64 kB at most
-    settings = {"path": str(demos.path.resolve()), "episodes": len(places), "places": digest}
+    settings: dict[str, Any] = {"path": str(demos.path.resolve()), "episodes": len(places), "places": digest}
     options = {"gripper": demos.gripper, "rotated": demos.rotated, "drop_no_ops": demos.drops_no_ops}
     if is_filtered:  # files that were written before there was a filter have no such entry
         options["replayed"] = True
+    if first is not None:  # likewise
+        settings["first"] = first
     return json.dumps(settings | options)
 
 
-def _check_same(file: Path, source: str) -> None:
+def _check_same(file: Path, source: str, earlier: str | None = None) -> None:
+    """Check that a file was made from the same; `earlier` is what an earlier release recorded of it."""
     with open_h5(file) as handle:
         found = handle["data"].attrs.get(SOURCE) if "data" in handle else None
-    if found != source:
+    if found is None or found not in (source, earlier):
         raise DemosError(
             file,
             f"data.attrs[{SOURCE!r}]",
