@@ -31,7 +31,7 @@ from vla_rl.run.couriers import Couriers
 from vla_rl.run.estimate import DryRunReport, Line, estimate
 from vla_rl.run.folder import assets_of
 from vla_rl.run.log import RunLog, log_to
-from vla_rl.run.plan import TrainingPlan, check_other_machines, make_training_plan
+from vla_rl.run.plan import TrainingPlan, check_contradictions, check_other_machines, make_training_plan
 from vla_rl.run.ranks import number_of_ranks, start_ranks
 from vla_rl.run.signals import StopRequest
 from vla_rl.run.training import TrainingRun
@@ -51,13 +51,19 @@ class TrainOutcome:
     evaluation: EvaluationReport | None
 
 
-def dry_run(recipe: Recipe) -> DryRunReport:
+def dry_run(recipe: Recipe, *, resume: bool = False) -> DryRunReport:
     """Describe a run: processes, shapes, shared memory, parameters, expected memory. Starts and writes nothing.
+
+    Args:
+        recipe: everything about the run.
+        resume: the run would be resumed, so that its recipe may hold values without effect.
 
     Raises:
         ValueError: the recipe cannot run here; the message says why and what to change.
     """
     plan = make_training_plan(recipe)
+    if not resume:
+        check_contradictions(plan.policy.contradictions, source=recipe.name)
     check_evaluation(plan.recipe)
     answers = check_other_machines(plan)
     report = estimate(plan, num_ranks=number_of_ranks(plan.recipe.learner, device=plan.device_kind))
@@ -92,6 +98,8 @@ def train(
     """
     with preflight():
         plan = make_training_plan(recipe)
+        if not resume:
+            check_contradictions(plan.policy.contradictions, source=recipe.name)
         num_ranks = number_of_ranks(plan.recipe.learner, device=plan.device_kind)
         folder = open_folder(run_dir, resume=resume, verb="train")
         if is_first_rank():
@@ -103,7 +111,7 @@ def train(
         start_ranks(plan.recipe.learner, num_ranks, device=plan.device_kind)
         return None
     os.environ.setdefault("OMP_NUM_THREADS", str(plan.threads))  # inherited by the children
-    start.tell()
+    start.tell(plan.policy.contradictions)
     with Couriers(recipe.logging.trackers(), folder.path, say=start.say) as couriers:
         outcome = _train_rank(plan, start, console, couriers)
         if board is not None:

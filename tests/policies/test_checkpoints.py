@@ -175,6 +175,13 @@ def test_the_tiny_model_is_described_too(plan_tiny):
     assert not plan.build(device="cpu", empty=True).source.proprio
 
 
+def test_random_weights_are_fed_proprioception_by_name_unless_told_otherwise():
+    """`random-7b` stands for the public checkpoints with the discrete head, which have no projector."""
+    for checkpoint, usual in (("tiny", True), ("random-7b", False)):
+        for proprio, fed in ((None, usual), (True, True), (False, False)):
+            assert find_source(checkpoint, profile="auto", image_size=None, proprio=proprio).proprio == fed
+
+
 @pytest.mark.parametrize(
     ("damage", "changes", "message"),
     [

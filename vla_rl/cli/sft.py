@@ -40,7 +40,7 @@ def sft(
 
         loaded, _ = _read(recipe, overrides or [], run_dir, resume=resume)
         with preflight():
-            report = stage.dry_run(loaded)
+            report = stage.dry_run(loaded, resume=resume)
         print(report)
         return
     carry_out(

@@ -38,7 +38,7 @@ def train(
 
         loaded, _ = _read(recipe, overrides or [], run_dir, resume=resume)
         with preflight():
-            report = training.dry_run(loaded)
+            report = training.dry_run(loaded, resume=resume)
         print(report)
         return
     carry_out(partial(_read, recipe, overrides or [], run_dir, resume=resume), partial(_train, resume=resume), _summary)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from vla_rl.section import Section
+from vla_rl.section import Problem, Section
 from vla_rl.types import ActionSpec, FrameTransform, ObservationSpec, PolicyBuilder, StateSpace
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class PolicyPlan:
     inference_flops: float = 0.0  # FLOPs of one decision in inference, likewise
     statistics: str | None = None  # key of the data set that scales actions and proprioception
     is_regression: bool = False  # actions are computed, not sampled: no temperature, no training
+    contradictions: tuple[Problem, ...] = ()  # values of the section that would have no effect: no run begins with them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,7 @@ from vla_rl.reporting.run_state import RunLife
 from vla_rl.run.couriers import Couriers
 from vla_rl.run.folder import RunFolder
 from vla_rl.run.roll_call import Facts, common_start, compare_facts, compare_weights, kept_folder
+from vla_rl.section import Problem
 
 AnyRecipe = Recipe | SupervisedRecipe
 
@@ -72,9 +73,15 @@ class Beginning:
     worth_knowing: tuple[str, ...]  # for the user, one line each
     say: Callable[[str], None]
 
-    def tell(self) -> None:
-        """Say what is worth knowing, once for all ranks."""
-        for line in self.worth_knowing if self.rank == 0 else ():
+    def tell(self, contradictions: Sequence[Problem] = ()) -> None:
+        """Say what is worth knowing, once for all ranks.
+
+        Args:
+            contradictions: values of the recipe of a resumed run that have no effect. No new run begins with them, but
+                a run that did continues.
+        """
+        told = [f"warning: {it.path} has no effect: {it.rule} (found {it.found})" for it in contradictions]
+        for line in (*self.worth_knowing, *told) if self.rank == 0 else ():
             self.say(line)
 
     def compare_weights(self, policy: nn.Module) -> None:

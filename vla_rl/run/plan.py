@@ -10,7 +10,8 @@ from typing import Literal
 
 from vla_rl.envs.kind import EnvPlan
 from vla_rl.policies.kind import PolicyContext, PolicyPlan
-from vla_rl.recipe import Recipe, Setup
+from vla_rl.recipe import Recipe, RecipeError, Setup
+from vla_rl.section import Problem
 from vla_rl.types import ActionSpec, FrameTransform, ObservationSpec, TaskInfo
 
 OPEN_ENVS_PER_SLOT = 2  # simulators a slot keeps open when it plays several tasks
@@ -113,6 +114,20 @@ def make_plan(setup: Setup, *, only_acts: bool = False) -> Plan:
     policy = plan_policy(setup, only_acts=only_acts, draw_on=device)
     env = setup.env.plan(render_size=policy.transform.input_size if policy.transform is not None else 0)
     return Plan(setup=setup, env=env, policy=policy, device=device)
+
+
+def check_contradictions(contradictions: Sequence[Problem], *, source: str) -> None:
+    """Refuse a recipe with values that would have no effect in the run that it begins.
+
+    Args:
+        contradictions: as a plan lists them.
+        source: names the recipe in the error.
+
+    Raises:
+        RecipeError: with all of them.
+    """
+    if contradictions:
+        raise RecipeError(source, contradictions)
 
 
 def check_other_machines(plan: Plan) -> list[str]:

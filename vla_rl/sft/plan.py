@@ -15,6 +15,7 @@ from vla_rl.policies.image_transforms import Transform
 from vla_rl.policies.kind import PolicyContext, PolicyPlan
 from vla_rl.recipe import SupervisedRecipe
 from vla_rl.run.plan import resolve_device
+from vla_rl.section import Problem
 from vla_rl.sft.augmentation import Augmentation
 from vla_rl.sft.frames import identity
 from vla_rl.sft.samples import Rollouts, Samples, make_samples, read_rollouts
@@ -47,6 +48,21 @@ class SupervisedPlan:
     def loader_threads(self, num_ranks: int) -> int:
         """Return the threads of a rank that prepare frames."""
         return self.recipe.runtime.loader_threads or _share_of_cores(num_ranks)
+
+    @property
+    def contradictions(self) -> tuple[Problem, ...]:
+        """Return the values of the recipe that would have no effect: no run begins with them."""
+        weight = self.recipe.loss.value_coefficient
+        if not weight or self.recipe.policy.has_critic:
+            return self.policy.contradictions
+        no_critic = Problem(
+            "loss.value_coefficient",
+            "there is no critic to train",
+            found=f"{weight:g} with policy.value_head none",
+            allowed="0, or a policy.value_head",
+            hint="add loss.value_coefficient=0, or policy.value_head=attention_pool",
+        )
+        return (*self.policy.contradictions, no_critic)
 
     @property
     def augmentation(self) -> Augmentation:

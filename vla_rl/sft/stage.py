@@ -32,6 +32,7 @@ from vla_rl.reporting.text import duration
 from vla_rl.run.beginning import Beginning, find_beginning, open_folder
 from vla_rl.run.couriers import Couriers
 from vla_rl.run.log import log_to
+from vla_rl.run.plan import check_contradictions
 from vla_rl.run.ranks import number_of_ranks, start_ranks
 from vla_rl.run.signals import StopRequest
 from vla_rl.sft.plan import SupervisedPlan, make_supervised_plan
@@ -57,13 +58,19 @@ class SupervisedOutcome:
     evaluation: EvaluationReport | None
 
 
-def dry_run(recipe: SupervisedRecipe) -> SupervisedReport:
+def dry_run(recipe: SupervisedRecipe, *, resume: bool = False) -> SupervisedReport:
     """Describe a run: data, parameters, expected memory and disk. Reads all numbers of the data, and writes nothing.
+
+    Args:
+        recipe: everything about the run.
+        resume: the run would be resumed, so that its recipe may hold values without effect.
 
     Raises:
         ValueError: the recipe cannot run here; the message says why and what to change.
     """
     plan = make_supervised_plan(recipe)
+    if not resume:
+        check_contradictions(plan.contradictions, source=recipe.name)
     check_suite(plan)
     return estimate(plan, num_ranks=number_of_ranks(recipe.learner, device=plan.device_kind))
 
@@ -90,6 +97,8 @@ def supervise(
     with preflight():
         folder = open_folder(run_dir, resume=resume, verb=VERB)
         plan = make_supervised_plan(recipe)
+        if not resume:
+            check_contradictions(plan.contradictions, source=recipe.name)
         check_suite(plan)
         num_ranks = number_of_ranks(recipe.learner, device=plan.device_kind)
         start = find_beginning(recipe, folder, resume=resume, board=board, console=console)
@@ -97,7 +106,7 @@ def supervise(
         start_ranks(recipe.learner, num_ranks, device=plan.device_kind)
         return None
     os.environ.setdefault("OMP_NUM_THREADS", str(plan.threads(start.num_ranks)))  # inherited by evaluations
-    start.tell()
+    start.tell(plan.contradictions)
     with Couriers(recipe.logging.trackers(), folder.path, say=start.say) as couriers:
         outcome = _rank(plan, start, couriers)
         if outcome is not None and not outcome.interrupted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,9 @@ from vla_rl.policies.openvla_oft.build import build_openvla_oft
 from vla_rl.policies.openvla_oft.flops import decision_flops
 from vla_rl.policies.openvla_oft.memory import ActivationMemory, activation_memory
 from vla_rl.policies.openvla_oft.policy import OpenVLAOFTPolicy
+from vla_rl.policies.openvla_oft.source import Source
 from vla_rl.policies.parameters import Sizes, sizes_of
+from vla_rl.section import Problem
 
 if TYPE_CHECKING:
     from vla_rl.policies.openvla_oft.section import OpenVLAOFTSection
@@ -54,6 +57,7 @@ def plan_openvla_oft(section: OpenVLAOFTSection, context: PolicyContext) -> Poli
         statistics=policy.statistics.key,
         is_regression=policy.is_regression,
         text=_in_words(policy, sizes),
+        contradictions=() if context.only_acts else tuple(_contradictions(section, policy.source, context)),
     )
 
 
@@ -70,11 +74,55 @@ def _in_words(policy: OpenVLAOFTPolicy, sizes: Sizes) -> str:
     mebibytes = (sizes.trainable_bytes + sizes.frozen_bytes) / _MIB
     return (
         f"OpenVLA-OFT (profile {profile.name}): {observed.num_images} image(s) of {observed.image_size} pixels by "
-        f"transform {profile.image_transform}, statistics {policy.statistics.key}, {sizes.trainable:,} trained and "
-        f"{sizes.frozen:,} frozen parameters in {mebibytes:,.0f} MiB"
+        f"transform {profile.image_transform}, {_proprio_in_words(policy.source)}, "
+        f"statistics {policy.statistics.key}, {sizes.trainable:,} trained and {sizes.frozen:,} frozen parameters in "
+        f"{mebibytes:,.0f} MiB"
         + ("; actions from its L1 head, nothing is sampled" if policy.is_regression else "")
         + profile.sampling_in_words
     )
+
+
+def _proprio_in_words(source: Source) -> str:
+    if source.new_proprio:
+        return "proprioception by a new projector"
+    return "proprioception" if source.proprio else "no proprioception"
+
+
+def _contradictions(section: OpenVLAOFTSection, source: Source, context: PolicyContext) -> Iterator[Problem]:
+    """Yield the values about proprioception that a training would not follow."""
+    if section.proprio is False and context.add_proprio:
+        yield Problem(
+            "policy.proprio",
+            "demos.add_proprio adds what this turns off",
+            found="false with demos.add_proprio=true",
+            allowed="null or true with demos.add_proprio=true, or false without it",
+            hint="add policy.proprio=true, or demos.add_proprio=false",
+        )
+    elif section.proprio is False and source.proprio:
+        yield Problem(
+            "policy.proprio",
+            "a checkpoint that was trained with proprioception is always fed it",
+            found=f"false, and {source.origin} has a proprio_projector file",
+            allowed="null (as the checkpoint was trained) or true",
+            hint="add policy.proprio=null",
+        )
+    elif section.proprio and not source.proprio:
+        way = "demos.add_proprio=true" if context.measured is not None else "`vla-rl sft` with demos.add_proprio=true"
+        yield Problem(
+            "policy.proprio",
+            "a checkpoint is fed proprioception only if it has a projector for it",
+            found=f"true, and {source.origin} has no proprio_projector file",
+            allowed="null (as the checkpoint was trained) or false",
+            hint=f"add policy.proprio=null; or train a projector from demonstrations: {way}",
+        )
+    if source.new_proprio and not section.train_proprio_projector:
+        yield Problem(
+            "policy.train_proprio_projector",
+            "a new projector has random weights, so it must be trained",
+            found="false with demos.add_proprio=true",
+            allowed="true",
+            hint="add policy.train_proprio_projector=true",
+        )
 
 
 def _activations(policy: OpenVLAOFTPolicy, *, bf16: bool) -> ActivationMemory:

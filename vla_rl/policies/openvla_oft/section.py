@@ -45,7 +45,11 @@ class OpenVLAOFTSection(PolicySection):
         None,
         description="key of the data set whose statistics scale the actions; default: the suite's, or the only one",
     )
-    proprio: bool = Field(True, description="feed proprioception (only for random weights; checkpoints determine it)")
+    proprio: bool | None = Field(
+        None,
+        description="feed proprioception; null: as the checkpoint was trained (tiny is fed it, random-7b is not). A "
+        "value that contradicts the checkpoint is refused",
+    )
     image_size: Annotated[int, Field(ge=1, le=4096)] | None = Field(
         None, description="pixels per side; default: the checkpoint's"
     )

@@ -145,7 +145,7 @@ class Source:
 
 
 def find_source(
-    checkpoint: str, *, profile: str, image_size: int | None, proprio: bool, accept_l1_head: bool = False
+    checkpoint: str, *, profile: str, image_size: int | None, proprio: bool | None, accept_l1_head: bool = False
 ) -> Source:
     """Find the source that a policy is built from.
 
@@ -154,7 +154,8 @@ def find_source(
             an adapter, or a hub id that is in the local cache.
         profile: `auto` or a family's name.
         image_size: pixels per side; None for the checkpoint's own.
-        proprio: feed proprioception, for random weights; a checkpoint does if it has a projector.
+        proprio: feed proprioception to random weights; None: `tiny` is fed it, and `random-7b` is not, like the public
+            checkpoints with the discrete head. A checkpoint is fed it if it has a projector, whatever this says.
         accept_l1_head: the policy only acts: a checkpoint with an L1 head can act but not be trained.
 
     Raises:
@@ -162,9 +163,9 @@ def find_source(
     """
     if checkpoint == TINY:
         config = tiny.tiny_config(image_size=tiny.IMAGE_SIZE if image_size is None else image_size)
-        return _random(checkpoint, config, profile=profile, proprio=proprio)
+        return _random(checkpoint, config, profile=profile, proprio=proprio is not False)
     if checkpoint == RANDOM_7B:
-        source = _random(checkpoint, OFTConfig(), profile=profile, proprio=proprio)
+        source = _random(checkpoint, OFTConfig(), profile=profile, proprio=bool(proprio))
     else:
         source = find_checkpoint(checkpoint_directory(checkpoint, download=False), profile=profile)
         if not accept_l1_head:

@@ -16,7 +16,7 @@ from vla_rl.files import atomic_write_json
 from vla_rl.recipe import find_recipe, load_recipe
 from vla_rl.recipe.rules import decisions_per_episode
 from vla_rl.run.folder_lock import claim_folder
-from vla_rl.run.plan import plan_policy
+from vla_rl.run.plan import check_contradictions, plan_policy
 from vla_rl.studies import held_out
 from vla_rl.studies.grouped.plan import LIBERO, METHODS, GroupPlan, GroupRun, Start, group_plan_from
 from vla_rl.studies.held_out import LiberoTasks, evaluation_job, held_out_options
@@ -111,7 +111,8 @@ def jobs_of(plan: GroupPlan, out: Path) -> list[Job]:
     for run in first.values():
         if plan.start(run).checkpoint is not None:
             with preflight():
-                plan_policy(plan.recipe_of(run).setup)
+                recipe = plan.recipe_of(run)
+                check_contradictions(plan_policy(recipe.setup).contradictions, source=recipe.name)
     jobs = [_evaluation(plan, run, out, after=False) for run in first.values() if plan.start(run).states]
     for run in plan.runs():
         jobs.append(_job(plan, run))

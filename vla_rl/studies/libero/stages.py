@@ -14,7 +14,7 @@ from pathlib import Path
 from vla_rl.errors import preflight
 from vla_rl.evaluation.episode_log import EPISODES_FILE, read_episodes
 from vla_rl.evaluation.eval_results import summarise
-from vla_rl.run.plan import plan_policy
+from vla_rl.run.plan import check_contradictions, plan_policy
 from vla_rl.studies.held_out import EVALUATED_ENV_STEPS_PER_S, START_S, LiberoTasks, evaluation_job, held_out_options
 from vla_rl.studies.jobs import Job, resume_option, share_of_updates
 from vla_rl.studies.libero.plan import (
@@ -94,7 +94,7 @@ class Stages:
         self._tasks = ",".join(map(str, plan.tasks))
         if plan.start:
             with preflight():
-                plan_policy(self._recipe.setup)
+                check_contradictions(plan_policy(self._recipe.setup).contradictions, source=self._recipe.name)
 
     @property
     def choices(self) -> tuple[str, ...]:
