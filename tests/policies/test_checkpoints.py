@@ -286,6 +286,15 @@ def test_norm_stats_that_are_a_list_are_refused(unreadable, plan_tiny):
         describe(plan_tiny, unreadable)
 
 
+def test_an_l1_head_is_refused_for_demonstrations_with_the_way_out_of_that_stage(unreadable, plan_tiny):
+    (unreadable / "action_head--7_checkpoint.pt").touch()
+    with pytest.raises(
+        ValueError, match=r"L1 regression.*`vla-rl sft` does not train.*=openvla/openvla-7b$"
+    ) as refused:
+        describe(plan_tiny, unreadable, measured={})
+    assert "reinforcement" not in str(refused.value)
+
+
 def test_an_l1_head_is_the_first_thing_that_is_said_of_a_folder(unreadable, plan_tiny):
     (unreadable / "action_head--7_checkpoint.pt").touch()
     for name in ("tokenizer.json", "preprocessor_config.json", "dataset_statistics.json"):

@@ -39,6 +39,7 @@ def build_openvla_oft(
         image_size=section.image_size,
         proprio=section.proprio,
         accept_l1_head=context.only_acts,
+        on_demonstrations=context.measured is not None,
     )
     if context.measured is not None:
         source = trained_anew(source, context.measured, num_images=context.num_images, add_proprio=context.add_proprio)

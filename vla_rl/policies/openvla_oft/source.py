@@ -145,7 +145,13 @@ class Source:
 
 
 def find_source(
-    checkpoint: str, *, profile: str, image_size: int | None, proprio: bool | None, accept_l1_head: bool = False
+    checkpoint: str,
+    *,
+    profile: str,
+    image_size: int | None,
+    proprio: bool | None,
+    accept_l1_head: bool = False,
+    on_demonstrations: bool = False,
 ) -> Source:
     """Find the source that a policy is built from.
 
@@ -157,6 +163,7 @@ def find_source(
         proprio: feed proprioception to random weights; None: `tiny` is fed it, and `random-7b` is not, like the public
             checkpoints with the discrete head. A checkpoint is fed it if it has a projector, whatever this says.
         accept_l1_head: the policy only acts: a checkpoint with an L1 head can act but not be trained.
+        on_demonstrations: the policy is to be trained on demonstrations, which decides what a refusal advises.
 
     Raises:
         ValueError: the directory, its head, its architecture, the profile or the image size does not fit.
@@ -169,7 +176,7 @@ def find_source(
     else:
         source = find_checkpoint(checkpoint_directory(checkpoint, download=False), profile=profile)
         if not accept_l1_head:
-            _refuse_l1_head(source)
+            _refuse_l1_head(source, on_demonstrations=on_demonstrations)
     if image_size not in (None, source.config.image_size):
         raise ValueError(f"image_size is {image_size}, but {source.origin} takes {source.config.image_size} pixels")
     return source
@@ -222,13 +229,27 @@ def _random(name: str, config: OFTConfig, *, profile: str, proprio: bool) -> Sou
     return Source(origin=name, config=config, profile=resolved, proprio=proprio, files=None)
 
 
-def _refuse_l1_head(source: Source) -> None:
-    """Refuse an L1 head before other checks of the folder: it alone rules out training."""
-    if source.l1_head:
+def _refuse_l1_head(source: Source, *, on_demonstrations: bool) -> None:
+    """Refuse an L1 head before other checks of the folder: it alone rules out training.
+
+    Args:
+        source: of the checkpoint.
+        on_demonstrations: the training would be supervised.
+    """
+    if not source.l1_head:
+        return
+    fault = (
+        f"{source.origin}: its trained head is an L1 regression (an action_head file lies beside the shards). "
+        "Its rows of lm_head for action tokens were never trained, "
+    )
+    if on_demonstrations:
         raise ValueError(
-            f"{source.origin}: its trained head is an L1 regression (an action_head file lies beside the shards). "
-            "Its rows of lm_head for action tokens were never trained, so there is nothing to sample from and "
-            "reinforcement learning of tokens cannot start here; `vla-rl eval` takes it as it is. Use a checkpoint "
-            "with the discrete head: those of SimpleVLA-RL by Haozhan72 (profile simplevla), or those of RLinf for "
-            "LIBERO (profile rlinf)"
+            f"{fault}and its other weights were trained for the L1 head, which `vla-rl sft` does not train. Train the "
+            "token head from the base checkpoint, as its authors trained theirs: run `hf download "
+            "openvla/openvla-7b`, and add policy.checkpoint=openvla/openvla-7b"
         )
+    raise ValueError(
+        f"{fault}so there is nothing to sample from and reinforcement learning of tokens cannot start here; `vla-rl "
+        "eval` takes it as it is. Use a checkpoint with the discrete head: those of SimpleVLA-RL by Haozhan72 (profile "
+        "simplevla), those of RLinf for LIBERO (profile rlinf), or one that `vla-rl sft` has trained"
+    )
