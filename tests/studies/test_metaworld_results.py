@@ -35,7 +35,7 @@ from vla_rl.studies.metaworld.scores import (
     scores,
 )
 from vla_rl.studies.metaworld.summary import parts
-from vla_rl.studies.metaworld.words import Study
+from vla_rl.studies.metaworld.words import Study, cautions
 
 TASKS = ("door-open-v3", "push-v3")
 GRID = Grid(tasks=TASKS, surrogates=("gipo:0.5", "gipo", "ppo"), regimes=("stale",), seeds=2, optimizer_steps=6000)
@@ -90,7 +90,9 @@ def test_scores_rank_the_surrogates_with_their_intervals(study):
     assert best.surrogate == "gipo"
     # 1000 and 2000 of 5000 in each of two tasks; the middle half of 0.2, 0.2, 0.4, 0.4 is 0.2 and 0.4.
     assert best.iqm == pytest.approx(0.3)
-    assert (best.seeds, best.tasks) == (2, 2)
+    assert (best.seeds, best.tasks) == (2, TASKS)
+    # Of two seeds drawn whole, both are the first in a quarter of the draws, and both the second in another.
+    assert (best.interval_by_seed.low, best.interval_by_seed.high) == (pytest.approx(0.2), pytest.approx(0.4))
     assert 0.2 <= best.interval.low <= best.iqm <= best.interval.high <= 0.4
 
 
@@ -103,7 +105,7 @@ def test_the_better_surrogate_improves_with_certainty_and_equal_ones_by_a_coin(s
 
 def test_a_seed_that_lacks_a_task_does_not_count(study):
     results = [result for result in results_of(study) if result.run.name != "push-v3_ppo_stale_seed1"]
-    table = score_table(results, surrogate="ppo", regime="stale", random_returns=RANDOM)
+    table = score_table(results, surrogate="ppo", regime="stale", tasks=TASKS, random_returns=RANDOM)
     assert table.tolist() == [[0.02, 0.02]]
 
 
@@ -160,11 +162,9 @@ def test_tables_and_figures_of_an_earlier_call_do_not_outlive_their_data(study, 
     (study / "results").mkdir()
     for name in ("scores.csv", "sigma.png", "sigma.svg", "notes.csv"):
         (study / "results" / name).touch()
-    for folder in study.glob("runs/push-v3*"):  # no seed has every task of what is there, so there is no score
-        if "ppo" not in folder.name:
+    for name in ("push-v3*seed0", "door-open-v3*seed1"):  # no seed has every task of what is there: there is no score
+        for folder in study.glob(f"runs/{name}"):
             shutil.rmtree(folder)
-    for folder in study.glob("runs/door-open-v3_ppo*"):
-        shutil.rmtree(folder)
     write_study(study)
     names = {path.name for path in (study / "results").iterdir()}
     assert "notes.csv" in names
@@ -479,6 +479,10 @@ def words_of(study, **changes):
 
 
 def parts_of(study, **changes):
+    return parts(study_with(study, **changes))
+
+
+def study_with(study, **changes):
     grid = {
         "planned": 12,
         "missing": [],
@@ -489,7 +493,7 @@ def parts_of(study, **changes):
     }
     results = changes.pop("results", None) or results_of(study)
     computed = {"scores": scores(results, RANDOM), "improvements": improvements(results, RANDOM)}
-    return parts(Study(**grid | {"results": results, "broken": []} | computed | changes))
+    return Study(**grid | {"results": results, "broken": []} | computed | changes)
 
 
 def test_the_words_say_what_the_numbers_carry(study):
@@ -518,10 +522,14 @@ def test_a_study_without_old_samples_does_not_speak_of_their_effective_number(st
 
 
 def test_a_regime_without_a_seed_on_every_task_has_no_score_yet(study):
-    one = next(result for result in results_of(study) if result.run.surrogate == "ppo")
-    fresh = replace(one, run=replace(one.run, regime="fresh"))
-    words = words_of(study, results=[*results_of(study), fresh])
-    assert "fresh: no score yet, for no seed has a run on every task." in words
+    fresh = [
+        replace(each, run=replace(each.run, regime="fresh"))
+        for each in results_of(study)
+        if (each.run.surrogate, each.run.task, each.run.seed) in {("ppo", "push-v3", 0), ("ppo", "door-open-v3", 1)}
+    ]
+    found = study_with(study, results=[*results_of(study), *fresh])
+    assert "fresh: no score yet of ppo, for no seed has a run on every task of it." in parts(found)[0].sentences
+    assert "fresh: 0 seed(s) of some surrogate on every task" in "\n".join(cautions(found))
 
 
 def test_the_words_tell_a_difference_from_chance_with_enough_seeds(study):
@@ -551,12 +559,40 @@ def test_few_seeds_in_one_regime_do_not_silence_the_other(study):
 def test_the_words_go_by_the_interval_where_there_is_one(study):
     results = [replace(r, run=replace(r.run, seed=seed)) for r in results_of(study) for seed in range(5)]
     pair = Improvement(
-        "stale", "gipo", "ppo", 0.8, Interval(0.6, 1.0), higher=8, lower=2, sign_p=0.11, sign_p_by_seed=0.4
-    )
+        "stale", "gipo", "ppo", TASKS, (5, 5), 0.8, Interval(0.6, 1.0),
+        pairs=10, higher=8, lower=2, sign_p=0.11, sign_p_by_seed=0.4,
+    )  # fmt: skip
     unsure = replace(pair, interval=Interval(0.4, 1.0))
     words = "\n".join(words_of(study, results=results, improvements=[pair, unsure]))
-    assert "probability 0.80 (0.60 to 1.00; the interval excludes chance, 0.5)" in words
+    assert (
+        "probability 0.80 (0.60 to 1.00; the interval excludes chance, 0.5, if the runs of one seed are independent; "
+        "exact sign test p = 0.11, and 0.4 with the pairs of one seed as one; one of 2 comparisons, for which nothing "
+        "is corrected)"
+    ) in words
     assert "probability 0.80 (0.40 to 1.00; cannot be told from chance, 0.5)" in words
+
+
+def test_seeds_that_make_up_for_each_other_have_no_spread_when_drawn_whole(study):
+    """GIPO's seeds have 0.2 and 0.4, and 0.4 and 0.2: whole, each has an IQM of 0.3; apart, all four may be equal."""
+    chosen = select(results_of(study), surrogate="gipo")
+    results = [
+        end_with(each, 1000.0 if (each.run.task == "push-v3") == (each.run.seed == 0) else 2000.0) for each in chosen
+    ]
+    (score,) = scores(results, RANDOM)
+    assert score.interval_by_seed is None
+    assert (score.interval.low, score.interval.high) == (pytest.approx(0.2), pytest.approx(0.4))
+
+
+def test_both_intervals_of_a_score_are_told_and_in_its_row(study, monkeypatch):
+    """GIPO's seeds have 0.2 and 0.4 on both tasks: drawn whole, each is alone in a quarter of the draws."""
+    monkeypatch.setattr(metaworld_outputs, "write_figures", lambda *_: [])
+    write_study(study)
+    with (study / "results" / "scores.csv").open(encoding="utf-8") as file:
+        row = next(csv.DictReader(file))
+    assert (row["surrogate"], row["low_by_seed"], row["high_by_seed"]) == ("gipo", "0.2", "0.4")
+    assert (row["tasks"], row["task_names"]) == ("2", "door-open-v3 push-v3")
+    told = next(each for each in words_of(study) if " IQM of the normalised score" in each)
+    assert "gipo 0.300 (0.200 to 0.400; by seed 0.200 to 0.400)" in told
 
 
 def test_a_pair_without_an_interval_has_the_sign_test_in_its_row(study, monkeypatch):
@@ -566,7 +602,11 @@ def test_a_pair_without_an_interval_has_the_sign_test_in_its_row(study, monkeypa
         rows = {(row["first"], row["second"]): row for row in csv.DictReader(file)}
     better = rows["gipo", "ppo"]
     assert (better["probability"], better["low"], better["high"]) == ("1.0", "", "")
-    assert (better["pairs_higher"], better["pairs_lower"], better["sign_test_p"]) == ("4", "0", "0.125")  # 2 / 2^4
+    assert (better["pairs"], better["pairs_higher"], better["pairs_lower"]) == ("4", "4", "0")
+    tied = rows["gipo:0.5", "ppo"]
+    assert (tied["pairs"], tied["pairs_higher"], tied["pairs_lower"]) == ("4", "0", "0")
+    assert (better["seeds_first"], better["seeds_second"]) == ("2", "2")
+    assert better["sign_test_p"] == "0.125"  # 2 / 2^4
     assert better["sign_test_p_by_seed"] == "0.5"  # 2 / 2^2
 
 
@@ -598,7 +638,155 @@ def test_fresh_and_stale_are_compared_where_both_were_run(study):
         replace(result, run=replace(result.run, regime="fresh")) for result in results if result.run.surrogate == "ppo"
     ]
     words = words_of(study, results=[*results, *fresh])
-    assert words[-1].startswith("ppo: IQM 0.030 on fresh and 0.030 on stale experience")
+    assert words[-1].startswith("ppo: IQM 0.030 on fresh and 0.030 on stale experience, 2 seed(s) of both, after")
+
+
+def end_with(result, value, **place):
+    """The run at another place, with another closing return."""
+    scaled = value * result.reward_scale
+    return replace(
+        result, run=replace(result.run, **place), records=[r | {"rollout/return": scaled} for r in result.records]
+    )
+
+
+@pytest.fixture
+def merged(study):
+    """Stale on two tasks: GIPO 1000 and 3000 with both seeds, PPO 500 and 500. Fresh on door-open alone, by seed:
+    GIPO 1500 and 2500, PPO 2000 and 2000, and seed 2 of PPO."""
+    one = results_of(study)[0]
+    stale = [
+        end_with(one, value, task=task, surrogate=surrogate, seed=seed)
+        for surrogate, of_tasks in (("gipo", (1000.0, 3000.0)), ("ppo", (500.0, 500.0)))
+        for task, value in zip(TASKS, of_tasks, strict=True)
+        for seed in (0, 1)
+    ]
+    fresh = [
+        end_with(one, value, task="door-open-v3", surrogate=surrogate, regime="fresh", seed=seed)
+        for surrogate, by_seed in (("gipo", (1500.0, 2500.0)), ("ppo", (2000.0, 2000.0, 4500.0)))
+        for seed, value in enumerate(by_seed)
+    ]
+    return [*stale, *fresh]
+
+
+def test_a_regime_on_fewer_tasks_than_another_has_its_scores_and_comparisons(merged):
+    ranking = {(score.regime, score.surrogate): score for score in scores(merged, RANDOM)}
+    assert len(ranking) == 4
+    assert ranking["stale", "gipo"].tasks == TASKS
+    assert ranking["stale", "gipo"].iqm == pytest.approx(0.4)  # the middle half of 0.2, 0.2, 0.6, 0.6
+    fresh = ranking["fresh", "gipo"]
+    assert (fresh.seeds, fresh.tasks, fresh.iqm) == (2, ("door-open-v3",), pytest.approx(0.4))  # of 0.3 and 0.5
+    (pair,) = [entry for entry in improvements(merged, RANDOM) if entry.regime == "fresh"]
+    assert (pair.tasks, pair.seeds) == (("door-open-v3",), (2, 3))
+    assert pair.probability == pytest.approx(2 / 6)  # 2500 is above 2000 twice
+    assert (pair.pairs, pair.higher, pair.lower, pair.sign_p) == (2, 1, 1, 1.0)
+
+
+def test_fresh_and_stale_are_compared_on_common_tasks_and_seeds(study, merged):
+    """Stale GIPO has 0.4 on both tasks, and 0.2 on the one that fresh has; fresh PPO's seed 2 has no stale run."""
+    told = words_of(study, results=merged)
+    assert [each for each in told if " on fresh and " in each] == [
+        f"{surrogate}: IQM {fresh} on fresh and {stale} on stale experience on door-open-v3, 2 seed(s) of both, after "
+        "as many updates; a fresh run has simulated many times the env steps."
+        for surrogate, fresh, stale in (("gipo", "0.400", "0.200"), ("ppo", "0.400", "0.100"))
+    ]
+    fresh = next(each for each in told if each.startswith("fresh: a run of gipo"))
+    assert fresh.endswith("with equal seeds 1 of 2 on door-open-v3.")
+
+
+def test_a_sweep_over_fewer_tasks_is_compared_on_these_with_all_that_have_them(study, merged):
+    """GIPO with sigma 0.5 ends with 1500 on door-open alone; GIPO with sigma 1 has 1000 there and more on push."""
+    sweep = [end_with(merged[0], 1500.0, surrogate="gipo:0.5", seed=seed) for seed in (0, 1)]
+    results = [*(each for each in merged if each.run.regime == "stale"), *sweep]
+    found = [(score.surrogate, len(score.tasks), round(score.iqm, 6)) for score in scores(results, RANDOM)]
+    assert found == [
+        ("gipo", 2, 0.4), ("ppo", 2, 0.1),
+        ("gipo:0.5", 1, 0.3), ("gipo", 1, 0.2), ("ppo", 1, 0.1),
+    ]  # fmt: skip
+    told = words_of(study, results=results)
+    assert "stale: IQM of the normalised score on door-open-v3: gipo:0.5 0.300 (no interval), gipo 0.200 (no" in told[3]
+    assert "stale: GIPO by σ (and factor for bad actions) on door-open-v3: σ 0.5 (1) 0.300, σ 1 (1) 0.200." in told
+    pairs = {(entry.first, entry.second): entry for entry in improvements(results, RANDOM)}
+    assert (pairs["gipo", "gipo:0.5"].probability, pairs["gipo", "gipo:0.5"].pairs) == (0.0, 2)
+    study_parts = parts_of(study, results=results)
+    table = next(part for part in study_parts if part.title == "Scores")
+    assert (
+        "stale: only scores of the same tasks can be compared. 2 tasks: door-open-v3, push-v3; 1 tasks: door-open-v3."
+    ) in table.sentences
+    assert [row[-1] for row in table.rows] == ["2 × 2"] * 2 + ["2 × 1"] * 3
+    beside = next(part for part in study_parts if part.title == "Beside the paper")
+    assert ("stale", "settings above every other surrogate", "GIPO", "6 of 6", "2 of 2 (1 tasks)") in beside.rows
+
+
+def test_the_figure_over_sigma_has_the_tasks_that_all_settings_have(merged, monkeypatch, tmp_path):
+    """Drift is 1.5 on door-open and 9 on push, which GIPO with sigma 0.5 has no run on."""
+    sweep = [end_with(merged[0], 1500.0, surrogate="gipo:0.5", seed=seed) for seed in (0, 1)]
+    figures = draw([*(each for each in merged if each.run.regime == "stale"), *sweep], monkeypatch, tmp_path)
+    rows = [label.get_text() for label in figures["scores"].axes[0].get_yticklabels()]
+    assert rows[:3] == ["gipo, stale, 2 tasks", "ppo, stale, 2 tasks", "gipo:0.5, stale, 1 tasks"]
+    stale = [
+        replace(each, records=[
+            r | {"ratio/abs_log_p95": 9.0 if each.run.task == "push-v3" else 1.5} for r in each.records
+        ])
+        for each in merged
+        if each.run.regime == "stale"
+    ]  # fmt: skip
+    panels = {axes.get_ylabel(): axes for axes in draw([*stale, *sweep], monkeypatch, tmp_path)["sigma"].axes}
+    lines = {name: axes.get_lines()[-1] for name, axes in panels.items()}
+    assert list(lines["IQM of the normalised score"].get_ydata()) == pytest.approx([0.3, 0.2])
+    assert list(lines["P95 of abs(log ρ)"].get_ydata()) == pytest.approx([1.5, 1.5])
+
+
+def test_settings_with_one_sigma_have_intervals_beside_each_other_and_plain_gipo_the_first_colour(
+    study, monkeypatch, tmp_path
+):
+    results = [
+        replace(r, run=replace(r.run, surrogate={"gipo:0.5": "gipo:1:0.5"}.get(r.run.surrogate, r.run.surrogate)))
+        for r in results_of(study)
+    ]
+    panel = draw(results, monkeypatch, tmp_path)["sigma"].axes[0]
+    plain, narrow = (line for line in panel.get_lines() if line.get_label() != "ppo")
+    assert (plain.get_label(), plain.get_color(), list(plain.get_xdata())) == ("gipo", "#0072B2", [1.0])
+    assert narrow.get_xdata()[0] > 1.0
+    bars = [segment for bar in panel.collections for segment in bar.get_segments()]
+    # Two seeds in each of two tasks: all four draws of a task's pair are the lower, or the upper, in a sixteenth.
+    assert [(bar[0][1], bar[1][1]) for bar in bars] == [pytest.approx((0.2, 0.4)), pytest.approx((0.02, 0.04))]
+
+
+def test_a_reader_is_warned_where_means_are_over_different_tasks(study, merged):
+    warning = (
+        "Not all have the same tasks. door-open-v3, push-v3: gipo stale, ppo stale; door-open-v3: gipo fresh, "
+        "ppo fresh. Scores are compared on common tasks; means over runs are over the tasks that each has."
+    )
+    assert warning in cautions(study_with(study, results=merged))
+    alike = [each for each in merged if each.run.regime == "stale"]
+    assert "same tasks" not in "\n".join(cautions(study_with(study, results=alike)))
+
+
+def test_an_unfinished_pair_says_which_seeds_its_numbers_are_of(study, merged):
+    """PPO's seed 1 lacks push: the probability is of the seeds 0 and 1 against 0, the sign test of three pairs."""
+    left = [
+        each
+        for each in merged
+        if each.run.regime == "stale" and (each.run.surrogate, each.run.task, each.run.seed) != ("ppo", "push-v3", 1)
+    ]
+    (pair,) = improvements(left, RANDOM)
+    assert (pair.seeds, pair.pairs, pair.higher) == ((2, 1), 3, 3)
+    told = next(each for each in words_of(study, results=left) if each.startswith("stale: a run of gipo"))
+    assert ", of the 2 and 1 seeds that have all common tasks; " in told
+    table = next(part for part in parts_of(study, results=left) if part.title == "Probability of improvement")
+    assert table.rows[0][5:7] == ("2, 1 × 2", "3, 0 of 3")
+
+
+def test_surrogates_without_a_common_task_are_named_as_not_compared(study, merged):
+    apart = [
+        each for each in merged
+        if each.run.regime == "stale" and (each.run.surrogate == "ppo") == (each.run.task == "push-v3")
+    ]  # fmt: skip
+    assert improvements(apart, RANDOM) == []
+    told = words_of(study, results=apart)
+    assert (
+        "stale: not compared yet, for they have no task in common or no seed on all common tasks: gipo and ppo." in told
+    )
 
 
 def test_the_page_tells_what_runs_were_made_with(study, monkeypatch):

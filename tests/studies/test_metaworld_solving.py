@@ -102,6 +102,13 @@ def test_a_run_that_never_solves_its_task_does_not_end_solved():
     assert not is_solved_at_the_end(success)
 
 
+def test_the_last_window_ends_with_the_last_episodes_for_both_questions():
+    """Episodes end at 90 and 95, none at 100: the last window has the former two, not the latter alone."""
+    reached, missed = run([0.0] * 17 + [0.6, 1.0, None]), run([0.0] * 17 + [0.5, 1.0, None])
+    assert (env_steps_until_solved(reached), is_solved_at_the_end(reached)) == (95, True)
+    assert (env_steps_until_solved(missed), is_solved_at_the_end(missed)) == (None, False)
+
+
 def test_the_table_has_every_seed_and_the_words_compare_pairs():
     study = study_of(
         run(FROM_60),

@@ -183,14 +183,23 @@ def interquartile_mean(scores: Float64Array) -> float:
 
 
 def iqm_interval(
-    scores: Float64Array, *, confidence: float = CONFIDENCE, resamples: int = RESAMPLES, seed: int = 0
+    scores: Float64Array,
+    *,
+    whole_seeds: bool = False,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> Interval:
     """Return a percentile bootstrap of the IQM; seeds are redrawn within each task, tasks are kept.
 
-    Source: Agarwal et al. (2021), arXiv 2108.13264, section 4.1 (stratified bootstrap).
+    Redrawn within each task, the runs of one seed on several tasks count as independent. Redrawn whole, a seed keeps
+    its scores on all tasks, as runs with common first weights require. With few seeds such an interval is rough.
+    Sources: Agarwal et al. (2021), arXiv 2108.13264, section 4.1 (stratified bootstrap); whole seeds: Davison and
+    Hinkley (1997), Bootstrap Methods and their Application, section 3.8 (hierarchical data).
 
     Args:
         scores: (S, T) float64.
+        whole_seeds: redraw each seed with its scores on all tasks.
         confidence: coverage, between 0 and 1.
         resamples: R.
         seed: of the resampling.
@@ -199,7 +208,11 @@ def iqm_interval(
         ValueError: the array is empty or not two-dimensional.
     """
     _require_table(scores, "scores")
-    drawn = _redraw_seeds(scores, np.random.default_rng(seed), resamples)
+    rng = np.random.default_rng(seed)
+    if whole_seeds:
+        drawn = scores[rng.integers(len(scores), size=(resamples, len(scores)))]
+    else:
+        drawn = _redraw_seeds(scores, rng, resamples)
     return _percentiles(_iqm_rows(drawn.reshape(resamples, -1)), confidence)
 
 

@@ -10,6 +10,7 @@ from statistics import fmean, stdev
 
 from vla_rl.reporting.text import number
 from vla_rl.studies.metaworld.results import labels, select
+from vla_rl.studies.metaworld.scores import task_sets
 from vla_rl.studies.metaworld.words import Study, mean_over_runs
 from vla_rl.studies.pages import Part, between
 from vla_rl.studies.surrogate_labels import StudySurrogate
@@ -47,26 +48,32 @@ def paper_part(study: Study) -> Part | None:
 
 
 def _iqm_rows(study: Study) -> list[tuple[str, ...]]:
+    sets = task_sets(study.scores, "stale")
     return [
         (
             "stale", "IQM of the normalised score", score.surrogate, IQMS[score.surrogate],
-            f"{score.iqm:.3f} ({between(score.interval)})",
+            f"{score.iqm:.3f} ({between(score.interval)}" + (f"; {len(tasks)} tasks)" if len(sets) > 1 else ")"),
         )
+        for tasks in sets
         for score in study.scores
-        if score.regime == "stale" and score.surrogate in IQMS
+        if (score.regime, score.tasks) == ("stale", tasks) and score.surrogate in IQMS
     ]  # fmt: skip
 
 
 def _rank_rows(study: Study) -> list[tuple[str, ...]]:
     """Compare how many settings of GIPO are above all other surrogates."""
-    iqms: dict[bool, list[float]] = {True: [], False: []}  # of GIPO, of the others
-    for score in study.scores:
-        if score.regime == "stale":
-            iqms[StudySurrogate(score.surrogate).sigma is not None].append(score.iqm)
-    if len(iqms[True]) < 2 or not iqms[False]:
-        return []
-    above = sum(iqm > max(iqms[False]) for iqm in iqms[True])
-    return [("stale", "settings above every other surrogate", "GIPO", "6 of 6", f"{above} of {len(iqms[True])}")]
+    rows: list[tuple[str, ...]] = []
+    sets = task_sets(study.scores, "stale")
+    for tasks in sets:
+        iqms: dict[bool, list[float]] = {True: [], False: []}  # of GIPO, of the others
+        for score in study.scores:
+            if (score.regime, score.tasks) == ("stale", tasks):
+                iqms[StudySurrogate(score.surrogate).sigma is not None].append(score.iqm)
+        if len(iqms[True]) > 1 and iqms[False]:
+            above = sum(iqm > max(iqms[False]) for iqm in iqms[True])
+            here = f"{above} of {len(iqms[True])}" + (f" ({len(tasks)} tasks)" if len(sets) > 1 else "")
+            rows.append(("stale", "settings above every other surrogate", "GIPO", "6 of 6", here))
+    return rows
 
 
 def _table_rows(study: Study) -> list[tuple[str, ...]]:

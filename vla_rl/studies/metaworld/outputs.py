@@ -132,9 +132,12 @@ def _score_row(score: Score) -> Row:
         "iqm": round(score.iqm, 5),
         "low": None if score.interval is None else round(score.interval.low, 5),
         "high": None if score.interval is None else round(score.interval.high, 5),
+        "low_by_seed": None if score.interval_by_seed is None else round(score.interval_by_seed.low, 5),
+        "high_by_seed": None if score.interval_by_seed is None else round(score.interval_by_seed.high, 5),
         "mean": round(score.mean, 5),
         "seeds": score.seeds,
-        "tasks": score.tasks,
+        "tasks": len(score.tasks),
+        "task_names": " ".join(score.tasks),
     }
 
 
@@ -146,6 +149,10 @@ def _improvement_row(entry: Improvement) -> Row:
         "probability": round(entry.probability, 4),
         "low": None if entry.interval is None else round(entry.interval.low, 4),
         "high": None if entry.interval is None else round(entry.interval.high, 4),
+        "seeds_first": entry.seeds[0],
+        "seeds_second": entry.seeds[1],
+        "task_names": " ".join(entry.tasks),
+        "pairs": entry.pairs,
         "pairs_higher": entry.higher,
         "pairs_lower": entry.lower,
         "sign_test_p": rounded(entry.sign_p),

@@ -43,6 +43,7 @@ from vla_rl.studies.metaworld.scores import (
     Improvement,
     Score,
     normalized,
+    task_sets,
 )
 from vla_rl.studies.metaworld.summary import TITLES
 from vla_rl.studies.metaworld.words import mean_over_runs
@@ -50,6 +51,7 @@ from vla_rl.studies.surrogate_labels import StudySurrogate
 
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 IQM = "IQM of the normalised score"
+BESIDE = 1.1  # factor between places of different factors on one sigma
 OLD_ESS = "utilization/ess_old"
 
 Estimate = tuple[float, Interval | None]
@@ -79,7 +81,7 @@ FIGURES: Mapping[str, FigureText] = {
     "sigma": FigureText(
         "Sensitivity to σ",
         "GIPO's IQM, and the closing means of drift and of the old samples' ESS, over σ; the others as levels "
-        "(the paper's Figure 9).",
+        "(the paper's Figure 9). With one σ alone the factors for bad actions stand beside each other.",
     ),
 }
 
@@ -181,7 +183,14 @@ def _score_figure(scores: Sequence[Score], improvements: Sequence[Improvement], 
     left, right = figure.subplots(1, 2)
     for place, score in enumerate(scores):
         draw_estimate(left, place, score.iqm, score.interval, looks[score.surrogate].color)
-    left.set_yticks(range(len(scores)), [f"{score.surrogate}, {score.regime}" for score in scores])
+    left.set_yticks(
+        range(len(scores)),
+        [
+            f"{score.surrogate}, {score.regime}"
+            + (f", {len(score.tasks)} tasks" if len(task_sets(scores, score.regime)) > 1 else "")
+            for score in scores
+        ],
+    )
     left.set(title=IQM, ylim=(len(scores) - 0.5, -0.5))
     for place, entry in enumerate(improvements):
         draw_estimate(right, place, entry.probability, entry.interval, "#4d4d4d")
@@ -261,21 +270,35 @@ def _sigma_figure(results: Sequence[RunResult], scores: Sequence[Score]) -> Figu
     """
     if len({StudySurrogate(score.surrogate).sigma for score in scores} - {None}) < 2:
         return None
-    estimates: dict[Place, dict[str, Estimate]] = {  # value of every surrogate, and its interval if it has one
-        (score.regime, IQM): {
-            each.surrogate: (each.iqm, each.interval) for each in scores if each.regime == score.regime
-        }
-        for score in scores
-    }
+    estimates: dict[Place, dict[str, Estimate]] = {}  # value of every surrogate, and its interval if it has one
     for regime in labels(results, lambda run: run.regime):
+        scored = _widest_sweep([score for score in scores if score.regime == regime])
+        if not scored:
+            continue
+        estimates[regime, IQM] = {score.surrogate: (score.iqm, score.interval) for score in scored}
+        common = [result for result in select(results, regime=regime) if result.run.task in scored[0].tasks]
         for metric in ("ratio/abs_log_p95", OLD_ESS):
             means = {
-                label: mean_over_runs(select(results, regime=regime, surrogate=label), metric)
-                for label in labels(select(results, regime=regime), lambda run: run.surrogate)
+                score.surrogate: mean_over_runs(select(common, surrogate=score.surrogate), metric) for score in scored
             }
             found: dict[str, Estimate] = {label: (mean, None) for label, mean in means.items() if mean is not None}
             estimates |= {(regime, TITLES[metric]): found} if found else {}
     return sigma_panels(estimates, labels(results, lambda run: run.surrogate))
+
+
+def _widest_sweep(scores: Sequence[Score]) -> list[Score]:
+    """Return the scores of one set of tasks: of those that most settings of GIPO have the largest."""
+    sets: dict[tuple[str, ...], list[Score]] = {}
+    for score in scores:
+        sets.setdefault(score.tasks, []).append(score)
+    return max(
+        sets.values(),
+        key=lambda of_tasks: (
+            sum(StudySurrogate(score.surrogate).sigma is not None for score in of_tasks),
+            len(of_tasks[0].tasks),
+        ),
+        default=[],
+    )
 
 
 def sigma_panels(estimates: Mapping[Place, Mapping[str, Estimate]], surrogates: Sequence[str]) -> Figure:
@@ -305,14 +328,21 @@ def _sigma_lines(axes: Axes, estimates: Mapping[str, Estimate], levels: Mapping[
             axes.axhline(estimate[0], color="#4d4d4d", lw=1, ls=levels[label], label=label)
         else:
             lines.setdefault(sigma[1], []).append((sigma[0], estimate))
-    for color, (scale, points) in zip(itertools.cycle(COLORS), sorted(lines.items()), strict=False):
+    one = len({sigma for points in lines.values() for sigma, _ in points}) == 1  # then no band has a width
+    by_scale = sorted(lines.items(), key=lambda line: (line[0] != 1, line[0]))  # the plain GIPO has the first colour
+    for place, (color, (scale, points)) in enumerate(zip(itertools.cycle(COLORS), by_scale, strict=False)):
         points.sort(key=lambda point: point[0])
-        sigmas = [sigma for sigma, _ in points]
+        sigmas = [sigma * BESIDE**place if one else sigma for sigma, _ in points]
         label = "gipo" if scale == 1 else f"gipo, σ · {scale:g} for bad actions"
         axes.plot(sigmas, [value for _, (value, _) in points], "o-", color=color, label=label)
         ends = [interval or Interval(value, value) for _, (value, interval) in points]
         low, high = [interval.low for interval in ends], [interval.high for interval in ends]
-        axes.fill_between(sigmas, low, high, color=color, alpha=0.15, lw=0)
+        if one:
+            axes.vlines(sigmas, low, high, color=color, alpha=0.5, lw=3)
+        else:
+            axes.fill_between(sigmas, low, high, color=color, alpha=0.15, lw=0)
     sigmas = sorted({sigma for points in lines.values() for sigma, _ in points})
     axes.set_xticks(sigmas, [f"{sigma:g}" for sigma in sigmas], minor=False)
     axes.minorticks_off()
+    if one:
+        axes.set_xlim(sigmas[0] / 2, sigmas[0] * 2)

@@ -45,8 +45,9 @@ def env_steps_until_solved(result: RunResult) -> int | None:
 def is_solved_at_the_end(result: RunResult) -> bool:
     """Return whether the last tenth of a run reaches `LEVEL`; such a run has solved its task by then at the latest."""
     env_steps, success = series(result.records, SUCCESS, over="env_steps")
-    end = result.records[-1]["env_steps"]
-    latest = [rate for at, rate in zip(env_steps, success, strict=True) if at > end - WINDOW * end]
+    width = WINDOW * result.records[-1]["env_steps"]
+    # It ends where episodes last ended, as the windows of `env_steps_until_solved` do.
+    latest = [rate for at, rate in zip(env_steps, success, strict=True) if at > env_steps[-1] - width]
     return bool(latest) and fmean(latest) >= LEVEL - ROUNDING
 
 

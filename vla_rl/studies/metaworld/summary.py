@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 from vla_rl.reporting.text import number, percent
@@ -19,6 +19,7 @@ from vla_rl.studies.metaworld.results import (
 )
 from vla_rl.studies.metaworld.scores import (
     MAX_RETURN,
+    task_sets,
 )
 from vla_rl.studies.metaworld.solving import solving_part, solving_words
 from vla_rl.studies.metaworld.words import Study, mean_over_runs, words
@@ -62,16 +63,31 @@ def _score_part(study: Study) -> Part:
     randoms = ", ".join(f"{task} {study.random_returns[task]:.0f}" for task in study.random_returns)
     return Part(
         "Scores",
-        (f"Normalised score: (return − random) / ({MAX_RETURN:.0f} − random). Return of random actions: {randoms}.",),
-        ("regime", "surrogate", "IQM", "95 % interval", "mean", "seeds × tasks"),
+        (
+            f"Normalised score: (return − random) / ({MAX_RETURN:.0f} − random). Return of random actions: {randoms}.",
+            "The first interval redraws seeds within each task, as if all runs were independent; the one by seed "
+            "redraws seeds with all their tasks, and is rough over few seeds. An IQM drops the lowest and the highest "
+            "quarter of the runs, so failed runs may show in the mean alone.",
+            *_tasks_of_scores(study),
+        ),
+        ("regime", "surrogate", "IQM", "95 % interval", "by seed", "mean", "seeds × tasks"),
         tuple(
             (
-                score.regime, score.surrogate, f"{score.iqm:.3f}", between(score.interval), f"{score.mean:.3f}",
-                f"{score.seeds} × {score.tasks}",
+                score.regime, score.surrogate, f"{score.iqm:.3f}", between(score.interval),
+                between(score.interval_by_seed), f"{score.mean:.3f}", f"{score.seeds} × {len(score.tasks)}",
             )
             for score in study.scores
         ),
     )  # fmt: skip
+
+
+def _tasks_of_scores(study: Study) -> Iterator[str]:
+    """Name the tasks of the scores of every regime that has scores of several sets of tasks."""
+    for regime in study.regimes:
+        sets = task_sets(study.scores, regime)
+        if len(sets) > 1:
+            told = "; ".join(f"{len(tasks)} tasks: {', '.join(tasks)}" for tasks in sets)
+            yield f"{regime}: only scores of the same tasks can be compared. {told}."
 
 
 def _improvement_part(study: Study) -> Part:
@@ -80,16 +96,18 @@ def _improvement_part(study: Study) -> Part:
         (
             "Of any run of the first against any of the second on the same task; pairs have equal seed and task, and "
             "the exact sign test is two-sided: of the pairs as if they were independent, and with those of one "
-            "seed, which share their first weights, as one.",
+            "seed, which share their first weights, as one. No p is corrected for the number of comparisons. The "
+            "probability is of the runs of those seeds that have every task that both have, the test of all pairs.",
         ),
         (
-            "regime", "first", "second", "P(first > second)", "95 % interval", "pairs higher, lower", "sign test p",
-            "p by seed",
+            "regime", "first", "second", "P(first > second)", "95 % interval", "seeds × tasks", "pairs higher, lower",
+            "sign test p", "p by seed",
         ),
         tuple(
             (
                 pair.regime, pair.first, pair.second, f"{pair.probability:.2f}", between(pair.interval, digits=2),
-                f"{pair.higher}, {pair.lower}", f"{pair.sign_p:.2g}",
+                f"{', '.join(map(str, dict.fromkeys(pair.seeds)))} × {len(pair.tasks)}",
+                f"{pair.higher}, {pair.lower} of {pair.pairs}", f"{pair.sign_p:.2g}",
                 f"{pair.sign_p_by_seed:.2g}",
             )
             for pair in study.improvements

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from statistics import fmean
 
+from vla_rl.evaluation.statistics import interquartile_mean
 from vla_rl.reporting.text import number, percent
 from vla_rl.studies.metaworld.missing import MissingRun
 from vla_rl.studies.metaworld.results import (
@@ -18,6 +20,10 @@ from vla_rl.studies.metaworld.results import (
 from vla_rl.studies.metaworld.scores import (
     Improvement,
     Score,
+    complete_seeds,
+    score_table,
+    task_sets,
+    tasks_of,
 )
 from vla_rl.studies.pages import between
 from vla_rl.studies.surrogate_labels import StudySurrogate
@@ -53,16 +59,32 @@ def cautions(study: Study) -> list[str]:
         found.append(f"PARTIAL: {len(study.missing)} of {study.planned} runs are missing.")
     found += [f"LEFT OUT: {sentence}" for sentence in study.broken]
     for regime in study.regimes:
-        seeds = _fewest_seeds([score for score in study.scores if score.regime == regime])
+        seeds = 0 if _unscored(study, regime) else min(score.seeds for score in study.scores if score.regime == regime)
         if seeds < ENOUGH_SEEDS:
             found.append(
                 f"{regime}: {seeds} seed(s) of some surrogate on every task: intervals over fewer than {ENOUGH_SEEDS} "
                 "say nothing. Read the single runs."
             )
+    found += _unlike_tasks(study)
     found.append(
         "Returns are those of training episodes with sampled actions, in the benchmark's units; no benchmark score."
     )
     return found
+
+
+def _unlike_tasks(study: Study) -> Iterator[str]:
+    """Warn where means over runs are over different tasks."""
+    places: dict[tuple[str, ...], list[str]] = {}
+    for regime in study.regimes:
+        for surrogate in labels(select(study.results, regime=regime), lambda run: run.surrogate):
+            tasks = tasks_of(study.results, surrogate=surrogate, regime=regime)
+            places.setdefault(tasks, []).append(f"{surrogate} {regime}")
+    if len(places) > 1:
+        told = "; ".join(f"{', '.join(tasks)}: {', '.join(names)}" for tasks, names in places.items())
+        yield (
+            f"Not all have the same tasks. {told}. Scores are compared on common tasks; means over runs are over the "
+            "tasks that each has."
+        )
 
 
 def words(study: Study) -> Iterator[str]:
@@ -70,9 +92,10 @@ def words(study: Study) -> Iterator[str]:
     yield _extent(study)
     for regime in study.regimes:
         yield _staleness(study, regime)
-        yield _ranking(study, regime)
+        yield from _ranking(study, regime)
         yield from _success(study, regime)
         yield from (_pair(study, pair) for pair in study.improvements if pair.regime == regime)
+        yield from _uncompared(study, regime)
         yield _use(study, regime)
         yield from _fading(study, regime)
         yield from _sigmas(study, regime)
@@ -89,7 +112,7 @@ def _extent(study: Study) -> str:
         f"{len(results)} of {study.planned} runs: {surrogates} on {tasks}. Recipe {study.recipe}, "
         f"{study.optimizer_steps:,} optimizer steps each, {env_steps:,.0f} env steps and {seconds:.0f} s in the mean. "
         "Closing values are means over the last 20 % of a run's env steps; intervals are 95 % bootstrap intervals over "
-        "seeds within each task."
+        "seeds within each task, or where it says so over seeds with all their tasks."
     )
 
 
@@ -125,32 +148,89 @@ def _success(study: Study, regime: str) -> Iterator[str]:
         yield f"{regime}: training episodes with a success in some control step, on {'; on '.join(told)}."
 
 
-def _ranking(study: Study, regime: str) -> str:
-    ranked = [score for score in study.scores if score.regime == regime]
-    if not ranked:
-        return f"{regime}: no score yet, for no seed has a run on every task."
-    return f"{regime}: IQM of the normalised score: " + ", ".join(
-        f"{score.surrogate} {score.iqm:.3f} ({between(score.interval)})" for score in ranked
-    ) + "."  # fmt: skip
+def _ranking(study: Study, regime: str) -> Iterator[str]:
+    """Report the scores, those of the same tasks in one sentence."""
+    sets = task_sets(study.scores, regime)
+    for tasks in sets:
+        told = ", ".join(
+            f"{score.surrogate} {score.iqm:.3f} ({between(score.interval)}{_by_seed(score)})"
+            for score in study.scores
+            if (score.regime, score.tasks) == (regime, tasks)
+        )
+        yield f"{regime}: IQM of the normalised score{_where(tasks, sets)}: {told}."
+    unscored = _unscored(study, regime)
+    if unscored:
+        yield f"{regime}: no score yet of {', '.join(unscored)}, for no seed has a run on every task of it."
+
+
+def _by_seed(score: Score) -> str:
+    """Return the interval by seed; nothing where it is the other one."""
+    return f"; by seed {between(score.interval_by_seed)}" if len(score.tasks) > 1 and score.seeds > 1 else ""
+
+
+def _where(tasks: Sequence[str], sets: Collection[Sequence[str]]) -> str:
+    """Name tasks where a reader might think of others."""
+    return f" on {', '.join(tasks)}" if len(sets) > 1 else ""
+
+
+def _unscored(study: Study, regime: str) -> list[str]:
+    """Return the surrogates of a regime without a score of all their tasks."""
+    return [
+        surrogate
+        for surrogate in labels(select(study.results, regime=regime), lambda run: run.surrogate)
+        if not any(
+            (score.regime, score.surrogate) == (regime, surrogate)
+            and score.tasks == tasks_of(study.results, surrogate=surrogate, regime=regime)
+            for score in study.scores
+        )
+    ]
+
+
+def _uncompared(study: Study, regime: str) -> Iterator[str]:
+    """Name the pairs of surrogates that have no probability of improvement."""
+    compared = {(pair.first, pair.second) for pair in study.improvements if pair.regime == regime}
+    there = [
+        surrogate
+        for surrogate in labels(study.results, lambda run: run.surrogate)
+        if select(study.results, surrogate=surrogate, regime=regime)
+    ]
+    missing = [f"{first} and {second}" for first, second in combinations(there, 2) if (first, second) not in compared]
+    if missing:
+        yield (
+            f"{regime}: not compared yet, for they have no task in common or no seed on all common tasks: "
+            f"{'; '.join(missing)}."
+        )
 
 
 def _pair(study: Study, pair: Improvement) -> str:
     """Report which of two surrogates ends higher, and whether by more than chance; seeds share their first weights."""
     wins = []
-    for task in labels(study.results, lambda run: run.task):
+    for task in pair.tasks:
         pairs = paired_returns(study.results, task=task, regime=pair.regime, first=pair.first, second=pair.second)
         wins.append(f"{sum(ours > theirs for _, ours, theirs in pairs)} of {len(pairs)} on {task}")
     return (
         f"{pair.regime}: a run of {pair.first} ends above one of {pair.second} with probability {pair.probability:.2f} "
-        f"({between(pair.interval, digits=2)}; {_verdict(study, pair)}); with equal seeds {', '.join(wins)}."
+        f"({between(pair.interval, digits=2)}{_left_out(study, pair)}; {_verdict(study, pair)}); with equal seeds "
+        f"{', '.join(wins)}."
     )
 
 
+def _left_out(study: Study, pair: Improvement) -> str:
+    """Name the seeds that the probability is of, where there are runs of others, which the pairs may have."""
+    runs = {
+        result.run
+        for task in pair.tasks
+        for surrogate in (pair.first, pair.second)
+        for result in select(study.results, task=task, surrogate=surrogate, regime=pair.regime)
+    }
+    first, second = pair.seeds
+    if len(runs) == (first + second) * len(pair.tasks):
+        return ""
+    return f", of the {first} and {second} seeds that have all common tasks"
+
+
 def _verdict(study: Study, pair: Improvement) -> str:
-    of_pair = [
-        each for each in study.scores if each.regime == pair.regime and each.surrogate in (pair.first, pair.second)
-    ]
-    if _fewest_seeds(of_pair) < ENOUGH_SEEDS:
+    if min(pair.seeds) < ENOUGH_SEEDS:
         return "too few seeds to tell from chance, 0.5"
     if pair.interval is None:
         clustered = (
@@ -163,11 +243,15 @@ def _verdict(study: Study, pair: Improvement) -> str:
         )
     if pair.interval.low <= 0.5 <= pair.interval.high:
         return "cannot be told from chance, 0.5"
-    return "the interval excludes chance, 0.5"
-
-
-def _fewest_seeds(scores: Sequence[Score]) -> int:
-    return min((score.seeds for score in scores), default=0)
+    compared = sum(each.regime == pair.regime for each in study.improvements)
+    if len(pair.tasks) == 1:
+        told = f"the interval excludes chance, 0.5; exact sign test p = {pair.sign_p:.2g}"
+    else:
+        told = (
+            "the interval excludes chance, 0.5, if the runs of one seed are independent; exact sign test "
+            f"p = {pair.sign_p:.2g}, and {pair.sign_p_by_seed:.2g} with the pairs of one seed as one"
+        )
+    return f"{told}; one of {compared} comparisons, for which nothing is corrected" if compared > 1 else told
 
 
 def _use(study: Study, regime: str) -> str:
@@ -213,25 +297,41 @@ def _both(results: Sequence[RunResult], metric: str, text: Callable[[float | Non
 
 
 def _sigmas(study: Study, regime: str) -> Iterator[str]:
-    sweep = [
-        (sigma, score)
-        for score in study.scores
-        if score.regime == regime and (sigma := StudySurrogate(score.surrogate).sigma) is not None
-    ]
-    if len(sweep) > 1:
-        yield f"{regime}: GIPO by σ (and factor for bad actions): " + ", ".join(
-            f"σ {sigma:g} ({scale:g}) {score.iqm:.3f}" for (sigma, scale), score in sorted(sweep, key=lambda x: x[0])
-        ) + "."  # fmt: skip
+    sets = task_sets(study.scores, regime)
+    for tasks in sets:
+        sweep = [
+            (sigma, score.iqm)
+            for score in study.scores
+            if (score.regime, score.tasks) == (regime, tasks)
+            and (sigma := StudySurrogate(score.surrogate).sigma) is not None
+        ]
+        if len(sweep) > 1:
+            told = ", ".join(f"σ {sigma:g} ({scale:g}) {iqm:.3f}" for (sigma, scale), iqm in sorted(sweep))
+            yield f"{regime}: GIPO by σ (and factor for bad actions){_where(tasks, sets)}: {told}."
 
 
 def _fresh_against_stale(study: Study) -> Iterator[str]:
-    by_place = {(score.regime, score.surrogate): score for score in study.scores}
-    for surrogate in labels(study.results, lambda run: run.surrogate):
-        fresh, stale = by_place.get(("fresh", surrogate)), by_place.get(("stale", surrogate))
-        if fresh is not None and stale is not None:
+    """Compare the regimes of every surrogate that has both, on common tasks and seeds."""
+    results = study.results
+    for surrogate in labels(results, lambda run: run.surrogate):
+        fresh, stale = (tasks_of(results, surrogate=surrogate, regime=regime) for regime in ("fresh", "stale"))
+        tasks = tuple(task for task in stale if task in fresh)
+        fresh_seeds, stale_seeds = (
+            complete_seeds(results, surrogate=surrogate, regime=regime, tasks=tasks) for regime in ("fresh", "stale")
+        )
+        seeds = [seed for seed in fresh_seeds if seed in stale_seeds]
+        of_fresh, of_stale = (
+            score_table(
+                results, surrogate=surrogate, regime=regime, tasks=tasks, seeds=seeds,
+                random_returns=study.random_returns,
+            )
+            for regime in ("fresh", "stale")
+        )  # fmt: skip
+        if of_fresh is not None and of_stale is not None:
             yield (
-                f"{surrogate}: IQM {fresh.iqm:.3f} on fresh and {stale.iqm:.3f} on stale experience, after as many "
-                "updates; a fresh run has simulated many times the env steps."
+                f"{surrogate}: IQM {interquartile_mean(of_fresh):.3f} on fresh and "
+                f"{interquartile_mean(of_stale):.3f} on stale experience{_where(tasks, {fresh, stale})}, {len(seeds)} "
+                "seed(s) of both, after as many updates; a fresh run has simulated many times the env steps."
             )
 
 
