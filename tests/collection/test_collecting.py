@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -61,6 +62,23 @@ def test_a_collection_that_is_complete_is_kept(collected):
     before = (collected / NAME).stat().st_mtime_ns
     assert collect(collected, "--episodes", "1", "--workers", "1").returncode == 0
     assert (collected / NAME).stat().st_mtime_ns == before
+
+
+def test_a_collection_can_be_extended(collected, tmp_path):
+    """One episode, then two: the first stays as it was, and nothing is played again."""
+    out = tmp_path / "more"
+    shutil.copytree(collected, out)
+    done = collect(out, "--episodes", "2", "--workers", "1")
+    assert done.returncode == 0, done.stderr
+    assert "has 1 of 2 episodes; 1 will be added" in done.stdout
+    (first,), extended = open_demos(collected), list(open_demos(out))
+    assert len(extended) == 2
+    assert extended[0].number == first.number < extended[1].number
+    np.testing.assert_array_equal(extended[0].actions, first.actions)
+    again = collect(out, "--episodes", "1", "--workers", "1")
+    assert again.returncode == 0, again.stderr
+    assert "has 2 episodes, more than the 1 asked for, and keeps them" in again.stdout
+    assert len(open_demos(out)) == 2
 
 
 def test_a_replay_keeps_what_succeeded_and_leaves_out_what_does_not(collected, tmp_path):

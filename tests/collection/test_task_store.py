@@ -1,13 +1,16 @@
 """Files of a collection: nothing is lost, nothing is mixed up, and others can read it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from vla_rl.collection.collecting import check_collection
 from vla_rl.collection.options import CollectOptions, Noise
-from vla_rl.collection.preparing import tasks_of
-from vla_rl.collection.store import TaskStore
+from vla_rl.collection.preparing import CollectionPlan, tasks_of
+from vla_rl.collection.store import TaskStore, counted
 from vla_rl.demos import open_demos
+from vla_rl.demos.h5_files import open_h5
 from vla_rl.errors import UserError
 from vla_rl.types import TaskInfo
 
@@ -58,7 +61,8 @@ def test_what_an_interrupted_collection_has_is_found_again(tmp_path):
 
 @pytest.mark.parametrize("finished", [True, False])
 @pytest.mark.parametrize(
-    "other", [{"seed": 1}, {"noise": Noise(chunk=4)}, {"init_states": "widened"}, {"episodes": 3}, {"physics": "fast"}]
+    "other",
+    [{"seed": 1}, {"noise": Noise(chunk=4)}, {"init_states": "widened"}, {"physics": "fast"}],
 )
 def test_other_settings_are_refused_before_anything_starts(tmp_path, finished, other):
     store = TaskStore(tmp_path, TASK, RECORDED)
@@ -70,6 +74,101 @@ def test_other_settings_are_refused_before_anything_starts(tmp_path, finished, o
     with pytest.raises(UserError, match="made in another way"):
         check_collection(CollectOptions(**settings), (TASK,), tmp_path, assets="proxy")
     check_collection(OPTIONS, (TASK,), tmp_path, assets="proxy")
+
+
+def store_for(folder, episodes):
+    return TaskStore(folder, TASK, RECORDED | {"episodes": episodes})
+
+
+def test_a_collection_is_extended_by_later_attempts_to_what_would_have_been_collected_at_once(tmp_path):
+    """Attempts 0, 2 and 3 succeed, 1 fails: two episodes first, then three; or three at once."""
+    for folder, steps in ((tmp_path / "twice", (2, 3)), (tmp_path / "once", (3,))):
+        for episodes in steps:
+            store = store_for(folder, episodes)
+            assert not store.check()
+            found = store.begin()
+            for attempt in range(3 if episodes == 2 else 4):
+                if attempt in found:
+                    continue
+                if attempt == 1:
+                    store.add_failure(1, rows=220)
+                else:
+                    store.add(attempt, arrays(attempt), reset={})
+            assert found == ({0: True, 1: False, 2: True} if episodes == 3 and len(steps) == 2 else {})
+            store.finish(counted(store.begin(), episodes))
+            assert store.check()
+            assert [path.name for path in folder.iterdir()] == ["pick_up_the_bowl_demo.hdf5"]
+    twice, once = open_demos(tmp_path / "twice"), open_demos(tmp_path / "once")
+    assert [episode.number for episode in twice] == [episode.number for episode in once] == [0, 2, 3]
+    for left, right in zip(twice, once, strict=True):
+        np.testing.assert_array_equal(left.actions, right.actions)
+    attributes = []
+    for demos in (twice, once):
+        with open_h5(demos.path / "pick_up_the_bowl_demo.hdf5") as handle:
+            attributes.append(dict(handle["data"].attrs))
+    assert attributes[0] == attributes[1]
+
+
+def written(folder, episodes):
+    store = store_for(folder, episodes)
+    store.begin()
+    for attempt in range(episodes):
+        store.add(attempt, arrays(attempt + 1), reset={})
+    store.finish(dict.fromkeys(range(episodes), True))
+    return store
+
+
+def test_fewer_episodes_than_there_are_leave_the_file_as_it_is(tmp_path):
+    written(tmp_path, 2)
+    assert store_for(tmp_path, 1).check()
+    (store,) = check_collection(replace(OPTIONS, episodes=1), (TASK,), tmp_path, assets="proxy")
+    plan = CollectionPlan(replace(OPTIONS, episodes=1), [store], 1, ())
+    assert "pick_up_the_bowl: has 2 episodes, more than the 1 asked for, and keeps them" in plan.describe(1)
+    assert "about 0.0 GB" in plan.describe(1)
+    more = CollectionPlan(replace(OPTIONS, episodes=5), [store_for(tmp_path, 5)], 0, ())
+    assert "pick_up_the_bowl: has 2 of 5 episodes; 3 will be added" in more.describe(1)
+
+
+def test_the_old_file_stays_until_the_longer_one_is_complete_and_leftovers_of_a_kill_are_removed(tmp_path, monkeypatch):
+    written(tmp_path, 2)
+    store = store_for(tmp_path, 3)
+    store.begin()
+    store.add(2, arrays(9), reset={})
+    before = store.file.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("vla_rl.collection.store.copy_group", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            store.finish({0: True, 1: True, 2: True})
+    assert store.file.read_bytes() == before
+    with monkeypatch.context() as patch:
+        patch.setattr(TaskStore, "discard", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            store.finish(counted(store_for(tmp_path, 3).begin(), 3))
+    again = store_for(tmp_path, 3)
+    assert again.check()
+    again.discard(again.stored())
+    assert [path.name for path in tmp_path.iterdir()] == ["pick_up_the_bowl_demo.hdf5"]
+    assert [episode.number for episode in open_demos(tmp_path)] == [0, 1, 2]
+
+
+def test_the_attempts_that_count_are_the_first_ones_up_to_the_last_success():
+    played = {0: True, 1: False, 2: True, 4: True}
+    assert counted(played, 1) == {0: True}
+    assert counted(played, 2) == {0: True, 1: False, 2: True}
+    assert counted(played, 3) is None  # attempt 3 was never played
+    assert counted({}, 1) is None
+
+
+def test_episodes_beyond_those_that_are_asked_for_wait_for_more(tmp_path):
+    """Three were asked for, the process died, and then only two are: the third is not lost."""
+    store = store_for(tmp_path, 4)
+    store.begin()
+    for attempt in range(3):
+        store.add(attempt, arrays(attempt), reset={})
+    fewer = store_for(tmp_path, 2)
+    fewer.finish(counted(fewer.begin(), 2))
+    assert [episode.number for episode in open_demos(tmp_path)] == [0, 1]
+    assert store_for(tmp_path, 3).begin() == {0: True, 1: True, 2: True}
 
 
 def test_a_disk_that_is_too_small_is_noticed_first(tmp_path):

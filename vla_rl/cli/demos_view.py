@@ -58,7 +58,7 @@ def collected(result: Collection, out: Path) -> str:
         done = tally.successes
         steps = f"{tally.rows / tally.successes_now:.0f}" if tally.successes_now else "-"
         seconds = f"{tally.seconds / tally.played:.2f}" if tally.played else "-"
-        counts = f"{done:>10}{len(tally.attempts):>8}" if tally.attempts else f"{'as before':>18}"
+        counts = f"{done:>10}{len(tally.attempts):>8}" if not tally.was_complete else f"{done:>8} as before"
         lines.append(f"{tally.task.task_id:>5}{counts}{steps:>7}{seconds:>7}  {tally.task.name}")
     lines.append(f"{out}: steps of a successful episode and CPU seconds of an episode are means of this call")
     return "\n".join(lines)

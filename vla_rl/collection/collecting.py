@@ -2,7 +2,7 @@
 
 Attempts of a task are numbered, and number, seed and task determine an episode. They start in order, and a new one
 starts only while too few earlier ones have succeeded or are still being played. The attempts that count are therefore
-always the first ones, up to the last success that was asked for.
+always the first ones, up to the last success that was asked for. Asking for more continues them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from vla_rl.collection.options import CollectOptions
-from vla_rl.collection.store import TaskStore
+from vla_rl.collection.store import TaskStore, counted
 from vla_rl.collection.worker import Done, Failed, Order, worker_main
 from vla_rl.errors import CellFailureError, RunFailureError, UserError
 from vla_rl.section import Problem
@@ -36,7 +36,8 @@ class TaskTally:
     """State of one task."""
 
     task: TaskInfo
-    kept: bool = False  # the file was complete before
+    kept: bool = False  # the file is complete
+    was_complete: bool = False  # before this call
     attempts: dict[int, bool] = field(default_factory=dict)  # success of those that were played
     rows: int = 0  # of the successful ones that were played now
     seconds: float = 0.0  # of CPU
@@ -78,13 +79,16 @@ def check_collection(
     """
     recorded = options.recorded(assets=assets)
     stores = [TaskStore(out, task, recorded) for task in tasks]
-    problems, missing = [], 0
+    problems, missing, needed = [], 0, 0
     for store in stores:
         try:
+            rest = max(0, options.episodes - sum(store.stored().values()))
             missing += not store.check()
         except UserError as error:
             problems.append(str(error))
-    needed = missing * options.episodes * bytes_per_episode(options)
+            continue
+        if rest:  # their own files, and the task's file, which replaces the present one only when it is complete
+            needed += (rest + options.episodes) * bytes_per_episode(options)
     place = next(folder for folder in (out, *out.resolve().parents) if folder.is_dir())
     free = shutil.disk_usage(place).free
     if needed > free:
@@ -105,8 +109,8 @@ def check_collection(
 
 
 def bytes_per_episode(options: CollectOptions) -> int:
-    """Estimate the size of an episode of 120 control steps, twice: a task's file is written beside its parts."""
-    return 2 * 120 * (2 * 3 * options.image_size**2 + _ROW_BYTES)
+    """Estimate the size of an episode of 120 control steps."""
+    return 120 * (2 * 3 * options.image_size**2 + _ROW_BYTES)
 
 
 def collect(
@@ -162,10 +166,11 @@ class _Run:
         self._returned: list[Order] = []  # of processes that died
         self.collection = Collection([TaskTally(store.task) for store in stores])
         for store, tally in zip(stores, self.collection.tallies, strict=True):
-            tally.kept = store.check()
-            if not tally.kept:
-                tally.attempts = store.begin()
-        self._earlier = sum(options.episodes if tally.kept else tally.successes for tally in self.collection.tallies)
+            tally.kept = tally.was_complete = store.check()
+            tally.attempts = store.stored() if tally.kept else store.begin()
+            if tally.kept:
+                store.discard(tally.attempts)  # left by a call that was killed when the file had just been written
+        self._earlier = self._collected()
 
     def work(self, workers: int) -> None:
         for position in range(len(self._stores)):
@@ -190,7 +195,9 @@ class _Run:
             attempt = next(
                 it for it in range(len(tally.attempts) + len(ours) + 1) if it not in {*tally.attempts, *ours}
             )
-            if tally.successes + len(ours) < self._options.episodes and attempt < self._options.most_attempts:
+            earlier = sum(success for number, success in tally.attempts.items() if number < attempt)
+            running_earlier = sum(number < attempt for number in ours)
+            if earlier + running_earlier < self._options.episodes and attempt < self._options.most_attempts:
                 return Order(position, attempt)
         return None
 
@@ -273,18 +280,24 @@ class _Run:
         tally = self.collection.tallies[position]
         if tally.kept:
             return
-        if tally.successes == self._options.episodes:
-            self._stores[position].finish(tally.attempts)
-            tally.kept = True
-        elif len(tally.attempts) >= self._options.most_attempts and tally not in self.collection.given_up:
+        found = counted(tally.attempts, self._options.episodes)
+        if found is not None:
+            self._stores[position].finish(found)
+            tally.attempts, tally.kept = found, True
+        elif tally not in self.collection.given_up and all(
+            attempt in tally.attempts for attempt in range(self._options.most_attempts)
+        ):
             self.collection.given_up.append(tally)
 
     def _report(self, task: str) -> None:
         tallies = self.collection.tallies
         wanted = self._options.episodes
-        collected = sum(wanted if tally.kept else tally.successes for tally in tallies)
         failed = sum(len(tally.attempts) - tally.successes for tally in tallies)
-        self._progress(Progress(collected, wanted * len(tallies), failed, self._earlier, task))
+        self._progress(Progress(self._collected(), wanted * len(tallies), failed, self._earlier, task))
+
+    def _collected(self) -> int:
+        """Return how many of the episodes that are asked for are there."""
+        return sum(min(self._options.episodes, tally.successes) for tally in self.collection.tallies)
 
     def close(self) -> None:
         """End all processes: those that are idle at once, the others with a deadline, then by force."""

@@ -31,15 +31,27 @@ class CollectionPlan:
     def describe(self, workers: int) -> str:
         """Return what would be done, in words."""
         options = self.options
-        rest = len(self.stores) - self.complete
-        size = rest * options.episodes * bytes_per_episode(options) / 2
+        found = {store.task.name: sum(store.stored().values()) for store in self.stores}
+        rest = sum(max(0, options.episodes - number) for number in found.values())
+        size = rest * bytes_per_episode(options)
         lines = [
             f"{options.suite}: {options.episodes} episodes of each of {len(self.stores)} tasks, {self.complete} of "
             f"which are complete; {workers} processes, about {size / 1e9:.1f} GB",
             f"{options.init_states} initial states, {options.physics} physics, {options.image_size} pixels",
+            *(
+                f"{name}: {_what_becomes_of(number, options.episodes)}"
+                for name, number in found.items()
+                if number not in (0, options.episodes)
+            ),
             *self.warnings,
         ]
         return "\n".join(lines)
+
+
+def _what_becomes_of(found: int, asked: int) -> str:
+    if found > asked:
+        return f"has {found} episodes, more than the {asked} asked for, and keeps them"
+    return f"has {found} of {asked} episodes; {asked - found} will be added"
 
 
 def tasks_of(suite: str, ids: Sequence[int] | None) -> tuple[int, ...]:
