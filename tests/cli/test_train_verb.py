@@ -38,10 +38,10 @@ class FakeTraining:
             evaluation=None if self.interrupted else "19 of 20 episodes",
         )
 
-    def dry_run(self, recipe: object) -> object:
+    def dry_run(self, recipe: object, *, resume: bool) -> object:
         if self.raised:
             raise self.raised
-        self.called = {"recipe": recipe}
+        self.called = {"recipe": recipe, "resume": resume}
         return "a report"
 
 
@@ -218,7 +218,18 @@ def test_a_dry_run_prints_its_report_and_trains_nothing(training: FakeTraining) 
     result = invoke("toy", "--dry-run")
     assert (result.exit_code, result.stdout) == (0, "a report\n")
     assert training.called
+    assert training.called["resume"] is False
     assert "run_dir" not in training.called
+
+
+def test_a_dry_run_of_a_run_to_be_resumed_says_so(training: FakeTraining) -> None:
+    """Its recipe may hold values that a new run refuses."""
+    folder = Path("runs/mine")
+    folder.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(load_recipe(find_recipe("toy")).dump_yaml(), encoding="utf-8")
+    assert invoke(str(folder), "--resume", "--dry-run").exit_code == 0
+    assert training.called
+    assert training.called["resume"] is True
 
 
 def test_what_a_dry_run_refuses_is_the_user_s_to_fix(training: FakeTraining) -> None:
