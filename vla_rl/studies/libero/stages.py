@@ -31,6 +31,7 @@ JOBS = "jobs"
 JOB_FILE = "study_job.json"
 DATA = "data"  # folder of the demonstrations in their job's folder
 POLICY = "policy"  # folder of the policy in the folder of a supervised run
+ONE_CORE = "runtime.threads_per_process=1"  # jobs run beside each other: a recipe's 0 would take all cores for each
 
 # Rates of one virtual core that nothing else keeps busy, from CPU times; other machines differ by a factor.
 DEMONSTRATION_S = 1.5
@@ -138,8 +139,8 @@ class Stages:
             name=sft_name(steps),
             arguments=lambda folder: [
                 *("sft", plan.sft_recipe, f"demos.path={self._folder / 'demos' / DATA}", f"demos.suite={plan.suite}"),
-                *(f"name={sft_name(steps)}", f"budget.optimizer_steps={steps}", "--run-dir", str(folder)),
-                *resume_option(folder),
+                *(f"name={sft_name(steps)}", f"budget.optimizer_steps={steps}"),
+                *(ONE_CORE, "runtime.loader_threads=1", "--run-dir", str(folder), *resume_option(folder)),
             ],
             expected=Expected(START_S + FRAMES_S, steps * SFT_BATCH / SFT_SAMPLES_PER_S),
             share=lambda folder: share_of_updates(folder, optimizer_steps=steps),
@@ -241,7 +242,7 @@ class Stages:
         return Job(
             name=run.name,
             arguments=lambda folder: [
-                *("train", plan.recipe, *plan.overrides(run, start=str(self.start()))),
+                *("train", plan.recipe, *plan.overrides(run, start=str(self.start())), ONE_CORE),
                 *("--run-dir", str(folder), *resume_option(folder)),
             ],
             expected=Expected(START_S, env_steps / ENV_STEPS_PER_S + consumed / SAMPLES_PER_S),
