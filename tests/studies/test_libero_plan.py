@@ -19,6 +19,8 @@ from vla_rl.policies.kind import PolicyContext
 from vla_rl.policies.openvla_oft.build import build_openvla_oft
 from vla_rl.policies.openvla_oft.checkpoint_writer import write_checkpoint
 from vla_rl.policies.openvla_oft.section import OpenVLAOFTSection
+from vla_rl.recipe.library import find_recipe
+from vla_rl.recipe.loading import load_supervised_recipe
 from vla_rl.studies.held_out import HELD_OUT_SEED
 from vla_rl.studies.libero.plan import CHOICE_SEED, PRESETS, RING_SIZES, UNCHANGED, choose_start
 from vla_rl.studies.libero.runner import read_study, run_study
@@ -220,6 +222,19 @@ def test_runs_and_the_evaluation_before_start_from_the_chosen_candidate(tmp_path
     checkpoint = arguments(jobs, tmp_path, "before_greedy")[0][1]
     assert checkpoint == str(tmp_path / "jobs" / "sft_900" / "policy")
     assert f"policy.checkpoint={checkpoint}" in arguments(jobs, tmp_path, "ppo_stale_seed1")[0]
+
+
+def test_jobs_that_run_beside_each_other_take_one_core_each(tmp_path):
+    """A recipe's 0 means all cores, and two clones at once were then several times as slow as one after the other."""
+    candidates(tmp_path, {300: 0.0, 600: 0.1, 900: 0.4, 1200: 0.5, 1500: 0.9})
+    jobs = jobs_of(PLAN, tmp_path)
+    for step in PLAN.sft_steps:
+        command = arguments(jobs, tmp_path, f"sft_{step}")[0]
+        overrides = [it for it in command if it.partition("=")[1] and not it.startswith("--")]
+        cloning = load_supervised_recipe(find_recipe("libero_sft_tiny"), overrides)
+        assert (cloning.runtime.threads_per_process, cloning.runtime.loader_threads) == (1, 1)
+    for run in PLAN.runs():
+        assert "runtime.threads_per_process=1" in arguments(jobs, tmp_path, run.name)[0]
 
 
 def test_an_interrupted_run_is_resumed_and_one_that_never_began_is_not(tmp_path):

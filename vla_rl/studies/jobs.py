@@ -30,6 +30,7 @@ from vla_rl.run.signals import StopRequest
 from vla_rl.studies.pace import Expected, Underway, minutes_left
 
 OUTPUT_FILE = "output.log"  # output of a job's command
+ONE_CORE = "runtime.threads_per_process=1"  # jobs run beside each other: a recipe's 0 would take all cores for each
 POLL_S = 0.2
 HEARTBEAT_S = 60.0
 STOP_S = 20.0  # for a job to end on its own after the study is interrupted

@@ -20,7 +20,7 @@ from vla_rl.run.plan import check_contradictions, plan_policy
 from vla_rl.studies import held_out
 from vla_rl.studies.grouped.plan import LIBERO, METHODS, GroupPlan, GroupRun, Start, group_plan_from
 from vla_rl.studies.held_out import LiberoTasks, evaluation_job, held_out_options
-from vla_rl.studies.jobs import Job, Progress, Say, resume_option, run_jobs, share_of_env_steps
+from vla_rl.studies.jobs import ONE_CORE, Job, Progress, Say, resume_option, run_jobs, share_of_env_steps
 from vla_rl.studies.libero import stages
 from vla_rl.studies.pace import Expected
 from vla_rl.studies.study_file import KIND, STUDY_FILE, read_settings, refuse_another_study
@@ -127,7 +127,7 @@ def _job(plan: GroupPlan, run: GroupRun) -> Job:
     return Job(
         name=run.name,
         arguments=lambda folder: [
-            *("train", plan.recipe, *overrides, "--run-dir", str(folder)),
+            *("train", plan.recipe, *overrides, ONE_CORE, "--run-dir", str(folder)),
             *(resume_option(folder) if start.is_own else []),
         ],
         expected=expect(plan, run),

@@ -16,7 +16,7 @@ from vla_rl.evaluation.episode_log import EPISODES_FILE, read_episodes
 from vla_rl.evaluation.eval_results import summarise
 from vla_rl.run.plan import check_contradictions, plan_policy
 from vla_rl.studies.held_out import EVALUATED_ENV_STEPS_PER_S, START_S, LiberoTasks, evaluation_job, held_out_options
-from vla_rl.studies.jobs import Job, resume_option, share_of_updates
+from vla_rl.studies.jobs import ONE_CORE, Job, resume_option, share_of_updates
 from vla_rl.studies.libero.plan import (
     ACTIONS,
     CHOICE_SEED,
@@ -31,7 +31,6 @@ JOBS = "jobs"
 JOB_FILE = "study_job.json"
 DATA = "data"  # folder of the demonstrations in their job's folder
 POLICY = "policy"  # folder of the policy in the folder of a supervised run
-ONE_CORE = "runtime.threads_per_process=1"  # jobs run beside each other: a recipe's 0 would take all cores for each
 
 # Rates of one virtual core that nothing else keeps busy, from CPU times; other machines differ by a factor.
 DEMONSTRATION_S = 1.5

@@ -17,7 +17,7 @@ from vla_rl.files import ASIDE, atomic_write_json, read_json_object
 from vla_rl.learner.checkpoint_folder import CHECKPOINTS, remove_part
 from vla_rl.replay.ring_file import REPLAY
 from vla_rl.run.folder_lock import claim_folder
-from vla_rl.studies.jobs import Job, Progress, Say, resume_option, run_jobs, share_of_updates
+from vla_rl.studies.jobs import ONE_CORE, Job, Progress, Say, resume_option, run_jobs, share_of_updates
 from vla_rl.studies.metaworld.duration import expect
 from vla_rl.studies.metaworld.grid import WHOLE, Grid, Share, StudyRun, joined
 from vla_rl.studies.pace import Expected
@@ -139,7 +139,7 @@ def _job(grid: Grid, run: StudyRun, *, expected: Expected, keeps_rings: bool) ->
     return Job(
         name=run.name,
         arguments=lambda folder: [
-            *("train", grid.recipe, *overrides, "--run-dir", str(folder)),
+            *("train", grid.recipe, *overrides, ONE_CORE, "--run-dir", str(folder)),
             *(resume_option(folder) if keeps_rings else []),
         ],
         expected=expected,
