@@ -65,7 +65,7 @@ def test_a_collection_that_is_complete_is_kept(collected):
 
 
 def test_a_collection_can_be_extended(collected, tmp_path):
-    """One episode, then two: the first stays as it was, and nothing is played again."""
+    """One episode, then two: the first stays as it was, and later attempts add the second."""
     out = tmp_path / "more"
     shutil.copytree(collected, out)
     done = collect(out, "--episodes", "2", "--workers", "1")

@@ -63,8 +63,8 @@ def test_the_traps_of_a_format_are_named_and_no_others(write, expected: set[str]
     assert set(found_in(write(tmp_path / "data", toys()))["traps"]) == expected | ALL
 
 
-def traps_with(change, tmp_path: Path) -> dict[str, str]:
-    one = toy.toy(toy.TASKS[1], 0, 20)
+def traps_with(change, tmp_path: Path, *, rows: int = 20) -> dict[str, str]:
+    one = toy.toy(toy.TASKS[1], 0, rows)
     one.state[:, 3:6] = 0.5
     change(one)
     data = open_demos(toy.write_hdf5(tmp_path, [one]))
@@ -111,6 +111,16 @@ def test_large_and_constant_actions_are_named(tmp_path: Path) -> None:
     traps = traps_with(change, tmp_path)
     assert traps["large_actions"].startswith("in 1 rows")
     assert traps["constant_components"].startswith("components 2 of")
+
+
+def test_a_component_that_moves_once_in_many_rows_is_not_called_constant(tmp_path: Path) -> None:
+    """Its quantiles are equal, but training scales it to 0 only if it never moves."""
+
+    def change(one: toy.Toy) -> None:
+        one.actions[:, 2] = 0.25
+        one.actions[0, 2] = 0.5
+
+    assert "constant_components" not in traps_with(change, tmp_path, rows=120)
 
 
 def test_an_episode_without_a_whole_chunk_is_named(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from vla_rl.policies.kind import PolicyContext
 from vla_rl.policies.openvla_oft.build import build_openvla_oft
 from vla_rl.policies.openvla_oft.checkpoint_writer import write_checkpoint
 from vla_rl.policies.openvla_oft.section import OpenVLAOFTSection
-from vla_rl.recipe import find_recipe, load_recipe
+from vla_rl.recipe import RecipeError, find_recipe, load_recipe
 from vla_rl.studies.grouped.outputs import write_study
 from vla_rl.studies.grouped.plan import METHODS, PRESET, STARTS, GroupPlan, GroupRun, Start, own_start, starts_named
 from vla_rl.studies.grouped.results import GroupResult, comparisons, mixed_share, read_gains, says_something, summaries
@@ -297,6 +297,16 @@ def test_a_checkpoint_that_cannot_be_trained_from_is_refused_before_anything_sta
     done = CliRunner().invoke(app, [*command, "--start", str(tmp_path), "--out", str(tmp_path / "out")])
     assert done.exit_code == 2
     assert "missing model" in done.output
+
+
+def test_a_recipe_that_contradicts_the_checkpoint_is_refused_before_anything_starts(tmp_path, checkpoint):
+    """The checkpoint has proprioception, and the recipe turns it off."""
+    recipe = tmp_path / "own.yaml"
+    text = find_recipe(LIBERO).read_text(encoding="utf-8")
+    recipe.write_text(text.replace("  checkpoint: tiny\n", "  checkpoint: tiny\n  proprio: false\n"), encoding="utf-8")
+    start = own_start(str(recipe), target=0.75, env_steps=3200, window=100, tasks=[2, 7], checkpoint=checkpoint)
+    with pytest.raises(RecipeError, match=r"policy\.proprio: a checkpoint .* is always fed it"):
+        jobs_of(replace(PRESET, recipe=str(recipe), starts=(start,), seeds=1), tmp_path / "out")
 
 
 def test_a_dry_run_in_libero_prices_runs_and_evaluations(tmp_path, checkpoint):

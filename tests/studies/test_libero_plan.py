@@ -19,7 +19,7 @@ from vla_rl.policies.kind import PolicyContext
 from vla_rl.policies.openvla_oft.build import build_openvla_oft
 from vla_rl.policies.openvla_oft.checkpoint_writer import write_checkpoint
 from vla_rl.policies.openvla_oft.section import OpenVLAOFTSection
-from vla_rl.recipe.library import find_recipe
+from vla_rl.recipe import RecipeError, find_recipe
 from vla_rl.recipe.loading import load_supervised_recipe
 from vla_rl.studies.held_out import HELD_OUT_SEED
 from vla_rl.studies.libero.plan import CHOICE_SEED, PRESETS, RING_SIZES, UNCHANGED, choose_start
@@ -354,12 +354,16 @@ def test_a_study_whose_first_stages_fail_names_their_logs(out):
 # --- a start that is there already -----------------------------------------------------------------------------------
 
 
+def write_start(folder):
+    section = OpenVLAOFTSection(name="openvla_oft", image_size=28, lora=None, train_backbone=True)
+    context = PolicyContext(seed=0, suite="libero_spatial", tasks=("pick up the bowl",), num_images=1)
+    write_checkpoint(build_openvla_oft(section, context, device="cpu", empty=False), folder, step=1)
+
+
 def test_a_study_from_a_given_checkpoint_clones_nothing_and_begins_there(tmp_path):
     start = tmp_path / "start"
     start.mkdir()
-    section = OpenVLAOFTSection(name="openvla_oft", image_size=28, lora=None, train_backbone=True)
-    context = PolicyContext(seed=0, suite="libero_spatial", tasks=("pick up the bowl",), num_images=1)
-    write_checkpoint(build_openvla_oft(section, context, device="cpu", empty=False), start, step=1)
+    write_start(start)
     plan = replace(PLAN, start=str(start))
     jobs = jobs_of(plan, tmp_path)
     assert {str(job.record["stage"]) for job in jobs} == {"evaluation", "videos", "run"}
@@ -369,6 +373,18 @@ def test_a_study_from_a_given_checkpoint_clones_nothing_and_begins_there(tmp_pat
     assert told[:2] == ["eval", str(start)]
     told, _ = arguments(jobs, tmp_path, "gipo_fresh_seed0")
     assert f"policy.checkpoint={start}" in told
+
+
+def test_a_recipe_that_contradicts_its_start_is_refused_before_anything_starts(tmp_path):
+    """The start was cloned with proprioception, and the recipe turns it off."""
+    start = tmp_path / "start"
+    start.mkdir()
+    write_start(start)
+    recipe = tmp_path / "own.yaml"
+    text = find_recipe(PLAN.recipe).read_text(encoding="utf-8")
+    recipe.write_text(text.replace("  checkpoint: tiny\n", "  checkpoint: tiny\n  proprio: false\n"), encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"policy\.proprio: a checkpoint .* is always fed it"):
+        jobs_of(replace(PLAN, start=str(start), recipe=str(recipe)), tmp_path / "out")
 
 
 def test_a_start_that_is_no_checkpoint_is_refused_before_anything_starts(tmp_path):

@@ -140,7 +140,8 @@ def _of_numbers(seen: Inspection) -> Iterator[tuple[str, str]]:
                 f"fingers are {1000 * closed:.0f} mm apart after commands to close and {1000 * opened:.0f} mm after "
                 "those to open: the sign of the gripper is probably the other one",
             )
-    still = [str(i) for i in range(6) if seen.statistics["action"]["q01"][i] == seen.statistics["action"]["q99"][i]]
+    action = seen.statistics["action"]
+    still = [str(i) for i in range(6) if action["min"][i] == action["max"][i]]
     if still:
         yield "constant_components", f"components {', '.join(still)} of the actions never move: they are scaled to 0"
     yield from _against_published(seen)
