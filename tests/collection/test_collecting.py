@@ -50,6 +50,18 @@ def test_a_collection_is_aligned_and_tells_how_it_was_made(collected):
     assert source["noise"] == {"chunk_share": 0.3, "chunk_scale": 0.35, "step_scale": 0.1, "chunk": 8}
 
 
+def test_a_collection_tells_other_programs_its_task_and_its_rows(collected):
+    with open_h5(collected / NAME) as handle:
+        data = handle["data"]
+        (demo,) = data.values()
+        assert demo.attrs["num_samples"] == data.attrs["total"] == len(demo["actions"])
+        assert demo.attrs["init_state"].tolist() == demo["states"][0].tolist()
+        path = f"libero/libero/bddl_files/libero_spatial/{NAME.removesuffix('_demo.hdf5')}.bddl"
+        assert data.attrs["bddl_file_name"] == path
+        environment = json.loads(data.attrs["env_args"])["env_kwargs"]
+        assert (environment["camera_heights"], environment["camera_widths"]) == (32, 32)
+
+
 def test_labels_are_not_what_was_executed_and_gripper_and_rotation_are(collected):
     (episode,) = open_demos(collected)
     executed = episode.stored.read_extras()["executed_actions"]

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import h5py
 import numpy as np
 import pytest
 
@@ -27,6 +28,7 @@ def arrays(value, rows=9):
     actions[:, 0], actions[:, 6] = 0.1 * value, -1.0
     return {
         "actions": actions,
+        "states": np.full((rows, 2), float(value)),
         "obs/ee_states": np.zeros((rows, 6)),
         "obs/gripper_states": np.zeros((rows, 2)),
         **pictures,
@@ -107,6 +109,32 @@ def test_a_collection_is_extended_by_later_attempts_to_what_would_have_been_coll
         with open_h5(demos.path / "pick_up_the_bowl_demo.hdf5") as handle:
             attributes.append(dict(handle["data"].attrs))
     assert attributes[0] == attributes[1]
+
+
+def test_an_extended_file_counts_the_episodes_that_an_earlier_checkout_wrote(tmp_path):
+    """Attempts 0 and 1 have 9 rows and no attributes but their reset; attempt 2 has 5 rows."""
+    written(tmp_path, 2)
+    with h5py.File(tmp_path / "pick_up_the_bowl_demo.hdf5", "r+") as handle:
+        del handle["data"].attrs["total"]
+        for demo in handle["data"].values():
+            del demo.attrs["num_samples"]
+            del demo.attrs["init_state"]
+    store = store_for(tmp_path, 3)
+    store.begin()
+    store.add(2, arrays(3, rows=5), reset={})
+    store.finish(counted(store.begin(), 3), {"bddl_file_name": "the_bowl.bddl"})
+    with open_h5(store.file) as handle:
+        data = handle["data"]
+        assert data.attrs["total"] == 23
+        assert {name: demo.attrs["num_samples"] for name, demo in data.items()} == {
+            "demo_0": 9,
+            "demo_1": 9,
+            "demo_2": 5,
+        }
+        assert [demo.attrs["init_state"].tolist() for demo in data.values()] == [[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]
+        assert data.attrs["bddl_file_name"] == "the_bowl.bddl"
+    demos = open_demos(tmp_path)
+    assert (demos.format, demos[2].stored.lag) == ("libero_hdf5_regenerated", 0)
 
 
 def written(folder, episodes):

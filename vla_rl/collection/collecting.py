@@ -19,6 +19,7 @@ from pathlib import Path
 from vla_rl.collection.options import CollectOptions
 from vla_rl.collection.store import TaskStore, counted
 from vla_rl.collection.worker import Done, Failed, Order, worker_main
+from vla_rl.envs.libero.description import environment_of
 from vla_rl.errors import CellFailureError, RunFailureError, UserError
 from vla_rl.section import Problem
 from vla_rl.types import TaskInfo
@@ -282,7 +283,7 @@ class _Run:
             return
         found = counted(tally.attempts, self._options.episodes)
         if found is not None:
-            self._stores[position].finish(found)
+            self._stores[position].finish(found, environment_of(tally.task, image_size=self._options.image_size))
             tally.attempts, tally.kept = found, True
         elif tally not in self.collection.given_up and all(
             attempt in tally.attempts for attempt in range(self._options.most_attempts)

@@ -11,17 +11,18 @@ import shutil
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from numpy.typing import NDArray
 
+from vla_rl.demos.attributes import SOURCE, write_counts
 from vla_rl.demos.data_errors import DemosError
 from vla_rl.demos.h5_files import copy_group, new_h5, open_h5, write_datasets
 from vla_rl.demos.hdf5 import RESET
 from vla_rl.files import atomic_write_json
 from vla_rl.types import TaskInfo
 
-SOURCE = "vla_rl_source"  # attribute of `data`: how the file was made
 PARTS = ".collecting"
 SETTINGS = "settings.json"
 ATTEMPTS = "attempts"  # attribute of `data`: episodes that were played for the file, failures included
@@ -106,11 +107,12 @@ class TaskStore:
         """Remember an episode that failed, which is all that is kept of it."""
         atomic_write_json(self._parts / f"{attempt:06d}.json", {"rows": rows})
 
-    def finish(self, attempts: Mapping[int, bool]) -> None:
+    def finish(self, attempts: Mapping[int, bool], environment: Mapping[str, str] = MappingProxyType({})) -> None:
         """Join the successful episodes in the task's file, and remove their own files.
 
         Args:
             attempts: the first ones, without a gap, up to the last success; see `counted`.
+            environment: attributes that tell other programs which task this is; see `environment_of`.
         """
         before = self.stored()
         with ExitStack() as stack:
@@ -118,6 +120,7 @@ class TaskStore:
             data = stack.enter_context(new_h5(self.file)).create_group("data")
             data.attrs[SOURCE] = self.source
             data.attrs[ATTEMPTS] = len(attempts)
+            data.attrs.update(environment)
             for attempt in sorted(attempt for attempt, success in attempts.items() if success):
                 name = f"demo_{attempt}"
                 if old is not None and attempt in before:
@@ -125,6 +128,7 @@ class TaskStore:
                     continue
                 with open_h5(self._part(attempt)) as part:
                     copy_group(part["data"][name], data, name)
+            write_counts(data)  # also of episodes that an earlier release wrote without
         self.discard(attempts)
 
     def discard(self, attempts: Collection[int]) -> None:

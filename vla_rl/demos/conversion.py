@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_rl.demos.attributes import SOURCE, copy_environment, write_counts
 from vla_rl.demos.conventions import instruction_of_task, task_of_file
 from vla_rl.demos.data_errors import DemosError
 from vla_rl.demos.episode import Episode, StoredEpisode
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from vla_rl.demos.h5_files import File
 
 MAX_NAME = 240  # bytes; file systems allow 255, and an unfinished file has a longer name
-SOURCE = "vla_rl_source"  # attribute of `data`: sources of the file
 OTHERS_READ = ("obs/joint_states", "states", "robot_states")  # needed only by other readers
 
 
@@ -174,6 +174,8 @@ def _write(handle: File, demos: Demos, places: list[int], source: str, result: C
     data = handle.create_group("data")
     data.attrs[SOURCE] = source
     has_numbers = isinstance(demos.reader, Hdf5Reader)
+    if has_numbers:
+        copy_environment(demos[places[0]].stored.place[0], data)
     for ordinal, place in enumerate(places):
         episode = demos[place]
         demo = data.create_group(f"demo_{episode.number if has_numbers else ordinal}")
@@ -182,6 +184,7 @@ def _write(handle: File, demos: Demos, places: list[int], source: str, result: C
         for key, values in _arrays(episode):
             write_datasets(demo, {key: values})
         result.missing |= {key for key in OTHERS_READ if key not in demo}
+    write_counts(data)
 
 
 def _arrays(episode: Episode) -> Iterator[tuple[str, NDArray[Any]]]:

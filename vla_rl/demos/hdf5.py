@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_rl.demos.attributes import is_raw
 from vla_rl.demos.checks import check_episode
 from vla_rl.demos.conventions import instruction_of_task, measured_lag, task_of_file
 from vla_rl.demos.data_errors import DemosError
@@ -31,10 +32,6 @@ SUFFIXES = (".hdf5", ".h5")
 PICTURES = {"agentview": "obs/agentview_rgb", "wrist": "obs/eye_in_hand_rgb"}
 EXECUTED = "executed_actions"  # (T, 7) what was done, where it is not what a policy should learn: under noise
 RESET = "vla_rl_reset"  # attribute of a demonstration: JSON of how its first state is made again
-RAW_ROOT = frozenset(
-    {"env_args", "macros_image_convention", "env_name", "problem_info", "bddl_file_name", "bddl_file_content"}
-)
-RAW_DEMO = frozenset({"num_samples", "model_file", "init_state"})
 RAW, REGENERATED = "libero_hdf5_raw", "libero_hdf5_regenerated"
 
 
@@ -130,12 +127,12 @@ def _examine(path: Path) -> TaskFile:
                 fix="other layouts cannot be read",
             )
         demo = data[f"demo_{numbers[0]}"]
-        is_raw = bool(RAW_ROOT & set(data.attrs) or RAW_DEMO & set(demo.attrs))
-        lag = int(is_raw)
+        raw = is_raw(data, demo)
+        lag = int(raw)
         if "states" in demo and "obs/joint_states" in demo:
             measured = measured_lag(read_array(demo, "states"), read_array(demo, "obs/joint_states"))
             lag = lag if measured is None else measured
-        return TaskFile(path, tuple(numbers), is_raw, lag, _sentence(data))
+        return TaskFile(path, tuple(numbers), raw, lag, _sentence(data))
 
 
 def _sentence(data: Group) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,15 @@ from vla_rl.errors import SimulatorError
 from vla_rl.types import UInt8Array
 
 CONTROL_FREQUENCY = 20  # Hz
+CONTROLLER = "OSC_POSE"
+ARGUMENTS: Mapping[str, Any] = {  # of LIBERO's problem classes, besides the task, the controller and the renderer
+    "robots": ["Panda"],
+    "gripper_types": "default",
+    "initialization_noise": None,
+    "control_freq": CONTROL_FREQUENCY,
+    "ignore_done": True,  # `LiberoEnv` counts the horizon, separately from success
+    "hard_reset": True,
+}
 MAX_RESET_ATTEMPTS = 20
 _PROPRIOCEPTION = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
 _HOOK = "vla_rl_sampling_moment"
@@ -436,14 +445,9 @@ def _build(libraries: shim.Libraries, bddl: Path) -> Any:  # noqa: ANN401
     problem = libraries.problems[libraries.problem_info(str(bddl))["problem_name"]]
     return problem(
         str(bddl),
-        robots=["Panda"],
-        controller_configs=libraries.controller_config(default_controller="OSC_POSE"),
-        gripper_types="default",
-        initialization_noise=None,
+        controller_configs=libraries.controller_config(default_controller=CONTROLLER),
         use_camera_obs=False,
         has_renderer=False,
         has_offscreen_renderer=False,
-        control_freq=CONTROL_FREQUENCY,
-        ignore_done=True,  # `LiberoEnv` counts the horizon, separately from success
-        hard_reset=True,
+        **ARGUMENTS,
     )
