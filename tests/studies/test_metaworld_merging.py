@@ -215,9 +215,9 @@ def test_a_study_of_another_kind_is_refused(halves, tmp_path):
     other = tmp_path / "libero"
     other.mkdir()
     (other / "study.json").write_text('{"study": "libero", "plan": {}, "base": ""}')
-    with pytest.raises(UserError, match=r"libero holds a study of libero; only studies of metaworld can be merged"):
+    with pytest.raises(UserError, match=r"libero/study\.json: expected a study of metaworld, found one of libero"):
         merge_studies([halves[0], other], tmp_path / "all")
-    with pytest.raises(UserError, match=r"nothing.study\.json: expected a JSON object, found no such file"):
+    with pytest.raises(UserError, match=r"nothing: expected the folder of a study of metaworld, found no study\.json"):
         merge_studies([halves[0], tmp_path / "nothing"], tmp_path / "all")
 
 

@@ -299,8 +299,8 @@ def test_folders_that_are_no_finished_studies_are_refused_all_at_once(tmp_path):
     (groups / "study.json").write_text('{"study": "groups", "plan": {}, "base": ""}', encoding="utf-8")
     open_study(STALE, unfinished)
     told = refused(nothing, groups, unfinished, "--out", tmp_path / "out")
-    assert f"{nothing}: expected the folder of a Meta-World study, found no study.json in it" in told
-    assert f"{groups}: expected a study of metaworld, found one of groups" in told
+    assert f"{nothing}: expected the folder of a study of metaworld, found no study.json in it" in told
+    assert f"{groups / 'study.json'}: expected a study of metaworld, found one of groups" in told
     assert f"{unfinished}: no run of the study has finished yet; continue the study with the command" in told
     assert not (tmp_path / "out").exists()
 

@@ -26,6 +26,28 @@ def kind_of(folder: Path) -> str:
     return str(read_json_object(folder / STUDY_FILE).get(KIND, METAWORLD))
 
 
+def read_study_file(folder: Path, kind: str) -> dict[str, Any]:
+    """Return what the `study.json` of a study of that kind holds.
+
+    Raises:
+        ValueError: the folder holds no study or one of another kind, or the file is broken; names it.
+    """
+    path = folder / STUDY_FILE
+    if not path.exists():
+        raise ValueError(
+            f"{folder}: expected the folder of a study of {kind}, found no {STUDY_FILE} in it; give a folder that "
+            f"`vla-rl study {kind}` wrote to"
+        )
+    values = read_json_object(path)
+    found = values.get(KIND, METAWORLD)
+    if found != kind:
+        raise ValueError(
+            f"{path}: expected a study of {kind}, found one of {found}, which `vla-rl report {folder}` shows; choose "
+            "another folder"
+        )
+    return values
+
+
 def read_settings(out: Path, kind: str, parse: Callable[..., P]) -> tuple[P, str]:
     """Return the plan of a study of that kind, and the recipe (YAML) that it began with.
 
@@ -37,10 +59,9 @@ def read_settings(out: Path, kind: str, parse: Callable[..., P]) -> tuple[P, str
     Raises:
         ValueError: `study.json` is missing, broken, or of another kind; names it.
     """
-    path = out / STUDY_FILE
-    values = read_json_object(path)
+    path, values = out / STUDY_FILE, read_study_file(out, kind)
     match values:
-        case {"study": found, "plan": dict(plan), "base": str(base)} if found == kind:
+        case {"plan": dict(plan), "base": str(base)}:
             return parse(plan, source=path), base
     raise ValueError(
         f"{path}: expected a study of {kind} (study, plan, base), found {', '.join(values) or 'nothing'}; restore "

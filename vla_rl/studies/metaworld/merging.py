@@ -26,7 +26,7 @@ from vla_rl.studies.metaworld.runner import (
     unfinished_runs,
     write_settings,
 )
-from vla_rl.studies.study_file import METAWORLD, STUDY_FILE, changed_fields, kind_of
+from vla_rl.studies.study_file import STUDY_FILE, changed_fields
 
 TIMES = ("seconds", "perf/")  # beginnings of the metrics that differ between two machines even if all else is the same
 
@@ -85,10 +85,6 @@ def _plan_of_all(studies: Sequence[Path]) -> tuple[Grid, str]:
         UserError: a folder holds no such study, or one that differs from the first in more than its axes.
     """
     with preflight():
-        kinds = {study: kind_of(study) for study in studies}
-        others = [f"{study} holds a study of {kind}" for study, kind in kinds.items() if kind != METAWORLD]
-        if others:
-            raise UserError(f"{'; '.join(others)}; only studies of {METAWORLD} can be merged")
         plans = [read_study(study) for study in studies]
         recipes = [_recipe(study, base) for study, (_, base) in zip(studies, plans, strict=True)]
     grid, base = plans[0]

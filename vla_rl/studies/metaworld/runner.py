@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vla_rl.errors import UserError, preflight
-from vla_rl.files import ASIDE, atomic_write_json, read_json_object
+from vla_rl.files import ASIDE, atomic_write_json
 from vla_rl.learner.checkpoint_folder import CHECKPOINTS, remove_part
 from vla_rl.replay.ring_file import REPLAY
 from vla_rl.run.folder_lock import claim_folder
@@ -21,7 +21,7 @@ from vla_rl.studies.jobs import ONE_CORE, Job, Progress, Say, resume_option, run
 from vla_rl.studies.metaworld.duration import expect
 from vla_rl.studies.metaworld.grid import WHOLE, Grid, Share, StudyRun, joined
 from vla_rl.studies.pace import Expected
-from vla_rl.studies.study_file import STUDY_FILE, refuse_another_study
+from vla_rl.studies.study_file import METAWORLD, STUDY_FILE, read_study_file, refuse_another_study
 
 RUN_FILE = "study_run.json"
 RUNS = "runs"
@@ -67,10 +67,9 @@ def read_study(out: Path) -> tuple[Grid, str]:
     """Return the grid of a study, and the recipe (YAML) that it began with.
 
     Raises:
-        ValueError: `study.json` is missing or broken; names it.
+        ValueError: `study.json` is missing, broken, or of another kind; names it.
     """
-    path = out / STUDY_FILE
-    values = read_json_object(path)
+    path, values = out / STUDY_FILE, read_study_file(out, METAWORLD)
     match values:
         case {"tasks": [*tasks], "surrogates": [*surrogates], "regimes": [*regimes], "seeds": int(seeds),
               "optimizer_steps": int(optimizer_steps), "recipe": str(recipe), "base": str(base)}:  # fmt: skip

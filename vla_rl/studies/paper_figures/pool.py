@@ -11,7 +11,7 @@ from vla_rl.recipe import build_recipe
 from vla_rl.studies.metaworld.grid import Grid, StudyRun
 from vla_rl.studies.metaworld.results import RunResult, labels, read_results
 from vla_rl.studies.metaworld.runner import read_study
-from vla_rl.studies.study_file import METAWORLD, STUDY_FILE, changed_fields, kind_of
+from vla_rl.studies.study_file import STUDY_FILE, changed_fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def read_pool(folders: Sequence[Path]) -> Pool:
     problems: list[str] = []
     for folder in {folder.resolve(): folder for folder in folders}.values():
         try:
-            studies.append(_Study(folder, *_read_grid(folder), *_read_runs(folder)))
+            studies.append(_Study(folder, *read_study(folder), *_read_runs(folder)))
         except ValueError as error:
             problems.append(str(error))
     problems += [problem for study in studies[1:] for problem in _differences(studies[0], study)]
@@ -88,26 +88,6 @@ def _place(plan: Sequence[StudyRun]) -> Callable[[RunResult], tuple[bool, int]]:
     """Return a key that sorts stale before fresh, and otherwise by the plan."""
     place = {run: index for index, run in enumerate(plan)}
     return lambda result: (result.run.regime != "stale", place.get(result.run, len(place)))
-
-
-def _read_grid(folder: Path) -> tuple[Grid, str]:
-    """Return a study's grid and the recipe (YAML) that it began with.
-
-    Raises:
-        ValueError: the folder holds no study, another kind of study, or a broken one.
-    """
-    if not (folder / STUDY_FILE).is_file():
-        raise UserError(
-            f"{folder}: expected the folder of a Meta-World study, found no {STUDY_FILE} in it; give the folder that "
-            "`vla-rl study metaworld` wrote to"
-        )
-    kind = kind_of(folder)
-    if kind != METAWORLD:
-        raise UserError(
-            f"{folder}: expected a study of {METAWORLD}, found one of {kind}; the figures are of runs of "
-            f"`vla-rl study metaworld`, and `vla-rl report {folder}` draws those of this study"
-        )
-    return read_study(folder)
 
 
 def _read_runs(folder: Path) -> tuple[list[RunResult], list[str]]:
