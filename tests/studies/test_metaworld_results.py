@@ -420,6 +420,22 @@ def test_a_run_that_cannot_be_read_is_left_out_and_told(study, monkeypatch, file
         assert complaint in told
 
 
+@pytest.mark.parametrize("field", [{"surrogate": "gipo"}, {"regime": "fresh"}, {"seed": 0}, {"task": "door-open-v3"}])
+def test_a_run_whose_recipe_is_of_another_run_is_left_out(study, field):
+    path = study / "runs" / "push-v3_ppo_stale_seed1" / "study_run.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | field), encoding="utf-8")
+    (sentence,) = read_results(study)[1]
+    assert "as study_run.json says, found one of push-v3_ppo_stale_seed1" in sentence
+
+
+def test_a_run_that_has_another_sigma_than_its_recipe_is_left_out(study):
+    path = study / "runs" / "push-v3_gipo-0.5_stale_seed1" / "study_run.json"
+    text = path.read_text(encoding="utf-8").replace("gipo:0.5", "gipo:0.2")
+    path.write_text(text, encoding="utf-8")
+    (sentence,) = read_results(study)[1]
+    assert "recipe of push-v3_gipo-0.2_stale_seed1, as study_run.json says, found one of push-v3_gipo-0.5" in sentence
+
+
 def test_a_study_of_which_no_run_can_be_read_is_refused(study):
     for path in study.glob("runs/*/metrics.jsonl"):
         path.unlink()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vla_rl.errors import UserError
-from vla_rl.rl.surrogates import KINDS
+from vla_rl.rl.surrogates import KINDS, Gipo, Surrogate
 
 PLAIN_SURROGATES = tuple(name for name in KINDS if name != "gipo")  # at their default settings
 
@@ -52,6 +52,14 @@ class StudySurrogate:
             return [f"surrogate.name={self.label}"]
         sigma, scale = self.sigma
         return ["surrogate.name=gipo", f"surrogate.sigma={sigma}", f"surrogate.negative_sigma_scale={scale}"]
+
+
+def label_of(surrogate: Surrogate) -> str:
+    """Return the canonical label of a recipe's surrogate."""
+    match surrogate:
+        case Gipo(sigma=sigma, negative_sigma_scale=scale):
+            return StudySurrogate(f"gipo:{sigma}:{scale}").canonical
+    return surrogate.kind()
 
 
 def canonical_labels(labels: Sequence[str]) -> tuple[str, ...]:

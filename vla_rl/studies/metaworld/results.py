@@ -13,7 +13,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from vla_rl.envs.metaworld.tasks import SUITE
 from vla_rl.files import read_json_object
 from vla_rl.recipe import load_recorded_recipe
 from vla_rl.reporting.manifest import MANIFEST_FILE
@@ -22,7 +21,7 @@ from vla_rl.reporting.run_folder import RECIPE_FILE
 from vla_rl.reporting.series import Records, closing_mean, series
 from vla_rl.studies.metaworld.grid import StudyRun
 from vla_rl.studies.metaworld.runner import RUN_FILE, finished_runs
-from vla_rl.studies.surrogate_labels import StudySurrogate
+from vla_rl.studies.surrogate_labels import StudySurrogate, label_of
 
 STALENESS = (
     "policy_lag/mean",
@@ -119,8 +118,13 @@ def read_run(folder: Path) -> RunResult:
     """
     run, seconds = _read_place(folder / RUN_FILE)
     recipe = load_recorded_recipe(folder / RECIPE_FILE)
-    if recipe.env.suite_name != SUITE or [task.name for task in recipe.env.task_infos()] != [run.task]:
-        raise ValueError(f"{folder / RECIPE_FILE}: expected the recipe of a run on {run.task}, as {RUN_FILE} says")
+    tasks = "+".join(task.name for task in recipe.env.task_infos())
+    made = StudyRun(tasks, label_of(recipe.surrogate), recipe.regime or "no regime", recipe.seed)
+    if made != run:
+        raise ValueError(
+            f"{folder / RECIPE_FILE}: expected the recipe of {run.name}, as {RUN_FILE} says, found one of {made.name}; "
+            "copy the run again"
+        )
     records = read_metrics(folder / METRICS_FILE)
     if closing_mean(records, "rollout/return") is None:
         raise ValueError(f"{folder / METRICS_FILE}: expected returns up to the end of the run, found none")
