@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 from toy_runs import assert_pure, groups_in_ring, metrics, run, toy_recipe
 from typer.testing import CliRunner
 
 from vla_rl.cli.main import app
+from vla_rl.credit import Group
 from vla_rl.errors import NoSignalError
 from vla_rl.recipe import find_recipe, load_recipe
 from vla_rl.replay.group_sampler import Outcome
@@ -142,6 +145,49 @@ def test_the_command_line_calls_it_a_success(tmp_path):
     assert done.exit_code == 0, done.output
     assert "finished after 0 optimizer steps" in done.output
     assert "ended early: nothing left to learn from" in done.output
+
+
+WARM_UP = 10  # groups
+
+
+def judging(monkeypatch, is_kept):
+    """Let groups be kept or left out by the number of their judgement, from 0; returns a recipe.
+
+    Episodes have one decision, an update takes two groups, and the run begins to learn after `WARM_UP` groups.
+    """
+    numbers = itertools.count()
+    monkeypatch.setattr(Group, "choose", lambda _, scores: np.arange(len(scores)) if is_kept(next(numbers)) else None)
+    return group_recipe(
+        targets={"max_rejected": 5}, env={"horizon": 1, "tasks": [0]},
+        replay={"segment_length": 1, "min_decisions": WARM_UP * SIZE},
+    )  # fmt: skip
+
+
+def test_a_run_whose_groups_are_all_left_out_after_an_update_ends_as_soon_as_without_one(monkeypatch, tmp_path):
+    """Two slots hold fewer decisions in flight than an update takes, so the governor allows no batch ever again."""
+    plan = make_training_plan(judging(monkeypatch, lambda number: number < WARM_UP))
+    polls = itertools.count()
+    with TrainingRun(plan, tmp_path, resume_from=None, rank=0, num_ranks=1) as training:
+        training.start()
+        batch = training.wait_for_batch(lambda: False)
+        assert batch is not None
+        training.update(batch)
+        with pytest.raises(NoSignalError, match=r"6 groups were left out .*The ring holds 8 more, but"):
+            training.wait_for_batch(lambda: next(polls) > 1000)
+
+
+@pytest.mark.parametrize(
+    "is_kept",
+    [
+        lambda number: number < WARM_UP or number % 3 == 0,  # four are left out for each update
+        lambda number: number >= WARM_UP - 2,
+    ],
+    ids=["between updates", "in the warm-up"],
+)
+def test_a_run_goes_on_while_no_more_groups_than_allowed_are_left_out_before_an_update(monkeypatch, tmp_path, is_kept):
+    outcome, _ = run(judging(monkeypatch, is_kept), tmp_path / "run")
+    assert outcome.clocks.optimizer_steps == 6
+    assert not outcome.reason
 
 
 @pytest.mark.parametrize(

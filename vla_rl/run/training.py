@@ -202,6 +202,8 @@ class TrainingRun:
                 self.cell.raise_if_failed()
                 self._refresh()
                 batch = self._sample() if self._may_learn() else None
+                if batch is None and self._governor is not None:  # warm-up ends whatever becomes of the groups
+                    self._check_signal()
                 if batch is not None or self.solved:
                     return batch
                 self.cell.collect()
@@ -390,13 +392,14 @@ class TrainingRun:
         batch = self.sampler.sample(samples_per_batch(self.plan), min_version=min_version)
         if batch is None:
             self.memory.counters.set("allowed_decisions", UNLIMITED)
-            self._check_signal()
         else:  # before the update, in which this rank may wait for others
             self._limit_collection()
         return batch
 
     def _check_signal(self) -> None:
-        """Check that not too many groups were left out while a batch could not be filled.
+        """Check that not too many groups were left out while there was no batch.
+
+        The governor may be what allows none: groups that are left out never make up for the last batch.
 
         If nearly all of them succeeded, this is the end that every run hopes for: `solved` says so from then on.
 
@@ -454,10 +457,15 @@ def no_signal(rejected: Sequence[Outcome], *, usable: int, needs: int) -> tuple[
         )
     else:
         advice = "Widen targets.keep, or raise replay.capacity so that the groups that are kept stay in the ring"
+    held = (
+        f"{usable} of the {needs} groups that an update takes"
+        if usable < needs
+        else f"{usable} more, but replay.replay_ratio asks for new ones before the next update"
+    )
     return is_solved, (
         f"nothing {'left ' if is_solved else ''}to learn from: {len(rejected)} groups were left out since the last "
         f"batch (targets.max_rejected), {succeeded} because all their episodes succeeded and {failed} because all "
-        f"failed. The ring holds {usable} of the {needs} groups that an update takes. {advice}"
+        f"failed. The ring holds {held}. {advice}"
     )
 
 
