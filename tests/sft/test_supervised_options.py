@@ -11,6 +11,7 @@ from sft_demos import RECIPE, write_demos
 
 from vla_rl.recipe import build_supervised_recipe
 from vla_rl.sft.plan import SupervisedPlan, make_supervised_plan
+from vla_rl.sft.stage import options_of_supervised
 from vla_rl.sft.supervised_run import SupervisedRun, np_spread
 
 
@@ -22,6 +23,12 @@ def planned(path: Path, *overrides: str) -> SupervisedPlan:
 def folder(tmp_path_factory) -> Path:
     """A run's folder, in which prepared frames stay from one test to the next."""
     return tmp_path_factory.mktemp("run")
+
+
+def test_evaluations_start_from_the_states_that_the_recipe_names(demos: Path) -> None:
+    plays = ("demos.suite=libero_spatial", "evaluation={episodes_per_task: 2, init_states: widened}", "seed=3")
+    options = options_of_supervised(planned(demos, *plays))
+    assert (options.env.init_states, options.seeds) == ("widened", (3,))
 
 
 def prepared(plan: SupervisedPlan, folder: Path) -> SupervisedRun:

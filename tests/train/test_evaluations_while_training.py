@@ -16,7 +16,7 @@ from vla_rl.evaluation.outcome import EvaluationReport
 from vla_rl.evaluation.policy_source import find_policy
 from vla_rl.evaluation.while_training import EvaluationStoppedError
 from vla_rl.learner.checkpoint import CheckpointError
-from vla_rl.recipe import build_recipe
+from vla_rl.recipe import build_recipe, find_recipe, load_recipe
 from vla_rl.reporting.evaluated_points import EvaluatedPoint, evaluated_points
 from vla_rl.reporting.metrics_file import read_metrics
 from vla_rl.reporting.run_folder import read_run
@@ -256,11 +256,18 @@ def test_without_shared_episodes_the_intervals_decide(tmp_path):
         (["budget.stop_at_success=0.5"], "budget.stop_at_success"),
         (["budget.stop_after_evaluations_without_gain=3"], "budget.stop_after_evaluations_without_gain"),
         (["evaluation.init_states=spare"], "evaluation.init_states"),
+        (["evaluation.init_states=widened"], "evaluation.init_states"),
     ],
 )
 def test_what_needs_evaluations_is_refused_without_them(overrides, problem):
     with pytest.raises(UserError, match=problem):
         build_recipe(toy_recipe().dump_yaml(), overrides)
+
+
+def test_a_run_in_libero_is_evaluated_on_the_states_that_the_recipe_names():
+    overrides = ["evaluation.init_states=widened", "seed=3"]
+    options = while_training.options_of(load_recipe(find_recipe("libero_tiny_gipo"), overrides))
+    assert (options.env.init_states, options.seeds) == ("widened", (3,))
 
 
 def test_what_cannot_be_evaluated_is_refused_before_the_training(tmp_path):

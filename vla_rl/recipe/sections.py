@@ -227,7 +227,7 @@ class PlayedSection(Section):
 class EvaluationSection(PlayedSection):
     """Evaluations at the end and, if wanted, while training: greedy, on the benchmark's standard initial states."""
 
-    init_states: Literal["standard", "spare", "sampled"] | None = Field(
+    init_states: Literal["standard", "spare", "sampled", "widened"] | None = Field(
         None, description="LIBERO's initial states, as in `vla-rl eval --init-states`; null: standard, or the only ones"
     )
 

@@ -117,8 +117,10 @@ class SupervisedEvaluationSection(PlayedSection):
     tasks: Literal["all"] | list[NonNegative] = Field(
         "all", description="ids in the suite; all: those with demonstrations"
     )
-    init_states: Literal["standard", "spare", "sampled"] = Field(
-        "standard", description="standard: the benchmark's 50; spare: the unused ones; sampled: LIBERO's own sampler"
+    init_states: Literal["standard", "spare", "sampled", "widened"] = Field(
+        "standard",
+        description="standard: the benchmark's 50; spare: the unused ones; sampled: LIBERO's own sampler; "
+        "widened: as demonstrations collected with --init-states widened",
     )
     horizon: Horizon | None = Field(None, description="control steps; default: the protocol's")
     workers: Processes = Field(1, description="simulator processes")
