@@ -321,9 +321,12 @@ def test_studies_that_differ_in_budget_or_recipe_are_not_drawn_together(tmp_path
     settings = json.loads((third / "study.json").read_text(encoding="utf-8"))
     settings["base"] = settings["base"].replace("kl_coefficient: 0.1", "kl_coefficient: 0.0")
     (third / "study.json").write_text(json.dumps(settings), encoding="utf-8")
-    told = refused(first, second, third, "--out", tmp_path / "out")
+    fourth = make(tmp_path / "both", longer)
+    (fourth / "study.json").write_text(json.dumps(settings | {"optimizer_steps": 8000}), encoding="utf-8")
+    told = refused(first, second, third, fourth, "--out", tmp_path / "out")
     assert f"{second}: its runs have 8000 optimizer steps instead of 6000, unlike those of {first}" in told
     assert f"{third}: its runs have other values of loss.kl_coefficient, unlike those of {first}" in told
+    assert f"{fourth}: its runs have 8000 optimizer steps instead of 6000 and other values of loss.kl_" in told
 
 
 def test_only_a_figure_with_intervals_explains_its_shades(whole):

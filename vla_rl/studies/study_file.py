@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -93,26 +94,52 @@ def refuse_another_study(
     Raises:
         UserError: a fixed setting differs, or the recipe has changed since.
     """
-    for name in fixed:
-        if before[name] != after[name]:
-            raise UserError(
-                f"--out: {out} holds a study with {name} {before[name]}, and this one has {after[name]}: runs of both "
-                "would not be comparable. Choose another folder"
-            )
-    changed = changed_fields(build_recipe(began_with, source=str(out / STUDY_FILE)), base)
-    if changed:
+    names = list(fixed)
+    found = differences(
+        SharedByRuns({name: before[name] for name in names}, build_recipe(began_with, source=str(out / STUDY_FILE))),
+        SharedByRuns({name: after[name] for name in names}, base),
+    )
+    for name, (ours, theirs) in found.settings.items():
         raise UserError(
-            f"--out: the recipe {recipe} has changed since the study in {out} began, in {', '.join(changed)}: "
+            f"--out: {out} holds a study with {name} {ours}, and this one has {theirs}: runs of both would not be "
+            "comparable. Choose another folder"
+        )
+    if found.fields:
+        raise UserError(
+            f"--out: the recipe {recipe} has changed since the study in {out} began, in {', '.join(found.fields)}: "
             "runs of both would not be comparable. Choose another folder"
         )
 
 
-def changed_fields(before: Recipe, after: Recipe) -> list[str]:
-    """Return dotted names of the fields that differ.
+@dataclass(frozen=True, slots=True)
+class SharedByRuns:
+    """What all runs of a study share."""
+
+    settings: Mapping[str, Any]
+    recipe: Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Differences:
+    """What keeps the runs of two studies from being compared; both are empty if nothing does."""
+
+    settings: Mapping[str, tuple[Any, Any]]  # values of the first and the second, by name
+    fields: Sequence[str]  # of the recipe, dotted
+
+
+def differences(first: SharedByRuns, second: SharedByRuns) -> Differences:
+    """Return the settings and the fields of the recipe in which two studies differ.
 
     Both recipes are parsed by this version: new fields never differ.
     """
-    old, new = before.model_dump(), after.model_dump()
+    pairs = {name: (value, second.settings[name]) for name, value in first.settings.items()}
+    return Differences(
+        {name: pair for name, pair in pairs.items() if pair[0] != pair[1]},
+        _changed_fields(first.recipe.model_dump(), second.recipe.model_dump()),
+    )
+
+
+def _changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     found: list[str] = []
     for section in sorted(old.keys() | new.keys()):
         ours, theirs = old.get(section), new.get(section)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from vla_rl.errors import UserError, preflight
 from vla_rl.files import atomic_write_json, folder_written_aside, read_json_object
-from vla_rl.recipe import Recipe, build_recipe
 from vla_rl.reporting.metrics_file import METRICS_FILE, read_metrics
 from vla_rl.run.folder_lock import claim_folder
 from vla_rl.studies.metaworld.grid import Grid, joined
@@ -23,10 +22,11 @@ from vla_rl.studies.metaworld.runner import (
     RUNS,
     finished_runs,
     read_study,
+    shared_by_runs,
     unfinished_runs,
     write_settings,
 )
-from vla_rl.studies.study_file import STUDY_FILE, changed_fields
+from vla_rl.studies.study_file import STUDY_FILE, differences
 
 TIMES = ("seconds", "perf/")  # beginnings of the metrics that differ between two machines even if all else is the same
 
@@ -86,25 +86,21 @@ def _plan_of_all(studies: Sequence[Path]) -> tuple[Grid, str]:
     """
     with preflight():
         plans = [read_study(study) for study in studies]
-        recipes = [_recipe(study, base) for study, (_, base) in zip(studies, plans, strict=True)]
+        shared = [shared_by_runs(study, *plan) for study, plan in zip(studies, plans, strict=True)]
     grid, base = plans[0]
     problems = []
-    for study, (other, _), recipe in zip(studies[1:], plans[1:], recipes[1:], strict=True):
-        if other.optimizer_steps != grid.optimizer_steps:
-            problems.append(
-                f"{studies[0]} has {grid.optimizer_steps} optimizer steps per run, {study} {other.optimizer_steps}"
-            )
-        changed = changed_fields(recipes[0], recipe)
-        if changed:
-            problems.append(f"{studies[0]} and {study} began with recipes that differ in {', '.join(changed)}")
+    for study, (other, _), its in zip(studies[1:], plans[1:], shared[1:], strict=True):
+        found = differences(shared[0], its)
+        problems += [
+            f"{studies[0]} has {ours} optimizer steps per run, {study} {theirs}"
+            for ours, theirs in found.settings.values()
+        ]
+        if found.fields:
+            problems.append(f"{studies[0]} and {study} began with recipes that differ in {', '.join(found.fields)}")
         grid = joined(grid, other)
     if problems:
         raise UserError("\n  ".join(["the runs of these studies would not be comparable; merge them apart", *problems]))
     return grid, base
-
-
-def _recipe(study: Path, base: str) -> Recipe:
-    return build_recipe(base, source=str(study / STUDY_FILE))
 
 
 def _runs_of_all(studies: Sequence[Path], out: Path) -> tuple[dict[str, Path], list[str]]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from vla_rl.studies.metaworld.grid import Grid, StudyRun
 from vla_rl.studies.metaworld.runner import finished_runs, unfinished_runs
 from vla_rl.studies.pages import Part
+
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,28 +31,30 @@ def missing_runs(grid: Grid, out: Path) -> list[MissingRun]:
 
 def missing_part(missing: Sequence[MissingRun]) -> Part:
     """Return a table of the missing runs, each of which is in exactly one row."""
-    seeds: dict[tuple[str, str, str, str], tuple[int, ...]] = {}
-    for each in missing:
-        run = each.run
-        cell = (each.state, run.regime, run.task, run.surrogate)
-        seeds[cell] = (*seeds.get(cell, ()), run.seed)
-    tasks: dict[tuple[str, str, str, tuple[int, ...]], tuple[str, ...]] = {}
-    for (state, regime, task, surrogate), own in seeds.items():
-        row = (state, regime, surrogate, own)
-        tasks[row] = (*tasks.get(row, ()), task)
-    surrogates: dict[tuple[str, str, tuple[int, ...], tuple[str, ...]], tuple[str, ...]] = {}
-    for (state, regime, surrogate, own), of_tasks in tasks.items():
-        block = (state, regime, own, of_tasks)
-        surrogates[block] = (*surrogates.get(block, ()), surrogate)
+    places = [(each.state, each.run.regime, each.run.task, each.run.surrogate, str(each.run.seed)) for each in missing]
     return Part(
         "Missing runs",
         ("The study's command makes them; with `--share` only those of its share.",),
         ("state", "regime", "tasks", "surrogates", "seeds", "runs"),
-        tuple(
-            (
-                state, regime, ", ".join(of_tasks), ", ".join(names), ", ".join(map(str, own)),
-                str(len(of_tasks) * len(names) * len(own)),
-            )
-            for (state, regime, own, of_tasks), names in surrogates.items()
-        ),
-    )  # fmt: skip
+        tuple((*map(", ".join, grid), str(math.prod(map(len, grid)))) for grid in grids_of(places, axes=(4, 2, 3))),
+    )
+
+
+def grids_of(places: Iterable[tuple[V, ...]], *, axes: Sequence[int]) -> list[tuple[tuple[V, ...], ...]]:
+    """Return few grids that hold every place exactly once and nothing else.
+
+    Args:
+        places: places, all with as many coordinates.
+        axes: coordinates along which grids that are otherwise equal become one, the first of them first.
+
+    Returns:
+        Grids in the order of their first places: for every coordinate its values.
+    """
+    grids: list[tuple[tuple[V, ...], ...]] = [tuple((value,) for value in place) for place in places]
+    for axis in axes:
+        folded: dict[tuple[tuple[V, ...], ...], tuple[V, ...]] = {}
+        for grid in grids:
+            others = (*grid[:axis], *grid[axis + 1 :])
+            folded[others] = (*folded.get(others, ()), *grid[axis])
+        grids = [(*others[:axis], values, *others[axis:]) for others, values in folded.items()]
+    return grids

@@ -15,13 +15,14 @@ from pathlib import Path
 from vla_rl.errors import UserError, preflight
 from vla_rl.files import ASIDE, atomic_write_json
 from vla_rl.learner.checkpoint_folder import CHECKPOINTS, remove_part
+from vla_rl.recipe import build_recipe
 from vla_rl.replay.ring_file import REPLAY
 from vla_rl.run.folder_lock import claim_folder
 from vla_rl.studies.jobs import ONE_CORE, Job, Progress, Say, resume_option, run_jobs, share_of_updates
 from vla_rl.studies.metaworld.duration import expect
 from vla_rl.studies.metaworld.grid import WHOLE, Grid, Share, StudyRun, joined
 from vla_rl.studies.pace import Expected
-from vla_rl.studies.study_file import METAWORLD, STUDY_FILE, read_study_file, refuse_another_study
+from vla_rl.studies.study_file import METAWORLD, STUDY_FILE, SharedByRuns, read_study_file, refuse_another_study
 
 RUN_FILE = "study_run.json"
 RUNS = "runs"
@@ -81,6 +82,15 @@ def read_study(out: Path) -> tuple[Grid, str]:
         f"{path}: expected the settings of a study (tasks, surrogates, regimes, seeds, optimizer_steps, recipe, base), "
         f"found {', '.join(values) or 'nothing'}; restore the file, or start the study in another folder"
     )
+
+
+def shared_by_runs(out: Path, grid: Grid, base: str) -> SharedByRuns:
+    """Return what runs must share to be compared, from what `read_study` returns of a folder.
+
+    Raises:
+        UserError: the recipe is not valid.
+    """
+    return SharedByRuns({"optimizer_steps": grid.optimizer_steps}, build_recipe(base, source=str(out / STUDY_FILE)))
 
 
 def finished_runs(out: Path) -> list[Path]:

@@ -6,10 +6,10 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from vla_rl.files import atomic_write_text
 from vla_rl.studies.figures import save, style
+from vla_rl.studies.metaworld.missing import grids_of
 from vla_rl.studies.metaworld.results import RunResult, cells, labels, select
 from vla_rl.studies.metaworld.words import ENOUGH_SEEDS
 from vla_rl.studies.pages import remove_others, write_csv
@@ -114,43 +114,26 @@ def _lack(figure: PaperFigure, pool: Pool) -> str:
 def _lacking(missing: Sequence[Cell]) -> str:
     """Name the missing runs."""
     return "Missing are " + "; ".join(
-        f"{' and '.join(grid.regimes)} runs of {', '.join(grid.surrogates)} on {', '.join(grid.tasks)}"
-        for grid in _grids(missing)
+        f"{' and '.join(regimes)} runs of {', '.join(surrogates)} on {', '.join(tasks)}"
+        for tasks, surrogates, regimes in _grids(missing)
     ) + "."  # fmt: skip
 
 
-class _Axes(NamedTuple):
-    """Names whose combinations are missing cells."""
-
-    tasks: tuple[str, ...]
-    surrogates: tuple[str, ...]
-    regimes: tuple[str, ...]
-
-
-def _grids(missing: Sequence[Cell]) -> list[_Axes]:
-    """Return few grids that hold exactly the missing cells: a study is a grid."""
-    tasks: dict[tuple[str, str], tuple[str, ...]] = {}
-    for cell in missing:
-        tasks[cell.regime, cell.surrogate] = (*tasks.get((cell.regime, cell.surrogate), ()), cell.task)
-    surrogates: dict[tuple[str, tuple[str, ...]], tuple[str, ...]] = {}
-    for (regime, surrogate), of_cell in tasks.items():
-        surrogates[regime, of_cell] = (*surrogates.get((regime, of_cell), ()), surrogate)
-    regimes: dict[tuple[tuple[str, ...], tuple[str, ...]], tuple[str, ...]] = {}
-    for (regime, of_cell), names in surrogates.items():
-        regimes[of_cell, names] = (*regimes.get((of_cell, names), ()), regime)
-    return [_Axes(*axes, of_axes) for axes, of_axes in regimes.items()]
+def _grids(missing: Sequence[Cell]) -> list[tuple[tuple[str, ...], ...]]:
+    """Return tasks, surrogates and regimes of few grids that hold exactly the missing cells: a study is a grid."""
+    return grids_of(((cell.task, cell.surrogate, cell.regime) for cell in missing), axes=(0, 1, 2))
 
 
 def _commands(figure: PaperFigure, missing: Sequence[Cell], pool: Pool, out: Path) -> list[str]:
     """Return the commands that make the missing runs, each in a folder of its own, and draw again."""
     first = pool.folders[0] if pool.folders[0].name else pool.folders[0].resolve()
     commands, more = [], []
-    for number, grid in enumerate(_grids(missing), start=1):
+    for number, (tasks, surrogates, regimes) in enumerate(_grids(missing), start=1):
         more.append(first.with_name(f"{first.name}_figure_{figure.number}" + (f"_{number}" if number > 1 else "")))
         options = {
-            "--tasks": ",".join(grid.tasks),
-            "--surrogates": ",".join(grid.surrogates),
-            "--regimes": ",".join(grid.regimes),
+            "--tasks": ",".join(tasks),
+            "--surrogates": ",".join(surrogates),
+            "--regimes": ",".join(regimes),
             "--seeds": str(pool.seeds),
             "--budget": str(pool.optimizer_steps),
             "--recipe": pool.recipe,

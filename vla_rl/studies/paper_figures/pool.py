@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vla_rl.errors import UserError
-from vla_rl.recipe import build_recipe
 from vla_rl.studies.metaworld.grid import Grid, StudyRun
 from vla_rl.studies.metaworld.results import RunResult, labels, read_results
-from vla_rl.studies.metaworld.runner import read_study
-from vla_rl.studies.study_file import STUDY_FILE, changed_fields
+from vla_rl.studies.metaworld.runner import read_study, shared_by_runs
+from vla_rl.studies.study_file import differences
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,16 +101,12 @@ def _read_runs(folder: Path) -> tuple[list[RunResult], list[str]]:
 
 def _differences(first: _Study, second: _Study) -> list[str]:
     """Return a sentence if the runs of two studies do not belong in one figure."""
-    ours, theirs = first.grid.optimizer_steps, second.grid.optimizer_steps
-    if ours != theirs:
-        differ = f"{theirs} optimizer steps instead of {ours}"
-    else:
-        before, after = (build_recipe(study.base, source=str(study.folder / STUDY_FILE)) for study in (first, second))
-        changed = changed_fields(before, after)
-        if not changed:
-            return []
-        differ = f"other values of {', '.join(changed)}"
+    found = differences(*(shared_by_runs(study.folder, study.grid, study.base) for study in (first, second)))
+    told = [f"{theirs} optimizer steps instead of {ours}" for ours, theirs in found.settings.values()]
+    told += [f"other values of {', '.join(found.fields)}"] if found.fields else []
+    if not told:
+        return []
     return [
-        f"{second.folder}: its runs have {differ}, unlike those of {first.folder}, and do not belong in one figure; "
-        "draw each study by itself, into a folder of its own"
+        f"{second.folder}: its runs have {' and '.join(told)}, unlike those of {first.folder}, and do not belong in "
+        "one figure; draw each study by itself, into a folder of its own"
     ]
