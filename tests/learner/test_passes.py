@@ -395,10 +395,10 @@ def test_log_ratios_at_lag_zero_by_hand() -> None:
     offset[1, 1] = [0.01, -0.02, -0.03, 9.0, 9.0, 9.0]  # the second control step never ran
     batch = replace(batch, policy_version=versions, behavior_logprobs=batch.behavior_logprobs + offset)
     tokens = [0.01, 0.02, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
-    for loss, elements in ((LOSS, tokens), (changed(LOSS, ratio="joint"), [0.04, 1.3])):
-        _, metrics = update(batch, GAE, loss)
-        assert metrics["ratio/lag0_abs_log_max"] == pytest.approx(max(elements), abs=1e-5)
-        assert metrics["ratio/lag0_abs_log_p95"] == pytest.approx(float(np.quantile(elements, 0.95)), abs=1e-5)
+    for ratio in ("token", "step", "joint"):
+        _, metrics = update(batch, GAE, changed(LOSS, ratio=ratio))
+        assert metrics["ratio/lag0_abs_log_max"] == pytest.approx(0.6, abs=1e-5)
+        assert metrics["ratio/lag0_abs_log_p95"] == pytest.approx(float(np.quantile(tokens, 0.95)), abs=1e-5)
         assert metrics["ratio/lag0_joint_abs_log_max"] == pytest.approx(1.3, abs=1e-5)
         assert metrics["ratio/lag0_joint_abs_log_p95"] == pytest.approx(0.04 + 0.95 * 1.26, abs=1e-5)
 

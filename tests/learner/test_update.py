@@ -156,7 +156,26 @@ def test_the_joint_ratio_is_the_product_over_executed_tokens_and_counts_once_per
         learner.num_micro_batches = parts
         metrics = learner.update(batch, policy_version=20)
         assert metrics["learner/policy_loss"] == pytest.approx(-(2 * 1.98275 + 0.5 * 1.295 + 6.1) / 3, rel=1e-5)
-        assert metrics["ratio/abs_log_p95"] == pytest.approx(math.log(2), rel=1e-5)
+
+
+@pytest.mark.parametrize("ratio", ["token", "step", "joint"])
+def test_drift_is_per_executed_token_whatever_shares_a_ratio(ratio: str) -> None:
+    """13 tokens at 0.2 nat and 2 at 0.4, of 15: the step at 0.2, 0.4, 0.4 alone has a ratio of e, all others e^0.6."""
+    batch = table_batch([0.5, 1.0, -0.5, 4.0], [1.0, 0.0, 2.0], terminated=False)
+    log_ratio = np.full((1, 3, 6), 0.2, dtype=np.float32)
+    log_ratio[0, 0, 4:] = 0.4
+    log_ratio[0, 1, 3:] = 9.0  # never executed, so of no effect
+    batch = replace(
+        batch,
+        executed=np.array([[2, 1, 2]], dtype=np.int16),
+        behavior_logprobs=(-math.log(5) - log_ratio).astype(np.float32),
+    )
+    loss, ppo = PLAIN.model_copy(update={"ratio": ratio}), Ppo(name="ppo", clip_high=1.0)
+    _, metrics = updated(batch, policy=TablePolicy(), surrogate=ppo, loss=loss, micro_batch=1, accumulation=1)
+    estimates = 13 * (math.expm1(0.2) - 0.2) + 2 * (math.expm1(0.4) - 0.4)
+    assert metrics["learner/approx_kl"] == pytest.approx(estimates / 15, rel=1e-5)
+    assert metrics["ratio/abs_log_p95"] == pytest.approx(0.4, rel=1e-5)
+    assert metrics["learner/clip_fraction"] == pytest.approx({"token": 0.0, "step": 1 / 5, "joint": 2 / 3}[ratio])
 
 
 def test_the_gradient_of_the_joint_ratio_by_hand() -> None:

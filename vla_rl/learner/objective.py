@@ -87,7 +87,7 @@ class Sums:
     entropy: Tensor  # Σ over executed tokens
     kl: Tensor  # Σ over executed tokens; 0 when off
     values: Tensor  # (R,) of the current critic, detached, on the CPU, as log_ratio is
-    log_ratio: Tensor  # (R, P)
+    log_ratio: Tensor  # (R, A) of tokens, whatever shares a ratio
 
     def detached(self) -> Sums:
         """Return the sums without their graph."""
@@ -175,9 +175,10 @@ def micro_batch_sums(
     rows, device = decisions.rows, evaluation.values.device
     logprobs, behavior_logprobs = evaluation.logprobs, at(batch.behavior_logprobs, rows).to(device)
     run = decisions.tokens_run.to(device)
+    log_ratio = (logprobs.detach() - behavior_logprobs).cpu()
     if loss.ratio != "token":  # ρ of the decision or control step: the product of its executed tokens' ratios
         num_ratios = decisions.ratios_valid.shape[1]
-        logprobs, behavior_logprobs = (_sum_run(each, run, num_ratios) for each in (logprobs, behavior_logprobs))
+        logprobs, behavior_logprobs = (sum_run(each, run, num_ratios) for each in (logprobs, behavior_logprobs))
     policy, _ = policy_objective_sum(
         surrogate.at_lag(decisions.lag.to(device).unsqueeze(-1)).objective,
         logprobs=logprobs,
@@ -200,7 +201,7 @@ def micro_batch_sums(
         entropy if loss.entropy_coefficient > 0 else entropy.detach(),
         kl,
         evaluation.values.detach().cpu(),
-        (logprobs.detach() - behavior_logprobs).cpu(),
+        log_ratio,
     )
 
 
@@ -217,7 +218,7 @@ def no_sums(decisions: Decisions, evaluation: Evaluation, loss: LossWeights) -> 
     return Sums(decisions, policy, nothing, nothing, nothing, torch.zeros(0), torch.zeros(0))
 
 
-def _sum_run(logprobs: Tensor, run: Tensor, num_ratios: int) -> Tensor:
+def sum_run(logprobs: Tensor, run: Tensor, num_ratios: int) -> Tensor:
     """Map (R, A) to (R, P): log-probability of the executed part of a decision or of each of its control steps."""
     num_decisions, num_tokens = run.shape
     executed = torch.where(run, logprobs, 0.0)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vla_rl.learner.batches import Rows, at
 from vla_rl.learner.collectives import Collectives
-from vla_rl.learner.objective import Counts, Sums
+from vla_rl.learner.objective import Counts, Sums, sum_run
 from vla_rl.rl import diagnostics
 from vla_rl.rl.surrogates import Surrogate
 from vla_rl.types import SegmentBatch
@@ -63,7 +63,9 @@ def ratio_metrics(
     with_critic: bool,
     old_threshold: int,
 ) -> dict[str, float]:
-    """Return drift and use of the samples per valid ratio, and the fit of the critic, if there is one, per decision.
+    """Return drift per executed token, use of the samples per valid ratio, and the fit of a critic per decision.
+
+    So drift, and an alarm's limit of the KL, mean the same whatever shares a ratio.
 
     Args:
         sums: sums of the micro-batches.
@@ -73,24 +75,25 @@ def ratio_metrics(
         old_threshold: versions.
     """
     log_ratio, values = torch.cat([part.log_ratio for part in sums]), torch.cat([part.values for part in sums])
-    valid, advantages, value_targets = (
+    run, valid, advantages, value_targets = (
         torch.cat([getattr(part.decisions, name) for part in sums])
-        for name in ("ratios_valid", "advantages", "value_targets")
+        for name in ("tokens_run", "ratios_valid", "advantages", "value_targets")
     )
     columns = [advantages, values, value_targets, _lag(sums)]
-    packed = torch.cat([log_ratio, valid, torch.stack([c.double() for c in columns], dim=1)], dim=1)
+    packed = torch.cat([log_ratio, run, valid, torch.stack([c.double() for c in columns], dim=1)], dim=1)
     union = collectives.gather_over_ranks(packed.double())
-    num_ratios = log_ratio.shape[1]
-    log_ratio, run = union[:, :num_ratios], union[:, num_ratios : 2 * num_ratios] > 0
-    advantages, values, value_targets, lag = union[:, 2 * num_ratios :].unsqueeze(1).unbind(dim=2)  # (R, 1) each
-    surrogate = surrogate.at_lag(lag)
-    used = diagnostics.utilization(surrogate.log_weight(log_ratio, advantages), advantages, lag >= old_threshold, run)
+    sizes = [log_ratio.shape[1], run.shape[1], valid.shape[1], len(columns)]
+    log_ratio, run, valid, of_decisions = union.split(sizes, dim=1)
+    run, valid = run > 0, valid > 0
+    advantages, values, value_targets, lag = of_decisions.unsqueeze(1).unbind(dim=2)  # (R, 1) each
+    surrogate, weighed = surrogate.at_lag(lag), sum_run(log_ratio, run, valid.shape[1])
+    used = diagnostics.utilization(surrogate.log_weight(weighed, advantages), advantages, lag >= old_threshold, valid)
     every = torch.ones_like(values, dtype=torch.bool)
     fit = {"learner/explained_variance": diagnostics.explained_variance(values, value_targets, every)}
-    limited, (clip_low, clip_high) = surrogate.limited_log_ratio(log_ratio), surrogate.clip_range
+    limited, (clip_low, clip_high) = surrogate.limited_log_ratio(weighed), surrogate.clip_range
     return {
         "learner/approx_kl": diagnostics.approx_kl(log_ratio, run),
-        "learner/clip_fraction": diagnostics.clip_fraction(limited, run, clip_low=clip_low, clip_high=clip_high),
+        "learner/clip_fraction": diagnostics.clip_fraction(limited, valid, clip_low=clip_low, clip_high=clip_high),
         **(fit if with_critic else {}),
         "ratio/abs_log_p95": diagnostics.abs_log_ratio_p95(log_ratio, run),
         **_lag_zero(log_ratio, run, (lag == 0).squeeze(1)),
@@ -118,8 +121,8 @@ def _lag_zero(log_ratio: Tensor, run: Tensor, fresh: Tensor) -> dict[str, float]
     ρ is 1 there except for rounding and for differences between the two sides' computations.
 
     Args:
-        log_ratio: (R, P) over all ranks.
-        run: (R, P) bool, valid ratios.
+        log_ratio: (R, A) of tokens, over all ranks.
+        run: (R, A) bool, executed tokens.
         fresh: (R,) bool, decisions of lag 0.
     """
     if not fresh.any():

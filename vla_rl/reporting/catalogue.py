@@ -1,7 +1,8 @@
 """Catalogue of every metric the program writes: its unit, its meaning, and its reduction over ranks.
 
 Writing a metric that is not listed here is an error, so the catalogue is complete by construction. Thresholds are given
-in words, with the recipe field that sets them. A sample is one valid decision of an optimizer step.
+in words, with the recipe field that sets them. A sample is one valid decision of an optimizer step. A ratio is of a
+token, control step or decision, as `loss.ratio` says; drift is always measured per token.
 """
 
 from __future__ import annotations
@@ -69,10 +70,12 @@ def _metrics() -> tuple[Metric, ...]:
         Metric("learner/policy_loss", "1", "minus the surrogate objective, averaged as `loss.aggregation` says"),
         Metric("learner/value_loss", "reward²", "mean squared error of the critic's value, before its coefficient"),
         Metric("learner/entropy", "nat", "mean entropy of the policy per action token"),
-        Metric("learner/approx_kl", "nat", "sample estimate of KL(behaviour ‖ policy), mean of ρ − 1 − log ρ"),
+        Metric(
+            "learner/approx_kl", "nat", "sample estimate of KL(behaviour ‖ policy), mean of ρ − 1 − log ρ over tokens"
+        ),
         Metric("learner/kl", "nat", "exact KL(behaviour ‖ policy) over the bins, per token, if logits are stored"),
         Metric("learner/grad_norm", "1", "norm of the gradient before clipping"),
-        Metric("learner/clip_fraction", "1", "share of tokens whose ratio is outside the surrogate's clip range"),
+        Metric("learner/clip_fraction", "1", "share of ratios outside the surrogate's clip range"),
         Metric(
             "learner/explained_variance", "1", "1 − Var(target − value) / Var(target); 1 is a perfect critic, 0 a mean"
         ),
@@ -95,14 +98,14 @@ def _metrics() -> tuple[Metric, ...]:
         Metric("ratio/lag0_abs_log_max", "nat", "largest |log ρ| of a token at lag 0"),
         Metric("ratio/lag0_joint_abs_log_p95", "nat", "95 % quantile of |log ρ| of whole decisions at lag 0"),
         Metric("ratio/lag0_joint_abs_log_max", "nat", "largest |log ρ| of a whole decision at lag 0"),
-        Metric("utilization/dead", "1", "share of tokens whose weight w on ∇ log π is exactly 0"),
-        Metric("utilization/suppressed", "1", "share of tokens with 0 < |w| below one thousandth"),
-        Metric("utilization/near_zero", "1", "share of tokens whose contribution |w A| is below one thousandth"),
-        Metric("utilization/old_share", "1", "old tokens' share of the summed contribution |w A|; 0 if there are none"),
+        Metric("utilization/dead", "1", "share of ratios whose weight w on ∇ log π is exactly 0"),
+        Metric("utilization/suppressed", "1", "share of ratios with 0 < |w| below one thousandth"),
+        Metric("utilization/near_zero", "1", "share of ratios whose contribution |w A| is below one thousandth"),
+        Metric("utilization/old_share", "1", "old ratios' share of the summed contribution |w A|; 0 if there are none"),
         Metric(
             "utilization/ess_old",
             "1",
-            "effective sample size of |w A| among old tokens, over their number; 0 if there are none",
+            "effective sample size of |w A| among old ratios, over their number; 0 if there are none",
         ),
         Metric("replay/size", "decisions", "decisions in the replay rings", "sum"),
         Metric("replay/age_mean", "decisions", "decisions collected since a sample was, mean over the samples"),

@@ -113,12 +113,12 @@ FIGURES = (
         "optimizer_steps",
         (
             PanelSpec(
-                "share of tokens by weight",
+                "share of ratios by weight",
                 ("utilization/dead", "utilization/suppressed", "utilization/near_zero"),
                 shares=True,
             ),
-            PanelSpec("old tokens' part of the contribution", ("utilization/old_share",), shares=True),
-            PanelSpec("effective sample size of old tokens", ("utilization/ess_old",), shares=True),
+            PanelSpec("old ratios' part of the contribution", ("utilization/old_share",), shares=True),
+            PanelSpec("effective sample size of old ratios", ("utilization/ess_old",), shares=True),
         ),
     ),
     FigureSpec(

@@ -153,8 +153,8 @@ def _use(records: Records) -> str | None:
     if dead is None:
         return None
     return (
-        f"Of the action tokens {percent(dead, digits=1)} had no gradient, {percent(suppressed, digits=1)} a suppressed "
-        f"one and {percent(near_zero, digits=1)} contributed next to nothing; old tokens made "
+        f"Of the importance ratios {percent(dead, digits=1)} had no gradient, {percent(suppressed, digits=1)} a "
+        f"suppressed one and {percent(near_zero, digits=1)} contributed next to nothing; old ones made "
         f"{percent(old_share, digits=1)} of the contribution ({CLOSING})."
     )
 

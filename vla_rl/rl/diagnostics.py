@@ -102,7 +102,7 @@ def utilization(
     """Compute equations 41 to 47. They imply no ordering of surrogates by `old_share` or `ess_old`.
 
     Args:
-        log_multiplier: log w, a surrogate's `log_weight`, per token; −inf where w is 0 by construction.
+        log_multiplier: log w, a surrogate's `log_weight`, per ratio; −inf where w is 0 by construction.
         advantages: broadcastable, e.g. (B, T, 1).
         old: bool, broadcastable: the sample's lag has reached the old threshold.
         mask: bool, broadcastable.
