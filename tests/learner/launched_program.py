@@ -21,7 +21,8 @@ def main() -> int:
         signal.signal(number, lambda number, _frame: received.append(number))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})  # as the program does once it listens
     threads = os.environ["OMP_NUM_THREADS"]
-    content = f"{rank} of {num_ranks}, {threads} threads, accelerator {os.environ.get('DS_ACCELERATOR')}"
+    here = os.environ["LOCAL_WORLD_SIZE"]
+    content = f"{rank} of {num_ranks}, {here} here, {threads} threads, accelerator {os.environ.get('DS_ACCELERATOR')}"
     (folder / f"rank_{rank}").write_text(content)
     if behaviour == "fail" and rank == 1:
         return 3

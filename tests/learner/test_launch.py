@@ -34,7 +34,7 @@ def launch(folder: Path, behaviour: str) -> int:
 def test_every_rank_runs_and_knows_itself(tmp_path: Path) -> None:
     assert launch(tmp_path, "return") == 0
     for rank in (0, 1):
-        assert (tmp_path / f"rank_{rank}").read_text() == f"{rank} of 2, 1 threads, accelerator cpu"
+        assert (tmp_path / f"rank_{rank}").read_text() == f"{rank} of 2, 2 here, 1 threads, accelerator cpu"
 
 
 def test_a_rank_that_fails_fails_the_launch(tmp_path: Path) -> None:

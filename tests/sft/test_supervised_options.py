@@ -158,4 +158,11 @@ def test_a_run_ends_when_its_minutes_are_over(run) -> None:
 
 def test_threads_are_those_asked_for(demos: Path) -> None:
     plan = planned(demos, "runtime={device: cpu, threads_per_process: 3, loader_threads: 5}")
-    assert (plan.threads(2), plan.loader_threads(2)) == (3, 5)
+    assert (plan.threads, plan.loader_threads) == (3, 5)
+
+
+def test_threads_are_the_cores_of_a_rank(demos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vla_rl.run.ranks.usable_cores", lambda: 24)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    plan = planned(demos, "runtime={device: cpu, threads_per_process: 0, loader_threads: 0}")
+    assert (plan.threads, plan.loader_threads) == (8, 8)

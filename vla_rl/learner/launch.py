@@ -17,6 +17,7 @@ from importlib import resources
 from types import FrameType
 from typing import TYPE_CHECKING, Literal
 
+from vla_rl.ipc.container import usable_cores
 from vla_rl.ipc.parent_death import end_with_parent, stop_signals
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def _ranks(launcher: int) -> list[psutil.Process]:
 
 
 def _threads_per_rank(num_ranks: int) -> str:
-    return os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // num_ranks))
+    return os.environ.get("OMP_NUM_THREADS") or str(max(1, usable_cores() // num_ranks))
 
 
 def _environment(strategy: str, device: str, num_ranks: int) -> dict[str, str]:

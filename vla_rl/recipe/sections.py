@@ -154,7 +154,7 @@ class RuntimeSection(Section):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if torch sees one")
     threads_per_process: Annotated[int, Field(ge=0, le=1024)] = Field(
-        0, description="torch threads per process; 0: shared evenly"
+        0, description="torch threads per process; 0: the usable cores, shared evenly"
     )
     share_frozen: Literal["auto"] | bool = Field(
         "auto",

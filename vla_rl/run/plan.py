@@ -11,6 +11,7 @@ from typing import Literal
 from vla_rl.envs.kind import EnvPlan
 from vla_rl.policies.kind import PolicyContext, PolicyPlan
 from vla_rl.recipe import Recipe, RecipeError, Setup
+from vla_rl.run.ranks import cores_of_rank
 from vla_rl.section import Problem
 from vla_rl.types import ActionSpec, FrameTransform, ObservationSpec, TaskInfo
 
@@ -67,7 +68,7 @@ class Plan:
     def threads(self) -> int:
         """Return torch's threads of the learner and of the inference worker."""
         asked = self.setup.runtime.threads_per_process
-        return asked or max(1, len(os.sched_getaffinity(0)) // 2)
+        return asked or max(1, cores_of_rank() // 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

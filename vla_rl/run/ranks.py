@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from vla_rl.errors import RunFailureError, UserError
+from vla_rl.ipc.container import usable_cores
 from vla_rl.learner.launch import launch_ranks, launched_rank
 from vla_rl.recipe.sections import EngineSection
 from vla_rl.run.signals import heed_signals
@@ -75,6 +76,15 @@ def number_of_ranks(learner: EngineSection, *, device: Literal["cpu", "cuda"]) -
     if learner.num_ranks != "auto":
         return learner.num_ranks
     return 1 if device == "cpu" else torch.cuda.device_count()
+
+
+def cores_of_rank() -> int:
+    """Return the cores of this rank: the usable ones, shared with the ranks beside it; at least 1.
+
+    Ranks of torchrun and of Accelerate's launcher, which set LOCAL_WORLD_SIZE, share those of the launcher. A batch
+    system that starts ranks itself gives each its own.
+    """
+    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def start_ranks(learner: EngineSection, num_ranks: int, *, device: Literal["cpu", "cuda"]) -> None:

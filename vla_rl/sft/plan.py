@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from vla_rl.policies.image_transforms import Transform
 from vla_rl.policies.kind import PolicyContext, PolicyPlan
 from vla_rl.recipe import SupervisedRecipe
 from vla_rl.run.plan import resolve_device
+from vla_rl.run.ranks import cores_of_rank
 from vla_rl.section import Problem
 from vla_rl.sft.augmentation import Augmentation
 from vla_rl.sft.frames import identity
@@ -41,13 +41,15 @@ class SupervisedPlan:
         """Return the kind of the torch device."""
         return "cuda" if self.device.startswith("cuda") else "cpu"
 
-    def threads(self, num_ranks: int) -> int:
-        """Return torch's threads of a rank."""
-        return self.recipe.runtime.threads_per_process or _share_of_cores(num_ranks)
+    @property
+    def threads(self) -> int:
+        """Return torch's threads of this rank."""
+        return self.recipe.runtime.threads_per_process or cores_of_rank()
 
-    def loader_threads(self, num_ranks: int) -> int:
-        """Return the threads of a rank that prepare frames."""
-        return self.recipe.runtime.loader_threads or _share_of_cores(num_ranks)
+    @property
+    def loader_threads(self) -> int:
+        """Return the threads of this rank that prepare frames."""
+        return self.recipe.runtime.loader_threads or cores_of_rank()
 
     @property
     def contradictions(self) -> tuple[Problem, ...]:
@@ -153,7 +155,3 @@ def _check_crop(plan: SupervisedPlan) -> None:
             f"augmentation.crop is {crop:g}, but this policy acts on frames that are not cropped. "
             " Allowed: 1, or a policy.profile whose frames are cropped when it acts, like simplevla"
         )
-
-
-def _share_of_cores(num_ranks: int) -> int:
-    return max(1, len(os.sched_getaffinity(0)) // num_ranks)

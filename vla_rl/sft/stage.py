@@ -105,7 +105,7 @@ def supervise(
     if num_ranks > 1 and launched_rank() is None:
         start_ranks(recipe.learner, num_ranks, device=plan.device_kind)
         return None
-    os.environ.setdefault("OMP_NUM_THREADS", str(plan.threads(start.num_ranks)))  # inherited by evaluations
+    os.environ.setdefault("OMP_NUM_THREADS", str(plan.threads))  # inherited by evaluations
     start.tell(plan.contradictions)
     with Couriers(recipe.logging.trackers(), folder.path, say=start.say) as couriers:
         outcome = _rank(plan, start, couriers)

@@ -62,7 +62,7 @@ class SupervisedRun:
         self.plan, self.run_dir, self.rank, self.num_ranks = plan, run_dir, rank, num_ranks
         self.resumed_from = resume_from
         torch.manual_seed(recipe.seed + RANK_SEED_STRIDE * rank)
-        torch.set_num_threads(plan.threads(num_ranks))
+        torch.set_num_threads(plan.threads)
         use_device(plan.device)
         policy = plan.policy.build(device="cpu")
         recipe.policy.check(policy)
@@ -111,7 +111,7 @@ class SupervisedRun:
             transform=plan.transform,
             rank=self.rank,
             num_ranks=self.num_ranks,
-            threads=plan.loader_threads(self.num_ranks),
+            threads=plan.loader_threads,
             barrier=self.engine.collectives.barrier,
             progress=progress,
         )
@@ -125,7 +125,7 @@ class SupervisedRun:
             rank=self.rank,
             num_ranks=self.num_ranks,
             seed=recipe.seed,
-            threads=plan.loader_threads(self.num_ranks),
+            threads=plan.loader_threads,
         )
         self._stack.callback(self._loader.close)
         self._began = time.monotonic()

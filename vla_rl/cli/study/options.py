@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from vla_rl.errors import RunFailureError, UserError, preflight
+from vla_rl.ipc.container import usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -52,7 +52,7 @@ def with_chosen(preset: Plan, chosen: Mapping[str, object]) -> Plan:
 
 def jobs_at_once(jobs: int | None) -> int:
     """Return how many jobs run at the same time: the option's number, or one for each core."""
-    return jobs or len(os.sched_getaffinity(0))
+    return jobs or usable_cores()
 
 
 def require_matplotlib() -> None:

@@ -1,0 +1,46 @@
+"""Threads of a recipe that names no number: the cores of a rank, which others beside it do not get too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vla_rl.cli.study.options import jobs_at_once
+from vla_rl.ipc import container
+from vla_rl.learner import launch
+from vla_rl.recipe import find_recipe, load_recipe
+from vla_rl.run.plan import make_plan
+
+
+@pytest.fixture
+def cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> int:
+    """128 cores, of which the container may use 24."""
+    (tmp_path / "cpu.max").write_text("2400000 100000")
+    (tmp_path / "membership").write_text("0::/")
+    monkeypatch.setattr(container, "_MOUNT", tmp_path)
+    monkeypatch.setattr(container, "_MEMBERSHIP", tmp_path / "membership")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: set(range(128)))
+    monkeypatch.setattr("os.cpu_count", lambda: 128)
+    return 24
+
+
+@pytest.mark.parametrize(("ranks", "threads"), [(None, 12), (1, 12), (3, 4), (64, 1)])
+def test_learner_and_inference_worker_of_all_ranks_share_the_cores_of_a_machine(
+    monkeypatch: pytest.MonkeyPatch, cores: int, ranks: int | None, threads: int
+) -> None:
+    """64 ranks: WORLD_SIZE counts those of other machines too, and a batch system's ranks have cores of their own."""
+    monkeypatch.setenv("WORLD_SIZE", "64")
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if ranks is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    recipe = load_recipe(find_recipe("toy"), ["runtime.device=cpu"])
+    assert make_plan(recipe.setup).threads == threads
+    asked = load_recipe(find_recipe("toy"), ["runtime={device: cpu, threads_per_process: 5}"])
+    assert make_plan(asked.setup).threads == 5
+
+
+def test_the_launcher_and_studies_divide_the_same_cores(monkeypatch: pytest.MonkeyPatch, cores: int) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert launch._environment("ddp", "cpu", 3)["OMP_NUM_THREADS"] == "8"
+    assert (jobs_at_once(None), jobs_at_once(2)) == (cores, 2)
