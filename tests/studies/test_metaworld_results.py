@@ -25,7 +25,7 @@ from vla_rl.studies.metaworld.grid import Grid, StudyRun
 from vla_rl.studies.metaworld.missing import MissingRun, missing_part
 from vla_rl.studies.metaworld.outputs import write_study
 from vla_rl.studies.metaworld.plots import _scatter
-from vla_rl.studies.metaworld.results import cells, read_results, select
+from vla_rl.studies.metaworld.results import RunTable, read_results
 from vla_rl.studies.metaworld.runner import open_study
 from vla_rl.studies.metaworld.scores import (
     Improvement,
@@ -34,8 +34,10 @@ from vla_rl.studies.metaworld.scores import (
     score_table,
     scores,
 )
+from vla_rl.studies.metaworld.sign_test import SignTest
+from vla_rl.studies.metaworld.study import Study
 from vla_rl.studies.metaworld.summary import parts
-from vla_rl.studies.metaworld.words import Study, cautions
+from vla_rl.studies.metaworld.words import cautions
 
 TASKS = ("door-open-v3", "push-v3")
 GRID = Grid(tasks=TASKS, surrogates=("gipo:0.5", "gipo", "ppo"), regimes=("stale",), seeds=2, optimizer_steps=6000)
@@ -105,12 +107,12 @@ def test_the_better_surrogate_improves_with_certainty_and_equal_ones_by_a_coin(s
 
 def test_a_seed_that_lacks_a_task_does_not_count(study):
     results = [result for result in results_of(study) if result.run.name != "push-v3_ppo_stale_seed1"]
-    table = score_table(results, surrogate="ppo", regime="stale", tasks=TASKS, random_returns=RANDOM)
+    table = score_table(RunTable(results), surrogate="ppo", regime="stale", tasks=TASKS, random_returns=RANDOM)
     assert table.tolist() == [[0.02, 0.02]]
 
 
 def test_bands_are_means_over_runs(study):
-    chosen = select(results_of(study), task="push-v3", surrogate="ppo")
+    chosen = results_of(study).where(task="push-v3", surrogate="ppo")
     band = return_band(chosen)
     assert (band.clock[0], band.clock[-1], band.runs) == (100, 1000, 2)
     assert (band.mean[0], band.mean[-1]) == (0.0, pytest.approx(150.0))
@@ -124,7 +126,7 @@ def test_bands_are_means_over_runs(study):
 def test_a_band_over_single_runs_claims_no_interval(study, monkeypatch):
     monkeypatch.setattr(metaworld_outputs, "write_figures", lambda *_: [])
     one = [result for result in results_of(study) if result.run.seed == 0 and result.run.surrogate == "ppo"]
-    band = metric_band(one, "utilization/ess_old")
+    band = metric_band(RunTable(one), "utilization/ess_old")
     assert band.mean[-1] == pytest.approx(1.0)
     assert np.isnan([*band.low, *band.high]).all()
     for folder in study.glob("runs/*seed1"):
@@ -138,7 +140,10 @@ def test_a_band_over_single_runs_claims_no_interval(study, monkeypatch):
 def test_cells_follow_the_results_their_runs_are_sorted_by_seed_and_empty_ones_are_left_out(study):
     left = [result for result in results_of(study) if (result.run.task, result.run.surrogate) != ("push-v3", "ppo")]
     left.sort(key=lambda result: (result.run.seed, result.run.task, result.run.surrogate), reverse=True)
-    assert [(task, regime, surrogate, [r.run.seed for r in runs]) for task, regime, surrogate, runs in cells(left)] == [
+    assert [
+        (task, regime, surrogate, [r.run.seed for r in runs])
+        for task, regime, surrogate, runs in RunTable(left).cells()
+    ] == [
         ("push-v3", "stale", "gipo:0.5", [0, 1]),
         ("push-v3", "stale", "gipo", [0, 1]),
         ("door-open-v3", "stale", "gipo:0.5", [0, 1]),
@@ -173,14 +178,14 @@ def test_tables_and_figures_of_an_earlier_call_do_not_outlive_their_data(study, 
 
 def test_bands_redraw_seeds_within_each_task(study):
     """Without a spread inside a task there is none in the mean over tasks, however far apart the tasks are."""
-    ppo = select(results_of(study), surrogate="ppo")
+    ppo = results_of(study).where(surrogate="ppo")
     third = [replace(r, run=replace(r.run, seed=2)) for r in ppo if r.run.name == "push-v3_ppo_stale_seed1"]
     results = [
         replace(result, records=[each | {"utilization/dead": 0.9 if result.run.task == "push-v3" else 0.1}
                                  for each in result.records])
         for result in [*ppo, *third]
     ]  # fmt: skip
-    band = metric_band(results, "utilization/dead")
+    band = metric_band(RunTable(results), "utilization/dead")
     assert (
         set(band.mean) == set(band.low) == set(band.high) == {0.5}
     )  # tasks weigh the same: three runs here, two there
@@ -216,7 +221,7 @@ def looks_of(*names):
 
 def test_no_cloud_of_points_hides_another(study):
     results = [each for each in results_of(study) if each.run.surrogate != "gipo:0.5"]
-    figure = _scatter(results, looks_of("gipo", "ppo"), x="policy_lag/p95", y="ratio/abs_log_p95")
+    figure = _scatter(RunTable(results), looks_of("gipo", "ppo"), x="policy_lag/p95", y="ratio/abs_log_p95")
     assert [axes.get_title() for axes in figure.axes] == ["gipo, stale", "ppo, stale"]
     for axes, color in zip(figure.axes, ("#0072B2", "#D55E00"), strict=True):
         top = axes.get_lines()[-1]
@@ -226,6 +231,7 @@ def test_no_cloud_of_points_hides_another(study):
 
 def draw(results, monkeypatch, tmp_path):
     """All figures, by name."""
+    results = RunTable(results)
     drawn = {}
     monkeypatch.setattr(metaworld_plots, "save", lambda figure, _, name: drawn.setdefault(name, figure) and [])
     metaworld_plots.write_figures(tmp_path, results, scores(results, RANDOM), improvements(results, RANDOM), RANDOM)
@@ -268,7 +274,7 @@ def test_a_level_has_one_line_style_in_all_panels_however_they_rank(study, monke
         replace(r, run=replace(r.run, surrogate="sapo"),
                 records=[each | {"rollout/return": 5 * each["rollout/return"], "utilization/ess_old": 0.1}
                          for each in r.records])
-        for r in select(results_of(study), surrogate="ppo")
+        for r in results_of(study).where(surrogate="ppo")
     ]  # fmt: skip
     styles = {
         (line.get_label(), line.get_linestyle())
@@ -280,7 +286,7 @@ def test_a_level_has_one_line_style_in_all_panels_however_they_rank(study, monke
 
 
 def test_the_curves_of_nine_surrogates_can_be_told_apart(study, monkeypatch, tmp_path):
-    one = select(results_of(study), surrogate="ppo")
+    one = results_of(study).where(surrogate="ppo")
     results = [replace(r, run=replace(r.run, surrogate=f"gipo:0.{n}")) for r in one for n in range(1, 10)]
     lines = draw(results, monkeypatch, tmp_path)["staleness"].axes[0].get_lines()
     assert len({(line.get_color(), str(line._unscaled_dash_pattern)) for line in lines}) == 9
@@ -383,10 +389,10 @@ def test_the_paper_s_numbers_stand_beside_those_that_measure_the_same(study):
 def test_over_one_task_there_is_no_deviation_and_over_other_surrogates_no_paper(study):
     results = results_of(study)
     (part,) = (
-        part for part in parts_of(study, results=select(results, task="push-v3")) if part.title == "Beside the paper"
+        part for part in parts_of(study, results=results.where(task="push-v3")) if part.title == "Beside the paper"
     )
     assert ("stale", "old fraction", "ppo", "0.884 ± 0.003", "0.9") in part.rows
-    others = parts_of(study, results=select(results, surrogate="gipo:0.5"))
+    others = parts_of(study, results=results.where(surrogate="gipo:0.5"))
     assert "Beside the paper" not in {part.title for part in others}
 
 
@@ -508,6 +514,7 @@ def study_with(study, **changes):
         **changes,
     }
     results = changes.pop("results", None) or results_of(study)
+    results = RunTable(results)
     computed = {"scores": scores(results, RANDOM), "improvements": improvements(results, RANDOM)}
     return Study(**grid | {"results": results, "broken": []} | computed | changes)
 
@@ -534,7 +541,7 @@ def test_a_study_without_old_samples_does_not_speak_of_their_effective_number(st
     ]
     assert "ESS" not in "\n".join(words_of(study, results=results))
     assert "ESS of old samples 0.9" in "\n".join(words_of(study))
-    assert metric_band(results, "utilization/ess_old") is None
+    assert metric_band(RunTable(results), "utilization/ess_old") is None
 
 
 def test_a_regime_without_a_seed_on_every_task_has_no_score_yet(study):
@@ -576,7 +583,7 @@ def test_the_words_go_by_the_interval_where_there_is_one(study):
     results = [replace(r, run=replace(r.run, seed=seed)) for r in results_of(study) for seed in range(5)]
     pair = Improvement(
         "stale", "gipo", "ppo", TASKS, (5, 5), 0.8, Interval(0.6, 1.0),
-        pairs=10, higher=8, lower=2, sign_p=0.11, sign_p_by_seed=0.4,
+        SignTest(10, higher=8, lower=2, p=0.11, p_by_seed=0.4),
     )  # fmt: skip
     unsure = replace(pair, interval=Interval(0.4, 1.0))
     words = "\n".join(words_of(study, results=results, improvements=[pair, unsure]))
@@ -590,11 +597,11 @@ def test_the_words_go_by_the_interval_where_there_is_one(study):
 
 def test_seeds_that_make_up_for_each_other_have_no_spread_when_drawn_whole(study):
     """GIPO's seeds have 0.2 and 0.4, and 0.4 and 0.2: whole, each has an IQM of 0.3; apart, all four may be equal."""
-    chosen = select(results_of(study), surrogate="gipo")
+    chosen = results_of(study).where(surrogate="gipo")
     results = [
         end_with(each, 1000.0 if (each.run.task == "push-v3") == (each.run.seed == 0) else 2000.0) for each in chosen
     ]
-    (score,) = scores(results, RANDOM)
+    (score,) = scores(RunTable(results), RANDOM)
     assert score.interval_by_seed is None
     assert (score.interval.low, score.interval.high) == (pytest.approx(0.2), pytest.approx(0.4))
 
@@ -685,16 +692,16 @@ def merged(study):
 
 
 def test_a_regime_on_fewer_tasks_than_another_has_its_scores_and_comparisons(merged):
-    ranking = {(score.regime, score.surrogate): score for score in scores(merged, RANDOM)}
+    ranking = {(score.regime, score.surrogate): score for score in scores(RunTable(merged), RANDOM)}
     assert len(ranking) == 4
     assert ranking["stale", "gipo"].tasks == TASKS
     assert ranking["stale", "gipo"].iqm == pytest.approx(0.4)  # the middle half of 0.2, 0.2, 0.6, 0.6
     fresh = ranking["fresh", "gipo"]
     assert (fresh.seeds, fresh.tasks, fresh.iqm) == (2, ("door-open-v3",), pytest.approx(0.4))  # of 0.3 and 0.5
-    (pair,) = [entry for entry in improvements(merged, RANDOM) if entry.regime == "fresh"]
+    (pair,) = [entry for entry in improvements(RunTable(merged), RANDOM) if entry.regime == "fresh"]
     assert (pair.tasks, pair.seeds) == (("door-open-v3",), (2, 3))
     assert pair.probability == pytest.approx(2 / 6)  # 2500 is above 2000 twice
-    assert (pair.pairs, pair.higher, pair.lower, pair.sign_p) == (2, 1, 1, 1.0)
+    assert (pair.test.pairs, pair.test.higher, pair.test.lower, pair.test.p) == (2, 1, 1, 1.0)
 
 
 def test_fresh_and_stale_are_compared_on_common_tasks_and_seeds(study, merged):
@@ -712,7 +719,7 @@ def test_fresh_and_stale_are_compared_on_common_tasks_and_seeds(study, merged):
 def test_a_sweep_over_fewer_tasks_is_compared_on_these_with_all_that_have_them(study, merged):
     """GIPO with sigma 0.5 ends with 1500 on door-open alone; GIPO with sigma 1 has 1000 there and more on push."""
     sweep = [end_with(merged[0], 1500.0, surrogate="gipo:0.5", seed=seed) for seed in (0, 1)]
-    results = [*(each for each in merged if each.run.regime == "stale"), *sweep]
+    results = RunTable([*(each for each in merged if each.run.regime == "stale"), *sweep])
     found = [(score.surrogate, len(score.tasks), round(score.iqm, 6)) for score in scores(results, RANDOM)]
     assert found == [
         ("gipo", 2, 0.4), ("ppo", 2, 0.1),
@@ -722,7 +729,7 @@ def test_a_sweep_over_fewer_tasks_is_compared_on_these_with_all_that_have_them(s
     assert "stale: IQM of the normalised score on door-open-v3: gipo:0.5 0.300 (no interval), gipo 0.200 (no" in told[3]
     assert "stale: GIPO by σ (and factor for bad actions) on door-open-v3: σ 0.5 (1) 0.300, σ 1 (1) 0.200." in told
     pairs = {(entry.first, entry.second): entry for entry in improvements(results, RANDOM)}
-    assert (pairs["gipo", "gipo:0.5"].probability, pairs["gipo", "gipo:0.5"].pairs) == (0.0, 2)
+    assert (pairs["gipo", "gipo:0.5"].probability, pairs["gipo", "gipo:0.5"].test.pairs) == (0.0, 2)
     study_parts = parts_of(study, results=results)
     table = next(part for part in study_parts if part.title == "Scores")
     assert (
@@ -785,8 +792,8 @@ def test_an_unfinished_pair_says_which_seeds_its_numbers_are_of(study, merged):
         for each in merged
         if each.run.regime == "stale" and (each.run.surrogate, each.run.task, each.run.seed) != ("ppo", "push-v3", 1)
     ]
-    (pair,) = improvements(left, RANDOM)
-    assert (pair.seeds, pair.pairs, pair.higher) == ((2, 1), 3, 3)
+    (pair,) = improvements(RunTable(left), RANDOM)
+    assert (pair.seeds, pair.test.pairs, pair.test.higher) == ((2, 1), 3, 3)
     told = next(each for each in words_of(study, results=left) if each.startswith("stale: a run of gipo"))
     assert ", of the 2 and 1 seeds that have all common tasks; " in told
     table = next(part for part in parts_of(study, results=left) if part.title == "Probability of improvement")
@@ -798,7 +805,7 @@ def test_surrogates_without_a_common_task_are_named_as_not_compared(study, merge
         each for each in merged
         if each.run.regime == "stale" and (each.run.surrogate == "ppo") == (each.run.task == "push-v3")
     ]  # fmt: skip
-    assert improvements(apart, RANDOM) == []
+    assert improvements(RunTable(apart), RANDOM) == []
     told = words_of(study, results=apart)
     assert (
         "stale: not compared yet, for they have no task in common or no seed on all common tasks: gipo and ppo." in told

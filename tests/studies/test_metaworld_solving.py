@@ -8,14 +8,13 @@ import pytest
 
 from vla_rl.studies.metaworld.grid import StudyRun
 from vla_rl.studies.metaworld.outputs import _run_row
-from vla_rl.studies.metaworld.results import RunResult
+from vla_rl.studies.metaworld.results import RunResult, RunTable
 from vla_rl.studies.metaworld.solving import (
     env_steps_until_solved,
     is_solved_at_the_end,
     solving_part,
     solving_words,
 )
-from vla_rl.studies.metaworld.words import Study
 
 
 def run(success: Sequence[float | None], *, surrogate: str = "gipo", seed: int = 0, every: int = 5) -> RunResult:
@@ -37,20 +36,6 @@ def run(success: Sequence[float | None], *, surrogate: str = "gipo", seed: int =
         old_threshold=1,
         recipe="",
         manifest={},
-    )
-
-
-def study_of(*results: RunResult) -> Study:
-    return Study(
-        planned=len(results),
-        missing=(),
-        optimizer_steps=20,
-        recipe="r",
-        results=results,
-        broken=(),
-        scores=(),
-        improvements=(),
-        random_returns={},
     )
 
 
@@ -110,26 +95,26 @@ def test_the_last_window_ends_with_the_last_episodes_for_both_questions():
 
 
 def test_the_table_has_every_seed_and_the_words_compare_pairs():
-    study = study_of(
+    results = RunTable([
         run(FROM_60),
         run([0.0] * 20, seed=1),
         run(FROM_60, seed=2),
         run([0.0] * 20, surrogate="ppo"),
         run([0.0] * 20, surrogate="ppo", seed=1),
         run([0.0] * 15 + [1.0] * 5, surrogate="ppo", seed=2),
-    )
-    part = solving_part(study)
+    ])  # fmt: skip
+    part = solving_part(results)
     assert part is not None
     assert part.rows == (
         ("door-open-v3", "stale", "gipo", "65, never, 65", "2 of 3"),
         ("door-open-v3", "stale", "ppo", "never, never, 85", "1 of 3"),
     )
-    (told,) = solving_words(study)
+    (told,) = solving_words(results)
     assert "gipo solves its task earlier than ppo in 2 and later in 0 of 3 pairs" in told
     assert "p 0.5;" in told  # two signs alike: 2 · ¼
 
 
 def test_nothing_is_told_where_nothing_is_solved():
-    study = study_of(run([0.5] * 20), run([0.5] * 20, surrogate="ppo"))
-    assert solving_part(study) is None
-    assert list(solving_words(study)) == []
+    results = RunTable([run([0.5] * 20), run([0.5] * 20, surrogate="ppo")])
+    assert solving_part(results) is None
+    assert list(solving_words(results)) == []

@@ -19,7 +19,7 @@ from vla_rl.cli.main import app
 from vla_rl.studies.figures import add_legend, looks_of, panels_of
 from vla_rl.studies.metaworld.grid import Grid
 from vla_rl.studies.metaworld.plots import learning_curves
-from vla_rl.studies.metaworld.results import select
+from vla_rl.studies.metaworld.results import RunTable
 from vla_rl.studies.metaworld.runner import open_study
 from vla_rl.studies.paper_figures import outputs as figure_outputs
 from vla_rl.studies.paper_figures.gallery import FIGURES
@@ -334,14 +334,14 @@ def test_only_a_figure_with_intervals_explains_its_shades(whole):
         figure = learning_curves(results, looks_of(["gipo", "ppo"]))
         return [text.get_text() for text in figure.legends[0].get_texts()]
 
-    gipo = select(whole.results, surrogate="gipo")
+    gipo = whole.results.where(surrogate="gipo")
     assert explained(gipo) == ["gipo", "95 % interval, seeds redrawn"]
-    assert explained([result for result in gipo if result.run.seed == 0]) == ["gipo"]
+    assert explained(RunTable(result for result in gipo if result.run.seed == 0)) == ["gipo"]
 
 
 def test_learning_curves_have_no_panel_without_a_run(whole):
     results = [result for result in whole.results if (result.run.task, result.run.regime) != (HANDLE, "fresh")]
-    axes = learning_curves(results, looks_of(["gipo"])).axes
+    axes = learning_curves(RunTable(results), looks_of(["gipo"])).axes
     assert [each.get_title() for each in axes] == [f"{DOOR}, stale", f"{HANDLE}, stale", f"{DOOR}, fresh"]
 
 

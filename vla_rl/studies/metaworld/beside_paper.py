@@ -9,9 +9,9 @@ from __future__ import annotations
 from statistics import fmean, stdev
 
 from vla_rl.reporting.text import number
-from vla_rl.studies.metaworld.results import labels, select
+from vla_rl.studies.metaworld.results import RunTable
 from vla_rl.studies.metaworld.scores import task_sets
-from vla_rl.studies.metaworld.words import Study, mean_over_runs
+from vla_rl.studies.metaworld.study import Study
 from vla_rl.studies.pages import Part, between
 from vla_rl.studies.surrogate_labels import StudySurrogate
 
@@ -80,19 +80,15 @@ def _table_rows(study: Study) -> list[tuple[str, ...]]:
     return [
         (regime, NAMES[metric], surrogate, paper, here)
         for (regime, metric), paper in TABLE_1.items()
-        if regime in study.regimes
-        for surrogate in labels(select(study.results, regime=regime), lambda run: run.surrogate)
-        if surrogate in IQMS and (here := _over_tasks(study, regime, surrogate, metric)) is not None
+        for surrogate, runs in study.results.by_surrogate(regime).items()
+        if surrogate in IQMS and (here := _over_tasks(runs, metric)) is not None
     ]
 
 
-def _over_tasks(study: Study, regime: str, surrogate: str, metric: str) -> str | None:
+def _over_tasks(results: RunTable, metric: str) -> str | None:
     """Return the mean and the sample deviation over tasks of a metric's closing means, each over seeds."""
-    chosen = select(study.results, regime=regime, surrogate=surrogate)
-    of_tasks = [
-        mean for task in labels(chosen, lambda run: run.task)
-        if (mean := mean_over_runs(select(chosen, task=task), metric)) is not None
-    ]  # fmt: skip
+    means = (results.where(task=task).mean(metric) for task in results.tasks)
+    of_tasks = [mean for mean in means if mean is not None]
     if not of_tasks:
         return None
     return f"{number(fmean(of_tasks))} ± {number(stdev(of_tasks))}" if len(of_tasks) > 1 else number(of_tasks[0])

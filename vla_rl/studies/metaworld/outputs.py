@@ -18,8 +18,7 @@ from vla_rl.studies.metaworld.results import (
     UTILIZATION,
     WHOLE_RUN,
     RunResult,
-    cells,
-    labels,
+    RunTable,
     read_results,
 )
 from vla_rl.studies.metaworld.runner import BASELINES_FILE, read_study
@@ -32,8 +31,9 @@ from vla_rl.studies.metaworld.scores import (
     scores,
 )
 from vla_rl.studies.metaworld.solving import env_steps_until_solved, is_solved_at_the_end
+from vla_rl.studies.metaworld.study import Study
 from vla_rl.studies.metaworld.summary import parts
-from vla_rl.studies.metaworld.words import Study, cautions
+from vla_rl.studies.metaworld.words import cautions
 from vla_rl.studies.pages import (
     PAGE,
     RESULTS,
@@ -60,9 +60,9 @@ def write_study(out: Path) -> WrittenStudy:
     grid, _ = read_study(out)
     results, broken = read_results(out)
     place = {run: index for index, run in enumerate(grid.runs())}
-    results.sort(key=lambda result: place.get(result.run, len(place)))
+    results = RunTable(sorted(results, key=lambda result: place.get(result.run, len(place))))
     folder = out / RESULTS
-    randoms = _random_returns(out, labels(results, lambda run: run.task))
+    randoms = _random_returns(out, results.tasks)
     ranking, pairs = scores(results, randoms), improvements(results, randoms)
     tables = {
         "runs": [_run_row(result, randoms) for result in results],
@@ -152,17 +152,17 @@ def _improvement_row(entry: Improvement) -> Row:
         "seeds_first": entry.seeds[0],
         "seeds_second": entry.seeds[1],
         "task_names": " ".join(entry.tasks),
-        "pairs": entry.pairs,
-        "pairs_higher": entry.higher,
-        "pairs_lower": entry.lower,
-        "sign_test_p": rounded(entry.sign_p),
-        "sign_test_p_by_seed": rounded(entry.sign_p_by_seed),
+        "pairs": entry.test.pairs,
+        "pairs_higher": entry.test.higher,
+        "pairs_lower": entry.test.lower,
+        "sign_test_p": rounded(entry.test.p),
+        "sign_test_p_by_seed": rounded(entry.test.p_by_seed),
     }
 
 
-def curve_rows(results: Sequence[RunResult]) -> Iterable[Row]:
+def curve_rows(results: RunTable) -> Iterable[Row]:
     """Yield the learning curves of every task, regime and surrogate: means and intervals along env steps."""
-    for task, regime, surrogate, by_seed in cells(results):
+    for task, regime, surrogate, by_seed in results.cells():
         band = return_band(by_seed)
         for place in range(len(band.clock)):
             yield {
@@ -177,16 +177,16 @@ def curve_rows(results: Sequence[RunResult]) -> Iterable[Row]:
             }
 
 
-def _trajectory_rows(results: Sequence[RunResult]) -> Iterable[Row]:
+def _trajectory_rows(results: RunTable) -> Iterable[Row]:
     bands = bands_by_surrogate(results, (*STALENESS, *UTILIZATION))
-    for regime in labels(results, lambda run: run.regime):
-        for surrogate in labels(results, lambda run: run.surrogate):
+    for regime in results.regimes:
+        for surrogate in results.surrogates:
             for metric in (*STALENESS, *UTILIZATION):
                 place = {"regime": regime, "surrogate": surrogate, "metric": metric}
                 yield from band_rows(place, bands[regime, metric][surrogate], clock="optimizer_steps")
 
 
-def _point_rows(results: Sequence[RunResult]) -> Iterable[Row]:
+def _point_rows(results: RunTable) -> Iterable[Row]:
     for result in results:
         for record in result.second_half:
             yield {

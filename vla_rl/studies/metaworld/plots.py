@@ -36,8 +36,7 @@ from vla_rl.studies.metaworld.results import (
     STALENESS,
     UTILIZATION,
     RunResult,
-    labels,
-    select,
+    RunTable,
 )
 from vla_rl.studies.metaworld.scores import (
     Improvement,
@@ -46,7 +45,6 @@ from vla_rl.studies.metaworld.scores import (
     task_sets,
 )
 from vla_rl.studies.metaworld.summary import TITLES
-from vla_rl.studies.metaworld.words import mean_over_runs
 from vla_rl.studies.surrogate_labels import StudySurrogate
 
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
@@ -88,13 +86,13 @@ FIGURES: Mapping[str, FigureText] = {
 
 def write_figures(
     out: Path,
-    results: Sequence[RunResult],
+    results: RunTable,
     scores: Sequence[Score],
     improvements: Sequence[Improvement],
     random_returns: Mapping[str, float],
 ) -> list[Path]:
     """Draw every figure that the runs have data for; return the files."""
-    looks = looks_of(labels(results, lambda run: run.surrogate))
+    looks = looks_of(results.surrogates)
     with style("metaworld"):
         figures = {
             "learning_curves": learning_curves(results, looks),
@@ -108,17 +106,16 @@ def write_figures(
         return [path for name, figure in figures.items() if figure is not None for path in save(figure, out, name)]
 
 
-def learning_curves(results: Sequence[RunResult], looks: Mapping[str, Look]) -> Figure:
+def learning_curves(results: RunTable, looks: Mapping[str, Look]) -> Figure:
     """Plot return over env steps, by regime and task; every seed thin, mean and interval bold."""
-    tasks, regimes = labels(results, lambda run: run.task), labels(results, lambda run: run.regime)
-    figure, panels = panels_of([
-        (regime, task) for regime in regimes for task in tasks if select(results, task=task, regime=regime)
-    ])  # fmt: skip
+    there = {(result.run.regime, result.run.task) for result in results}
+    places = itertools.product(results.regimes, results.tasks)
+    figure, panels = panels_of([place for place in places if place in there])
     drawn: list[Band] = []
     for (regime, task), axes in panels.items():
         axes.set(title=f"{task}, {regime}", xlabel="env steps", ylabel="return of training episodes")
         for label, look in looks.items():
-            chosen = select(results, task=task, regime=regime, surrogate=label)
+            chosen = results.where(task=task, regime=regime, surrogate=label)
             for result in chosen:
                 axes.plot(*result.curve(), color=look.color, lw=0.6, alpha=min(0.4, 1.2 / len(looks)))
             if chosen:
@@ -128,14 +125,13 @@ def learning_curves(results: Sequence[RunResult], looks: Mapping[str, Look]) -> 
     return figure
 
 
-def bands_by_surrogate(results: Sequence[RunResult], metrics: Sequence[str]) -> Bands:
+def bands_by_surrogate(results: RunTable, metrics: Sequence[str]) -> Bands:
     """Return the bands of metrics over optimizer steps, by regime and surrogate, over all tasks and seeds."""
-    surrogates = labels(results, lambda run: run.surrogate)
     return {
         (regime, metric): {
-            label: metric_band(select(results, regime=regime, surrogate=label), metric) for label in surrogates
+            label: metric_band(results.where(regime=regime, surrogate=label), metric) for label in results.surrogates
         }
-        for regime in labels(results, lambda run: run.regime)
+        for regime in results.regimes
         for metric in metrics
     }
 
@@ -153,13 +149,13 @@ def trajectories(bands: Bands, looks: Mapping[str, Look]) -> Figure | None:
     return figure if panels else None
 
 
-def _scatter(results: Sequence[RunResult], looks: Mapping[str, Look], *, x: str, y: str) -> Figure | None:
+def _scatter(results: RunTable, looks: Mapping[str, Look], *, x: str, y: str) -> Figure | None:
     """Plot one metric against another, by regime and surrogate, over the points of all surrogates. Descriptive only."""
     points = {
         (regime, label): found
-        for regime in labels(results, lambda run: run.regime)
+        for regime in results.regimes
         for label in looks
-        if len(found := _points(select(results, regime=regime, surrogate=label), x, y))
+        if len(found := _points(results.where(regime=regime, surrogate=label), x, y))
     }
     figure, panels = panels_of(list(points), share=True)
     for (regime, label), axes in panels.items():
@@ -171,7 +167,7 @@ def _scatter(results: Sequence[RunResult], looks: Mapping[str, Look], *, x: str,
     return figure if panels else None
 
 
-def _points(results: Sequence[RunResult], x: str, y: str) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+def _points(results: RunTable, x: str, y: str) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
     rows = [(value_of(record, x), value_of(record, y)) for result in results for record in result.second_half]
     return np.array([row for row in rows if None not in row], dtype=np.float64).reshape(-1, 2)
 
@@ -202,7 +198,7 @@ def _score_figure(scores: Sequence[Score], improvements: Sequence[Improvement], 
 
 
 def ess_points(
-    results: Sequence[RunResult], value: Callable[[RunResult], float]
+    results: RunTable, value: Callable[[RunResult], float]
 ) -> tuple[str, dict[StudyRun, tuple[float, float, float]]]:
     """Return the metric of the KL divergence, and closing KL, closing ESS of old samples and a value of every run.
 
@@ -254,7 +250,7 @@ def ess_figure(
     return figure
 
 
-def _score_over_ess(results: Sequence[RunResult], random_returns: Mapping[str, float]) -> Figure | None:
+def _score_over_ess(results: RunTable, random_returns: Mapping[str, float]) -> Figure | None:
     """Plot KL against the old samples' ESS, coloured by the normalised score."""
 
     def score(result: RunResult) -> float:
@@ -263,7 +259,7 @@ def _score_over_ess(results: Sequence[RunResult], random_returns: Mapping[str, f
     return ess_figure(*ess_points(results, score), value="normalised score")
 
 
-def _sigma_figure(results: Sequence[RunResult], scores: Sequence[Score]) -> Figure | None:
+def _sigma_figure(results: RunTable, scores: Sequence[Score]) -> Figure | None:
     """Plot score, drift and ESS over σ, a line per factor on σ for bad actions; other surrogates as levels.
 
     Return None unless there are several settings of GIPO.
@@ -271,19 +267,17 @@ def _sigma_figure(results: Sequence[RunResult], scores: Sequence[Score]) -> Figu
     if len({StudySurrogate(score.surrogate).sigma for score in scores} - {None}) < 2:
         return None
     estimates: dict[Place, dict[str, Estimate]] = {}  # value of every surrogate, and its interval if it has one
-    for regime in labels(results, lambda run: run.regime):
+    for regime in results.regimes:
         scored = _widest_sweep([score for score in scores if score.regime == regime])
         if not scored:
             continue
         estimates[regime, IQM] = {score.surrogate: (score.iqm, score.interval) for score in scored}
-        common = [result for result in select(results, regime=regime) if result.run.task in scored[0].tasks]
+        common = RunTable(each for each in results.where(regime=regime) if each.run.task in scored[0].tasks)
         for metric in ("ratio/abs_log_p95", OLD_ESS):
-            means = {
-                score.surrogate: mean_over_runs(select(common, surrogate=score.surrogate), metric) for score in scored
-            }
+            means = {score.surrogate: common.where(surrogate=score.surrogate).mean(metric) for score in scored}
             found: dict[str, Estimate] = {label: (mean, None) for label, mean in means.items() if mean is not None}
             estimates |= {(regime, TITLES[metric]): found} if found else {}
-    return sigma_panels(estimates, labels(results, lambda run: run.surrogate))
+    return sigma_panels(estimates, results.surrogates)
 
 
 def _widest_sweep(scores: Sequence[Score]) -> list[Score]:

@@ -6,8 +6,8 @@ mean over the log points of the last 20 % of env steps, the paper's window.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -88,7 +88,71 @@ class RunResult:
         return env_steps, [value / self.reward_scale for value in returns]
 
 
-def read_results(out: Path) -> tuple[list[RunResult], list[str]]:
+class RunTable(tuple[RunResult, ...]):
+    """Runs and their selection. The values of an axis come in the order of the runs."""
+
+    __slots__ = ()
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Return the names of the tasks."""
+        return tuple(dict.fromkeys(result.run.task for result in self))
+
+    @property
+    def surrogates(self) -> tuple[str, ...]:
+        """Return the labels of the surrogates."""
+        return tuple(dict.fromkeys(result.run.surrogate for result in self))
+
+    @property
+    def regimes(self) -> tuple[str, ...]:
+        """Return the names of the regimes."""
+        return tuple(dict.fromkeys(result.run.regime for result in self))
+
+    def where(self, *, task: str | None = None, surrogate: str | None = None, regime: str | None = None) -> RunTable:
+        """Return the runs with these values; None matches all."""
+        return RunTable(
+            result
+            for result in self
+            if task in (None, result.run.task)
+            and surrogate in (None, result.run.surrogate)
+            and regime in (None, result.run.regime)
+        )
+
+    def by_surrogate(self, regime: str | None = None) -> dict[str, RunTable]:
+        """Return the runs of every surrogate that has any, in one regime if it is named."""
+        found = {surrogate: self.where(surrogate=surrogate, regime=regime) for surrogate in self.surrogates}
+        return {surrogate: runs for surrogate, runs in found.items() if runs}
+
+    def tasks_of(self, surrogate: str, regime: str) -> tuple[str, ...]:
+        """Return the tasks on which a surrogate has a run in a regime, in the order of all tasks."""
+        own = set(self.where(surrogate=surrogate, regime=regime).tasks)
+        return tuple(task for task in self.tasks if task in own)
+
+    def cells(self) -> Iterator[tuple[str, str, str, RunTable]]:
+        """Yield task, regime, surrogate and the runs with these values, sorted by seed, wherever there are any."""
+        for task, regime, surrogate in product(self.tasks, self.regimes, self.surrogates):
+            chosen = self.where(task=task, regime=regime, surrogate=surrogate)
+            if chosen:
+                yield task, regime, surrogate, RunTable(sorted(chosen, key=lambda result: result.run.seed))
+
+    def pairs(self, first: str, second: str, value: Callable[[RunResult], float]) -> list[tuple[int, float, float]]:
+        """Return the seed and a value of two surrogates' runs that differ in the surrogate alone.
+
+        The runs of a pair start from equal weights.
+        """
+        ours, theirs = (
+            {replace(result.run, surrogate=""): value(result) for result in self.where(surrogate=surrogate)}
+            for surrogate in (first, second)
+        )
+        return [(place.seed, ours[place], theirs[place]) for place in ours if place in theirs]
+
+    def mean(self, metric: str, of: Callable[[RunResult, str], float | None] = RunResult.closing) -> float | None:
+        """Return the mean of a metric over the runs that have it; None if none has."""
+        values = [value for result in self if (value := of(result, metric)) is not None]
+        return fmean(values) if values else None
+
+
+def read_results(out: Path) -> tuple[RunTable, list[str]]:
     """Return all finished runs of a study, by name, and a sentence about each unreadable one.
 
     Raises:
@@ -107,7 +171,7 @@ def read_results(out: Path) -> tuple[list[RunResult], list[str]]:
             if broken
             else f"{out}: no run of the study has finished yet"
         )
-    return found, broken
+    return RunTable(found), broken
 
 
 def read_run(folder: Path) -> RunResult:
@@ -152,44 +216,3 @@ def _read_place(path: Path) -> tuple[StudyRun, float]:
     raise ValueError(
         f"{path}: expected task, surrogate, regime, seed and seconds of a run, found {', '.join(values) or 'nothing'}"
     )
-
-
-def labels(results: Iterable[RunResult], axis: Callable[[StudyRun], str]) -> list[str]:
-    """Return the values of one axis of the grid, in order of appearance."""
-    return list(dict.fromkeys(axis(result.run) for result in results))
-
-
-def select(
-    results: Sequence[RunResult], *, task: str | None = None, surrogate: str | None = None, regime: str | None = None
-) -> list[RunResult]:
-    """Return the runs with these values; None matches all."""
-    return [
-        result
-        for result in results
-        if task in (None, result.run.task)
-        and surrogate in (None, result.run.surrogate)
-        and regime in (None, result.run.regime)
-    ]
-
-
-def cells(results: Sequence[RunResult]) -> Iterator[tuple[str, str, str, list[RunResult]]]:
-    """Yield task, regime, surrogate and the runs with these values, sorted by seed, wherever there are any."""
-    tasks, regimes = labels(results, lambda run: run.task), labels(results, lambda run: run.regime)
-    for task, regime, surrogate in product(tasks, regimes, labels(results, lambda run: run.surrogate)):
-        chosen = select(results, task=task, regime=regime, surrogate=surrogate)
-        if chosen:
-            yield task, regime, surrogate, sorted(chosen, key=lambda result: result.run.seed)
-
-
-def paired_returns(
-    results: Sequence[RunResult], *, regime: str, first: str, second: str, task: str | None = None
-) -> list[tuple[int, float, float]]:
-    """Return seed and closing returns of two surrogates' runs with equal seed and task, hence equal first weights."""
-    ours, theirs = (
-        {
-            (result.run.task, result.run.seed): result.closing_return
-            for result in select(results, task=task, regime=regime, surrogate=surrogate)
-        }
-        for surrogate in (first, second)
-    )
-    return [(seed, ours[task, seed], theirs[task, seed]) for task, seed in ours if (task, seed) in theirs]

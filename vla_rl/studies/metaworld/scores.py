@@ -16,12 +16,12 @@ from vla_rl.evaluation.statistics import (
     improvement_interval,
     interquartile_mean,
     iqm_interval,
-    mcnemar,
     probability_of_improvement,
     unless_point,
 )
 from vla_rl.studies.bands import RESAMPLES
-from vla_rl.studies.metaworld.results import RunResult, labels, paired_returns, select
+from vla_rl.studies.metaworld.results import RunTable
+from vla_rl.studies.metaworld.sign_test import SignTest, paired_sign_test
 
 MAX_RETURN = 5000.0  # 10 in each of 500 control steps, which no policy can reach
 RANDOM_EPISODES = 20
@@ -54,11 +54,7 @@ class Improvement:
     seeds: tuple[int, int]  # of the first and the second that have all these tasks: the probability is of their runs
     probability: float
     interval: Interval | None  # None: redrawing seeds changes nothing, as where every run is above every other
-    pairs: int  # of equal seed and task, also of seeds that lack one of the tasks: the sign test is of all of them
-    higher: int  # pairs in which the first ends higher
-    lower: int
-    sign_p: float  # exact sign test of these pairs, two-sided, as if all were independent
-    sign_p_by_seed: float  # the same where the pairs of one seed, which share their first weights, count as one
+    test: SignTest  # of the returns of all pairs of equal seed and task, also of seeds that lack one of the tasks
 
 
 def random_return(task: str, *, episodes: int = RANDOM_EPISODES) -> float:
@@ -79,20 +75,14 @@ def normalized(value: float, *, random_return: float) -> float:
     return (value - random_return) / (MAX_RETURN - random_return)
 
 
-def tasks_of(results: Sequence[RunResult], *, surrogate: str, regime: str) -> tuple[str, ...]:
-    """Return the tasks on which a surrogate has a run in a regime, in the order of all results."""
-    own = set(labels(select(results, surrogate=surrogate, regime=regime), lambda run: run.task))
-    return tuple(task for task in labels(results, lambda run: run.task) if task in own)
-
-
-def complete_seeds(results: Sequence[RunResult], *, surrogate: str, regime: str, tasks: Sequence[str]) -> list[int]:
+def complete_seeds(results: RunTable, *, surrogate: str, regime: str, tasks: Sequence[str]) -> list[int]:
     """Return the seeds with which a surrogate has a run on every one of some tasks, in ascending order."""
-    runs = {(result.run.seed, result.run.task) for result in select(results, surrogate=surrogate, regime=regime)}
+    runs = {(result.run.seed, result.run.task) for result in results.where(surrogate=surrogate, regime=regime)}
     return [seed for seed in sorted({seed for seed, _ in runs}) if all((seed, task) in runs for task in tasks)]
 
 
 def score_table(
-    results: Sequence[RunResult],
+    results: RunTable,
     *,
     surrogate: str,
     regime: str,
@@ -118,23 +108,20 @@ def score_table(
         (result.run.seed, result.run.task): normalized(
             result.closing_return, random_return=random_returns[result.run.task]
         )
-        for result in select(results, surrogate=surrogate, regime=regime)
+        for result in results.where(surrogate=surrogate, regime=regime)
     }
     return np.array([[values[seed, task] for task in tasks] for seed in rows]) if rows and tasks else None
 
 
-def scores(results: Sequence[RunResult], random_returns: Mapping[str, float]) -> list[Score]:
+def scores(results: RunTable, random_returns: Mapping[str, float]) -> list[Score]:
     """Return IQM and intervals by regime, and in a regime by the tasks that they are of; the best is first.
 
     Only scores of the same tasks can be compared. If the surrogates of a regime have different tasks, there are scores
     for every set of tasks that some surrogate has, the largest first, of all surrogates that have these tasks.
     """
     found: list[Score] = []
-    for regime in labels(results, lambda run: run.regime):
-        own = {
-            surrogate: tasks_of(results, surrogate=surrogate, regime=regime)
-            for surrogate in labels(results, lambda run: run.surrogate)
-        }
+    for regime in results.regimes:
+        own = {surrogate: results.tasks_of(surrogate, regime) for surrogate in results.surrogates}
         for tasks in sorted({tasks: None for tasks in own.values() if tasks}, key=len, reverse=True):
             tables = {
                 surrogate: score_table(
@@ -166,16 +153,17 @@ def task_sets(scores: Sequence[Score], regime: str) -> list[tuple[str, ...]]:
     return list(dict.fromkeys(score.tasks for score in scores if score.regime == regime))
 
 
-def improvements(results: Sequence[RunResult], random_returns: Mapping[str, float]) -> list[Improvement]:
+def improvements(results: RunTable, random_returns: Mapping[str, float]) -> list[Improvement]:
     """Compare every pair of surrogates once, on the tasks that both have; the first is the earlier in the grid.
 
     A pair without a task in common, or of which one has no seed with all common tasks, is left out.
     """
     found: list[Improvement] = []
-    for regime in labels(results, lambda run: run.regime):
-        for first, second in combinations(labels(results, lambda run: run.surrogate), 2):
-            theirs = tasks_of(results, surrogate=second, regime=regime)
-            tasks = tuple(task for task in tasks_of(results, surrogate=first, regime=regime) if task in theirs)
+    for regime in results.regimes:
+        of_regime = results.where(regime=regime)
+        for first, second in combinations(results.surrogates, 2):
+            theirs = results.tasks_of(second, regime)
+            tasks = tuple(task for task in results.tasks_of(first, regime) if task in theirs)
             one, other = (
                 score_table(results, surrogate=surrogate, regime=regime, tasks=tasks, random_returns=random_returns)
                 for surrogate in (first, second)
@@ -190,17 +178,7 @@ def improvements(results: Sequence[RunResult], random_returns: Mapping[str, floa
                         (len(one), len(other)),
                         probability_of_improvement(one, other),
                         unless_point(improvement_interval(one, other, resamples=RESAMPLES)),
-                        *_sign_test(results, regime=regime, first=first, second=second),
+                        paired_sign_test(of_regime.pairs(first, second, lambda run: run.closing_return)),
                     )
                 )
     return found
-
-
-def _sign_test(
-    results: Sequence[RunResult], *, regime: str, first: str, second: str
-) -> tuple[int, int, int, float, float]:
-    """Return the number of pairs, those in which the first ends higher and lower, and exact p-values of their signs."""
-    pairs = paired_returns(results, regime=regime, first=first, second=second)
-    higher, lower = [ours > theirs for _, ours, theirs in pairs], [ours < theirs for _, ours, theirs in pairs]
-    test, by_seed = mcnemar(higher, lower), mcnemar(higher, lower, clusters=[seed for seed, _, _ in pairs])
-    return len(pairs), test.only_first, test.only_second, test.p_exact, by_seed.p_exact

@@ -7,15 +7,14 @@ tenth of its env steps. It may lose that again, so the last tenth is told beside
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import combinations
 from statistics import fmean
 
-from vla_rl.evaluation.statistics import mcnemar
 from vla_rl.reporting.series import series
 from vla_rl.reporting.text import percent
-from vla_rl.studies.metaworld.results import RunResult, cells, labels, select
-from vla_rl.studies.metaworld.words import Study
+from vla_rl.studies.metaworld.results import RunResult, RunTable
+from vla_rl.studies.metaworld.sign_test import SignTest, paired_sign_test
 from vla_rl.studies.pages import Part
 
 SUCCESS = "rollout/success_rate"
@@ -51,10 +50,10 @@ def is_solved_at_the_end(result: RunResult) -> bool:
     return bool(latest) and fmean(latest) >= LEVEL - ROUNDING
 
 
-def solving_part(study: Study) -> Part | None:
+def solving_part(results: RunTable) -> Part | None:
     """Return a table of all tasks and surrogates; None if no run has solved its task."""
     rows = []
-    for task, regime, surrogate, by_seed in cells(study.results):
+    for task, regime, surrogate, by_seed in results.cells():
         until = [env_steps_until_solved(result) for result in by_seed]
         told = ", ".join("never" if at is None else f"{at:,}" for at in until)
         ended = sum(is_solved_at_the_end(result) for result in by_seed)
@@ -72,31 +71,24 @@ def solving_part(study: Study) -> Part | None:
     )
 
 
-def solving_words(study: Study) -> Iterator[str]:
+def solving_words(results: RunTable) -> Iterator[str]:
     """Yield a sentence about every pair of surrogates of a regime in which some run has solved its task."""
-    for regime in study.regimes:
-        of_regime = select(study.results, regime=regime)
-        for first, second in combinations(labels(of_regime, lambda run: run.surrogate), 2):
-            pairs = _pairs(of_regime, first, second)
-            earlier, later = [a < b for _, a, b in pairs], [a > b for _, a, b in pairs]
-            if not any(earlier) and not any(later):
-                continue
-            p = mcnemar(earlier, later).p_exact
-            by_seed = mcnemar(earlier, later, clusters=[seed for seed, _, _ in pairs]).p_exact
-            yield (
-                f"{regime}: {first} solves its task earlier than {second} in {sum(earlier)} and later in {sum(later)} "
-                f"of {len(pairs)} pairs of equal seed and task (sign test p {p:.2g}; {by_seed:.2g} with the pairs of a "
-                "seed as one)."
-            )
+    for regime in results.regimes:
+        for first, second in combinations(results.by_surrogate(regime), 2):
+            test = solving_test(results.where(regime=regime), first, second)
+            if test.higher or test.lower:
+                yield (
+                    f"{regime}: {first} solves its task earlier than {second} in {test.lower} and later in "
+                    f"{test.higher} of {test.pairs} pairs of equal seed and task (sign test p {test.p:.2g}; "
+                    f"{test.p_by_seed:.2g} with the pairs of a seed as one)."
+                )
 
 
-def _pairs(results: Sequence[RunResult], first: str, second: str) -> list[tuple[int, float, float]]:
-    """Return seed and env steps until both solved it, infinite for never, of runs with equal seed and task."""
-    ours, theirs = (
-        {
-            (result.run.task, result.run.seed): math.inf if (at := env_steps_until_solved(result)) is None else at
-            for result in select(results, surrogate=surrogate)
-        }
-        for surrogate in (first, second)
-    )
-    return [(place[1], ours[place], theirs[place]) for place in ours if place in theirs]
+def solving_test(results: RunTable, first: str, second: str) -> SignTest:
+    """Test which of two surrogates takes more env steps until the task is solved; to never solve it takes the most."""
+    return paired_sign_test(results.pairs(first, second, _env_steps_or_never))
+
+
+def _env_steps_or_never(result: RunResult) -> float:
+    at = env_steps_until_solved(result)
+    return math.inf if at is None else at

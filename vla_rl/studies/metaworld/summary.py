@@ -13,16 +13,15 @@ from vla_rl.studies.metaworld.results import (
     UTILIZATION,
     WHOLE_RUN,
     RunResult,
-    cells,
-    labels,
-    select,
+    RunTable,
 )
 from vla_rl.studies.metaworld.scores import (
     MAX_RETURN,
     task_sets,
 )
 from vla_rl.studies.metaworld.solving import solving_part, solving_words
-from vla_rl.studies.metaworld.words import Study, mean_over_runs, words
+from vla_rl.studies.metaworld.study import Study
+from vla_rl.studies.metaworld.words import words
 from vla_rl.studies.pages import Part, between
 
 TITLES = {
@@ -44,9 +43,9 @@ TITLES = {
 
 def parts(study: Study) -> list[Part]:
     """Return all parts, most important first."""
-    beside, solving = paper_part(study), solving_part(study)
+    beside, solving = paper_part(study), solving_part(study.results)
     return [
-        Part("In words", (*words(study), *solving_words(study))),
+        Part("In words", (*words(study), *solving_words(study.results))),
         *([missing_part(study.missing)] if study.missing else []),
         _score_part(study),
         *([beside] if beside is not None else []),
@@ -83,7 +82,7 @@ def _score_part(study: Study) -> Part:
 
 def _tasks_of_scores(study: Study) -> Iterator[str]:
     """Name the tasks of the scores of every regime that has scores of several sets of tasks."""
-    for regime in study.regimes:
+    for regime in study.results.regimes:
         sets = task_sets(study.scores, regime)
         if len(sets) > 1:
             told = "; ".join(f"{len(tasks)} tasks: {', '.join(tasks)}" for tasks in sets)
@@ -107,8 +106,8 @@ def _improvement_part(study: Study) -> Part:
             (
                 pair.regime, pair.first, pair.second, f"{pair.probability:.2f}", between(pair.interval, digits=2),
                 f"{', '.join(map(str, dict.fromkeys(pair.seeds)))} × {len(pair.tasks)}",
-                f"{pair.higher}, {pair.lower} of {pair.pairs}", f"{pair.sign_p:.2g}",
-                f"{pair.sign_p_by_seed:.2g}",
+                f"{pair.test.higher}, {pair.test.lower} of {pair.test.pairs}", f"{pair.test.p:.2g}",
+                f"{pair.test.p_by_seed:.2g}",
             )
             for pair in study.improvements
         ),
@@ -117,36 +116,33 @@ def _improvement_part(study: Study) -> Part:
 
 def _return_part(study: Study) -> Part:
     rows = []
-    for task, regime, surrogate, by_seed in cells(study.results):
+    for task, regime, surrogate, by_seed in study.results.cells():
         returns = ", ".join(f"{result.closing_return:.0f}" for result in by_seed)
-        success = percent(mean_over_runs(by_seed, "rollout/success_rate"), digits=1)
+        success = percent(by_seed.mean("rollout/success_rate"), digits=1)
         rows.append((task, regime, surrogate, returns, success))
     header = ("task", "regime", "surrogate", "return by seed", "success, mean")
     return Part("Closing return of every run", (), header, tuple(rows))
 
 
 def _closing_part(study: Study, title: str, metrics: Sequence[str]) -> Part:
-    columns = {TITLES[name]: partial(mean_over_runs, metric=name) for name in metrics}
+    columns = {TITLES[name]: partial(RunTable.mean, metric=name) for name in metrics}
     return _part_over_tasks(study, title, columns)
 
 
 def _whole_part(study: Study) -> Part:
     columns = {
-        f"{TITLES[name]}, {where}": partial(mean_over_runs, metric=name, of=of)
+        f"{TITLES[name]}, {where}": partial(RunTable.mean, metric=name, of=of)
         for name in WHOLE_RUN
         for where, of in (("whole run", RunResult.whole), ("closing", RunResult.closing))
     }
     return _part_over_tasks(study, "While the policy moved", columns)
 
 
-def _part_over_tasks(
-    study: Study, title: str, columns: Mapping[str, Callable[[Sequence[RunResult]], float | None]]
-) -> Part:
+def _part_over_tasks(study: Study, title: str, columns: Mapping[str, Callable[[RunTable], float | None]]) -> Part:
     """Return a table with a row for each regime and surrogate, of numbers over the runs on all tasks."""
     rows = [
-        (regime, surrogate, *(number(of(chosen)) for of in columns.values()))
-        for regime in study.regimes
-        for surrogate in labels(study.results, lambda run: run.surrogate)
-        if (chosen := select(study.results, regime=regime, surrogate=surrogate))
+        (regime, surrogate, *(number(of(runs)) for of in columns.values()))
+        for regime in study.results.regimes
+        for surrogate, runs in study.results.by_surrogate(regime).items()
     ]
     return Part(title, (), ("regime", "surrogate", *columns), tuple(rows))

@@ -2,54 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from itertools import combinations
 from statistics import fmean
 
 from vla_rl.evaluation.statistics import interquartile_mean
 from vla_rl.reporting.text import number, percent
-from vla_rl.studies.metaworld.missing import MissingRun
-from vla_rl.studies.metaworld.results import (
-    RunResult,
-    labels,
-    paired_returns,
-    select,
-)
-from vla_rl.studies.metaworld.scores import (
-    Improvement,
-    Score,
-    complete_seeds,
-    score_table,
-    task_sets,
-    tasks_of,
-)
+from vla_rl.studies.metaworld.results import RunResult, RunTable
+from vla_rl.studies.metaworld.scores import Improvement, Score, complete_seeds, score_table, task_sets
+from vla_rl.studies.metaworld.study import Study
 from vla_rl.studies.pages import between
 from vla_rl.studies.surrogate_labels import StudySurrogate
 
 ENOUGH_SEEDS = 5
 SLOW = 0.2  # share of the largest learning rate
-
-
-@dataclass(frozen=True, slots=True)
-class Study:
-    """Data of a study."""
-
-    planned: int  # runs
-    missing: Sequence[MissingRun]
-    optimizer_steps: int  # budget of every run
-    recipe: str  # name or path
-    results: Sequence[RunResult]
-    broken: Sequence[str]  # a sentence about each finished run that cannot be read
-    scores: Sequence[Score]
-    improvements: Sequence[Improvement]
-    random_returns: Mapping[str, float]
-
-    @property
-    def regimes(self) -> list[str]:
-        """Return the regimes in the order of the grid."""
-        return labels(self.results, lambda run: run.regime)
 
 
 def cautions(study: Study) -> list[str]:
@@ -58,7 +25,7 @@ def cautions(study: Study) -> list[str]:
     if study.missing:
         found.append(f"PARTIAL: {len(study.missing)} of {study.planned} runs are missing.")
     found += [f"LEFT OUT: {sentence}" for sentence in study.broken]
-    for regime in study.regimes:
+    for regime in study.results.regimes:
         seeds = 0 if _unscored(study, regime) else min(score.seeds for score in study.scores if score.regime == regime)
         if seeds < ENOUGH_SEEDS:
             found.append(
@@ -75,9 +42,9 @@ def cautions(study: Study) -> list[str]:
 def _unlike_tasks(study: Study) -> Iterator[str]:
     """Warn where means over runs are over different tasks."""
     places: dict[tuple[str, ...], list[str]] = {}
-    for regime in study.regimes:
-        for surrogate in labels(select(study.results, regime=regime), lambda run: run.surrogate):
-            tasks = tasks_of(study.results, surrogate=surrogate, regime=regime)
+    for regime in study.results.regimes:
+        for surrogate in study.results.by_surrogate(regime):
+            tasks = study.results.tasks_of(surrogate, regime)
             places.setdefault(tasks, []).append(f"{surrogate} {regime}")
     if len(places) > 1:
         told = "; ".join(f"{', '.join(tasks)}: {', '.join(names)}" for tasks, names in places.items())
@@ -90,7 +57,7 @@ def _unlike_tasks(study: Study) -> Iterator[str]:
 def words(study: Study) -> Iterator[str]:
     """Yield findings regime by regime, most important first."""
     yield _extent(study)
-    for regime in study.regimes:
+    for regime in study.results.regimes:
         yield _staleness(study, regime)
         yield from _ranking(study, regime)
         yield from _success(study, regime)
@@ -106,23 +73,22 @@ def _extent(study: Study) -> str:
     results = study.results
     env_steps = fmean(result.records[-1]["env_steps"] for result in results)
     seconds = fmean(result.seconds for result in results)
-    tasks = ", ".join(labels(results, lambda run: run.task))
-    surrogates = ", ".join(labels(results, lambda run: run.surrogate))
     return (
-        f"{len(results)} of {study.planned} runs: {surrogates} on {tasks}. Recipe {study.recipe}, "
-        f"{study.optimizer_steps:,} optimizer steps each, {env_steps:,.0f} env steps and {seconds:.0f} s in the mean. "
+        f"{len(results)} of {study.planned} runs: {', '.join(results.surrogates)} on {', '.join(results.tasks)}. "
+        f"Recipe {study.recipe}, {study.optimizer_steps:,} optimizer steps each, {env_steps:,.0f} env steps and "
+        f"{seconds:.0f} s in the mean. "
         "Closing values are means over the last 20 % of a run's env steps; intervals are 95 % bootstrap intervals over "
         "seeds within each task, or where it says so over seeds with all their tasks."
     )
 
 
 def _staleness(study: Study, regime: str) -> str:
-    chosen = select(study.results, regime=regime)
-    lag, p95, old = (mean_over_runs(chosen, f"policy_lag/{name}") for name in ("mean", "p95", "old_fraction"))
-    reuse, threshold = mean_over_runs(chosen, "replay/ratio"), chosen[0].old_threshold
+    chosen = study.results.where(regime=regime)
+    lag, p95, old = (chosen.mean(f"policy_lag/{name}") for name in ("mean", "p95", "old_fraction"))
+    reuse, threshold = chosen.mean("replay/ratio"), chosen[0].old_threshold
     drift = [
-        f"{surrogate} {number(mean_over_runs(select(chosen, surrogate=surrogate), 'ratio/abs_log_p95'))}"
-        for surrogate in labels(chosen, lambda run: run.surrogate)
+        f"{surrogate} {number(runs.mean('ratio/abs_log_p95'))}"
+        for surrogate, runs in study.results.by_surrogate(regime).items()
     ]
     return (
         f"{regime}: a decision was used {number(reuse)} times; samples were {number(lag)} versions old in the mean "
@@ -134,11 +100,10 @@ def _staleness(study: Study, regime: str) -> str:
 def _success(study: Study, regime: str) -> Iterator[str]:
     """Report success of every surrogate on every task, including none."""
     told = []
-    for task in labels(study.results, lambda run: run.task):
-        chosen = select(study.results, regime=regime, task=task)
+    for task in study.results.tasks:
         shares = {
-            surrogate: mean_over_runs(select(chosen, surrogate=surrogate), "rollout/success_rate")
-            for surrogate in labels(chosen, lambda run: run.surrogate)
+            surrogate: runs.where(task=task).mean("rollout/success_rate")
+            for surrogate, runs in study.results.by_surrogate(regime).items()
         }
         of_task = [
             f"{surrogate} {percent(share, digits=1)}" for surrogate, share in shares.items() if share is not None
@@ -177,10 +142,10 @@ def _unscored(study: Study, regime: str) -> list[str]:
     """Return the surrogates of a regime without a score of all their tasks."""
     return [
         surrogate
-        for surrogate in labels(select(study.results, regime=regime), lambda run: run.surrogate)
+        for surrogate in study.results.by_surrogate(regime)
         if not any(
             (score.regime, score.surrogate) == (regime, surrogate)
-            and score.tasks == tasks_of(study.results, surrogate=surrogate, regime=regime)
+            and score.tasks == study.results.tasks_of(surrogate, regime)
             for score in study.scores
         )
     ]
@@ -189,11 +154,7 @@ def _unscored(study: Study, regime: str) -> list[str]:
 def _uncompared(study: Study, regime: str) -> Iterator[str]:
     """Name the pairs of surrogates that have no probability of improvement."""
     compared = {(pair.first, pair.second) for pair in study.improvements if pair.regime == regime}
-    there = [
-        surrogate
-        for surrogate in labels(study.results, lambda run: run.surrogate)
-        if select(study.results, surrogate=surrogate, regime=regime)
-    ]
+    there = study.results.by_surrogate(regime)
     missing = [f"{first} and {second}" for first, second in combinations(there, 2) if (first, second) not in compared]
     if missing:
         yield (
@@ -206,7 +167,8 @@ def _pair(study: Study, pair: Improvement) -> str:
     """Report which of two surrogates ends higher, and whether by more than chance; seeds share their first weights."""
     wins = []
     for task in pair.tasks:
-        pairs = paired_returns(study.results, task=task, regime=pair.regime, first=pair.first, second=pair.second)
+        of_task = study.results.where(task=task, regime=pair.regime)
+        pairs = of_task.pairs(pair.first, pair.second, lambda run: run.closing_return)
         wins.append(f"{sum(ours > theirs for _, ours, theirs in pairs)} of {len(pairs)} on {task}")
     return (
         f"{pair.regime}: a run of {pair.first} ends above one of {pair.second} with probability {pair.probability:.2f} "
@@ -221,7 +183,7 @@ def _left_out(study: Study, pair: Improvement) -> str:
         result.run
         for task in pair.tasks
         for surrogate in (pair.first, pair.second)
-        for result in select(study.results, task=task, surrogate=surrogate, regime=pair.regime)
+        for result in study.results.where(task=task, surrogate=surrogate, regime=pair.regime)
     }
     first, second = pair.seeds
     if len(runs) == (first + second) * len(pair.tasks):
@@ -234,51 +196,45 @@ def _verdict(study: Study, pair: Improvement) -> str:
         return "too few seeds to tell from chance, 0.5"
     if pair.interval is None:
         clustered = (
-            f", and {pair.sign_p_by_seed:.2g} with the pairs of one seed as one, for they share their first weights"
+            f", and {pair.test.p_by_seed:.2g} with the pairs of one seed as one, for they share their first weights"
         )
-        by_seed = clustered if pair.sign_p_by_seed != pair.sign_p else ""  # with one task they are the same
+        by_seed = clustered if pair.test.p_by_seed != pair.test.p else ""  # with one task they are the same
         return (
             "redrawing seeds changes nothing; exact sign test of the pairs of equal seed and task, "
-            f"{pair.higher} higher and {pair.lower} lower: p = {pair.sign_p:.2g}{by_seed}"
+            f"{pair.test.higher} higher and {pair.test.lower} lower: p = {pair.test.p:.2g}{by_seed}"
         )
     if pair.interval.low <= 0.5 <= pair.interval.high:
         return "cannot be told from chance, 0.5"
     compared = sum(each.regime == pair.regime for each in study.improvements)
     if len(pair.tasks) == 1:
-        told = f"the interval excludes chance, 0.5; exact sign test p = {pair.sign_p:.2g}"
+        told = f"the interval excludes chance, 0.5; exact sign test p = {pair.test.p:.2g}"
     else:
         told = (
             "the interval excludes chance, 0.5, if the runs of one seed are independent; exact sign test "
-            f"p = {pair.sign_p:.2g}, and {pair.sign_p_by_seed:.2g} with the pairs of one seed as one"
+            f"p = {pair.test.p:.2g}, and {pair.test.p_by_seed:.2g} with the pairs of one seed as one"
         )
     return f"{told}; one of {compared} comparisons, for which nothing is corrected" if compared > 1 else told
 
 
 def _use(study: Study, regime: str) -> str:
     told = []
-    for surrogate in labels(study.results, lambda run: run.surrogate):
-        chosen = select(study.results, regime=regime, surrogate=surrogate)
-        if chosen:
-            dead, near_zero, ess = (
-                mean_over_runs(chosen, f"utilization/{name}") for name in ("dead", "near_zero", "ess_old")
-            )
-            told.append(
-                f"{surrogate} {percent(dead, digits=1)} dead, {percent(near_zero, digits=1)} near zero"
-                + ("" if ess is None else f", ESS of old samples {number(ess)}")
-            )
+    for surrogate, runs in study.results.by_surrogate(regime).items():
+        dead, near_zero, ess = (runs.mean(f"utilization/{name}") for name in ("dead", "near_zero", "ess_old"))
+        told.append(
+            f"{surrogate} {percent(dead, digits=1)} dead, {percent(near_zero, digits=1)} near zero"
+            + ("" if ess is None else f", ESS of old samples {number(ess)}")
+        )
     return f"{regime}: of the action components' gradients: {'; '.join(told)}."
 
 
 def _fading(study: Study, regime: str) -> Iterator[str]:
     """Report values over the whole run beside closing values, which are measured at the end of the schedule."""
-    chosen = select(study.results, regime=regime)
-    shares = [share for result in chosen if (share := result.closing_lr) is not None]
+    shares = [share for result in study.results.where(regime=regime) if (share := result.closing_lr) is not None]
     if not shares:
         return
     share = fmean(shares)
     told = []
-    for surrogate in labels(chosen, lambda run: run.surrogate):
-        runs = select(chosen, surrogate=surrogate)
+    for surrogate, runs in study.results.by_surrogate(regime).items():
         dead, near_zero = (
             _both(runs, f"utilization/{name}", partial(percent, digits=1)) for name in ("dead", "near_zero")
         )
@@ -291,9 +247,9 @@ def _fading(study: Study, regime: str) -> Iterator[str]:
     )
 
 
-def _both(results: Sequence[RunResult], metric: str, text: Callable[[float | None], str]) -> str:
+def _both(runs: RunTable, metric: str, text: Callable[[float | None], str]) -> str:
     """Return the mean over the whole run, and the closing one in brackets."""
-    return f"{text(mean_over_runs(results, metric, RunResult.whole))} ({text(mean_over_runs(results, metric))})"
+    return f"{text(runs.mean(metric, RunResult.whole))} ({text(runs.mean(metric))})"
 
 
 def _sigmas(study: Study, regime: str) -> Iterator[str]:
@@ -313,8 +269,8 @@ def _sigmas(study: Study, regime: str) -> Iterator[str]:
 def _fresh_against_stale(study: Study) -> Iterator[str]:
     """Compare the regimes of every surrogate that has both, on common tasks and seeds."""
     results = study.results
-    for surrogate in labels(results, lambda run: run.surrogate):
-        fresh, stale = (tasks_of(results, surrogate=surrogate, regime=regime) for regime in ("fresh", "stale"))
+    for surrogate in results.surrogates:
+        fresh, stale = (results.tasks_of(surrogate, regime) for regime in ("fresh", "stale"))
         tasks = tuple(task for task in stale if task in fresh)
         fresh_seeds, stale_seeds = (
             complete_seeds(results, surrogate=surrogate, regime=regime, tasks=tasks) for regime in ("fresh", "stale")
@@ -333,11 +289,3 @@ def _fresh_against_stale(study: Study) -> Iterator[str]:
                 f"{interquartile_mean(of_stale):.3f} on stale experience{_where(tasks, {fresh, stale})}, {len(seeds)} "
                 "seed(s) of both, after as many updates; a fresh run has simulated many times the env steps."
             )
-
-
-def mean_over_runs(
-    results: Sequence[RunResult], metric: str, of: Callable[[RunResult, str], float | None] = RunResult.closing
-) -> float | None:
-    """Return the mean of a metric over the runs that have it; None if none has."""
-    values = [value for result in results if (value := of(result, metric)) is not None]
-    return fmean(values) if values else None

@@ -30,7 +30,7 @@ from vla_rl.studies.metaworld.plots import (
     sigma_panels,
     trajectories,
 )
-from vla_rl.studies.metaworld.results import RunResult, labels, select
+from vla_rl.studies.metaworld.results import RunTable
 from vla_rl.studies.metaworld.summary import TITLES
 from vla_rl.studies.pages import Row, band_rows, rounded
 from vla_rl.studies.paper_figures.plots import scatter_over
@@ -66,7 +66,7 @@ class Drawn:
 
     figure: Figure
     rows: Sequence[Row]  # the table behind it
-    results: Sequence[RunResult]  # the runs in it
+    results: RunTable  # the runs in it
     remarks: tuple[str, ...] = ()
     of: str = ""  # what besides the task belongs above it
 
@@ -94,13 +94,13 @@ class PaperFigure:
 
 
 def _on_one_task(
-    draw: Callable[[Sequence[RunResult], dict[str, Look]], Drawn | None], preferred: str
+    draw: Callable[[RunTable, dict[str, Look]], Drawn | None], preferred: str
 ) -> Callable[[Pool], Drawn | None]:
     """Return a function that draws the preferred task, or else the first one that can be drawn."""
 
     def draw_pool(pool: Pool) -> Drawn | None:
-        for task in dict.fromkeys((preferred, *pool.tasks)):
-            drawn = draw(select(pool.results, task=task), looks_of(pool.surrogates))
+        for task in dict.fromkeys((preferred, *pool.results.tasks)):
+            drawn = draw(pool.results.where(task=task), looks_of(pool.results.surrogates))
             if drawn is not None:
                 drawn.figure.suptitle(", ".join(filter(None, (task, drawn.of))), fontsize=11)
                 paper = f"The paper shows {preferred}; the runs on it that are here do not carry the figure."
@@ -112,13 +112,13 @@ def _on_one_task(
 
 
 def _curves(pool: Pool) -> Drawn | None:
-    figure = learning_curves(pool.results, looks_of(pool.surrogates))
+    figure = learning_curves(pool.results, looks_of(pool.results.surrogates))
     return Drawn(figure, list(curve_rows(pool.results)), pool.results)
 
 
 def _curves_wanted(pool: Pool) -> list[Cell]:
     """Return both regimes and the three surrogates, on every task that is there, and on three at least."""
-    tasks = list(dict.fromkeys((*pool.tasks, *PAPER_TASKS)))[: max(3, len(pool.tasks))]
+    tasks = list(dict.fromkeys((*pool.results.tasks, *PAPER_TASKS)))[: max(3, len(pool.results.tasks))]
     return [Cell(task, surrogate, regime) for regime in REGIMES for task in tasks for surrogate in COMPARED]
 
 
@@ -126,21 +126,21 @@ def _gridworld(_: Pool) -> Drawn:
     records = [record for record in gridworld_records() if record.method in GRIDWORLD_METHODS]
     rows = [{**asdict(record), "on_gipo_front": record in _gipo_front(records, record.case)} for record in records]
     figure = pareto_figure(records, front=lambda of_case: _gipo_front(of_case, of_case[0].case), front_of="of GIPO")
-    return Drawn(figure, rows, [])
+    return Drawn(figure, rows, RunTable())
 
 
 def _gipo_front(records: Sequence[Record], case: str) -> list[Record]:
     return pareto_front([record for record in records if record.case == case and record.method == "gipo"])
 
 
-def _staleness(results: Sequence[RunResult], _: dict[str, Look]) -> Drawn | None:
+def _staleness(results: RunTable, _: dict[str, Look]) -> Drawn | None:
     """Draw both regimes with the runs of one surrogate, for which the lags hardly differ."""
     surrogate = _in_both_regimes(results)
     if surrogate is None:
         return None
-    chosen = select(results, surrogate=surrogate)
+    chosen = results.where(surrogate=surrogate)
     bands = {
-        ("", metric): {regime: metric_band(select(chosen, regime=regime), metric) for regime in REGIMES}
+        ("", metric): {regime: metric_band(chosen.where(regime=regime), metric) for regime in REGIMES}
         for metric in AGES
     }
     figure = trajectories(bands, looks_of(REGIMES))
@@ -156,21 +156,22 @@ def _staleness(results: Sequence[RunResult], _: dict[str, Look]) -> Drawn | None
     return Drawn(figure, rows, chosen, (f"Old means a lag of at least {thresholds} versions.",), of=surrogate)
 
 
-def _in_both_regimes(results: Sequence[RunResult]) -> str | None:
+def _in_both_regimes(results: RunTable) -> str | None:
     """Return a surrogate that has runs in both regimes, GIPO if possible."""
-    of_regime = [labels(select(results, regime=regime), lambda run: run.surrogate) for regime in REGIMES]
+    of_regime = [results.by_surrogate(regime) for regime in REGIMES]
     both = [surrogate for surrogate in of_regime[0] if surrogate in of_regime[1]]
     return "gipo" if "gipo" in both else next(iter(both), None)
 
 
 def _both_regimes_wanted(pool: Pool) -> list[Cell]:
-    there = labels(select(pool.results, task=DIAGNOSED_TASK), lambda run: run.surrogate)
-    surrogate = _in_both_regimes(select(pool.results, task=DIAGNOSED_TASK)) or ("gipo" if "gipo" in there else "")
+    of_task = pool.results.where(task=DIAGNOSED_TASK)
+    there = of_task.surrogates
+    surrogate = _in_both_regimes(of_task) or ("gipo" if "gipo" in there else "")
     return [Cell(DIAGNOSED_TASK, surrogate or next(iter(there), "gipo"), regime) for regime in REGIMES]
 
 
-def _contribution(results: Sequence[RunResult], looks: dict[str, Look]) -> Drawn | None:
-    stale = select(results, regime="stale")
+def _contribution(results: RunTable, looks: dict[str, Look]) -> Drawn | None:
+    stale = results.where(regime="stale")
     bands = bands_by_surrogate(stale, CONTRIBUTION)
     there = {label for of_place in bands.values() for label, band in of_place.items() if band is not None}
     figure = trajectories(bands, looks) if len(there) > 1 else None
@@ -189,8 +190,8 @@ def _stale_wanted(*surrogates: str) -> Callable[[Pool], list[Cell]]:
     return lambda _: [Cell(DIAGNOSED_TASK, surrogate, "stale") for surrogate in surrogates]
 
 
-def _kl_over_ess(results: Sequence[RunResult], _: dict[str, Look]) -> Drawn | None:
-    kl, points = ess_points(select(results, regime="stale"), lambda result: result.closing_return)
+def _kl_over_ess(results: RunTable, _: dict[str, Look]) -> Drawn | None:
+    kl, points = ess_points(results.where(regime="stale"), lambda result: result.closing_return)
     figure = ess_figure(kl, points, value=RETURN, means=True)
     if figure is None or len({run.surrogate for run in points}) < 2:
         return None
@@ -208,11 +209,11 @@ def _kl_over_ess(results: Sequence[RunResult], _: dict[str, Look]) -> Drawn | No
     return Drawn(figure, rows, _of_runs(results, points))
 
 
-def _of_runs(results: Sequence[RunResult], runs: dict[StudyRun, tuple[float, float, float]]) -> list[RunResult]:
-    return [result for result in results if result.run in runs]
+def _of_runs(results: RunTable, runs: dict[StudyRun, tuple[float, float, float]]) -> RunTable:
+    return RunTable(result for result in results if result.run in runs)
 
 
-def _tails(results: Sequence[RunResult], looks: dict[str, Look]) -> Drawn | None:
+def _tails(results: RunTable, looks: dict[str, Look]) -> Drawn | None:
     rows: list[Row] = []
     for result in results:
         for record in result.records:
@@ -248,17 +249,16 @@ def _correlation(rows: Sequence[Row]) -> float | None:
     return correlation(lags, tails) if len(set(lags)) > 1 and len(set(tails)) > 1 else None
 
 
-def _sensitivity(results: Sequence[RunResult], _: dict[str, Look]) -> Drawn | None:
-    surrogates = labels(results, lambda run: run.surrogate)
+def _sensitivity(results: RunTable, _: dict[str, Look]) -> Drawn | None:
     estimates: dict[Place, dict[str, Estimate]] = {}
     rows: list[Row] = []
     for regime in REGIMES:
-        of_regime = [label for label in surrogates if select(results, regime=regime, surrogate=label)]
+        of_regime = results.by_surrogate(regime)
         if len({sigma for label in of_regime if (sigma := StudySurrogate(label).sigma) is not None}) < 2:
             continue
         for quantity in (RETURN, TAIL, OLD_ESS):
-            for label in of_regime:
-                values = _closing(select(results, regime=regime, surrogate=label), quantity)
+            for label, runs in of_regime.items():
+                values = _closing(runs, quantity)
                 if values:
                     estimate = _mean_and_interval(values)
                     estimates.setdefault((regime, TITLES.get(quantity, quantity)), {})[label] = estimate
@@ -267,11 +267,13 @@ def _sensitivity(results: Sequence[RunResult], _: dict[str, Look]) -> Drawn | No
         return None
     shown = {regime for regime, _ in estimates}
     return Drawn(
-        sigma_panels(estimates, surrogates), rows, [result for result in results if result.run.regime in shown]
+        sigma_panels(estimates, results.surrogates),
+        rows,
+        RunTable(each for each in results if each.run.regime in shown),
     )
 
 
-def _closing(results: Sequence[RunResult], quantity: str) -> list[float]:
+def _closing(results: RunTable, quantity: str) -> list[float]:
     """Return closing returns, or closing means of a metric, of the runs that have it."""
     values = [result.closing_return if quantity == RETURN else result.closing(quantity) for result in results]
     return [value for value in values if value is not None]
@@ -301,7 +303,7 @@ def _sensitivity_row(regime: str, quantity: str, label: str, estimate: Estimate,
 
 def _sigmas_wanted(pool: Pool) -> list[Cell]:
     """Return both regimes of the values of σ that are there on the paper's task; of the authors' three if none is."""
-    there = labels(select(pool.results, task=SIGMA_TASK), lambda run: run.surrogate)
+    there = pool.results.where(task=SIGMA_TASK).surrogates
     sigmas = [label for label in there if StudySurrogate(label).sigma is not None]
     return [
         Cell(SIGMA_TASK, surrogate, regime)

@@ -10,7 +10,7 @@ from pathlib import Path
 from vla_rl.files import atomic_write_text
 from vla_rl.studies.figures import save, style
 from vla_rl.studies.metaworld.missing import grids_of
-from vla_rl.studies.metaworld.results import RunResult, cells, labels, select
+from vla_rl.studies.metaworld.results import RunTable
 from vla_rl.studies.metaworld.words import ENOUGH_SEEDS
 from vla_rl.studies.pages import remove_others, write_csv
 from vla_rl.studies.paper_figures.gallery import FIGURES, REGIMES, Cell, Drawn, PaperFigure
@@ -88,18 +88,18 @@ def _section(figure: PaperFigure, drawn: Drawn | None, pool: Pool, out: Path) ->
     return lines
 
 
-def _extents(results: Sequence[RunResult]) -> list[str]:
+def _extents(results: RunTable) -> list[str]:
     """Return a sentence about the runs of each regime."""
     told = []
     for regime in REGIMES:
-        chosen = select(results, regime=regime)
+        chosen = results.where(regime=regime)
         if chosen:
-            counts = [len(by_seed) for _, _, _, by_seed in cells(chosen)]
-            tasks, surrogates = labels(chosen, lambda run: run.task), labels(chosen, lambda run: run.surrogate)
+            counts = [len(by_seed) for _, _, _, by_seed in chosen.cells()]
             few = f"; intervals over fewer than {ENOUGH_SEEDS} seeds say little" if min(counts) < ENOUGH_SEEDS else ""
             span = str(min(counts)) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
             told.append(
-                f"{regime}: {len(chosen)} runs of {', '.join(surrogates)} on {', '.join(tasks)}; seeds: {span}{few}."
+                f"{regime}: {len(chosen)} runs of {', '.join(chosen.surrogates)} on {', '.join(chosen.tasks)}; "
+                f"seeds: {span}{few}."
             )
     return told
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vla_rl.errors import UserError
 from vla_rl.studies.metaworld.grid import Grid, StudyRun
-from vla_rl.studies.metaworld.results import RunResult, labels, read_results
+from vla_rl.studies.metaworld.results import RunResult, RunTable, read_results
 from vla_rl.studies.metaworld.runner import read_study, shared_by_runs
 from vla_rl.studies.study_file import differences
 
@@ -22,19 +22,9 @@ class Pool:
     optimizer_steps: int  # budget of every run
     seeds: int  # the largest number of seeds that a study has
     planned: int  # runs of all grids, those of several grids once
-    results: Sequence[RunResult]  # ordered as in the grids, stale before fresh
+    results: RunTable  # ordered as in the grids, stale before fresh
     broken: Sequence[str]  # a sentence about each finished run that cannot be read
     repeated: Sequence[str]  # a sentence about each study of which runs were left out because another has them too
-
-    @property
-    def tasks(self) -> list[str]:
-        """Return the tasks, in the order of the grids."""
-        return labels(self.results, lambda run: run.task)
-
-    @property
-    def surrogates(self) -> list[str]:
-        """Return the labels of the surrogates, in the order of the grids."""
-        return labels(self.results, lambda run: run.surrogate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +32,7 @@ class _Study:
     folder: Path
     grid: Grid
     base: str  # recipe (YAML) that it began with
-    results: list[RunResult]
+    results: RunTable
     broken: list[str]
 
 
@@ -77,7 +67,7 @@ def read_pool(folders: Sequence[Path]) -> Pool:
         optimizer_steps=studies[0].grid.optimizer_steps,
         seeds=max(study.grid.seeds for study in studies),
         planned=len({*plan, *results}),
-        results=sorted(results.values(), key=_place(plan)),
+        results=RunTable(sorted(results.values(), key=_place(plan))),
         broken=[f"{study.folder}: {sentence}" for study in studies for sentence in study.broken],
         repeated=repeated,
     )
@@ -89,7 +79,7 @@ def _place(plan: Sequence[StudyRun]) -> Callable[[RunResult], tuple[bool, int]]:
     return lambda result: (result.run.regime != "stale", place.get(result.run, len(place)))
 
 
-def _read_runs(folder: Path) -> tuple[list[RunResult], list[str]]:
+def _read_runs(folder: Path) -> tuple[RunTable, list[str]]:
     try:
         return read_results(folder)
     except ValueError as error:
