@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from vla_rl.credit import Credit, Gae, Group
+from vla_rl.credit import Credit, Experience, Gae, Group, Targets
 from vla_rl.learner.batches import Rows, token_mask
 from vla_rl.rl.loss_weights import LossWeights
 from vla_rl.rl.surrogates import DecoupledPpo, Ppo, Surrogate
@@ -108,6 +108,31 @@ def test_segments_of_one_episode_weigh_as_one_trajectory() -> None:
     assert metrics["learner/policy_loss"] == pytest.approx(0.0, abs=1e-6)
     _, metrics = update(batch, loss=loss_with("token"))
     assert metrics["learner/policy_loss"] == pytest.approx((5 - 3) / 8, abs=1e-6)
+
+
+class ByRatios(Group):
+    """Groups whose advantages depend on the log-ratios of all of the batch."""
+
+    @property
+    def needs_log_ratios(self) -> bool:
+        return True
+
+    def assign(self, experience: Experience) -> Targets:
+        targets = super().assign(experience)
+        return replace(targets, advantages=targets.advantages + experience.log_ratios[experience.mask].sum())
+
+
+@pytest.mark.parametrize("aggregation", ["token", "trajectory"])
+def test_a_credit_with_groups_and_ratios_sees_all_of_the_batch_in_every_micro_batch(
+    aggregation: Literal["token", "trajectory"],
+) -> None:
+    """Episodes 11 and 5 of one group, of two segments each, which micro-batches separate."""
+    batch = replace(group_batch(), episode=np.array([11, 11, 5, 5]), group=np.full(4, 9))
+    credit = ByRatios(name="group", size=2, baseline="mean")
+    whole, metrics = update(batch, credit=credit, loss=loss_with(aggregation))
+    cut, same = update(batch, credit=credit, loss=loss_with(aggregation), parts=4)
+    assert same["learner/policy_loss"] == pytest.approx(metrics["learner/policy_loss"], rel=1e-5)
+    assert fakes.largest_difference(whole, cut) < 1e-6
 
 
 def test_a_policy_without_a_critic_learns_and_measures_nothing_of_one() -> None:

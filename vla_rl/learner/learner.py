@@ -138,7 +138,8 @@ class Learner(MicroBatched):
         counts, lacks_values = self._survey(batch, rows, after)
         self._fill = self._fullest(batch) if self._credit.groups else 1.0
         normalizes, before = self._loss.normalize_advantages, self._moments_before()
-        if self._evaluates_decisions and not self._has_dropout and not (normalizes and before is None):
+        needs_all = bool(self._credit.groups) or (normalizes and before is None)  # groups compare episodes
+        if self._evaluates_decisions and not self._has_dropout and not needs_all:
             # 2. to 4. Nothing depends on the whole batch: micro-batches of whole segments take one pass each.
             with self._clock("loss"):
                 loss, sums = self._with_memory(
