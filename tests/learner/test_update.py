@@ -415,6 +415,21 @@ def test_out_of_memory_cuts_the_batch_smaller_and_the_update_is_the_same(caplog:
     assert engine.optimizer_steps == 2
 
 
+class HoldingPolicy(fakes.SmallMemoryPolicy):
+    """Holds tensors during a pass, and knows how often it was told to release those of one that failed."""
+
+    forgotten = 0
+
+    def forget_pass(self) -> None:
+        self.forgotten += 1
+
+
+def test_modules_release_what_a_pass_that_ran_out_of_memory_left_in_them() -> None:
+    policy = HoldingPolicy(limit=3)
+    updated(fakes.make_batch(8), policy=policy, micro_batch=8, accumulation=1)
+    assert policy.forgotten == 3  # at 20, 10 and 5 decisions
+
+
 class NoWorkspacePolicy(fakes.FakePolicy):
     """A CUDA library finds no room in the first forward pass with gradients."""
 

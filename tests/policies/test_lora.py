@@ -9,6 +9,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vla_rl.policies.devices import free_failed_pass
 from vla_rl.policies.lora import add_adapters, fill_adapters, is_adapter
 from vla_rl.policies.lora_section import LoraSection
 from vla_rl.policies.parameters import set_parameter
@@ -200,6 +201,45 @@ def test_a_product_without_gradients_is_not_used_by_a_pass_with_them():
         module.q_proj(x)
     module.k_proj(x).sum().backward()
     assert module.k_proj.lora_A["default"].weight.grad.abs().sum() > 0
+
+
+class Saved:
+    """What autograd saved for the backward pass."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor.detach()  # of the tensor itself, an output would hold its own graph
+
+
+@pytest.mark.parametrize("with_gradient", [False, True])
+def test_a_pass_that_failed_between_projections_of_one_input_can_be_freed(monkeypatch, with_gradient):
+    """Else the memory that ran out stays in use, and another attempt begins with less than the first."""
+    module = adapted_attention()
+    kept: list[weakref.ref[object]] = []
+
+    def fail(_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def save(tensor):
+        saved = Saved(tensor)
+        kept.append(weakref.ref(saved))
+        return saved
+
+    def attempt():
+        saving = torch.autograd.graph.saved_tensors_hooks(save, lambda saved: saved.tensor)
+        with torch.set_grad_enabled(with_gradient), saving:
+            x = torch.tanh(torch.randn(2, 5, 24, requires_grad=True))  # an earlier layer
+            kept.append(weakref.ref(x))
+            module(x)
+
+    monkeypatch.setattr(module.k_proj.base_layer, "forward", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        attempt()
+    free_failed_pass(module)
+    assert len(kept) > (2 if with_gradient else 0)
+    assert [it for it in kept if it() is not None] == []
+    monkeypatch.undo()
+    x = torch.randn(2, 5, 24)
+    torch.testing.assert_close(module(x), by_hand(module, x), atol=1e-6, rtol=0)
 
 
 def test_with_dropout_every_projection_drops_on_its_own():

@@ -31,6 +31,10 @@ class Watched(MLPPolicy):
     """Remembers the batches it saw; runs out of memory where one has more than `limit` rows."""
 
     limit = 100
+    forgotten = 0
+
+    def forget_pass(self):
+        self.forgotten += 1
 
     def bucket_of(self, task_index):
         return 10 * task_index
@@ -112,6 +116,7 @@ def test_out_of_memory_halves_the_batches_from_then_on_and_the_decisions_are_the
         server.serve([0, 1, 2])
     assert [rows for rows, _ in policy.seen] == [7, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]
     assert [record.args for record in caplog.records] == [(3,), (1,)]
+    assert policy.forgotten == 2  # modules release what a pass that failed left in them
     assert_same(expected, answers(slots))
 
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 
 from vla_rl.learner.engine import Engine
-from vla_rl.policies.devices import is_out_of_memory
+from vla_rl.policies.devices import free_failed_pass, is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class MicroBatched:
     def _take_less_memory(self) -> None:
         """Prepare another attempt with less memory: on all ranks alike, as they are asked alike."""
         self._engine.discard_gradients()
-        torch.cuda.empty_cache()
+        free_failed_pass(self._engine.policy)
         if self._can_keep_less:
             self._keep_less()
             return

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 # "Out of device memory" as each library words it. Some arrive as a plain RuntimeError, some are wrapped by
 # torch.compile in an error of its own that quotes the original.
@@ -84,6 +85,18 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     batches would not help.
     """
     return isinstance(error, torch.cuda.OutOfMemoryError) or _OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def free_failed_pass(policy: nn.Module) -> None:
+    """Free the memory of a pass that failed, after its error is gone.
+
+    Modules that hold tensors from one call to the next release them in a method `forget_pass`.
+    """
+    for module in policy.modules():
+        forget = getattr(module, "forget_pass", None)
+        if forget is not None:
+            forget()
+    torch.cuda.empty_cache()
 
 
 def free_device_memory() -> None:

@@ -56,7 +56,7 @@ class SharedInput:
 
     The weights stay separate parameters, with peft's names, and are concatenated at each pass, so values that are
     copied into them (`ipc.mailbox`) take effect at once. Each product is returned once, and the input is released with
-    the last one: nothing outlives a pass.
+    the last one: nothing outlives a pass, unless it fails in between. Then `forget` releases what is left.
     """
 
     def __init__(self, layers: Sequence[AdaptedLinear]) -> None:
@@ -80,8 +80,12 @@ class SharedInput:
             assert low is not None
         self._low[index] = None
         if all(product is None for product in self._low):
-            self._input = None
+            self.forget()
         return low
+
+    def forget(self) -> None:
+        """Release the input and the products, which hold all that earlier layers saved for the backward pass."""
+        self._input, self._low = None, []
 
 
 class AdaptedLinear(nn.Module):
@@ -110,6 +114,11 @@ class AdaptedLinear(nn.Module):
     def first_weight(self) -> Tensor:
         """Return A, (rank, in)."""
         return self.lora_A[ADAPTER].weight  # type: ignore[return-value]
+
+    def forget_pass(self) -> None:
+        """Release what a pass that failed has left, see `devices.free_failed_pass`."""
+        if self.shared is not None:
+            self.shared[0].forget()
 
     def _low(self, x: Tensor, rows: Tensor) -> Tensor:
         if self.shared is None or is_partitioned(self.first_weight):

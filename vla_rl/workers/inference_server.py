@@ -6,15 +6,16 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from vla_rl.errors import RunFailureError
 from vla_rl.ipc.slots import ExchangeSlots
-from vla_rl.policies.devices import PeakMemory, is_out_of_memory, peak_memory
+from vla_rl.policies.devices import PeakMemory, free_failed_pass, is_out_of_memory, peak_memory
 from vla_rl.policies.kind import NonFiniteOutputError
 from vla_rl.types import Acted, Policy, PolicyInputs, TokenArray
 from vla_rl.workers.compiled import CompiledForward, cuda_graph_skips
@@ -149,7 +150,7 @@ class InferenceServer:
             self._max_batch = len(index) // 2
         else:
             return True
-        torch.cuda.empty_cache()
+        free_failed_pass(cast(nn.Module, self._policy))
         log.warning("out of memory: at most %d decisions per batch from now on (rollout.max_batch)", self._max_batch)
         return False
 
