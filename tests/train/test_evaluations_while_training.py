@@ -5,9 +5,11 @@ import shlex
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
+import torch
 from toy_runs import metrics, run, toy_recipe
 
 from vla_rl.errors import CellFailureError, UserError
@@ -146,6 +148,39 @@ def test_an_evaluation_that_fails_costs_no_training(tmp_path, monkeypatch, error
     assert evaluated(tmp_path / "run") == []
     assert f"warning: no evaluation of optimizer step 3, the training goes on: {error}" in told
     assert told.count("warning: no evaluation of optimizer step 6") == 1
+
+
+class Copy:
+    """Weights on a device."""
+
+
+def test_an_evaluation_without_room_on_the_device_costs_no_training_and_keeps_no_memory(tmp_path, monkeypatch):
+    copies, held = [], []
+
+    def fail(*_args, **_named):
+        policy = Copy()
+        copies.append(weakref.ref(policy))
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 14.03 GiB")
+
+    monkeypatch.setattr(run_evaluations, "play_while_training", fail)
+    monkeypatch.setattr(
+        run_evaluations, "free_device_memory", lambda: held.append(sum(copy() is not None for copy in copies))
+    )
+    outcome, told = run(toy_recipe(evaluation=every(3)), tmp_path / "run")
+    assert outcome.clocks.optimizer_steps == 6
+    assert evaluated(tmp_path / "run") == []
+    assert "optimizer step 3, the training goes on: CUDA out of memory. Tried to allocate 14.03 GiB. The" in told
+    assert "evaluation.every_optimizer_steps=null" in told
+    assert held == [0, 0]
+
+
+def test_a_bug_in_an_evaluation_is_not_taken_for_a_lack_of_memory(tmp_path, monkeypatch):
+    def fail(*_args, **_named):
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(run_evaluations, "play_while_training", fail)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        run(toy_recipe(evaluation=every(3)), tmp_path / "run")
 
 
 def test_a_request_to_stop_is_heeded_between_the_episodes_of_an_evaluation(tmp_path):

@@ -14,7 +14,7 @@ from vla_rl.evaluation.while_training import (
     play_while_training,
 )
 from vla_rl.learner.checkpoint import CheckpointInfo, set_best
-from vla_rl.policies.devices import free_device_memory
+from vla_rl.policies.devices import free_device_memory, is_out_of_memory
 from vla_rl.reporting.evaluated_points import evaluated_points
 from vla_rl.reporting.metrics_file import METRICS_FILE, Clocks, read_metrics
 from vla_rl.run.log import RunLog
@@ -82,25 +82,34 @@ class Evaluations:
             except EvaluationStoppedError:
                 self._run_log.note(f"the evaluation of optimizer step {checkpoint.optimizer_steps} was interrupted")
             except (RunFailureError, UserError, OSError) as error:
-                self._run_log.note(
-                    f"warning: no evaluation of optimizer step {checkpoint.optimizer_steps}, the training goes on: "
-                    f"{error}"
+                self._warn(checkpoint, str(error))
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._warn(
+                    checkpoint,
+                    f"{error}. The evaluation has a policy of its own beside the learner's: lower learner.micro_batch "
+                    "and raise learner.accumulation by the same factor, or leave the evaluation to the end with "
+                    "evaluation.every_optimizer_steps=null",
                 )
+            finally:
+                free_device_memory()  # here an error is gone, and with it what it held
         self.is_over = self._run.engine.collectives.any_over_ranks(bool(self.verdict))
         self._run_log.pass_over()
 
+    def _warn(self, checkpoint: CheckpointInfo, reason: str) -> None:
+        step = checkpoint.optimizer_steps
+        self._run_log.note(f"warning: no evaluation of optimizer step {step}, the training goes on: {reason}")
+
     def _play(self, checkpoint: CheckpointInfo, clocks: Clocks) -> None:
         self._run_log.note(f"evaluating optimizer step {checkpoint.optimizer_steps}")
-        try:
-            point, report = play_while_training(
-                checkpoint.path,
-                options_of(self._recipe),
-                run_dir=self._run.run_dir,
-                optimizer_steps=checkpoint.optimizer_steps,
-                stop=self._stop,
-            )
-        finally:
-            free_device_memory()
+        point, report = play_while_training(
+            checkpoint.path,
+            options_of(self._recipe),
+            run_dir=self._run.run_dir,
+            optimizer_steps=checkpoint.optimizer_steps,
+            stop=self._stop,
+        )
         is_best = self._history.add(point)
         self._show()
         self._run_log.evaluation_point(clocks)
