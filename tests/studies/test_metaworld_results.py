@@ -29,6 +29,7 @@ from vla_rl.studies.metaworld.results import RunTable, read_results
 from vla_rl.studies.metaworld.runner import open_study
 from vla_rl.studies.metaworld.scores import (
     Improvement,
+    complete_seeds,
     improvements,
     normalized,
     score_table,
@@ -107,7 +108,8 @@ def test_the_better_surrogate_improves_with_certainty_and_equal_ones_by_a_coin(s
 
 def test_a_seed_that_lacks_a_task_does_not_count(study):
     results = [result for result in results_of(study) if result.run.name != "push-v3_ppo_stale_seed1"]
-    table = score_table(RunTable(results), surrogate="ppo", regime="stale", tasks=TASKS, random_returns=RANDOM)
+    ppo = RunTable(results).where(surrogate="ppo")
+    table = score_table(ppo, seeds=complete_seeds(ppo, TASKS), tasks=TASKS, random_returns=RANDOM)
     assert table.tolist() == [[0.02, 0.02]]
 
 
@@ -583,7 +585,8 @@ def test_the_words_go_by_the_interval_where_there_is_one(study):
     results = [replace(r, run=replace(r.run, seed=seed)) for r in results_of(study) for seed in range(5)]
     pair = Improvement(
         "stale", "gipo", "ppo", TASKS, (5, 5), 0.8, Interval(0.6, 1.0),
-        SignTest(10, higher=8, lower=2, p=0.11, p_by_seed=0.4),
+        interval_by_seed=None, test=SignTest(10, higher=8, lower=2, p=0.11, p_by_seed=0.4),
+        solving=SignTest(10, higher=0, lower=0, p=1.0, p_by_seed=1.0),
     )  # fmt: skip
     unsure = replace(pair, interval=Interval(0.4, 1.0))
     words = "\n".join(words_of(study, results=results, improvements=[pair, unsure]))
@@ -631,6 +634,38 @@ def test_a_pair_without_an_interval_has_the_sign_test_in_its_row(study, monkeypa
     assert (better["seeds_first"], better["seeds_second"]) == ("2", "2")
     assert better["sign_test_p"] == "0.125"  # 2 / 2^4
     assert better["sign_test_p_by_seed"] == "0.5"  # 2 / 2^2
+
+
+def test_the_interval_of_an_improvement_by_seed_redraws_both_sides_of_a_seed(study, monkeypatch):
+    """On both tasks seed 0 ends with 1100 and 1000, seed 1 with 2100 and 2000: each alone has the first above always,
+    both once in 3 of 4 pairs. Seeds redrawn apart, a task may have seed 0 of GIPO against seed 1 of PPO alone."""
+    monkeypatch.setattr(metaworld_outputs, "write_figures", lambda *_: [])
+    results = RunTable(
+        end_with(each, 1000.0 * (1 + each.run.seed) + (100.0 if each.run.surrogate == "gipo" else 0.0))
+        for each in results_of(study)
+        if each.run.surrogate != "gipo:0.5"
+    )
+    (pair,) = improvements(results, RANDOM)
+    assert (pair.interval_by_seed.low, pair.interval_by_seed.high) == (0.75, 1.0)
+    assert pair.interval.low < 0.5
+    table = next(part for part in parts_of(study, results=results) if part.title == "Probability of improvement")
+    assert dict(zip(table.header, table.rows[0], strict=True))["by seed"] == "0.75 to 1.00"
+    row = metaworld_outputs._improvement_row(pair)
+    assert (row["low_by_seed"], row["high_by_seed"]) == (0.75, 1.0)
+    ppo = [end_with(each, 5.0, seed=2) for each in results.where(surrogate="ppo") if each.run.seed == 0]
+    assert improvements(RunTable([*results, *ppo]), RANDOM)[0].interval_by_seed is None  # GIPO has no seed 2
+
+
+def test_a_pair_has_the_sign_test_of_solving_the_task_in_its_row(study):
+    """GIPO solves both tasks with both seeds, PPO none."""
+    results = RunTable(
+        replace(each, records=[r | {"rollout/success_rate": float(each.run.surrogate == "gipo")} for r in each.records])
+        for each in results_of(study)
+        if each.run.surrogate != "gipo:0.5"
+    )
+    row = metaworld_outputs._improvement_row(*improvements(results, RANDOM))
+    assert (row["pairs_solved_earlier"], row["pairs_solved_later"]) == (4, 0)
+    assert (row["solving_sign_test_p"], row["solving_sign_test_p_by_seed"]) == (0.125, 0.5)
 
 
 def test_the_words_say_at_which_learning_rate_closing_values_are_measured(study):
@@ -797,7 +832,7 @@ def test_an_unfinished_pair_says_which_seeds_its_numbers_are_of(study, merged):
     told = next(each for each in words_of(study, results=left) if each.startswith("stale: a run of gipo"))
     assert ", of the 2 and 1 seeds that have all common tasks; " in told
     table = next(part for part in parts_of(study, results=left) if part.title == "Probability of improvement")
-    assert table.rows[0][5:7] == ("2, 1 × 2", "3, 0 of 3")
+    assert table.rows[0][5:8] == ("no interval", "2, 1 × 2", "3, 0 of 3")
 
 
 def test_surrogates_without_a_common_task_are_named_as_not_compared(study, merged):

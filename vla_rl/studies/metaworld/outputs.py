@@ -149,6 +149,8 @@ def _improvement_row(entry: Improvement) -> Row:
         "probability": round(entry.probability, 4),
         "low": None if entry.interval is None else round(entry.interval.low, 4),
         "high": None if entry.interval is None else round(entry.interval.high, 4),
+        "low_by_seed": None if entry.interval_by_seed is None else round(entry.interval_by_seed.low, 4),
+        "high_by_seed": None if entry.interval_by_seed is None else round(entry.interval_by_seed.high, 4),
         "seeds_first": entry.seeds[0],
         "seeds_second": entry.seeds[1],
         "task_names": " ".join(entry.tasks),
@@ -157,6 +159,10 @@ def _improvement_row(entry: Improvement) -> Row:
         "pairs_lower": entry.test.lower,
         "sign_test_p": rounded(entry.test.p),
         "sign_test_p_by_seed": rounded(entry.test.p_by_seed),
+        "pairs_solved_earlier": entry.solving.lower,
+        "pairs_solved_later": entry.solving.higher,
+        "solving_sign_test_p": rounded(entry.solving.p),
+        "solving_sign_test_p_by_seed": rounded(entry.solving.p_by_seed),
     }
 
 

@@ -22,6 +22,7 @@ from vla_rl.evaluation.statistics import (
 from vla_rl.studies.bands import RESAMPLES
 from vla_rl.studies.metaworld.results import RunTable
 from vla_rl.studies.metaworld.sign_test import SignTest, paired_sign_test
+from vla_rl.studies.metaworld.solving import solving_test
 
 MAX_RETURN = 5000.0  # 10 in each of 500 control steps, which no policy can reach
 RANDOM_EPISODES = 20
@@ -54,7 +55,9 @@ class Improvement:
     seeds: tuple[int, int]  # of the first and the second that have all these tasks: the probability is of their runs
     probability: float
     interval: Interval | None  # None: redrawing seeds changes nothing, as where every run is above every other
+    interval_by_seed: Interval | None  # seeds redrawn with the runs of both on all tasks; None also if theirs differ
     test: SignTest  # of the returns of all pairs of equal seed and task, also of seeds that lack one of the tasks
+    solving: SignTest  # of the env steps until these pairs have solved their task
 
 
 def random_return(task: str, *, episodes: int = RANDOM_EPISODES) -> float:
@@ -75,42 +78,30 @@ def normalized(value: float, *, random_return: float) -> float:
     return (value - random_return) / (MAX_RETURN - random_return)
 
 
-def complete_seeds(results: RunTable, *, surrogate: str, regime: str, tasks: Sequence[str]) -> list[int]:
-    """Return the seeds with which a surrogate has a run on every one of some tasks, in ascending order."""
-    runs = {(result.run.seed, result.run.task) for result in results.where(surrogate=surrogate, regime=regime)}
+def complete_seeds(results: RunTable, tasks: Sequence[str]) -> list[int]:
+    """Return the seeds that have a run on every one of some tasks, in ascending order."""
+    runs = {(result.run.seed, result.run.task) for result in results}
     return [seed for seed in sorted({seed for seed, _ in runs}) if all((seed, task) in runs for task in tasks)]
 
 
 def score_table(
-    results: RunTable,
-    *,
-    surrogate: str,
-    regime: str,
-    tasks: Sequence[str],
-    random_returns: Mapping[str, float],
-    seeds: Sequence[int] | None = None,
+    results: RunTable, *, seeds: Sequence[int], tasks: Sequence[str], random_returns: Mapping[str, float]
 ) -> Float64Array | None:
-    """Return (seeds, tasks) normalised closing returns of one surrogate in one regime.
+    """Return (seeds, tasks) normalised closing returns of the runs of one surrogate in one regime. None if it is empty.
 
     Args:
         results: runs.
-        surrogate: its label.
-        regime: its name.
+        seeds: rows, in this order, each with a run on every task.
         tasks: columns, in this order.
         random_returns: returns of random actions, by task.
-        seeds: rows, in this order, each with a run on every task; None: all such seeds.
-
-    Returns:
-        The table; None if it is empty.
     """
-    rows = complete_seeds(results, surrogate=surrogate, regime=regime, tasks=tasks) if seeds is None else seeds
     values = {
         (result.run.seed, result.run.task): normalized(
             result.closing_return, random_return=random_returns[result.run.task]
         )
-        for result in results.where(surrogate=surrogate, regime=regime)
+        for result in results
     }
-    return np.array([[values[seed, task] for task in tasks] for seed in rows]) if rows and tasks else None
+    return np.array([[values[seed, task] for task in tasks] for seed in seeds]) if seeds and tasks else None
 
 
 def scores(results: RunTable, random_returns: Mapping[str, float]) -> list[Score]:
@@ -121,29 +112,26 @@ def scores(results: RunTable, random_returns: Mapping[str, float]) -> list[Score
     """
     found: list[Score] = []
     for regime in results.regimes:
-        own = {surrogate: results.tasks_of(surrogate, regime) for surrogate in results.surrogates}
-        for tasks in sorted({tasks: None for tasks in own.values() if tasks}, key=len, reverse=True):
-            tables = {
-                surrogate: score_table(
-                    results, surrogate=surrogate, regime=regime, tasks=tasks, random_returns=random_returns
-                )
-                for surrogate, of_surrogate in own.items()
-                if set(tasks) <= set(of_surrogate)
-            }
-            of_tasks = [
-                Score(
-                    regime,
-                    surrogate,
-                    interquartile_mean(table),
-                    unless_point(iqm_interval(table, resamples=RESAMPLES)),
-                    unless_point(iqm_interval(table, resamples=RESAMPLES, whole_seeds=True)),
-                    float(table.mean()),
-                    len(table),
-                    tasks,
-                )
-                for surrogate, table in tables.items()
-                if table is not None
-            ]
+        own = results.by_surrogate(regime)
+        sets = dict.fromkeys(results.tasks_of(surrogate, regime) for surrogate in own)
+        for tasks in sorted(sets, key=len, reverse=True):
+            of_tasks = []
+            for surrogate, runs in own.items():
+                seeds = complete_seeds(runs, tasks)
+                table = score_table(runs, seeds=seeds, tasks=tasks, random_returns=random_returns)
+                if table is not None:
+                    of_tasks.append(
+                        Score(
+                            regime,
+                            surrogate,
+                            interquartile_mean(table),
+                            unless_point(iqm_interval(table, resamples=RESAMPLES)),
+                            unless_point(iqm_interval(table, resamples=RESAMPLES, whole_seeds=True)),
+                            float(table.mean()),
+                            len(table),
+                            tasks,
+                        )
+                    )
             found += sorted(of_tasks, key=lambda score: -score.iqm)
     return found
 
@@ -160,15 +148,16 @@ def improvements(results: RunTable, random_returns: Mapping[str, float]) -> list
     """
     found: list[Improvement] = []
     for regime in results.regimes:
-        of_regime = results.where(regime=regime)
-        for first, second in combinations(results.surrogates, 2):
-            theirs = results.tasks_of(second, regime)
-            tasks = tuple(task for task in results.tasks_of(first, regime) if task in theirs)
+        for (first, ours), (second, theirs) in combinations(results.by_surrogate(regime).items(), 2):
+            tasks = tuple(task for task in results.tasks if task in ours.tasks and task in theirs.tasks)
+            seeds = [complete_seeds(runs, tasks) for runs in (ours, theirs)]
             one, other = (
-                score_table(results, surrogate=surrogate, regime=regime, tasks=tasks, random_returns=random_returns)
-                for surrogate in (first, second)
+                score_table(runs, seeds=its, tasks=tasks, random_returns=random_returns)
+                for runs, its in zip((ours, theirs), seeds, strict=True)
             )
             if one is not None and other is not None:
+                of_regime, equal = results.where(regime=regime), seeds[0] == seeds[1]
+                whole = improvement_interval(one, other, resamples=RESAMPLES, whole_seeds=True) if equal else None
                 found.append(
                     Improvement(
                         regime,
@@ -178,7 +167,9 @@ def improvements(results: RunTable, random_returns: Mapping[str, float]) -> list
                         (len(one), len(other)),
                         probability_of_improvement(one, other),
                         unless_point(improvement_interval(one, other, resamples=RESAMPLES)),
+                        None if whole is None else unless_point(whole),
                         paired_sign_test(of_regime.pairs(first, second, lambda run: run.closing_return)),
+                        solving_test(of_regime, first, second),
                     )
                 )
     return found

@@ -97,14 +97,18 @@ def _improvement_part(study: Study) -> Part:
             "the exact sign test is two-sided: of the pairs as if they were independent, and with those of one "
             "seed, which share their first weights, as one. No p is corrected for the number of comparisons. The "
             "probability is of the runs of those seeds that have every task that both have, the test of all pairs.",
+            "The first interval redraws the seeds of each surrogate within each task, as if all runs were independent; "
+            "the one by seed redraws seeds with the runs of both on all tasks, and is rough over few seeds. It needs "
+            "equal seeds of both.",
         ),
         (
-            "regime", "first", "second", "P(first > second)", "95 % interval", "seeds × tasks", "pairs higher, lower",
-            "sign test p", "p by seed",
+            "regime", "first", "second", "P(first > second)", "95 % interval", "by seed", "seeds × tasks",
+            "pairs higher, lower", "sign test p", "p by seed",
         ),
         tuple(
             (
                 pair.regime, pair.first, pair.second, f"{pair.probability:.2f}", between(pair.interval, digits=2),
+                between(pair.interval_by_seed, digits=2),
                 f"{', '.join(map(str, dict.fromkeys(pair.seeds)))} × {len(pair.tasks)}",
                 f"{pair.test.higher}, {pair.test.lower} of {pair.test.pairs}", f"{pair.test.p:.2g}",
                 f"{pair.test.p_by_seed:.2g}",

@@ -272,17 +272,11 @@ def _fresh_against_stale(study: Study) -> Iterator[str]:
     for surrogate in results.surrogates:
         fresh, stale = (results.tasks_of(surrogate, regime) for regime in ("fresh", "stale"))
         tasks = tuple(task for task in stale if task in fresh)
-        fresh_seeds, stale_seeds = (
-            complete_seeds(results, surrogate=surrogate, regime=regime, tasks=tasks) for regime in ("fresh", "stale")
-        )
-        seeds = [seed for seed in fresh_seeds if seed in stale_seeds]
+        runs = [results.where(surrogate=surrogate, regime=regime) for regime in ("fresh", "stale")]
+        seeds = sorted(set(complete_seeds(runs[0], tasks)) & set(complete_seeds(runs[1], tasks)))
         of_fresh, of_stale = (
-            score_table(
-                results, surrogate=surrogate, regime=regime, tasks=tasks, seeds=seeds,
-                random_returns=study.random_returns,
-            )
-            for regime in ("fresh", "stale")
-        )  # fmt: skip
+            score_table(of_regime, seeds=seeds, tasks=tasks, random_returns=study.random_returns) for of_regime in runs
+        )
         if of_fresh is not None and of_stale is not None:
             yield (
                 f"{surrogate}: IQM {interquartile_mean(of_fresh):.3f} on fresh and "
