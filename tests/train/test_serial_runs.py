@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from vla_rl import train as training
 from vla_rl.cli.main import app
 from vla_rl.errors import CellFailureError, RunFailureError, UserError
+from vla_rl.ipc.mailbox import WeightMailbox
 from vla_rl.learner.checkpoint import find_latest
 from vla_rl.learner.stepping import StepOutcome, TorchStrategy
 from vla_rl.policies.mlp.network import MLPPolicy
@@ -114,6 +115,25 @@ def test_a_schedule_ends_with_the_run(tmp_path):
 def test_weights_are_published_every_so_many_updates(tmp_path):
     run(toy_recipe(learner={"publish_every": 3}), tmp_path / "run")
     assert [point["policy_version"] for point in metrics(tmp_path / "run")] == [0, 0, 1, 1, 1, 2]
+
+
+@pytest.mark.parametrize("publish_every", [4, 3, 1])
+def test_no_two_weights_have_one_version_after_a_stop_between_publishes(tmp_path, monkeypatch, publish_every):
+    """Six updates and a version every four: what a resumed run begins with was published under no version yet."""
+    published, publish = {}, WeightMailbox.publish
+
+    def remember(mailbox, version, tensors):
+        weights = b"".join(tensor.numpy().tobytes() for tensor in tensors.values())
+        published.setdefault(version, set()).add(weights)
+        publish(mailbox, version, tensors)
+
+    monkeypatch.setattr(WeightMailbox, "publish", remember)
+    run(toy_recipe(learner={"publish_every": 4}), tmp_path / "run")
+    recipe = toy_recipe(learner={"publish_every": publish_every}, budget={"optimizer_steps": 9})
+    run(recipe, tmp_path / "run", resume=True)
+    assert [len(weights) for weights in published.values()] == [1] * len(published)
+    assert list(published) == sorted(published)
+    assert metrics(tmp_path / "run")[6]["policy_lag/max"] >= 1  # decisions of the first part are older than these
 
 
 def test_an_update_that_was_skipped_makes_no_new_policy_version(tmp_path, monkeypatch):

@@ -291,6 +291,7 @@ class TrainingRun:
             extra={
                 "seconds": clocks.seconds,
                 "num_ranks": self._num_ranks,
+                "publish_every": recipe.learner.publish_every,
                 "episodes_per_slot": self._first_episode
                 + math.ceil((clocks.episodes - self._before.episodes) / self._all_slots),
                 "advantage_moments": self.learner.moments.state_dict(),
@@ -318,6 +319,9 @@ class TrainingRun:
         check_statistics(self.plan.policy, info.path, restored.extra.get(STATISTICS))
         self.learner.moments.load_state_dict(restored.extra.get("advantage_moments", {}))
         progress = restored.progress
+        # Weights of a step between two publishes have no version yet; the newest one is of those that filled the ring.
+        every = int(restored.extra.get("publish_every", self.plan.recipe.learner.publish_every))
+        is_between = progress.optimizer_steps % every > 0
         self.totals = Totals(
             env_steps=progress.env_steps if rank == 0 else 0,
             decisions=progress.decisions if rank == 0 else 0,
@@ -325,7 +329,7 @@ class TrainingRun:
             seconds=float(restored.extra["seconds"]),
             consumed=progress.consumed // num_ranks + (rank < progress.consumed % num_ranks),
             optimizer_steps=progress.optimizer_steps,
-            policy_version=progress.policy_version,
+            policy_version=progress.policy_version + is_between,
         )
         self._first_episode = int(restored.extra.get("episodes_per_slot", 0))
         self.ranks_before = int(restored.extra.get("num_ranks", 0)) or len([*info.path.glob("rank_*")])
