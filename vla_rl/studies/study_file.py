@@ -113,7 +113,7 @@ def refuse_another_study(
 
 @dataclass(frozen=True, slots=True)
 class SharedByRuns:
-    """What all runs of a study share."""
+    """Settings and recipe that all runs of a study share."""
 
     settings: Mapping[str, Any]
     recipe: Recipe
@@ -121,7 +121,7 @@ class SharedByRuns:
 
 @dataclass(frozen=True, slots=True)
 class Differences:
-    """What keeps the runs of two studies from being compared; both are empty if nothing does."""
+    """Reasons for which the runs of two studies cannot be compared; both are empty if there is none."""
 
     settings: Mapping[str, tuple[Any, Any]]  # values of the first and the second, by name
     fields: Sequence[str]  # of the recipe, dotted

@@ -1,4 +1,4 @@
-"""What is known of a Meta-World study when its results are written."""
+"""Data of a Meta-World study, from which its results are written."""
 
 from __future__ import annotations
 
