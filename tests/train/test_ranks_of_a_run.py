@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
 from toy_runs import run, toy_recipe
 
 from vla_rl.learner.checkpoint import find_latest
@@ -65,6 +67,20 @@ def test_more_ranks_go_on_with_episodes_that_were_not_played_before(
             rank, num_ranks, episodes=6, slots=2, run_dir=tmp_path / "run", resume=True, patch=monkeypatch
         )
         assert not before & after
+
+
+def test_all_ranks_go_on_after_the_episodes_of_the_one_that_was_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with TrainingRun(make_training_plan(toy_recipe()), tmp_path, resume_from=None, rank=0, num_ranks=1) as training:
+        training.start()
+        training.wait_for_batch(lambda: False)
+        of_the_other = torch.tensor([50, 3])
+        monkeypatch.setattr(
+            training.engine.collectives, "gather_over_ranks", lambda own: torch.cat([own, of_the_other])
+        )
+        saved = training.save(training.clocks)
+    assert json.loads((saved.path / "state.json").read_text(encoding="utf-8"))["extra"]["episodes_per_slot"] == 50
 
 
 @pytest.mark.parametrize("num_ranks", [1, 3, 5])

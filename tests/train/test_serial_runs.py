@@ -6,6 +6,8 @@ import resource
 import shlex
 import shutil
 import signal
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from typer.testing import CliRunner
 
 from vla_rl import train as training
 from vla_rl.cli.main import app
+from vla_rl.envs.toy import ToyEnv
 from vla_rl.errors import CellFailureError, RunFailureError, UserError
 from vla_rl.ipc.mailbox import WeightMailbox
 from vla_rl.learner.checkpoint import find_latest
@@ -239,6 +242,27 @@ def test_a_resumed_run_plays_episodes_that_were_not_played_before(tmp_path, monk
     assert first
     assert resumed
     assert not set(first) & set(resumed)
+
+
+@pytest.mark.parametrize("slots", [2, 4])
+def test_a_slot_that_was_faster_than_others_repeats_nothing_after_a_resume_either(tmp_path, monkeypatch, slots):
+    """Episodes of task 1, which every second slot plays, have one decision; those of task 0 up to four."""
+    played, step = [], ToyEnv.step_chunk
+
+    def step_and_end(env, actions):
+        result = step(env, actions)
+        return replace(result, truncated=not result.terminated) if env.task.task_id == 1 else result
+
+    monkeypatch.setattr(ToyEnv, "step_chunk", step_and_end)
+    monkeypatch.setattr(RolloutStats, "add", lambda _, record: played.append(record.job))
+    run(toy_recipe(env={"tasks": [0, 1]}), tmp_path / "run")
+    first, counts = list(played), Counter(job.task_index for job in played)
+    assert counts[1] > 2 * counts[0]
+    more = {"env": {"tasks": [0, 1]}, "rollout": {"envs_per_worker": slots}, "budget": {"optimizer_steps": 12}}
+    run(toy_recipe(**more), tmp_path / "run", resume=True)
+    run(toy_recipe(**more | {"budget": {"optimizer_steps": 18}}), tmp_path / "run", resume=True)
+    assert len(played) > 2 * len(first)
+    assert len(set(played)) == len(played)
 
 
 def test_steps_before_a_resume_count_once_however_many_ranks_there_are(tmp_path):

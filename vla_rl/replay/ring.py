@@ -128,6 +128,12 @@ class ReplayRing(InSharedBlock):
         is_whole = indices + catalogue_size > int(self._num_episodes[env_index])
         return entries[is_whole], count
 
+    @property
+    def num_episodes(self) -> NDArray[np.int64]:
+        """Return the episodes that each env has committed, (num_envs,), a copy."""
+        counts: NDArray[np.int64] = self._num_episodes.copy()
+        return counts
+
     def newest_groups(self, env_index: int, count: int) -> list[int]:
         """Return the groups of an env's newest episodes, at most `count`, oldest first."""
         committed = int(self._num_episodes[env_index])

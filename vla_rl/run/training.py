@@ -144,8 +144,9 @@ class TrainingRun:
                 before = self._restore(resume_from, rank=rank, num_ranks=num_ranks)
             self.resumed_from = resume_from
             self._before, self._num_ranks = before, num_ranks
+            self._episodes_before = self.ring.num_episodes  # of every slot, in the loaded ring
             # Never back: with more slots than before, the episodes per slot are fewer, and some would be played again.
-            self._first_episode = max(self._first_episode, math.ceil(before.episodes / self._all_slots))
+            self._first_episode = max(self._first_episode, math.ceil(before.episodes / (num_ranks * plan.num_slots)))
             self.cell = make_cell(
                 plan,
                 plan.env,
@@ -261,10 +262,6 @@ class TrainingRun:
         own = int(self.memory.counters.total("env_worker_env_steps"))
         return self._before.env_steps + self._num_ranks * own
 
-    @property
-    def _all_slots(self) -> int:
-        return self._num_ranks * self.plan.num_slots
-
     def save(self, clocks: Clocks) -> CheckpointInfo:
         """Write a checkpoint. All ranks call it together.
 
@@ -277,6 +274,8 @@ class TrainingRun:
         recipe, ranks = self.plan.recipe, self.engine.collectives
         account = self._account_now()  # collection continues, and the clocks were read just before
         consumed = ranks.sum_over_ranks({"consumed": float(self.totals.consumed)})["consumed"]
+        own = torch.from_numpy(self.ring.num_episodes - self._episodes_before)
+        played = int(ranks.gather_over_ranks(own).max())  # of the slot that is ahead of all others
         return save(
             self.run_dir,
             self.engine,
@@ -292,8 +291,7 @@ class TrainingRun:
                 "seconds": clocks.seconds,
                 "num_ranks": self._num_ranks,
                 "publish_every": recipe.learner.publish_every,
-                "episodes_per_slot": self._first_episode
-                + math.ceil((clocks.episodes - self._before.episodes) / self._all_slots),
+                "episodes_per_slot": self._first_episode + played,
                 "advantage_moments": self.learner.moments.state_dict(),
                 STATISTICS: self.plan.policy.statistics,
             },

@@ -44,8 +44,9 @@ def training_schedule(
 ) -> Iterator[EpisodeJob]:
     """Yield jobs of one env slot, endlessly: tasks by `task_of_episode`, initial states drawn uniformly.
 
-    The n-th job depends on (seed, env_index, n) alone: a resumed run continues after the episodes it has counted. A
-    restarted worker does not know its predecessor's progress and skips many, see `env_worker.scheduled_jobs`.
+    The n-th job depends on (seed, env_index, n) alone: all slots of a resumed run continue after the n of the slot that
+    was ahead of the others. A restarted worker does not know its predecessor's progress and skips many, see
+    `env_worker.scheduled_jobs`.
 
     Args:
         seed: the run's seed.
