@@ -203,8 +203,8 @@ def test_a_figure_whose_runs_are_missing_has_a_sentence_a_command_that_makes_the
     assert written.not_drawn == (
         "Figure 5 is not drawn. It needs runs of one surrogate on one task in both regimes. Missing are fresh runs of "
         "gipo on door-open-v3.",
-        "Figure 9 is not drawn. It needs runs of two values of σ on one task in one regime. Missing are stale and "
-        "fresh runs of gipo:0.5, gipo, gipo:2 on handle-press-v3.",
+        "Figure 9 is not drawn. It needs runs of two values of σ with the same factor for bad actions, on one task in "
+        "one regime. Missing are stale and fresh runs of gipo:0.5, gipo, gipo:2 on handle-press-v3.",
     )
     assert {path.name.split("_")[1] for path in out.glob("figure_*")} == {"2", "4", "6", "7", "8"}
     assert (out / "notes.csv").exists()
@@ -241,6 +241,42 @@ def test_the_commands_of_a_figure_make_exactly_the_missing_runs(tmp_path, unsave
     }
     assert len(found) == len(set(found))
     assert set(found) == every - {("stale", DOOR, "gipo"), ("stale", DOOR, "ppo")}
+
+
+def test_seeds_that_a_regime_lacks_are_told_and_made_in_its_own_study(tmp_path, unsaved):
+    """Stale GIPO and PPO have two seeds, fresh ones one, and stale PPO has lost its second."""
+    stale = make(tmp_path / "stale", STALE)
+    fresh = make(tmp_path / "fresh", replace(STALE, regimes=("fresh",), seeds=1))
+    shutil.rmtree(stale / "runs" / f"{DOOR}_ppo_stale_seed1")
+    pool = read_pool([stale, fresh])
+    assert [run.name for run in BY_NUMBER[5].missing(pool)] == [f"{DOOR}_gipo_fresh_seed1"]
+    assert [run.name for run in BY_NUMBER[6].missing(pool) if run.surrogate != "sapo"] == [f"{DOOR}_ppo_stale_seed1"]
+    write_figures(pool, tmp_path / "out")
+    section = (tmp_path / "out" / "figures.md").read_text(encoding="utf-8").split("## Figure 7")[0]
+    five, six = section.split("## Figure 5")[1].split("## Figure 6")
+    assert "* **Incomplete.** Missing are fresh runs of gipo on door-open-v3 with seed 1." in five
+    assert "Missing are stale runs of ppo on door-open-v3 with seed 1; stale runs of sapo on door-open-v3." in six
+    for part, home, made in ((five, fresh, ["gipo_fresh_seed0", "gipo_fresh_seed1"]),
+                             (six, stale, ["ppo_stale_seed0", "ppo_stale_seed1"])):  # fmt: skip
+        words = shlex.split(next(line for line in part.splitlines() if line.startswith("  vla-rl study metaworld")))
+        assert words[-2:] == ["--out", str(home)]
+        done = CliRunner().invoke(app, [*words[1:], "--dry-run"])
+        assert done.exit_code == 0, done.output
+        chosen = dict(zip(words[3::2], words[4::2], strict=True))
+        tasks, names, regimes = (tuple(chosen[f"--{axis}"].split(",")) for axis in ("tasks", "surrogates", "regimes"))
+        grid = Grid(tasks, names, regimes, int(chosen["--seeds"]), int(chosen["--budget"]), chosen["--recipe"])
+        open_study(grid, home)  # takes them
+        assert [run.name for run in grid.runs()] == [f"{DOOR}_{name}" for name in made]
+
+
+def test_factors_for_bad_actions_are_no_values_of_sigma(tmp_path):
+    grid = replace(STALE, tasks=(HANDLE,), surrogates=("gipo", "gipo:1:0.5", "ppo"))
+    pool = read_pool([make(tmp_path, grid)])
+    assert BY_NUMBER[9].draw(pool) is None
+    missing = {(run.surrogate, run.regime) for run in BY_NUMBER[9].missing(pool)}
+    assert missing == {("gipo:0.5", "stale"), ("gipo:2", "stale")} | {
+        (name, "fresh") for name in ("gipo:0.5", "gipo", "gipo:2")
+    }
 
 
 def test_a_figure_is_drawn_for_another_task_where_the_papers_has_no_runs_and_says_so(tmp_path):

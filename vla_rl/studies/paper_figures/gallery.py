@@ -5,9 +5,11 @@ A figure about one task is drawn for the paper's task if its runs carry it, else
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import correlation, fmean
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
@@ -51,8 +53,7 @@ RETURN = "closing return"
 FALLEN = 0.9  # share of the largest learning rate, below which a closing one has fallen
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Cell:
+class Cell(NamedTuple):
     """Runs that differ in their seeds alone."""
 
     task: str
@@ -87,10 +88,11 @@ class PaperFigure:
         """Return the name of its files."""
         return f"figure_{self.number}_{self.name}"
 
-    def missing(self, pool: Pool) -> list[Cell]:
-        """Return the wanted cells without a run."""
-        there = {(result.run.task, result.run.surrogate, result.run.regime) for result in pool.results}
-        return [cell for cell in self.wanted(pool) if (cell.task, cell.surrogate, cell.regime) not in there]
+    def missing(self, pool: Pool) -> list[StudyRun]:
+        """Return the wanted runs that are not there, with as many seeds as a study has."""
+        there = {result.run for result in pool.results}
+        wanted = (StudyRun(*cell, seed) for cell in self.wanted(pool) for seed in range(pool.seeds))
+        return [run for run in wanted if run not in there]
 
 
 def _on_one_task(
@@ -254,7 +256,7 @@ def _sensitivity(results: RunTable, _: dict[str, Look]) -> Drawn | None:
     rows: list[Row] = []
     for regime in REGIMES:
         of_regime = results.by_surrogate(regime)
-        if len({sigma for label in of_regime if (sigma := StudySurrogate(label).sigma) is not None}) < 2:
+        if not _has_several_sigmas(of_regime):
             continue
         for quantity in (RETURN, TAIL, OLD_ESS):
             for label, runs in of_regime.items():
@@ -302,14 +304,17 @@ def _sensitivity_row(regime: str, quantity: str, label: str, estimate: Estimate,
 
 
 def _sigmas_wanted(pool: Pool) -> list[Cell]:
-    """Return both regimes of the values of σ that are there on the paper's task; of the authors' three if none is."""
+    """Return both regimes of the settings of GIPO on the paper's task; of the authors' three if none differ in σ."""
     there = pool.results.where(task=SIGMA_TASK).surrogates
     sigmas = [label for label in there if StudySurrogate(label).sigma is not None]
-    return [
-        Cell(SIGMA_TASK, surrogate, regime)
-        for regime in REGIMES
-        for surrogate in (sigmas if len(sigmas) > 1 else SIGMAS)
-    ]
+    wanted = sigmas if _has_several_sigmas(sigmas) else SIGMAS
+    return [Cell(SIGMA_TASK, surrogate, regime) for regime in REGIMES for surrogate in wanted]
+
+
+def _has_several_sigmas(surrogates: Iterable[str]) -> bool:
+    """Return whether there are several values of σ with the same factor on it for bad actions."""
+    settings = {sigma for label in surrogates if (sigma := StudySurrogate(label).sigma) is not None}
+    return max(Counter(scale for _, scale in settings).values(), default=0) > 1
 
 
 FIGURES = (
@@ -399,7 +404,7 @@ FIGURES = (
             "last 20 % of env steps and over seeds, with 95 % bootstrap intervals; other surrogates as levels. Without "
             "old samples there is no effective sample size.",
         ),
-        "runs of two values of σ on one task in one regime",
+        "runs of two values of σ with the same factor for bad actions, on one task in one regime",
         _on_one_task(_sensitivity, SIGMA_TASK),
         _sigmas_wanted,
     ),

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from vla_rl.files import atomic_write_text
 from vla_rl.studies.figures import save, style
+from vla_rl.studies.metaworld.grid import StudyRun
 from vla_rl.studies.metaworld.missing import grids_of
 from vla_rl.studies.metaworld.results import RunTable
 from vla_rl.studies.metaworld.words import ENOUGH_SEEDS
 from vla_rl.studies.pages import remove_others, write_csv
-from vla_rl.studies.paper_figures.gallery import FIGURES, REGIMES, Cell, Drawn, PaperFigure
+from vla_rl.studies.paper_figures.gallery import FIGURES, REGIMES, Drawn, PaperFigure
 from vla_rl.studies.paper_figures.pool import Pool
 
 PAGE = "figures.md"
@@ -50,7 +51,7 @@ def write_figures(pool: Pool, out: Path) -> WrittenFigures:
 
 def _opening(pool: Pool) -> list[str]:
     """Return title, origin and cautions."""
-    studies = ", ".join(str(folder) for folder in pool.folders)
+    studies = ", ".join(map(str, pool.grids))
     cautions = [
         "Returns are those of training episodes with sampled actions, in the benchmark's units; the paper's Figures 7 "
         "and 9 have those of evaluations."
@@ -58,13 +59,14 @@ def _opening(pool: Pool) -> list[str]:
     unfinished = pool.planned - len(pool.results) - len(pool.broken)
     if unfinished > 0:
         cautions.append(f"PARTIAL: {unfinished} of {pool.planned} planned runs are missing.")
-    cautions += [f"LEFT OUT: {sentence}" for sentence in pool.broken]
+    cautions += [f"LEFT OUT: {sentence} (move its folder elsewhere to make it again)" for sentence in pool.broken]
     cautions += [*pool.repeated, "Commands that make missing runs say with `--dry-run` how long they take."]
     return [
         f"# {TITLE}",
         "",
         "The paper is [GIPO](https://arxiv.org/abs/2603.03955). "
-        f"{len(pool.results)} runs of {studies}: recipe {pool.recipe}, {pool.optimizer_steps:,} optimizer steps each.",
+        f"{len(pool.results)} runs of {studies}: recipe {pool.first.recipe}, {pool.first.optimizer_steps:,} optimizer "
+        "steps each.",
         "",
         *(f"* {sentence}" for sentence in cautions),
         "",
@@ -79,7 +81,7 @@ def _section(figure: PaperFigure, drawn: Drawn | None, pool: Pool, out: Path) ->
     if drawn is None:
         told.append(f"**Not drawn.** {_lack(figure, pool)}")
     elif missing:
-        told.append(f"**Incomplete.** {_lacking(missing)}")
+        told.append(f"**Incomplete.** {_lacking(missing, pool)}")
     lines += [*(f"* {sentence}" for sentence in told), ""] if told else []
     lines += _commands(figure, missing, pool, out) if missing else []
     if drawn is not None:
@@ -107,39 +109,46 @@ def _extents(results: RunTable) -> list[str]:
 def _lack(figure: PaperFigure, pool: Pool) -> str:
     """Say what a figure that was not drawn needs, and which runs it lacks."""
     missing = figure.missing(pool)
-    without = "Those that are here have not logged what it shows." if not missing else _lacking(missing)
+    without = "Those that are here have not logged what it shows." if not missing else _lacking(missing, pool)
     return f"It needs {figure.needs}. {without}"
 
 
-def _lacking(missing: Sequence[Cell]) -> str:
+def _lacking(missing: Sequence[StudyRun], pool: Pool) -> str:
     """Name the missing runs."""
-    return "Missing are " + "; ".join(
-        f"{' and '.join(regimes)} runs of {', '.join(surrogates)} on {', '.join(tasks)}"
-        for tasks, surrogates, regimes in _grids(missing)
-    ) + "."  # fmt: skip
+    told = []
+    places = ((run.task, run.surrogate, run.regime, str(run.seed)) for run in missing)
+    for tasks, surrogates, regimes, seeds in grids_of(places, axes=(3, 0, 1, 2)):
+        those = "" if len(seeds) == pool.seeds else f" with seed {', '.join(seeds)}"
+        told.append(f"{' and '.join(regimes)} runs of {', '.join(surrogates)} on {', '.join(tasks)}{those}")
+    return f"Missing are {'; '.join(told)}."
 
 
-def _grids(missing: Sequence[Cell]) -> list[tuple[tuple[str, ...], ...]]:
-    """Return tasks, surrogates and regimes of few grids that hold exactly the missing cells: a study is a grid."""
-    return grids_of(((cell.task, cell.surrogate, cell.regime) for cell in missing), axes=(0, 1, 2))
+def _commands(figure: PaperFigure, missing: Sequence[StudyRun], pool: Pool, out: Path) -> list[str]:
+    """Return the commands that make the missing runs and draw again.
 
-
-def _commands(figure: PaperFigure, missing: Sequence[Cell], pool: Pool, out: Path) -> list[str]:
-    """Return the commands that make the missing runs, each in a folder of its own, and draw again."""
-    first = pool.folders[0] if pool.folders[0].name else pool.folders[0].resolve()
-    commands, more = [], []
-    for number, (tasks, surrogates, regimes) in enumerate(_grids(missing), start=1):
-        more.append(first.with_name(f"{first.name}_figure_{figure.number}" + (f"_{number}" if number > 1 else "")))
+    A study that has some seeds of a run's task, surrogate and regime, or plans them, gets the others. The remaining
+    runs get folders of their own.
+    """
+    seeds = {(str(pool.home(run) or ""), run.task, run.surrogate, run.regime): str(run.seed + 1) for run in missing}
+    first = next(folder if folder.name else folder.resolve() for folder in pool.grids)
+    commands: list[list[str]] = []
+    more: list[str] = []
+    for (home,), tasks, surrogates, regimes, (count,) in grids_of(
+        ((*place, count) for place, count in seeds.items()), axes=(1, 2, 3)
+    ):
+        if not home:
+            number = f"_{len(more) + 1}" if more else ""
+            more.append(str(first.with_name(f"{first.name}_figure_{figure.number}{number}")))
         options = {
             "--tasks": ",".join(tasks),
             "--surrogates": ",".join(surrogates),
             "--regimes": ",".join(regimes),
-            "--seeds": str(pool.seeds),
-            "--budget": str(pool.optimizer_steps),
-            "--recipe": pool.recipe,
-            "--out": str(more[-1]),
+            "--seeds": count,
+            "--budget": str(pool.first.optimizer_steps),
+            "--recipe": pool.grids[Path(home)].recipe if home else pool.first.recipe,
+            "--out": home or more[-1],
         }
         commands.append(["vla-rl", "study", "metaworld", *(word for option in options.items() for word in option)])
-    folders = map(str, dict.fromkeys((*pool.folders, *more)))
+    folders = dict.fromkeys((*map(str, pool.grids), *more))
     commands.append(["vla-rl", "study", "figures", *folders, "--out", str(out)])
     return ["  ```sh", *(f"  {shlex.join(command)}" for command in commands), "  ```", ""]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,14 +17,30 @@ from vla_rl.studies.study_file import differences
 class Pool:
     """Runs with one recipe and one budget, from one or several folders."""
 
-    folders: Sequence[Path]
-    recipe: str  # name or path
-    optimizer_steps: int  # budget of every run
-    seeds: int  # the largest number of seeds that a study has
+    grids: Mapping[Path, Grid]  # by folder
     planned: int  # runs of all grids, those of several grids once
     results: RunTable  # ordered as in the grids, stale before fresh
     broken: Sequence[str]  # a sentence about each finished run that cannot be read
     repeated: Sequence[str]  # a sentence about each study of which runs were left out because another has them too
+
+    @property
+    def first(self) -> Grid:
+        """Return the grid of the first study; all have the same budget, and equal recipes."""
+        return next(iter(self.grids.values()))
+
+    @property
+    def seeds(self) -> int:
+        """Return the largest number of seeds that a study has."""
+        return max(grid.seeds for grid in self.grids.values())
+
+    def home(self, run: StudyRun) -> Path | None:
+        """Return the folder of a study that has a run in its grid, or would have it with more seeds; None if none."""
+        fitting = [
+            (run.seed >= grid.seeds, folder)
+            for folder, grid in self.grids.items()
+            if run.task in grid.tasks and run.surrogate in grid.surrogates and run.regime in grid.regimes
+        ]
+        return min(fitting, key=lambda each: each[0])[1] if fitting else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +78,7 @@ def read_pool(folders: Sequence[Path]) -> Pool:
         results = {result.run: result for result in study.results} | results
     plan = list(dict.fromkeys(run for study in studies for run in study.grid.runs()))
     return Pool(
-        folders=[study.folder for study in studies],
-        recipe=studies[0].grid.recipe,
-        optimizer_steps=studies[0].grid.optimizer_steps,
-        seeds=max(study.grid.seeds for study in studies),
+        grids={study.folder: study.grid for study in studies},
         planned=len({*plan, *results}),
         results=RunTable(sorted(results.values(), key=_place(plan))),
         broken=[f"{study.folder}: {sentence}" for study in studies for sentence in study.broken],
