@@ -62,6 +62,20 @@ def test_one_process_simulates_by_itself() -> None:
         recipe("rollout.remote=['a:1']", "runtime.mode=serial")
 
 
+def test_simulators_elsewhere_are_decided_for_by_the_inference_worker() -> None:
+    with pytest.raises(RecipeError) as raised:
+        recipe("rollout.remote=['cpu1:10001']", "rollout.inference=local")
+    (problem,) = raised.value.problems
+    assert (problem.path, problem.allowed) == ("rollout.inference", "shared, or rollout.remote=[]")
+
+
+def test_only_the_inference_worker_compiles() -> None:
+    with pytest.raises(RecipeError) as raised:
+        recipe("rollout.inference=local", "rollout.compile=true")
+    (problem,) = raised.value.problems
+    assert problem.path == "rollout.compile"
+
+
 def test_a_machine_without_a_worker_would_be_idle() -> None:
     with pytest.raises(RecipeError) as raised:
         recipe("rollout.remote=['a:1', 'b:1', 'c:1']", "rollout.num_workers=2")

@@ -11,7 +11,8 @@ from vla_rl.envs.libero.assets import Assets
 from vla_rl.envs.libero.check import SimulatorReport
 from vla_rl.recipe import is_supervised, load_recipe
 from vla_rl.run.estimate import MemoryEstimate, estimate, estimate_memory
-from vla_rl.run.plan import plan_policy, training_plan
+from vla_rl.run.plan import make_plan as make_plan_here
+from vla_rl.run.plan import make_training_plan, plan_policy, training_plan
 from vla_rl.types import TaskInfo
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -181,3 +182,28 @@ def test_the_paper_s_recipes_differ_in_suite_and_surrogate_alone():
     expected = rest("spatial", "gipo")
     for suite in ("spatial", "object", "goal", "10"):
         assert all(rest(suite, surrogate) == expected for surrogate in ("gipo", "ppo", "sapo"))
+
+
+def test_env_workers_that_decide_themselves_each_hold_what_is_trained_and_torch():
+    """Two workers of two simulators: a copy each, batches of their own two slots, and no inference worker."""
+    overrides = ["rollout.num_workers=2", "rollout.envs_per_worker=2", "rollout.inference=local"]
+    toys = load_recipe(RECIPES / "toy.yaml", [*overrides, "runtime.mode=async", "runtime.device=cpu"])
+    local = make_training_plan(toys)
+    shared = make_training_plan(
+        toys.model_copy(update={"rollout": toys.rollout.model_copy(update={"inference": "shared"})})
+    )
+    memory, beside = estimate_memory(local, num_ranks=1), estimate_memory(shared, num_ranks=1)
+    assert memory.inference_weights == 2 * beside.inference_weights == 2 * 4 * local.policy.trainable_parameters
+    assert memory.processes == beside.processes / 2
+    assert memory.env_worker == beside.env_worker + memory.processes
+    assert "learner, 2 env worker(s) with 2 env(s) each, which decide themselves" in str(estimate(local, num_ranks=1))
+
+
+def test_env_workers_hold_no_frozen_weights():
+    recipe = load_recipe(
+        RECIPES / "quickstart.yaml", ["rollout.inference=local", "runtime.mode=async", "runtime.device=cpu"]
+    )
+    with pytest.raises(
+        ValueError, match=r"rollout\.inference: local .* has frozen weights .* Use rollout\.inference=shared"
+    ):
+        make_plan_here(recipe.setup)

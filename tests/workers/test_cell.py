@@ -39,8 +39,7 @@ def make_cell(counters, *env_workers, max_restarts=0, on_episode=lambda record: 
         env_workers=env_workers,
         slots=None,  # type: ignore[arg-type]
         counters=counters,
-        mailbox=None,  # type: ignore[arg-type]
-        frozen=None,
+        weights=None,  # type: ignore[arg-type]
         ring=None,
         limits=CellLimits(step_timeout_s=60.0, start_timeout_s=60.0, max_restarts=max_restarts),
         on_episode=on_episode,

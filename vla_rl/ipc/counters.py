@@ -5,7 +5,9 @@ never decrease: a restarted worker continues in its predecessor's row.
 
     counter                 unit        written by            read by
     env_worker_*            see below   the env worker        supervisor, governor, metrics
-    inference_*             see below   the inference worker  supervisor, metrics
+    inference_*             see below   who decides: the      supervisor, metrics
+                                        inference worker, or
+                                        each env worker
     allowed_decisions       decisions   the governor          env workers: collect while decisions started stay below
     stop                    0 or 1      the supervisor        everyone
 """
@@ -44,8 +46,8 @@ _PER_ENV_WORKER = {
     "env_worker_held_back_seconds": np.float64,  # waiting for the governor
     "env_worker_open_slots": np.int64,  # slots that will ask for decisions again: all but those without jobs
 }
-_PER_CELL = {
-    "inference_heartbeat": np.float64,  # monotonic seconds
+_PER_SERVER = {
+    "inference_heartbeat": np.float64,  # monotonic seconds; of the inference worker
     "inference_batches": np.int64,
     "inference_decisions": np.int64,  # decisions served
     "inference_policy_version": np.int64,  # version in use
@@ -54,6 +56,8 @@ _PER_CELL = {
     "inference_own_frozen": np.int64,  # 1: it could not map the learner's frozen weights and loaded its own copy
     "inference_peak_allocated": np.int64,  # bytes of its GPU: by tensors of its own
     "inference_peak_reserved": np.int64,  # bytes of its GPU: by torch's allocator
+}
+_PER_CELL = {
     "allowed_decisions": np.int64,  # largest number of decisions env workers may have started, summed over the cell
     "stop": np.int64,
 }
@@ -63,15 +67,22 @@ class CellCounters(InSharedBlock):
     """Counters of one cell. Created by the supervisor, attached by every process of the cell."""
 
     @classmethod
-    def create(cls, *, num_env_workers: int) -> Self:
-        """Create counters at zero, heartbeats at now, the version at -1, no limit on decisions."""
+    def create(cls, *, num_env_workers: int, num_servers: int = 1) -> Self:
+        """Create counters at zero, heartbeats at now, versions at -1, no limit on decisions.
+
+        Args:
+            num_env_workers: of the cell.
+            num_servers: processes that decide: 1, the inference worker, or every env worker.
+        """
         fields = [Field(name, (num_env_workers,), dtype) for name, dtype in _PER_ENV_WORKER.items()]
+        fields += [Field(name, (num_servers,), dtype) for name, dtype in _PER_SERVER.items()]
         fields += [Field(name, (1,), dtype) for name, dtype in _PER_CELL.items()]
         arrays = SharedArrays.create("counters", fields, poison=False)
         counters = cls(arrays)
         counters.set("allowed_decisions", int(_UNLIMITED))
-        counters.set("inference_policy_version", -1)
-        counters.beat("inference_heartbeat")
+        for index in range(num_servers):
+            counters.set("inference_policy_version", -1, index)
+            counters.beat("inference_heartbeat", index)
         for index in range(num_env_workers):
             counters.beat("env_worker_heartbeat", index)
         return counters
@@ -92,9 +103,19 @@ class CellCounters(InSharedBlock):
         return value
 
     def total(self, name: str) -> int | float:
-        """Return the sum over the env workers."""
+        """Return the sum over the env workers, or over the processes that decide."""
         value: int | float = self._block[name].sum().item()
         return value
+
+    def highest(self, name: str) -> int | float:
+        """Return the largest value over the env workers, or over the processes that decide."""
+        value: int | float = self._block[name].max().item()
+        return value
+
+    @property
+    def num_servers(self) -> int:
+        """Return the number of processes that decide."""
+        return len(self._block["inference_batches"])
 
     def set(self, name: str, value: float, index: int = 0) -> None:
         """Write one element; only its one writer may."""

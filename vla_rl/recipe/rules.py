@@ -328,6 +328,28 @@ def _serial_is_here(runtime: RuntimeSection, rollout: RolloutSection) -> Problem
     return None
 
 
+def _simulators_are_near_what_decides(rollout: RolloutSection) -> Problem | None:
+    if rollout.inference == "local" and rollout.remote:
+        return Problem(
+            path="rollout.inference",
+            rule="simulators on other machines are played side by side, and the inference worker decides for them",
+            found="local, with rollout.remote",
+            allowed="shared, or rollout.remote=[]",
+        )
+    return None
+
+
+def _compiling_is_shared(rollout: RolloutSection) -> Problem | None:
+    if rollout.inference == "local" and rollout.compile:
+        return Problem(
+            path="rollout.compile",
+            rule="only the inference worker compiles",
+            found="true, with rollout.inference 'local'",
+            allowed="false, or rollout.inference=shared",
+        )
+    return None
+
+
 def _workers_reach_every_machine(learner: LearnerSection, rollout: RolloutSection) -> Problem | None:
     workers = rollout.num_workers * (1 if learner.num_ranks == "auto" else learner.num_ranks)
     if learner.strategy != "single" and learner.num_ranks == "auto":  # only the machine knows how many
@@ -549,6 +571,8 @@ RULES: tuple[Rule, ...] = (
     _videos_show_frames,
     _serial_has_one_rank,
     _serial_is_here,
+    _simulators_are_near_what_decides,
+    _compiling_is_shared,
     _workers_reach_every_machine,
     _critic_only_ends,
     *_ALWAYS[2:],

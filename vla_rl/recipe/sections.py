@@ -130,6 +130,11 @@ class RolloutSection(Section):
     temperature: Annotated[float, Field(ge=1e-4, le=1e4)] = Field(
         1.0, description="sampling temperature in training; evaluation is greedy"
     )
+    inference: Literal["shared", "local"] = Field(
+        "shared",
+        description="shared: one inference worker decides for all env workers; local: each env worker decides for its "
+        "own simulators, without messages, which is faster for small policies. The same in runtime.mode 'serial'",
+    )
     max_batch: BatchSize = Field(32, description="decisions per inference batch")
     max_wait_ms: Annotated[float, Field(ge=0.0, le=60_000.0)] = Field(
         5.0, description="longest time that a batch waits for more decisions"

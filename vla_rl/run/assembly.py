@@ -30,7 +30,7 @@ from vla_rl.workers.cell import Cell, CellLimits
 from vla_rl.workers.env_runner import EnvPool, EnvRunner
 from vla_rl.workers.env_worker import EnvWorkerSettings, scheduled_jobs, set_variables
 from vla_rl.workers.episodes import EpisodeJob, EpisodeRecord, Groups
-from vla_rl.workers.inference_worker import InferenceSettings, make_server, report, tensors_of
+from vla_rl.workers.inference_worker import InferenceSettings, WeightLinks, make_server, report, tensors_of
 from vla_rl.workers.serial import SerialCell
 from vla_rl.workers.worker_counters import WorkerCounters
 
@@ -134,7 +134,7 @@ def make_memory(plan: Plan, policy: nn.Module, *, ring_capacity: int | None) -> 
         )
         slots = SharedArrays.create("slots", fields)
         stack.callback(slots.close)
-        counters = CellCounters.create(num_env_workers=plan.setup.rollout.num_workers)
+        counters = CellCounters.create(num_env_workers=plan.setup.rollout.num_workers, num_servers=plan.num_servers)
         stack.callback(counters.close)
         frozen = None
         if plan.setup.runtime.share_frozen is False:
@@ -210,8 +210,7 @@ def make_cell(  # noqa: PLR0913 - the parts of a cell, by name
         env_workers=workers,
         slots=memory.slots.handle,
         counters=memory.counters,
-        mailbox=memory.mailbox.handle,
-        frozen=_frozen_handle(plan, memory),
+        weights=WeightLinks(memory.mailbox.handle, _frozen_handle(plan, memory)),
         ring=memory.ring.handle if memory.ring is not None and jobs is None else None,
         limits=CellLimits(
             step_timeout_s=rollout.step_timeout_s,
@@ -220,6 +219,7 @@ def make_cell(  # noqa: PLR0913 - the parts of a cell, by name
         ),
         on_episode=on_episode,
         jobs=jobs,
+        env_workers_decide=plan.env_workers_decide,
     )
 
 

@@ -88,8 +88,9 @@ def estimate(plan: TrainingPlan, *, num_ranks: int) -> DryRunReport:
             "processes per rank",
             "1 (serial)"
             if recipe.runtime.mode == "serial"
-            else f"learner, inference worker, {recipe.rollout.num_workers} env worker(s) "
-            f"with {recipe.rollout.envs_per_worker} env(s) each",
+            else f"learner, {'' if plan.env_workers_decide else 'inference worker, '}"
+            f"{recipe.rollout.num_workers} env worker(s) with {recipe.rollout.envs_per_worker} env(s) each"
+            f"{', which decide themselves' if plan.env_workers_decide else ''}",
         ),
         *([Line("simulators", _places(plan, num_ranks=num_ranks))] if recipe.rollout.remote else []),
         Line("policy", policy.text),
@@ -121,15 +122,16 @@ class MemoryEstimate:
     frozen: int  # one copy
     learner_state: int  # float32 weights, gradients and AdamW's moments of trained parameters
     learner_activations: int  # of one micro-batch, at the peak of the backward pass
-    inference_weights: int  # its own copy of trained parameters
-    inference_activations: int  # of one full batch
+    inference_weights: int  # copies of trained parameters, one for each process that decides
+    inference_activations: int  # of one full batch each
     replay: int
     mailbox: int
     slots: int
-    processes: int  # learner and inference worker, on the host
+    processes: int  # learner, and inference worker if there is one, on the host
     env_worker: int  # each
     env_workers: int  # all
     evaluation_workers: int  # all of an evaluation, whose simulators are always here
+    servers: int  # processes that decide
     frozen_copies: int  # 2 where learner and inference worker do not share one
     drawing: int  # simulators, on the GPU
     evaluation_drawing: int  # those of an evaluation
@@ -147,16 +149,16 @@ class MemoryEstimate:
 
     @property
     def inference(self) -> int:
-        """Return the inference worker's part of the policy, without the frozen weights."""
+        """Return the part of the policy of what decides, without the frozen weights."""
         return self.inference_weights + self.inference_activations
 
     @property
     def gpu(self) -> int:
-        """Return the total on one GPU: the policy including fragmentation, two CUDA contexts, the simulators."""
+        """Return the total on one GPU: the policy including fragmentation, CUDA contexts, the simulators."""
         policy = self.frozen_copies * self.frozen + self.learner + self.inference + self.evaluation
         # An evaluation has processes of its own.
         again = CUDA_CONTEXT_BYTES + self.evaluation_drawing if self.evaluation else 0
-        return int(FRAGMENTATION * policy) + 2 * CUDA_CONTEXT_BYTES + self.drawing + again
+        return int(FRAGMENTATION * policy) + (1 + self.servers) * CUDA_CONTEXT_BYTES + self.drawing + again
 
     @property
     def host(self) -> int:
@@ -181,20 +183,25 @@ def estimate_memory(plan: TrainingPlan, *, num_ranks: int) -> MemoryEstimate:
     drawing = OPEN_ENVS_PER_SLOT * plan.num_slots * DRAWING_BYTES if draws_on_gpu else 0
     on_gpu = plan.device_kind == "cuda"
     process = PYTHON_TORCH_BYTES + (CUDA_HOST_BYTES if on_gpu else 0)
+    servers = plan.num_servers
+    env_worker += process if plan.env_workers_decide else 0
     return MemoryEstimate(
         on_gpu=on_gpu,
         frozen=policy.frozen_bytes,
         learner_state=learner_state(recipe.learner, policy.trainable_parameters, num_ranks=num_ranks),
         learner_activations=_learner_rows(recipe) * policy.training_bytes,
-        inference_weights=policy.trainable_bytes,
-        inference_activations=min(recipe.rollout.max_batch, plan.num_slots) * policy.inference_bytes,
+        inference_weights=servers * policy.trainable_bytes,
+        inference_activations=servers
+        * min(recipe.rollout.max_batch, plan.num_slots // servers)
+        * policy.inference_bytes,
         replay=bytes_needed(ring_layout(plan).fields()),
         mailbox=MAILBOX_BUFFERS * policy.trainable_bytes,
         slots=bytes_needed(slots),
-        processes=process if recipe.runtime.mode == "serial" else 2 * process,
+        processes=process if recipe.runtime.mode == "serial" or plan.env_workers_decide else 2 * process,
         env_worker=env_worker,
         env_workers=recipe.rollout.num_workers * env_worker,
         evaluation_workers=recipe.rollout.num_workers * local_worker,
+        servers=servers,
         frozen_copies=plan.frozen_copies,
         drawing=0 if recipe.rollout.remote else drawing,
         evaluation_drawing=drawing,
@@ -258,7 +265,7 @@ def _memory_lines(plan: TrainingPlan, memory: MemoryEstimate, *, num_ranks: int)
             f"activations of one micro-batch",
         ),
         Line(
-            f"{where}: inference worker",
+            f"{where}: {'deciding' if plan.env_workers_decide else 'inference worker'}",
             f"{readable(memory.inference_weights)} weights + {readable(memory.inference_activations)} activations",
         ),
         *(
@@ -269,7 +276,10 @@ def _memory_lines(plan: TrainingPlan, memory: MemoryEstimate, *, num_ranks: int)
         *([Line("GPU: drawing", f"about {readable(memory.drawing)}, assumed")] if memory.on_gpu else []),
         Line("host: replay ring", f"{replay.capacity:,} decisions, {readable(memory.replay)}"),
         Line("host: weight mailbox", f"{readable(memory.mailbox)}"),
-        Line("host: learner and inference", f"about {readable(memory.processes)} before they hold anything"),
+        Line(
+            "host: learner" if plan.env_workers_decide else "host: learner and inference",
+            f"about {readable(memory.processes)} before they hold anything",
+        ),
         Line("host: env workers", f"about {readable(memory.env_workers)}, {readable(memory.env_worker)} each"),
     ]
     if plan.policy.frozen_bytes:

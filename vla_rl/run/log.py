@@ -100,9 +100,9 @@ class Moment:
             learner_wait=run.waits.for_experience,
             env_wait=float(counters.total("env_worker_wait_seconds")),
             env_held_back=float(counters.total("env_worker_held_back_seconds")),
-            inference_busy=float(counters.get("inference_busy_seconds")),
-            batches=int(counters.get("inference_batches")),
-            served=int(counters.get("inference_decisions")),
+            inference_busy=float(counters.total("inference_busy_seconds")),
+            batches=int(counters.total("inference_batches")),
+            served=int(counters.total("inference_decisions")),
         )
 
 
@@ -148,8 +148,8 @@ def memory_metrics(learner: PeakMemory | None, counters: CellCounters, *, estima
     in_bytes = {
         "memory/learner_allocated": learner.allocated,
         "memory/learner_reserved": learner.reserved,
-        "memory/inference_allocated": counters.get("inference_peak_allocated"),
-        "memory/inference_reserved": counters.get("inference_peak_reserved"),
+        "memory/inference_allocated": counters.total("inference_peak_allocated"),
+        "memory/inference_reserved": counters.total("inference_peak_reserved"),
         "memory/estimated": estimated,
     }
     return {name: value / GIB for name, value in in_bytes.items()}
@@ -238,7 +238,7 @@ class RunLog:
             "replay/size": float(run.sampler.num_decisions),
             "policy_lag/excluded": run.excluded_share,
             "perf/publish_ms": 1000 * run.waits.last_publish,
-            "perf/adopt_ms": 1000 * float(run.memory.counters.get("inference_adopt_seconds")),
+            "perf/adopt_ms": 1000 * float(run.memory.counters.highest("inference_adopt_seconds")),
             **{f"perf/{part}_ms": 1000 * seconds for part, seconds in run.learner.seconds.items()},
             "system/env_worker_restarts": float(run.cell.restarts),
             "system/dropped_episodes": float(run.cell.dropped_episodes),
@@ -377,7 +377,7 @@ class RunLog:
         if run.cell.restarts > self._restarts_told:
             self._restarts_told = run.cell.restarts
             self.say(f"an env worker was restarted ({run.cell.restarts} so far), see {run.log_dir}")
-        if not self._second_copy_told and run.memory.counters.get("inference_own_frozen"):
+        if not self._second_copy_told and run.memory.counters.total("inference_own_frozen"):
             self._second_copy_told = True
             self.say(
                 "the frozen weights are on the device twice, because processes cannot share them here: "
@@ -432,8 +432,8 @@ class RunLog:
             self._display.message(text)
 
     def _inference_busy(self) -> float:
-        now = Moment.of(self._run)
-        return min(1.0, now.inference_busy / max(now.seconds - self._run.totals.seconds, 1e-9))
+        now, servers = Moment.of(self._run), self._run.memory.counters.num_servers
+        return min(1.0, now.inference_busy / servers / max(now.seconds - self._run.totals.seconds, 1e-9))
 
 
 def _peak_of(run: TrainingRun) -> float | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vla_rl.envs.kind import EnvPlan
+from vla_rl.ipc.memory_check import readable
 from vla_rl.policies.kind import PolicyContext, PolicyPlan
 from vla_rl.recipe import Recipe, RecipeError, Setup
 from vla_rl.run.ranks import cores_of_rank
@@ -48,6 +49,16 @@ class Plan:
     def num_slots(self) -> int:
         """Return the env slots of one cell."""
         return self.setup.rollout.num_workers * self.setup.rollout.envs_per_worker
+
+    @property
+    def env_workers_decide(self) -> bool:
+        """Return whether the env workers decide themselves, so that there is no inference worker."""
+        return self.setup.rollout.inference == "local" and self.setup.runtime.mode == "async"
+
+    @property
+    def num_servers(self) -> int:
+        """Return the processes of a cell that decide."""
+        return self.setup.rollout.num_workers if self.env_workers_decide else 1
 
     @property
     def max_episode_decisions(self) -> int:
@@ -114,7 +125,14 @@ def make_plan(setup: Setup, *, only_acts: bool = False) -> Plan:
     device = resolve_device(setup.runtime.device)
     policy = plan_policy(setup, only_acts=only_acts, draw_on=device)
     env = setup.env.plan(render_size=policy.transform.input_size if policy.transform is not None else 0)
-    return Plan(setup=setup, env=env, policy=policy, device=device)
+    plan = Plan(setup=setup, env=env, policy=policy, device=device)
+    if plan.env_workers_decide and policy.frozen_parameters:
+        raise ValueError(
+            f"rollout.inference: local gives every env worker a copy of the policy, and this one has frozen weights "
+            f"({readable(policy.frozen_bytes)}), shared with one process only. Allowed: shared, or a policy of which "
+            "every weight is trained. Use rollout.inference=shared."
+        )
+    return plan
 
 
 def check_contradictions(contradictions: Sequence[Problem], *, source: str) -> None:

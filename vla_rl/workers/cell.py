@@ -1,6 +1,7 @@
 """Processes of one cell, and their supervision.
 
-    rank process (learner, parent of all) ── Cell ──► inference worker      a failure ends the run, with its traceback
+    rank process (learner, parent of all) ── Cell ──► inference worker      a failure ends the run, with its traceback;
+                                               │                            none if the env workers decide themselves
                                                └────► env workers           a dead or hung one is restarted and counted,
                                                                             one that cannot start ends the run
 
@@ -25,13 +26,12 @@ from typing import assert_never
 
 from vla_rl.errors import CellFailureError
 from vla_rl.ipc.counters import CellCounters, EnvWorkerPhase
-from vla_rl.ipc.mailbox import MailboxHandle
 from vla_rl.ipc.shared_arrays import SharedArraysHandle
-from vla_rl.ipc.shared_weights import NotShared, SharedWeightsHandle
 from vla_rl.replay.ring import RingHandle
+from vla_rl.workers.deciding_worker import deciding_worker_main
 from vla_rl.workers.env_worker import EnvWorkerLinks, EnvWorkerSettings, env_worker_main
 from vla_rl.workers.episodes import EpisodeJob, EpisodeRecord
-from vla_rl.workers.inference_worker import InferenceLinks, InferenceSettings, inference_worker_main
+from vla_rl.workers.inference_worker import InferenceLinks, InferenceSettings, WeightLinks, inference_worker_main
 from vla_rl.workers.messages import JobRequest, NoMoreJobs, StartRefusal, answer_worker, hear_worker
 from vla_rl.workers.process import start_child
 
@@ -75,26 +75,26 @@ class Cell:
         env_workers: Sequence[EnvWorkerSettings],
         slots: SharedArraysHandle,
         counters: CellCounters,
-        mailbox: MailboxHandle,
-        frozen: SharedWeightsHandle | NotShared | None,
+        weights: WeightLinks,
         ring: RingHandle | None,
         limits: CellLimits,
         on_episode: Callable[[EpisodeRecord], None],
         jobs: Iterator[EpisodeJob] | None = None,
+        env_workers_decide: bool = False,
     ) -> None:
         """Create the cell; `start` spawns its processes.
 
         Args:
-            inference: settings of the inference worker.
+            inference: settings of the inference worker, or of all that decide.
             env_workers: settings of the env workers; together they own all slots.
             slots: exchange slots.
             counters: the cell's counters (heartbeats, stop flag).
-            mailbox: published weights.
-            frozen: the learner's frozen tensors, or the reason they are not shared; None if nothing is frozen.
+            weights: published weights, and the learner's frozen tensors.
             ring: replay ring, None in an evaluation.
             limits: deadlines and restart budget.
             on_episode: called (in the watching thread) with every finished episode.
             jobs: an evaluation's episodes; a job of a worker that died is assigned again.
+            env_workers_decide: run no inference worker; every env worker decides for its own slots.
         """
         self._context = get_context("spawn")
         self._inference_settings = inference
@@ -105,13 +105,8 @@ class Cell:
         self._jobs = jobs
         self._returned_jobs: list[EpisodeJob] = []
         self._workers = [self._connect(settings) for settings in env_workers]
-        self._inference_links = InferenceLinks(
-            slots=slots,
-            counters=counters.handle,
-            mailbox=mailbox,
-            frozen=frozen,
-            env_workers=[state.inference_end for state in self._workers],
-        )
+        self._env_workers_decide = env_workers_decide
+        self._weights = weights
         self._inference: BaseProcess | None = None
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
@@ -121,10 +116,8 @@ class Cell:
 
     def start(self) -> None:
         """Spawn all processes and the watching thread."""
-        self._counters.beat("inference_heartbeat")  # its time to start counts from now
-        self._inference = self._spawn(
-            "inference_worker", inference_worker_main, (self._inference_settings, self._inference_links)
-        )
+        if not self._env_workers_decide:
+            self._spawn_inference_worker()
         for state in self._workers:
             self._spawn_env_worker(state)
         self._thread = threading.Thread(target=self._watch, name="cell-watch", daemon=True)
@@ -195,8 +188,7 @@ class Cell:
 
     def _check_inference(self) -> None:
         process = self._inference
-        assert process is not None
-        if self._counters.stop_requested:
+        if process is None or self._counters.stop_requested:
             return
         if not process.is_alive():
             raise CellFailureError(
@@ -283,6 +275,12 @@ class Cell:
         supervisor, child_end = self._context.Pipe()
         return _EnvWorkerState(settings, inference_end, worker_end, supervisor, child_end)
 
+    def _spawn_inference_worker(self) -> None:
+        slots, counters, _ = self._handles
+        self._counters.beat("inference_heartbeat")  # its time to start counts from now
+        links = InferenceLinks(slots, counters, self._weights, [state.inference_end for state in self._workers])
+        self._inference = self._spawn("inference_worker", inference_worker_main, (self._inference_settings, links))
+
     def _spawn_env_worker(self, state: _EnvWorkerState) -> None:
         slots, counters, ring = self._handles
         worker = state.settings.worker_index
@@ -300,10 +298,11 @@ class Cell:
             inference=state.worker_end,
             supervisor=state.supervisor_child_end,
         )
-        state.process = self._spawn(
-            f"env_worker_{worker}",
-            env_worker_main,
-            (state.settings, links, state.incarnation),
+        start = (state.settings, links, state.incarnation)
+        state.process = (
+            self._spawn(f"env_worker_{worker}", deciding_worker_main, (*start, self._inference_settings, self._weights))
+            if self._env_workers_decide
+            else self._spawn(f"env_worker_{worker}", env_worker_main, start)
         )
 
     def _spawn(self, name: str, target: Callable[..., None], args: tuple[object, ...]) -> BaseProcess:

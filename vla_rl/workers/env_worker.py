@@ -3,7 +3,9 @@
     loop:  wait for replies ─► execute each decision, record it ─► wait until the governor allows more ─► request
 
 It waits for the inference worker (a reply) and for the governor (collection far enough ahead of consumption). Both
-waits end with the stop flag, and the heartbeat continues during both. The worker reports every finished episode and a
+waits end with the stop flag, and the heartbeat continues during both. A worker that decides itself
+(`vla_rl.workers.deciding_worker`) has the same loop, and its server in place of the inference worker. The worker
+reports every finished episode and a
 failure to start to the supervisor, which in an evaluation assigns the episodes (`vla_rl.workers.messages`).
 
 Simulators of this process are stepped in turn. Simulators elsewhere (`slot_limit_s`) work side by side: each slot has a
@@ -20,7 +22,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import assert_never
+from typing import Protocol, assert_never
 
 from vla_rl.errors import UserError
 from vla_rl.ipc.counters import CellCounters, EnvWorkerPhase
@@ -113,6 +115,39 @@ def set_variables(variables: Mapping[str, str]) -> None:
     os.environ.update(variables)
 
 
+class Decider(Protocol):
+    """Source of an env worker's decisions."""
+
+    def ask(self, slots: Sequence[int]) -> None:
+        """Ask for decisions of slots whose observations are in place."""
+        ...
+
+    def answered(self, timeout_s: float) -> list[int]:
+        """Return slots that have a decision; empty if there is none within the time."""
+        ...
+
+
+class AskedWorker:
+    """Decider that asks the inference worker over a pipe."""
+
+    def __init__(self, connection: Connection, incarnation: int) -> None:
+        """Take over a worker's end of the pipe; a predecessor's unread replies are dropped."""
+        self.connection = connection
+        self._incarnation = incarnation
+        drain(connection)
+
+    def ask(self, slots: Sequence[int]) -> None:
+        """Send a request."""
+        send_slots(self.connection, self._incarnation, slots)
+
+    def answered(self, timeout_s: float) -> list[int]:
+        """Wait for one reply; empty if there is none, or if it is to a predecessor."""
+        if not self.connection.poll(timeout_s):
+            return []
+        incarnation, slots = receive_slots(self.connection)
+        return slots if incarnation == self._incarnation else []
+
+
 class EnvWorker:
     """Loop of one env worker around its `EnvRunner`."""
 
@@ -124,13 +159,25 @@ class EnvWorker:
         slots: ExchangeSlots,
         counters: WorkerCounters,
         ring: ReplayRing | None,
+        decider: Decider | None = None,
     ) -> None:
-        """Attach to the cell; a predecessor's half-finished episodes and unread replies are dropped."""
+        """Attach to the cell; a predecessor's half-finished episodes are dropped.
+
+        Args:
+            settings: of this worker.
+            links: to the rest of the cell.
+            incarnation: starts of this worker before this one.
+            slots: exchange arrays of the cell.
+            counters: this worker's row.
+            ring: replay ring of the cell; None in an evaluation.
+            decider: where decisions come from; None: the inference worker.
+        """
         self._settings = settings
         self._links = links
         self._incarnation = incarnation
         self._counters = counters
-        drain(links.inference)
+        self._inference = AskedWorker(links.inference, incarnation)
+        self._decider: Decider = decider or self._inference
         writers = {slot: ring.writer(slot) for slot in settings.slot_ids} if ring is not None else {}
         self._runner = EnvRunner(
             slots=slots,
@@ -180,8 +227,8 @@ class EnvWorker:
             counters.set_open_slots(len(open_slots - runner.parked))
             with self._waiting(threads, is_held_back=bool(ready)):
                 period = GOVERNOR_POLL_S if ready else PARKED_POLL_S if runner.parked else POLL_S
-                arrived = wait([self._links.inference, threads.ended], timeout=period)
-            for slot in self._read_reply() if self._links.inference in arrived else []:
+                wait([self._inference.connection, threads.ended], timeout=period)
+            for slot in self._inference.answered(0.0):
                 threads.begin(slot, runner.advance)
             with self._refusing():
                 ended = threads.take()
@@ -192,7 +239,7 @@ class EnvWorker:
                 for slot in filter(threads.is_idle, sorted(runner.parked)):
                     threads.begin(slot, runner.start)
             if ready and counters.collection_allowed():
-                send_slots(self._links.inference, self._incarnation, ready)
+                self._inference.ask(ready)
                 ready = []
         threads.close()
 
@@ -264,18 +311,12 @@ class EnvWorker:
         while not counters.collection_allowed() and not counters.stop_requested:
             with counters.timed(EnvWorkerPhase.HELD_BACK, "env_worker_held_back_seconds"):
                 time.sleep(GOVERNOR_POLL_S)
-        send_slots(self._links.inference, self._incarnation, slots)
+        self._decider.ask(slots)
 
     def _receive(self) -> list[int]:
-        """Wait for one reply; empty after a poll period without one, so that the caller sees the stop flag."""
+        """Wait for decisions; empty after a poll period without any, so that the caller sees the stop flag."""
         with self._counters.timed(EnvWorkerPhase.WAITING_FOR_ACTION, "env_worker_wait_seconds"):
-            arrived = self._links.inference.poll(PARKED_POLL_S if self._runner.parked else POLL_S)
-        return self._read_reply() if arrived else []
-
-    def _read_reply(self) -> list[int]:
-        """Read one reply; empty if it is to a predecessor."""
-        incarnation, slots = receive_slots(self._links.inference)
-        return slots if incarnation == self._incarnation else []
+            return self._decider.answered(PARKED_POLL_S if self._runner.parked else POLL_S)
 
     def _jobs(self, slot: int, ring: ReplayRing | None) -> Iterator[EpisodeJob | None]:
         if self._settings.queue_jobs:

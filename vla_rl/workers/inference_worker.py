@@ -60,30 +60,32 @@ class InferenceSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightLinks:
+    """Handles of the learner's weights, for a process that decides. Picklable."""
+
+    mailbox: MailboxHandle
+    frozen: SharedWeightsHandle | NotShared | None  # the learner's frozen tensors; None: nothing is frozen
+
+
+@dataclass(frozen=True, slots=True)
 class InferenceLinks:
     """Objects that the inference worker shares with the rest of its cell. Picklable."""
 
     slots: SharedArraysHandle
     counters: SharedArraysHandle
-    mailbox: MailboxHandle
-    frozen: SharedWeightsHandle | NotShared | None  # the learner's frozen tensors; None: nothing is frozen
+    weights: WeightLinks
     env_workers: Sequence[Connection]
 
 
 def inference_worker_main(settings: InferenceSettings, links: InferenceLinks) -> None:
     """Entry point of the spawned process; returns when the stop flag is set."""
     enter_child("inference_worker", settings.log_path, threads=settings.threads)
-    torch.set_num_threads(max(1, settings.threads))
     use_device(settings.device)
     with (
         SharedArrays.attach(links.slots) as arrays,
         CellCounters.attach(links.counters) as counters,
-        WeightMailbox.attach(links.mailbox) as mailbox,
+        attached_server(settings, links.weights, ExchangeSlots.view(arrays), counters) as server,
     ):
-        weights = map_frozen(links.frozen, must_share=settings.must_share)
-        counters.set("inference_own_frozen", isinstance(weights, NotShared) and not weights.asked_for)
-        server = make_server(settings, mailbox, ExchangeSlots.view(arrays), tensors_of(weights))
-        log.info("policy ready on %s, waiting for weights", settings.device)
         while not server.adopt() and not counters.stop_requested:
             counters.beat("inference_heartbeat")
             time.sleep(0.01)
@@ -93,6 +95,24 @@ def inference_worker_main(settings: InferenceSettings, links: InferenceLinks) ->
         _serve_until_stopped(settings, links.env_workers, server, counters)
     log.info("done after %d batches, %d decisions", server.batches, server.decisions)
     leave_child()
+
+
+@contextmanager
+def attached_server(
+    settings: InferenceSettings, weights: WeightLinks, slots: ExchangeSlots, counters: CellCounters, index: int = 0
+) -> Iterator[InferenceServer]:
+    """Make the cell's server of that index in this process, around the learner's weights, which are mapped meanwhile.
+
+    Raises:
+        SharingError: see `map_frozen`.
+    """
+    torch.set_num_threads(max(1, settings.threads))
+    with WeightMailbox.attach(weights.mailbox) as mailbox:
+        frozen = map_frozen(weights.frozen, must_share=settings.must_share)
+        counters.set("inference_own_frozen", isinstance(frozen, NotShared) and not frozen.asked_for, index)
+        server = make_server(settings, mailbox, slots, tensors_of(frozen))
+        log.info("policy ready on %s, waiting for weights", settings.device)
+        yield server
 
 
 def map_frozen(handle: SharedWeightsHandle | NotShared | None, *, must_share: bool) -> SharedWeights | NotShared | None:
@@ -175,16 +195,16 @@ def beating(counters: CellCounters, *, at_most_s: float) -> Iterator[None]:
         thread.join()
 
 
-def report(server: InferenceServer, counters: CellCounters) -> None:
-    """Write the server's counts to the cell's counters, for supervisor and metrics."""
-    counters.set("inference_policy_version", server.version)
-    counters.set("inference_batches", server.batches)
-    counters.set("inference_decisions", server.decisions)
-    counters.set("inference_busy_seconds", server.busy_seconds)
-    counters.set("inference_adopt_seconds", server.adopt_seconds)
+def report(server: InferenceServer, counters: CellCounters, index: int = 0) -> None:
+    """Write the counts of the cell's server of that index to its counters, for supervisor and metrics."""
+    counters.set("inference_policy_version", server.version, index)
+    counters.set("inference_batches", server.batches, index)
+    counters.set("inference_decisions", server.decisions, index)
+    counters.set("inference_busy_seconds", server.busy_seconds, index)
+    counters.set("inference_adopt_seconds", server.adopt_seconds, index)
     if (peak := server.peak_memory) is not None:
-        counters.set("inference_peak_allocated", peak.allocated)
-        counters.set("inference_peak_reserved", peak.reserved)
+        counters.set("inference_peak_allocated", peak.allocated, index)
+        counters.set("inference_peak_reserved", peak.reserved, index)
 
 
 def _serve_until_stopped(
