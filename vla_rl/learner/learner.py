@@ -45,6 +45,7 @@ from vla_rl.learner.optimizer import POLICY_GROUP, VALUE_GROUP
 from vla_rl.learner.update_metrics import lag_metrics, loss_metrics, ratio_metrics
 from vla_rl.rl.loss_weights import LossWeights
 from vla_rl.rl.masking import NonFiniteError
+from vla_rl.rl.ratios import RATIOS
 from vla_rl.rl.surrogates import Surrogate
 from vla_rl.types import Evaluation, Policy, SegmentBatch
 
@@ -97,8 +98,9 @@ class Learner(MicroBatched):
         self._policy = engine.policy
         policy = cast(Policy, engine.policy)
         self._bucket_of = policy.bucket_of
-        self._action_dim = policy.action_spec.action_dim
-        self._longest_episode = longest_episode or 0
+        self._action_dim, num_tokens = policy.action_spec.action_dim, policy.action_spec.num_tokens
+        self._ratio = RATIOS[loss.ratio](self._action_dim, num_tokens)
+        self._longest_episode = (longest_episode or 0) * num_tokens // self._ratio.tokens  # in ratios
         self._fill = 1.0  # share of the most decisions of a batch that the fullest rank's has
         self._has_dropout = any(isinstance(module, _DropoutNd) and module.p > 0 for module in engine.policy.modules())
         self._surrogate = surrogate
@@ -222,11 +224,12 @@ class Learner(MicroBatched):
 
     def _survey(self, batch: SegmentBatch, rows: Rows, after: Rows) -> tuple[Counts, bool]:
         """Return denominators over the ranks, and whether a rank has an observation whose value is missing."""
-        tokens = int(batch.executed.sum()) * self._action_dim  # 0 in padding
+        run = token_mask(batch, rows, action_dim=self._action_dim)
         union = self._engine.collectives.sum_over_ranks(
             {
                 "decisions": float(len(rows)),
-                "tokens": float(tokens),
+                "tokens": float(run.sum()),
+                "ratios": float(self._ratio.valid(run).sum()),
                 "episodes": float(len(np.unique(batch.episode))),
                 "lacking": float(len(after)),
             }
@@ -240,16 +243,13 @@ class Learner(MicroBatched):
 
     def _counts(self, union: Mapping[str, float]) -> Counts:
         """Return the denominators from counts over the ranks; that of the policy term is `loss.aggregation`'s."""
-        spec = cast(Policy, self._policy).action_spec
-        tokens_per_ratio = {"token": 1, "step": spec.action_dim, "joint": spec.num_tokens}[self._loss.ratio]
         match self._loss.aggregation:
             case "token":
-                per_step = union["tokens"] / tokens_per_ratio
-                policy = union["decisions"] if self._loss.ratio == "joint" else per_step
+                policy = union["ratios"]
             case "trajectory":
                 policy = union["episodes"]
             case "constant":
-                policy = union["episodes"] * self._longest_episode * (spec.num_tokens // tokens_per_ratio)
+                policy = union["episodes"] * self._longest_episode
         return Counts(decisions=union["decisions"], tokens=union["tokens"], policy=policy)
 
     # --- 2. values and log-ratios under the current weights ----------------------------------------------------------
@@ -318,6 +318,7 @@ class Learner(MicroBatched):
             experience,
             self._credit,
             action_dim=self._action_dim,
+            ratio=self._ratio,
             loss=self._loss,
             policy_version=self._policy_version,
         )
@@ -400,6 +401,7 @@ class Learner(MicroBatched):
                 decisions,
                 evaluation,
                 surrogate=self._surrogate,
+                ratio=self._ratio,
                 loss=self._loss,
                 with_critic=self._has_critic,
             )
@@ -486,6 +488,7 @@ class Learner(MicroBatched):
             sums,
             collectives,
             surrogate=self._surrogate,
+            ratio=self._ratio,
             with_critic=with_critic,
             old_threshold=self._old_threshold,
         )

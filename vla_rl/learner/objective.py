@@ -18,6 +18,7 @@ from vla_rl.learner.batches import Rows, at, token_mask
 from vla_rl.rl.loss_weights import LossWeights
 from vla_rl.rl.losses import LossTerms, advantage_moments, normalize_advantages, total_loss, value_loss_sum
 from vla_rl.rl.masking import all_finite, masked_sum, select_valid
+from vla_rl.rl.ratios import Ratio
 from vla_rl.rl.surrogates import Surrogate, policy_objective_sum
 from vla_rl.types import Evaluation, SegmentBatch
 
@@ -30,7 +31,7 @@ class Counts:
 
     decisions: float
     tokens: float  # of executed control steps
-    policy: float  # of the surrogate: tokens, control steps, decisions, episodes, or a constant times episodes
+    policy: float  # of the surrogate: valid ratios, episodes, or a constant times episodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,6 @@ class Decisions:
     rows: Rows  # R
     lag: Tensor  # (R,) int64, versions
     tokens_run: Tensor  # (R, A) bool, the token's control step was executed
-    ratios_valid: Tensor  # (R, P) bool, P ratios per decision: A tokens, K control steps, or 1
     weights: Tensor | None  # (R, 1) of the decision's ratios in the policy term; None: 1
     value_targets: Tensor  # (R,)
     credited: Tensor  # (R,) advantages as the credit assigned them
@@ -53,7 +53,6 @@ class Decisions:
                 self.rows[cut],
                 self.lag[cut],
                 self.tokens_run[cut],
-                self.ratios_valid[cut],
                 None if self.weights is None else self.weights[cut],
                 self.value_targets[cut],
                 self.credited[cut],
@@ -118,6 +117,7 @@ def credited(
     credit: Credit,
     *,
     action_dim: int,
+    ratio: Ratio,
     loss: LossWeights,
     policy_version: int,
 ) -> Decisions:
@@ -128,19 +128,11 @@ def credited(
     targets = credit.assign(experience)
     place = torch.from_numpy(rows.segment), torch.from_numpy(rows.time)
     run = token_mask(batch, rows, action_dim=action_dim)
-    match loss.ratio:
-        case "token":
-            valid = run
-        case "step":
-            valid = run.reshape(len(rows), run.shape[1] // action_dim, action_dim).any(dim=2)
-        case "joint":
-            valid = run.any(dim=1, keepdim=True)
     return Decisions(
         rows,
         lag=policy_version - at(batch.policy_version, rows),
         tokens_run=run,
-        ratios_valid=valid,
-        weights=_share_of_episode(batch, rows, valid) if loss.aggregation == "trajectory" else None,
+        weights=_share_of_episode(batch, rows, ratio.valid(run)) if loss.aggregation == "trajectory" else None,
         value_targets=targets.value_targets[place],
         credited=targets.advantages[place],
         advantages=targets.advantages[place],
@@ -160,6 +152,7 @@ def micro_batch_sums(
     evaluation: Evaluation,
     *,
     surrogate: Surrogate,
+    ratio: Ratio,
     loss: LossWeights,
     with_critic: bool = True,
 ) -> Sums:
@@ -175,16 +168,12 @@ def micro_batch_sums(
     rows, device = decisions.rows, evaluation.values.device
     logprobs, behavior_logprobs = evaluation.logprobs, at(batch.behavior_logprobs, rows).to(device)
     run = decisions.tokens_run.to(device)
-    log_ratio = (logprobs.detach() - behavior_logprobs).cpu()
-    if loss.ratio != "token":  # ρ of the decision or control step: the product of its executed tokens' ratios
-        num_ratios = decisions.ratios_valid.shape[1]
-        logprobs, behavior_logprobs = (sum_run(each, run, num_ratios) for each in (logprobs, behavior_logprobs))
     policy, _ = policy_objective_sum(
         surrogate.at_lag(decisions.lag.to(device).unsqueeze(-1)).objective,
-        logprobs=logprobs,
-        behavior_logprobs=behavior_logprobs,
+        logprobs=ratio.of_tokens(logprobs, run),
+        behavior_logprobs=ratio.of_tokens(behavior_logprobs, run),
         advantages=decisions.advantages.to(device).unsqueeze(-1),
-        mask=decisions.ratios_valid.to(device),
+        mask=ratio.valid(run),
         weights=None if decisions.weights is None else decisions.weights.to(device),
     )
     value = torch.zeros((), device=device)
@@ -201,7 +190,7 @@ def micro_batch_sums(
         entropy if loss.entropy_coefficient > 0 else entropy.detach(),
         kl,
         evaluation.values.detach().cpu(),
-        log_ratio,
+        (logprobs.detach() - behavior_logprobs).cpu(),
     )
 
 
@@ -216,13 +205,6 @@ def no_sums(decisions: Decisions, evaluation: Evaluation, loss: LossWeights) -> 
     nothing = torch.zeros((), device=evaluation.values.device)
     policy = torch.stack([term.sum() for term in reached if term is not None]).sum() * math.nan
     return Sums(decisions, policy, nothing, nothing, nothing, torch.zeros(0), torch.zeros(0))
-
-
-def sum_run(logprobs: Tensor, run: Tensor, num_ratios: int) -> Tensor:
-    """Map (R, A) to (R, P): log-probability of the executed part of a decision or of each of its control steps."""
-    num_decisions, num_tokens = run.shape
-    executed = torch.where(run, logprobs, 0.0)
-    return executed.reshape(num_decisions, num_ratios, num_tokens // num_ratios).sum(dim=2)
 
 
 def share_of_loss(sums: Sums, counts: Counts, loss: LossWeights) -> Tensor:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from vla_rl.learner.batches import Rows, at
 from vla_rl.learner.collectives import Collectives
-from vla_rl.learner.objective import Counts, Sums, sum_run
+from vla_rl.learner.objective import Counts, Sums
 from vla_rl.rl import diagnostics
+from vla_rl.rl.ratios import Ratio
 from vla_rl.rl.surrogates import Surrogate
 from vla_rl.types import SegmentBatch
 
@@ -60,6 +61,7 @@ def ratio_metrics(
     collectives: Collectives,
     *,
     surrogate: Surrogate,
+    ratio: Ratio,
     with_critic: bool,
     old_threshold: int,
 ) -> dict[str, float]:
@@ -71,22 +73,22 @@ def ratio_metrics(
         sums: sums of the micro-batches.
         collectives: the ranks.
         surrogate: its weights measure the use of the samples, its range defines which ratios count as clipped.
+        ratio: which tokens share a ratio.
         with_critic: whether values and value targets have a meaning.
         old_threshold: versions.
     """
     log_ratio, values = torch.cat([part.log_ratio for part in sums]), torch.cat([part.values for part in sums])
-    run, valid, advantages, value_targets = (
+    run, advantages, value_targets = (
         torch.cat([getattr(part.decisions, name) for part in sums])
-        for name in ("tokens_run", "ratios_valid", "advantages", "value_targets")
+        for name in ("tokens_run", "advantages", "value_targets")
     )
     columns = [advantages, values, value_targets, _lag(sums)]
-    packed = torch.cat([log_ratio, run, valid, torch.stack([c.double() for c in columns], dim=1)], dim=1)
+    packed = torch.cat([log_ratio, run, torch.stack([c.double() for c in columns], dim=1)], dim=1)
     union = collectives.gather_over_ranks(packed.double())
-    sizes = [log_ratio.shape[1], run.shape[1], valid.shape[1], len(columns)]
-    log_ratio, run, valid, of_decisions = union.split(sizes, dim=1)
-    run, valid = run > 0, valid > 0
-    advantages, values, value_targets, lag = of_decisions.unsqueeze(1).unbind(dim=2)  # (R, 1) each
-    surrogate, weighed = surrogate.at_lag(lag), sum_run(log_ratio, run, valid.shape[1])
+    num_tokens = log_ratio.shape[1]
+    log_ratio, run = union[:, :num_tokens], union[:, num_tokens : 2 * num_tokens] > 0
+    advantages, values, value_targets, lag = union[:, 2 * num_tokens :].unsqueeze(1).unbind(dim=2)  # (R, 1) each
+    surrogate, valid, weighed = surrogate.at_lag(lag), ratio.valid(run), ratio.of_tokens(log_ratio, run)
     used = diagnostics.utilization(surrogate.log_weight(weighed, advantages), advantages, lag >= old_threshold, valid)
     every = torch.ones_like(values, dtype=torch.bool)
     fit = {"learner/explained_variance": diagnostics.explained_variance(values, value_targets, every)}

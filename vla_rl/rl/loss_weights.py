@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from vla_rl.rl.ratios import RatioName
 from vla_rl.section import Section, Weight
 
 
@@ -17,7 +18,7 @@ class LossWeights(Section):
     kl_coefficient: Weight = Field(
         0.0, description="weight of the exact KL(behaviour || policy); above 0 the ring also stores behaviour logits"
     )
-    ratio: Literal["token", "step", "joint"] = Field(
+    ratio: RatioName = Field(
         "token",
         description="importance ratios: one per action token, per control step, or per decision (joint); the last "
         "two are products of token ratios",
