@@ -10,6 +10,7 @@ from vla_rl.cli.study.options import jobs_at_once
 from vla_rl.ipc import container
 from vla_rl.learner import launch
 from vla_rl.recipe import find_recipe, load_recipe
+from vla_rl.run.assembly import _inference_settings
 from vla_rl.run.plan import make_plan
 
 
@@ -38,6 +39,17 @@ def test_learner_and_inference_worker_of_all_ranks_share_the_cores_of_a_machine(
     assert make_plan(recipe.setup).threads == threads
     asked = load_recipe(find_recipe("toy"), ["runtime={device: cpu, threads_per_process: 5}"])
     assert make_plan(asked.setup).threads == 5
+
+
+@pytest.mark.parametrize(("inference", "threads"), [("shared", 12), ("local", 4)])
+def test_env_workers_that_decide_share_the_half_of_an_inference_worker(
+    monkeypatch: pytest.MonkeyPatch, cores: int, tmp_path: Path, inference: str, threads: int
+) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    setup = f"rollout={{inference: {inference}, num_workers: 3}}"
+    plan = make_plan(load_recipe(find_recipe("toy"), ["runtime.device=cpu", setup]).setup)
+    assert plan.threads == 12
+    assert _inference_settings(plan, tmp_path, greedy=True, seed=0).threads == threads
 
 
 def test_the_launcher_and_studies_divide_the_same_cores(monkeypatch: pytest.MonkeyPatch, cores: int) -> None:

@@ -300,7 +300,7 @@ def _inference_settings(plan: Plan, log_dir: Path, *, greedy: bool, seed: int | 
         max_batch=min(rollout.max_batch, plan.num_slots),
         max_wait_s=rollout.max_wait_ms / 1000,
         log_path=log_dir / "inference_worker.log",
-        threads=plan.threads,
+        threads=plan.server_threads,
         compile=rollout.compile,
         must_share=plan.setup.runtime.share_frozen is True,
     )

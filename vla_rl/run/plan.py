@@ -77,9 +77,16 @@ class Plan:
 
     @property
     def threads(self) -> int:
-        """Return torch's threads of the learner and of the inference worker."""
-        asked = self.setup.runtime.threads_per_process
-        return asked or max(1, cores_of_rank() // 2)
+        """Return torch's threads of the learner."""
+        return self._share_of_cores(2)
+
+    @property
+    def server_threads(self) -> int:
+        """Return torch's threads of each process that decides: together as many as the learner's."""
+        return self._share_of_cores(2 * self.num_servers)
+
+    def _share_of_cores(self, processes: int) -> int:
+        return self.setup.runtime.threads_per_process or max(1, cores_of_rank() // processes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
