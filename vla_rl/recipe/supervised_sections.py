@@ -120,7 +120,7 @@ class SupervisedEvaluationSection(PlayedSection):
     init_states: Literal["standard", "spare", "sampled", "widened"] = Field(
         "standard",
         description="standard: the benchmark's 50; spare: the unused ones; sampled: LIBERO's own sampler; "
-        "widened: as demonstrations collected with --init-states widened",
+        "widened: the scene moves too, as in demonstrations that were collected so",
     )
     horizon: Horizon | None = Field(None, description="control steps; default: the protocol's")
     workers: Processes = Field(1, description="simulator processes")
