@@ -2,6 +2,7 @@
 
 import csv
 import html
+import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -17,14 +18,13 @@ from written_runs import write_run
 from vla_rl.cli.main import app
 from vla_rl.evaluation.statistics import Interval
 from vla_rl.recipe import find_recipe
-from vla_rl.studies.figures import Look, panels_of
+from vla_rl.studies.figures import panels_of
 from vla_rl.studies.metaworld import outputs as metaworld_outputs
 from vla_rl.studies.metaworld import plots as metaworld_plots
 from vla_rl.studies.metaworld.curves import metric_band, return_band
 from vla_rl.studies.metaworld.grid import Grid, StudyRun
 from vla_rl.studies.metaworld.missing import MissingRun, missing_part
 from vla_rl.studies.metaworld.outputs import write_study
-from vla_rl.studies.metaworld.plots import _scatter
 from vla_rl.studies.metaworld.results import RunTable, read_results
 from vla_rl.studies.metaworld.runner import open_study
 from vla_rl.studies.metaworld.scores import (
@@ -49,7 +49,8 @@ def record(step, *, scaled_return, ess):
     return {
         "optimizer_steps": step, "env_steps": 10 * step, "decisions": 10 * step, "episodes": step,
         "policy_version": step, "seconds": float(step), "rollout/return": scaled_return,
-        "policy_lag/mean": 50.0, "policy_lag/p95": 95.0, "policy_lag/old_fraction": 0.9, "ratio/abs_log_p95": 1.5,
+        "policy_lag/mean": 50.0, "policy_lag/p95": 95.0, "policy_lag/old_fraction": 0.9, "policy_lag/old_p95": 95.0,
+        "ratio/abs_log_p95": 1.5,
         "utilization/ess_old": ess, "learner/kl": 0.1,
     }  # fmt: skip
 
@@ -217,18 +218,16 @@ def test_a_study_writes_tables_figures_and_a_page(study):
     assert "http" not in page.replace("http://www.w3.org", "")
 
 
-def looks_of(*names):
-    return {name: Look(color, "-", 1.0) for name, color in zip(names, ("#0072B2", "#D55E00"), strict=True)}
-
-
-def test_no_cloud_of_points_hides_another(study):
+def test_no_cloud_of_points_hides_another(study, monkeypatch, tmp_path):
     results = [each for each in results_of(study) if each.run.surrogate != "gipo:0.5"]
-    figure = _scatter(RunTable(results), looks_of("gipo", "ppo"), x="policy_lag/p95", y="ratio/abs_log_p95")
-    assert [axes.get_title() for axes in figure.axes] == ["gipo, stale", "ppo, stale"]
-    for axes, color in zip(figure.axes, ("#0072B2", "#D55E00"), strict=True):
-        top = axes.get_lines()[-1]
-        # Two tasks, two seeds, the second half of ten log points.
-        assert (top.get_color(), len(top.get_xdata())) == (color, 2 * 2 * 5)
+    axes = draw(results, monkeypatch, tmp_path)["lag_tails"].axes
+    assert [each.get_xlabel() for each in axes] == [
+        "mean lag (versions)", "old fraction", "P95 lag of the old (versions)",
+    ]  # fmt: skip
+    colors = [tuple(color) for color in axes[0].collections[0].get_facecolors()]
+    # Two surrogates, two tasks, two seeds, ten log points, in a mixed order.
+    assert [colors.count(color) for color in dict.fromkeys(colors)] == [2 * 2 * 10] * 2
+    assert sum(first != second for first, second in itertools.pairwise(colors)) > 20
 
 
 def draw(results, monkeypatch, tmp_path):
@@ -243,12 +242,15 @@ def draw(results, monkeypatch, tmp_path):
 def test_every_run_is_a_point_of_its_score_over_kl_and_ess(study, monkeypatch, tmp_path):
     results = results_of(study)
     panel, bar = draw(results, monkeypatch, tmp_path)["kl_ess"].axes
-    clouds = panel.collections
-    assert [cloud.get_label() for cloud in clouds] == ["gipo:0.5", "gipo", "ppo"]
-    gipo = clouds[1]
+    runs, means = panel.collections[::2], panel.collections[1::2]
+    assert [cloud.get_label() for cloud in runs] == ["gipo:0.5", "gipo", "ppo"]
+    gipo = runs[1]
     assert sorted(gipo.get_array()) == pytest.approx([0.2, 0.2, 0.4, 0.4])  # 1000 and 2000 of 5000 on two tasks
     assert gipo.get_offsets().tolist() == [pytest.approx([0.1, 0.9])] * 4  # closing means of 0.8, 0.9 and 1.0
     assert bar.get_ylabel() == "normalised score"
+    assert (means[1].get_offsets().tolist(), list(means[1].get_array())) == (
+        [pytest.approx([0.1, 0.9])], [pytest.approx(0.3)],
+    )  # fmt: skip
     estimated = [
         replace(r, records=[{"learner/approx_kl": 0.3} | {k: v for k, v in each.items() if k != "learner/kl"}
                             for each in r.records])
@@ -268,6 +270,24 @@ def test_the_sensitivity_to_sigma_shows_score_drift_and_ess(study, monkeypatch, 
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([0.5, 1.0], pytest.approx([0.03, 0.3]))
     assert (level.get_label(), level.get_ydata()[0]) == ("ppo", pytest.approx(0.03))
     assert list(panels["ESS of old samples"].get_lines()[-1].get_ydata()) == pytest.approx([0.9, 0.9])
+
+
+def test_drift_over_sigma_is_a_mean_over_tasks_with_seeds_redrawn_within_each(study, monkeypatch, tmp_path):
+    """GIPO's seeds have 1 and 3 on door-open, 6 and 6 on push, where there is a third: 4 in the mean, 3.5 to 4.5."""
+    gipo = [
+        replace(each, run=replace(each.run, seed=seed),
+                records=[r | {"ratio/abs_log_p95": (1.0, 3.0)[seed] if task == "door-open-v3" else 6.0}
+                         for r in each.records])
+        for each in results_of(study).where(surrogate="gipo") if each.run.seed == 0
+        for task in [each.run.task]
+        for seed in range(2 if task == "door-open-v3" else 3)
+    ]  # fmt: skip
+    results = [*results_of(study).where(surrogate="gipo:0.5"), *gipo]
+    panels = {axes.get_ylabel(): axes for axes in draw(results, monkeypatch, tmp_path)["sigma"].axes}
+    axes = panels["P95 of abs(log ρ)"]
+    assert list(axes.get_lines()[-1].get_ydata()) == pytest.approx([1.5, 4.0])
+    (shade,) = axes.collections
+    assert {y for x, y in shade.get_paths()[0].vertices if x == 1.0} == {3.5, 4.5}
 
 
 def test_a_level_has_one_line_style_in_all_panels_however_they_rank(study, monkeypatch, tmp_path):
@@ -318,9 +338,9 @@ def test_the_points_of_the_scatter_plots_are_a_table(study, monkeypatch):
     write_study(study)
     with (study / "results" / "points.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 12 * 5
-    assert [row["optimizer_steps"] for row in rows[:5]] == ["60", "70", "80", "90", "100"]
-    assert rows[0]["utilization/ess_old"] == "0.6"
+    assert len(rows) == 12 * 10
+    assert [row["optimizer_steps"] for row in rows[5:10]] == ["60", "70", "80", "90", "100"]
+    assert rows[5]["utilization/ess_old"] == "0.6"
     assert (rows[0]["policy_lag/p95"], rows[0]["ratio/abs_log_p95"], rows[0]["learner/kl"]) == ("95.0", "1.5", "0.1")
 
 

@@ -18,7 +18,7 @@ from written_runs import write_run
 from vla_rl.cli.main import app
 from vla_rl.studies.figures import add_legend, looks_of, panels_of
 from vla_rl.studies.metaworld.grid import Grid
-from vla_rl.studies.metaworld.plots import learning_curves
+from vla_rl.studies.metaworld.learning_curves import learning_curves
 from vla_rl.studies.metaworld.results import RunTable
 from vla_rl.studies.metaworld.runner import open_study
 from vla_rl.studies.paper_figures import outputs as figure_outputs
@@ -80,7 +80,7 @@ def unsaved(monkeypatch):
 
 def rows_of(pool, number, **chosen):
     """Return the table behind a figure, or its rows with these values."""
-    rows = BY_NUMBER[number].draw(pool).rows
+    rows = BY_NUMBER[number].draw(pool.results).rows
     return [row for row in rows if all(row[name] == value for name, value in chosen.items())]
 
 
@@ -96,7 +96,7 @@ def test_figure_2_has_the_return_of_every_task_regime_and_surrogate_over_env_ste
 
 
 def test_figure_2_has_the_stale_regime_above_the_fresh_one_whatever_the_grid_says(whole):
-    axes = BY_NUMBER[2].draw(whole).figure.axes
+    axes = BY_NUMBER[2].draw(whole.results).figure.axes
     assert [each.get_title() for each in axes] == [
         f"{DOOR}, stale", f"{HANDLE}, stale", f"{DOOR}, fresh", f"{HANDLE}, fresh",
     ]  # fmt: skip
@@ -113,7 +113,7 @@ def test_figure_4_has_the_papers_methods_and_gipos_front(whole):
 
 
 def test_figure_5_has_both_regimes_of_one_surrogate_on_door_open(whole):
-    drawn = BY_NUMBER[5].draw(whole)
+    drawn = BY_NUMBER[5].draw(whole.results)
     assert {(result.run.task, result.run.surrogate) for result in drawn.results} == {(DOOR, "gipo")}
     stale = rows_of(whole, 5, regime="stale", metric="policy_lag/mean")
     assert (stale[0]["optimizer_steps"], stale[0]["mean"]) == (10, 15.0)  # lags of 10 and 20
@@ -126,7 +126,7 @@ def test_figure_5_has_both_regimes_of_one_surrogate_on_door_open(whole):
 
 
 def test_figure_6_has_the_shares_of_every_surrogate_in_the_stale_regime_on_door_open(whole):
-    drawn = BY_NUMBER[6].draw(whole)
+    drawn = BY_NUMBER[6].draw(whole.results)
     assert {(result.run.task, result.run.regime) for result in drawn.results} == {(DOOR, "stale")}
     shares = {(row["surrogate"], row["metric"].split("/")[1]): row["mean"] for row in drawn.rows}
     assert shares == {
@@ -137,7 +137,7 @@ def test_figure_6_has_the_shares_of_every_surrogate_in_the_stale_regime_on_door_
 
 
 def test_figure_7_has_a_point_per_run_and_the_mean_of_every_surrogate(whole):
-    drawn = BY_NUMBER[7].draw(whole)
+    drawn = BY_NUMBER[7].draw(whole.results)
     assert rows_of(whole, 7, surrogate="gipo") == [
         # The last fifth of the env steps begins at 800 of 1000: returns of 80, 90 and 100, or twice as much.
         {"task": DOOR, "surrogate": "gipo", "seed": seed, "learner/kl": 0.1 * (1 + seed),
@@ -153,7 +153,7 @@ def test_figure_7_has_a_point_per_run_and_the_mean_of_every_surrogate(whole):
 
 
 def test_figure_8_has_all_log_points_and_the_correlation_of_lag_and_tail(whole):
-    drawn = BY_NUMBER[8].draw(whole)
+    drawn = BY_NUMBER[8].draw(whole.results)
     assert len(drawn.rows) == 3 * 2 * 2 * 10  # surrogates, regimes, seeds, log points
     point = rows_of(whole, 8, regime="stale", surrogate="gipo", seed=1, optimizer_steps=50)
     assert point == [
@@ -174,7 +174,7 @@ def test_figure_8_says_that_the_learning_rate_falls_where_it_does(tmp_path, end,
         rates = {"learner/policy_lr": 3e-4}, {"learner/policy_lr": 3e-4 * end}
         lines = [json.dumps(each | rates[place >= 5]) for place, each in enumerate(records)]
         metrics.write_text("\n".join(lines) + "\n")
-    drawn = BY_NUMBER[8].draw(read_pool([study]))
+    drawn = BY_NUMBER[8].draw(read_pool([study]).results)
     assert any("learning rate falls" in text for text in (*drawn.remarks, BY_NUMBER[8].text.caption)) == falls
 
 
@@ -187,7 +187,7 @@ def test_figure_9_has_return_tail_and_ess_of_every_setting_on_handle_press(whole
     tails = rows_of(whole, 9, regime="stale", quantity="ratio/abs_log_p95", surrogate="gipo")
     assert [row["mean"] for row in tails] == [1.35]  # a lag of 90 or 180
     assert {row["regime"] for row in rows_of(whole, 9, quantity="utilization/ess_old")} == {"stale"}
-    titles = [(axes.get_title(), axes.get_ylabel()) for axes in BY_NUMBER[9].draw(whole).figure.axes]
+    titles = [(axes.get_title(), axes.get_ylabel()) for axes in BY_NUMBER[9].draw(whole.results).figure.axes]
     assert titles == [
         ("stale", "closing return"), ("stale", "P95 of abs(log ρ)"), ("stale", "ESS of old samples"),
         ("fresh", "closing return"), ("fresh", "P95 of abs(log ρ)"),
@@ -249,8 +249,8 @@ def test_seeds_that_a_regime_lacks_are_told_and_made_in_its_own_study(tmp_path, 
     fresh = make(tmp_path / "fresh", replace(STALE, regimes=("fresh",), seeds=1))
     shutil.rmtree(stale / "runs" / f"{DOOR}_ppo_stale_seed1")
     pool = read_pool([stale, fresh])
-    assert [run.name for run in BY_NUMBER[5].missing(pool)] == [f"{DOOR}_gipo_fresh_seed1"]
-    assert [run.name for run in BY_NUMBER[6].missing(pool) if run.surrogate != "sapo"] == [f"{DOOR}_ppo_stale_seed1"]
+    assert [run.name for run in pool.missing(BY_NUMBER[5])] == [f"{DOOR}_gipo_fresh_seed1"]
+    assert [run.name for run in pool.missing(BY_NUMBER[6]) if run.surrogate != "sapo"] == [f"{DOOR}_ppo_stale_seed1"]
     write_figures(pool, tmp_path / "out")
     section = (tmp_path / "out" / "figures.md").read_text(encoding="utf-8").split("## Figure 7")[0]
     five, six = section.split("## Figure 5")[1].split("## Figure 6")
@@ -272,8 +272,8 @@ def test_seeds_that_a_regime_lacks_are_told_and_made_in_its_own_study(tmp_path, 
 def test_factors_for_bad_actions_are_no_values_of_sigma(tmp_path):
     grid = replace(STALE, tasks=(HANDLE,), surrogates=("gipo", "gipo:1:0.5", "ppo"))
     pool = read_pool([make(tmp_path, grid)])
-    assert BY_NUMBER[9].draw(pool) is None
-    missing = {(run.surrogate, run.regime) for run in BY_NUMBER[9].missing(pool)}
+    assert BY_NUMBER[9].draw(pool.results) is None
+    missing = {(run.surrogate, run.regime) for run in pool.missing(BY_NUMBER[9])}
     assert missing == {("gipo:0.5", "stale"), ("gipo:2", "stale")} | {
         (name, "fresh") for name in ("gipo:0.5", "gipo", "gipo:2")
     }
@@ -282,10 +282,10 @@ def test_factors_for_bad_actions_are_no_values_of_sigma(tmp_path):
 def test_a_figure_is_drawn_for_another_task_where_the_papers_has_no_runs_and_says_so(tmp_path):
     grid = Grid(tasks=("push-v3",), surrogates=("gipo", "ppo"), regimes=("stale",), seeds=1, optimizer_steps=6000)
     pool = read_pool([make(tmp_path, grid)])
-    drawn = BY_NUMBER[6].draw(pool)
+    drawn = BY_NUMBER[6].draw(pool.results)
     assert {row["task"] for row in drawn.rows} == {"push-v3"}
     assert drawn.remarks == ("The paper shows door-open-v3; the runs on it that are here do not carry the figure.",)
-    assert len(BY_NUMBER[6].missing(pool)) == 3
+    assert len(pool.missing(BY_NUMBER[6])) == 3
 
 
 def test_runs_that_have_not_logged_what_a_figure_shows_are_not_asked_for_again(tmp_path, unsaved):
@@ -303,7 +303,7 @@ def test_runs_of_several_studies_are_drawn_together_and_those_of_two_once(tmp_pa
     fresh = Grid(tasks=(DOOR,), surrogates=("gipo",), regimes=("stale", "fresh"), seeds=2, optimizer_steps=6000)
     pool = read_pool([make(tmp_path / "stale", STALE), make(tmp_path / "both", fresh)])
     assert (len(pool.results), pool.planned) == (6, 6)  # two of the eight are in both
-    assert BY_NUMBER[5].draw(pool) is not None
+    assert BY_NUMBER[5].draw(pool.results) is not None
     write_figures(pool, tmp_path / "out")
     page = (tmp_path / "out" / "figures.md").read_text(encoding="utf-8")
     assert f"2 runs of {tmp_path / 'both'} are also in a study before it, and only those are shown." in page

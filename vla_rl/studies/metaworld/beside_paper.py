@@ -9,7 +9,7 @@ from __future__ import annotations
 from statistics import fmean, stdev
 
 from vla_rl.reporting.text import number
-from vla_rl.studies.metaworld.results import RunTable
+from vla_rl.studies.metaworld.results import TITLES, RunTable
 from vla_rl.studies.metaworld.scores import task_sets
 from vla_rl.studies.metaworld.study import Study
 from vla_rl.studies.pages import Part, between
@@ -23,11 +23,6 @@ TABLE_1 = {
     ("fresh", "ratio/abs_log_p95"): "0.095 ± 0.006",
     ("stale", "policy_lag/old_fraction"): "0.884 ± 0.003",
     ("stale", "ratio/abs_log_p95"): "1.46 ± 0.75",
-}
-NAMES = {
-    "policy_lag/old_fraction": "old fraction",
-    "policy_lag/old_p95": "P95 lag of the old (versions)",
-    "ratio/abs_log_p95": "P95 of abs(log ρ)",
 }
 
 
@@ -78,7 +73,7 @@ def _rank_rows(study: Study) -> list[tuple[str, ...]]:
 
 def _table_rows(study: Study) -> list[tuple[str, ...]]:
     return [
-        (regime, NAMES[metric], surrogate, paper, here)
+        (regime, TITLES[metric], surrogate, paper, here)
         for (regime, metric), paper in TABLE_1.items()
         for surrogate, runs in study.results.by_surrogate(regime).items()
         if surrogate in IQMS and (here := _over_tasks(runs, metric)) is not None

@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vla_rl.files import atomic_write_json, atomic_write_text, read_json_object
 from vla_rl.reporting import html
 from vla_rl.reporting.report import origin_table
-from vla_rl.reporting.series import value_of
-from vla_rl.studies.metaworld.curves import return_band
+from vla_rl.studies.metaworld.lag_tails import point_rows
+from vla_rl.studies.metaworld.learning_curves import curve_rows
 from vla_rl.studies.metaworld.missing import missing_runs
-from vla_rl.studies.metaworld.plots import FIGURES, bands_by_surrogate, write_figures
-from vla_rl.studies.metaworld.results import (
-    CLOSING,
-    STALENESS,
-    UTILIZATION,
-    WHOLE_RUN,
-    RunResult,
-    RunTable,
-    read_results,
-)
+from vla_rl.studies.metaworld.plots import FIGURES, write_figures
+from vla_rl.studies.metaworld.results import CLOSING, LAGS, OLD_ESS, TAIL, WHOLE_RUN, RunResult, RunTable, read_results
 from vla_rl.studies.metaworld.runner import BASELINES_FILE, read_study
-from vla_rl.studies.metaworld.scores import (
-    Improvement,
-    Score,
-    improvements,
-    normalized,
-    random_return,
-    scores,
-)
+from vla_rl.studies.metaworld.scores import Improvement, Score, improvements, normalized, random_return, scores
 from vla_rl.studies.metaworld.solving import env_steps_until_solved, is_solved_at_the_end
 from vla_rl.studies.metaworld.study import Study
 from vla_rl.studies.metaworld.summary import parts
+from vla_rl.studies.metaworld.trajectories import trajectory_rows
 from vla_rl.studies.metaworld.words import cautions
 from vla_rl.studies.pages import (
     PAGE,
     RESULTS,
     Row,
     WrittenStudy,
-    band_rows,
     html_sections,
     markdown,
     remove_others,
@@ -48,7 +33,7 @@ from vla_rl.studies.pages import (
 )
 
 TITLE = "Meta-World: surrogates on old and new experience"
-POINTS = ("learner/kl", "learner/approx_kl", "utilization/ess_old", "policy_lag/p95", "ratio/abs_log_p95")
+POINTS = ("learner/kl", "learner/approx_kl", OLD_ESS, "policy_lag/p95", TAIL, *LAGS)
 
 
 def write_study(out: Path) -> WrittenStudy:
@@ -69,8 +54,8 @@ def write_study(out: Path) -> WrittenStudy:
         "scores": [_score_row(score) for score in ranking],
         "improvements": [_improvement_row(entry) for entry in pairs],
         "curves": list(curve_rows(results)),
-        "trajectories": list(_trajectory_rows(results)),
-        "points": list(_point_rows(results)),
+        "trajectories": list(trajectory_rows(results)),
+        "points": list(point_rows(results, POINTS)),
     }
     written = [write_csv(folder / f"{name}.csv", rows) for name, rows in tables.items() if rows]
     figures = write_figures(folder, results, ranking, pairs, randoms)
@@ -164,45 +149,6 @@ def _improvement_row(entry: Improvement) -> Row:
         "solving_sign_test_p": rounded(entry.solving.p),
         "solving_sign_test_p_by_seed": rounded(entry.solving.p_by_seed),
     }
-
-
-def curve_rows(results: RunTable) -> Iterable[Row]:
-    """Yield the learning curves of every task, regime and surrogate: means and intervals along env steps."""
-    for task, regime, surrogate, by_seed in results.cells():
-        band = return_band(by_seed)
-        for place in range(len(band.clock)):
-            yield {
-                "task": task,
-                "regime": regime,
-                "surrogate": surrogate,
-                "env_steps": round(float(band.clock[place])),
-                "mean": round(float(band.mean[place]), 2),
-                "low": rounded(float(band.low[place])),
-                "high": rounded(float(band.high[place])),
-                "seeds": band.runs,
-            }
-
-
-def _trajectory_rows(results: RunTable) -> Iterable[Row]:
-    bands = bands_by_surrogate(results, (*STALENESS, *UTILIZATION))
-    for regime in results.regimes:
-        for surrogate in results.surrogates:
-            for metric in (*STALENESS, *UTILIZATION):
-                place = {"regime": regime, "surrogate": surrogate, "metric": metric}
-                yield from band_rows(place, bands[regime, metric][surrogate], clock="optimizer_steps")
-
-
-def _point_rows(results: RunTable) -> Iterable[Row]:
-    for result in results:
-        for record in result.second_half:
-            yield {
-                "task": result.run.task,
-                "regime": result.run.regime,
-                "surrogate": result.run.surrogate,
-                "seed": result.run.seed,
-                "optimizer_steps": record["optimizer_steps"],
-                **{name: rounded(value_of(record, name)) for name in POINTS},
-            }
 
 
 def study_sections(study: Study, figures: Sequence[Path]) -> list[str]:

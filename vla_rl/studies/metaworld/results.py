@@ -23,6 +23,9 @@ from vla_rl.studies.metaworld.grid import StudyRun
 from vla_rl.studies.metaworld.runner import RUN_FILE, finished_runs
 from vla_rl.studies.surrogate_labels import StudySurrogate, label_of
 
+LAGS = ("policy_lag/mean", "policy_lag/old_fraction", "policy_lag/old_p95")
+AGES = (*LAGS, "replay/age_mean")
+TAIL, OLD_ESS = "ratio/abs_log_p95", "utilization/ess_old"
 STALENESS = (
     "policy_lag/mean",
     "policy_lag/p95",
@@ -40,6 +43,22 @@ UTILIZATION = (
 )
 WHOLE_RUN = ("ratio/abs_log_p95", "utilization/dead", "utilization/near_zero")  # these fall with the learning rate
 CLOSING = (*STALENESS, *UTILIZATION, "learner/kl", "learner/entropy", "replay/ratio", "rollout/success_rate")
+TITLES = {
+    "policy_lag/mean": "mean lag (versions)",
+    "policy_lag/p95": "P95 lag (versions)",
+    "policy_lag/old_fraction": "old fraction",
+    "policy_lag/old_p95": "P95 lag of the old (versions)",
+    "replay/age_mean": "data age (decisions)",
+    "ratio/abs_log_p95": "P95 of abs(log ρ)",
+    "utilization/dead": "dead share",
+    "utilization/suppressed": "suppressed share",
+    "utilization/near_zero": "near-zero share",
+    "utilization/old_share": "old share of the contribution",
+    "utilization/ess_old": "ESS of old samples",
+    "learner/kl": "KL(behaviour ‖ policy), nat",
+    "learner/approx_kl": "KL(behaviour ‖ policy), estimated, nat",
+}
+RETURN, IQM = "closing return", "IQM of the normalised score"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +95,6 @@ class RunResult:
         rates = series(self.records, "learner/policy_lr", over="optimizer_steps")[1]
         closing = self.closing("learner/policy_lr")
         return None if closing is None or max(rates) == 0 else closing / max(rates)
-
-    @property
-    def second_half(self) -> Records:
-        """Return the later half of the log points: the points of the paper's Figures 7 and 8."""
-        return self.records[len(self.records) // 2 :]
 
     def curve(self) -> tuple[list[float], list[float]]:
         """Return env steps and returns."""

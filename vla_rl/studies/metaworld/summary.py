@@ -8,37 +8,12 @@ from functools import partial
 from vla_rl.reporting.text import number, percent
 from vla_rl.studies.metaworld.beside_paper import paper_part
 from vla_rl.studies.metaworld.missing import missing_part
-from vla_rl.studies.metaworld.results import (
-    STALENESS,
-    UTILIZATION,
-    WHOLE_RUN,
-    RunResult,
-    RunTable,
-)
-from vla_rl.studies.metaworld.scores import (
-    MAX_RETURN,
-    task_sets,
-)
+from vla_rl.studies.metaworld.results import STALENESS, TITLES, UTILIZATION, WHOLE_RUN, RunResult, RunTable
+from vla_rl.studies.metaworld.scores import MAX_RETURN, task_sets
 from vla_rl.studies.metaworld.solving import solving_part, solving_words
 from vla_rl.studies.metaworld.study import Study
 from vla_rl.studies.metaworld.words import words
 from vla_rl.studies.pages import Part, between
-
-TITLES = {
-    "policy_lag/mean": "mean lag (versions)",
-    "policy_lag/p95": "P95 lag (versions)",
-    "policy_lag/old_fraction": "old fraction",
-    "policy_lag/old_p95": "P95 lag of the old (versions)",
-    "replay/age_mean": "data age (decisions)",
-    "ratio/abs_log_p95": "P95 of abs(log ρ)",
-    "utilization/dead": "dead share",
-    "utilization/suppressed": "suppressed share",
-    "utilization/near_zero": "near-zero share",
-    "utilization/old_share": "old share of the contribution",
-    "utilization/ess_old": "ESS of old samples",
-    "learner/kl": "KL(behaviour ‖ policy), nat",
-    "learner/approx_kl": "KL(behaviour ‖ policy), estimated, nat",
-}
 
 
 def parts(study: Study) -> list[Part]:

@@ -11,10 +11,11 @@ from vla_rl.files import atomic_write_text
 from vla_rl.studies.figures import save, style
 from vla_rl.studies.metaworld.grid import StudyRun
 from vla_rl.studies.metaworld.missing import grids_of
+from vla_rl.studies.metaworld.paper_figure import REGIMES, Drawn, PaperFigure
 from vla_rl.studies.metaworld.results import RunTable
 from vla_rl.studies.metaworld.words import ENOUGH_SEEDS
 from vla_rl.studies.pages import remove_others, write_csv
-from vla_rl.studies.paper_figures.gallery import FIGURES, REGIMES, Drawn, PaperFigure
+from vla_rl.studies.paper_figures.gallery import FIGURES
 from vla_rl.studies.paper_figures.pool import Pool
 
 PAGE = "figures.md"
@@ -36,7 +37,7 @@ def write_figures(pool: Pool, out: Path) -> WrittenFigures:
     lines = [*_opening(pool)]
     for figure in FIGURES:
         with style("paper"):
-            drawn = figure.draw(pool)
+            drawn = figure.draw(pool.results)
             if drawn is None:
                 not_drawn.append(f"Figure {figure.number} is not drawn. {_lack(figure, pool)}")
             else:
@@ -76,7 +77,7 @@ def _opening(pool: Pool) -> list[str]:
 def _section(figure: PaperFigure, drawn: Drawn | None, pool: Pool, out: Path) -> list[str]:
     """Return a figure's part of the page."""
     lines = [f"## Figure {figure.number}: {figure.text.title}", "", figure.text.caption, ""]
-    missing = figure.missing(pool)
+    missing = pool.missing(figure)
     told = [] if drawn is None else [*_extents(drawn.results), *drawn.remarks]
     if drawn is None:
         told.append(f"**Not drawn.** {_lack(figure, pool)}")
@@ -108,7 +109,7 @@ def _extents(results: RunTable) -> list[str]:
 
 def _lack(figure: PaperFigure, pool: Pool) -> str:
     """Say what a figure that was not drawn needs, and which runs it lacks."""
-    missing = figure.missing(pool)
+    missing = pool.missing(figure)
     without = "Those that are here have not logged what it shows." if not missing else _lacking(missing, pool)
     return f"It needs {figure.needs}. {without}"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vla_rl.errors import UserError
 from vla_rl.studies.metaworld.grid import Grid, StudyRun
+from vla_rl.studies.metaworld.paper_figure import PaperFigure
 from vla_rl.studies.metaworld.results import RunResult, RunTable, read_results
 from vla_rl.studies.metaworld.runner import read_study, shared_by_runs
 from vla_rl.studies.study_file import differences
@@ -41,6 +42,12 @@ class Pool:
             if run.task in grid.tasks and run.surrogate in grid.surrogates and run.regime in grid.regimes
         ]
         return min(fitting, key=lambda each: each[0])[1] if fitting else None
+
+    def missing(self, figure: PaperFigure) -> list[StudyRun]:
+        """Return the runs that a figure wants and that are not there, with as many seeds as a study has."""
+        there = {result.run for result in self.results}
+        wanted = (StudyRun(*cell, seed) for cell in figure.wanted(self.results) for seed in range(self.seeds))
+        return [run for run in wanted if run not in there]
 
 
 @dataclass(frozen=True, slots=True)
