@@ -316,7 +316,7 @@ def test_a_dry_run_in_libero_prices_runs_and_evaluations(tmp_path, checkpoint):
     done = CliRunner().invoke(app, [*command, "--jobs", "1", "--dry-run"])
     assert done.exit_code == 0, done.output
     fresh, replayed = 15 + 3200 / 165 + 400 / 225, 15 + 3200 / 165 + 1600 / 225
-    assert f"run            5 jobs  about {(3 * fresh + 2 * replayed) / 60:6.1f} core minutes" in done.output
+    assert f"run            5 jobs  about {(3 * fresh + 2 * replayed) / 60:.1f} core minutes" in done.output
     assert "evaluation     6 jobs" in done.output
     assert not (tmp_path / "out").exists()
 
@@ -344,8 +344,8 @@ def test_a_recipe_without_a_critic_is_refused():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--methods", "ppo,gippo"], "--methods: found ppo,gippo"),
-        (["--starts", "0.5"], "--starts: found 0.5"),
+        (["--methods", "ppo,gippo"], "--methods: found 'gippo' (did you mean 'gipo'?)"),
+        (["--starts", "0.5"], "--starts: found '0.5'; allowed are 0.1, 0.9, 0.99"),
         (["--recipe", "toy"], "needs --target and --budget"),
         (["--recipe", "toy", "--target", "0.9", "--budget", "10", "--starts", "0.1"], "not --starts"),
         (["--target", "0.9", "--window", "9"], "--target and --window: only with --recipe"),

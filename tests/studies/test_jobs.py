@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from vla_rl.studies import jobs as study_jobs
-from vla_rl.studies.jobs import Job, run_jobs
+from vla_rl.studies.jobs import Job, Work, run_jobs
 from vla_rl.studies.pace import Expected
 
 # Stands in for `vla-rl`: notes when it began and ended, its environment and what its folder held; `fail` fails, and
@@ -56,7 +56,10 @@ def job(name, *, word=None, cores=1, needs=(), continues=False):
 
 
 def run(out, jobs, *, at_once):
-    return run_jobs(jobs, out / "jobs", at_once=at_once, record_file="done.json", say=lambda _: None, noun="jobs")
+    work = Work(
+        jobs=jobs, folder=out / "jobs", record_file="done.json", noun="jobs", what="the study", kind_field="name"
+    )
+    return run_jobs(work, at_once=at_once, say=lambda _: None)
 
 
 def journal(out):

@@ -90,10 +90,10 @@ def test_every_task_has_an_environment_of_its_own():
         ({"arms": ("gipo", "lr0", "lr0")}, "--surrogates: .*lr0 once at most"),
         ({"arms": ("gipo", "gipo:1.0")}, "--surrogates: .*every surrogate stands once"),
         ({"arms": ("gippo",)}, "--surrogates: found 'gippo'"),
-        ({"regimes": ("old",)}, "--regimes: found old"),
-        ({"tasks": (10,)}, "--tasks: found 10"),
+        ({"regimes": ("old",)}, "--regimes: found 'old'; allowed are fresh, stale"),
+        ({"tasks": (10,)}, "--tasks: found '10'; allowed are 0, 1, 2"),
         ({"tasks": (1, 1)}, "--tasks: found 1,1"),
-        ({"init_states": "standard"}, "--init-states: found standard; .* allowed are sampled, widened"),
+        ({"init_states": "standard"}, "--init-states: found 'standard'; allowed are sampled, widened"),
     ],
 )
 def test_what_is_not_part_of_the_study_is_refused(changes, complaint):
@@ -103,7 +103,7 @@ def test_what_is_not_part_of_the_study_is_refused(changes, complaint):
 
 def test_a_recipe_of_another_environment_is_refused():
     plan = replace(PLAN, recipe="metaworld_stale")
-    with pytest.raises(UserError, match=r"env\.suite: (.*\n)*.* key of env\.name libero"):
+    with pytest.raises(UserError, match=r"--recipe: env\.name is metaworld in metaworld_stale; .* env\.name libero"):
         plan.recipe_of(plan.runs()[0])
 
 

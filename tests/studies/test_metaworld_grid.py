@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -135,6 +136,11 @@ def test_episodes_that_are_cut_short_are_refused(tmp_path):
         replace(GRID, recipe=str(own)).recipe_of(GRID.runs()[0])
 
 
+def test_a_recipe_of_another_environment_is_refused():
+    with pytest.raises(UserError, match=r"--recipe: env\.name is libero in libero_tiny_gipo; .* env\.name metaworld$"):
+        run_grid(replace(GRID, recipe="libero_tiny_gipo"), Path("unused"), jobs=1, say=lambda _: None)
+
+
 def test_runs_differ_in_their_axes_alone():
     first, *others = (PRESETS["small"].recipe_of(run).model_dump() for run in PRESETS["small"].runs())
     for other in others:
@@ -169,9 +175,15 @@ def test_another_surrogate_is_refused(label):
         StudySurrogate(label)
 
 
-def test_unknown_tasks_and_regimes_are_refused():
-    with pytest.raises(UserError, match="--tasks"):
-        replace(GRID, tasks=("door-open",))
+def test_unknown_tasks_and_regimes_are_refused_with_what_may_have_been_meant():
+    with pytest.raises(UserError, match=r"--tasks: found 'door-open' \(did you mean 'door-open-v3'\?\)$"):
+        replace(GRID, tasks=("push-v3", "door-open"))
+    with pytest.raises(UserError, match=r"found 'psh-v3' \(did you mean 'push-v3'\?\), 'x'; allowed are assembly-v3, "):
+        replace(GRID, tasks=("psh-v3", "x"))
+    with pytest.raises(UserError, match="--tasks: found push-v3,push-v3; at least one name, and none twice"):
+        replace(GRID, tasks=("push-v3", "push-v3"))
+    with pytest.raises(UserError, match="--tasks: found nothing; "):
+        replace(GRID, tasks=())
     with pytest.raises(UserError, match="--regimes"):
         replace(GRID, regimes=("old",))
 

@@ -63,9 +63,9 @@ def halves(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("of", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize("of", [1, 2, 3, 7, 32])
 def test_every_run_is_in_one_share_and_shares_are_alike(of):
-    grid = replace(PRESETS["paper"], seeds=2)  # 16 comparisons of 9 surrogates on each regime
+    grid = replace(PRESETS["paper"], seeds=2)  # 16 comparisons of 9 surrogates in each regime
     shares = [grid.share_of(Share(number, of)) for number in range(1, of + 1)]
     assert sorted(run.name for share in shares for run in share) == sorted(run.name for run in grid.runs())
     for regime in grid.regimes:
@@ -83,6 +83,12 @@ def test_runs_that_differ_in_their_surrogate_alone_are_made_by_one_machine():
 def test_what_is_no_share_is_refused(text):
     with pytest.raises(UserError, match="--share: found"):
         Share.parse(text)
+
+
+def test_a_share_that_would_be_empty_is_refused_with_the_largest_number_of_shares():
+    assert len(GRID.share_of(Share(4, 100))) == 2
+    with pytest.raises(UserError, match=r"--share: 5/100 has no runs: .* at most 4 shares, 1/4 to 4/4"):
+        GRID.share_of(Share(5, 100))
 
 
 def test_a_share_is_written_as_a_fraction():

@@ -6,9 +6,11 @@ from dataclasses import replace
 import pytest
 
 from vla_rl.recipe import find_recipe, load_recipe
-from vla_rl.studies.metaworld.duration import estimate, expect
+from vla_rl.studies.metaworld.duration import expect
 from vla_rl.studies.metaworld.grid import PRESETS, Share, StudyRun
+from vla_rl.studies.metaworld.runner import work_of
 from vla_rl.studies.pace import Expected, Underway, minutes_left
+from vla_rl.studies.price import price
 
 LONG, SHORT = Expected(start=10.0, training=590.0), Expected(start=10.0, training=110.0)
 
@@ -55,26 +57,27 @@ def test_a_fresh_run_is_expected_to_take_several_times_as_long_as_a_stale_one():
     assert new.start == old.start
 
 
-def test_a_dry_run_says_the_price_of_both_regimes_and_of_one_share():
+def test_a_dry_run_says_the_price_of_both_regimes_and_of_one_share(tmp_path):
     grid = replace(PRESETS["small"], regimes=("stale", "fresh"))
     old, new = (
         expect(grid.recipe_of(StudyRun("door-open-v3", "ppo", regime, 0))).seconds / 60 for regime in ("stale", "fresh")
     )
     hours = 30 * (old + new) / 60
-    assert estimate(grid, jobs=4).splitlines()[:-1] == [
-        f"60 runs, 4 at once: about {hours / 4:.2f} h ({hours:.1f} core hours)",
-        f"stale: 30 runs of {old:.1f} min, {30 * old / 60:.2f} core hours in all",
-        f"fresh: 30 runs of {new:.1f} min, {30 * new / 60:.1f} core hours in all",
+    assert price(work_of(grid, tmp_path), at_once=4).splitlines()[:-1] == [
+        "door-open-v3, button-press-topdown-v3 × gipo, ppo, sapo × stale, fresh × seeds 0 to 4",
+        f"stale         30 runs  about {30 * old:.1f} core minutes, the longest {old:.1f} minutes",
+        f"fresh         30 runs  about {30 * new:.1f} core minutes, the longest {new:.1f} minutes",
+        f"60 runs, 4 at once: about {60 * hours / 4:.1f} minutes ({hours:.1f} core hours)",
     ]
-    assert estimate(grid, jobs=4, share=Share(2, 2)).splitlines()[1] == (
-        f"stale: 15 runs of {old:.1f} min, {15 * old / 60:.2f} core hours in all"
-    )
+    own = price(work_of(grid, tmp_path, share=Share(2, 2)), at_once=4).splitlines()
+    assert own[0].startswith("share 2/2 of door-open-v3, button-press-topdown-v3 × gipo")
+    assert own[1] == f"stale         15 runs  about {15 * old:.1f} core minutes, the longest {old:.1f} minutes"
 
 
-def test_a_dry_run_says_how_much_memory_runs_need_at_once():
+def test_a_dry_run_says_how_much_memory_runs_need_at_once(tmp_path):
     # A row: 39 floats of state, 4 components with bin, log-probability and 256 logits, and 35 bytes more: 4.3 kB.
-    last = estimate(PRESETS["paper"], jobs=2).splitlines()[-1]
-    each, both = (float(number) for number in re.findall(r"([0-9.]+) GiB", last))
+    last = price(work_of(PRESETS["paper"], tmp_path), at_once=2).splitlines()[-1]
+    each, both, _ = (float(number) for number in re.findall(r"([0-9.]+) GiB", last))
     assert each == pytest.approx(3_200_000 * 4.3e3 / 2**30 + 0.55, abs=0.2)  # and the process itself
     assert both == pytest.approx(2 * each, abs=0.11)
 

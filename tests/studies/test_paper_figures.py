@@ -215,7 +215,8 @@ def test_a_figure_whose_runs_are_missing_has_a_sentence_a_command_that_makes_the
     make_runs, draw = (shlex.split(line) for line in section.splitlines() if line.startswith("  vla-rl "))
     done = CliRunner().invoke(app, [*make_runs[1:], "--dry-run"])
     assert done.exit_code == 0, done.output
-    assert done.output.startswith("2 runs, ")
+    assert done.output.startswith("door-open-v3 × gipo × fresh × seeds 0 to 1\n")
+    assert "\n2 runs, " in done.output
     more = str(tmp_path / "stale_figure_5")
     assert make_runs[-2:] == ["--out", more]
     assert draw == ["vla-rl", "study", "figures", str(tmp_path / "stale"), more, "--out", str(out)]

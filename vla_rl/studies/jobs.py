@@ -53,6 +53,22 @@ class Job:
     tidy: Callable[[Path], None] | None = None  # removes from a finished job's folder what nobody needs any more
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """Jobs of a study, and the folder of their folders."""
+
+    jobs: Sequence[Job]  # each comes after those that it needs
+    folder: Path
+    record_file: str  # file with a job's record; its presence in a job's folder means that it has finished
+    noun: str  # what the jobs are called in messages, in the plural
+    what: str  # the study in a line: the names on its axes
+    kind_field: str  # field of a job's record by which its price is told
+
+    def left(self) -> list[Job]:
+        """Return the jobs that have not finished."""
+        return [job for job in self.jobs if not (self.folder / job.name / self.record_file).exists()]
+
+
 @dataclass(slots=True)
 class Progress:
     """Progress of a study's jobs."""
@@ -71,35 +87,31 @@ class _Running:
     began: float
 
 
-def run_jobs(jobs: Sequence[Job], folder: Path, *, at_once: int, record_file: str, say: Say, noun: str) -> Progress:
+def run_jobs(work: Work, *, at_once: int, say: Say) -> Progress:
     """Run everything that is not finished yet. The caller has claimed the study's folder.
 
     Args:
-        jobs: the jobs; each comes after those that it needs.
-        folder: folder of the jobs' folders.
+        work: the jobs.
         at_once: jobs of one core that run at the same time.
-        record_file: name of the file with a job's record; its presence in a job's folder means that it has finished.
         say: called with one line per event.
-        noun: what the jobs are called in messages, in the plural.
 
     Raises:
         KeyboardInterrupt: Ctrl-C, SIGTERM or a closed terminal; all jobs were stopped, and finished ones stay.
     """
-    return _Session(jobs, folder, at_once=at_once, record_file=record_file, say=say, noun=noun).go()
+    return _Session(work, at_once=at_once, say=say).go()
 
 
 class _Session:
     """One call of a study: waiting and running jobs, and results so far."""
 
-    def __init__(
-        self, jobs: Sequence[Job], folder: Path, *, at_once: int, record_file: str, say: Say, noun: str
-    ) -> None:
-        self._folder, self._at_once, self._record_file, self._say, self._noun = folder, at_once, record_file, say, noun
-        self._waiting = [job for job in jobs if not (folder / job.name / record_file).exists()]
+    def __init__(self, work: Work, *, at_once: int, say: Say) -> None:
+        self._folder, self._record_file, self._noun = work.folder, work.record_file, work.noun
+        self._at_once, self._say = at_once, say
+        self._waiting = work.left()
         self._unfinished = {job.name for job in self._waiting}
         self._running: list[_Running] = []
         self._ended: list[Underway] = []
-        self._progress = Progress(total=len(jobs), kept=len(jobs) - len(self._waiting))
+        self._progress = Progress(total=len(work.jobs), kept=len(work.jobs) - len(self._waiting))
         self._told_at = time.monotonic()
 
     def go(self) -> Progress:
@@ -243,23 +255,3 @@ def aside(folder: Path, job: Job, state: str) -> Path:
 def resume_option(run_dir: Path) -> list[str]:
     """Return the option that continues an interrupted run; none where nothing was begun."""
     return ["--resume"] if (run_dir / RECIPE_FILE).exists() else []
-
-
-def estimate(jobs: Sequence[Job], *, at_once: int) -> str:
-    """Return the cost of a study in words: a line for each stage with its core minutes, and the sum.
-
-    Args:
-        jobs: its jobs, each with a `stage` in its record.
-        at_once: jobs of one core that run at the same time.
-    """
-    minutes: dict[str, float] = {}
-    counts: dict[str, int] = {}
-    for job in jobs:
-        stage = str(job.record["stage"])
-        minutes[stage] = minutes.get(stage, 0.0) + job.expected.seconds * job.expected.cores / 60
-        counts[stage] = counts.get(stage, 0) + 1
-    lines = [f"{stage:<12} {counts[stage]:>3} jobs  about {minutes[stage]:6.1f} core minutes" for stage in minutes]
-    total = sum(minutes.values())
-    return "\n".join(
-        [*lines, f"{len(jobs)} jobs, {total:.0f} core minutes, {at_once} at once: about {total / at_once:.0f} minutes"]
-    )

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """Expected seconds of one job on a busy 2-core cloud machine; other machines differ by a factor."""
+    """Expected cost of one job; its seconds are of a busy 2-core cloud machine, others differ by a factor."""
 
     start: float  # imports and warm-up: until the work itself begins
     training: float  # the work itself: all updates or episodes
     cores: int = 1  # that the job keeps busy
+    memory: int = 0  # bytes on the host; 0: not estimated
 
     @property
     def seconds(self) -> float:

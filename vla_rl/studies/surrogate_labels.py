@@ -74,17 +74,6 @@ def canonical_labels(labels: Sequence[str]) -> tuple[str, ...]:
     return found
 
 
-def require_known(option: str, found: Sequence[str], known: Sequence[str]) -> None:
-    """Check the names of one axis of a study.
-
-    Raises:
-        UserError: a name is not known or stands twice, or there is none.
-    """
-    unknown = [name for name in found if name not in known]
-    if unknown or not found or len(set(found)) != len(found):
-        raise UserError(f"{option}: found {','.join(found)}; every name stands once, allowed are {', '.join(known)}")
-
-
 def _is_positive(text: str) -> bool:
     try:
         return 0.0 < float(text) < math.inf

@@ -14,10 +14,11 @@ from vla_rl.cli.study.options import (
     JobsOption,
     OutOption,
     SeedsOption,
-    jobs_at_once,
+    announce,
     names_in,
     require_matplotlib,
     require_success,
+    study_folder,
     with_chosen,
     write_results,
 )
@@ -25,7 +26,7 @@ from vla_rl.errors import UserError
 
 
 def groups(  # noqa: PLR0913 - one parameter per option
-    out: OutOption,
+    out: OutOption = None,
     methods: Annotated[
         str | None,
         typer.Option("--methods", help="Some of ppo, grpo, grpo_dynamic, gipo, gipo_groups.", show_default="all"),
@@ -95,12 +96,12 @@ def groups(  # noqa: PLR0913 - one parameter per option
 ) -> None:
     """Compare a critic with groups, fresh and on replay, by the episodes that they need for a given success rate."""
     require_matplotlib()
+    folder = study_folder(out, dry_run=dry_run)
     from vla_rl.cli.number_lists import parse_tasks
     from vla_rl.studies.grouped.outputs import write_study
     from vla_rl.studies.grouped.plan import PRESET, WINDOW, own_start, starts_named
     from vla_rl.studies.grouped.results import says_something
-    from vla_rl.studies.grouped.runner import jobs_of, run_study
-    from vla_rl.studies.jobs import estimate
+    from vla_rl.studies.grouped.runner import run_study, work_of
 
     of_recipe: dict[str, object] = {"--target": target, "--budget": budget, "--window": window, "--tasks": tasks}
     of_recipe |= {"--start": start, "--states": states}
@@ -126,12 +127,11 @@ def groups(  # noqa: PLR0913 - one parameter per option
     elif (named := names_in(starts)) is not None:
         chosen["starts"] = starts_named(named)
     plan = with_chosen(PRESET, chosen)
-    at_once = jobs_at_once(jobs)
-    print(estimate(jobs_of(plan, out), at_once=at_once))
+    at_once = announce(work_of(plan, folder), jobs)
     if dry_run:
         return
     only_comments()
-    progress = run_study(plan, out, at_once=at_once, say=partial(print, flush=True))
-    if says_something(out):
-        write_results(write_study, out)
-    require_success(progress, out / "runs", "jobs")
+    progress = run_study(plan, folder, at_once=at_once, say=partial(print, flush=True))
+    if says_something(folder):
+        write_results(write_study, folder)
+    require_success(progress, folder / "runs", "jobs")

@@ -16,10 +16,11 @@ from vla_rl.cli.study.options import (
     OutOption,
     RegimesOption,
     SeedsOption,
-    jobs_at_once,
+    announce,
     names_in,
     require_matplotlib,
     require_success,
+    study_folder,
     with_chosen,
     write_results,
 )
@@ -34,7 +35,7 @@ class Preset(StrEnum):
 
 
 def libero(  # noqa: PLR0913 - one parameter per option
-    out: OutOption,
+    out: OutOption = None,
     preset: Annotated[
         Preset,
         typer.Option(
@@ -102,25 +103,23 @@ def libero(  # noqa: PLR0913 - one parameter per option
 ) -> None:
     """Collect demonstrations, clone them, improve the policy with RL, and compare before and after."""
     require_matplotlib()
+    folder = study_folder(out, dry_run=dry_run)
     from vla_rl.cli.number_lists import parse_tasks
-    from vla_rl.studies.jobs import estimate
     from vla_rl.studies.libero.outputs import write_study
     from vla_rl.studies.libero.plan import PRESETS
     from vla_rl.studies.libero.results import says_something
-    from vla_rl.studies.libero.runner import run_study
-    from vla_rl.studies.libero.stages import jobs_of
+    from vla_rl.studies.libero.runner import run_study, work_of
 
     chosen: dict[str, object] = {"arms": names_in(surrogates), "regimes": names_in(regimes), "recipe": recipe}
     chosen |= {"tasks": None if tasks is None else tuple(parse_tasks(tasks))}
     chosen |= {"seeds": seeds, "optimizer_steps": budget, "states": states, "init_states": init_states}
     chosen |= {"start": None if start is None else str(start)}
     plan = with_chosen(PRESETS[preset.value], chosen)
-    at_once = jobs_at_once(jobs)
-    print(estimate(jobs_of(plan, out), at_once=at_once))
+    at_once = announce(work_of(plan, folder), jobs)
     if dry_run:
         return
     only_comments()
-    progress = run_study(plan, out, at_once=at_once, say=partial(print, flush=True))
-    if says_something(out):
-        write_results(write_study, out)
-    require_success(progress, out / "jobs", "jobs")
+    progress = run_study(plan, folder, at_once=at_once, say=partial(print, flush=True))
+    if says_something(folder):
+        write_results(write_study, folder)
+    require_success(progress, folder / "jobs", "jobs")

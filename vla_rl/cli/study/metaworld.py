@@ -11,14 +11,16 @@ import typer
 
 from vla_rl.cli.commentary import only_comments
 from vla_rl.cli.study.options import (
+    DryRunOption,
     JobsOption,
     OutOption,
     RegimesOption,
     SeedsOption,
-    jobs_at_once,
+    announce,
     names_in,
     require_matplotlib,
     require_success,
+    study_folder,
     with_chosen,
     write_results,
 )
@@ -33,7 +35,7 @@ class Preset(StrEnum):
 
 
 def metaworld(  # noqa: PLR0913 - one parameter per option
-    out: OutOption,
+    out: OutOption = None,
     preset: Annotated[
         Preset,
         typer.Option(
@@ -78,30 +80,27 @@ def metaworld(  # noqa: PLR0913 - one parameter per option
         typer.Option("--share", help="Share of the runs that this machine makes, like 1/4; merge the folders later."),
     ] = "1/1",
     jobs: JobsOption = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would run and how long it would take; start nothing.")
-    ] = False,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Compare surrogates on fresh and stale experience: a resumable grid of runs, statistics and figures."""
     require_matplotlib()
-    from vla_rl.studies.metaworld.duration import estimate
+    folder = study_folder(out, dry_run=dry_run)
     from vla_rl.studies.metaworld.grid import PRESETS, Share
     from vla_rl.studies.metaworld.outputs import write_study
-    from vla_rl.studies.metaworld.runner import run_grid
+    from vla_rl.studies.metaworld.runner import run_grid, work_of
 
     chosen: dict[str, object] = {"seeds": seeds, "optimizer_steps": budget, "recipe": recipe}
     chosen |= {"tasks": names_in(tasks), "surrogates": names_in(surrogates), "regimes": names_in(regimes)}
     grid = with_chosen(PRESETS[preset.value], chosen)
-    at_once = jobs_at_once(jobs)
     own = Share.parse(share)
-    print(estimate(grid, jobs=at_once, share=own))
+    at_once = announce(work_of(grid, folder, share=own), jobs)
     if dry_run:
         return
     only_comments()
-    progress = run_grid(grid, out, jobs=at_once, say=partial(print, flush=True), share=own)
+    progress = run_grid(grid, folder, jobs=at_once, say=partial(print, flush=True), share=own)
     if progress.kept or progress.finished:
-        write_results(write_study, out)
-    require_success(progress, out / "runs", "runs")
+        write_results(write_study, folder)
+    require_success(progress, folder / "runs", "runs")
 
 
 def merge(

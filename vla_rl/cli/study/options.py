@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,20 +11,25 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from vla_rl.errors import RunFailureError, UserError, preflight
-from vla_rl.ipc.container import usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from _typeshed import DataclassInstance
 
-    from vla_rl.studies.jobs import Progress
+    from vla_rl.studies.jobs import Progress, Work
     from vla_rl.studies.pages import WrittenStudy
 
     Plan = TypeVar("Plan", bound=DataclassInstance)
 
 OutOption = Annotated[
-    Path, typer.Option("--out", file_okay=False, help="Folder of the study; the same command continues it.")
+    Path | None,
+    typer.Option(
+        "--out",
+        file_okay=False,
+        help="Folder of the study; the same command continues it. Only a dry run needs none.",
+        show_default=False,
+    ),
 ]
 RegimesOption = Annotated[
     str | None, typer.Option("--regimes", help="fresh, stale, or both.", show_default="the preset's")
@@ -33,11 +39,18 @@ SeedsOption = Annotated[
     typer.Option("--seeds", min=1, help="Number N of seeds; the seeds are 0 to N - 1.", show_default="the preset's"),
 ]
 JobsOption = Annotated[
-    int | None, typer.Option("--jobs", min=1, help="Runs at the same time, one core each.", show_default="all cores")
+    int | None,
+    typer.Option(
+        "--jobs",
+        min=1,
+        help="Runs at the same time, one core each.",
+        show_default="all cores, fewer if the estimated memory is short",
+    ),
 ]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Show every stage and its cost in core minutes; start nothing.")
+    bool, typer.Option("--dry-run", help="Show what would run and how long it would take; start and write nothing.")
 ]
+NOWHERE = Path(os.devnull) / "study"  # folder of a dry run that names none: nothing can be in it
 
 
 def names_in(text: str | None) -> tuple[str, ...] | None:
@@ -50,9 +63,33 @@ def with_chosen(preset: Plan, chosen: Mapping[str, object]) -> Plan:
     return replace(preset, **{name: value for name, value in chosen.items() if value is not None})
 
 
-def jobs_at_once(jobs: int | None) -> int:
-    """Return how many jobs run at the same time: the option's number, or one for each core."""
-    return jobs or usable_cores()
+def study_folder(out: Path | None, *, dry_run: bool) -> Path:
+    """Return the folder of a study.
+
+    Raises:
+        UserError: none was given, and this is no dry run.
+    """
+    if out is None and not dry_run:
+        raise UserError("Missing option '--out', the folder of the study; only --dry-run needs none")
+    return out or NOWHERE
+
+
+def announce(work: Work, jobs: int | None) -> int:
+    """Print what is left of a study and its price; return how many jobs run at the same time.
+
+    Args:
+        work: the study's jobs.
+        jobs: jobs at the same time that were asked for; None: as many as the machine has room for.
+
+    Raises:
+        UserError: so many jobs do not fit in memory.
+    """
+    from vla_rl.studies.price import check_memory, price, usual_jobs
+
+    at_once = jobs or usual_jobs(work)
+    print(price(work, at_once=at_once))
+    check_memory(work, at_once=at_once)
+    return at_once
 
 
 def require_matplotlib() -> None:

@@ -22,7 +22,7 @@ from vla_rl.credit.group import Group
 from vla_rl.errors import UserError
 from vla_rl.recipe import Recipe, find_recipe, load_recipe
 from vla_rl.recipe.rules import decisions_per_episode, smallest_ring
-from vla_rl.studies.surrogate_labels import require_known
+from vla_rl.studies.study_plan import require_known
 
 RECIPE = "gates"
 OWN_START = "own"

@@ -8,22 +8,24 @@ OUT/runs/NAME_after/   evaluation of its policy on held-out states, if the study
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from vla_rl.errors import UserError, preflight
 from vla_rl.files import atomic_write_json
 from vla_rl.recipe import find_recipe, load_recipe
 from vla_rl.recipe.rules import decisions_per_episode
+from vla_rl.run.estimate import estimate_memory
 from vla_rl.run.folder_lock import claim_folder
-from vla_rl.run.plan import check_contradictions, plan_policy
+from vla_rl.run.plan import check_contradictions, make_training_plan, plan_policy
 from vla_rl.studies import held_out
 from vla_rl.studies.grouped.plan import LIBERO, METHODS, GroupPlan, GroupRun, Start, group_plan_from
 from vla_rl.studies.held_out import LiberoTasks, evaluation_job, held_out_options
-from vla_rl.studies.jobs import ONE_CORE, Job, Progress, Say, resume_option, run_jobs, share_of_env_steps
+from vla_rl.studies.jobs import ONE_CORE, Job, Progress, Say, Work, resume_option, run_jobs, share_of_env_steps
 from vla_rl.studies.libero import stages
 from vla_rl.studies.pace import Expected
 from vla_rl.studies.study_file import KIND, STUDY_FILE, read_settings, refuse_another_study
+from vla_rl.studies.study_plan import in_words
 
 GROUPS = "groups"  # kind of the study
 RUN_FILE = "study_run.json"
@@ -35,35 +37,48 @@ START_S, ENV_STEPS_PER_S, SAMPLES_PER_S = 5.0, 20_000.0, 50_000.0  # with the re
 
 
 def open_study(plan: GroupPlan, out: Path) -> None:
-    """Write `study.json`, or check that an existing one describes this study, which may grow.
+    """Write `study.json`, or extend an existing one.
+
+    Raises:
+        UserError: as of `joined_study`.
+    """
+    settings, base = joined_study(plan, out).settings(), load_recipe(find_recipe(plan.recipe))
+    atomic_write_json(out / STUDY_FILE, {KIND: GROUPS, "plan": settings, "base": base.dump_yaml()})
+
+
+def joined_study(plan: GroupPlan, out: Path) -> GroupPlan:
+    """Return a plan together with that of the study in its folder, if there is one.
 
     Raises:
         UserError: the folder holds another study, or one with a recipe that has changed since.
     """
-    path = out / STUDY_FILE
-    base = load_recipe(find_recipe(plan.recipe))
-    settings = plan.settings()
-    if path.exists():
-        with preflight():
-            there, began_with = read_study(out)
-        before = {start.name: start for start in there.starts}
-        changed = [start.name for start in plan.starts if before.get(start.name, start) != start]
-        if changed:
-            other = _difference(before, plan, changed[0])
-            raise UserError(
-                f"--out: {out} holds a study whose start {changed[0]} has another {other}: runs of both would not be "
-                "comparable. Choose another folder"
-            )
-        refuse_another_study(
-            out, there.settings(), settings, fixed=("recipe",), began_with=began_with, recipe=plan.recipe, base=base
+    if not (out / STUDY_FILE).exists():
+        return plan
+    with preflight():
+        there, began_with = read_study(out)
+    before = {start.name: start for start in there.starts}
+    changed = [start.name for start in plan.starts if before.get(start.name, start) != start]
+    if changed:
+        other = _difference(before, plan, changed[0])
+        raise UserError(
+            f"--out: {out} holds a study whose start {changed[0]} has another {other}: runs of both would not be "
+            "comparable. Choose another folder"
         )
-        starts = list((before | {start.name: start for start in plan.starts}).values())
-        settings |= {
-            "methods": list(dict.fromkeys([*there.methods, *plan.methods])),
-            "starts": [asdict(start) for start in starts],
-            "seeds": max(there.seeds, plan.seeds),
-        }
-    atomic_write_json(path, {KIND: GROUPS, "plan": settings, "base": base.dump_yaml()})
+    refuse_another_study(
+        out,
+        there.settings(),
+        plan.settings(),
+        fixed=("recipe",),
+        began_with=began_with,
+        recipe=plan.recipe,
+        base=load_recipe(find_recipe(plan.recipe)),
+    )
+    return replace(
+        plan,
+        methods=tuple(dict.fromkeys([*there.methods, *plan.methods])),
+        starts=tuple((before | {start.name: start for start in plan.starts}).values()),
+        seeds=max(there.seeds, plan.seeds),
+    )
 
 
 def _difference(before: Mapping[str, Start], plan: GroupPlan, name: str) -> str:
@@ -92,13 +107,31 @@ def run_study(plan: GroupPlan, out: Path, *, at_once: int, say: Say) -> Progress
         say: called with one line per event.
 
     Raises:
-        UserError: a recipe does not fit, or a study is running in the folder; nothing was started.
+        UserError: as of `work_of`, or a study is running in the folder; nothing was started.
         KeyboardInterrupt: Ctrl-C, SIGTERM or a closed terminal; all runs were stopped, and finished ones stay.
     """
-    jobs = jobs_of(plan, out)
+    work = work_of(plan, out)
     with claim_folder(out, option="--out"):
         open_study(plan, out)
-        return run_jobs(jobs, out / RUNS, at_once=at_once, record_file=RUN_FILE, say=say, noun="runs")
+        return run_jobs(work, at_once=at_once, say=say)
+
+
+def work_of(plan: GroupPlan, out: Path) -> Work:
+    """Return all jobs of a study.
+
+    Raises:
+        UserError: a recipe or a start does not fit, or the folder holds a study that this one cannot join.
+    """
+    jobs = jobs_of(plan, out)
+    joined_study(plan, out)
+    return Work(
+        jobs=jobs,
+        folder=out / RUNS,
+        record_file=RUN_FILE,
+        noun="jobs",
+        what=in_words([[f"starts {', '.join(start.name for start in plan.starts)}"], plan.methods], seeds=plan.seeds),
+        kind_field="stage",
+    )
 
 
 def jobs_of(plan: GroupPlan, out: Path) -> list[Job]:
@@ -114,23 +147,24 @@ def jobs_of(plan: GroupPlan, out: Path) -> list[Job]:
                 recipe = plan.recipe_of(run)
                 check_contradictions(plan_policy(recipe.setup).contradictions, source=recipe.name)
     jobs = [_evaluation(plan, run, out, after=False) for run in first.values() if plan.start(run).states]
+    alike = {(run.start, run.method): run for run in plan.runs()}  # the seed changes neither validity nor cost
+    expected = {place: expect(plan, run) for place, run in alike.items()}
     for run in plan.runs():
-        jobs.append(_job(plan, run))
+        jobs.append(_job(plan, run, expected=expected[run.start, run.method]))
         if plan.start(run).states:
             jobs.append(_evaluation(plan, run, out, after=True))
     return jobs
 
 
-def _job(plan: GroupPlan, run: GroupRun) -> Job:
+def _job(plan: GroupPlan, run: GroupRun, *, expected: Expected) -> Job:
     overrides, start = plan.overrides(run), plan.start(run)
-    plan.recipe_of(run)  # refuse what does not fit before anything starts
     return Job(
         name=run.name,
         arguments=lambda folder: [
             *("train", plan.recipe, *overrides, ONE_CORE, "--run-dir", str(folder)),
             *(resume_option(folder) if start.is_own else []),
         ],
-        expected=expect(plan, run),
+        expected=expected,
         share=lambda folder: share_of_env_steps(folder, env_steps=start.env_steps),
         record={"stage": RUN, **asdict(run)},
         continues=start.is_own,
@@ -163,11 +197,18 @@ def _evaluation(plan: GroupPlan, run: GroupRun, out: Path, *, after: bool) -> Jo
 
 
 def expect(plan: GroupPlan, run: GroupRun) -> Expected:
-    """Return the expected time of a run; with a recipe that is neither the preset's nor of LIBERO it is a guess."""
+    """Return the expected cost of a run; with a recipe that is neither the preset's nor of LIBERO its time is a guess.
+
+    The memory of a run in LIBERO is not estimated: its plan starts the simulator.
+
+    Raises:
+        UserError: the recipe does not fit.
+    """
     start, recipe = plan.start(run), plan.recipe_of(run)
     uses = start.replay_ratio if METHODS[run.method].over_replay else 1.0
     if recipe.env.name == LIBERO:
         decisions = start.env_steps / recipe.env.episode_horizon * decisions_per_episode(recipe.env, recipe.policy)
         training = start.env_steps / stages.ENV_STEPS_PER_S + uses * decisions / stages.SAMPLES_PER_S
         return Expected(held_out.START_S, training)
-    return Expected(START_S, start.env_steps / ENV_STEPS_PER_S + uses * start.env_steps / SAMPLES_PER_S)
+    training = start.env_steps / ENV_STEPS_PER_S + uses * start.env_steps / SAMPLES_PER_S
+    return Expected(START_S, training, memory=estimate_memory(make_training_plan(recipe), num_ranks=1).host)

@@ -23,9 +23,11 @@ from vla_rl.errors import UserError
 from vla_rl.libero_suites import SUITES
 from vla_rl.recipe import Recipe, find_recipe, load_recipe
 from vla_rl.studies.held_out import held_out_states
-from vla_rl.studies.surrogate_labels import StudySurrogate, canonical_labels, require_known
+from vla_rl.studies.study_plan import base_recipe, require_known
+from vla_rl.studies.surrogate_labels import StudySurrogate, canonical_labels
 from vla_rl.workers.episodes import SAMPLED_STATES
 
+ENV = "libero"
 RECIPE = "libero_tiny_gipo"
 SFT_RECIPE = "libero_sft_tiny"
 TINY = "tiny"  # stands for a cloned policy that is not there yet
@@ -100,8 +102,12 @@ class Plan:
         ]
 
     def overrides(self, run: StudyRun, *, start: str) -> list[str]:
-        """Return the overrides that make the recipe this run's; `start` is the checkpoint it starts from."""
-        base = load_recipe(find_recipe(self.recipe))
+        """Return the overrides that make the recipe this run's; `start` is the checkpoint it starts from.
+
+        Raises:
+            UserError: as of `base`.
+        """
+        base = self.base()
         critic_only = min(base.optimizer.critic_only_steps, self.optimizer_steps - 1)
         return [
             f"name={run.name}",
@@ -121,11 +127,19 @@ class Plan:
             *_overrides_of_arm(run.arm),
         ]
 
+    def base(self) -> Recipe:
+        """Return the recipe that all runs share.
+
+        Raises:
+            UserError: it is not valid, or not one of LIBERO.
+        """
+        return base_recipe(self.recipe, env=ENV)
+
     def recipe_of(self, run: StudyRun, *, start: str | None = None) -> Recipe:
         """Return the run's recipe, from `start`, else from the study's own start, else from random weights.
 
         Raises:
-            UserError: recipe and overrides do not fit: `env.suite` refuses every environment but LIBERO.
+            UserError: recipe and overrides do not fit.
         """
         return load_recipe(find_recipe(self.recipe), self.overrides(run, start=start or self.start or TINY))
 

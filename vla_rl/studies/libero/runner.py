@@ -10,41 +10,48 @@ from pathlib import Path
 
 from vla_rl.errors import preflight
 from vla_rl.files import atomic_write_json
-from vla_rl.recipe import find_recipe, load_recipe
 from vla_rl.run.folder_lock import claim_folder
-from vla_rl.studies.jobs import Progress, Say, run_jobs
+from vla_rl.studies.jobs import Progress, Say, Work, run_jobs
 from vla_rl.studies.libero.plan import Plan, grown, plan_from
 from vla_rl.studies.libero.stages import JOB_FILE, JOBS, jobs_of
 from vla_rl.studies.study_file import KIND, STUDY_FILE, read_settings, refuse_another_study
+from vla_rl.studies.study_plan import in_words
 
 LIBERO = "libero"
 GROWING = ("arms", "regimes", "seeds")  # fields that a later call may extend
 
 
 def open_study(plan: Plan, out: Path) -> None:
-    """Write `study.json`, or check that an existing one describes this study.
+    """Write `study.json`, or extend an existing one.
+
+    Raises:
+        UserError: as of `joined_study`.
+    """
+    settings = joined_study(plan, out).settings()
+    atomic_write_json(out / STUDY_FILE, {KIND: LIBERO, "plan": settings, "base": plan.base().dump_yaml()})
+
+
+def joined_study(plan: Plan, out: Path) -> Plan:
+    """Return a plan together with that of the study in its folder, if there is one.
 
     Raises:
         UserError: the folder holds another study, or one with a recipe that has changed since.
     """
-    path = out / STUDY_FILE
-    base = load_recipe(find_recipe(plan.recipe))
-    settings = plan.settings()
-    if path.exists():
-        with preflight():
-            there, began_with = read_study(out)
-        before = there.settings()
-        refuse_another_study(
-            out,
-            before,
-            settings,
-            fixed=[name for name in before if name not in GROWING],
-            began_with=began_with,
-            recipe=plan.recipe,
-            base=base,
-        )
-        settings = grown(there, plan).settings()
-    atomic_write_json(path, {KIND: LIBERO, "plan": settings, "base": base.dump_yaml()})
+    if not (out / STUDY_FILE).exists():
+        return plan
+    with preflight():
+        there, began_with = read_study(out)
+    before = there.settings()
+    refuse_another_study(
+        out,
+        before,
+        plan.settings(),
+        fixed=[name for name in before if name not in GROWING],
+        began_with=began_with,
+        recipe=plan.recipe,
+        base=plan.base(),
+    )
+    return grown(there, plan)
 
 
 def read_study(out: Path) -> tuple[Plan, str]:
@@ -66,10 +73,28 @@ def run_study(plan: Plan, out: Path, *, at_once: int, say: Say) -> Progress:
         say: called with one line per event.
 
     Raises:
-        UserError: a recipe does not fit, or a study is running in the folder; nothing was started.
+        UserError: as of `work_of`, or a study is running in the folder; nothing was started.
         KeyboardInterrupt: Ctrl-C, SIGTERM or a closed terminal; all jobs were stopped and continue next time.
     """
-    jobs = jobs_of(plan, out)
+    work = work_of(plan, out)
     with claim_folder(out, option="--out"):
         open_study(plan, out)
-        return run_jobs(jobs, out / JOBS, at_once=at_once, record_file=JOB_FILE, say=say, noun="jobs")
+        return run_jobs(work, at_once=at_once, say=say)
+
+
+def work_of(plan: Plan, out: Path) -> Work:
+    """Return every stage of a study.
+
+    Raises:
+        UserError: a recipe does not fit, or the folder holds a study that this one cannot join.
+    """
+    jobs = jobs_of(plan, out)
+    joined_study(plan, out)
+    return Work(
+        jobs=jobs,
+        folder=out / JOBS,
+        record_file=JOB_FILE,
+        noun="jobs",
+        what=in_words([[f"tasks {', '.join(map(str, plan.tasks))}"], plan.arms, plan.regimes], seeds=plan.seeds),
+        kind_field="stage",
+    )

@@ -1,4 +1,4 @@
-"""Price of a Meta-World grid before it starts, from measured rates.
+"""Price of a Meta-World run before it starts, from measured rates.
 
 A run costs its start, its env steps, and its updates: something for each of them, and for every sample something that
 does not depend on the network, something for each weight (forward and backward) and something for each number that the
@@ -16,7 +16,6 @@ from __future__ import annotations
 from vla_rl.recipe import Recipe
 from vla_rl.run.estimate import estimate_memory
 from vla_rl.run.plan import make_training_plan
-from vla_rl.studies.metaworld.grid import WHOLE, Grid, Share
 from vla_rl.studies.pace import Expected
 
 START_S = 5.0  # imports
@@ -25,7 +24,7 @@ UPDATE_S, SAMPLE_S, WEIGHT_S, OUTPUT_S = 3.0e-3, 2.3e-6, 30e-12, 3.6e-9  # the l
 
 
 def expect(recipe: Recipe) -> Expected:
-    """Return the expected core seconds of a run; a fresh one takes several times as long as a stale one.
+    """Return the expected cost of a run; a fresh one takes several times as long as a stale one.
 
     Raises:
         UserError: the recipe is not possible here.
@@ -37,37 +36,5 @@ def expect(recipe: Recipe) -> Expected:
     return Expected(
         start=START_S + recipe.replay.min_decisions * ENV_STEP_S,
         training=recipe.budget.optimizer_steps * (UPDATE_S + batch * sample + env_steps * ENV_STEP_S),
+        memory=estimate_memory(plan, num_ranks=1).host,
     )
-
-
-def estimate(grid: Grid, *, jobs: int, share: Share = WHOLE) -> str:
-    """Return the price of a grid, or of one machine's share of it, in words: runs, core hours, hours, memory.
-
-    Raises:
-        UserError: the recipe does not fit.
-    """
-    runs, lines, total, memory = grid.share_of(share), [], 0.0, 0
-    for regime in grid.regimes:
-        own = [run for run in runs if run.regime == regime]
-        if own:
-            recipe = grid.recipe_of(own[0])
-            hours = expect(recipe).seconds / 3600
-            total += len(own) * hours
-            memory = max(memory, estimate_memory(make_training_plan(recipe), num_ranks=1).host)
-            lines.append(f"{regime}: {len(own)} runs of {_time(hours)}, {_number(len(own) * hours)} core hours in all")
-    at_once = min(jobs, max(1, len(runs)))
-    return "\n".join(
-        [
-            f"{len(runs)} runs, {jobs} at once: about {_number(total / at_once)} h ({_number(total)} core hours)",
-            *lines,
-            f"memory: {memory / 2**30:.1f} GiB a run, {at_once * memory / 2**30:.1f} GiB at once",
-        ]
-    )
-
-
-def _time(hours: float) -> str:
-    return f"{_number(hours)} h" if hours >= 1 else f"{60 * hours:.1f} min"
-
-
-def _number(hours: float) -> str:
-    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.1f}" if hours >= 1 else f"{hours:.2f}"

@@ -14,13 +14,15 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from vla_rl.envs.metaworld.env import HORIZON
-from vla_rl.envs.metaworld.tasks import METAWORLD_TASKS, SUITE
+from vla_rl.envs.metaworld.tasks import METAWORLD_TASKS
 from vla_rl.errors import UserError
 from vla_rl.recipe import Recipe, decisions_per_episode, find_recipe, load_recipe
 from vla_rl.recipe.regimes import SPANS
 from vla_rl.replay.layout import capacity_for
-from vla_rl.studies.surrogate_labels import StudySurrogate, canonical_labels, require_known
+from vla_rl.studies.study_plan import base_recipe, in_words, require_known
+from vla_rl.studies.surrogate_labels import StudySurrogate, canonical_labels
 
+ENV = "metaworld"
 RECIPE = "metaworld_stale"
 LOG_POINTS = 250  # at least, of a run: closing values are means over the last fifth of them
 REGIMES = tuple(SPANS)
@@ -96,17 +98,22 @@ class Grid:
 
         Runs that differ in their surrogate alone are in one share, for they are compared: machines differ in rounding.
         A regime's are dealt out in turn, so that shares take equally long, up to one task of one seed.
+
+        Raises:
+            UserError: there are so many shares that this one is empty.
         """
         places = [(regime, seed, task) for regime in self.regimes for seed in range(self.seeds) for task in self.tasks]
+        if share.number > len(places):
+            raise UserError(
+                f"--share: {share.number}/{share.of} has no runs: those that differ in their surrogate alone are in "
+                f"one share, so this study has at most {len(places)} shares, 1/{len(places)} to "
+                f"{len(places)}/{len(places)}"
+            )
         own = set(places[share.number - 1 :: share.of])
         return [run for run in self.runs() if (run.regime, run.seed, run.task) in own]
 
-    def overrides(self, run: StudyRun) -> list[str]:
-        """Return the overrides that make the recipe this run's.
-
-        Raises:
-            UserError: the recipe itself is not valid.
-        """
+    def overrides(self, run: StudyRun, base: Recipe) -> list[str]:
+        """Return the overrides that make the recipe `base` this run's."""
         return [
             f"name={run.name}",
             f"seed={run.seed}",
@@ -115,7 +122,7 @@ class Grid:
             f"budget.optimizer_steps={self.optimizer_steps}",
             "budget.env_steps=null",
             "budget.minutes=null",
-            *(f"{field}={value}" for field, value in _scaled(self.base(), self.optimizer_steps).items()),
+            *(f"{field}={value}" for field, value in _scaled(base, self.optimizer_steps).items()),
             *StudySurrogate(run.surrogate).overrides,
         ]
 
@@ -123,9 +130,9 @@ class Grid:
         """Return the recipe that all runs share.
 
         Raises:
-            UserError: it is not valid.
+            UserError: it is not valid, or not one of Meta-World.
         """
-        return load_recipe(find_recipe(self.recipe))
+        return base_recipe(self.recipe, env=ENV)
 
     def recipe_of(self, run: StudyRun) -> Recipe:
         """Return the run's recipe.
@@ -133,14 +140,18 @@ class Grid:
         Raises:
             UserError: recipe and overrides do not fit, or its episodes are not complete.
         """
-        recipe = load_recipe(find_recipe(self.recipe), self.overrides(run))
+        recipe = load_recipe(find_recipe(self.recipe), self.overrides(run, self.base()))
         horizon = recipe.env.episode_horizon
-        if recipe.env.suite_name == SUITE and horizon != HORIZON:
+        if horizon != HORIZON:
             raise UserError(
                 f"--recipe: env.horizon is {horizon} in {self.recipe}; the scores of a study are of whole episodes, so "
                 f"it must be {HORIZON}"
             )
         return recipe
+
+    def in_words(self) -> str:
+        """Return the names on all axes in a line."""
+        return in_words([self.tasks, self.surrogates, self.regimes], seeds=self.seeds)
 
     def settings(self) -> dict[str, Any]:
         """Return all fields as JSON."""

@@ -15,10 +15,10 @@ from pathlib import Path
 from vla_rl.errors import UserError, preflight
 from vla_rl.files import ASIDE, atomic_write_json
 from vla_rl.learner.checkpoint_folder import CHECKPOINTS, remove_part
-from vla_rl.recipe import build_recipe
+from vla_rl.recipe import Recipe, build_recipe
 from vla_rl.replay.ring_file import REPLAY
 from vla_rl.run.folder_lock import claim_folder
-from vla_rl.studies.jobs import ONE_CORE, Job, Progress, Say, resume_option, run_jobs, share_of_updates
+from vla_rl.studies.jobs import ONE_CORE, Job, Progress, Say, Work, resume_option, run_jobs, share_of_updates
 from vla_rl.studies.metaworld.duration import expect
 from vla_rl.studies.metaworld.grid import WHOLE, Grid, Share, StudyRun, joined
 from vla_rl.studies.pace import Expected
@@ -31,26 +31,34 @@ BASELINES_FILE = "random_returns.json"  # return of random actions by task
 
 
 def open_study(grid: Grid, out: Path) -> None:
-    """Write `study.json`, or check that an existing one describes this study.
+    """Write `study.json`, or extend an existing one.
+
+    Raises:
+        UserError: as of `joined_study`.
+    """
+    write_settings(out, joined_study(grid, out), base=grid.base().dump_yaml())
+
+
+def joined_study(grid: Grid, out: Path) -> Grid:
+    """Return a grid together with that of the study in its folder, if there is one.
 
     Raises:
         UserError: the folder holds a study with another recipe or budget, or with a recipe that has changed since.
     """
-    base = grid.base()
-    if (out / STUDY_FILE).exists():
-        with preflight():
-            there, began_with = read_study(out)
-        refuse_another_study(
-            out,
-            there.settings(),
-            grid.settings(),
-            fixed=("recipe", "optimizer_steps"),
-            began_with=began_with,
-            recipe=grid.recipe,
-            base=base,
-        )
-        grid = joined(there, grid)
-    write_settings(out, grid, base=base.dump_yaml())
+    if not (out / STUDY_FILE).exists():
+        return grid
+    with preflight():
+        there, began_with = read_study(out)
+    refuse_another_study(
+        out,
+        there.settings(),
+        grid.settings(),
+        fixed=("recipe", "optimizer_steps"),
+        began_with=began_with,
+        recipe=grid.recipe,
+        base=grid.base(),
+    )
+    return joined(there, grid)
 
 
 def write_settings(out: Path, grid: Grid, *, base: str) -> None:
@@ -121,30 +129,37 @@ def run_grid(grid: Grid, out: Path, *, jobs: int, say: Say, share: Share = WHOLE
         say: called with one line per event.
 
     Raises:
-        UserError: a recipe does not fit, or a study is running in the folder; nothing was started.
+        UserError: as of `work_of`, or a study is running in the folder; nothing was started.
         KeyboardInterrupt: Ctrl-C, SIGTERM or a closed terminal; all runs were stopped, and finished ones stay.
     """
-    jobs_of_grid = jobs_of(grid, share=share)
+    work = work_of(grid, out, share=share)
     with claim_folder(out, option="--out"):
         open_study(grid, out)
-        return run_jobs(jobs_of_grid, out / RUNS, at_once=jobs, record_file=RUN_FILE, say=say, noun="runs")
+        return run_jobs(work, at_once=jobs, say=say)
 
 
-def jobs_of(grid: Grid, *, share: Share = WHOLE) -> list[Job]:
-    """Return the runs of a grid that one machine makes as jobs.
+def work_of(grid: Grid, out: Path, *, share: Share = WHOLE) -> Work:
+    """Return the runs of a grid that one machine makes.
 
     Raises:
-        UserError: a recipe does not fit.
+        UserError: a recipe does not fit, the share is empty, or the folder holds a study that this one cannot join.
     """
-    runs, keeps_rings = grid.share_of(share), grid.base().checkpoint.save_replay
-    first = {run.regime: run for run in reversed(runs)}
-    expected = {regime: expect(grid.recipe_of(run)) for regime, run in first.items()}
-    return [_job(grid, run, expected=expected[run.regime], keeps_rings=keeps_rings) for run in runs]
+    runs, base = grid.share_of(share), grid.base()
+    recipes = {(run.regime, run.surrogate): run for run in runs}  # tasks and seeds change neither validity nor cost
+    expected = {place: expect(grid.recipe_of(run)) for place, run in recipes.items()}
+    joined_study(grid, out)
+    return Work(
+        jobs=[_job(grid, run, base, expected=expected[run.regime, run.surrogate]) for run in runs],
+        folder=out / RUNS,
+        record_file=RUN_FILE,
+        noun="runs",
+        what=("" if share == WHOLE else f"share {share.number}/{share.of} of ") + grid.in_words(),
+        kind_field="regime",
+    )
 
 
-def _job(grid: Grid, run: StudyRun, *, expected: Expected, keeps_rings: bool) -> Job:
-    grid.recipe_of(run)  # refuse what does not fit before anything starts
-    overrides = grid.overrides(run)
+def _job(grid: Grid, run: StudyRun, base: Recipe, *, expected: Expected) -> Job:
+    overrides, keeps_rings = grid.overrides(run, base), base.checkpoint.save_replay
     return Job(
         name=run.name,
         arguments=lambda folder: [

@@ -1,0 +1,108 @@
+"""What the dry runs of all studies have in common."""
+
+from dataclasses import replace
+
+import pytest
+import typer
+
+pytest.importorskip("matplotlib")
+
+from typer.testing import CliRunner
+
+from vla_rl.cli.main import app
+from vla_rl.cli.study import app as study
+from vla_rl.studies import price
+from vla_rl.studies.grouped import runner as grouped_runner
+from vla_rl.studies.grouped.plan import PRESET, STARTS
+from vla_rl.studies.libero import runner as libero_runner
+from vla_rl.studies.libero.plan import PRESETS as PLANS
+from vla_rl.studies.metaworld import runner as metaworld_runner
+from vla_rl.studies.metaworld.grid import PRESETS as GRIDS
+
+# Verbs with dry runs: a small study, a job of it, a study with which it could not share a folder, and its opener.
+STUDIES = {
+    "metaworld": (
+        ["--tasks", "push-v3", "--surrogates", "gipo,ppo", "--seeds", "1"],
+        "runs/push-v3_ppo_stale_seed0/study_run.json",
+        lambda out: metaworld_runner.open_study(replace(GRIDS["small"], optimizer_steps=6000), out),
+        "optimizer_steps 6000",
+    ),
+    "libero": (
+        ["--preset", "tiny"],
+        "jobs/demos/study_job.json",
+        lambda out: libero_runner.open_study(replace(PLANS["tiny"], states=7), out),
+        "states 7",
+    ),
+    "groups": (
+        ["--starts", "0.1", "--methods", "ppo,gipo", "--seeds", "1"],
+        "runs/0.1_ppo_seed0/study_run.json",
+        lambda out: grouped_runner.open_study(replace(PRESET, starts=(replace(STARTS["0.1"], target=0.8),)), out),
+        "start 0.1 has another target",
+    ),
+}
+
+
+def dry_run(verb, *more):
+    return CliRunner().invoke(app, ["study", verb, *STUDIES[verb][0], *more, "--dry-run"])
+
+
+def test_every_verb_with_a_dry_run_is_looked_at_here():
+    commands = typer.main.get_command(study).commands
+    assert set(STUDIES) == {
+        verb for verb, command in commands.items() if "dry_run" in [each.name for each in command.params]
+    }
+
+
+@pytest.mark.parametrize("verb", STUDIES)
+def test_only_a_dry_run_needs_no_folder(verb, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = dry_run(verb)
+    assert done.exit_code == 0, done.output
+    assert " finished" not in done.output
+    done = CliRunner().invoke(app, ["study", verb, *STUDIES[verb][0]])
+    assert done.exit_code == 2
+    assert "error: Missing option '--out'" in done.output
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("verb", STUDIES)
+def test_a_dry_run_prices_what_a_folder_lacks(verb, tmp_path):
+    record = tmp_path / STUDIES[verb][1]
+    record.parent.mkdir(parents=True)
+    record.touch()
+    done = dry_run(verb, "--out", str(tmp_path))
+    assert done.exit_code == 0, done.output
+    jobs = 15 if verb == "libero" else 2
+    assert f"\n{jobs - 1} {'runs' if verb == 'metaworld' else 'jobs'} (1 of {jobs} finished), " in done.output
+
+
+@pytest.mark.parametrize("verb", STUDIES)
+def test_a_dry_run_refuses_a_folder_as_the_study_would(verb, tmp_path):
+    _, _, open_another, complaint = STUDIES[verb]
+    open_another(tmp_path)
+    before = (tmp_path / "study.json").read_text(encoding="utf-8")
+    for how in (["--dry-run"], []):
+        done = CliRunner().invoke(app, ["study", verb, *STUDIES[verb][0], "--out", str(tmp_path), *how])
+        assert done.exit_code == 2
+        assert complaint in done.output
+    assert [path.name for path in tmp_path.iterdir()] == ["study.json"]
+    assert (tmp_path / "study.json").read_text(encoding="utf-8") == before
+
+
+@pytest.mark.parametrize("how", [["--dry-run"], []])
+def test_more_runs_than_fit_in_memory_are_priced_and_refused_before_anything_starts(tmp_path, monkeypatch, how):
+    monkeypatch.setattr(price, "available_memory", lambda: 2**30)
+    monkeypatch.setattr(metaworld_runner, "run_jobs", None)  # nothing calls it
+    command = ["study", "metaworld", *STUDIES["metaworld"][0], "--out", str(tmp_path / "new"), *how]
+    done = CliRunner().invoke(app, [*command, "--jobs", "2"])
+    assert done.exit_code == 2
+    assert "\n2 runs, 2 at once: about" in done.output
+    assert "choose --jobs 1" in done.output
+    assert not (tmp_path / "new").exists()
+
+
+def test_by_default_as_many_runs_are_made_at_once_as_fit_in_memory(monkeypatch):
+    monkeypatch.setattr(price, "available_memory", lambda: 2**30)
+    done = dry_run("metaworld")
+    assert done.exit_code == 0, done.output
+    assert "\n2 runs, 1 at once: about" in done.output

@@ -1,0 +1,75 @@
+"""What is left of a study, in words, and how many of its jobs fit in memory at once."""
+
+import pytest
+
+from vla_rl.errors import UserError
+from vla_rl.studies import price as study_price
+from vla_rl.studies.jobs import Job, Work
+from vla_rl.studies.pace import Expected
+from vla_rl.studies.price import check_memory, price, usual_jobs
+
+GIB = 2**30
+
+
+def work(folder, *jobs):
+    return Work(jobs=jobs, folder=folder, record_file="done.json", noun="runs", what="a × b", kind_field="stage")
+
+
+def job(name, *, minutes=10.0, cores=1, memory=4 * GIB, stage="run"):
+    return Job(
+        name=name,
+        arguments=lambda _: [],
+        expected=Expected(start=0.0, training=60 * minutes, cores=cores, memory=memory),
+        share=lambda _: 0.0,
+        record={"stage": stage},
+    )
+
+
+def finish(work, name):
+    (work.folder / name).mkdir(parents=True)
+    (work.folder / name / work.record_file).touch()
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch):
+    """Eight cores and 10 GiB."""
+    monkeypatch.setattr(study_price, "available_memory", lambda: 10 * GIB)
+    monkeypatch.setattr(study_price, "usable_cores", lambda: 8)
+
+
+def test_the_price_is_that_of_what_is_left(tmp_path):
+    study = work(tmp_path, job("a"), job("b", minutes=30), job("c", minutes=60, cores=2, stage="demos"))
+    assert price(study, at_once=2).splitlines() == [
+        "a × b",
+        "run            2 runs  about 40.0 core minutes, the longest 30.0 minutes",
+        "demos          1 runs  about 2.0 core hours, the longest 60.0 minutes",
+        "3 runs, 2 at once: about 80.0 minutes (2.7 core hours)",
+        "memory: 4.0 GiB each, 8.0 GiB at once; 10.0 GiB are available",
+    ]
+    finish(study, "c")
+    assert price(study, at_once=2).splitlines()[1:] == [
+        "run            2 runs  about 40.0 core minutes, the longest 30.0 minutes",
+        "2 runs (1 of 3 finished), 2 at once: about 30.0 minutes (40.0 core minutes)",  # the longest runs on one core
+        "memory: 4.0 GiB each, 8.0 GiB at once; 10.0 GiB are available",
+    ]
+    finish(study, "a")
+    finish(study, "b")
+    assert price(study, at_once=2) == "a × b\n0 runs (3 of 3 finished), 2 at once: about 0.0 minutes (0.0 core minutes)"
+
+
+def test_as_many_jobs_run_as_there_are_cores_if_they_fit_in_memory(tmp_path):
+    assert usual_jobs(work(tmp_path, job("a"), job("b", memory=GIB))) == 2  # of 4 GiB, the larger
+    assert usual_jobs(work(tmp_path, job("a", memory=GIB))) == 8
+    assert usual_jobs(work(tmp_path, job("a", memory=0))) == 8  # not estimated
+    assert usual_jobs(work(tmp_path, job("a", memory=11 * GIB))) == 1  # which is then refused
+
+
+def test_more_jobs_than_fit_in_memory_are_refused_with_the_number_that_fits(tmp_path):
+    study = work(tmp_path, job("a"), job("b"), job("c"))
+    check_memory(study, at_once=2)
+    with pytest.raises(UserError, match=r"--jobs: 3 of these runs need 12\.0 GiB .* 10\.0 GiB .*; choose --jobs 2$"):
+        check_memory(study, at_once=64)
+    finish(study, "a")
+    check_memory(study, at_once=64)  # two are left
+    with pytest.raises(UserError, match=r"--jobs: 1 of these runs need 11\.0 GiB .* lower replay\.capacity"):
+        check_memory(work(tmp_path, job("d", memory=11 * GIB)), at_once=1)
