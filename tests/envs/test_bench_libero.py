@@ -25,7 +25,10 @@ def test_every_process_of_a_training_costs_something_and_the_table_has_a_row_for
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "| this, reuse_passes |" in done.stdout
-    (cost,) = json.loads(file.read_text(encoding="utf-8"))["results"]["this, reuse_passes"]
+    record = json.loads(file.read_text(encoding="utf-8"))
+    assert set(record["source"]) == {"commit", "dirty"}
+    assert record["versions"]["mujoco"]
+    (cost,) = record["results"]["this, reuse_passes"]
     assert set(cost["cpu_s"]) == {"learner", "inference_worker", "env_worker"}
     assert cost["episodes"] > 0
     assert cost["cpu_s"]["env_worker"] > 0

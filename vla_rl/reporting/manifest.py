@@ -68,10 +68,8 @@ def write_manifest(
         "schema": SCHEMA,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": list(sys.argv),
-        "versions": versions(),
-        "hardware": hardware(),
+        **origin(Path(__file__).resolve().parents[2]),
         "system": {"os": _os_name(), "kernel": platform.release(), "machine": platform.machine()},
-        "source": source_state(Path(__file__).resolve().parents[2]),
         "seeds": dict(seeds),
         "assets": dict(assets),
         "deviations": list(deviations),
@@ -79,6 +77,11 @@ def write_manifest(
         "extra": dict(extra),
     }
     atomic_write_json(path, manifest)
+
+
+def origin(folder: Path) -> dict[str, Any]:
+    """Return what numbers were made with: versions, hardware, and the state of the source checkout in a folder."""
+    return {"versions": versions(), "hardware": hardware(), "source": source_state(folder)}
 
 
 def versions() -> dict[str, str | None]:
