@@ -16,7 +16,9 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "bench_metaworld"
 def bench(monkeypatch, tmp_path):
     """A function that calls the script with one measured rate and further options; returns its record."""
     loader = importlib.machinery.SourceFileLoader("bench_metaworld", str(SCRIPT))
-    script = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec is not None
+    script = importlib.util.module_from_spec(spec)
     loader.exec_module(script)
     file = tmp_path / "found.json"
 
