@@ -47,6 +47,8 @@ SPEAKERS = {
     "vla_rl/studies/metaworld/merging.py": ["study merge"],
     "vla_rl/studies/metaworld": ["study metaworld"],
     "vla_rl/studies/paper_figures": ["study figures"],
+    "vla_rl/studies/price.py": ["study metaworld", "study libero", "study groups"],
+    "vla_rl/studies/study_plan.py": ["study metaworld", "study libero"],
     "vla_rl/studies/libero": ["study libero"],
     "vla_rl/studies/grouped": ["study groups"],
     "vla_rl/studies/surrogate_labels.py": ["study metaworld", "study libero"],

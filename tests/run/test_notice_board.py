@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -120,12 +121,20 @@ def test_a_rank_that_gives_no_sign_of_life_is_gone_and_is_named() -> None:
 def test_a_failed_collective_is_explained_by_the_rank_that_is_gone() -> None:
     """Long before the time after which silence alone is taken for death."""
 
+    met = threading.Event()  # else a busy machine finds the other gone before the collective fails
+
     def collective_fails(board: NoticeBoard) -> None:
         board.meet()
+        met.set()
         with board.explained():
             raise RuntimeError("Connection closed by peer")
 
-    first, _ = together(collective_fails, vanishes)
+    def vanishes_afterwards(board: NoticeBoard) -> None:
+        board.meet()
+        met.wait(20)
+        board._ended.set()
+
+    first, _ = together(collective_fails, vanishes_afterwards)
     assert isinstance(first, AnotherRankError)
     assert str(first).startswith("rank 1 (host1) is gone")
     assert str(first).endswith("Noticed here as RuntimeError: Connection closed by peer")

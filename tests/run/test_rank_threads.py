@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from vla_rl.cli.study.options import jobs_at_once
 from vla_rl.ipc import container
 from vla_rl.learner import launch
 from vla_rl.recipe import find_recipe, load_recipe
 from vla_rl.run.assembly import _inference_settings
 from vla_rl.run.plan import make_plan
+from vla_rl.studies.price import usual_jobs
 
 
 @pytest.fixture
@@ -55,4 +57,5 @@ def test_env_workers_that_decide_share_the_half_of_an_inference_worker(
 def test_the_launcher_and_studies_divide_the_same_cores(monkeypatch: pytest.MonkeyPatch, cores: int) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert launch._environment("ddp", "cpu", 3)["OMP_NUM_THREADS"] == "8"
-    assert (jobs_at_once(None), jobs_at_once(2)) == (cores, 2)
+    without_memory: Any = SimpleNamespace(left=list)  # whose jobs have no estimate of it
+    assert usual_jobs(without_memory) == cores
