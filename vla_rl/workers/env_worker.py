@@ -5,8 +5,8 @@
 It waits for the inference worker (a reply) and for the governor (collection far enough ahead of consumption). Both
 waits end with the stop flag, and the heartbeat continues during both. A worker that decides itself
 (`vla_rl.workers.deciding_worker`) has the same loop, and its server in place of the inference worker. The worker
-reports every finished episode and a
-failure to start to the supervisor, which in an evaluation assigns the episodes (`vla_rl.workers.messages`).
+reports every finished episode and a failure to start to the supervisor, which in an evaluation assigns the episodes
+(`vla_rl.workers.messages`).
 
 Simulators of this process are stepped in turn. Simulators elsewhere (`slot_limit_s`) work side by side: each slot has a
 thread, and this process only waits for them.

@@ -7,7 +7,7 @@ identifies replies to a dead predecessor, which are ignored.
 With the supervisor it exchanges records:
 
     env worker ─► supervisor   EpisodeRecord   an episode is over
-                               StartRefusal    this worker cannot start, and no restart would help
+                               StartRefusal    this worker cannot start or go on, and no restart would help
                                JobRequest      a slot has nothing to play (evaluation only; training has a schedule)
     supervisor ─► env worker   EpisodeJob      the answer to a JobRequest
                                NoMoreJobs      the answer when the queue is empty
@@ -28,7 +28,7 @@ from vla_rl.workers.episodes import EpisodeJob, EpisodeRecord
 
 @dataclass(frozen=True, slots=True)
 class StartRefusal:
-    """Message of a worker that cannot start, if no restart would help."""
+    """Message of a worker that cannot start, or whose policy fails, if no restart would help."""
 
     reason: str
 
