@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from vla_rl.cli.main import app
 from vla_rl.cli.study import app as study
+from vla_rl.studies import jobs as study_jobs
 from vla_rl.studies import price
 from vla_rl.studies.grouped import runner as grouped_runner
 from vla_rl.studies.grouped.plan import PRESET, STARTS
@@ -92,7 +93,7 @@ def test_a_dry_run_refuses_a_folder_as_the_study_would(verb, tmp_path):
 @pytest.mark.parametrize("how", [["--dry-run"], []])
 def test_more_runs_than_fit_in_memory_are_priced_and_refused_before_anything_starts(tmp_path, monkeypatch, how):
     monkeypatch.setattr(price, "available_memory", lambda: 2**30)
-    monkeypatch.setattr(metaworld_runner, "run_jobs", None)  # nothing calls it
+    monkeypatch.setattr(study_jobs, "run_study", None)  # nothing calls it
     command = ["study", "metaworld", *STUDIES["metaworld"][0], "--out", str(tmp_path / "new"), *how]
     done = CliRunner().invoke(app, [*command, "--jobs", "2"])
     assert done.exit_code == 2

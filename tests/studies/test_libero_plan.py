@@ -22,8 +22,9 @@ from vla_rl.policies.openvla_oft.section import OpenVLAOFTSection
 from vla_rl.recipe import RecipeError, find_recipe
 from vla_rl.recipe.loading import load_supervised_recipe
 from vla_rl.studies.held_out import HELD_OUT_SEED
+from vla_rl.studies.jobs import run_study
 from vla_rl.studies.libero.plan import CHOICE_SEED, PRESETS, RING_SIZES, UNCHANGED, choose_start
-from vla_rl.studies.libero.runner import read_study, run_study
+from vla_rl.studies.libero.runner import read_study, work_of
 from vla_rl.studies.libero.stages import JOB_FILE, chosen_step, jobs_of
 from vla_rl.workers.episodes import training_schedule
 
@@ -279,7 +280,7 @@ def out(stand_in, tmp_path):
 
 
 def run(out, plan):
-    return run_study(plan, out, at_once=2, say=lambda _: None)
+    return run_study(work_of(plan, out), at_once=2, say=lambda _: None)
 
 
 TINY = replace(PRESETS["tiny"], arms=("gipo",), sft_steps=(300, 600, 900))

@@ -8,9 +8,10 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from vla_rl.recipe import find_recipe
+from vla_rl.studies.jobs import run_study
 from vla_rl.studies.libero.outputs import write_study
 from vla_rl.studies.libero.plan import Plan
-from vla_rl.studies.libero.runner import run_study
+from vla_rl.studies.libero.runner import work_of
 
 # Episodes of five decisions, updates of ten.
 SMALLER = {
@@ -37,7 +38,7 @@ def test_the_smallest_study_goes_from_nothing_to_a_report(tmp_path):
         tasks=(0, 1), demonstrations=1, sft_steps=(24,), choice_states=1, arms=("gipo",), regimes=("fresh",), seeds=1,
         optimizer_steps=1, states=1, recipe=str(tmp_path / "small.yaml"),
     )  # fmt: skip
-    progress = run_study(plan, out, at_once=2, say=print)
+    progress = run_study(work_of(plan, out), at_once=2, say=print)
     assert not progress.failed
     write_study(out)
     with (out / "results" / "gains.csv").open(encoding="utf-8") as file:
@@ -48,4 +49,4 @@ def test_the_smallest_study_goes_from_nothing_to_a_report(tmp_path):
     assert controls == [
         (policy, control) for policy in ("before", "gipo_fresh_seed0") for control in ("blind", "instruction")
     ]
-    assert run_study(plan, out, at_once=2, say=print).kept == progress.total
+    assert run_study(work_of(plan, out), at_once=2, say=print).kept == progress.total

@@ -20,7 +20,7 @@ from vla_rl.reporting.metrics_file import Clocks, MetricsWriter
 from vla_rl.rl.surrogates import KINDS
 from vla_rl.studies import jobs as study_jobs
 from vla_rl.studies.metaworld.grid import PRESETS, SWEEP_TASKS, Grid, StudyRun
-from vla_rl.studies.metaworld.runner import RUN_FILE, run_grid
+from vla_rl.studies.metaworld.runner import RUN_FILE, work_of
 from vla_rl.studies.surrogate_labels import PLAIN_SURROGATES, StudySurrogate
 
 PYTHON = sys.executable
@@ -38,6 +38,10 @@ if (folder.parent / "slow").exists():
     time.sleep(60)
 sys.exit(1 if fails else 0)
 """
+
+
+def run_grid(grid, out, *, jobs=1, say=lambda _: None):
+    return study_jobs.run_study(work_of(grid, out), at_once=jobs, say=say)
 
 
 @pytest.fixture
@@ -138,7 +142,7 @@ def test_episodes_that_are_cut_short_are_refused(tmp_path):
 
 def test_a_recipe_of_another_environment_is_refused():
     with pytest.raises(UserError, match=r"--recipe: env\.name is libero in libero_tiny_gipo; .* env\.name metaworld$"):
-        run_grid(replace(GRID, recipe="libero_tiny_gipo"), Path("unused"), jobs=1, say=lambda _: None)
+        run_grid(replace(GRID, recipe="libero_tiny_gipo"), Path("unused"))
 
 
 def test_runs_differ_in_their_axes_alone():
@@ -227,8 +231,7 @@ def test_a_study_says_now_and_then_how_far_its_runs_are(fake_train, monkeypatch)
             writer.write(Clocks(optimizer_steps=3000), {})
 
     threading.Thread(target=write_half, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
-        run_grid(replace(GRID, surrogates=("ppo",)), fake_train, jobs=1, say=stop_when_half_is_done)
+    assert run_grid(replace(GRID, surrogates=("ppo",)), fake_train, jobs=1, say=stop_when_half_is_done).interrupted
     assert "[0/2] going on; running: door-open-v3_ppo_stale_seed0 50 %; 1 waiting, about " in said[-1]
 
 
@@ -236,7 +239,7 @@ def test_an_interrupted_run_is_begun_again(fake_train):
     leftover = fake_train / "runs" / "door-open-v3_ppo_stale_seed0.unfinished"
     leftover.mkdir(parents=True)
     (leftover / "metrics.jsonl").touch()
-    run_grid(replace(GRID, seeds=1), fake_train, jobs=1, say=lambda _: None)
+    run_grid(replace(GRID, seeds=1), fake_train)
     finished = fake_train / "runs" / "door-open-v3_ppo_stale_seed0"
     assert {path.name for path in finished.iterdir()} == {"calls", "output.log", RUN_FILE}
     assert not leftover.exists()
@@ -253,7 +256,7 @@ def test_a_run_that_keeps_its_ring_is_continued_and_loses_the_ring_when_it_has_f
     for path in (begun / "recipe.yaml", checkpoint / "policy", checkpoint / "rank_0" / "replay" / "ring"):
         path.touch()
     write_manifest(checkpoint)
-    run_grid(replace(GRID, seeds=1, recipe=str(own)), fake_train, jobs=1, say=lambda _: None)
+    run_grid(replace(GRID, seeds=1, recipe=str(own)), fake_train)
     first, second = (fake_train / "runs" / f"door-open-v3_{name}_stale_seed0" for name in ("gipo-0.5", "ppo"))
     assert "--resume" not in (first / "calls").read_text()
     assert "--resume" in (second / "calls").read_text()
@@ -271,7 +274,7 @@ def test_the_time_of_a_continued_run_counts_what_it_took_before(fake_train, tmp_
     with MetricsWriter(begun, tensorboard=False, resume_at=None) as writer:
         writer.write(Clocks(optimizer_steps=3000, seconds=5000.0), {})
     grid = replace(GRID, seeds=1, surrogates=("ppo", "sapo"), recipe=str(own))
-    run_grid(grid, fake_train, jobs=1, say=lambda _: None)
+    run_grid(grid, fake_train)
     seconds = [
         json.loads((fake_train / "runs" / f"door-open-v3_{name}_stale_seed0" / RUN_FILE).read_text())["seconds"]
         for name in ("ppo", "sapo")
@@ -281,35 +284,35 @@ def test_the_time_of_a_continued_run_counts_what_it_took_before(fake_train, tmp_
 
 
 def test_a_study_may_grow_but_not_change_its_budget(fake_train):
-    run_grid(replace(GRID, seeds=1), fake_train, jobs=2, say=lambda _: None)
-    run_grid(replace(GRID, surrogates=("sapo",), seeds=1), fake_train, jobs=2, say=lambda _: None)
+    run_grid(replace(GRID, seeds=1), fake_train, jobs=2)
+    run_grid(replace(GRID, surrogates=("sapo",), seeds=1), fake_train, jobs=2)
     assert json.loads((fake_train / "study.json").read_text())["surrogates"] == ["gipo:0.5", "ppo", "sapo"]
     with pytest.raises(UserError, match="optimizer_steps 6000"):
-        run_grid(replace(GRID, optimizer_steps=7000), fake_train, jobs=2, say=lambda _: None)
+        run_grid(replace(GRID, optimizer_steps=7000), fake_train, jobs=2)
 
 
 def test_a_recipe_that_was_changed_since_is_refused(fake_train):
-    run_grid(replace(GRID, seeds=1), fake_train, jobs=2, say=lambda _: None)
+    run_grid(replace(GRID, seeds=1), fake_train, jobs=2)
     path = fake_train / "study.json"
     settings = json.loads(path.read_text())
     path.write_text(json.dumps(settings | {"base": settings["base"].replace("hidden_dim: 128", "hidden_dim: 64")}))
     with pytest.raises(UserError, match=r"has changed since the study in .* began, in policy\.hidden_dim: "):
-        run_grid(GRID, fake_train, jobs=2, say=lambda _: None)
+        run_grid(GRID, fake_train, jobs=2)
 
 
 def test_a_study_begun_before_the_program_had_a_field_goes_on(fake_train):
-    run_grid(replace(GRID, seeds=1), fake_train, jobs=2, say=lambda _: None)
+    run_grid(replace(GRID, seeds=1), fake_train, jobs=2)
     path = fake_train / "study.json"
     settings = json.loads(path.read_text())
     assert "  compile: false\n" in settings["base"]
     path.write_text(json.dumps(settings | {"base": settings["base"].replace("  compile: false\n", "")}))
-    assert run_grid(replace(GRID, seeds=1), fake_train, jobs=2, say=lambda _: None).kept == 2
+    assert run_grid(replace(GRID, seeds=1), fake_train, jobs=2).kept == 2
 
 
 def test_two_studies_cannot_run_in_one_folder(fake_train):
     def second(_line):
         with pytest.raises(UserError, match="another process is writing"):
-            run_grid(GRID, fake_train, jobs=1, say=lambda _: None)
+            run_grid(GRID, fake_train)
         refused.append(True)
 
     refused = []
@@ -322,11 +325,11 @@ import sys
 from pathlib import Path
 from vla_rl.studies import jobs as study_jobs
 from vla_rl.studies.metaworld.grid import Grid
-from vla_rl.studies.metaworld.runner import run_grid
+from vla_rl.studies.metaworld.runner import work_of
 script, out = sys.argv[1:]
 study_jobs.sys.executable = script
 grid = Grid(tasks=("door-open-v3",), surrogates=("ppo",), regimes=("stale",), seeds=1, optimizer_steps=6000)
-run_grid(grid, Path(out), jobs=1, say=lambda _: None)
+study_jobs.run_study(work_of(grid, Path(out)), at_once=1, say=lambda _: None)
 """
 
 
@@ -353,13 +356,13 @@ def wait_until(condition):
 
 def test_a_recipe_that_does_not_fit_starts_nothing(fake_train):
     with pytest.raises(UserError, match="regime"):
-        run_grid(replace(GRID, optimizer_steps=100), fake_train, jobs=2, say=lambda _: None)
+        run_grid(replace(GRID, optimizer_steps=100), fake_train, jobs=2)
     assert not fake_train.exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_stop_ends_the_runs_and_finished_ones_stay(fake_train, number):
-    run_grid(replace(GRID, seeds=1, surrogates=("ppo",)), fake_train, jobs=1, say=lambda _: None)
+    run_grid(replace(GRID, seeds=1, surrogates=("ppo",)), fake_train)
     (fake_train / "runs" / "slow").touch()
     slow = fake_train / "runs" / "door-open-v3_gipo-0.5_stale_seed0.unfinished" / "calls"
 
@@ -369,8 +372,7 @@ def test_a_stop_ends_the_runs_and_finished_ones_stay(fake_train, number):
 
     threading.Thread(target=stop_when_it_runs, daemon=True).start()
     began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        run_grid(replace(GRID, seeds=1), fake_train, jobs=2, say=lambda _: None)
+    assert run_grid(replace(GRID, seeds=1), fake_train, jobs=2).interrupted
     assert time.monotonic() - began < 40  # the run itself sleeps for a minute
     assert (fake_train / "runs" / "door-open-v3_ppo_stale_seed0" / RUN_FILE).exists()
     assert (fake_train / "runs" / "door-open-v3_gipo-0.5_stale_seed0.unfinished").exists()

@@ -14,11 +14,12 @@ from written_runs import write_run
 from vla_rl.cli.main import app
 from vla_rl.errors import UserError
 from vla_rl.files import ASIDE
+from vla_rl.studies.jobs import run_study
 from vla_rl.studies.metaworld import outputs as metaworld_outputs
 from vla_rl.studies.metaworld.grid import PRESETS, WHOLE, Grid, Share
 from vla_rl.studies.metaworld.merging import merge_studies
 from vla_rl.studies.metaworld.results import read_results
-from vla_rl.studies.metaworld.runner import open_study, read_study, run_grid
+from vla_rl.studies.metaworld.runner import open_study, read_study, work_of
 
 GRID = Grid(
     tasks=("door-open-v3", "push-v3"), surrogates=("gipo", "ppo"), regimes=("stale",), seeds=2, optimizer_steps=6000
@@ -98,7 +99,7 @@ def test_a_share_is_written_as_a_fraction():
 
 def test_a_machine_makes_its_share_and_its_folder_knows_the_whole_study(tmp_path, stand_in):
     stand_in("")
-    progress = run_grid(GRID, tmp_path / "a", jobs=1, say=lambda _: None, share=Share(2, 2))
+    progress = run_study(work_of(GRID, tmp_path / "a", share=Share(2, 2)), at_once=1, say=lambda _: None)
     assert progress.total == 4
     assert names(tmp_path / "a") == sorted(run.name for run in GRID.share_of(Share(2, 2)))
     assert read_study(tmp_path / "a")[0] == GRID
@@ -110,7 +111,7 @@ def test_merged_folders_are_one_study_that_goes_on(halves, tmp_path):
     assert (merged.copied, merged.kept, merged.planned) == (8, 0, 8)
     assert names(out) == sorted(run.name for run in GRID.runs())
     assert len(read_results(out)[0]) == 8
-    assert run_grid(GRID, out, jobs=1, say=lambda _: None).kept == 8
+    assert run_study(work_of(GRID, out), at_once=1, say=lambda _: None).kept == 8
 
 
 def test_an_interrupted_merge_is_finished_by_the_same_command(halves, tmp_path):

@@ -12,7 +12,16 @@ GIB = 2**30
 
 
 def work(folder, *jobs):
-    return Work(jobs=jobs, folder=folder, record_file="done.json", noun="runs", what="a × b", kind_field="stage")
+    return Work(
+        jobs=jobs,
+        out=folder,
+        folder=folder,
+        begin=lambda: None,
+        record_file="done.json",
+        noun="runs",
+        what="a × b",
+        kind_field="stage",
+    )
 
 
 def job(name, *, minutes=10.0, cores=1, memory=4 * GIB, stage="run"):

@@ -26,6 +26,7 @@ from vla_rl.ipc.parent_death import end_with_parent
 from vla_rl.reporting.metrics_file import METRICS_FILE, read_metrics
 from vla_rl.reporting.run_folder import RECIPE_FILE
 from vla_rl.reporting.text import percent
+from vla_rl.run.folder_lock import claim_folder
 from vla_rl.run.signals import StopRequest
 from vla_rl.studies.pace import Expected, Underway, minutes_left
 
@@ -55,10 +56,12 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """Jobs of a study, and the folder of their folders."""
+    """Jobs of a study, and where they are kept."""
 
     jobs: Sequence[Job]  # each comes after those that it needs
-    folder: Path
+    out: Path  # the study's folder
+    folder: Path  # in it, of the jobs' folders
+    begin: Callable[[], None]  # writes the study's settings to its folder, before the first job
     record_file: str  # file with a job's record; its presence in a job's folder means that it has finished
     noun: str  # what the jobs are called in messages, in the plural
     what: str  # the study in a line: the names on its axes
@@ -78,6 +81,7 @@ class Progress:
     finished: list[Job] = field(default_factory=list)
     failed: list[Job] = field(default_factory=list)
     blocked: list[Job] = field(default_factory=list)  # not started, because a job that they need failed
+    interrupted: bool = False  # by Ctrl-C, SIGTERM or a closed terminal; all running jobs were stopped
 
 
 @dataclass(slots=True)
@@ -87,8 +91,8 @@ class _Running:
     began: float
 
 
-def run_jobs(work: Work, *, at_once: int, say: Say) -> Progress:
-    """Run everything that is not finished yet. The caller has claimed the study's folder.
+def run_study(work: Work, *, at_once: int, say: Say) -> Progress:
+    """Run everything that is not finished yet.
 
     Args:
         work: the jobs.
@@ -96,9 +100,12 @@ def run_jobs(work: Work, *, at_once: int, say: Say) -> Progress:
         say: called with one line per event.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C, SIGTERM or a closed terminal; all jobs were stopped, and finished ones stay.
+        UserError: as of `work.begin`, or a study is running in the folder; nothing was started.
+        KeyboardInterrupt: a second Ctrl-C, while the jobs are being stopped.
     """
-    return _Session(work, at_once=at_once, say=say).go()
+    with claim_folder(work.out, option="--out"):
+        work.begin()
+        return _Session(work, at_once=at_once, say=say).go()
 
 
 class _Session:
@@ -131,8 +138,7 @@ class _Session:
                         self._tell("going on")
             finally:
                 _stop(self._running)
-        if stop.requested:
-            raise KeyboardInterrupt
+        self._progress.interrupted = stop.requested
         return self._progress
 
     def _cores(self, job: Job) -> int:

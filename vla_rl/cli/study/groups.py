@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vla_rl.cli.commentary import only_comments
 from vla_rl.cli.study.options import (
     DryRunOption,
     JobsOption,
     OutOption,
     SeedsOption,
     announce,
+    carry_out,
     names_in,
     require_matplotlib,
-    require_success,
     study_folder,
     with_chosen,
-    write_results,
 )
 from vla_rl.errors import UserError
 
@@ -101,7 +98,7 @@ def groups(  # noqa: PLR0913 - one parameter per option
     from vla_rl.studies.grouped.outputs import write_study
     from vla_rl.studies.grouped.plan import PRESET, WINDOW, own_start, starts_named
     from vla_rl.studies.grouped.results import says_something
-    from vla_rl.studies.grouped.runner import run_study, work_of
+    from vla_rl.studies.grouped.runner import work_of
 
     of_recipe: dict[str, object] = {"--target": target, "--budget": budget, "--window": window, "--tasks": tasks}
     of_recipe |= {"--start": start, "--states": states}
@@ -127,11 +124,7 @@ def groups(  # noqa: PLR0913 - one parameter per option
     elif (named := names_in(starts)) is not None:
         chosen["starts"] = starts_named(named)
     plan = with_chosen(PRESET, chosen)
-    at_once = announce(work_of(plan, folder), jobs)
-    if dry_run:
-        return
-    only_comments()
-    progress = run_study(plan, folder, at_once=at_once, say=partial(print, flush=True))
-    if says_something(folder):
-        write_results(write_study, folder)
-    require_success(progress, folder / "runs", "jobs")
+    work = work_of(plan, folder)
+    at_once = announce(work, jobs)
+    if not dry_run:
+        carry_out(work, at_once=at_once, says_something=says_something, write_study=write_study)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vla_rl.cli.commentary import only_comments
 from vla_rl.cli.study.options import (
     DryRunOption,
     JobsOption,
@@ -17,12 +15,11 @@ from vla_rl.cli.study.options import (
     RegimesOption,
     SeedsOption,
     announce,
+    carry_out,
     names_in,
     require_matplotlib,
-    require_success,
     study_folder,
     with_chosen,
-    write_results,
 )
 
 
@@ -108,18 +105,14 @@ def libero(  # noqa: PLR0913 - one parameter per option
     from vla_rl.studies.libero.outputs import write_study
     from vla_rl.studies.libero.plan import PRESETS
     from vla_rl.studies.libero.results import says_something
-    from vla_rl.studies.libero.runner import run_study, work_of
+    from vla_rl.studies.libero.runner import work_of
 
     chosen: dict[str, object] = {"arms": names_in(surrogates), "regimes": names_in(regimes), "recipe": recipe}
     chosen |= {"tasks": None if tasks is None else tuple(parse_tasks(tasks))}
     chosen |= {"seeds": seeds, "optimizer_steps": budget, "states": states, "init_states": init_states}
     chosen |= {"start": None if start is None else str(start)}
     plan = with_chosen(PRESETS[preset.value], chosen)
-    at_once = announce(work_of(plan, folder), jobs)
-    if dry_run:
-        return
-    only_comments()
-    progress = run_study(plan, folder, at_once=at_once, say=partial(print, flush=True))
-    if says_something(folder):
-        write_results(write_study, folder)
-    require_success(progress, folder / "jobs", "jobs")
+    work = work_of(plan, folder)
+    at_once = announce(work, jobs)
+    if not dry_run:
+        carry_out(work, at_once=at_once, says_something=says_something, write_study=write_study)

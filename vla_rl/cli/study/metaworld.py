@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -17,9 +16,9 @@ from vla_rl.cli.study.options import (
     RegimesOption,
     SeedsOption,
     announce,
+    carry_out,
     names_in,
     require_matplotlib,
-    require_success,
     study_folder,
     with_chosen,
     write_results,
@@ -87,20 +86,15 @@ def metaworld(  # noqa: PLR0913 - one parameter per option
     folder = study_folder(out, dry_run=dry_run)
     from vla_rl.studies.metaworld.grid import PRESETS, Share
     from vla_rl.studies.metaworld.outputs import write_study
-    from vla_rl.studies.metaworld.runner import run_grid, work_of
+    from vla_rl.studies.metaworld.runner import finished_runs, work_of
 
     chosen: dict[str, object] = {"seeds": seeds, "optimizer_steps": budget, "recipe": recipe}
     chosen |= {"tasks": names_in(tasks), "surrogates": names_in(surrogates), "regimes": names_in(regimes)}
     grid = with_chosen(PRESETS[preset.value], chosen)
-    own = Share.parse(share)
-    at_once = announce(work_of(grid, folder, share=own), jobs)
-    if dry_run:
-        return
-    only_comments()
-    progress = run_grid(grid, folder, jobs=at_once, say=partial(print, flush=True), share=own)
-    if progress.kept or progress.finished:
-        write_results(write_study, folder)
-    require_success(progress, folder / "runs", "runs")
+    work = work_of(grid, folder, share=Share.parse(share))
+    at_once = announce(work, jobs)
+    if not dry_run:
+        carry_out(work, at_once=at_once, says_something=finished_runs, write_study=write_study)
 
 
 def merge(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from vla_rl.cli.commentary import only_comments
 from vla_rl.errors import RunFailureError, UserError, preflight
 
 if TYPE_CHECKING:
@@ -102,20 +104,48 @@ def require_matplotlib() -> None:
         raise UserError("matplotlib is not installed, and the study draws figures with it: pip install 'vla-rl[plots]'")
 
 
+def carry_out(
+    work: Work, *, at_once: int, says_something: Callable[[Path], object], write_study: Callable[[Path], WrittenStudy]
+) -> None:
+    """Run what is left of a study and write its results, of an interrupted one too.
+
+    Args:
+        work: the study's jobs.
+        at_once: jobs of one core that run at the same time.
+        says_something: whether there is a result in the study's folder, by its truth.
+        write_study: writes the results to the study's folder.
+
+    Raises:
+        UserError: as of `run_study`; nothing was started.
+        RunFailureError: a job failed.
+        KeyboardInterrupt: Ctrl-C, SIGTERM or a closed terminal.
+    """
+    from vla_rl.studies.jobs import run_study
+
+    only_comments()
+    progress = run_study(work, at_once=at_once, say=partial(print, flush=True))
+    if says_something(work.out):
+        write_results(write_study, work.out)
+    if progress.interrupted:
+        raise KeyboardInterrupt
+    _require_success(progress, work)
+
+
 def write_results(write_study: Callable[[Path], WrittenStudy], out: Path) -> None:
     """Write a study's results and say where they are."""
     with preflight():
         print("\n".join(f"wrote {path}" for path in write_study(out).files))
 
 
-def require_success(progress: Progress, folder: Path, noun: str) -> None:
-    """Raise RunFailureError if a job failed; its log is in `folder`."""
+def _require_success(progress: Progress, work: Work) -> None:
+    """Raise RunFailureError if a job failed."""
     if progress.failed:
         names = "\n".join(
-            f"  {job.name}: see {folder}/{job.name}.failed/output.log"
+            f"  {job.name}: see {work.folder}/{job.name}.failed/output.log"
             + (" (it goes on in this folder; without the folder it begins anew)" if job.continues else "")
             for job in progress.failed
         )
+        noun = work.noun.removesuffix("s") if len(progress.failed) == 1 else work.noun
         waiting = f"; {len(progress.blocked)} others wait for them" if progress.blocked else ""
         raise RunFailureError(
             f"{len(progress.failed)} {noun} failed{waiting}; run the study again to retry them\n{names}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from vla_rl.errors import UserError, preflight
@@ -16,12 +17,11 @@ from vla_rl.files import atomic_write_json
 from vla_rl.recipe import find_recipe, load_recipe
 from vla_rl.recipe.rules import decisions_per_episode
 from vla_rl.run.estimate import estimate_memory
-from vla_rl.run.folder_lock import claim_folder
 from vla_rl.run.plan import check_contradictions, make_training_plan, plan_policy
 from vla_rl.studies import held_out
 from vla_rl.studies.grouped.plan import LIBERO, METHODS, GroupPlan, GroupRun, Start, group_plan_from
 from vla_rl.studies.held_out import LiberoTasks, evaluation_job, held_out_options
-from vla_rl.studies.jobs import ONE_CORE, Job, Progress, Say, Work, resume_option, run_jobs, share_of_env_steps
+from vla_rl.studies.jobs import ONE_CORE, Job, Work, resume_option, share_of_env_steps
 from vla_rl.studies.libero import stages
 from vla_rl.studies.pace import Expected
 from vla_rl.studies.study_file import KIND, STUDY_FILE, read_settings, refuse_another_study
@@ -97,25 +97,6 @@ def read_study(out: Path) -> tuple[GroupPlan, str]:
     return read_settings(out, GROUPS, group_plan_from)
 
 
-def run_study(plan: GroupPlan, out: Path, *, at_once: int, say: Say) -> Progress:
-    """Run everything that is not finished yet.
-
-    Args:
-        plan: the study.
-        out: its folder.
-        at_once: runs at the same time.
-        say: called with one line per event.
-
-    Raises:
-        UserError: as of `work_of`, or a study is running in the folder; nothing was started.
-        KeyboardInterrupt: Ctrl-C, SIGTERM or a closed terminal; all runs were stopped, and finished ones stay.
-    """
-    work = work_of(plan, out)
-    with claim_folder(out, option="--out"):
-        open_study(plan, out)
-        return run_jobs(work, at_once=at_once, say=say)
-
-
 def work_of(plan: GroupPlan, out: Path) -> Work:
     """Return all jobs of a study.
 
@@ -126,7 +107,9 @@ def work_of(plan: GroupPlan, out: Path) -> Work:
     joined_study(plan, out)
     return Work(
         jobs=jobs,
+        out=out,
         folder=out / RUNS,
+        begin=partial(open_study, plan, out),
         record_file=RUN_FILE,
         noun="jobs",
         what=in_words([[f"starts {', '.join(start.name for start in plan.starts)}"], plan.methods], seeds=plan.seeds),

@@ -6,12 +6,12 @@ OUT/jobs/NAME/         a finished job: demonstrations, the cloned policy, a run,
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from vla_rl.errors import preflight
 from vla_rl.files import atomic_write_json
-from vla_rl.run.folder_lock import claim_folder
-from vla_rl.studies.jobs import Progress, Say, Work, run_jobs
+from vla_rl.studies.jobs import Work
 from vla_rl.studies.libero.plan import Plan, grown, plan_from
 from vla_rl.studies.libero.stages import JOB_FILE, JOBS, jobs_of
 from vla_rl.studies.study_file import KIND, STUDY_FILE, read_settings, refuse_another_study
@@ -63,25 +63,6 @@ def read_study(out: Path) -> tuple[Plan, str]:
     return read_settings(out, LIBERO, plan_from)
 
 
-def run_study(plan: Plan, out: Path, *, at_once: int, say: Say) -> Progress:
-    """Run every stage that is not finished yet.
-
-    Args:
-        plan: the study.
-        out: its folder.
-        at_once: jobs of one core that run at the same time.
-        say: called with one line per event.
-
-    Raises:
-        UserError: as of `work_of`, or a study is running in the folder; nothing was started.
-        KeyboardInterrupt: Ctrl-C, SIGTERM or a closed terminal; all jobs were stopped and continue next time.
-    """
-    work = work_of(plan, out)
-    with claim_folder(out, option="--out"):
-        open_study(plan, out)
-        return run_jobs(work, at_once=at_once, say=say)
-
-
 def work_of(plan: Plan, out: Path) -> Work:
     """Return every stage of a study.
 
@@ -92,7 +73,9 @@ def work_of(plan: Plan, out: Path) -> Work:
     joined_study(plan, out)
     return Work(
         jobs=jobs,
+        out=out,
         folder=out / JOBS,
+        begin=partial(open_study, plan, out),
         record_file=JOB_FILE,
         noun="jobs",
         what=in_words([[f"tasks {', '.join(map(str, plan.tasks))}"], plan.arms, plan.regimes], seeds=plan.seeds),

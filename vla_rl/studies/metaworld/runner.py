@@ -10,6 +10,7 @@ again: with an empty ring its experience would be newer than its regime says.
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from vla_rl.errors import UserError, preflight
@@ -17,8 +18,7 @@ from vla_rl.files import ASIDE, atomic_write_json
 from vla_rl.learner.checkpoint_folder import CHECKPOINTS, remove_part
 from vla_rl.recipe import Recipe, build_recipe
 from vla_rl.replay.ring_file import REPLAY
-from vla_rl.run.folder_lock import claim_folder
-from vla_rl.studies.jobs import ONE_CORE, Job, Progress, Say, Work, resume_option, run_jobs, share_of_updates
+from vla_rl.studies.jobs import ONE_CORE, Job, Work, resume_option, share_of_updates
 from vla_rl.studies.metaworld.duration import expect
 from vla_rl.studies.metaworld.grid import WHOLE, Grid, Share, StudyRun, joined
 from vla_rl.studies.pace import Expected
@@ -118,26 +118,6 @@ def _is_aside(folder: Path) -> bool:
     return folder.name.startswith(ASIDE) or folder.suffix in ASIDE_STATES
 
 
-def run_grid(grid: Grid, out: Path, *, jobs: int, say: Say, share: Share = WHOLE) -> Progress:
-    """Run everything that is not finished yet.
-
-    Args:
-        grid: the runs.
-        out: the study's folder.
-        share: which of the runs this machine makes.
-        jobs: runs at once.
-        say: called with one line per event.
-
-    Raises:
-        UserError: as of `work_of`, or a study is running in the folder; nothing was started.
-        KeyboardInterrupt: Ctrl-C, SIGTERM or a closed terminal; all runs were stopped, and finished ones stay.
-    """
-    work = work_of(grid, out, share=share)
-    with claim_folder(out, option="--out"):
-        open_study(grid, out)
-        return run_jobs(work, at_once=jobs, say=say)
-
-
 def work_of(grid: Grid, out: Path, *, share: Share = WHOLE) -> Work:
     """Return the runs of a grid that one machine makes.
 
@@ -150,7 +130,9 @@ def work_of(grid: Grid, out: Path, *, share: Share = WHOLE) -> Work:
     joined_study(grid, out)
     return Work(
         jobs=[_job(grid, run, base, expected=expected[run.regime, run.surrogate]) for run in runs],
+        out=out,
         folder=out / RUNS,
+        begin=partial(open_study, grid, out),
         record_file=RUN_FILE,
         noun="runs",
         what=("" if share == WHOLE else f"share {share.number}/{share.of} of ") + grid.in_words(),
