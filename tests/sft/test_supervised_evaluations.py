@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from sft_demos import RECIPE
+
+from vla_rl.errors import CellFailureError
+from vla_rl.recipe import build_supervised_recipe
+from vla_rl.sft import stage
 
 pytestmark = [pytest.mark.libero, pytest.mark.slow]
 
@@ -39,3 +46,19 @@ def test_a_resumed_run_makes_the_evaluation_before_which_it_ended_and_none_twice
     again = run(*PLAYS, "budget.optimizer_steps=6", resume=True)
     assert evaluated(again.run_dir) == [2, 4]
     assert logged(again.run_dir) == [1, 2, 3, 4, 5, 6]
+
+
+def test_an_evaluation_that_fails_costs_no_training(demos, tmp_path, monkeypatch) -> None:
+    play, told = stage.play_while_training, io.StringIO()
+
+    def fail_once(*given, optimizer_steps: int, **named):
+        if optimizer_steps == 2:
+            raise CellFailureError("a simulator died")
+        return play(*given, optimizer_steps=optimizer_steps, **named)
+
+    monkeypatch.setattr(stage, "play_while_training", fail_once)
+    recipe = build_supervised_recipe(RECIPE.format(path=demos), [*PLAYS, "budget.optimizer_steps=5"])
+    console = Console(file=told, width=200)
+    done = stage.supervise(recipe, run_dir=tmp_path / "run", resume=False, console=console)
+    assert (done.interrupted, evaluated(done.run_dir)) == (False, [4])
+    assert "warning: no evaluation of optimizer step 2, the training goes on: a simulator died" in told.getvalue()

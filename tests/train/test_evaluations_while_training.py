@@ -164,7 +164,7 @@ def test_an_evaluation_without_room_on_the_device_costs_no_training_and_keeps_no
 
     monkeypatch.setattr(run_evaluations, "play_while_training", fail)
     monkeypatch.setattr(
-        run_evaluations, "free_device_memory", lambda: held.append(sum(copy() is not None for copy in copies))
+        while_training, "free_device_memory", lambda: held.append(sum(copy() is not None for copy in copies))
     )
     outcome, told = run(toy_recipe(evaluation=every(3)), tmp_path / "run")
     assert outcome.clocks.optimizer_steps == 6

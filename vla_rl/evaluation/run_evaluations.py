@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
-from vla_rl.errors import RunFailureError, UserError
 from vla_rl.evaluation.outcome import EvaluationReport
 from vla_rl.evaluation.while_training import (
     EvaluationStoppedError,
     History,
     in_words,
     options_of,
+    play_or_warn,
     play_while_training,
 )
 from vla_rl.learner.checkpoint import CheckpointInfo, set_best
-from vla_rl.policies.devices import free_device_memory, is_out_of_memory
 from vla_rl.reporting.evaluated_points import evaluated_points
 from vla_rl.reporting.metrics_file import METRICS_FILE, Clocks, read_metrics
 from vla_rl.run.log import RunLog
@@ -78,22 +78,9 @@ class Evaluations:
         clocks, self._tried = self._run_log.global_clocks(), checkpoint.optimizer_steps
         if self._is_main:
             try:
-                self._play(checkpoint, clocks)
+                play_or_warn(partial(self._play, checkpoint, clocks), partial(self._warn, checkpoint))
             except EvaluationStoppedError:
                 self._run_log.note(f"the evaluation of optimizer step {checkpoint.optimizer_steps} was interrupted")
-            except (RunFailureError, UserError, OSError) as error:
-                self._warn(checkpoint, str(error))
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                self._warn(
-                    checkpoint,
-                    f"{error}. The evaluation has a policy of its own beside the learner's: lower learner.micro_batch "
-                    "and raise learner.accumulation by the same factor, or leave the evaluation to the end with "
-                    "evaluation.every_optimizer_steps=null",
-                )
-            finally:
-                free_device_memory()  # here an error is gone, and with it what it held
         self.is_over = self._run.engine.collectives.any_over_ranks(bool(self.verdict))
         self._run_log.pass_over()
 

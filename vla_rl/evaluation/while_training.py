@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from vla_rl.errors import UserError, preflight
+from vla_rl.errors import RunFailureError, UserError, preflight
 from vla_rl.evaluation.episode_log import EPISODES_FILE, EpisodeResult, read_episodes
 from vla_rl.evaluation.eval_options import EvalOptions
 from vla_rl.evaluation.evaluate import evaluate
@@ -24,6 +24,7 @@ from vla_rl.evaluation.provenance import training_in
 from vla_rl.evaluation.suite_plans import make_suite_plans
 from vla_rl.learner.checkpoint import FOLDER
 from vla_rl.learner.rng import capture_rng, restore_rng
+from vla_rl.policies.devices import free_device_memory, is_out_of_memory
 from vla_rl.recipe import Recipe
 from vla_rl.reporting.evaluated_points import EvaluatedPoint
 from vla_rl.reporting.run_folder import EVALUATIONS, WHILE_TRAINING
@@ -131,6 +132,33 @@ def play_while_training(
         seconds=time.monotonic() - began,
     )
     return point, report
+
+
+def play_or_warn(play: Callable[[], None], warn: Callable[[str], None]) -> None:
+    """Play an evaluation while training; one that fails is reported, because it must not cost the training.
+
+    Args:
+        play: plays it, and keeps what came of it.
+        warn: called with the reason of a failure.
+
+    Raises:
+        EvaluationStoppedError: the run was asked to stop.
+        RuntimeError: a fault of the program, not a lack of device memory.
+    """
+    try:
+        play()
+    except (RunFailureError, UserError, OSError) as error:
+        warn(str(error))
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        warn(
+            f"{error}. The evaluation has a policy of its own beside the learner's: lower learner.micro_batch and "
+            "raise learner.accumulation by the same factor, or leave the evaluation to the end with "
+            "evaluation.every_optimizer_steps=null"
+        )
+    finally:
+        free_device_memory()  # here an error is gone, and with it what it held
 
 
 def in_words(point: EvaluatedPoint) -> str:

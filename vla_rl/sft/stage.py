@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -17,7 +18,7 @@ from vla_rl.errors import RunFailureError, preflight
 from vla_rl.evaluation.eval_options import EvalOptions
 from vla_rl.evaluation.evaluate import evaluate
 from vla_rl.evaluation.outcome import EvaluationReport
-from vla_rl.evaluation.while_training import EvaluationStoppedError, in_words, play_while_training
+from vla_rl.evaluation.while_training import EvaluationStoppedError, in_words, play_or_warn, play_while_training
 from vla_rl.learner.checkpoint import CheckpointInfo
 from vla_rl.learner.engine import NonFiniteUpdateError, UpdateResult
 from vla_rl.learner.launch import launched_rank
@@ -234,36 +235,36 @@ class Stage:
     def _evaluate(self, checkpoint: CheckpointInfo) -> None:
         """Evaluate a checkpoint on rank 0, unless a log point holds its evaluation; the others wait."""
         run = self._run
-        if run.rank == 0 and checkpoint.optimizer_steps not in _evaluated_steps(run.run_dir):
-            found = self._play(checkpoint)
-            if found:
-                self._write(found)
+        step = checkpoint.optimizer_steps
+        if run.rank == 0 and step not in _evaluated_steps(run.run_dir):
+            try:
+                play_or_warn(partial(self._play, checkpoint), partial(self._warn, step))
+            except EvaluationStoppedError:
+                self._say(f"the evaluation of optimizer step {step} was interrupted; a resumed run makes it")
         run.engine.collectives.barrier()
         self._rate_from = (time.monotonic(), run.batches)
 
-    def _play(self, checkpoint: CheckpointInfo) -> dict[str, float]:
-        """Return the evaluation's metrics; none if it was interrupted."""
+    def _warn(self, step: int, reason: str) -> None:
+        self._say(f"warning: no evaluation of optimizer step {step}, the training goes on: {reason}")
+
+    def _play(self, checkpoint: CheckpointInfo) -> None:
+        """Play an evaluation and write its log point."""
         run, step = self._run, checkpoint.optimizer_steps
         policy = write_policy(run.plan, checkpoint, run.run_dir)
         self._say(f"evaluating {policy} of optimizer step {step}")
-        try:
-            point, _ = play_while_training(
-                policy,
-                options_of_supervised(run.plan),
-                run_dir=run.run_dir,
-                optimizer_steps=step,
-                stop=lambda: self._stop.requested,
-            )
-        except EvaluationStoppedError:
-            self._say(f"the evaluation of optimizer step {step} was interrupted; a resumed run makes it")
-            return {}
+        point, _ = play_while_training(
+            policy,
+            options_of_supervised(run.plan),
+            run_dir=run.run_dir,
+            optimizer_steps=step,
+            stop=lambda: self._stop.requested,
+        )
         self._say(f"success at optimizer step {step}: {in_words(point)}")
         self._evaluation_seconds += point.seconds
         share = min(1.0, self._evaluation_seconds / max(run.clocks.seconds, 1e-9))
-        return point.metrics() | {
-            "supervised/success_rate": point.success_rate,
-            "perf/evaluation_fraction": share,
-        }
+        self._write(
+            point.metrics() | {"supervised/success_rate": point.success_rate, "perf/evaluation_fraction": share}
+        )
 
     def _point(self, result: UpdateResult, found: dict[str, float]) -> None:
         """Write one log point. All ranks call it together."""
