@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vla_rl"
 
-BELOW = {"types", "errors", "files", "section", "libero_suites", "rl", "credit", "policies", "envs"}
+BELOW = {"types", "errors", "files", "container", "section", "libero_suites", "rl", "credit", "policies", "envs"}
 BELOW |= {"ipc", "replay", "workers", "learner", "reporting", "tracking", "remote"}
 
 ALLOWED: dict[str, set[str]] = {
@@ -19,6 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "types": set(),
     "errors": set(),
     "files": set(),
+    "container": set(),
     "section": set(),
     "libero_suites": set(),
     # A kind of environment, policy, surrogate or credit brings its own section of a recipe.
@@ -26,14 +27,21 @@ ALLOWED: dict[str, set[str]] = {
     "credit": {"section", "rl"},
     "tracking": {"section"},  # a tracker brings its own section of a recipe too
     "recipe": {"errors", "section", "rl", "credit", "envs", "policies", "tracking"},
-    "policies": {"types", "errors", "files", "section", "rl"},  # rl: a policy owns the density of its actions
+    "policies": {
+        "types",
+        "errors",
+        "files",
+        "container",
+        "section",
+        "rl",
+    },  # rl: densities
     "envs": {"types", "errors", "files", "section", "libero_suites"},
-    "ipc": {"types", "errors"},
-    "remote": {"types", "errors", "ipc", "envs"},  # what an env worker builds in place of an environment
+    "ipc": {"types", "errors", "container"},
+    "remote": {"types", "errors", "container", "ipc", "envs"},  # what an env worker builds in place of an environment
     "replay": {"types", "errors", "ipc"},
     "workers": {"types", "errors", "ipc", "replay", "envs", "policies"},
-    "learner": {"types", "errors", "files", "section", "ipc", "replay", "policies", "rl", "credit"},
-    "reporting": {"types", "errors", "files", "__init__"},
+    "learner": {"types", "errors", "files", "container", "section", "ipc", "replay", "policies", "rl", "credit"},
+    "reporting": {"types", "errors", "files", "container", "__init__"},
     "watch": {"errors", "files", "reporting", "__init__"},  # reads folders of runs, so it needs nothing that makes them
     "doctor": {"types", "errors", "envs", "ipc"},
     "demos": {"types", "errors", "files", "section"},  # section: the form in which a fault is told

@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gpu_check_parts.measuring import GIB, device, on_gpu, once, seconds_of
 from gpu_check_parts.record import Record, Setting
+from vla_rl.container import usable_cores
 from vla_rl.policies.devices import use_device
 
 PACKAGES = ("transformers", "accelerate", "peft", "tokenizers", "safetensors", "triton", "numpy", "pydantic", "mujoco")
@@ -60,7 +61,7 @@ def host() -> dict[str, Any]:
     """What of the computer bears on the rest: cores, memory, shared memory, whether processes may share GPU memory."""
     shm = shutil.disk_usage("/dev/shm") if Path("/dev/shm").exists() else None
     return {
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB, 1),
         "shared_memory_gib": None if shm is None else round(shm.total / GIB, 1),
         "kernel": os.uname().release,

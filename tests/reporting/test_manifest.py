@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vla_rl.reporting.manifest import PACKAGES, source_state, versions, write_manifest
+from vla_rl.reporting.manifest import PACKAGES, hardware, source_state, versions, write_manifest
 
 NOTHING: dict[str, Any] = {"recipe": {}, "seeds": {}, "assets": {}, "deviations": [], "extra": {}}
 
@@ -50,6 +50,11 @@ def test_versions_come_from_the_installed_packages_and_missing_ones_are_null(mon
     assert found["numpy"] == numpy.__version__
     assert found["no-such-package-anywhere"] is None
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+
+
+def test_a_container_s_share_of_cores_is_recorded(monkeypatch):
+    monkeypatch.setattr("vla_rl.reporting.manifest.usable_cores", lambda: 3)
+    assert hardware()["cores_usable"] == 3
 
 
 def test_the_simulators_are_among_the_packages():

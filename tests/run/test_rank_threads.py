@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vla_rl.ipc import container
+from vla_rl import container
 from vla_rl.learner import launch
 from vla_rl.recipe import find_recipe, load_recipe
 from vla_rl.run.assembly import _inference_settings

@@ -188,8 +188,8 @@ def collect(  # noqa: PLR0913 - one parameter per option
     from vla_rl.collection.collecting import raise_if_given_up
     from vla_rl.collection.options import CollectOptions, Noise
     from vla_rl.collection.preparing import prepare, tasks_of
+    from vla_rl.container import usable_cores
     from vla_rl.errors import preflight
-    from vla_rl.ipc.container import usable_cores
     from vla_rl.run.folder_lock import claim_folder
     from vla_rl.run.signals import interrupted_by_signals
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vla_rl.container import usable_cores
 from vla_rl.envs.kind import SAMPLED, EnvPlan, EvaluationTerms
 from vla_rl.envs.libero.assets import SUBFOLDERS, Assets
 from vla_rl.envs.libero.check import SimulatorReport
@@ -14,7 +15,6 @@ from vla_rl.evaluation.conditions import Conditions, digest_of_files
 from vla_rl.evaluation.eval_options import EvalOptions
 from vla_rl.evaluation.play import evaluation_jobs, init_states
 from vla_rl.evaluation.policy_source import PolicySource
-from vla_rl.ipc.container import usable_cores
 from vla_rl.ipc.memory_check import available_memory
 from vla_rl.recipe import Problem, RecipeError, Setup, change_setup
 from vla_rl.run.plan import Plan, make_plan, plan_policy

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import psutil
 
-from vla_rl.ipc.container import memory_below_limit
+from vla_rl.container import memory_below_limit
 
 _IN_A_RECIPE = "replay.capacity, rollout.num_workers or rollout.envs_per_worker"
 

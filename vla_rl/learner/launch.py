@@ -17,7 +17,7 @@ from importlib import resources
 from types import FrameType
 from typing import TYPE_CHECKING, Literal
 
-from vla_rl.ipc.container import usable_cores
+from vla_rl.container import usable_cores
 from vla_rl.ipc.parent_death import end_with_parent, stop_signals
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from vla_rl.container import usable_cores
 from vla_rl.envs.kind import EnvBuilder
 from vla_rl.errors import UserError
 from vla_rl.remote.identity import OwnIdentity, differences, identity_here
@@ -50,7 +51,7 @@ class EnvHost:
         """Describe this machine."""
         return Place(
             host=socket.gethostname(),
-            cpus=len(os.sched_getaffinity(0)),
+            cpus=usable_cores(),
             needs_token=os.environ.get("RAY_AUTH_MODE", "") == "token",
             identity=identity_here(own),
         )

@@ -6,7 +6,6 @@ recorded. Accelerators are listed only if torch is already loaded in this proces
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from vla_rl.container import usable_cores
 from vla_rl.files import atomic_write_json
 
 MANIFEST_FILE = "manifest.json"
@@ -101,7 +101,7 @@ def hardware() -> dict[str, Any]:
     return {
         "cpu": _cpu_model(),
         "cores_physical": psutil.cpu_count(logical=False),
-        "cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores_usable": usable_cores(),
         "memory_bytes": psutil.virtual_memory().total,
         "accelerators": _accelerators(),
     }

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from vla_rl.container import usable_cores
 from vla_rl.errors import RunFailureError, UserError
-from vla_rl.ipc.container import usable_cores
 from vla_rl.learner.launch import launch_ranks, launched_rank
 from vla_rl.recipe.sections import EngineSection
 from vla_rl.run.signals import heed_signals

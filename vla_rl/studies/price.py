@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from vla_rl.container import usable_cores
 from vla_rl.errors import UserError
-from vla_rl.ipc.container import usable_cores
 from vla_rl.ipc.memory_check import available_memory, readable
 from vla_rl.studies.jobs import Job, Work
 from vla_rl.studies.pace import minutes_left

@@ -11,13 +11,13 @@ network.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
 
+from vla_rl.container import usable_cores
 from vla_rl.policies.openvla_oft.model import OFTNetwork
 from vla_rl.policies.parameters import move_buffers, named_generator, set_parameter
 
@@ -46,7 +46,7 @@ def fill_well_conditioned(
     named = list(model.named_parameters())
     on_cpu = (draw_on or device).type == "cpu"
     # torch's generator works on one core and lets other threads run meanwhile.
-    threads = min(_MAX_THREADS, len(os.sched_getaffinity(0))) if on_cpu else 1
+    threads = min(_MAX_THREADS, usable_cores()) if on_cpu else 1
     with ThreadPoolExecutor(threads) as pool:
         for (name, _), drawn in zip(named, pool.map(lambda each: value(*each), named), strict=True):
             set_parameter(model, name, drawn)

@@ -21,7 +21,8 @@ _MEMORY_FILES = (
 def usable_cores() -> int:
     """Return the number of processors that this process may use, limited by its container's CPU quota; at least 1."""
     shares = [share for group in _groups("cpu") if (share := _share_of_time(group)) is not None]
-    return max(1, min([len(os.sched_getaffinity(0)), *(int(share) for share in shares)]))
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([allowed, *(int(share) for share in shares)]))
 
 
 def memory_below_limit() -> int | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vla_rl.ipc import container
+from vla_rl import container
 
 VERSION_2 = "0::/user/job"
 VERSION_1 = "4:memory:/docker/abc\n2:cpu,cpuacct:/docker/abc\n1:name=systemd:/docker/abc\n0::/docker/abc"
