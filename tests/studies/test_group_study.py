@@ -109,6 +109,19 @@ def test_a_target_is_reached_at_the_first_whole_window_that_has_it():
     assert RUNS[0].curve() == ([20.0, 30.0, 40.0], [0.5, 0.8, 0.7])
 
 
+def test_a_method_that_fails_in_long_episodes_is_not_faster_for_the_fewer_that_its_budget_has():
+    """The budget is in env steps: 48 long episodes for a policy that fails, 65 for one that comes near."""
+    failing = [replace(result("ppo", seed, [0.1, 0.2, 0.2]), budget=48 + seed) for seed in (0, 1)]
+    near = [replace(result("grpo", seed, [0.5, 0.7, 0.7]), budget=65) for seed in (0, 1)]
+    assert comparisons(PLAN, failing + near)[0].probability == 0.5
+    assert [summary.episodes for summary in summaries(PLAN, failing + near)] == [48.0, 48.0]
+    arrived = [near[0], replace(result("grpo", 1, [0.5, 0.6, 0.7, 0.7, 0.7, 0.8]), budget=65)]
+    assert (
+        comparisons(PLAN, failing + arrived)[0].probability == 0.25
+    )  # ties with one run, later than the budget of one
+    assert [summary.episodes for summary in summaries(PLAN, failing + arrived)] == [48.0, 48.0]
+
+
 def test_summaries_count_a_run_that_never_arrived_with_its_budget():
     ppo, grpo = summaries(PLAN, RUNS)
     assert (ppo.reached, ppo.episodes, grpo.reached, grpo.episodes) == (2, 35.0, 1, 75.0)
@@ -135,6 +148,15 @@ def test_the_page_says_what_is_missing():
     words = " ".join(parts(study)[0].sentences)
     assert "episodes until 80.0 %: PPO with a critic, fresh 35 (30 to 40); GRPO, fresh, every group 100" in words
     assert "reached by 0 of 1" in words
+
+
+def test_evaluations_that_cannot_be_read_are_not_taken_for_runs():
+    plan = replace(PLAN, starts=(replace(START, states=3),))
+    study = replace(study_of(plan, RUNS), unread=[f"{number}: broken" for number in range(3)])
+    told = " ".join(cautions(study))
+    assert "runs are missing" not in told
+    assert "LEFT OUT: 2: broken" in told
+    assert "PARTIAL: 1 finished runs have not been evaluated." in told
 
 
 def test_the_page_tells_methods_apart_from_five_seeds_on_and_not_before():

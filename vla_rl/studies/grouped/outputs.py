@@ -40,8 +40,7 @@ def write_study(out: Path) -> WrittenStudy:
     plan, base = read_study(out)
     results, broken = read_results(plan, out)
     gains, unread = read_gains(results, out)
-    broken += unread
-    study = GroupStudy(plan, results, broken, summaries(plan, results), comparisons(plan, results), gains)
+    study = GroupStudy(plan, results, broken, summaries(plan, results), comparisons(plan, results), gains, unread)
     folder = out / RESULTS
     folder.mkdir(parents=True, exist_ok=True)
     rows = [_run_row(result) for result in results]

@@ -21,8 +21,8 @@ FIGURES: Mapping[str, FigureText] = {
     ),
     "episodes": FigureText(
         "Episodes until the target",
-        "Mean over seeds with its 95 % bootstrap interval; a point per run, hollow where the target was not reached "
-        "and the budget counts.",
+        "Mean over seeds with its 95 % bootstrap interval; over the episodes that every run had; a point per run, "
+        "hollow at its budget where the target was not reached.",
     ),
 }
 

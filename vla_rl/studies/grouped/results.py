@@ -2,12 +2,15 @@
 
 Success is the share of successful training episodes, with sampled actions, among the last `Start.window`. It looks
 back, by half a window in the mean, in the same way for all methods. A run has reached its target at the first log point
-at which a whole window has it. A run that never did counts with the episodes of its budget, so that a mean over runs is
-at least as large as printed: a restricted mean.
+at which a whole window has it.
+
+The budget is in env steps, so a policy that fails plays fewer, longer episodes. Means are therefore restricted to the
+episodes that every run of a start had, and a run that never reached its target is slower than every one that did.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +38,7 @@ from vla_rl.studies.grouped.runner import RUN, RUN_FILE, RUNS, after_name, befor
 from vla_rl.studies.study_file import STUDY_FILE
 
 SUCCESS = "rollout/success_rate"
+NEVER = -sys.float_info.max  # below every number of episodes; infinities have no difference
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +66,8 @@ class GroupResult:
 
     @property
     def episodes_until(self) -> int:
-        """Return the episodes until the target, or those of the budget."""
-        return self.budget if self.reached is None else min(self.reached, self.budget)
+        """Return the episodes until the target, or those of this run's budget."""
+        return self.budget if self.reached is None else self.reached
 
     @property
     def closing_success(self) -> float | None:
@@ -110,7 +114,8 @@ class MethodSummary:
     method: str
     seeds: int
     reached: int  # runs
-    episodes: float  # until the target, restricted mean
+    limit: int  # episodes that every run of the start had
+    episodes: float  # until the target, in the mean; those beyond the limit do not count
     interval: Interval | None  # of it, 95 %; None: one run, or no spread
     closing_success: float | None
     mixed_at_first: float | None
@@ -203,21 +208,22 @@ def _read_run(plan: GroupPlan, run: GroupRun, folder: Path) -> GroupResult:
 def summaries(plan: GroupPlan, results: Sequence[GroupResult]) -> list[MethodSummary]:
     """Return a summary of every method from every start that has runs, in the plan's order."""
     return [
-        _summary(chosen)
+        _summary(chosen, limit=min(result.budget for result in select(results, start=start.name)))
         for start in plan.starts
         for method in plan.methods
         if (chosen := select(results, start=start.name, method=method))
     ]
 
 
-def _summary(results: Sequence[GroupResult]) -> MethodSummary:
-    episodes = [float(result.episodes_until) for result in results]
+def _summary(results: Sequence[GroupResult], *, limit: int) -> MethodSummary:
+    episodes = [float(min(result.episodes_until, limit)) for result in results]
     interval = stratified_mean_interval([episodes]) if len(episodes) > 1 else None
     return MethodSummary(
         start=results[0].run.start,
         method=results[0].run.method,
         seeds=len(results),
         reached=sum(result.reached is not None for result in results),
+        limit=limit,
         episodes=fmean(episodes),
         interval=None if interval is None else unless_point(interval),
         closing_success=_mean(results, lambda result: result.closing_success),
@@ -229,11 +235,14 @@ def _summary(results: Sequence[GroupResult]) -> MethodSummary:
 
 
 def comparisons(plan: GroupPlan, results: Sequence[GroupResult]) -> list[FasterThan]:
-    """Compare every two methods of a start that both have two runs or more."""
+    """Compare every two methods of a start that both have two runs or more.
+
+    Two runs that both never reached the target are tied.
+    """
     found = []
     for start in plan.starts:
         tables = {
-            method: np.array([[-float(result.episodes_until)] for result in chosen])
+            method: np.array([[NEVER if result.reached is None else -float(result.reached)] for result in chosen])
             for method in plan.methods
             if len(chosen := select(results, start=start.name, method=method)) > 1
         }

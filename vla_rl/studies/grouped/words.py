@@ -30,10 +30,11 @@ class GroupStudy:
 
     plan: GroupPlan
     results: Sequence[GroupResult]
-    broken: Sequence[str]
+    broken: Sequence[str]  # a sentence about each run that cannot be read
     summaries: Sequence[MethodSummary]
     comparisons: Sequence[FasterThan]
     gains: Sequence[Gain] = ()
+    unread: Sequence[str] = ()  # a sentence about each evaluation that cannot be read
 
 
 def cautions(study: GroupStudy) -> list[str]:
@@ -42,7 +43,7 @@ def cautions(study: GroupStudy) -> list[str]:
     missing = len(study.plan.runs()) - len(study.results) - len(study.broken)
     if missing:
         found.append(f"PARTIAL: {missing} of {len(study.plan.runs())} runs are missing.")
-    found += [f"LEFT OUT: {sentence}" for sentence in study.broken]
+    found += [f"LEFT OUT: {sentence}" for sentence in (*study.broken, *study.unread)]
     for start in study.plan.starts:
         seeds = [summary.seeds for summary in study.summaries if summary.start == start.name]
         if seeds and min(seeds) < ENOUGH_SEEDS:
@@ -51,8 +52,9 @@ def cautions(study: GroupStudy) -> list[str]:
                 f"{ENOUGH_SEEDS} say nothing. Read the single runs."
             )
     missing_after = sum(start.states > 0 for start in map(study.plan.start, (it.run for it in study.results)))
-    if missing_after > len(study.gains):
-        found.append(f"PARTIAL: {missing_after - len(study.gains)} finished runs have not been evaluated.")
+    missing_after -= len(study.gains) + len(study.unread)
+    if missing_after > 0:
+        found.append(f"PARTIAL: {missing_after} finished runs have not been evaluated.")
     found.append(
         "One recipe and one learning rate for all methods, not tuned for any of them: this compares what they need "
         "with these settings, on this task."
@@ -212,6 +214,7 @@ def _episodes_part(study: GroupStudy) -> Part:
                 percent(each.closing_success, digits=1), f"{each.optimizer_steps:,.0f}", f"{each.seconds:.0f}",
             )
         )  # fmt: skip
+    limits = ", ".join(f"start {start}: {limit:,}" for start, limit in _limits(study).items())
     header = (
         "start", "target", "window", "method", "reached", "episodes until, mean", "95 % interval", "by seed",
         "closing success", "optimizer steps", "seconds",
@@ -219,13 +222,20 @@ def _episodes_part(study: GroupStudy) -> Part:
     told = (
         "Success is measured over the last episodes of a window, which looks back by half a window in the mean, and "
         "after updates: a method that makes few of them is seen to arrive later, by one of its updates at most. A run "
-        "that did not reach the target counts with its budget, marked +: such means are lower bounds.",
+        "that did not reach the target stands with the episodes of its budget, marked +. The budget is in env steps, "
+        "so a policy that fails plays fewer, longer episodes: means count at most the episodes that every run of the "
+        f"start had ({limits}).",
         "Standard deviation of the measured success, for independent episodes: "
         f"{'; '.join(map(_noise, study.plan.starts))}. The {SIZE} episodes of a group share an initial state: where it "
         f"decides the outcome, the deviation of a method with groups is up to √{SIZE} times as large. The first "
         "crossing of a noisy curve comes early, for all methods alike.",
     )
     return Part("Episodes until the target", told, header, tuple(rows))
+
+
+def _limits(study: GroupStudy) -> dict[str, int]:
+    """Return the episodes up to which the means of each start count."""
+    return {summary.start: summary.limit for summary in study.summaries}
 
 
 def _groups_part(study: GroupStudy) -> Part:
@@ -256,7 +266,10 @@ def _comparison_part(study: GroupStudy) -> Part:
         )
         for pair in study.comparisons
     )  # fmt: skip
-    told = ("Of any run of the first against any of the second from the same start, a tie counting half.",)
+    told = (
+        "Of any run of the first against any of the second from the same start. A run that did not reach the target is "
+        "slower than every one that did; a tie, also of two such runs, counts half.",
+    )
     return Part("Probability of being faster", told, ("start", "first", "second", "P(first faster)", "95 %"), rows)
 
 
