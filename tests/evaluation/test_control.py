@@ -45,9 +45,26 @@ def test_blank_frames_have_the_shape_of_the_policy_s_own_and_nothing_on_them():
         ([False] * 20, [True] * 15 + [False] * 5, ("a fault in its images", "a fault in its prompts")),
         (
             [True] * 20,
-            [False] * 2 + [True] * 18,
+            [False] + [True] * 19,
             ("images make no measurable difference", "instruction makes no measurable difference"),
         ),
+        (
+            [True] * 4,
+            [False] * 4,
+            (
+                "4 episodes are too few to tell whether images make a difference: success changes by -100 points",
+                "4 episodes are too few to tell whether the right instruction makes a difference",
+            ),
+        ),
+        (
+            [True] * 10 + [False] * 10,
+            [True] * 6 + [False] * 14,
+            (
+                "20 episodes are too few to tell whether images make a difference: success changes by -20 points",
+                "20 episodes are too few to tell whether the right instruction makes a difference",
+            ),
+        ),
+        ([True] * 4, [True] * 4, ("images make no measurable", "instruction makes no measurable")),
         ([False] * 20, [False] * 20, ("its use of images", "its use of the instruction")),
     ],
 )
@@ -55,8 +72,8 @@ def test_the_difference_that_a_control_makes_is_put_in_words(plain, controlled, 
     for name, meaning in zip(CONTROLS, meanings, strict=True):
         control = compare_control(name, episodes(plain), episodes(controlled))
         assert meaning in control.meaning
-        assert control.success_rate == sum(controlled) / 20
-        assert control.comparison.difference == pytest.approx((sum(plain) - sum(controlled)) / 20)
+        assert control.success_rate == pytest.approx(sum(controlled) / len(plain))
+        assert control.comparison.difference == pytest.approx((sum(plain) - sum(controlled)) / len(plain))
 
 
 def test_a_control_that_was_played_stays_until_there_are_more_episodes_than_it_has(tmp_path):

@@ -90,7 +90,7 @@ def played_by(seeds, results):
 def test_a_suite_whose_outcomes_never_vary_has_no_bootstrap_interval():
     summary = summarise(episodes("s", 0, [False] * 16))
     assert summary.suites[0].bootstrap is None
-    assert any("outcomes vary in no task" in note for note in summary.notes)
+    assert any("within each task all initial states have the same success rate" in note for note in summary.notes)
     assert summary.rows()[-1]["bootstrap_low"] == ""
 
 
@@ -110,7 +110,16 @@ def test_an_interquartile_mean_has_an_interval_only_where_redrawing_seeds_says_s
     assert summarise(of_five).suites[0].iqm_interval is not None
     assert summarise(of_four).suites[0].iqm_interval is same.suites[0].iqm_interval is None
     assert "4 seeds are too few to redraw, 5 are the least" in summarise(of_four).notes[-1]
-    assert "all seeds scored the same" in same.notes[-1]
+    assert "whatever seeds are redrawn it is the same" in same.notes[-1]
+
+
+def test_an_interquartile_mean_that_trims_all_differences_does_not_deny_them():
+    perfect = [it for task in range(10) for it in played_by(range(1, 5), episodes("s", task, [True] * 10))]
+    failing = [it for task in range(5) for it in played_by([0], episodes("s", task, [True] * 9 + [False]))]
+    others = [it for task in range(5, 10) for it in played_by([0], episodes("s", task, [True] * 10))]
+    summary = summarise(perfect + failing + others)
+    assert (summary.suites[0].iqm, summary.suites[0].iqm_interval) == (1.0, None)
+    assert "it drops the best and the worst quarter" in summary.notes[-1]
 
 
 def test_nothing_cannot_be_summed_up():

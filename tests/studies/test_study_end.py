@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from vla_rl.cli.study.options import carry_out
-from vla_rl.errors import RunFailureError
+from vla_rl.errors import RunFailureError, UserError
 from vla_rl.studies.jobs import Job, Work
 from vla_rl.studies.pace import Expected
 
@@ -49,7 +49,10 @@ def study(stand_in, tmp_path):
             record={},
         )
 
-    def carry(*words, says_something=True):
+    def refuse(_out):
+        raise ValueError("broken.json: not whole")
+
+    def carry(*words, says_something=True, can_be_written=True):
         work = Work(
             jobs=[job(word) for word in words],
             out=tmp_path,
@@ -60,7 +63,9 @@ def study(stand_in, tmp_path):
             what="the study",
             kind_field="name",
         )
-        carry_out(work, at_once=1, says_something=lambda _: says_something, write_study=write)
+        carry_out(
+            work, at_once=1, says_something=lambda _: says_something, write_study=write if can_be_written else refuse
+        )
 
     return carry
 
@@ -81,6 +86,17 @@ def test_an_interrupted_study_writes_the_results_of_what_has_finished(study, tmp
         study("a", "slow", "b")
     assert (tmp_path / "page").read_text() == "a"
     assert capsys.readouterr().out.endswith("wrote page\n")
+
+
+def test_results_that_cannot_be_written_do_not_hide_what_ended_the_study(study, tmp_path, capsys):
+    with pytest.raises(RunFailureError, match="1 job failed"):
+        study("a", "fails", can_be_written=False)
+    assert "no results were written: broken.json: not whole" in capsys.readouterr().err
+    interrupt_when(tmp_path / "slow")
+    with pytest.raises(KeyboardInterrupt):
+        study("slow", can_be_written=False)
+    with pytest.raises(UserError, match="broken"):
+        study("a", can_be_written=False)
 
 
 def test_an_interrupted_study_in_which_nothing_has_finished_writes_none(study, tmp_path):

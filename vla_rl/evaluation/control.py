@@ -18,6 +18,7 @@ from vla_rl.evaluation.pairs import Comparison, compare
 from vla_rl.types import FrameTransform, UInt8Array
 
 ControlName = Literal["blind", "instruction"]
+LARGE = 0.2  # fall of the success rate; where one as large is not excluded, a control shows nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +166,11 @@ def compare_control(
         meaning = words.nothing
     elif comparison.distinguishable:
         meaning = words.falls if comparison.difference > 0 else words.rises
+    elif (comparison.difference if comparison.interval is None else comparison.interval.high) >= LARGE:
+        meaning = (
+            f"{comparison.pairs} episodes are too few to tell whether {words.subject} a difference: success changes by "
+            f"{-100 * comparison.difference:+.0f} points, which may be chance"
+        )
     else:
         meaning = words.same
     return Control(name=name, success_rate=comparison.second_rate, comparison=comparison, meaning=meaning)

@@ -210,7 +210,8 @@ def _notes(suite: SuiteSummary, tasks: Sequence[TaskSummary]) -> list[str]:
         )
     if suite.bootstrap is None:
         notes.append(
-            f"{suite.suite}: outcomes vary in no task, so a bootstrap has nothing to redraw; go by Wilson's interval."
+            f"{suite.suite}: within each task all initial states have the same success rate, so a bootstrap has "
+            "nothing to redraw; go by Wilson's interval."
         )
     if suite.seeds > 1:
         notes.append(
@@ -218,12 +219,12 @@ def _notes(suite: SuiteSummary, tasks: Sequence[TaskSummary]) -> list[str]:
             "Wilson's interval is too narrow; the bootstrap redraws initial states with all their seeds."
         )
     if suite.seeds > 1 and suite.iqm_interval is None:
-        reason = f"{suite.seeds} seeds are too few to redraw, {MIN_SEEDS} are the least"
-        notes.append(
-            f"{suite.suite}: the interquartile mean has no interval: "
-            + (reason if suite.seeds < MIN_SEEDS else "all seeds scored the same, which shows no spread")
-            + "."
+        reason = (
+            f"{suite.seeds} seeds are too few to redraw, {MIN_SEEDS} are the least"
+            if suite.seeds < MIN_SEEDS
+            else "whatever seeds are redrawn it is the same, for it drops the best and the worst quarter"
         )
+        notes.append(f"{suite.suite}: the interquartile mean has no interval: {reason}.")
     return notes
 
 

@@ -336,16 +336,17 @@ def _write_results(
     tasks = [task for suite in planned.suites for task in suite.plan.env.tasks]
     played = [(task.suite, task.task_id) for task in tasks]
     categories = summarise_categories(episodes, [suite.plan.env for suite in planned.suites])
-    trained_here = source.training.notes(init_states=states, tasks=played) if source.training is not None else []
+    trained_there = source.training.notes(init_states=states, tasks=played) if source.training is not None else []
     summary = write_results(
         folder,
         episodes,
         languages={(task.suite, task.task_id): task.language for task in tasks},
-        notes=[*map(str, categories), *trained_here, *gaps],
+        notes=[*map(str, categories), *trained_there, *gaps],
         columns={"init_states": states, "trained_on": source.trained_on},
         details={
             "evaluation": asdict(planned.conditions),
             "deviations": list(planned.deviations),
+            "trained_there": trained_there,
             "controls": [asdict(control) for control in controls],
             **({"categories": [asdict(one) for one in categories]} if categories else {}),
             **({"perturbations": [asdict(one) for one in perturbed]} if perturbed else {}),

@@ -299,7 +299,7 @@ def _rate(share: float) -> str:
 
 def _interval(interval: dict[str, float] | None) -> str:
     if interval is None:
-        return "none: outcomes vary in no task"
+        return "none: initial states do not differ"
     return f"{percent(interval['low'], digits=1)} to {percent(interval['high'], digits=1)}"
 
 

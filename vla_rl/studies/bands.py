@@ -52,13 +52,16 @@ def band(strata: Sequence[Sequence[Curve]], at: Callable[[Float64Array, Values, 
 def binned(clock: Float64Array, of_curve: Values, values_of_curve: Values) -> Float64Array:
     """Return the mean of the values nearest to each point of the clock; interpolated where there is none.
 
-    Meant for metrics of single batches, where interpolation would use only a few of them.
+    Meant for metrics of single batches, where interpolation would use only a few of them. Values before the clock's
+    first point or after its last, by more than half the distance of two points, are left out.
     """
     times, values = np.array(of_curve), np.array(values_of_curve)
     if len(clock) < 2 or clock[-1] == clock[0]:
         return np.full(len(clock), values.mean())
-    place = np.clip(np.rint((times - clock[0]) / (clock[1] - clock[0])), 0, len(clock) - 1).astype(int)
+    nearest = np.rint((times - clock[0]) / (clock[1] - clock[0]))
+    within = (nearest >= 0) & (nearest < len(clock))
+    place = nearest[within].astype(int)
     count = np.bincount(place, minlength=len(clock))
-    total = np.bincount(place, weights=values, minlength=len(clock))
+    total = np.bincount(place, weights=values[within], minlength=len(clock))
     means: Float64Array = np.where(count > 0, total / np.maximum(count, 1), np.interp(clock, times, values))
     return means

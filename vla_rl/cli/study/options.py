@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -125,7 +126,12 @@ def carry_out(
     only_comments()
     progress = run_study(work, at_once=at_once, say=partial(print, flush=True))
     if says_something(work.out):
-        write_results(write_study, work.out)
+        try:
+            write_results(write_study, work.out)
+        except UserError as error:
+            if not (progress.interrupted or progress.failed):
+                raise
+            print(f"no results were written: {error}", file=sys.stderr)  # what ended the study is told as well
     if progress.interrupted:
         raise KeyboardInterrupt
     _require_success(progress, work)

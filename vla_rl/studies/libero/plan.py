@@ -2,8 +2,9 @@
 
 A run is one arm, one regime and one seed; everything else comes from one recipe and is the same for all of them. All
 runs start from the same checkpoint: a cloned policy, or one that the user has. An arm is a surrogate, or `lr0`: a
-policy that never changes, which shows how far success wanders by chance. Every regime has the recipe's replay ratio, so
-that all runs use as many env steps for as many updates; a stale one has a larger ring, so that its samples are older.
+policy that never changes, whose training curve shows how far success wanders by chance. Every regime has the recipe's
+replay ratio, so that all runs use as many env steps for as many updates; a stale one has a larger ring, so that its
+samples are older.
 
 Initial states never meet. Demonstrations and training draw states with seeds below `SAMPLED_STATES`; the choice of the
 start draws them with one seed above, evaluation before and after with another, or it plays the benchmark's stored

@@ -10,7 +10,7 @@ from typing import Any
 
 from vla_rl.evaluation.control import Control, stored_controls
 from vla_rl.evaluation.episode_log import EPISODES_FILE, EpisodeResult, read_episodes
-from vla_rl.evaluation.eval_results import group_by
+from vla_rl.evaluation.eval_results import RESULTS_FILE, group_by
 from vla_rl.evaluation.pairs import Comparison, compare
 from vla_rl.evaluation.video import VIDEOS
 from vla_rl.files import read_json_object
@@ -19,6 +19,7 @@ from vla_rl.reporting.metrics_file import METRICS_FILE, read_metrics
 from vla_rl.reporting.run_folder import RECIPE_FILE
 from vla_rl.reporting.series import Records, closing_mean, series
 from vla_rl.studies.libero.plan import ACTIONS, UNCHANGED, Actions, Plan, StudyRun
+from vla_rl.studies.libero.runner import read_study
 from vla_rl.studies.libero.stages import (
     JOB_FILE,
     JOBS,
@@ -63,6 +64,7 @@ class Evaluation:
     episodes: Sequence[EpisodeResult]
     controls: tuple[Control, ...]
     deviations: tuple[str, ...]  # from the benchmark's protocol
+    trained_there: tuple[str, ...] = ()  # a sentence if the policy was trained on the states that it is evaluated on
 
     @property
     def success_rate(self) -> float:
@@ -173,9 +175,10 @@ def _of_seeds(episodes: Mapping[int, Sequence[EpisodeResult]], seeds: Iterable[i
 
 
 def says_something(out: Path) -> bool:
-    """Return whether a run or an evaluation has finished, so that there is a page to write."""
+    """Return whether a run or an evaluation has finished, or all candidates are evaluated: then there is a page."""
+    plan, _ = read_study(out)
     stages = {read_json_object(path).get("stage") for path in (out / JOBS).glob(f"*/{JOB_FILE}")}
-    return bool(stages & {"run", "evaluation", "choice"})
+    return bool(stages & {"run", "evaluation"}) or _read_choice(plan, out / JOBS)[1] is not None
 
 
 def read_results(plan: Plan, out: Path) -> StudyData:
@@ -268,7 +271,13 @@ def _read_evaluation(folder: Path, record: Mapping[str, Any]) -> Evaluation:
         episodes=episodes,
         controls=stored_controls(folder, episodes)[0],
         deviations=tuple(read_json_object(folder / MANIFEST_FILE).get("deviations", ())),
+        trained_there=tuple(_results_of(folder).get("trained_there", ())),
     )
+
+
+def _results_of(folder: Path) -> Mapping[str, Any]:
+    path = folder / RESULTS_FILE
+    return read_json_object(path) if path.exists() else {}
 
 
 def is_unchanged(run: StudyRun) -> bool:
