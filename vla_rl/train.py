@@ -154,7 +154,7 @@ def _train_rank(plan: TrainingPlan, start: Beginning, console: Console, couriers
         stack.enter_context(log_to(run.log_dir / "learner.log"))
         run_log = RunLog(run, run.engine.collectives, writer=writer, display=display)
         if start.newest is not None:
-            run_log.tell_of_changed_ranks()
+            run_log.tell_what_is_left_behind()
         evaluations = Evaluations(
             run, run_log, lambda: stop.requested or (board is not None and board.failure is not None)
         )

@@ -75,7 +75,7 @@ def fill_ring(folder: Path, policy: Any) -> None:
                 }
             )
         writer.commit(empty["frames"] + 150, empty["state"] + 3)
-        save_ring(ring, folder / "ring.safetensors")
+        save_ring(ring, folder / "ring.safetensors", tasks=["task 0", "task 1"])
     finally:
         ring.close()
 

@@ -226,8 +226,8 @@ def test_a_balanced_choice_does_not_prefer_short_successes(slots, resumed_on, tm
         for _ in range(50):
             everyone_who_succeeded += play_group(ring, schedules, random)
         if resumed_on:
-            save_ring(ring, tmp_path / "ring.safetensors")
-            load_ring(other, tmp_path / "ring.safetensors")
+            save_ring(ring, tmp_path / "ring.safetensors", tasks=["task"])
+            load_ring(other, tmp_path / "ring.safetensors", tasks=["task"])
         sampler = sampler_of(
             other if resumed_on else ring, candidates=CANDIDATES, choose=credit.choose, segment_length=LONGEST
         )

@@ -2,6 +2,7 @@ import gc
 import json
 import math
 import os
+import re
 import resource
 import shlex
 import shutil
@@ -546,3 +547,11 @@ def test_a_run_records_how_it_ended(tmp_path, monkeypatch):
 
 def _raise(error):
     raise error
+
+
+def test_a_run_goes_on_with_the_experience_of_the_tasks_that_it_still_has(tmp_path):
+    """The prompt of a decision follows from its task's place in the list, so the saved replay must follow the list."""
+    run(toy_recipe(env={"name": "toy", "tasks": [0, 1]}), tmp_path / "run")
+    recipe = toy_recipe(env={"name": "toy", "tasks": [2, 1]}, budget={"optimizer_steps": 8})
+    _, told = run(recipe, tmp_path / "run", resume=True)
+    assert re.search(r"left out [1-9][\d,]* decisions of the saved replay: this run does not have their tasks", told)

@@ -136,3 +136,28 @@ def test_processes_that_still_start_are_ended_at_once_and_others_get_time(monkey
         counters.set("inference_policy_version", version)
         cell.close()
     assert [process.calls[0] for process in spawned] == [first, first]
+
+
+def test_a_pause_of_everything_is_not_taken_for_silence_and_silence_after_it_is(monkeypatch, tmp_path):
+    """Ctrl-Z and fg: the clock has moved on, and nothing has given a sign of life."""
+    monotonic, moved = time.monotonic, [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + moved[0])
+    monkeypatch.setattr(Cell, "_spawn", lambda *_: LivingProcess())
+    monkeypatch.setattr(Cell, "_dump_stack", lambda *_: None)
+    with CellCounters.create(num_env_workers=1) as counters:
+        settings = SimpleNamespace(worker_index=0, slot_ids=(0,), log_path=tmp_path / "log")
+        cell = make_cell(counters, settings)
+        cell._inference_settings = settings
+        cell.start()
+        time.sleep(0.3)
+        moved[0] += 1000.0
+        time.sleep(0.5)
+        cell.raise_if_failed()
+        deadline = monotonic() + 30
+        with pytest.raises(CellFailureError, match=r"no sign of life for 6[0-9] s"):
+            while monotonic() < deadline:
+                moved[0] += 1.0
+                time.sleep(0.15)
+                cell.raise_if_failed()
+        monkeypatch.setattr("vla_rl.workers.cell.CLOSE_S", 0.1)
+        cell.close()

@@ -54,9 +54,11 @@ def test_initial_states_stay_within_their_number():
     assert {job.init_state for job in first(200, num_init_states=[3, 3, 3])} == {0, 1, 2}
 
 
-def in_groups(count, *, members=4, env_index=0, num_envs=6, slots_per_cell=6, played=(), max_lead=99, **changes):
+def in_groups(
+    count, *, members=4, env_index=0, num_envs=6, slots_per_cell=6, played=(), max_lead=99, tasks=(), **changes
+):
     """Jobs of a slot that has committed episodes of these groups; its mates have none, which hinders nobody here."""
-    groups = Groups(members, slots_per_cell, max_lead)
+    groups = Groups(members, slots_per_cell, max_lead, tasks)
     settings: dict[str, Any] = {"seed": 0, "num_envs": num_envs, "num_init_states": [None, None, None]} | changes
     newest = {env_index: list(played)[-groups.turns :]}
     schedule = group_schedule(groups, env_index=env_index, newest_groups=lambda env: newest.get(env, ()), **settings)
@@ -123,7 +125,10 @@ def test_a_resumed_run_without_its_ring_begins_a_new_group():
 def test_runs_with_other_groups_number_them_otherwise():
     ids = [
         {job.group for env in range(6) for job in in_groups(6, env_index=env, **changes)}
-        for changes in ({}, {"seed": 1}, {"members": 2}, {"num_envs": 12}, {"num_init_states": [None]})
+        for changes in (
+            *({}, {"seed": 1}, {"members": 2}, {"num_envs": 12}, {"num_init_states": [None]}),
+            *({"tasks": ["open"]}, {"tasks": ["close"]}, {"slots_per_cell": 10}),
+        )
     ]
     assert len(set.union(*ids)) == sum(map(len, ids))
 

@@ -3,16 +3,17 @@
 The file holds the committed episodes that are present, in the order of their commits: one tensor per row field with
 the rows of all episodes one after another (an episode of L decisions has L + 1), and one entry per episode in `env`,
 `task_index`, `group`, `member`, `success`, `length` and `intact`. Env workers continue while it is written; an episode
-that they overwrite before its rows are in the file gets `intact` = False and is not loaded. Rows are streamed: no
-second copy of the ring is made. A file that is older than a column loads too: without `group` and `success` its
-episodes have no groups, without `member` the members of a group are all numbered 0.
+that they overwrite before its rows are in the file gets `intact` = False and is not loaded. The metadata name the tasks
+that `task_index` counts: a run with other tasks, or in another order, loads the episodes of those that it has. Rows are
+streamed: no second copy of the ring is made. A file that is older than a column loads too: without `group` and
+`success` its episodes have no groups, without `member` the members of a group are all numbered 0.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,8 +31,21 @@ _DTYPE_NAMES = {"uint8": "U8", "int16": "I16", "int64": "I64", "float32": "F32",
 _EPISODE_COLUMNS = ("env", "task_index", "group", "member", "success", "length")
 
 
-def save_ring(ring: ReplayRing, path: Path) -> int:
+@dataclass(frozen=True, slots=True)
+class LoadedRing:
+    """What was loaded of a file."""
+
+    decisions: int
+    left_out: int  # decisions of tasks that the run does not have
+
+
+def save_ring(ring: ReplayRing, path: Path, *, tasks: Sequence[str]) -> int:
     """Write the episodes of a ring to `path`. The caller is responsible for atomicity.
+
+    Args:
+        ring: the ring.
+        path: file to write.
+        tasks: what identifies each task of the run, in the order that `task_index` counts.
 
     Returns:
         The number of decisions that can be loaded again.
@@ -47,9 +61,8 @@ def save_ring(ring: ReplayRing, path: Path) -> int:
         Field("intact", (len(episodes),), np.bool_),
     ]
     with path.open("wb") as file:
-        _write_header(
-            file, fields, {"layout": json.dumps(_layout_facts(ring.layout)), "num_envs": str(ring.layout.num_envs)}
-        )
+        metadata = {"layout": json.dumps(_layout_facts(ring.layout)), "num_envs": str(ring.layout.num_envs)}
+        _write_header(file, fields, metadata | {"tasks": json.dumps(list(tasks))})
         for field in ring.layout.row_fields():
             rows_of_field = ring.row_array(field.name)
             for rows in positions:
@@ -61,14 +74,16 @@ def save_ring(ring: ReplayRing, path: Path) -> int:
     return int(episodes["length"][is_intact].sum())
 
 
-def load_ring(ring: ReplayRing, path: Path) -> int:
+def load_ring(ring: ReplayRing, path: Path, *, tasks: Sequence[str]) -> LoadedRing:
     """Commit the episodes of a file to a ring. Call it before env workers write.
 
     Every env gets its own episodes back; if the number of envs has changed, all are spread evenly. The number of rows
     may differ too: the oldest episodes are then dropped.
 
-    Returns:
-        The number of decisions that were committed.
+    Args:
+        ring: the ring, without episodes.
+        path: file to read.
+        tasks: as of `save_ring`, of this run. A file that is older than this is taken to have the same.
 
     Raises:
         ValueError: not a file of a ring, or made for other observations, actions or longer episodes.
@@ -76,12 +91,17 @@ def load_ring(ring: ReplayRing, path: Path) -> int:
     try:
         with safe_open(path, framework="numpy") as file:
             _check_layout(path, file.metadata() or {}, ring.layout)
-            return _load_episodes(ring, file, path)
+            return _load_episodes(ring, file, path, tasks)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a complete safetensors file of a replay ring: {error}") from error
 
 
-def _load_episodes(ring: ReplayRing, file: Any, path: Path) -> int:  # noqa: ANN401 - safetensors is untyped
+def _load_episodes(
+    ring: ReplayRing,
+    file: Any,  # noqa: ANN401 - safetensors is untyped
+    path: Path,
+    tasks: Sequence[str],
+) -> LoadedRing:
     lengths, is_intact = file.get_tensor("length"), file.get_tensor("intact")
     longest = int(lengths[is_intact].max(initial=0))
     if longest > ring.layout.max_episode_decisions:
@@ -91,6 +111,9 @@ def _load_episodes(ring: ReplayRing, file: Any, path: Path) -> int:  # noqa: ANN
             f"its replay (checkpoint.save_replay=false)"
         )
     envs, task_indices = file.get_tensor("env"), file.get_tensor("task_index")
+    saved_tasks = json.loads(file.metadata().get("tasks", json.dumps(list(tasks))))
+    now = {index: tasks.index(task) for index, task in enumerate(saved_tasks) if task in tasks}
+    is_left_out = is_intact & ~np.isin(task_indices, list(now))
     later = {name: np.zeros_like(envs) for name in ("group", "member", "success")}  # older files lack them
     later |= {name: file.get_tensor(name) for name in later if name in file.keys()}  # noqa: SIM118 - not a mapping
     same_envs = int(file.metadata()["num_envs"]) == ring.layout.num_envs
@@ -98,16 +121,17 @@ def _load_episodes(ring: ReplayRing, file: Any, path: Path) -> int:  # noqa: ANN
     slices = {field.name: file.get_slice(field.name) for field in ring.layout.row_fields()}
     writers = [ring.writer(env) for env in range(ring.layout.num_envs)]
     rows_written = np.zeros(len(writers), np.int64)
-    for index in np.flatnonzero(is_intact):
+    for index in np.flatnonzero(is_intact & ~is_left_out):
         env = int(envs[index]) if same_envs else int(rows_written.argmin())
         start, stop = int(first_rows[index]), int(first_rows[index] + lengths[index] + 1)
         rows = {name: saved[start:stop] for name, saved in slices.items()}
         writers[env].begin(
-            int(task_indices[index]), group=int(later["group"][index]), member=int(later["member"][index])
+            now[int(task_indices[index])], group=int(later["group"][index]), member=int(later["member"][index])
         )
         _write_episode(writers[env], rows, success=bool(later["success"][index]))
         rows_written[env] += stop - start
-    return int(lengths[is_intact].sum())
+    left_out = int(lengths[is_left_out].sum())
+    return LoadedRing(int(lengths[is_intact].sum()) - left_out, left_out)
 
 
 def _write_episode(writer: EpisodeWriter, rows: dict[str, NDArray[Any]], *, success: bool) -> None:

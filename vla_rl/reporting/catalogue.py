@@ -173,8 +173,15 @@ def _metrics() -> tuple[Metric, ...]:
             "the dry run's estimate for one GPU: both processes, their CUDA contexts, rendering simulators",
             "max",
         ),
-        Metric("system/env_worker_restarts", "count", "restarts of env workers so far", "sum"),
-        Metric("system/dropped_episodes", "count", "episodes lost so far because a worker died or hung", "sum"),
+        Metric(
+            "system/env_worker_restarts", "count", "restarts of env workers since the start or the last resume", "sum"
+        ),
+        Metric(
+            "system/dropped_episodes",
+            "count",
+            "episodes lost since the last start or resume, because a worker died or hung",
+            "sum",
+        ),
     )
 
 

@@ -332,7 +332,11 @@ def _env_worker_settings(
         seed=plan.setup.seed,
         max_open_envs_per_slot=1 if queue_jobs else OPEN_ENVS_PER_SLOT,  # a queue visits each task once
         first_episode=first_episode,
-        groups=None if groups is None else Groups(groups.candidates, plan.num_slots, groups.max_lead),
+        groups=None
+        if groups is None
+        else Groups(
+            groups.candidates, plan.num_slots, groups.max_lead, tuple(f"{it.suite}: {it.name}" for it in env.tasks)
+        ),
         queue_jobs=queue_jobs,
         variables=variables,
         log_path=log_dir / f"env_worker_{worker}.log",

@@ -303,8 +303,8 @@ class RunLog:
             self._write(self._writer, replace(clocks, seconds=self._run.clocks.seconds), self._evaluation)
         self.show(force=True)
 
-    def tell_of_changed_ranks(self) -> None:
-        """Say what a resumed run leaves behind if it has another number of ranks, or ranks without experience.
+    def tell_what_is_left_behind(self) -> None:
+        """Say what a resumed run leaves behind if it has other ranks or tasks, or ranks without experience.
 
         Collective.
         """
@@ -320,6 +320,12 @@ class RunLog:
         )
         for line in lines:
             self.say(line)
+        left_out = ranks.sum_over_ranks({"left_out": float(run.decisions_left_out)})["left_out"]
+        if left_out:
+            self.say(
+                f"left out {left_out:,.0f} decisions of the saved replay: this run does not have their tasks, or "
+                "scales rewards otherwise"
+            )
 
     def pass_over(self) -> None:
         """Leave the time since the last log point out of the next one's rates: the learner stood still."""

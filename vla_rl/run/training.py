@@ -109,6 +109,7 @@ class TrainingRun:
         self.is_keeper = rank == 0 if is_keeper is None else is_keeper
         self._first_episode = 0  # where every slot enters the schedule
         self.ranks_before = num_ranks  # of the checkpoint that the run resumes from
+        self.decisions_left_out = 0  # of the checkpoint's replay, because this run does not have their tasks
         self.has_replay = False  # whether this rank goes on with experience from before
         self.log_dir = run_dir / "logs" / (f"rank_{rank}" if num_ranks > 1 else "")
         seed = recipe.seed + RANK_SEED_STRIDE * rank
@@ -308,7 +309,7 @@ class TrainingRun:
         (folder / EPISODES_FILE).write_text(json.dumps(self.stats.state_dict()), encoding="utf-8")
 
     def _write_replay(self, folder: Path) -> None:
-        save_ring(self.ring, folder / RING_FILE)
+        save_ring(self.ring, folder / RING_FILE, tasks=self._task_names())
         (folder / SAMPLER_FILE).write_text(json.dumps(self.sampler.state_dict()), encoding="utf-8")
 
     def _restore(self, info: CheckpointInfo, *, rank: int, num_ranks: int) -> Progress:
@@ -339,10 +340,16 @@ class TrainingRun:
             self.stats.load_state_dict(json.loads(episodes.read_text(encoding="utf-8")))
         replay = info.rank_folder(rank, REPLAY)
         if (replay / RING_FILE).exists() and self.plan.recipe.checkpoint.save_replay:
-            load_ring(self.ring, replay / RING_FILE)
+            loaded = load_ring(self.ring, replay / RING_FILE, tasks=self._task_names())
+            self.decisions_left_out = loaded.left_out
             self.sampler.load_state_dict(json.loads((replay / SAMPLER_FILE).read_text(encoding="utf-8")))
             self.has_replay = True
         return progress
+
+    def _task_names(self) -> list[str]:
+        """Return what makes experience of each task usable: the task, its prompt, and the scale of its rewards."""
+        factor = self.plan.recipe.env.reward_factor
+        return [f"{it.suite}: {it.name}: {it.language}: rewards times {factor:g}" for it in self.plan.env.tasks]
 
     def _may_learn(self) -> bool:
         """Return whether warm-up is over and the governor allows a batch."""

@@ -36,6 +36,7 @@ from vla_rl.workers.messages import JobRequest, NoMoreJobs, StartRefusal, answer
 from vla_rl.workers.process import start_child
 
 WATCH_PERIOD_S = 0.1
+PAUSE_S = 2.0  # between two looks; after one as long as this everything stood still, not the children alone
 COLLECT_POLL_S = 0.002
 STACK_DUMP_S = 0.5  # time for a hung child to write its stack
 CLOSE_S = 10.0  # time for children to stop on their own
@@ -111,6 +112,7 @@ class Cell:
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
         self._failure: CellFailureError | None = None
+        self._looked = self._awake_since = 0.0  # on the monotonic clock
         self.restarts = 0
         self.dropped_episodes = 0
 
@@ -170,7 +172,9 @@ class Cell:
 
     def _watch(self) -> None:
         try:
+            self._looked = time.monotonic()
             while not self._closing.is_set():
+                self._note_pause()
                 self._watch_once()
                 self._closing.wait(WATCH_PERIOD_S)
         except CellFailureError as failure:
@@ -178,6 +182,20 @@ class Cell:
         finally:
             if self._failure is None and not self._closing.is_set():  # a bug here; its traceback is printed
                 self._failure = CellFailureError("the thread that watches the cell's processes has died")
+
+    def _note_pause(self) -> None:
+        """Count the children's silence anew after a pause of everything: Ctrl-Z, a frozen container, a suspension."""
+        now = time.monotonic()
+        if now - self._looked > PAUSE_S:
+            log.warning(
+                "nothing ran for %.0f s; the silence of the processes is counted from now on", now - self._looked
+            )
+            self._awake_since = now
+        self._looked = now
+
+    def _silence(self, name: str, index: int = 0) -> float:
+        """Return the seconds since a child's last sign of life, or since the end of a pause of the whole run."""
+        return min(self._counters.silent_seconds(name, index), time.monotonic() - self._awake_since)
 
     def _watch_once(self) -> None:
         self._check_inference()
@@ -195,7 +213,7 @@ class Cell:
                 f"the inference worker ended with exit code {process.exitcode}\n"
                 + last_words(self._inference_settings.log_path)
             )
-        silent = self._counters.silent_seconds("inference_heartbeat")
+        silent = self._silence("inference_heartbeat")
         started = self._counters.get("inference_policy_version") >= 0
         allowed = self._limits.step_timeout_s if started else self._limits.start_timeout_s
         if silent > allowed:
@@ -218,7 +236,7 @@ class Cell:
                 return
             self._restart(state, f"ended with exit code {process.exitcode}")
             return
-        silent = self._counters.silent_seconds("env_worker_heartbeat", worker)
+        silent = self._silence("env_worker_heartbeat", worker)
         phase = EnvWorkerPhase(int(self._counters.get("env_worker_phase", worker)))
         building = phase in (EnvWorkerPhase.STARTING, EnvWorkerPhase.RESETTING)
         allowed = self._limits.start_timeout_s if building else self._limits.step_timeout_s

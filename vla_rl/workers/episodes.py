@@ -76,6 +76,7 @@ class Groups:
     members: int  # episodes of a group
     slots_per_cell: int
     max_lead: int  # groups by which a slot may be ahead of the slowest of its team
+    tasks: Sequence[str] = ()  # names of the run's tasks: groups of other tasks are never continued
 
     @property
     def team_size(self) -> int:
@@ -121,7 +122,8 @@ def group_schedule(
     team, num_teams = env_index // groups.team_size, num_envs // groups.team_size
     if num_teams >= 1 << 16:
         raise ValueError(f"{num_teams} teams of slots play groups; 65,535 are possible: use fewer env workers")
-    arguments = (seed, num_teams, groups.team_size, groups.members, tuple(num_init_states))
+    shape = (groups.team_size, groups.members, groups.slots_per_cell)
+    arguments = (seed, num_teams, *shape, tuple(groups.tasks), tuple(num_init_states))
     checksum = zlib.crc32(repr(arguments).encode()) & 0x7FFF
     first_id = (checksum << 48) + (team << 32) + 1
     before = math.ceil(first_episode / groups.turns)

@@ -10,13 +10,13 @@ from typing import Any
 
 from vla_rl.evaluation.control import Control, stored_controls
 from vla_rl.evaluation.episode_log import EPISODES_FILE, EpisodeResult, read_episodes
-from vla_rl.evaluation.eval_results import RESULTS_FILE, group_by
+from vla_rl.evaluation.eval_results import group_by
 from vla_rl.evaluation.pairs import Comparison, compare
 from vla_rl.evaluation.video import VIDEOS
 from vla_rl.files import read_json_object
 from vla_rl.reporting.manifest import MANIFEST_FILE
 from vla_rl.reporting.metrics_file import METRICS_FILE, read_metrics
-from vla_rl.reporting.run_folder import RECIPE_FILE
+from vla_rl.reporting.run_folder import RECIPE_FILE, RESULTS_FILE
 from vla_rl.reporting.series import Records, closing_mean, series
 from vla_rl.studies.libero.plan import ACTIONS, UNCHANGED, Actions, Plan, StudyRun
 from vla_rl.studies.libero.runner import read_study
