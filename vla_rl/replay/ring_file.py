@@ -33,7 +33,7 @@ _EPISODE_COLUMNS = ("env", "task_index", "group", "member", "success", "length")
 
 @dataclass(frozen=True, slots=True)
 class LoadedRing:
-    """What was loaded of a file."""
+    """Experience that was loaded from a file."""
 
     decisions: int
     left_out: int  # decisions of tasks that the run does not have
