@@ -122,7 +122,7 @@ def _start(data: StudyData) -> Iterator[str]:
     yield (
         f"The start is the policy that was cloned for {data.start} optimizer steps. On {data.plan.choice_states} other "
         f"{data.plan.init_states} states of each task the candidates succeeded in {rates}; the earliest between "
-        f"{percent(low)} and {percent(high)} is taken, else the best below."
+        f"{percent(low)} and {percent(high)} is taken, else the best below, else the earliest of all."
     )
     if data.candidates[data.start] == 0:
         yield "The start never succeeded there, so RL had nothing to learn from but chance."
