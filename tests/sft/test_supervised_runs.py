@@ -218,6 +218,8 @@ def test_rules_of_a_recipe_are_told_all_at_once(demos: Path) -> None:
         build_supervised_recipe(RECIPE.format(path=demos), ["policy={name: mlp}"])
     with pytest.raises(RecipeError, match=r"evaluation\.episodes_per_task: an evaluation plays tasks of a suite"):
         build_supervised_recipe(RECIPE.format(path=demos), ["evaluation.episodes_per_task=1"])
+    with pytest.raises(RecipeError, match=r"episodes_per_task: evaluations while training play episodes"):
+        build_supervised_recipe(RECIPE.format(path=demos), ["evaluation.every_optimizer_steps=500"])
 
 
 def test_crops_in_training_need_a_policy_that_crops_when_it_acts(demos: Path) -> None:

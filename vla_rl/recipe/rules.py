@@ -27,6 +27,7 @@ from vla_rl.recipe.sections import (
     EvaluationSection,
     LearnerSection,
     OptimizerSteps,
+    PlayedSection,
     ReplaySection,
     RolloutSection,
     RuntimeSection,
@@ -243,7 +244,7 @@ def _evaluation_tasks_are_trained(env: EnvSection, evaluation: EvaluationSection
     return None
 
 
-def _evaluation_has_episodes(evaluation: EvaluationSection) -> Problem | None:
+def _evaluation_has_episodes(evaluation: PlayedSection) -> Problem | None:
     if evaluation.every_optimizer_steps is None or evaluation.episodes_per_task:
         return None
     return Problem(
@@ -578,7 +579,13 @@ RULES: tuple[Rule, ...] = (
     *_ALWAYS[2:],
     _regime_is_kept,
 )
-SUPERVISED_RULES: tuple[Rule, ...] = (*_ALWAYS, _policy_sees_pictures, _evaluation_has_a_suite, _statistics_are_own)
+SUPERVISED_RULES: tuple[Rule, ...] = (
+    *_ALWAYS,
+    _policy_sees_pictures,
+    _evaluation_has_a_suite,
+    _evaluation_has_episodes,
+    _statistics_are_own,
+)
 
 
 def broken_rules(sections: Mapping[str, Any], rules: Sequence[Rule] = RULES) -> list[Problem]:
