@@ -230,6 +230,33 @@ def test_crops_in_training_need_a_policy_that_crops_when_it_acts(demos: Path) ->
     )
 
 
+@pytest.mark.libero
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("evaluation.tasks=[99]", r"evaluation\.tasks: libero_object does not have these tasks"),
+        ("evaluation.init_states=spare", r"evaluation\.init_states: libero_object has no spare ones"),
+        ("demos.held_out=0", r"demos\.suite: libero_object has none of the tasks"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_before_the_training(
+    run, demos: Path, tmp_path: Path, override: str, told: str
+) -> None:
+    asked = ("demos.suite=libero_object", "evaluation.episodes_per_task=1", override)
+    with pytest.raises(UserError, match=told) as refused:
+        run(*asked)
+    assert "--" not in str(refused.value)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match=told):
+        dry_run(build_supervised_recipe(RECIPE.format(path=demos), asked))
+
+
+@pytest.mark.libero
+def test_a_run_whose_evaluation_is_possible_passes_the_check(demos: Path) -> None:
+    asked = ("demos.suite=libero_spatial", "evaluation.episodes_per_task=1", "demos.cameras=[agentview, wrist]")
+    assert dry_run(build_supervised_recipe(RECIPE.format(path=demos), asked))
+
+
 def test_a_dry_run_tells_data_and_sizes_and_writes_nothing(demos: Path, tmp_path: Path) -> None:
     report = str(dry_run(build_supervised_recipe(RECIPE.format(path=demos))))
     assert "4, 48 rows" in report

@@ -35,7 +35,6 @@ _FIELDS = {  # of a recipe, by the options of `vla-rl eval` that messages name
     "--init-states": "evaluation.init_states",
     "--horizon": "evaluation.horizon",
     "--tasks": "evaluation.tasks",
-    "--workers": "rollout.num_workers",
 }
 
 
@@ -76,11 +75,25 @@ def check_evaluation(recipe: Recipe) -> None:
         training=training_in(setup.env),
         run=setup,
     )
+    check_options(source, options_of(recipe), workers="rollout.num_workers")
+
+
+def check_options(source: PolicySource, options: EvalOptions, *, workers: str) -> None:
+    """Plan the evaluations that a run will make.
+
+    Args:
+        source: the policy, or another one for the same suites and cameras.
+        options: of the evaluations.
+        workers: the recipe's field for the number of simulator processes.
+
+    Raises:
+        ValueError: an evaluation would be refused; the message names the field.
+    """
     try:
-        make_suite_plans(source, options_of(recipe))
+        make_suite_plans(source, options)
     except ValueError as error:
         message = str(error)
-        for option, path in _FIELDS.items():
+        for option, path in (_FIELDS | {"--workers": workers}).items():
             message = message.replace(option, path)
         raise ValueError(f"the run's evaluations: {message}; evaluation.episodes_per_task 0 makes none") from error
 

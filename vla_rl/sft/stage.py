@@ -18,7 +18,14 @@ from vla_rl.errors import RunFailureError, preflight
 from vla_rl.evaluation.eval_options import EvalOptions
 from vla_rl.evaluation.evaluate import evaluate
 from vla_rl.evaluation.outcome import EvaluationReport
-from vla_rl.evaluation.while_training import EvaluationStoppedError, in_words, play_or_warn, play_while_training
+from vla_rl.evaluation.policy_source import find_policy
+from vla_rl.evaluation.while_training import (
+    EvaluationStoppedError,
+    check_options,
+    in_words,
+    play_or_warn,
+    play_while_training,
+)
 from vla_rl.learner.checkpoint import CheckpointInfo
 from vla_rl.learner.engine import NonFiniteUpdateError, UpdateResult
 from vla_rl.learner.launch import launched_rank
@@ -30,7 +37,7 @@ from vla_rl.reporting.evaluated_points import EvaluatedPoint, evaluated_points
 from vla_rl.reporting.metrics_file import METRICS_FILE, MetricsWriter, read_metrics
 from vla_rl.reporting.run_folder import EVALUATIONS
 from vla_rl.reporting.text import duration
-from vla_rl.run.beginning import Beginning, find_beginning, open_folder
+from vla_rl.run.beginning import Beginning, find_beginning, is_first_rank, open_folder
 from vla_rl.run.couriers import Couriers
 from vla_rl.run.log import log_to
 from vla_rl.run.plan import check_contradictions
@@ -39,7 +46,7 @@ from vla_rl.run.signals import StopRequest
 from vla_rl.sft.plan import SupervisedPlan, make_supervised_plan
 from vla_rl.sft.sft_estimate import SupervisedReport, estimate
 from vla_rl.sft.supervised_run import SupervisedRun
-from vla_rl.sft.written_policy import check_suite, write_policy
+from vla_rl.sft.written_policy import check_suite, demonstrated, write_policy
 
 SHOW_EVERY_S = 5.0
 VERB = "sft"
@@ -72,7 +79,7 @@ def dry_run(recipe: SupervisedRecipe, *, resume: bool = False) -> SupervisedRepo
     plan = make_supervised_plan(recipe)
     if not resume:
         check_contradictions(plan.contradictions, source=recipe.name)
-    check_suite(plan)
+    check_evaluations(plan)
     return estimate(plan, num_ranks=number_of_ranks(recipe.learner, device=plan.device_kind))
 
 
@@ -100,7 +107,8 @@ def supervise(
         plan = make_supervised_plan(recipe)
         if not resume:
             check_contradictions(plan.contradictions, source=recipe.name)
-        check_suite(plan)
+        if is_first_rank():
+            check_evaluations(plan)
         num_ranks = number_of_ranks(recipe.learner, device=plan.device_kind)
         start = find_beginning(recipe, folder, resume=resume, board=board, console=console)
     if num_ranks > 1 and launched_rank() is None:
@@ -361,6 +369,27 @@ def options_of_supervised(plan: SupervisedPlan) -> EvalOptions:
         horizon=section.horizon,
         video=section.video,
     )
+
+
+def check_evaluations(plan: SupervisedPlan) -> None:
+    """Plan the recipe's evaluations, so that what cannot be evaluated is told before the training.
+
+    The tiny model stands for the policy, which does not exist yet.
+
+    Raises:
+        ValueError: an evaluation would be refused; the message names the field.
+    """
+    recipe = plan.recipe
+    if not recipe.evaluation.episodes_per_task:
+        return
+    source = replace(
+        find_policy("tiny", profile="auto"),
+        location=recipe.name,
+        training=demonstrated(plan),
+        num_images=len(recipe.demos.cameras),
+    )
+    check_options(source, options_of_supervised(plan), workers="evaluation.workers")
+    check_suite(plan)
 
 
 def evaluate_policy(

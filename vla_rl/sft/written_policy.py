@@ -72,7 +72,7 @@ def check_suite(plan: SupervisedPlan) -> None:
         UserError: none of the suite's tasks was demonstrated.
     """
     recipe = plan.recipe
-    if recipe.evaluation.episodes_per_task and recipe.evaluation.tasks == "all" and demonstrated(plan) is None:
+    if recipe.evaluation.tasks == "all" and demonstrated(plan) is None:
         raise UserError(
             f"demos.suite: {recipe.demos.suite} has none of the tasks of {recipe.demos.path}: "
             f"{'; '.join(plan.samples.rollouts.instructions[:5])}. Set it to the suite of these tasks, or set "
