@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -271,6 +272,20 @@ def test_an_adapter_on_a_checkpoint_directory_is_what_was_trained(merged: Any, t
     loaded = [OpenVLAOFT.from_pretrained(tmp_path / kind) for kind in ("adapter", "whole")]
     for (name, one), (_, other) in zip(*(model.named_parameters() for model in loaded), strict=True):
         assert torch.equal(one, other), name
+
+
+def test_an_adapter_on_a_checkpoint_of_the_hub_names_that_and_not_the_cache(
+    merged: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = tmp_path / "hub" / "models--some--model"
+    shutil.copytree(merged[0], cached / "snapshots" / "0123")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0123", encoding="utf-8")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    run = make_run(tmp_path / "run", "policy.checkpoint=some/model", with_replay=False)
+    export(run, out=tmp_path / "adapter", kind="adapter", verify=1)
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "some/model"
 
 
 @torch.no_grad()

@@ -12,10 +12,13 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 from hub_stand_in import TOKEN, Hub, Repository, hub_stand_in
+from safetensors.torch import save_file
 from small_run import STEP, evaluate, fingerprint_of
 from typer.testing import CliRunner, Result
 
 from vla_rl.cli.main import app
+from vla_rl.policies.lora_section import LoraSection
+from vla_rl.policies.openvla_oft.adapter_config import write_adapter_config
 from vla_rl.sharing import hub_upload
 
 WEIGHTS = {
@@ -249,6 +252,16 @@ def test_what_is_no_policy_here_is_refused(shared: Path, hub: Hub) -> None:
     assert "--card: none.md is no file; `vla-rl card export --out FILE` writes one" in refused(
         "export", "ann/arm", "--card", "none.md"
     )
+    assert hub.requests == []
+
+
+def test_an_adapter_whose_base_only_this_machine_has_is_refused(shared: Path, hub: Hub) -> None:
+    (shared / "adapter").mkdir()
+    write_adapter_config(LoraSection(), shared / "adapter", base=str(shared / "export"), whole_modules=None)
+    save_file({}, shared / "adapter" / "adapter_model.safetensors")
+    said = refused("adapter", "ann/arm")
+    assert f"base_model_name_or_path is '{shared / 'export'}', a folder of this machine" in said
+    assert "`vla-rl export adapter --out merged`" in said
     assert hub.requests == []
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +19,10 @@ from typing import TYPE_CHECKING
 from vla_rl.errors import RunFailureError, UserError, preflight
 from vla_rl.evaluation.policy_source import PolicySource, find_policy
 from vla_rl.export.policy_export import export
+from vla_rl.policies.openvla_oft.adapter_config import BASE_FIELD
+from vla_rl.policies.openvla_oft.adapter_config import CONFIG_FILE as ADAPTER_CONFIG
+from vla_rl.policies.openvla_oft.hub import is_hub_id
+from vla_rl.policies.openvla_oft.json_files import read_json
 from vla_rl.policies.openvla_oft.section import exportable
 from vla_rl.reporting.text import size as readable_size
 from vla_rl.sharing.card import CARD_FILE, make_card
@@ -134,7 +139,25 @@ def _checked(request: Request) -> PolicySource:
     with preflight():
         source = find_policy(request.target, profile=request.profile)
         exportable(source.policy, location=source.location)
+    if source.checkpoint is None:
+        _refuse_local_base(Path(source.location).expanduser(), request)
     return source
+
+
+def _refuse_local_base(folder: Path, request: Request) -> None:
+    """Refuse an adapter that names a folder of this machine as its base, which nobody else can load it with.
+
+    Raises:
+        UserError: it does.
+    """
+    config = folder / ADAPTER_CONFIG
+    base = str(read_json(config).get(BASE_FIELD)) if config.is_file() else None
+    if base is not None and not is_hub_id(base):
+        raise UserError(
+            f"{config}: {BASE_FIELD} is {base!r}, a folder of this machine; expected the name of a checkpoint on the "
+            f"hub, from which others can load it. Merge the adapter with `vla-rl export {shlex.quote(request.target)} "
+            f"--out merged` and push `merged`, or write the base's name on the hub there{_LATER}"
+        )
 
 
 def _card(request: Request) -> str:

@@ -18,6 +18,7 @@ from vla_rl.policies.lora_section import LoraSection
 from vla_rl.policies.openvla_oft.json_files import is_positive, read_json
 
 CONFIG_FILE = "adapter_config.json"
+BASE_FIELD = "base_model_name_or_path"
 
 COMPUTED = frozenset(
     (
@@ -42,7 +43,7 @@ WITHOUT_EFFECT = frozenset(
         "task_type",
         "auto_mapping",
         "peft_version",
-        "base_model_name_or_path",
+        BASE_FIELD,
         "revision",
         "inference_mode",
         "lora_dropout",  # acts only in training
@@ -161,7 +162,7 @@ def write_adapter_config(settings: LoraSection, directory: Path, *, base: str, w
     content: dict[str, Any] = {
         "alpha_pattern": {},
         "auto_mapping": None,
-        "base_model_name_or_path": base,
+        BASE_FIELD: base,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,

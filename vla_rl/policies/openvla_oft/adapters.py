@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vla_rl.policies.lora import merged_weight
-from vla_rl.policies.openvla_oft.adapter_config import CONFIG_FILE, AdapterConfig, read_adapter_config
+from vla_rl.policies.openvla_oft.adapter_config import BASE_FIELD, CONFIG_FILE, AdapterConfig, read_adapter_config
 from vla_rl.policies.openvla_oft.hub import checkpoint_directory
 from vla_rl.policies.openvla_oft.json_files import read_json
 
@@ -65,7 +65,7 @@ def base_directory(folder: Path) -> Path:
         ValueError: `base_model_name_or_path` is empty, names nothing that exists here, or is ambiguous.
     """
     path = folder / CONFIG_FILE
-    base = read_json(path).get("base_model_name_or_path") or ""
+    base = read_json(path).get(BASE_FIELD) or ""
     if not isinstance(base, str):
         raise ValueError(f"{path}: base_model_name_or_path is {base!r}; expected a directory's or a model's name")
     places = [place for place in (Path(base), folder / base) if base and place.is_dir()]

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vla_rl.policies.openvla_oft.adapter_config import BASE_FIELD
 from vla_rl.policies.openvla_oft.adapter_config import CONFIG_FILE as ADAPTER_CONFIG
 from vla_rl.policies.openvla_oft.adapters import WEIGHTS_FILE as ADAPTER_WEIGHTS
 from vla_rl.policies.openvla_oft.adapters import base_directory
@@ -190,7 +191,7 @@ def _refuse_merged(adapter: Path, *, only_into: Path | None = None) -> None:
     beside = adapter.resolve().parent
     if adapter.resolve().name != ADAPTER_FOLDER or not has_shards(beside):
         return
-    named = read_json(adapter / ADAPTER_CONFIG).get("base_model_name_or_path") or ""
+    named = read_json(adapter / ADAPTER_CONFIG).get(BASE_FIELD) or ""
     adapts_them = bool(named) and beside in {Path(str(named)).resolve(), (adapter / str(named)).resolve()}
     if not adapts_them and (only_into is None or only_into.resolve() == beside):
         raise ValueError(

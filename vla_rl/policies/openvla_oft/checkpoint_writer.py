@@ -30,6 +30,7 @@ from vla_rl.policies.openvla_oft.adapters import PREFIX, WEIGHTS_FILE, read_adap
 from vla_rl.policies.openvla_oft.checkpoint_files import COMPONENTS, VALUE_HEAD_FILE, CheckpointFiles, unused_shapes
 from vla_rl.policies.openvla_oft.checkpoint_metadata import write_metadata, write_record, write_statistics
 from vla_rl.policies.openvla_oft.checkpoint_reader import unused_tensors
+from vla_rl.policies.openvla_oft.hub import is_hub_id
 from vla_rl.policies.openvla_oft.model import OFTNetwork
 from vla_rl.policies.openvla_oft.policy import LM_HEAD, OpenVLAOFTPolicy
 from vla_rl.policies.openvla_oft.shards import INDEX_FILE, SINGLE_FILE
@@ -94,7 +95,7 @@ def write_adapter(policy: OpenVLAOFTPolicy, directory: Path, *, step: int, dtype
     """Write what differs from the base into an empty directory. peft and `OpenVLAOFT.from_pretrained` can load it.
 
     Args:
-        policy: with adapters, on a checkpoint directory.
+        policy: with adapters, on a checkpoint directory or a hub id, which the adapter names as its base.
         directory: gets adapter_config.json, adapter_model.safetensors (with the whole lm_head, if its action rows were
             trained), the projector of proprioception, the statistics and the critic.
         step: number in the names of component files.
@@ -121,7 +122,9 @@ def write_adapter(policy: OpenVLAOFTPolicy, directory: Path, *, step: int, dtype
         tensors[PREFIX + LM_HEAD] = _with_action_rows(head.detach().to("cpu", dtype or head.dtype), policy.action_rows)
     save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
     whole = ["lm_head"] if policy.action_rows is not None else None
-    write_adapter_config(policy.section.lora, directory, base=str(files.directory.resolve()), whole_modules=whole)
+    named = policy.section.checkpoint
+    base = named if is_hub_id(named) else str(files.directory.resolve())  # a path means nothing on other machines
+    write_adapter_config(policy.section.lora, directory, base=base, whole_modules=whole)
     _write_components(policy, directory, step=step)
     write_statistics(policy.source, directory)
     write_record(policy.source, directory)

@@ -9,20 +9,24 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _PATTERNS = ["*.json", "*.safetensors", "*.pt", "tokenizer.model"]  # all files that are read; no code
 
 
+def is_hub_id(name: str) -> bool:
+    """Return whether a checkpoint's name is a hub id: `organisation/model`, where neither is a path here."""
+    return _HUB_ID.fullmatch(name) is not None and not Path(name).parent.exists()
+
+
 def checkpoint_directory(name: str | Path, *, download: bool) -> Path:
     """Return the local directory of a checkpoint.
 
     Args:
-        name: a directory, or a hub id like `organisation/model` if neither it nor its parent is a path here.
+        name: a directory, or a hub id.
         download: fetch a hub id's missing files, for a name that the user typed. A name in a recipe or in an adapter's
             file is only looked up in the local cache.
 
     Raises:
         ValueError: neither a path nor an available model; the message gives the reason and the fix.
     """
-    directory = Path(name).expanduser()
-    if directory.parent.exists() or not isinstance(name, str) or not _HUB_ID.fullmatch(name):
-        return directory
+    if not isinstance(name, str) or not is_hub_id(name):
+        return Path(name).expanduser()
     try:
         return _snapshot(name, download=download)
     except (ImportError, OSError, ValueError) as error:  # the hub's own errors derive from the latter two
