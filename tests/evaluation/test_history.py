@@ -85,4 +85,5 @@ def test_paths_are_reduced_to_their_last_part_and_names_stay_whole(
 
 def test_what_is_about_the_machine_is_left_out() -> None:
     recipe = {"name": "arm", "logging": {}, "runtime": {"device": "cpu"}, "checkpoint": {"keep": 3}, "replay": {"k": 1}}
-    assert shareable(recipe) == {"name": "arm", "replay": {"k": 1}}
+    recipe["rollout"] = {"env_workers": 4, "remote": ["10.0.0.7:10001"]}
+    assert shareable(recipe) == {"name": "arm", "replay": {"k": 1}, "rollout": {"env_workers": 4}}

@@ -1,7 +1,7 @@
 """History of a policy: the run that made it, in numbers and settings, and what that run began from.
 
 Exports and policies of supervised runs carry it in their record, so that a model card can be written from the folder
-alone. It holds nothing about the machine: paths are reduced to their last part, trackers are left out.
+alone. It holds nothing about the machines: paths are reduced to their last part, trackers and addresses are left out.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from typing import Any, Literal
 from vla_rl.evaluation.policy_source import PolicySource
 from vla_rl.files import atomic_write_json, read_json_object
 from vla_rl.policies.openvla_oft.checkpoint_files import RECORD_FILE
+from vla_rl.policies.openvla_oft.hub import is_hub_id
 from vla_rl.policies.openvla_oft.json_files import read_json
 from vla_rl.reporting.manifest import MANIFEST_FILE
 
 _FIELD, _FINGERPRINT = "history", "exported_from"  # fields of a record
 _STATE = "state.json"  # of a checkpoint
 _OF_THE_MACHINE = ("logging", "runtime", "checkpoint")  # sections of a recipe that change no policy
+_ADDRESSES = "remote"  # field of rollout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +31,7 @@ class History:
 
     stage: Literal["train", "sft"]  # verb of the command line
     run: str  # the recipe's name
-    recipe: dict[str, Any]  # without sections and paths of the machine
+    recipe: dict[str, Any]  # without sections, addresses and paths of the machines
     optimizer_steps: int
     env_steps: int | None  # control steps simulated, all ranks together; None: none are (sft)
     episodes: int | None
@@ -97,21 +99,20 @@ def _history_of_base(folder: Path) -> History | None:
 
 
 def shareable(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe as plain values without what is about the machine: its sections, and folders in paths."""
+    """Return a recipe as plain values without what is about the machines: sections, addresses, folders in paths."""
     return {name: _shared(name, value) for name, value in recipe.items() if name not in _OF_THE_MACHINE}
 
 
 def _shared(name: str, value: Any) -> Any:  # noqa: ANN401 - any value of a recipe
     if isinstance(value, Mapping):
-        return {inner: _shared(inner, below) for inner, below in value.items()}
+        return {inner: _shared(inner, below) for inner, below in value.items() if inner != _ADDRESSES}
     return _without_folders(name, value) if isinstance(value, str) else value
 
 
 def _without_folders(name: str, text: str) -> str:
     """Return the last part of a path; a name on the hub, which is no folder here, stays whole."""
     is_path = name in ("checkpoint", "path", "cache", "assets") and "/" in text
-    is_on_hub = text.count("/") == 1 and not text.startswith((".", "~", "/")) and not Path(text).parent.exists()
-    if text.startswith(("/", "~/", "./", "../")) or (is_path and not is_on_hub):
+    if text.startswith(("/", "~/", "./", "../")) or (is_path and not is_hub_id(text)):
         return Path(text).name
     return text
 
