@@ -82,6 +82,14 @@ def test_a_card_quotes_the_evaluations_of_its_policy_with_intervals_and_protocol
     assert result["metrics"] == [{"type": "success_rate", "name": "success rate", "value": 0.45}]
 
 
+def test_an_evaluation_that_the_training_made_of_this_checkpoint_is_quoted(shared: Path) -> None:
+    meanwhile = shared / "run/eval/while_training"
+    evaluate(meanwhile / "optimizer_step_5", fingerprint="0" * 16, successes=5)
+    evaluate(meanwhile / "optimizer_step_7", fingerprint=fingerprint_of(shared / "run"), successes=9)
+    (scores,) = make_card("run").scores
+    assert scores.folder == Path("run/eval/while_training/optimizer_step_7")
+
+
 def test_perturbations_and_controls_are_quoted(shared: Path) -> None:
     folder = evaluate(shared / "run/eval/one", fingerprint=fingerprint_of(shared / "run"), successes=9)
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))

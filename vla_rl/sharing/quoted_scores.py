@@ -12,7 +12,7 @@ from vla_rl.evaluation.history import exported_from
 from vla_rl.evaluation.policy_source import PolicySource
 from vla_rl.files import read_json_object
 from vla_rl.reporting.manifest import MANIFEST_FILE
-from vla_rl.reporting.run_folder import RESULTS_FILE
+from vla_rl.reporting.run_folder import RESULTS_FILE, WHILE_TRAINING
 
 _EXPECTED = ("confidence", "suites", "tasks", "notes", "evaluation", "deviations", "controls")
 
@@ -41,7 +41,8 @@ def scores_of(source: PolicySource, given: Sequence[Path]) -> list[Scores]:
     folder = Path(source.location).expanduser()
     original = exported_from(folder) if source.checkpoint is None and folder.is_dir() else None
     found: dict[Path, Scores] = {}
-    for path in [*sorted(source.home.glob(f"*/{RESULTS_FILE}")), source.home / RESULTS_FILE]:
+    patterns = (f"*/{RESULTS_FILE}", f"{WHILE_TRAINING}/*/{RESULTS_FILE}", RESULTS_FILE)
+    for path in [path for pattern in patterns for path in sorted(source.home.glob(pattern))]:
         if path.is_file() and (scores := _read(path, source, original)) is not None:
             found[path.resolve()] = scores
     for path in given:
