@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from vla_rl.credit import Gae, Group, Vtrace
 from vla_rl.errors import UserError
+from vla_rl.policies.openvla_oft.hub import is_hub_id
 from vla_rl.recipe import (
     FieldReference,
     Problem,
@@ -621,6 +622,14 @@ def test_a_base_that_comes_with_the_program_is_no_recipe_by_itself(path: Path) -
 LIBERO = "env={name: libero, suite: libero_spatial}"
 VLA = "policy={name: openvla_oft}"
 METAWORLD = TOY.replace("{name: toy}", "{name: metaworld}")
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_checkpoint_that_a_recipe_leaves_to_its_user_is_not_taken_for_one_of_the_hub(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert not is_hub_id(getattr(load_any_recipe(path).policy, "checkpoint", "tiny"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -74,7 +74,10 @@ def find_files(directory: Path, *, adapter: Path | None = None) -> CheckpointFil
         ValueError: not a directory, missing weights, an ambiguity, or a component this program cannot run.
     """
     if not directory.is_dir():
-        raise ValueError(f"checkpoint {str(directory)!r} is not a directory; give a local checkpoint folder or 'tiny'")
+        raise ValueError(
+            f"checkpoint {str(directory)!r} is not a directory; give a local checkpoint folder, the name of one on the "
+            "hub, or 'tiny'"
+        )
     run = None
     if adapter is not None:
         adapter, run = _adapter_and_run(adapter)
