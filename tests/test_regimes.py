@@ -51,8 +51,26 @@ def test_a_recipe_with_a_regime_dumps_its_numbers_and_loads_again() -> None:
 
 
 def test_numbers_that_contradict_the_regime_are_refused_with_those_it_means() -> None:
-    assert refused("regime=stale", "replay.replay_ratio=1.0") == ("replay.replay_ratio", "34.48, or leave it out")
-    assert refused("regime=fresh", "replay.old_threshold=10") == ("replay.old_threshold", "100, or leave it out")
+    assert refused("regime=stale", "replay.replay_ratio=1.0") == (
+        "replay.replay_ratio",
+        "34.48, or any with regime=null",
+    )
+    assert refused("regime=fresh", "replay.old_threshold=10") == (
+        "replay.old_threshold",
+        "100, or any with regime=null",
+    )
+
+
+def test_a_recorded_run_with_a_regime_is_extended_by_either_fix_that_it_is_told() -> None:
+    recorded, longer = build_recipe(RECIPE, ["regime=stale"]).dump_yaml(), "budget.optimizer_steps=2000"
+    with pytest.raises(RecipeError) as raised:
+        build_recipe(recorded, [longer])
+    told = [(problem.path, problem.allowed) for problem in raised.value.problems]
+    assert [path for path, _ in told] == ["replay.replay_ratio", "replay.old_threshold"]
+    meant = [f"{path}={allowed.partition(', or ')[0]}" for path, allowed in told]
+    assert build_recipe(recorded, [longer, *meant]) == build_recipe(RECIPE, ["regime=stale", longer])
+    kept = build_recipe(recorded, [longer, "regime=null"]).replay
+    assert (kept.replay_ratio, kept.old_threshold) == (34.48, 100)
 
 
 def test_a_run_too_short_to_use_data_tens_of_times_is_not_stale() -> None:

@@ -519,29 +519,46 @@ def usual_time_limit(env: Any) -> TimeLimit | None:  # noqa: ANN401 - a section,
     return None if kind is None else kind.usual_time_limit
 
 
-def _regime_is_kept(
+def _regime_sets_ratio(
     regime: RegimeName | None, replay: ReplaySection, learner: LearnerSection, budget: BudgetSection
 ) -> Problem | None:
-    if regime is None:
+    return None if regime is None else _as_meant("replay_ratio", regime, replay, learner, budget)
+
+
+def _regime_sets_threshold(
+    regime: RegimeName | None, replay: ReplaySection, learner: LearnerSection, budget: BudgetSection
+) -> Problem | None:
+    return None if regime is None else _as_meant("old_threshold", regime, replay, learner, budget)
+
+
+def _as_meant(
+    field: str, regime: RegimeName, replay: ReplaySection, learner: LearnerSection, budget: BudgetSection
+) -> Problem | None:
+    found, allowed = getattr(replay, field), getattr(_regime(regime, replay, learner, budget), field)
+    if field not in replay.model_fields_set or found == allowed:
         return None
-    meant = _regime(regime, replay, learner, budget)
-    for field in ("replay_ratio", "old_threshold"):
-        found, allowed = getattr(replay, field), getattr(meant, field)
-        if field in replay.model_fields_set and found != allowed:
-            return Problem(
-                path=f"replay.{field}",
-                rule=f"regime '{regime}' sets it from the capacity, the batch and the budget",
-                found=str(found),
-                allowed=f"{allowed:g}, or leave it out",
-            )
-    if regime == "stale" and meant.replay_ratio < STALE_REUSE:
-        return Problem(
-            path="regime",
-            rule="stale means that old data is used tens of times",
-            found=f"{meant.replay_ratio:g} times",
-            allowed="a larger budget.optimizer_steps or batch, or a smaller replay.capacity",
-        )
-    return None
+    return Problem(
+        path=f"replay.{field}",
+        rule=f"regime '{regime}' sets it from the capacity, the batch and the budget",
+        found=str(found),
+        allowed=f"{allowed}, or any with regime=null",  # a resumed run cannot leave it out: its recipe has it
+    )
+
+
+def _stale_reuses(
+    regime: RegimeName | None, replay: ReplaySection, learner: LearnerSection, budget: BudgetSection
+) -> Problem | None:
+    if regime != "stale":
+        return None
+    reuse = _regime(regime, replay, learner, budget).replay_ratio
+    if reuse >= STALE_REUSE:
+        return None
+    return Problem(
+        path="regime",
+        rule="stale means that old data is used tens of times",
+        found=f"{reuse:g} times",
+        allowed="a larger budget.optimizer_steps or batch, or a smaller replay.capacity",
+    )
 
 
 Rule = Callable[..., Problem | None]
@@ -577,7 +594,9 @@ RULES: tuple[Rule, ...] = (
     _workers_reach_every_machine,
     _critic_only_ends,
     *_ALWAYS[2:],
-    _regime_is_kept,
+    _regime_sets_ratio,
+    _regime_sets_threshold,
+    _stale_reuses,
 )
 SUPERVISED_RULES: tuple[Rule, ...] = (
     *_ALWAYS,
