@@ -52,6 +52,14 @@ def test_every_extra_for_users_is_looked_at_and_some_may_be_left_out():
     assert found == {"packages: core": "failed", "packages: libero": "failed", "packages: deepspeed": "skipped"}
 
 
+def test_the_fix_installs_the_extra_whose_packages_are_missing():
+    needs = [*NEEDS, Requirement('mlflow>=3; extra == "mlflow"')]
+    fixes = {check.name: check.fix for check in packages.check_groups(needs, version_of=lambda _: None)}
+    assert fixes["packages: mlflow"] == "pip install 'vla-rl[mlflow]'"
+    assert fixes["packages: libero"] == "pip install 'vla-rl[libero]'"
+    assert "scripts/setup" in fixes["packages: core"]
+
+
 def test_the_allowed_range_is_told():
     check = check_group(None, missing="failed", requirements=NEEDS, version_of={"torch": "3.0", "numpy": "2.1"}.get)
     assert check.allowed == "torch<2.14,>=2.8"

@@ -115,7 +115,7 @@ def check_group(
     pinned = any("==" in str(need.specifier) for need in outside)
     status: Status = "failed" if pinned else missing if absent else "warning"
     allowed = ", ".join(f"{need.name}{need.specifier}" for need in (*absent, *outside))
-    return Check(name, status, ", ".join(wrong), allowed, INSTALL)
+    return Check(name, status, ", ".join(wrong), allowed, f"pip install 'vla-rl[{extra}]'" if extra else INSTALL)
 
 
 def _extra_of(requirement: Requirement) -> str | None:
