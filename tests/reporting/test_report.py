@@ -80,6 +80,21 @@ def test_runs_differ_by_colour_and_metrics_by_dashes(bare_run):
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one", "two"]
 
 
+def test_runs_of_one_colour_differ_by_dashes_also_in_the_legend(bare_run):
+    records = read_metrics(bare_run / "metrics.jsonl")
+    figure = draw(spec("learning"), {f"run {number}": records for number in range(7)})
+    for lines in (figure.axes[0].get_lines(), figure.legends[0].get_lines()):
+        assert lines[0].get_color() == lines[6].get_color()
+        assert lines[0].get_linestyle() != lines[6].get_linestyle()
+
+
+def test_a_metric_that_the_first_run_lacks_is_named_in_the_legend(bare_run):
+    records = read_metrics(bare_run / "metrics.jsonl")
+    lacking = [{name: value for name, value in record.items() if name != "policy_lag/p95"} for record in records]
+    figure = draw(spec("policy_lag"), {"one": lacking, "two": records, "three": records})
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["mean", "p95"]
+
+
 def test_a_figure_without_data_is_not_drawn(bare_run):
     assert draw(spec("rates"), {"run": read_metrics(bare_run / "metrics.jsonl")}) is None
 
@@ -243,6 +258,18 @@ def test_runs_are_compared_on_the_episodes_that_both_were_evaluated_on(tmp_path)
     # 4 against 1: P(X <= 0) = 1/32, P(X = 1) = 5/32, so mid-p = 2/32 + 5/32.
     assert "one and two, 6 episodes in common: success differs by +50.0 points" in sentence
     assert "only the first succeeded in 4, only the second in 1 (McNemar mid-p 0.22)" in sentence
+
+
+def test_a_comparison_of_runs_tells_what_else_differs(tmp_path):
+    played = {
+        "checkpoint": "x", "fingerprint": "abc", "trained_on": "", "protocol": "oft", "horizon": None,
+        "temperature": None, "seeds": [0], "init_states": "standard", "assets": "full", "versions": "mujoco 3.3.0",
+    }  # fmt: skip
+    runs = [evaluated(tmp_path / name, [True, False]) for name in ("one", "two")]
+    for run, changed in zip(runs, ({}, {"fingerprint": "def", "assets": "proxy"}), strict=True):
+        (run / "eval" / "final" / "evaluation.json").write_text(json.dumps(played | changed))
+    (sentence,) = compare_runs(runs)
+    assert sentence.endswith("; mind: they differ in assets: full and proxy.")
 
 
 def test_a_report_of_several_runs_shows_their_comparison(bare_run, tmp_path):

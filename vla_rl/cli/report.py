@@ -12,7 +12,7 @@ from vla_rl.cli.commentary import only_comments
 from vla_rl.errors import UserError, preflight
 
 if TYPE_CHECKING:
-    from vla_rl.evaluation.episode_log import EpisodeResult
+    from vla_rl.evaluation.comparison import ComparisonReport
 
 
 def report(
@@ -79,27 +79,26 @@ def compare_runs(runs: list[Path]) -> list[str]:
     Raises:
         ValueError: a file of episodes is broken.
     """
-    from vla_rl.evaluation.comparison import newest_episodes
+    from vla_rl.evaluation.comparison import compare_evaluations, newest_episodes
     from vla_rl.evaluation.episode_log import read_episodes
 
-    newest = {run: newest_episodes(run) for run in runs}
-    evaluated = {run: read_episodes(path) for run, path in newest.items() if path is not None}
-    keys = {run: {episode.key for episode in episodes} for run, episodes in evaluated.items()}
+    newest = {run: path for run in runs if (path := newest_episodes(run)) is not None}
+    keys = {run: {episode.key for episode in read_episodes(path)} for run, path in newest.items()}
     return [
-        _comparison(first, second, evaluated[first], evaluated[second])
-        for first, second in combinations(evaluated, 2)
+        _comparison(first, second, compare_evaluations(newest[first].parent, newest[second].parent))
+        for first, second in combinations(newest, 2)
         if keys[first] & keys[second]
     ]
 
 
-def _comparison(first: Path, second: Path, ours: list[EpisodeResult], theirs: list[EpisodeResult]) -> str:
+def _comparison(first: Path, second: Path, report: ComparisonReport) -> str:
     from vla_rl.evaluation.comparison import interval_in_words, mcnemar_in_words
-    from vla_rl.evaluation.pairs import compare
 
-    result = compare(ours, theirs)
-    return (
+    result = report.comparison
+    difference = (
         f"Newest evaluations of {first.resolve().name} and {second.resolve().name}, {result.pairs} episodes in common: "
         f"success differs by {100 * result.difference:+.1f} points ({interval_in_words(result)}); only the first "
         f"succeeded in {result.test.only_first}, only the second in {result.test.only_second} "
-        f"({mcnemar_in_words(result)})."
+        f"({mcnemar_in_words(result)})"
     )
+    return "; ".join([difference, *report.cautions]) + "."

@@ -27,6 +27,12 @@ class ComparisonReport:
         tuple[str, Comparison], ...
     ] = ()  # `kind:level`, for each perturbation that both were played under
 
+    @property
+    def cautions(self) -> list[str]:
+        """Return what makes the comparison less than one of policies alone, in words."""
+        differing = [f"mind: they differ in {caveat}" for caveat in self.caveats]
+        return [*weights_in_words(self.comparison), *differing]
+
     def to_json(self) -> str:
         """Return the report as one JSON object."""
         values = {
@@ -51,10 +57,10 @@ class ComparisonReport:
             f"only A succeeded in {result.test.only_first}, only B in {result.test.only_second}: "
             f"{mcnemar_in_words(result)} (exact {result.test.p_exact:.2g})",
             verdict(result),
-            *weights_in_words(result),
             *(_perturbed_in_words(name, one) for name, one in self.perturbed),
+            *self.cautions,
         ]
-        return "\n".join([*lines, *(f"mind: they differ in {caveat}" for caveat in self.caveats)])
+        return "\n".join(lines)
 
 
 def _perturbed_in_words(name: str, result: Comparison) -> str:

@@ -30,7 +30,8 @@ INK, FAINT = "#1f2933", "#d5dbe1"
 def draw(spec: FigureSpec, runs: Mapping[str, Records]) -> Figure | None:
     """Draw one figure of one run or several.
 
-    One run: a colour per metric. Several runs: a colour per run, a dash pattern per metric.
+    One run: a colour per metric. Several runs: a colour per run, a dash pattern per metric, also another one for runs
+    whose colour comes again.
 
     Args:
         spec: what to draw.
@@ -60,17 +61,23 @@ def _has_data(panel: PanelSpec, runs: Mapping[str, Records]) -> bool:
 
 
 def _draw_panel(axes: Axes, panel: PanelSpec, runs: Mapping[str, Records], *, over: str) -> None:
+    unnamed = dict(zip(panel.metrics, panel.labels, strict=True))
     for run_index, records in enumerate(runs.values()):
         for metric_index, name in enumerate(panel.metrics):
             clocks, values = series(records, name, over=over)
             color = COLORS[(run_index if len(runs) > 1 else metric_index) % len(COLORS)]
-            dash = DASHES[metric_index % len(DASHES)] if len(runs) > 1 else "-"
+            dash = _dash(run_index, metric_index) if len(runs) > 1 else "-"
             # A line through a single point is invisible.
             marker = "o" if len(clocks) == 1 else ""
             if clocks:
-                label = panel.labels[metric_index] if run_index == 0 else None
+                label = unnamed.pop(name, None)  # once in the legend, whichever runs have it
                 axes.plot(clocks, values, color=color, linestyle=dash, marker=marker, linewidth=1.6, label=label)
     _dress(axes, panel, over=over)
+
+
+def _dash(run_index: int, metric_index: int = 0) -> str:
+    """Return the dash pattern of a metric of one of several runs: another one where the colours begin anew."""
+    return DASHES[(metric_index + run_index // len(COLORS)) % len(DASHES)]
 
 
 def _dress(axes: Axes, panel: PanelSpec, *, over: str) -> None:
@@ -94,7 +101,7 @@ def _dress(axes: Axes, panel: PanelSpec, *, over: str) -> None:
 
 
 def _name_runs(figure: Figure, names: Sequence[str]) -> None:
-    handles = [Line2D([], [], color=COLORS[index % len(COLORS)]) for index in range(len(names))]
+    handles = [Line2D([], [], color=COLORS[i % len(COLORS)], linestyle=_dash(i)) for i in range(len(names))]
     figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), fontsize=8, frameon=False)
 
 
