@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import h5py
 import pytest
 from sft_demos import RECIPE, write_demos
 
+from vla_rl.learner.collectives import Collectives
 from vla_rl.recipe import build_supervised_recipe
+from vla_rl.sft import stage
+from vla_rl.sft.frames import prepare_frames
 from vla_rl.sft.plan import SupervisedPlan, make_supervised_plan
 from vla_rl.sft.stage import options_of_supervised
 from vla_rl.sft.supervised_run import SupervisedRun, np_spread
@@ -133,6 +141,58 @@ def test_frames_in_a_cache_are_prepared_once_for_all_runs_and_stay(demos: Path, 
     assert counted == [1, 2, 3, 4]  # by the first run alone
     with prepared(planned(demos, f"demos.cache={cache}", "demos.cameras=[agentview, wrist]"), tmp_path / "three"):
         assert len(list(cache.glob("*.bin"))) == 2  # other frames have a file of their own
+
+
+def test_of_two_runs_that_share_a_cache_one_prepares_the_frames_and_the_other_waits(
+    demos: Path, tmp_path: Path
+) -> None:
+    first_began, second_waits = threading.Event(), threading.Event()
+    counted: list[int] = []
+    plan = planned(demos, f"demos.cache={tmp_path}")
+    prepare = partial(
+        prepare_frames,
+        plan.frames_file(tmp_path),
+        plan.demos,
+        plan.samples.rollouts,
+        cameras=["agentview"],
+        transform=plan.transform,
+        threads=1,
+        collectives=Collectives(timeout_s=1.0),
+    )
+
+    def hold(done: int, _total: int) -> None:
+        first_began.set()
+        if done == 1:
+            assert second_waits.wait(60.0)
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(prepare, progress=hold)
+        assert first_began.wait(60.0)
+        second = prepare(progress=lambda done, _total: counted.append(done), waits=second_waits.set)
+    assert counted == []
+    found = [[frames.planes(row, 0).mean() for row in range(48)] for frames in (first.result(), second)]
+    assert found[0] == found[1]
+    assert min(found[1]) > 0
+
+
+def test_frames_that_a_killed_run_left_unfinished_are_prepared_again(demos: Path, tmp_path: Path) -> None:
+    with prepared(planned(demos), tmp_path) as run:
+        file = run.plan.frames_file(tmp_path)
+        whole = file.read_bytes()
+    file.with_suffix(".json").unlink()
+    file.write_bytes(bytes(2 * len(whole)))
+    with prepared(planned(demos), tmp_path):
+        assert file.read_bytes() == whole
+
+
+def test_a_signal_while_frames_are_prepared_ends_the_run_which_can_be_resumed(run, tmp_path: Path, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "_counter", lambda *_: lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        stopped = run("budget.optimizer_steps=1")
+    assert (stopped.interrupted, stopped.optimizer_steps, stopped.policy) == (True, 0, None)
+    assert not (tmp_path / "run" / "frames" / "frames.json").exists()
+    resumed = run("budget.optimizer_steps=1", resume=True)
+    assert (resumed.interrupted, resumed.optimizer_steps) == (False, 1)
 
 
 def test_log_points_measurements_and_checkpoints_come_as_often_as_asked(run) -> None:

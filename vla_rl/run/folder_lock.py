@@ -1,4 +1,4 @@
-"""Folder lock: one writer per folder."""
+"""Locks of folders and files: one writer for each."""
 
 from __future__ import annotations
 
@@ -32,15 +32,21 @@ def claim_folder(path: Path, *, option: str) -> Iterator[None]:
         raise UserError(f"{option}: {path} cannot be written to; choose another folder")
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise UserError(
-            f"{option}: another process is writing to {path} now. Wait until it ends, or choose another folder"
-        ) from None
-    except OSError:  # network file system without locks
-        pass
-    try:
+        if not lock(descriptor):
+            raise UserError(
+                f"{option}: another process is writing to {path} now. Wait until it ends, or choose another folder"
+            )
         yield
     finally:
         os.close(descriptor)
+
+
+def lock(descriptor: int) -> bool:
+    """Lock an open file or folder against other processes until it is closed; return False if another one has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # network file system without locks
+        pass
+    return True

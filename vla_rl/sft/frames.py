@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +21,14 @@ import numpy as np
 from vla_rl.demos import Demos
 from vla_rl.demos.episode import Episode
 from vla_rl.files import atomic_write_text
+from vla_rl.learner.collectives import Collectives
 from vla_rl.policies.image_transforms import Transform, lanczos3, resample, resampling_matrix, to_frames
+from vla_rl.run.folder_lock import lock
 from vla_rl.sft.samples import Rollouts, Rows
 from vla_rl.types import UInt8Array
 
 ROWS_AT_ONCE = 32  # pictures of a camera in memory per thread
+LOOK_EVERY_S = 1.0  # whether another run has prepared the file
 Progress = Callable[[int, int], None]
 
 
@@ -66,13 +71,15 @@ def prepare_frames(
     *,
     cameras: Sequence[str],
     transform: Transform,
-    rank: int,
-    num_ranks: int,
     threads: int,
-    barrier: Callable[[], None],
+    collectives: Collectives,
     progress: Progress = lambda _done, _total: None,
-) -> FrameStore:
+    waits: Callable[[], None] = lambda: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> FrameStore | None:
     """Return the frames, which are prepared now unless they are there already. All ranks call it together.
+
+    Runs may share a file: one of them prepares it, while the others wait. What a killed run left of it is written over.
 
     Args:
         file: of the array; a mark beside it says that it is complete.
@@ -80,54 +87,111 @@ def prepare_frames(
         rollouts: numbers of the same episodes.
         cameras: in the order of the policy's frames.
         transform: the policy's; its crop is left out.
-        rank: of this process; every rank prepares its share of the episodes.
-        num_ranks: ranks, which write into one file: several machines need a shared file system.
         threads: of this rank.
-        barrier: waits for the other ranks.
+        collectives: of the ranks. Each prepares its share of the episodes, and all write into one file: several
+            machines need a shared file system.
         progress: called with episodes that are done, and all of this rank's.
+        waits: called once, on rank 0, if another run is preparing the file.
+        stop: whether this rank was asked to stop; looked at after every episode.
+
+    Returns:
+        The frames; None if a rank was asked to stop first.
 
     Raises:
         DemosError: a picture cannot be read.
         OSError: the disk is full.
     """
     shape = store_shape(rollouts, cameras, transform)
-    mark = file.with_suffix(".json")
     settings = json.dumps({"identity": identity(demos, cameras, transform), "shape": list(shape)})
-    is_there = mark.is_file() and mark.read_text(encoding="utf-8") == settings and file.is_file()
-    barrier()  # everyone has looked before anyone writes
-    if not is_there:
-        if rank == 0:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            mark.unlink(missing_ok=True)
-            _allocate(file, shape)
-        barrier()
-        array = np.memmap(file, np.uint8, "r+", shape=shape)
-        own = range(rank, len(rollouts.length), num_ranks)
-        compressed = demos.format == "rlds"  # its pictures are JPEGs already
+    if collectives.any_over_ranks(not _is_complete(file, shape, settings)):
+        with ExitStack() as stack:
+            descriptor = None
+            if collectives.is_main:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                descriptor = stack.enter_context(file.open("ab")).fileno()  # another run may use it: no truncation
+            if not _wait_for_turn(descriptor, collectives, waits, stop):
+                return None
+            if collectives.any_over_ranks(descriptor is not None and not _is_complete(file, shape, settings)):
+                if descriptor is not None:
+                    _mark_of(file).unlink(missing_ok=True)
+                    _allocate(descriptor, shape)
+                collectives.barrier()
+                array = np.memmap(file, np.uint8, "r+", shape=shape)
+                compressed = demos.format == "rlds"  # its pictures are JPEGs already
 
-        def prepare(index: int) -> None:
-            _prepare_episode(array, demos[index], int(rollouts.first[index]), cameras, transform, compressed=compressed)
+                def prepare(index: int) -> None:
+                    first = int(rollouts.first[index])
+                    _prepare_episode(array, demos[index], first, cameras, transform, compressed=compressed)
 
-        with ThreadPoolExecutor(threads) as pool:
-            for done, _ in enumerate(pool.map(prepare, own), 1):
-                progress(done, len(own))
-        array.flush()
-        del array
-        barrier()
-        if rank == 0:
-            atomic_write_text(mark, settings)
+                if not _prepare_all(len(rollouts.length), prepare, threads, collectives, progress, stop):
+                    return None
+                array.flush()
+                collectives.barrier()
+                if descriptor is not None:
+                    atomic_write_text(_mark_of(file), settings)
     return FrameStore(np.memmap(file, np.uint8, "r", shape=shape))
 
 
-def _allocate(file: Path, shape: tuple[int, ...]) -> None:
+def _wait_for_turn(
+    descriptor: int | None, collectives: Collectives, waits: Callable[[], None], stop: Callable[[], bool]
+) -> bool:
+    """Wait until no other run prepares the file, which rank 0 has open; return False if a rank was asked to stop."""
+    has_waited = False
+    while not collectives.any_over_ranks(descriptor is not None and lock(descriptor)):
+        if descriptor is not None and not has_waited:
+            waits()
+        has_waited = True
+        if collectives.any_over_ranks(stop()):
+            return False
+        time.sleep(LOOK_EVERY_S)
+    return True
+
+
+def _prepare_all(
+    episodes: int,
+    prepare: Callable[[int], None],
+    threads: int,
+    collectives: Collectives,
+    progress: Progress,
+    stop: Callable[[], bool],
+) -> bool:
+    """Prepare this rank's episodes; return False if a rank was asked to stop first."""
+    pool = ThreadPoolExecutor(threads)
+    try:
+        own = [pool.submit(prepare, index) for index in range(collectives.rank, episodes, collectives.num_ranks)]
+        for place in range(-(-episodes // collectives.num_ranks)):  # as many on every rank: they decide together
+            if place < len(own):
+                own[place].result()
+                progress(place + 1, len(own))
+            if collectives.any_over_ranks(stop()):
+                return False
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return True
+
+
+def _mark_of(file: Path) -> Path:
+    return file.with_suffix(".json")
+
+
+def _is_complete(file: Path, shape: tuple[int, ...], settings: str) -> bool:
+    """Return whether all frames of these settings are there."""
+    mark = _mark_of(file)
+    if not mark.is_file() or mark.read_text(encoding="utf-8") != settings:
+        return False
+    return file.is_file() and file.stat().st_size == math.prod(shape)
+
+
+def _allocate(descriptor: int, shape: tuple[int, ...]) -> None:
     """Reserve the whole file, so that a full disk is an error here and not a signal when a page is written."""
-    with file.open("wb") as stream:
-        os.posix_fallocate(stream.fileno(), 0, int(np.prod(shape)))
+    size = math.prod(shape)
+    os.truncate(descriptor, size)  # of a run whose data have changed
+    os.posix_fallocate(descriptor, 0, size)
 
 
 def remove_frames(file: Path) -> None:
     """Remove prepared frames."""
-    file.with_suffix(".json").unlink(missing_ok=True)
+    _mark_of(file).unlink(missing_ok=True)
     file.unlink(missing_ok=True)
 
 
@@ -153,11 +217,3 @@ def to_size(pictures: UInt8Array, size: int) -> UInt8Array:
     rows = resampling_matrix(height, size, kernel=lanczos3, support=3.0)
     columns = resampling_matrix(width, size, kernel=lanczos3, support=3.0)
     return to_frames(resample(pictures, rows, columns))
-
-
-@contextmanager
-def removed_at_the_end(file: Path | None) -> Iterator[None]:
-    """Remove prepared frames once the block has ended without an error; None: they are kept for other runs."""
-    yield
-    if file is not None:
-        remove_frames(file)

@@ -151,7 +151,11 @@ def _rank(plan: SupervisedPlan, start: Beginning, couriers: Couriers) -> Supervi
         stack.enter_context(log_to(run_dir / "logs" / f"{'' if is_main else f'rank_{start.rank}_'}learner.log"))
         with preflight():
             if run.optimizer_steps < recipe.budget.optimizer_steps:  # else at most the evaluation is left
-                run.prepare(_counter(say, "preparing frames, episode") if is_main else lambda _done, _total: None)
+                run.prepare(
+                    _counter(say, "preparing frames, episode") if is_main else lambda _done, _total: None,
+                    waits=lambda: say("waiting: another run is preparing the same frames"),
+                    stop=lambda: stop.requested,
+                )
         stage = Stage(run, say, writer, stop)
         checkpoint = stage.train()
         ended = run.optimizer_steps >= recipe.budget.optimizer_steps or stage.out_of_time

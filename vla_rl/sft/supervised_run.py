@@ -95,8 +95,21 @@ class SupervisedRun:
     def __exit__(self, *exc_info: object) -> None:
         self._stack.close()
 
-    def prepare(self, progress: Callable[[int, int], None]) -> None:
-        """Prepare the frames and start the threads that load them. All ranks call it together.
+    def prepare(
+        self,
+        progress: Callable[[int, int], None],
+        *,
+        waits: Callable[[], None] = lambda: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Prepare the frames and start the threads that load them, unless a rank is asked to stop first.
+
+        All ranks call it together.
+
+        Args:
+            progress: called with episodes that are done, and all of this rank's.
+            waits: called once, on rank 0, if another run is preparing the same frames.
+            stop: whether this rank was asked to stop.
 
         Raises:
             DemosError: a picture cannot be read.
@@ -109,12 +122,15 @@ class SupervisedRun:
             plan.samples.rollouts,
             cameras=recipe.demos.cameras,
             transform=plan.transform,
-            rank=self.rank,
-            num_ranks=self.num_ranks,
             threads=plan.loader_threads,
-            barrier=self.engine.collectives.barrier,
+            collectives=self.engine.collectives,
             progress=progress,
+            waits=waits,
+            stop=stop,
         )
+        self._began = time.monotonic()
+        if frames is None:
+            return
         self._loader = Loader(
             plan.samples,
             frames,
@@ -128,7 +144,6 @@ class SupervisedRun:
             threads=plan.loader_threads,
         )
         self._stack.callback(self._loader.close)
-        self._began = time.monotonic()
 
     @property
     def optimizer_steps(self) -> int:
