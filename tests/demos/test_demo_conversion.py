@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -173,6 +176,22 @@ def test_an_interrupted_conversion_goes_on(tmp_path: Path) -> None:
     assert "not in the source, therefore not in the new files: robot_states, states" in result.output
     assert (out / NAMES[0]).stat().st_mtime_ns == written
     assert sorted(it.name for it in out.iterdir()) == NAMES
+
+
+def test_a_full_disk_is_told_as_one(tmp_path: Path) -> None:
+    """A limit of file sizes stands for it, a number of an error that HDF5 meets in the same places."""
+    root = toy.write_hdf5(tmp_path / "data", [toy.toy(toy.TASKS[0], 0, 60)])  # pictures of a camera: 184 kB
+    done = subprocess.run(
+        [sys.executable, "-m", "vla_rl", "demos", "convert", str(root), "--out", str(tmp_path / "out")],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert f"error: {tmp_path / 'out' / NAMES[0]}: File too large; raise the limit of file sizes" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_file_of_something_else_is_never_written_over(tmp_path: Path) -> None:

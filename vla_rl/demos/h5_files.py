@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from h5py import File as File
     from h5py import Group as Group
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # system errors that only writing meets
 READABLE = "HDF5 files as LIBERO's scripts write them"
 
 
@@ -41,6 +45,8 @@ def open_h5(file: Path) -> Iterator[File]:
         except DemosError:
             raise
         except (OSError, RuntimeError, KeyError) as error:  # what h5py raises when it follows a broken link
+            if _number_of(error) in NO_ROOM:  # of another file, which is being written from this one
+                raise
             raise damaged(file, "cannot be read as HDF5", found=error, allowed=READABLE) from error
 
 
@@ -94,11 +100,31 @@ def find(group: Group, key: str) -> Dataset:
 
 @contextmanager
 def new_h5(file: Path) -> Iterator[File]:
-    """Write an HDF5 file atomically: it appears under its name when complete, or not at all."""
+    """Write an HDF5 file atomically: it appears under its name when complete, or not at all.
+
+    Raises:
+        OSError: the disk is full.
+        UserError: h5py is not installed.
+    """
     with extra_needed("writing HDF5 files"):
         import h5py
-    with written_aside(file) as aside, h5py.File(aside, "w") as handle:
-        yield handle
+    with written_aside(file) as aside:
+        try:
+            with h5py.File(aside, "w") as handle:
+                yield handle
+        except (OSError, RuntimeError) as error:  # on a full disk closing fails too, and hides the first error
+            number = _number_of(error) or _number_of(error.__context__)
+            if number is None or number not in NO_ROOM:
+                raise
+            raise OSError(number, os.strerror(number), str(file)) from error
+
+
+def _number_of(error: BaseException | None) -> int | None:
+    """Return the system's number of an error; HDF5 tells it in the message."""
+    found = re.search(r"errno = (\d+)", str(error))
+    if found:
+        return int(found[1])
+    return error.errno if isinstance(error, OSError) else None
 
 
 def write_datasets(group: Group, arrays: Mapping[str, NDArray[Any]]) -> None:
