@@ -153,7 +153,9 @@ def test_raw_and_regenerated_files_are_not_mixed(tmp_path: Path) -> None:
 def test_a_pair_of_signed_values_is_no_binary_gripper(tmp_path: Path) -> None:
     root = toy.write_lerobot_v3(tmp_path / "data", toys(), binary=True)
     assert open_demos(root).gripper == "binary"
-    assert "not 'signed'" in message_of(root, gripper="signed")
+    message = message_of(root, gripper="signed")
+    assert "not 'signed'" in message
+    assert "demos.gripper=signed or demos.gripper=binary" in message
     signed = toy.write_lerobot_v3(tmp_path / "signed", toys(), binary=False)
     assert "not 'binary'" in message_of(signed, gripper="binary")
 
@@ -165,7 +167,7 @@ def test_a_gripper_that_nothing_tells_has_to_be_named(tmp_path: Path) -> None:
     root = toy.write_lerobot_v3(tmp_path / "data", episodes, binary=False)
     message = message_of(root)
     assert "the gripper convention cannot be detected" in message
-    assert "--gripper signed or --gripper binary" in message
+    assert "--gripper signed or --gripper binary; to sft, demos.gripper=signed or demos.gripper=binary" in message
     assert set(open_demos(root, gripper="signed")[0].actions[:, 6]) == {1}
     assert set(open_demos(root, gripper="binary")[0].actions[:, 6]) == {-1}
     assert set(open_demos(toy.write_hdf5(tmp_path / "hdf5", episodes))[0].actions[:, 6]) == {1}  # the format says it

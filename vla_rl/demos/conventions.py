@@ -13,6 +13,7 @@ from vla_rl.demos.data_errors import DemosError
 
 Gripper = Literal["signed", "binary"]
 GRIPPERS: dict[str, str] = {"signed": "-1 open, +1 close", "binary": "0 close, 1 open"}
+GIVE_GRIPPER = "--gripper signed or --gripper binary; to sft, demos.gripper=signed or demos.gripper=binary"
 NO_OP_NORM = 1e-4  # regenerate_libero_dataset.py of moojink/openvla-oft
 BINARY_TOLERANCE = 1e-3
 MIN_MOTION = 1e-4  # rad; joints that move less within an episode do not determine the time
@@ -69,7 +70,7 @@ def _mixed(commands: NDArray[np.float64], gripper: Gripper, place: tuple[str, st
         f"the gripper commands are not '{gripper}' ({GRIPPERS[gripper]}), as the first episodes or the option say",
         found=f"values from {commands.min():g} to {commands.max():g}",
         allowed="one convention in the whole dataset: -1 to +1 with -1 open, or exactly 0 and 1 with 1 open",
-        fix="remove the episodes from another source, or name the convention: --gripper signed or binary",
+        fix=f"remove the episodes from another source, or give the convention: {GIVE_GRIPPER}",
     )
 
 

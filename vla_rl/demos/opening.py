@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from vla_rl.demos.conventions import GRIPPERS, Gripper, gripper_of, kept_rows, to_environment
+from vla_rl.demos.conventions import GIVE_GRIPPER, GRIPPERS, Gripper, gripper_of, kept_rows, to_environment
 from vla_rl.demos.data_errors import DemosError
 from vla_rl.demos.episode import Episode, Reader, StoredEpisode
 from vla_rl.demos.hdf5 import SUFFIXES, Hdf5Reader
@@ -67,7 +67,7 @@ class Demos:
                     "action",
                     "the gripper convention cannot be detected: every command is 1",
                     allowed="; ".join(f"{name}: {meaning}" for name, meaning in GRIPPERS.items()),
-                    fix="give it: --gripper signed or --gripper binary",
+                    fix=f"give it: {GIVE_GRIPPER}",
                 )
             self._gripper = settled
         return self._gripper
