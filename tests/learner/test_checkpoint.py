@@ -158,6 +158,17 @@ def test_a_save_that_is_killed_while_it_replaces_one_of_the_same_step_loses_noth
     assert checkpoint.load(kept, trained(0)).extra == {"part": 1}
 
 
+def test_a_folder_is_replaced_also_after_a_kill_while_the_one_before_was_removed(tmp_path: Path) -> None:
+    partial, final = tmp_path / "policy.new", tmp_path / "policy"
+    left = tmp_path / f"{checkpoint_folder.REPLACED_PREFIX}policy"
+    for folder in (partial, final, left):
+        folder.mkdir()
+        (folder / "weights").write_text(folder.name)
+    checkpoint_folder.replace_folder(partial, final)
+    assert [path.name for path in tmp_path.iterdir()] == ["policy"]
+    assert (final / "weights").read_text() == "policy.new"
+
+
 def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:
     assert checkpoint.find_latest(tmp_path) == checkpoint.Search(None, [])
 

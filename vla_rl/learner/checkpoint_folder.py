@@ -52,6 +52,8 @@ def replace_folder(partial: Path, final: Path) -> None:
     """
     old = final.with_name(f"{REPLACED_PREFIX}{final.name}")
     if final.exists():
+        if old.exists():  # left by a kill while it was removed
+            shutil.rmtree(old)
         rename(final, old)
     rename(partial, final)
     if old.exists():
