@@ -1,12 +1,18 @@
 """Files of a collection: nothing is lost, nothing is mixed up, and others can read it."""
 
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
 from dataclasses import replace
+from functools import partial
 
 import h5py
 import numpy as np
 import pytest
 
-from vla_rl.collection.collecting import check_collection
+from vla_rl.collection.collecting import bytes_per_episode, check_collection
 from vla_rl.collection.options import CollectOptions, Noise
 from vla_rl.collection.preparing import CollectionPlan, tasks_of
 from vla_rl.collection.store import TaskStore, counted
@@ -35,6 +41,22 @@ def arrays(value, rows=9):
     }
 
 
+class Killing(dict):
+    """Something to write, in the middle of which the process is killed."""
+
+    def items(self):
+        yield next(iter(super().items()))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def in_another_process(act):
+    """Return the exit code, negative for a signal."""
+    process = multiprocessing.get_context("fork").Process(target=act)
+    process.start()
+    process.join(60.0)
+    return process.exitcode
+
+
 def test_episodes_are_joined_by_number_and_failures_leave_gaps(tmp_path):
     store = TaskStore(tmp_path, TASK, RECORDED)
     assert store.begin() == {}
@@ -54,11 +76,34 @@ def test_what_an_interrupted_collection_has_is_found_again(tmp_path):
     store = TaskStore(tmp_path, TASK, RECORDED)
     store.add(0, arrays(1), reset={})
     store.add_failure(1, rows=220)
-    (tmp_path / ".collecting" / TASK.name / ".000002.hdf5.partial").write_bytes(b"half an episode")
+    assert in_another_process(lambda: store.add(2, Killing(arrays(2)), reset={})) == -signal.SIGKILL
+    assert in_another_process(lambda: store.finish(Killing({0: True, 1: False}))) == -signal.SIGKILL
+    assert len(list(tmp_path.rglob(".tmp-*"))) == 2
     again = TaskStore(tmp_path, TASK, RECORDED)
     assert not again.check()
     assert again.begin() == {0: True, 1: False}
-    assert not list(tmp_path.rglob("*.partial"))
+    assert not list(tmp_path.rglob(".tmp-*"))
+
+
+def test_a_full_disk_is_not_told_as_a_damaged_file(tmp_path):
+    """A limit of file sizes stands for it; a picture of an episode has 154 kB."""
+    store = written(tmp_path, 1, rows=200)
+    before = store.file.read_bytes()
+    store = store_for(tmp_path, 3)
+    store.begin()
+    for attempt in (1, 2):
+        store.add(attempt, arrays(attempt, rows=200), reset={})
+
+    def finish(limit):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        with pytest.raises(OSError, match="File too large") as raised:
+            store.finish(dict.fromkeys(range(3), True))
+        assert raised.value.filename == str(store.file)
+
+    for limit in (200_000, 500_000, 900_000):  # in each of the three episodes
+        assert in_another_process(partial(finish, limit)) == 0
+    assert store.file.read_bytes() == before
+    assert store.begin() == dict.fromkeys(range(3), True)
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -137,11 +182,11 @@ def test_an_extended_file_counts_the_episodes_that_an_earlier_checkout_wrote(tmp
     assert (demos.format, demos[2].stored.lag) == ("libero_hdf5_regenerated", 0)
 
 
-def written(folder, episodes):
+def written(folder, episodes, rows=9):
     store = store_for(folder, episodes)
     store.begin()
     for attempt in range(episodes):
-        store.add(attempt, arrays(attempt + 1), reset={})
+        store.add(attempt, arrays(attempt + 1, rows=rows), reset={})
     store.finish(dict.fromkeys(range(episodes), True))
     return store
 
@@ -204,6 +249,30 @@ def test_a_disk_that_is_too_small_is_noticed_first(tmp_path):
     with pytest.raises(UserError, match="the disk is too small"):
         check_collection(many, (TASK,), tmp_path / "new", assets="proxy")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_disk_that_holds_all_files_and_one_task_twice_is_large_enough(tmp_path):
+    """Ten tasks and one more: at 75 % of the disk for the ten they fit, at 95 % they do not."""
+    tasks = tuple(replace(TASK, task_id=number, name=f"task_{number}") for number in range(10))
+    of_a_task = shutil.disk_usage(tmp_path).free // 10 // bytes_per_episode(OPTIONS)
+    many = replace(OPTIONS, episodes=int(0.75 * of_a_task))
+    assert len(check_collection(many, tasks, tmp_path, assets="proxy")) == 10
+    with pytest.raises(UserError, match="the disk is too small"):
+        check_collection(replace(many, episodes=int(0.95 * of_a_task)), tasks, tmp_path, assets="proxy")
+
+
+def test_episodes_that_are_on_the_disk_need_no_more_room(tmp_path):
+    """Five episodes of a seventh of the free space each, and the file that they are joined in."""
+    size = (shutil.disk_usage(tmp_path).free / 7 / (120 * 2 * 3)) ** 0.5  # two pictures in each of 120 rows
+    many = replace(OPTIONS, episodes=5, image_size=int(size))
+    with pytest.raises(UserError, match="the disk is too small"):
+        check_collection(many, (TASK,), tmp_path, assets="proxy")
+    parts = tmp_path / ".collecting" / TASK.name
+    store = TaskStore(tmp_path, TASK, many.recorded(assets="proxy"))
+    store.begin()
+    for attempt in range(5):
+        (parts / f"{attempt:06d}.hdf5").touch()
+    check_collection(many, (TASK,), tmp_path, assets="proxy")
 
 
 def test_tasks_that_the_suite_does_not_have_are_refused():

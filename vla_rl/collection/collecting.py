@@ -83,13 +83,14 @@ def check_collection(
     problems, missing, needed = [], 0, 0
     for store in stores:
         try:
-            rest = max(0, options.episodes - sum(store.stored().values()))
             missing += not store.check()
+            there = store.parts() | store.stored()
         except UserError as error:
             problems.append(str(error))
             continue
-        if rest:  # their own files, and the task's file, which replaces the present one only when it is complete
-            needed += (rest + options.episodes) * bytes_per_episode(options)
+        needed += max(0, options.episodes - sum(there.values())) * bytes_per_episode(options)
+    if missing:  # one task at a time is joined, while its episodes and its present file are still there
+        needed += options.episodes * bytes_per_episode(options)
     place = next(folder for folder in (out, *out.resolve().parents) if folder.is_dir())
     free = shutil.disk_usage(place).free
     if needed > free:

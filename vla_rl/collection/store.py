@@ -20,7 +20,7 @@ from vla_rl.demos.attributes import SOURCE, write_counts
 from vla_rl.demos.data_errors import DemosError
 from vla_rl.demos.h5_files import copy_group, new_h5, open_h5, write_datasets
 from vla_rl.demos.hdf5 import RESET
-from vla_rl.files import atomic_write_json
+from vla_rl.files import ASIDE, atomic_write_json
 from vla_rl.types import TaskInfo
 
 PARTS = ".collecting"
@@ -91,10 +91,15 @@ class TaskStore:
         """Create the folder of episodes. Return the attempts that were played already, with their success."""
         self._parts.mkdir(parents=True, exist_ok=True)
         atomic_write_json(self._parts / SETTINGS, self._recorded)
-        found = {int(part.stem): part.suffix == ".hdf5" for part in self._parts.iterdir() if part.stem.isdigit()}
-        for partial in self._parts.glob(".*.partial"):  # of a process that was killed
-            partial.unlink()
-        return found | self.stored()
+        for left in (*self._parts.glob(f"{ASIDE}*"), *self.file.parent.glob(f"{ASIDE}{self.file.name}.*")):
+            left.unlink()  # of a process that was killed
+        return self.parts() | self.stored()
+
+    def parts(self) -> dict[int, bool]:
+        """Return the attempts that have files of their own, with their success."""
+        if not self._parts.is_dir():
+            return {}
+        return {int(part.stem): part.suffix == ".hdf5" for part in self._parts.iterdir() if part.stem.isdigit()}
 
     def add(self, attempt: int, arrays: Mapping[str, NDArray[Any]], *, reset: Mapping[str, Any]) -> None:
         """Write a successful episode; it appears complete or not at all."""
@@ -138,7 +143,7 @@ class TaskStore:
         for attempt in attempts:
             for suffix in (".hdf5", ".json"):
                 self._part(attempt).with_suffix(suffix).unlink(missing_ok=True)
-        if any(part.stem.isdigit() for part in self._parts.iterdir()):
+        if self.parts():
             return
         shutil.rmtree(self._parts)
         if not any(self._parts.parent.iterdir()):
