@@ -282,6 +282,10 @@ LEROBOT: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         lambda root: edit_table(root / "meta/episodes/chunk-000/file-000.parquet", lambda table: table.slice(0, 2)),
         ["info.json: total_episodes: the metadata must list all episodes", "found    6, but meta/ lists 2"],
     ),
+    "a file that is not listed": (
+        lambda root: shutil.copy(root / "data/chunk-000/file-001.parquet", root / "data/chunk-000/file-002.parquet"),
+        ["file-002.parquet: is of no listed episode", "remove the file"],
+    ),
     "rows in another order": (
         lambda root: edit_table(
             root / "data/chunk-000/file-000.parquet", lambda table: table.take([0, 2, 1, *range(3, 21)])
@@ -353,6 +357,13 @@ def test_metadata_that_do_not_fit_the_data_are_told(name: str, tmp_path: Path) -
     message = message_of(root)
     for text in expected:
         assert text in message
+
+
+def test_a_file_of_lerobot_v2_that_is_not_listed_is_told(tmp_path: Path) -> None:
+    root = toy.write_lerobot_v2(tmp_path / "data", toys())
+    edit_lines(root / "meta" / "episodes.jsonl", lambda lines: lines[:-1])
+    edit_info(root, lambda it: it.update(total_episodes=5))
+    assert "episode_000005.parquet: is of no listed episode" in message_of(root)
 
 
 def test_shards_of_two_builds_in_one_folder_are_told(tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ class LeRobotReader:
         if not self._placements:
             raise DemosError(root, "meta", "holds no episodes")
         self._check_all_listed(info.get("total_episodes"))
+        self._check_files_listed()
         self._tasks = self._tasks_v3() if is_v3 else self._tasks_v2()
 
     def __len__(self) -> int:
@@ -299,6 +300,20 @@ class LeRobotReader:
                 found=f"{total}, but meta/ lists {len(self._placements)}",
                 fix="a file of meta/ is missing or cut off: fetch the data set again",
             )
+
+    def _check_files_listed(self) -> None:
+        """Check that the metadata list episodes of every file: none is lost without a word."""
+        folder = self._root / Path(str(self._info.get("data_path"))).parts[0]
+        listed = {place.file for place in self._placements}
+        for file in sorted(folder.rglob("*.parquet")):
+            if file not in listed and not file.name.startswith("."):  # macOS writes a `._NAME` beside each NAME
+                raise DemosError(
+                    file,
+                    "",
+                    "is of no listed episode",
+                    allowed="files of the episodes that meta/ lists",
+                    fix="the metadata do not fit the data: fetch the data set again, or remove the file",
+                )
 
     def _path(self, template: str, **values: object) -> Path:
         text = self._info.get(template)
