@@ -96,7 +96,7 @@ def test_a_collection_can_be_extended(collected, tmp_path):
 def test_a_replay_keeps_what_succeeded_and_leaves_out_what_does_not(collected, tmp_path):
     done = vla_rl("demos", "convert", collected, "--out", tmp_path / "kept", "--replay")
     assert done.returncode == 0, done.stderr
-    assert "left out, because they did not succeed when played again: 0 episodes" in done.stdout
+    assert "left out in this call, because they did not succeed when played again: 0 episodes" in done.stdout
     assert len(open_demos(tmp_path / "kept")) == 1
 
     import h5py
@@ -108,7 +108,7 @@ def test_a_replay_keeps_what_succeeded_and_leaves_out_what_does_not(collected, t
         (demo,) = handle["data"].values()
         demo["executed_actions"][:, 6] = -1.0  # the hand never closes
     done = vla_rl("demos", "convert", spoiled, "--out", tmp_path / "none", "--replay")
-    assert "left out, because they did not succeed when played again: 1 episodes" in done.stdout
+    assert "left out in this call, because they did not succeed when played again: 1 episodes" in done.stdout
     assert not list((tmp_path / "none").iterdir())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -190,6 +191,12 @@ def test_the_sheet_holds_first_and_last_pictures_as_a_policy_sees_them(tmp_path:
             for y, x in ((20, 20), (20, 140), (140, 20), (140, 140)):  # the middles of the four blocks
                 np.testing.assert_array_equal(thumbnail[y, x], one.frames[camera][shown][y // 5, x // 5])
     assert [it.name for it in sheet.parent.iterdir()] == ["sheet.png"]
+
+
+def test_a_sheet_without_all_tasks_says_so(tmp_path: Path) -> None:
+    episodes = [replace(toys()[0], task=f"do_task_{number}") for number in range(22)]
+    result = demos("inspect", toy.write_hdf5(tmp_path / "data", episodes), "--out", tmp_path / "sheet.png")
+    assert f"as a policy sees them (20 of 22 tasks): {tmp_path / 'sheet.png'}" in result.output
 
 
 def test_broken_data_are_one_message(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def inspect(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", dir_okay=False, help="PNG file to write, with the first and last pictures of every task."
+            "--out", dir_okay=False, help="PNG file to write, with the first and last pictures of the first 20 tasks."
         ),
     ] = None,
     gripper: GripperOption = "auto",
@@ -69,16 +69,19 @@ def inspect(
     with _progress() as progress:
         seen = inspect_demos(demos, progress)
     traps = traps_of(demos, seen)
+    sheet = ""
     if out is not None:
         _make_parent(out)
-        write_contact_sheet(demos, out)
+        shown = write_contact_sheet(demos, out)
+        cut = f" ({shown} of {len(seen.tally.names)} tasks)" if shown < len(seen.tally.names) else ""
+        sheet = f"\nfirst and last pictures, as a policy sees them{cut}: {out}"
     if as_json:
         found = seen.as_json() | {"traps": {trap.name: trap.text for trap in traps}}
         print(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False))
         return
     print("\n".join([*_overview(seen), "", *_statistics(seen), "", *_traps(traps)]))
-    if out is not None:
-        print(f"\nfirst and last pictures, as a policy sees them: {out}")
+    if sheet:
+        print(sheet)
 
 
 @app.command()
@@ -129,7 +132,7 @@ def convert(
             replayer.close()
     print(f"{out}: {len(result.files)} tasks, {result.episodes} episodes, {result.frames:,} frames")
     if replay:
-        print(f"left out, because they did not succeed when played again: {result.failed} episodes")
+        print(f"left out in this call, because they did not succeed when played again: {result.failed} episodes")
     if result.missing:
         print(f"not in the source, therefore not in the new files: {', '.join(sorted(result.missing))}")
 
