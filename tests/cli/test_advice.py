@@ -27,6 +27,7 @@ SPEAKERS = {
     "vla_rl/run/roll_call.py": ["train", "sft"],
     "vla_rl/cli/eval.py": ["eval"],
     "vla_rl/evaluation/run_evaluations.py": ["train"],
+    "vla_rl/evaluation/while_training.py": ["train", "sft"],
     "vla_rl/evaluation": ["eval"],
     "vla_rl/cli/number_lists.py": ["eval", "study libero", "study groups", "demos collect"],
     # What an evaluation may change of an environment or a policy is that kind's business.
@@ -47,6 +48,7 @@ SPEAKERS = {
     "vla_rl/studies/metaworld/merging.py": ["study merge"],
     "vla_rl/studies/metaworld": ["study metaworld"],
     "vla_rl/studies/paper_figures": ["study figures"],
+    "vla_rl/studies/jobs.py": ["study metaworld", "study libero", "study groups"],
     "vla_rl/studies/price.py": ["study metaworld", "study libero", "study groups"],
     "vla_rl/studies/study_plan.py": ["study metaworld", "study libero"],
     "vla_rl/studies/libero": ["study libero"],
@@ -87,6 +89,7 @@ FOREIGN = {
     "vla_rl/studies/paper_figures/outputs.py": None,  # writes commands of other verbs
     "vla_rl/studies/held_out.py": None,  # builds the command of an evaluation
     "vla_rl/studies/jobs.py": {"--resume"},  # the same
+    "vla_rl/evaluation/while_training.py": None,  # turns options of `eval` into fields
     "vla_rl/sharing/card.py": None,  # writes commands of other programs and verbs
     "vla_rl/policies/openvla_oft/original_code.py": None,  # writes the command of the original code
     "vla_rl/tracking/mlflow.py": {"--backend-store-uri"},
@@ -205,7 +208,7 @@ def test_verbs_without_overrides_advise_none() -> None:
         (module, field)
         for module, _, text in SAID
         if module.startswith(("vla_rl/evaluation", "vla_rl/export", "vla_rl/cli/e"))
-        and speakers_of(module) != ["train"]
+        and speakers_of(module) not in (["train"], ["train", "sft"])
         for field in FIELDS
         if re.search(rf"{re.escape(field)}=", text) and not re.search(r"`vla-rl (train|sft) ", text)
     }
