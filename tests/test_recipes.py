@@ -554,6 +554,18 @@ def test_a_base_need_not_be_whole(tmp_path: Path) -> None:
     assert recipe.loss.kl_coefficient == 0.5
 
 
+@pytest.mark.parametrize(
+    ("base", "expected"), [("libero_sft_tiny", True), ("./mine.yaml", True), ("toy", False), ("nothing", False)]
+)
+def test_the_base_of_a_file_says_its_stage_too(tmp_path: Path, base: str, *, expected: bool) -> None:
+    (tmp_path / "mine.yaml").write_text("demos: {path: demos}", encoding="utf-8")
+    own = tmp_path / "own.yaml"
+    own.write_text(f"base: {base}\nname: own", encoding="utf-8")
+    assert is_supervised(own) == expected
+    if base == "libero_sft_tiny":
+        assert load_any_recipe(own).name == "own"
+
+
 def test_a_base_is_found_by_name_wherever_the_file_lies(tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
     own.write_text("base: toy\nname: mine", encoding="utf-8")

@@ -80,14 +80,28 @@ def _folder_of(path: Traversable) -> Path:
 def is_supervised(path: Traversable) -> bool:
     """Return whether a file is a recipe of the supervised stage: only these, and all of these, name demonstrations.
 
+    Its base may name them.
+
     Raises:
         UserError: the file cannot be read.
     """
+    data = _sections_in(path)
+    written = data.get(BASE)
+    if "demos" in data or not isinstance(written, str):
+        return "demos" in data
+    try:
+        return "demos" in _sections_in(find_base(written, folder=_folder_of(path)))
+    except UserError:
+        return False  # reported where the recipe is built
+
+
+def _sections_in(path: Traversable) -> dict[Any, Any]:
+    """Return what a file says, and nothing if it is no mapping, which is reported where the recipe is built."""
     try:
         data = parse(read_text(path)).data
     except YamlError:
-        return False  # reported where the recipe is built
-    return isinstance(data, dict) and "demos" in data
+        return {}
+    return data if isinstance(data, dict) else {}
 
 
 def load_recorded_recipe(path: Traversable, overrides: Sequence[str] = ()) -> Recipe:
@@ -101,11 +115,7 @@ def recorded_time_limit(path: Traversable) -> TimeLimit | None:
     Raises:
         UserError: the file cannot be read.
     """
-    try:
-        data = parse(read_text(path)).data
-    except YamlError:
-        return None  # reported where the recipe is built
-    targets = data.get("targets") if isinstance(data, dict) else None
+    targets = _sections_in(path).get("targets")
     found = targets.get("time_limit") if isinstance(targets, dict) else None
     return found if found in get_args(TimeLimit) else None
 
