@@ -12,11 +12,11 @@ import numpy as np
 from vla_rl.errors import preflight
 from vla_rl.evaluation.episode_log import EpisodeLog, EpisodeResult
 from vla_rl.ipc.memory_check import NoRoomError
-from vla_rl.learner.checkpoint import load_policy
 from vla_rl.policies.devices import use_device
 from vla_rl.run.assembly import AnyCell, make_cell, make_memory, trainable_tensors
 from vla_rl.run.plan import Plan
 from vla_rl.run.signals import heed_signals
+from vla_rl.run.trained_network import load_trained
 from vla_rl.workers.episodes import EpisodeJob, EpisodeRecord
 
 
@@ -98,7 +98,7 @@ def play(
     with preflight():
         policy = plan.policy.build(device="cpu")
         if checkpoint is not None:
-            load_policy(checkpoint, policy)
+            load_trained(checkpoint, policy, plan.policy)
         try:
             memory = make_memory(plan, policy, ring_capacity=None)
         except NoRoomError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from vla_rl.envs.kinds import ENVIRONMENTS
 from vla_rl.evaluation.provenance import UNKNOWN_TRAINING, Training, recorded_training, training_in
 from vla_rl.learner import checkpoint_folder
 from vla_rl.learner.checkpoint import FOLDER, POINTERS, CheckpointError, find_latest, kept_for_the_run, named_by
+from vla_rl.policies.file_digest import sampled_digest
 from vla_rl.policies.kind import PolicySection, StoredPolicy
 from vla_rl.policies.kinds import POLICIES
 from vla_rl.recipe import Setup, is_supervised, list_recipes, load_recorded_recipe
@@ -26,7 +27,6 @@ _KINDS_OF_SUITES: Mapping[str, type[EnvironmentSection]] = {
 }
 _RUNS = Path("runs")  # where the results of what is no run go
 _NEWER_FIELDS = (("statistics", None), ("train_embeddings", True))  # with the values that older runs had
-_BLOCKS, _BLOCK_BYTES = 64, 1 << 16  # of a weights file, that its fingerprint is made of
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +233,7 @@ def _policy_alone(location: str, stored: StoredPolicy, *, profile: str, statisti
     """Return a policy without a run: its weights are unchanged; its training is known if an export recorded it."""
     name = Path(location).name
     name = name if re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) else "checkpoint"
-    fingerprint = location if stored.folder is None else _sampled_digest(stored.files_in)
+    fingerprint = location if stored.folder is None else sampled_digest(_files_of(stored.files_in))
     return PolicySource(
         location=location,
         name="",
@@ -252,26 +252,10 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _sampled_digest(folders: Sequence[Path]) -> str:
-    """Return a digest of the small files and of blocks of the large ones, without reading gigabytes.
-
-    An adapter's digest includes its base.
-    """
+def _files_of(folders: Sequence[Path]) -> list[Path]:
+    """Return the files that make a stored policy what it is; an adapter's include those of its base."""
     kept = [path for folder in folders for path in sorted(folder.iterdir())]
-    digest = hashlib.sha256()
-    for path in (path for path in kept if path.suffix in {".json", ".safetensors", ".pt"}):
-        digest.update(f"{path.name} {path.stat().st_size}".encode())
-        for block in _blocks(path):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _blocks(path: Path) -> Iterator[bytes]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        for number in range(_BLOCKS):
-            file.seek(number * max(0, size - _BLOCK_BYTES) // (_BLOCKS - 1))
-            yield file.read(_BLOCK_BYTES)
+    return [path for path in kept if path.suffix in {".json", ".safetensors", ".pt"}]
 
 
 def _digest(*values: object) -> str:

@@ -25,7 +25,6 @@ from vla_rl.export.verification import (
     policy_answers,
     refuse_infinite,
 )
-from vla_rl.learner.checkpoint import load_policy
 from vla_rl.policies.devices import use_device
 from vla_rl.policies.openvla_oft.checkpoint_files import CheckpointFiles, find_files
 from vla_rl.policies.openvla_oft.checkpoint_metadata import appears_whole
@@ -41,6 +40,7 @@ from vla_rl.policies.openvla_oft.self_test import network_faults
 from vla_rl.policies.openvla_oft.source import Source, find_checkpoint, find_source
 from vla_rl.run.plan import plan_policy, resolve_device
 from vla_rl.run.signals import heed_signals, interrupted_by_signals
+from vla_rl.run.trained_network import load_trained
 
 Kind = Literal["merged", "adapter"]
 _STEP = re.compile(r"optimizer_step_(\d+)")
@@ -121,8 +121,9 @@ def _export_trained(
     assert setup is not None, "a run made it"
     section = exportable(setup.policy, location=origin.location)
     device = use_device(resolve_device(setup.runtime.device))
-    policy: OpenVLAOFTPolicy = plan_policy(setup).build(device=str(device))
-    load_policy(checkpoint, policy)
+    plan = plan_policy(setup)
+    policy: OpenVLAOFTPolicy = plan.build(device=str(device))
+    load_trained(checkpoint, policy, plan)
     policy.eval()
     resolved, faults = policy.source.profile.name, network_faults(policy.model)
     shown = observations(checkpoint, policy, verify) if verify else None

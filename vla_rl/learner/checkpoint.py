@@ -261,8 +261,7 @@ def load(info: CheckpointInfo, engine: Engine) -> Restored:
     Raises:
         CheckpointError: another format version, or another architecture than the engine's policy.
     """
-    state = _read_state(info.path)
-    _check_architecture(info.path, state["architecture"], architecture(engine.policy))
+    state = check_architecture(info.path, engine.policy)
     progress = Progress(**state["progress"])
     engine.load_trainable_state(load_file(info.path / "policy.safetensors"))
     moments = _unflatten(load_file(info.path / "optimizer.safetensors"))
@@ -291,7 +290,7 @@ def load_policy(path: Path, policy: nn.Module) -> None:
     problem = files.problem_of(path)
     if problem is not None:
         raise CheckpointError(f"{path}: {problem}")
-    _check_architecture(path, _read_state(path)["architecture"], architecture(policy))
+    check_architecture(path, policy)
     tensors = load_file(path / "policy.safetensors")
     with torch.no_grad():
         for name, parameter in trainable_parameters(policy).items():
@@ -354,11 +353,18 @@ def _read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def _check_architecture(path: Path, saved: Mapping[str, list[int]], present: Mapping[str, list[int]]) -> None:
+def check_architecture(path: Path, policy: nn.Module) -> dict[str, Any]:
+    """Check that a checkpoint's trained tensors are those of a policy, which may be empty; return its state.
+
+    Raises:
+        CheckpointError: another format version, or another architecture.
+    """
+    state = _read_state(path)
+    saved, present = state["architecture"], architecture(policy)
     names = [*saved, *(name for name in present if name not in saved)]
     different = [name for name in names if saved.get(name) != present.get(name)]
     if not different:
-        return
+        return state
     lines = [
         f"{name}: checkpoint {saved.get(name, 'absent')}, policy {present.get(name, 'absent')}"
         for name in different[:3]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -44,6 +44,14 @@ class PolicyContext:
     add_proprio: bool = False  # a checkpoint without proprioception gets a new projector for it
 
 
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """A value on which a network depends besides its trained tensors."""
+
+    setting: Any  # what a recipe says to have it
+    content: Any  # what it is, where one thing has several settings, as weights have several folders
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyPlan:
     """The policy of a run: how to build it, its shapes and sizes."""
@@ -63,6 +71,7 @@ class PolicyPlan:
     inference_flops: float = 0.0  # FLOPs of one decision in inference, likewise
     statistics: str | None = None  # key of the data set that scales actions and proprioception
     is_regression: bool = False  # actions are computed, not sampled: no temperature, no training
+    fixed: Mapping[str, Fixed] = field(default_factory=dict)  # by field; with others the trained tensors do not fit
     contradictions: tuple[Problem, ...] = ()  # values of the section that would have no effect: no run begins with them
 
 

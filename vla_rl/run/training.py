@@ -38,6 +38,7 @@ from vla_rl.run.plan import TrainingPlan
 from vla_rl.run.ranks import make_engine
 from vla_rl.run.rollout_stats import RolloutStats
 from vla_rl.run.statistics_key import STATISTICS, check_statistics
+from vla_rl.run.trained_network import NETWORK, check_network, network_record
 from vla_rl.types import SegmentBatch
 
 logger = logging.getLogger(__name__)
@@ -295,6 +296,7 @@ class TrainingRun:
                 "episodes_per_slot": self._first_episode + played,
                 "advantage_moments": self.learner.moments.state_dict(),
                 STATISTICS: self.plan.policy.statistics,
+                NETWORK: network_record(self.plan.policy),
             },
             writers={
                 GOVERNOR: partial(_write_account, account),
@@ -315,6 +317,7 @@ class TrainingRun:
     def _restore(self, info: CheckpointInfo, *, rank: int, num_ranks: int) -> Progress:
         """Resume from a checkpoint; return its clocks. Rank 0 continues those summed over ranks."""
         restored = load(info, self.engine)
+        check_network(self.plan.policy, info.path, restored.extra.get(NETWORK))
         check_statistics(self.plan.policy, info.path, restored.extra.get(STATISTICS))
         self.learner.moments.load_state_dict(restored.extra.get("advantage_moments", {}))
         progress = restored.progress

@@ -18,6 +18,7 @@ from vla_rl.policies.devices import peak_memory, use_device
 from vla_rl.reporting.metrics_file import Clocks
 from vla_rl.run.ranks import make_engine
 from vla_rl.run.statistics_key import STATISTICS
+from vla_rl.run.trained_network import NETWORK, check_network, network_record
 from vla_rl.sft.demo_batches import Batch, Loader
 from vla_rl.sft.frames import prepare_frames, remove_frames
 from vla_rl.sft.plan import SupervisedPlan
@@ -218,6 +219,7 @@ class SupervisedRun:
             "samples_per_batch": self.samples_per_batch,
             "demos": self.plan.digest(),
             STATISTICS: self.plan.key,
+            NETWORK: network_record(self.plan.policy),
         }
         keep = self.plan.recipe.checkpoint.keep
         return save(self.run_dir, self.engine, progress=progress, extra=extra, writers={}, keep=keep)
@@ -242,6 +244,7 @@ class SupervisedRun:
 
     def _restore(self, info: CheckpointInfo) -> None:
         restored = load(info, self.engine)
+        check_network(self.plan.policy, info.path, restored.extra.get(NETWORK))
         extra, samples = restored.extra, restored.progress.consumed
         if extra["demos"] != self.plan.digest():
             raise ValueError(

@@ -11,9 +11,10 @@ from vla_rl.errors import SimulatorError, UserError
 from vla_rl.evaluation.history import history_of_run, record_history
 from vla_rl.evaluation.provenance import Training, record_training
 from vla_rl.files import folder_written_aside
-from vla_rl.learner.checkpoint import CheckpointInfo, load_policy
+from vla_rl.learner.checkpoint import CheckpointInfo
 from vla_rl.learner.checkpoint_folder import replace_folder
 from vla_rl.reporting.run_folder import POLICY_FOLDER
+from vla_rl.run.trained_network import load_trained
 from vla_rl.sft.plan import SupervisedPlan
 
 DEMONSTRATED = "demonstrated"  # the initial states of a training on demonstrations
@@ -30,7 +31,7 @@ def write_policy(plan: SupervisedPlan, checkpoint: CheckpointInfo, run_dir: Path
     from vla_rl.policies.openvla_oft.checkpoint_writer import write_checkpoint
 
     policy = plan.policy.build(device="cpu")
-    load_policy(checkpoint.path, policy)
+    load_trained(checkpoint.path, policy, plan.policy)
     new = run_dir / f"{POLICY_FOLDER}.new"
     shutil.rmtree(new, ignore_errors=True)  # left by a run that was killed between the two renames
     with folder_written_aside(new) as folder:

@@ -42,4 +42,7 @@ class MLPSection(PolicySection):
         from vla_rl.policies.mlp.network import build_mlp
         from vla_rl.policies.small import plan_small
 
-        return plan_small(partial(build_mlp, self, context), kind="MLP")
+        fixed: dict[str, str] = {"policy.distribution": self.distribution}
+        if self.distribution == "gaussian":
+            fixed["policy.mean"] = self.mean
+        return plan_small(partial(build_mlp, self, context), kind="MLP", fixed=fixed)

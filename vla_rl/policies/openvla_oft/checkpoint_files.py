@@ -60,6 +60,13 @@ class CheckpointFiles:
         found = (self.run, self.adapter, self.directory)
         return tuple(dict.fromkeys(folder for folder in found if folder is not None))
 
+    @property
+    def weights(self) -> tuple[Path, ...]:
+        """Return the files of all weights but the critic's, in a fixed order."""
+        adapter = None if self.adapter is None else self.adapter / ADAPTER_WEIGHTS
+        parts = (self.action_head, self.proprio_projector, adapter)
+        return (*self.shards, *(path for path in parts if path is not None))
+
 
 def find_files(directory: Path, *, adapter: Path | None = None) -> CheckpointFiles:
     """List a checkpoint.

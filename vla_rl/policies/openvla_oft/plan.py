@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vla_rl.policies.file_digest import sampled_digest
 from vla_rl.policies.image_transforms import frame_transform
-from vla_rl.policies.kind import PolicyContext, PolicyPlan
+from vla_rl.policies.kind import Fixed, PolicyContext, PolicyPlan
 from vla_rl.policies.openvla_oft.build import build_openvla_oft
 from vla_rl.policies.openvla_oft.flops import decision_flops
 from vla_rl.policies.openvla_oft.memory import ActivationMemory, activation_memory
@@ -55,6 +56,7 @@ def plan_openvla_oft(section: OpenVLAOFTSection, context: PolicyContext) -> Poli
         update_flops=flops.update(train_backbone=section.train_backbone),
         inference_flops=flops.forward,
         statistics=policy.statistics.key,
+        fixed=_fixed(policy, seed=context.seed),
         is_regression=policy.is_regression,
         text=_in_words(policy, sizes),
         contradictions=() if context.only_acts else tuple(_contradictions(section, policy.source, context)),
@@ -66,6 +68,24 @@ def num_tokens(policy: OpenVLAOFTPolicy, prompt: int) -> int:
     config = policy.model.config
     context = 1 + policy.observation_spec.num_images * config.num_patches + int(policy.source.proprio)  # BOS first
     return context + prompt - 1 + config.num_action_tokens + int(policy.source.profile.keep_stop)
+
+
+def _fixed(policy: OpenVLAOFTPolicy, *, seed: int) -> dict[str, Fixed]:
+    """Return the values on which the network depends besides its trained tensors."""
+    section, source = policy.section, policy.source
+    settings: dict[str, Any] = {
+        "policy.profile": source.profile.name,
+        "policy.image_size": policy.observation_spec.image_size,
+        "policy.proprio": source.proprio,
+    }
+    if section.lora is not None:
+        settings["policy.lora.alpha"] = section.lora.alpha
+    fixed = {name: Fixed(value, value) for name, value in settings.items()}
+    if policy.is_trained_whole:
+        return fixed
+    if source.files is None:
+        return {"policy.checkpoint": Fixed(source.origin, source.origin), "seed": Fixed(seed, seed), **fixed}
+    return {"policy.checkpoint": Fixed(section.checkpoint, sampled_digest(source.files.weights)), **fixed}
 
 
 def _in_words(policy: OpenVLAOFTPolicy, sizes: Sizes) -> str:

@@ -104,6 +104,12 @@ class OpenVLAOFTPolicy(TokenPolicy):
         """Return whether an L1 head gives the actions: nothing is sampled then, and nothing can be trained."""
         return self.model.action_head is not None
 
+    @property
+    def is_trained_whole(self) -> bool:
+        """Return whether every weight that reaches the output is trained."""
+        frozen = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
+        return frozen <= {LM_HEAD} and self.action_rows is not None  # of lm_head only the action rows do
+
     def bucket_of(self, task_index: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return (B,) tokens of the tasks' prompts."""
         return self._task_buckets[task_index]
