@@ -143,7 +143,13 @@ def _train_rank(plan: TrainingPlan, start: Beginning, console: Console, couriers
                 )
             )
         start.record(
-            recipe, claim, couriers, device=plan.device, assets=assets_of(plan), deviations=plan.env.deviations
+            recipe,
+            claim,
+            couriers,
+            trains=not _is_spent(run),
+            device=plan.device,
+            assets=assets_of(plan),
+            deviations=plan.env.deviations,
         )
         writer = display = None
         if start.rank == 0:
@@ -197,12 +203,10 @@ def _loop(
     A rank whose policy solves what it plays ends the loop as the end of the budget does, and so does an evaluation
     that reaches the target, or one after too many without a gain.
     """
-    recipe, totals = run.plan.recipe, run.totals
     earlier = run.resumed_from
     if earlier is not None and earlier.is_in_place:
         evaluations.catch_up(earlier)
-    is_over = stop.requested or _is_spent(run) or totals.optimizer_steps >= recipe.budget.optimizer_steps
-    is_over |= evaluations.is_over
+    is_over = stop.requested or _is_spent(run) or evaluations.is_over
     if run.engine.collectives.any_over_ranks(is_over):  # do not start processes that would have nothing to do
         saved = earlier if earlier is not None and earlier.is_in_place else _save_last(run, run_log, earlier=earlier)
     else:
@@ -282,8 +286,10 @@ def _save_last(run: TrainingRun, run_log: RunLog, *, earlier: CheckpointInfo | N
 
 
 def _is_spent(run: TrainingRun) -> bool:
-    """Return whether the budget of time or of control steps is used up."""
+    """Return whether the budget of optimizer steps, of time or of control steps is used up."""
     budget = run.plan.recipe.budget
+    if run.totals.optimizer_steps >= budget.optimizer_steps:
+        return True
     out_of_time = budget.minutes is not None and run.clocks.seconds > 60 * budget.minutes
     return out_of_time or (budget.env_steps is not None and run.env_steps_of_all_ranks >= budget.env_steps)
 

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from vla_rl.reporting.manifest import PACKAGES, hardware, source_state, versions, write_manifest
+from vla_rl.reporting.manifest import (
+    PACKAGES,
+    changes_in_words,
+    earlier_starts,
+    hardware,
+    source_state,
+    versions,
+    write_manifest,
+)
 
 NOTHING: dict[str, Any] = {"recipe": {}, "seeds": {}, "assets": {}, "deviations": [], "extra": {}}
 
@@ -40,6 +48,30 @@ def test_a_manifest_says_what_the_run_was_made_with(tmp_path):
     assert manifest["hardware"]["cpu"]
     age = datetime.now(UTC) - datetime.fromisoformat(manifest["started"])
     assert 0 <= age.total_seconds() < 60
+
+
+def test_a_manifest_keeps_the_starts_that_trained_with_something_else(tmp_path):
+    path = tmp_path / "manifest.json"
+
+    def start(after, surrogate, *deviations):
+        earlier = earlier_starts(json.loads(path.read_text()), before=after) if after else []
+        made_of = {"recipe": {"surrogate": {"name": surrogate}}, "deviations": deviations}
+        write_manifest(path, **(NOTHING | made_of), after_optimizer_step=after, earlier=earlier)
+        manifest = json.loads(path.read_text())
+        starts = [*manifest.get("earlier_starts", []), manifest]
+        return [(it["after_optimizer_step"], it["recipe"]["surrogate"]["name"]) for it in starts], manifest[
+            "deviations"
+        ]
+
+    assert start(0, "gipo", "a") == ([(0, "gipo")], ["a"])
+    assert start(3, "gipo", "b") == ([(0, "gipo")], ["a", "b"])  # continues the first
+    assert start(6, "ppo", "b") == ([(0, "gipo"), (6, "ppo")], ["a", "b"])
+    assert start(6, "sapo", "c") == ([(0, "gipo"), (6, "sapo")], ["a", "b", "c"])  # ppo saved no checkpoint
+    manifest = json.loads(path.read_text())
+    assert changes_in_words([*manifest["earlier_starts"], manifest]) == [
+        "From optimizer step 7 on: surrogate.name sapo instead of gipo."
+    ]
+    assert start(0, "ppo") == ([(0, "ppo")], [])  # the run began anew
 
 
 def test_versions_come_from_the_installed_packages_and_missing_ones_are_null(monkeypatch):

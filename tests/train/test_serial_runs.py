@@ -12,19 +12,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from toy_runs import metrics, run, toy_recipe
+from toy_runs import TOY, metrics, run, toy_recipe
 from typer.testing import CliRunner
 
 from vla_rl import train as training
 from vla_rl.cli.main import app
 from vla_rl.envs.toy import ToyEnv
 from vla_rl.errors import CellFailureError, RunFailureError, UserError
+from vla_rl.evaluation.history import history_of_run
 from vla_rl.ipc.mailbox import WeightMailbox
 from vla_rl.learner.checkpoint import find_latest
 from vla_rl.learner.stepping import StepOutcome, TorchStrategy
 from vla_rl.policies.mlp.network import MLPPolicy
+from vla_rl.recipe import Recipe
 from vla_rl.reporting.metrics_file import Clocks, MetricsWriter
 from vla_rl.reporting.report import write_report
+from vla_rl.reporting.run_summary import manifest_warnings
 from vla_rl.run.plan import make_training_plan
 from vla_rl.run.rollout_stats import RolloutStats
 from vla_rl.run.training import TrainingRun
@@ -555,3 +558,24 @@ def test_a_run_goes_on_with_the_experience_of_the_tasks_that_it_still_has(tmp_pa
     recipe = toy_recipe(env={"name": "toy", "tasks": [2, 1]}, budget={"optimizer_steps": 8})
     _, told = run(recipe, tmp_path / "run", resume=True)
     assert re.search(r"left out [1-9][\d,]* decisions of the saved replay: this run does not have their tasks", told)
+
+
+def test_a_resumed_run_tells_what_trained_its_policy(tmp_path):
+    folder, ppo = tmp_path / "run", Recipe.model_validate({**TOY, "surrogate": {"name": "ppo"}})
+    more = Recipe.model_validate({**TOY, "surrogate": {"name": "ppo"}, "budget": {"optimizer_steps": 9}})
+    run(toy_recipe(), folder)
+    files = [folder / "recipe.yaml", folder / "manifest.json"]
+    before = [file.read_bytes() for file in files]
+    run(ppo, folder, resume=True)  # nothing is left to train
+    assert [file.read_bytes() for file in files] == before
+    run(more, folder, resume=True)
+    found = {
+        step: history_of_run(folder, folder / "checkpoints" / f"optimizer_step_{step}", stage="train")
+        for step in (6, 9)
+    }
+    assert {step: history.recipe["surrogate"]["name"] for step, history in found.items()} == {6: "gipo", 9: "ppo"}
+    assert found[6].changes == ()
+    (change,) = found[9].changes
+    assert change.startswith("From optimizer step 7 on: ")
+    assert "surrogate.name ppo instead of gipo" in change
+    assert change in manifest_warnings(json.loads((folder / "manifest.json").read_text()))

@@ -17,7 +17,7 @@ from vla_rl.files import atomic_write_json, read_json_object
 from vla_rl.policies.openvla_oft.checkpoint_files import RECORD_FILE
 from vla_rl.policies.openvla_oft.hub import is_hub_id
 from vla_rl.policies.openvla_oft.json_files import read_json
-from vla_rl.reporting.manifest import MANIFEST_FILE
+from vla_rl.reporting.manifest import MANIFEST_FILE, changes_in_words, earlier_starts
 
 _FIELD, _FINGERPRINT = "history", "exported_from"  # fields of a record
 _STATE = "state.json"  # of a checkpoint
@@ -44,6 +44,7 @@ class History:
         str | None
     )  # checkpoint that the training began from: a name on the hub, or a folder's name; or random weights
     base_history: History | None  # of that checkpoint, if its folder has one
+    changes: tuple[str, ...] = ()  # what a resumed start changed, in sentences; recipe, versions and commit: the last's
 
 
 def history_of(source: PolicySource) -> History | None:
@@ -66,8 +67,11 @@ def history_of_run(run_dir: Path, checkpoint: Path, *, stage: Literal["train", "
     """
     if not (run_dir / MANIFEST_FILE).is_file():
         return None
-    manifest = read_json_object(run_dir / MANIFEST_FILE)
+    newest = read_json_object(run_dir / MANIFEST_FILE)
     progress = read_json_object(checkpoint / _STATE).get("progress")
+    steps = progress.get("optimizer_steps", 0) if isinstance(progress, dict) else 0
+    starts = earlier_starts(newest, before=steps) or [newest]
+    manifest = starts[-1]  # a later start trained another checkpoint
     recipe, versions = manifest.get("recipe"), manifest.get("versions")
     if not isinstance(recipe, dict) or not isinstance(versions, dict) or not isinstance(progress, dict):
         raise ValueError(
@@ -81,7 +85,7 @@ def history_of_run(run_dir: Path, checkpoint: Path, *, stage: Literal["train", "
         stage=stage,
         run=str(recipe.get("name")),
         recipe=shareable(recipe),
-        optimizer_steps=int(progress.get("optimizer_steps", 0)),
+        optimizer_steps=int(steps),
         env_steps=played.get("env_steps"),
         episodes=played.get("episodes"),
         started=manifest.get("started"),
@@ -91,6 +95,9 @@ def history_of_run(run_dir: Path, checkpoint: Path, *, stage: Literal["train", "
         deviations=tuple(manifest.get("deviations", ())),
         base=None if base is None else _without_folders("checkpoint", base),
         base_history=None if base is None else _history_of_base(Path(base).expanduser()),
+        changes=tuple(
+            changes_in_words([{**start, "recipe": shareable(start.get("recipe") or {})} for start in starts])
+        ),
     )
 
 
@@ -146,10 +153,10 @@ def exported_from(directory: Path) -> str | None:
 
 def _read(found: object, path: Path) -> History:
     known = {field.name for field in fields(History)}
-    if not isinstance(found, dict) or not known <= found.keys() or not isinstance(found["recipe"], dict):
+    if not isinstance(found, dict) or not known - {"changes"} <= found.keys() or not isinstance(found["recipe"], dict):
         shown = json.dumps(found, ensure_ascii=False)[:80]
         raise ValueError(f"{path}: {_FIELD} is {shown}; expected what an export writes there, or no such field")
-    values = {name: found[name] for name in known}
-    values["deviations"] = tuple(values["deviations"])
+    values = {name: found.get(name, ()) for name in known}  # older ones have no changes
+    values |= {name: tuple(values[name]) for name in ("deviations", "changes")}
     values["base_history"] = None if found["base_history"] is None else _read(found["base_history"], path)
     return History(**values)

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from vla_rl.files import atomic_write_json
 
 MANIFEST_FILE = "manifest.json"
 SCHEMA = 1
+AFTER, EARLIER = "after_optimizer_step", "earlier_starts"  # keys of a run's manifest
 PACKAGES = (
     "vla-rl",
     "torch",
@@ -49,8 +51,12 @@ def write_manifest(
     assets: Mapping[str, Any],
     deviations: Sequence[str],
     extra: Mapping[str, Any],
+    after_optimizer_step: int | None = None,
+    earlier: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write the manifest of a run or an evaluation, atomically.
+
+    A start that is made of the same as the one before continues it, and only the later is recorded.
 
     Args:
         path: the file.
@@ -59,12 +65,14 @@ def write_manifest(
         assets: checkpoints, simulator assets and initial states: their paths and what identifies them.
         deviations: one sentence per deviation from the benchmark's protocol; empty if there is none.
         extra: further values of the caller, stored under `extra`.
+        after_optimizer_step: optimizer steps that a run had made before this start; None: of an evaluation.
+        earlier: manifests of a run's starts before, oldest first; see `earlier_starts`.
 
     Raises:
         TypeError: a value is not JSON.
         ValueError: a number is not finite.
     """
-    manifest = {
+    manifest: dict[str, Any] = {
         "schema": SCHEMA,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": list(sys.argv),
@@ -76,7 +84,67 @@ def write_manifest(
         "recipe": dict(recipe),
         "extra": dict(extra),
     }
+    if after_optimizer_step is not None:
+        manifest[AFTER] = after_optimizer_step
+    if earlier:
+        manifest["deviations"] = list(dict.fromkeys([*earlier[-1].get("deviations", ()), *deviations]))
+        if _made_of(earlier[-1]) == _made_of(manifest):
+            manifest[AFTER] = earlier[-1].get(AFTER, 0)
+            earlier = earlier[:-1]
+        manifest[EARLIER] = [dict(start) for start in earlier]
     atomic_write_json(path, manifest)
+
+
+def earlier_starts(manifest: Mapping[str, Any], *, before: int) -> list[dict[str, Any]]:
+    """Return the starts of a run that contributed to its first optimizer steps, oldest first, each as its manifest.
+
+    Args:
+        manifest: of the newest start.
+        before: number of these steps.
+    """
+    own = {key: value for key, value in manifest.items() if key != EARLIER}
+    starts = [*manifest.get(EARLIER, ()), own]
+    return [start for start in starts if start.get(AFTER, 0) < before]
+
+
+def _made_of(manifest: Mapping[str, Any]) -> list[Any]:
+    return [manifest.get(key) for key in ("recipe", "source", "versions", "assets")]
+
+
+def changes_in_words(starts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a sentence for every start of a run that went on with another recipe or program than the one before.
+
+    Args:
+        starts: their manifests, oldest first.
+    """
+    found = []
+    for before, after in pairwise(starts):
+        old, new = _settings(before), _settings(after)
+        names = [name for name in (old | new) if old.get(name) != new.get(name)]
+        changes = [f"{name} {_shown(new, name)} instead of {_shown(old, name)}" for name in names]
+        if changes:
+            found.append(f"From optimizer step {after.get(AFTER, 0) + 1:,} on: {', '.join(changes)}.")
+    return found
+
+
+def _settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    source, versions = manifest.get("source") or {}, manifest.get("versions") or {}
+    return {**by_dotted_name(manifest.get("recipe") or {}), **versions, "commit of vla-rl": source.get("commit")}
+
+
+def _shown(settings: Mapping[str, Any], name: str) -> str:
+    return str(settings[name]) if settings.get(name) is not None else "none"
+
+
+def by_dotted_name(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested sections, each by its dotted name."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= by_dotted_name(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
 
 
 def origin(folder: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vla_rl.reporting.evaluated_points import evaluated_points
+from vla_rl.reporting.manifest import EARLIER, changes_in_words
 from vla_rl.reporting.run_folder import Evaluation, WrittenRun
 from vla_rl.reporting.series import Records, closing_mean, last, nonfinite_counts, opening_mean
 from vla_rl.reporting.text import duration, number, percent
@@ -209,7 +210,7 @@ def number_warnings(nonfinite: Mapping[str, int], newest: Mapping[str, float | N
 
 
 def manifest_warnings(manifest: Mapping[str, Any] | None) -> list[str]:
-    """Return what a run's manifest tells of deviations from the protocol and of its source."""
+    """Return what a run's manifest tells of deviations from the protocol, of its source and of changes on the way."""
     if manifest is None:
         return ["There is no manifest: the run's software, hardware and data are unknown."]
     found = []
@@ -219,4 +220,4 @@ def manifest_warnings(manifest: Mapping[str, Any] | None) -> list[str]:
     match manifest:
         case {"source": {"dirty": True}}:
             found.append("The source tree differed from its commit.")
-    return found
+    return found + changes_in_words([*manifest.get(EARLIER, ()), manifest])

@@ -112,6 +112,7 @@ class Beginning:
         claim: Claim,
         couriers: Couriers,
         *,
+        trains: bool,
         device: str,
         assets: Mapping[str, Any],
         deviations: Sequence[str] = (),
@@ -123,6 +124,8 @@ class Beginning:
             recipe: resolved.
             claim: the folder's.
             couriers: of the trackers.
+            trains: whether the run has anything left to train; otherwise recipe and manifest stay as they are, because
+                they tell what trained its policy.
             device: that the run trains on.
             assets: of the manifest; see `RunFolder.write_records`.
             deviations: of the manifest.
@@ -144,7 +147,14 @@ class Beginning:
                 "device": device,
                 "resumed_from": str(self.newest.path) if self.newest else None,
             }
-            self.folder.write_records(recipe, assets=assets, deviations=deviations, extra=begun | dict(extra or {}))
+            if trains:
+                self.folder.write_records(
+                    recipe,
+                    assets=assets,
+                    deviations=deviations,
+                    extra=begun | dict(extra or {}),
+                    after_optimizer_step=self.newest.optimizer_steps if self.newest else 0,
+                )
         if self.rank == 0:
             with preflight():
                 couriers.start(recipe.name, recipe.model_dump(mode="json", by_alias=True), resume=self.resume)

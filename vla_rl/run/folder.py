@@ -10,11 +10,11 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from vla_rl.files import atomic_write_text, rename
+from vla_rl.files import atomic_write_text, read_json_object, rename
 from vla_rl.learner.checkpoint import Search, find_latest
 from vla_rl.learner.checkpoint_folder import CHECKPOINTS
 from vla_rl.recipe import Recipe, SupervisedRecipe
-from vla_rl.reporting.manifest import MANIFEST_FILE, write_manifest
+from vla_rl.reporting.manifest import MANIFEST_FILE, earlier_starts, write_manifest
 from vla_rl.reporting.metrics_file import METRICS_FILE
 from vla_rl.reporting.run_folder import RECIPE_FILE
 from vla_rl.run.folder_lock import claim_folder
@@ -93,8 +93,9 @@ class RunFolder:
         assets: Mapping[str, Any],
         deviations: Sequence[str],
         extra: Mapping[str, Any],
+        after_optimizer_step: int,
     ) -> None:
-        """Write the resolved recipe and the manifest; arguments as `write_manifest`."""
+        """Write the resolved recipe and the manifest, which keeps earlier starts; arguments as `write_manifest`."""
         self.path.mkdir(parents=True, exist_ok=True)
         atomic_write_text(self.path / RECIPE_FILE, recipe.dump_yaml())
         write_manifest(
@@ -104,7 +105,15 @@ class RunFolder:
             assets=assets,
             deviations=deviations,
             extra=extra,
+            after_optimizer_step=after_optimizer_step,
+            earlier=self._earlier_starts(before=after_optimizer_step),
         )
+
+    def _earlier_starts(self, *, before: int) -> list[dict[str, Any]]:
+        try:
+            return earlier_starts(read_json_object(self.path / MANIFEST_FILE), before=before) if before else []
+        except ValueError:  # missing or broken: nobody can tell any more, and the run can go on
+            return []
 
 
 def _remains_of_a_run(path: Path) -> list[str]:

@@ -26,7 +26,7 @@ from vla_rl.files import read_json_object
 from vla_rl.learner.checkpoint import CheckpointInfo, complete_checkpoint
 from vla_rl.learner.checkpoint_folder import MANIFEST
 from vla_rl.learner.notice_board import CommonError, NoticeBoard
-from vla_rl.reporting.manifest import source_state
+from vla_rl.reporting.manifest import by_dotted_name, source_state
 from vla_rl.run.folder import RunFolder
 
 PACKAGES = ("vla-rl", "torch", "numpy", "transformers", "accelerate", "deepspeed", "mujoco", "robosuite")
@@ -264,17 +264,7 @@ def _refuse_differences(
 
 
 def _compared(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in _flat(recipe).items() if name not in OF_A_MACHINE}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value
-    return found
+    return {name: value for name, value in by_dotted_name(recipe).items() if name not in OF_A_MACHINE}
 
 
 def _versions() -> dict[str, str]:

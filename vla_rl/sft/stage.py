@@ -141,7 +141,15 @@ def _rank(plan: SupervisedPlan, start: Beginning, couriers: Couriers) -> Supervi
                     built=start.compare_weights,
                 )
             )
-        start.record(recipe, claim, couriers, device=plan.device, assets=_assets_of(plan), extra=_data_of(plan))
+        start.record(
+            recipe,
+            claim,
+            couriers,
+            trains=not _is_spent(run),
+            device=plan.device,
+            assets=_assets_of(plan),
+            extra=_data_of(plan),
+        )
         writer = None
         if is_main:
             writer = start.metrics_writer(couriers, run.clocks, tensorboard=recipe.logging.tensorboard)
@@ -158,9 +166,8 @@ def _rank(plan: SupervisedPlan, start: Beginning, couriers: Couriers) -> Supervi
                 )
         stage = Stage(run, say, writer, stop)
         checkpoint = stage.train()
-        ended = run.optimizer_steps >= recipe.budget.optimizer_steps or stage.out_of_time
         # A rank's machine may be asked to stop alone; all end with it.
-        interrupted = run.engine.collectives.any_over_ranks(stop.requested and not ended)
+        interrupted = run.engine.collectives.any_over_ranks(stop.requested and not _is_spent(run))
         claim.life.interrupted = interrupted
         if not interrupted:
             run.forget_frames()
@@ -184,6 +191,13 @@ def _rank(plan: SupervisedPlan, start: Beginning, couriers: Couriers) -> Supervi
     return replace(outcome, evaluation=report)
 
 
+def _is_spent(run: SupervisedRun) -> bool:
+    """Return whether the budget of optimizer steps or of time is used up."""
+    budget = run.plan.recipe.budget
+    out_of_time = budget.minutes is not None and run.clocks.seconds > 60 * budget.minutes
+    return out_of_time or run.optimizer_steps >= budget.optimizer_steps
+
+
 class Stage:
     """The loop: update, measure, log, evaluate, checkpoint."""
 
@@ -193,12 +207,6 @@ class Stage:
         self._shown_at = -SHOW_EVERY_S
         self._evaluation_seconds = sum(point.seconds for point in _evaluated(run.run_dir)) if run.rank == 0 else 0.0
         self._rate_from = (time.monotonic(), run.batches)
-
-    @property
-    def out_of_time(self) -> bool:
-        """Return whether the budget of time is spent."""
-        minutes = self._run.plan.recipe.budget.minutes
-        return minutes is not None and self._run.clocks.seconds > 60 * minutes
 
     def train(self) -> CheckpointInfo:
         """Train until the budget is spent or a stop was requested; return the last checkpoint. All ranks together.
@@ -212,7 +220,7 @@ class Stage:
         if saved is not None and self._is_evaluated(saved.optimizer_steps):
             self._evaluate(saved)  # the run may have ended before or in the middle of it
         while run.optimizer_steps < total:
-            if run.engine.collectives.any_over_ranks(self._stop.requested or self.out_of_time):
+            if run.engine.collectives.any_over_ranks(self._stop.requested or _is_spent(run)):
                 break
             done = run.optimizer_steps
             result = self._update()

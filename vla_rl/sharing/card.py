@@ -146,6 +146,9 @@ def _stage(history: History) -> Iterator[str]:
     if history.deviations:
         yield "Deviations from the benchmark's protocol in the training:"
         yield _bullets(history.deviations)
+    if history.changes:
+        yield "What changed while it was trained:"
+        yield _bullets(history.changes)
     recipe_text = json.dumps(recipe, indent=2, ensure_ascii=False)
     yield f"<details><summary>The recipe</summary>\n\n```json\n{recipe_text}\n```\n\n</details>"
 
