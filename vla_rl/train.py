@@ -26,7 +26,7 @@ from vla_rl.policies.devices import free_device_memory
 from vla_rl.recipe import Recipe
 from vla_rl.reporting.live import make_display
 from vla_rl.reporting.metrics_file import Clocks
-from vla_rl.run.beginning import Beginning, find_beginning, is_first_rank, open_folder
+from vla_rl.run.beginning import Beginning, find_beginning, found_in, is_first_rank, open_folder
 from vla_rl.run.couriers import Couriers
 from vla_rl.run.estimate import DryRunReport, Line, estimate
 from vla_rl.run.folder import assets_of
@@ -34,6 +34,8 @@ from vla_rl.run.log import RunLog, log_to
 from vla_rl.run.plan import TrainingPlan, check_contradictions, check_other_machines, make_training_plan
 from vla_rl.run.ranks import number_of_ranks, start_ranks
 from vla_rl.run.signals import StopRequest
+from vla_rl.run.statistics_key import STATISTICS, check_statistics
+from vla_rl.run.trained_network import check_checkpoint
 from vla_rl.run.training import TrainingRun
 from vla_rl.types import SegmentBatch
 
@@ -51,11 +53,12 @@ class TrainOutcome:
     evaluation: EvaluationReport | None
 
 
-def dry_run(recipe: Recipe, *, resume: bool = False) -> DryRunReport:
+def dry_run(recipe: Recipe, *, run_dir: Path | None = None, resume: bool = False) -> DryRunReport:
     """Describe a run: processes, shapes, shared memory, parameters, expected memory. Starts and writes nothing.
 
     Args:
         recipe: everything about the run.
+        run_dir: folder of the run; None: it is not looked at.
         resume: the run would be resumed, so that its recipe may hold values without effect.
 
     Raises:
@@ -64,6 +67,11 @@ def dry_run(recipe: Recipe, *, resume: bool = False) -> DryRunReport:
     plan = make_training_plan(recipe)
     if not resume:
         check_contradictions(plan.policy.contradictions, source=recipe.name)
+    if run_dir is not None:
+        newest = found_in(run_dir, resume=resume, verb="train")
+        if newest is not None:
+            extra = check_checkpoint(plan.policy, newest.path)
+            check_statistics(plan.policy, newest.path, extra.get(STATISTICS))
     check_evaluation(plan.recipe)
     answers = check_other_machines(plan)
     report = estimate(plan, num_ranks=number_of_ranks(plan.recipe.learner, device=plan.device_kind))

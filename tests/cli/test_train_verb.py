@@ -38,10 +38,10 @@ class FakeTraining:
             evaluation=None if self.interrupted else "19 of 20 episodes",
         )
 
-    def dry_run(self, recipe: object, *, resume: bool) -> object:
+    def dry_run(self, recipe: object, *, run_dir: Path, resume: bool) -> object:
         if self.raised:
             raise self.raised
-        self.called = {"recipe": recipe, "resume": resume}
+        self.called = {"recipe": recipe, "run_dir": run_dir, "resume": resume}
         return "a report"
 
 
@@ -219,7 +219,8 @@ def test_a_dry_run_prints_its_report_and_trains_nothing(training: FakeTraining) 
     assert (result.exit_code, result.stdout) == (0, "a report\n")
     assert training.called
     assert training.called["resume"] is False
-    assert "run_dir" not in training.called
+    assert training.called["run_dir"] == Path("runs/toy")
+    assert "console" not in training.called
 
 
 def test_a_dry_run_of_a_run_to_be_resumed_says_so(training: FakeTraining) -> None:

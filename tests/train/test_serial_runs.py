@@ -416,6 +416,26 @@ def test_a_checkpoint_of_another_architecture_is_refused_before_anything_starts(
     assert own_blocks() <= before
 
 
+def test_a_dry_run_refuses_a_folder_as_the_run_would_and_changes_nothing(tmp_path):
+    folder = tmp_path / "run"
+    training.dry_run(toy_recipe(), run_dir=folder)
+    assert not folder.exists()
+    run(toy_recipe(policy={"distribution": "gaussian"}), folder)
+    before = contents(folder)
+    with pytest.raises(ValueError, match="already holds a run"):
+        training.dry_run(toy_recipe(policy={"distribution": "gaussian"}), run_dir=folder)
+    training.dry_run(toy_recipe(policy={"distribution": "gaussian"}), run_dir=folder, resume=True)
+    for other, fault in (({"hidden_dim": 32}, "architecture"), ({"mean": "tanh"}, r"policy\.mean=linear")):
+        recipe = toy_recipe(policy={"distribution": "gaussian", **other})
+        with pytest.raises(ValueError, match=fault):
+            training.dry_run(recipe, run_dir=folder, resume=True)
+    assert contents(folder) == before
+    for file in folder.glob("checkpoints/*/policy.safetensors"):
+        file.unlink()
+    with pytest.raises(ValueError, match=r"no checkpoint of .* is whole"):
+        training.dry_run(toy_recipe(policy={"distribution": "gaussian"}), run_dir=folder, resume=True)
+
+
 def test_a_ring_that_cannot_hold_two_episodes_per_env_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"replay\.capacity"):
         run(toy_recipe(replay={"capacity": 16}), tmp_path / "run")

@@ -38,9 +38,9 @@ def sft(
     if dry_run:
         from vla_rl.sft import stage
 
-        loaded, _ = _read(recipe, overrides or [], run_dir, resume=resume)
+        loaded, folder = _read(recipe, overrides or [], run_dir, resume=resume)
         with preflight():
-            report = stage.dry_run(loaded, resume=resume)
+            report = stage.dry_run(loaded, run_dir=folder, resume=resume)
         print(report)
         return
     carry_out(

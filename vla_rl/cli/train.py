@@ -36,9 +36,9 @@ def train(
     if dry_run:
         from vla_rl import train as training
 
-        loaded, _ = _read(recipe, overrides or [], run_dir, resume=resume)
+        loaded, folder = _read(recipe, overrides or [], run_dir, resume=resume)
         with preflight():
-            report = training.dry_run(loaded, resume=resume)
+            report = training.dry_run(loaded, run_dir=folder, resume=resume)
         print(report)
         return
     carry_out(partial(_read, recipe, overrides or [], run_dir, resume=resume), partial(_train, resume=resume), _summary)

@@ -52,6 +52,16 @@ def open_folder(run_dir: Path, *, resume: bool, verb: str) -> RunFolder:
     return RunFolder.open(run_dir, resume=resume or not is_first_rank(), verb=verb)
 
 
+def found_in(run_dir: Path, *, resume: bool, verb: str) -> CheckpointInfo | None:
+    """Return the checkpoint that a run would resume from, after checking its folder. Writes nothing.
+
+    Raises:
+        ValueError: as `RunFolder.open` and `RunFolder.find_start`.
+    """
+    folder = open_folder(run_dir, resume=resume, verb=verb)
+    return folder.find_start().newest if resume else None
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """The claimed folder of a run."""

@@ -37,15 +37,16 @@ from vla_rl.reporting.evaluated_points import EvaluatedPoint, evaluated_points
 from vla_rl.reporting.metrics_file import METRICS_FILE, MetricsWriter, read_metrics
 from vla_rl.reporting.run_folder import EVALUATIONS
 from vla_rl.reporting.text import duration
-from vla_rl.run.beginning import Beginning, find_beginning, is_first_rank, open_folder
+from vla_rl.run.beginning import Beginning, find_beginning, found_in, is_first_rank, open_folder
 from vla_rl.run.couriers import Couriers
 from vla_rl.run.log import log_to
 from vla_rl.run.plan import check_contradictions
 from vla_rl.run.ranks import number_of_ranks, start_ranks
 from vla_rl.run.signals import StopRequest
+from vla_rl.run.trained_network import check_checkpoint
 from vla_rl.sft.plan import SupervisedPlan, make_supervised_plan
 from vla_rl.sft.sft_estimate import SupervisedReport, estimate
-from vla_rl.sft.supervised_run import SupervisedRun
+from vla_rl.sft.supervised_run import SupervisedRun, check_demonstrations
 from vla_rl.sft.written_policy import check_suite, demonstrated, write_policy
 
 SHOW_EVERY_S = 5.0
@@ -66,19 +67,23 @@ class SupervisedOutcome:
     evaluation: EvaluationReport | None
 
 
-def dry_run(recipe: SupervisedRecipe, *, resume: bool = False) -> SupervisedReport:
+def dry_run(recipe: SupervisedRecipe, *, run_dir: Path | None = None, resume: bool = False) -> SupervisedReport:
     """Describe a run: data, parameters, expected memory and disk. Reads all numbers of the data, and writes nothing.
 
     Args:
         recipe: everything about the run.
+        run_dir: folder of the run; None: it is not looked at.
         resume: the run would be resumed, so that its recipe may hold values without effect.
 
     Raises:
         ValueError: the recipe cannot run here; the message says why and what to change.
     """
+    newest = None if run_dir is None else found_in(run_dir, resume=resume, verb=VERB)
     plan = make_supervised_plan(recipe)
     if not resume:
         check_contradictions(plan.contradictions, source=recipe.name)
+    if newest is not None:
+        check_demonstrations(plan, newest.path, check_checkpoint(plan.policy, newest.path))
     check_evaluations(plan)
     return estimate(plan, num_ranks=number_of_ranks(recipe.learner, device=plan.device_kind))
 

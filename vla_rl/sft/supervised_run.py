@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -246,13 +247,22 @@ class SupervisedRun:
         restored = load(info, self.engine)
         check_network(self.plan.policy, info.path, restored.extra.get(NETWORK))
         extra, samples = restored.extra, restored.progress.consumed
-        if extra["demos"] != self.plan.digest():
-            raise ValueError(
-                f"{info.path}: the demonstrations have changed since the run began: {self.plan.recipe.demos.path} "
-                "holds other numbers. Restore them, or start another run with --run-dir"
-            )
+        check_demonstrations(self.plan, info.path, extra)
         self.batches = samples // self.samples_per_batch  # exact unless the size of a batch has changed
         self._seconds_before = float(extra["seconds"])
+
+
+def check_demonstrations(plan: SupervisedPlan, checkpoint: Path, extra: Mapping[str, Any]) -> None:
+    """Refuse to resume with other demonstrations than a checkpoint's `extra` tells.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if extra["demos"] != plan.digest():
+        raise ValueError(
+            f"{checkpoint}: the demonstrations have changed since the run began: {plan.recipe.demos.path} "
+            "holds other numbers. Restore them, or start another run with --run-dir"
+        )
 
 
 def np_spread(length: int, most: int) -> Rows:
