@@ -26,7 +26,7 @@ from vla_rl.policies.devices import free_device_memory
 from vla_rl.recipe import Recipe
 from vla_rl.reporting.live import make_display
 from vla_rl.reporting.metrics_file import Clocks
-from vla_rl.run.beginning import Beginning, find_beginning, found_in, is_first_rank, open_folder
+from vla_rl.run.beginning import Beginning, Claim, find_beginning, found_in, is_first_rank, open_folder
 from vla_rl.run.couriers import Couriers
 from vla_rl.run.estimate import DryRunReport, Line, estimate
 from vla_rl.run.folder import assets_of
@@ -121,24 +121,29 @@ def train(
     os.environ.setdefault("OMP_NUM_THREADS", str(plan.threads))  # inherited by the children
     start.tell(plan.policy.contradictions)
     with Couriers(recipe.logging.trackers(), folder.path, say=start.say) as couriers:
-        outcome = _train_rank(plan, start, console, couriers)
-        if board is not None:
-            board.leave()
-        if start.rank != 0:
-            return None
-        outcome = _with_evaluation(outcome, recipe, start.say)
+        with ExitStack() as stack:  # the folder stays this run's until the closing evaluation has ended
+            with StopRequest() as stop:
+                with preflight():
+                    claim = stack.enter_context(start.claimed())
+                outcome = _train_rank(plan, start, claim, stop, console, couriers)
+            if board is not None:
+                board.leave()
+            if start.rank != 0:
+                return None
+            outcome = _with_evaluation(outcome, recipe, start.say)
+            claim.life.interrupted = outcome.interrupted
         if not outcome.interrupted:
             couriers.finish("finished", couriers.closing_files())
     return outcome
 
 
-def _train_rank(plan: TrainingPlan, start: Beginning, console: Console, couriers: Couriers) -> TrainOutcome:
+def _train_rank(
+    plan: TrainingPlan, start: Beginning, claim: Claim, stop: StopRequest, console: Console, couriers: Couriers
+) -> TrainOutcome:
     """Train one rank to the end of its budget or to a request to stop. Nothing on a device outlives the call."""
     recipe, run_dir, board = plan.recipe, start.folder.path, start.board
     with ExitStack() as stack:
-        stop = stack.enter_context(StopRequest())
         with preflight():
-            claim = stack.enter_context(start.claimed())
             run = stack.enter_context(
                 TrainingRun(
                     plan,

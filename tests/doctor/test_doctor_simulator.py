@@ -163,6 +163,12 @@ def test_tasks_after_one_that_cannot_be_built_are_still_built(child, tmp_path):
     assert [len(arguments) - 1 for arguments, _ in fake.asked] == [5, 2, 1]
 
 
+def test_a_child_that_dies_once_all_tasks_are_built_leaves_no_fault(child, tmp_path):
+    fake = child()
+    fake.answers = [Outcome(False, "1", "killed by signal 11")]
+    assert build_faults(tmp_path, [TaskInfo(suite="libero_goal", task_id=0, name="", language="")], run=fake) == {}
+
+
 def test_the_measured_bounds_tell_the_two_physics_apart():
     shifted: dict[AssetKind, probes.Settling] = {
         "full": probes.Settling(37.04, 10.50, 942.82), "proxy": probes.Settling(0.0, 0.0, 933.77),

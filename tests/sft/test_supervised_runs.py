@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -22,8 +23,10 @@ from vla_rl.evaluation.history import recorded_history
 from vla_rl.evaluation.policy_source import find_policy
 from vla_rl.learner.checkpoint import CheckpointError
 from vla_rl.recipe import RecipeError, build_recipe, build_supervised_recipe
+from vla_rl.reporting.run_state import read_state
 from vla_rl.run.plan import plan_policy
 from vla_rl.run.utilisation import hours_on_cards
+from vla_rl.sft import stage
 from vla_rl.sft.plan import make_supervised_plan
 from vla_rl.sft.stage import dry_run
 from vla_rl.sft.written_policy import demonstrated
@@ -298,3 +301,27 @@ def test_a_dry_run_of_the_7b_network_tells_hours_and_counts_the_second_forward_p
         hours.append(float(found[1]))
     assert hours[0] == pytest.approx(20_000 * 4 * 9.4e12 / (0.4 * 989e12) / 3600, rel=0.03)
     assert hours[1] / hours[0] == pytest.approx(1.52, abs=0.02)
+
+
+def test_a_run_does_not_go_on_in_another_random_network(run, demos):
+    adapters = ("policy.train_backbone=false", "policy.lora={rank: 2}", "budget.optimizer_steps=1")
+    run_dir = run(*adapters, "seed=5").run_dir
+    refused = r"seed: trained with 5, found 6.*Continue with seed=5"
+    with pytest.raises(UserError, match=refused):
+        run(*adapters, "seed=6", resume=True)
+    dry = partial(dry_run, run_dir=run_dir, resume=True)
+    with pytest.raises(ValueError, match=refused):
+        dry(build_supervised_recipe(RECIPE.format(path=demos), [*adapters, "seed=6"]))
+    dry(build_supervised_recipe(RECIPE.format(path=demos), [*adapters, "seed=5"]))
+
+
+def test_a_run_goes_on_until_its_closing_evaluation_has_ended(run, tmp_path, monkeypatch) -> None:
+    def interrupted(*_args: object) -> None:
+        states.append(read_state(tmp_path / "run", is_spent=True).state)
+        raise KeyboardInterrupt
+
+    states: list[str] = []
+    monkeypatch.setattr(stage, "evaluate", interrupted)
+    evaluation = ("demos.suite=libero_spatial", "evaluation={episodes_per_task: 1, tasks: [7], horizon: 8}")
+    assert run(*evaluation, "budget.optimizer_steps=1").interrupted
+    assert [*states, read_state(tmp_path / "run", is_spent=True).state] == ["running", "interrupted"]

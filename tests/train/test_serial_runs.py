@@ -27,6 +27,7 @@ from vla_rl.policies.mlp.network import MLPPolicy
 from vla_rl.recipe import Recipe
 from vla_rl.reporting.metrics_file import Clocks, MetricsWriter
 from vla_rl.reporting.report import write_report
+from vla_rl.reporting.run_state import read_state
 from vla_rl.reporting.run_summary import manifest_warnings
 from vla_rl.run.plan import make_training_plan
 from vla_rl.run.rollout_stats import RolloutStats
@@ -456,6 +457,22 @@ def test_the_learner_s_policy_is_gone_before_the_closing_evaluation_loads_its_ow
     outcome, _ = run(toy_recipe(evaluation={"episodes_per_task": 1}), tmp_path / "run")
     assert outcome.interrupted and outcome.checkpoint.is_dir()
     assert alive == [before]
+
+
+def test_a_run_goes_on_until_its_closing_evaluation_has_ended(tmp_path, monkeypatch):
+    def interrupted(*_args):
+        assert read_state(folder, is_spent=True).state == "running"
+        with pytest.raises(UserError, match="another process is writing to"):
+            run(recipe, folder, resume=True)
+        raise KeyboardInterrupt
+
+    folder, recipe = tmp_path / "run", toy_recipe(evaluation={"episodes_per_task": 1})
+    with monkeypatch.context() as evaluation:
+        evaluation.setattr(training, "evaluate", interrupted)
+        run(recipe, folder)
+    assert read_state(folder, is_spent=True).state == "interrupted"
+    run(recipe, folder, resume=True)
+    assert read_state(folder, is_spent=True).state == "finished"
 
 
 def test_the_closing_evaluation_plays_exactly_the_asked_episodes(tmp_path):

@@ -35,9 +35,9 @@ def build_faults(
     while rest:
         words = [f"{task.suite}:{task.task_id}" for task in rest]
         outcome = run(_BUILD, str(folder), *words, seconds=SECONDS)
-        if outcome.ok:
-            break
         built = int(outcome.output) if outcome.output.isdecimal() else 0
+        if outcome.ok or built == len(rest):  # the latter died at its exit
+            break
         faults[rest[built]] = outcome.reason
         rest = rest[built + 1 :]
     return faults

@@ -37,7 +37,7 @@ from vla_rl.reporting.evaluated_points import EvaluatedPoint, evaluated_points
 from vla_rl.reporting.metrics_file import METRICS_FILE, MetricsWriter, read_metrics
 from vla_rl.reporting.run_folder import EVALUATIONS
 from vla_rl.reporting.text import duration
-from vla_rl.run.beginning import Beginning, find_beginning, found_in, is_first_rank, open_folder
+from vla_rl.run.beginning import Beginning, Claim, find_beginning, found_in, is_first_rank, open_folder
 from vla_rl.run.couriers import Couriers
 from vla_rl.run.log import log_to
 from vla_rl.run.plan import check_contradictions
@@ -122,20 +122,27 @@ def supervise(
     os.environ.setdefault("OMP_NUM_THREADS", str(plan.threads))  # inherited by evaluations
     start.tell(plan.contradictions)
     with Couriers(recipe.logging.trackers(), folder.path, say=start.say) as couriers:
-        outcome = _rank(plan, start, couriers)
+        with ExitStack() as stack:  # the folder stays this run's until the closing evaluation has ended
+            with StopRequest() as stop:
+                with preflight():
+                    claim = stack.enter_context(start.claimed(together=True))
+                outcome = _rank(plan, start, claim, stop, couriers)
+            if outcome is not None:
+                outcome = _with_evaluation(outcome, plan, start.say)
+                claim.life.interrupted = outcome.interrupted
         if outcome is not None and not outcome.interrupted:
             couriers.finish("finished", couriers.closing_files())
     return outcome
 
 
-def _rank(plan: SupervisedPlan, start: Beginning, couriers: Couriers) -> SupervisedOutcome | None:
-    """Train one rank to the end of its budget or to a request to stop."""
+def _rank(
+    plan: SupervisedPlan, start: Beginning, claim: Claim, stop: StopRequest, couriers: Couriers
+) -> SupervisedOutcome | None:
+    """Train one rank to the end of its budget or to a request to stop. Nothing on a device outlives the call."""
     recipe, run_dir, say = plan.recipe, start.folder.path, start.say
     is_main = start.rank == 0
     with ExitStack() as stack:
-        stop = stack.enter_context(StopRequest())
         with preflight():
-            claim = stack.enter_context(start.claimed(together=True))
             run = stack.enter_context(
                 SupervisedRun(
                     plan,
@@ -182,15 +189,18 @@ def _rank(plan: SupervisedPlan, start: Beginning, couriers: Couriers) -> Supervi
         if not is_main:
             return None
         policy = None if interrupted else write_policy(plan, checkpoint, run_dir)
-    outcome = SupervisedOutcome(
+    return SupervisedOutcome(
         run_dir, run.optimizer_steps, stage.latest, checkpoint.path, policy, interrupted, evaluation=None
     )
-    del run, stage
-    if policy is None or not recipe.evaluation.episodes_per_task:
+
+
+def _with_evaluation(outcome: SupervisedOutcome, plan: SupervisedPlan, say: Say) -> SupervisedOutcome:
+    """Make the closing evaluation of a run that has written its policy."""
+    if outcome.policy is None or not plan.recipe.evaluation.episodes_per_task:
         return outcome
     free_device_memory()
     try:
-        report = evaluate_policy(plan, policy, run_dir, outcome.optimizer_steps, say)
+        report = evaluate_policy(plan, outcome.policy, outcome.run_dir, outcome.optimizer_steps, say)
     except KeyboardInterrupt:  # the training is done and saved, so its outcome must still be reported
         return replace(outcome, interrupted=True)
     return replace(outcome, evaluation=report)
