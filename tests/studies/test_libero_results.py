@@ -251,7 +251,9 @@ def test_videos_are_copied_beside_the_page(study):
     write_study(study)
     copy = study / "results" / "videos" / "before_libero_spatial_task0_state0_seed0_failure.mp4"
     assert copy.read_bytes() == b"film"
-    assert f"(videos/{copy.name})" in (study / "results" / "README.md").read_text(encoding="utf-8")
+    page = (study / "results" / "README.md").read_text(encoding="utf-8")
+    assert "\n\n## Videos\n" in page
+    assert f"(videos/{copy.name})" in page
 
 
 def test_a_study_of_which_nothing_has_finished_is_refused(tmp_path):

@@ -166,7 +166,7 @@ def _videos_in_markdown(videos: Sequence[Path]) -> str:
     if not videos:
         return ""
     intro = "One episode of each task, on its first held-out state, with sampled actions."
-    return "\n".join(["## Videos", "", intro, "", *(f"* [{it.stem}](videos/{it.name})" for it in videos), ""])
+    return "\n".join(["", "## Videos", "", intro, "", *(f"* [{it.stem}](videos/{it.name})" for it in videos), ""])
 
 
 def _origin(data: StudyData) -> list[str]:
