@@ -134,7 +134,7 @@ def test_a_failed_collective_is_explained_by_the_rank_that_is_gone() -> None:
         met.wait(20)
         board._ended.set()
 
-    first, _ = together(collective_fails, vanishes_afterwards)
+    first, _ = together(collective_fails, vanishes_afterwards, beat_s=0.15)
     assert isinstance(first, AnotherRankError)
     assert str(first).startswith("rank 1 (host1) is gone")
     assert str(first).endswith("Noticed here as RuntimeError: Connection closed by peer")

@@ -358,7 +358,7 @@ def test_a_finished_run_that_is_resumed_starts_nothing_and_writes_no_checkpoint(
 
 
 def test_after_a_full_disk_the_advice_is_a_command_that_works(tmp_path, monkeypatch):
-    def full(*_):
+    def full(*_, **_named):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as disk:
@@ -493,7 +493,7 @@ def test_the_exact_kl_term_is_reported_and_changes_the_weights(tmp_path):
 
 
 def test_a_full_disk_costs_log_points_and_checkpoints_but_not_the_run(tmp_path, monkeypatch):
-    def full(*_):
+    def full(*_, **_named):
         raise OSError(28, "No space left on device")
 
     before = own_blocks()

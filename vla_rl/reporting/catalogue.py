@@ -173,9 +173,7 @@ def _metrics() -> tuple[Metric, ...]:
             "the dry run's estimate for one GPU: both processes, their CUDA contexts, rendering simulators",
             "max",
         ),
-        Metric(
-            "system/env_worker_restarts", "count", "restarts of env workers since the start or the last resume", "sum"
-        ),
+        Metric("system/env_worker_restarts", "count", "restarts of env workers since the last start or resume", "sum"),
         Metric(
             "system/dropped_episodes",
             "count",
