@@ -7,9 +7,10 @@ import time
 from dataclasses import replace
 
 import pytest
+from some_work import some_work
 
 from vla_rl.studies import jobs as study_jobs
-from vla_rl.studies.jobs import Job, Work, run_study
+from vla_rl.studies.jobs import Job, run_study
 from vla_rl.studies.pace import Expected
 
 # Stands in for `vla-rl`: notes when it began and ended, its environment and what its folder held; `fail` fails, and
@@ -56,17 +57,7 @@ def job(name, *, word=None, cores=1, needs=(), continues=False):
 
 
 def run(out, jobs, *, at_once):
-    work = Work(
-        jobs=jobs,
-        out=out,
-        folder=out / "jobs",
-        begin=lambda: None,
-        record_file="done.json",
-        noun="jobs",
-        what="the study",
-        kind_field="name",
-    )
-    return run_study(work, at_once=at_once, say=lambda _: None)
+    return run_study(some_work(out, jobs), at_once=at_once, say=lambda _: None)
 
 
 def journal(out):

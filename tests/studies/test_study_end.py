@@ -7,10 +7,11 @@ import time
 from dataclasses import dataclass
 
 import pytest
+from some_work import some_work
 
 from vla_rl.cli.study.options import carry_out
 from vla_rl.errors import RunFailureError, UserError
-from vla_rl.studies.jobs import Job, Work
+from vla_rl.studies.jobs import Job
 from vla_rl.studies.pace import Expected
 
 # Stands in for `vla-rl`: "slow" says that it has begun and sleeps, "fails" fails, anything else succeeds.
@@ -53,16 +54,7 @@ def study(stand_in, tmp_path):
         raise ValueError("broken.json: not whole")
 
     def carry(*words, says_something=True, can_be_written=True):
-        work = Work(
-            jobs=[job(word) for word in words],
-            out=tmp_path,
-            folder=tmp_path / "jobs",
-            begin=lambda: None,
-            record_file="done.json",
-            noun="jobs",
-            what="the study",
-            kind_field="name",
-        )
+        work = some_work(tmp_path, [job(word) for word in words])
         carry_out(
             work, at_once=1, says_something=lambda _: says_something, write_study=write if can_be_written else refuse
         )
