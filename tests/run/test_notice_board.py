@@ -140,6 +140,25 @@ def test_a_failed_collective_is_explained_by_the_rank_that_is_gone() -> None:
     assert str(first).endswith("Noticed here as RuntimeError: Connection closed by peer")
 
 
+def test_a_busy_machine_that_delays_the_looks_at_the_others_still_finds_who_is_gone() -> None:
+    def collective_fails_on_a_busy_machine(board: NoticeBoard) -> None:
+        board.meet()
+        looks = board._look
+
+        def late() -> None:
+            time.sleep(0.1)  # five beats
+            looks()
+
+        board._look = late  # type: ignore[method-assign]
+        time.sleep(0.1)
+        with board.explained():
+            raise RuntimeError("Connection closed by peer")
+
+    first, _ = together(collective_fails_on_a_busy_machine, vanishes)
+    assert str(first).startswith("rank 1 (host1) is gone")
+    assert str(first).endswith("Noticed here as RuntimeError: Connection closed by peer")
+
+
 def test_a_runtime_error_while_all_are_alive_is_the_rank_s_own() -> None:
     first, second = together(waits, fails_with(RuntimeError("shapes differ")), beat_s=0.15)
     assert isinstance(second, RuntimeError)

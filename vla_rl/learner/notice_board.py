@@ -38,6 +38,7 @@ BEAT_S = 1.0  # between two signs of life; more with many ranks
 RANKS_PER_BEAT = 64  # with so many, every rank reads so many counters in each `BEAT_S`
 SILENT_S = 120.0  # a rank that gives no sign of life for so long is gone
 GONE_BEATS = 8.0  # the same in beats, once a collective has failed
+LONGEST_DELAY = 10.0  # a busy machine may delay beats so many times until nobody waits for a cause any more
 HEARD_S = 10.0  # longest time for which a rank that failed stays so that the others learn why
 AFTER_FAILURE_S = 3.0  # the same once they do, until they no longer use the store
 GRACE_S = 60.0  # a rank that does not come to its end by itself within this time after a failure is ended
@@ -299,11 +300,15 @@ class NoticeBoard:
         raise _as_error(first) from error
 
     def _wait_for_cause(self) -> None:
-        """Wait a moment for the reason of a failed collective: another rank's word, or its silence."""
+        """Wait a moment for the reason of a failed collective: another rank's word, or its silence.
+
+        The moment counts this rank's own beats, because a busy machine that delays them delays its looks at the others.
+        """
         if self._watch is None or self._ended.is_set():
             return
-        end = time.monotonic() + (GONE_BEATS + 3) * self._beat_s
-        while self._failure is None and time.monotonic() < end:
+        beats = GONE_BEATS + 3
+        last, end = self._beats + beats, time.monotonic() + LONGEST_DELAY * beats * self._beat_s
+        while self._failure is None and self._beats < last and time.monotonic() < end:
             time.sleep(self._beat_s / 10)
             silent = [rank for rank in range(self.num_ranks) if self._silence(rank) > GONE_BEATS * self._beat_s]
             others = [rank for rank in silent if rank != self.rank]
