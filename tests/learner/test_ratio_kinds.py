@@ -39,6 +39,7 @@ def test_ratios_by_hand(name: RatioName, logs: list[list[float]], valid: list[li
     found = ratio.of_tokens(of_tokens, run)
     assert found.tolist() == logs
     assert ratio.valid(run).tolist() == valid
+    assert ratio.num_valid(np.array([4, 2])) == sum(map(sum, valid))
     found.sum().backward()
     assert of_tokens.grad is not None
     assert of_tokens.grad.tolist() == run.float().tolist()

@@ -224,13 +224,14 @@ class Learner(MicroBatched):
 
     def _survey(self, batch: SegmentBatch, rows: Rows, after: Rows) -> tuple[Counts, bool]:
         """Return denominators over the ranks, and whether a rank has an observation whose value is missing."""
-        run = token_mask(batch, rows, action_dim=self._action_dim)
+        num_run = batch.executed[rows.segment, rows.time].astype(np.int64) * self._action_dim
+        per_episode = self._loss.aggregation != "token"
         union = self._engine.collectives.sum_over_ranks(
             {
                 "decisions": float(len(rows)),
-                "tokens": float(run.sum()),
-                "ratios": float(self._ratio.valid(run).sum()),
-                "episodes": float(len(np.unique(batch.episode))),
+                "tokens": float(num_run.sum()),
+                "ratios": float(self._ratio.num_valid(num_run)),
+                "episodes": float(len(np.unique(batch.episode))) if per_episode else 0.0,
                 "lacking": float(len(after)),
             }
         )

@@ -17,7 +17,7 @@ from vla_rl.credit import Credit, Experience
 from vla_rl.learner.batches import Rows, at, token_mask
 from vla_rl.rl.loss_weights import LossWeights
 from vla_rl.rl.losses import LossTerms, advantage_moments, normalize_advantages, total_loss, value_loss_sum
-from vla_rl.rl.masking import all_finite, masked_sum, select_valid
+from vla_rl.rl.masking import NonFiniteError, all_finite, masked_sum, select_valid
 from vla_rl.rl.ratios import Ratio
 from vla_rl.rl.surrogates import Surrogate, policy_objective_sum
 from vla_rl.types import Evaluation, SegmentBatch
@@ -48,6 +48,9 @@ class Decisions:
 
     def parts(self, count: int) -> Iterator[Decisions]:
         """Cut into exactly `count` consecutive micro-batches, see `Rows.cuts`."""
+        if count == 1:
+            yield self
+            return
         for cut in self.rows.cuts(count):
             yield Decisions(
                 self.rows[cut],
@@ -61,7 +64,10 @@ class Decisions:
 
     def moments(self) -> Tensor:
         """Return `advantage_moments` of what was credited, (3,) float64; NaN if an advantage is not finite."""
-        return advantage_moments(self.credited) if all_finite(self.credited) else _NO_MOMENTS
+        try:
+            return advantage_moments(self.credited)
+        except NonFiniteError:
+            return _NO_MOMENTS
 
     def normalized(self, moments: Tensor | None) -> Decisions:
         """Return the decisions with advantages normalised by these moments; None leaves them as they are.
@@ -69,11 +75,14 @@ class Decisions:
         If an advantage or a moment is not finite, all become NaN: so does the loss, and the engine skips the update on
         every rank.
         """
-        if not (all_finite(self.credited) and (moments is None or all_finite(moments))):
-            return replace(self, advantages=torch.full_like(self.credited, math.nan))
-        if moments is None:
-            return self
-        return replace(self, advantages=normalize_advantages(self.credited, moments=moments))
+        try:
+            if moments is None:
+                return replace(self, advantages=select_valid("advantages", self.credited, None))
+            if all_finite(moments):
+                return replace(self, advantages=normalize_advantages(self.credited, moments=moments))
+        except NonFiniteError:
+            pass
+        return replace(self, advantages=torch.full_like(self.credited, math.nan))
 
 
 @dataclass(frozen=True, slots=True)

@@ -216,8 +216,7 @@ class Gaussian:
         """Return mean and log standard deviation, the latter at the temperature."""
         _require_positive(temperature)
         mean, width = lift(outputs).unbind(-1)
-        log_std = math.log(MIN_STD) + math.log(MAX_STD / MIN_STD) * width.sigmoid()
-        return torch.stack([mean, log_std + 0.5 * math.log(temperature)], dim=-1)
+        return torch.stack([mean, _log_std(width.sigmoid(), temperature)], dim=-1)
 
     def terms(
         self,
@@ -228,15 +227,80 @@ class Gaussian:
         behavior: Tensor | None = None,
         with_entropy: bool = False,
     ) -> Terms:
-        """Compute all terms in closed form."""
-        mean, log_std = self.parameters(outputs[: len(taken)], temperature).unbind(-1)
-        kl = None
-        if behavior is not None:
-            behavior_mean, behavior_log_std = lift(behavior.detach()).unbind(-1)
-            spread = (2.0 * (behavior_log_std - log_std)).exp() + ((behavior_mean - mean) / log_std.exp()).square()
-            kl = log_std - behavior_log_std + 0.5 * (spread - 1.0)
+        """Compute all terms in closed form, with one gradient for all of them."""
+        _require_positive(temperature)
+        constant = None if behavior is None else lift(behavior.detach())
+        return Terms(*_GaussianTerms.apply(lift(outputs), lift(taken), temperature, constant, with_entropy))
+
+
+class _GaussianTerms(torch.autograd.Function):
+    """Autograd of log π(a), H(π) and KL(μ ‖ π) from mean m and width w; outputs beyond the taken ones get 0.
+
+    With z = (a − m) / σ, d = (m_μ − m) / σ, r = σ_μ / σ and s = sigmoid(w), so that
+    ∂ log σ / ∂w = log(MAX_STD / MIN_STD) s (1 − s):
+
+        ∂ log π(a) / ∂m = z / σ            ∂ log π(a) / ∂ log σ = z² − 1
+        ∂H / ∂m = 0                        ∂H / ∂ log σ = 1
+        ∂KL / ∂m = −d / σ                  ∂KL / ∂ log σ = 1 − r² − d²
+
+    As for the categorical, the terms one by one would take a small policy as long as its own layers.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch's own type is not public
+        outputs: Tensor,
+        taken: Tensor,
+        temperature: float,
+        behavior: Tensor | None,
+        with_entropy: bool,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        ctx.num_outputs = len(outputs)
+        mean, width = outputs[: len(taken)].unbind(-1)
+        share = width.sigmoid()
+        log_std = _log_std(share, temperature)
+        std = log_std.exp()
+        z = (taken - mean) / std
+        logprobs = -0.5 * z.square() - log_std - _HALF_LOG_2PI
         entropy = log_std + (0.5 + _HALF_LOG_2PI) if with_entropy else None
-        return Terms(_gaussian_logprob(lift(taken), mean, log_std), entropy, kl)
+        kl = distance = spread = None
+        if behavior is not None:
+            behavior_mean, behavior_log_std = behavior.unbind(-1)
+            distance = (behavior_mean - mean) / std
+            spread = (2.0 * (behavior_log_std - log_std)).exp() + distance.square()
+            kl = log_std - behavior_log_std + 0.5 * (spread - 1.0)
+        ctx.save_for_backward(share, std, z, distance, spread)
+        ctx.set_materialize_grads(False)
+        return logprobs, entropy, kl
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any,  # noqa: ANN401
+        of_logprob: Tensor | None,
+        of_entropy: Tensor | None,
+        of_kl: Tensor | None,
+    ) -> tuple[Tensor | None, None, None, None, None]:
+        share, std, z, distance, spread = ctx.saved_tensors
+        gradient = z.new_zeros(ctx.num_outputs, *z.shape[1:], 2)
+        of_mean, of_width = gradient[: len(z)].unbind(-1)
+        if of_logprob is not None:
+            of_mean += of_logprob * z
+            of_width += of_logprob * (z.square() - 1.0)
+        if of_entropy is not None:
+            of_width += of_entropy
+        if of_kl is not None:
+            of_mean -= of_kl * distance
+            of_width += of_kl * (1.0 - spread)
+        of_mean /= std
+        of_width *= math.log(MAX_STD / MIN_STD) * share * (1.0 - share)
+        return gradient, None, None, None, None
+
+
+def _log_std(share: Tensor, temperature: float) -> Tensor:
+    """Return log σ from sigmoid(width)."""
+    log_std = math.log(MIN_STD) + math.log(MAX_STD / MIN_STD) * share
+    return log_std + 0.5 * math.log(temperature)
 
 
 def _gaussian_logprob(taken: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ Surrogates build on this module, and recipes import them, so it imports torch fo
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def lift(tensor: Tensor) -> Tensor:
 def all_finite(tensor: Tensor) -> bool:
     """Return whether every number of a floating-point tensor is finite."""
     # A sum is finite only if every term is, and costs a fraction; it may overflow although every term is finite.
-    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+    return math.isfinite(float(tensor.sum())) or bool(tensor.isfinite().all())
 
 
 def select_valid(name: str, tensor: Tensor, mask: Tensor | None, *, allow_infinite: bool = False) -> Tensor:
@@ -50,7 +51,7 @@ def select_valid(name: str, tensor: Tensor, mask: Tensor | None, *, allow_infini
     """
     selected = lift(tensor) if mask is None else lift(tensor).where(mask, 0.0)
     # A sum is finite only if every term is; checking each term costs many times as much and is left for the error.
-    if bool(selected.detach().sum().isfinite()):
+    if math.isfinite(float(selected.detach().sum())):
         return selected
     bad = selected.isnan() if allow_infinite else ~selected.isfinite()
     if bool(bad.any()):

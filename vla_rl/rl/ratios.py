@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 RatioName = Literal["token", "step", "joint"]
@@ -40,6 +42,10 @@ class Ratio:
     def valid(self, run: Tensor) -> Tensor:
         """Return the ratios with an executed token, (R, P) bool: the mean of the policy term is one over them."""
         return self.shared(run).any(dim=2)
+
+    def num_valid(self, num_run: NDArray[np.int64]) -> int:
+        """Return how many of all ratios are valid, where so many tokens of each decision, its first, were executed."""
+        return int((-(-num_run // self.tokens)).sum())
 
     def shared(self, of_tokens: Tensor) -> Tensor:
         """Map (R, A) to (R, P, tokens)."""

@@ -6,7 +6,7 @@ the time there and the same elsewhere. Both sum in float32, in a different order
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from torch.autograd.function import once_differentiable
 
 MIN_ROWS, MIN_OUTPUTS = 32, 32
 """Sizes below which oneDNN's overhead, about 10 µs for each product, outweighs the gain."""
+
+
+_HAS_ONEDNN = torch.backends.mkldnn.is_available()
 
 
 class Linear(nn.Linear):
@@ -24,20 +27,21 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return `input` times the weight, plus the bias."""
-        if self._suits_onednn(input):
+        if self.suits_onednn(input):
             return _OneDNNLinear.apply(input, self.weight, self.bias)  # type: ignore[no-any-return]
         return super().forward(input)
 
-    def _suits_onednn(self, rows: Tensor) -> bool:
+    def suits_onednn(self, rows: Tensor) -> bool:
+        """Return whether oneDNN computes the product with these rows."""
         return (
-            rows.dim() == 2
+            self.out_features >= MIN_OUTPUTS
+            and rows.dim() == 2
             and len(rows) >= MIN_ROWS
-            and self.out_features >= MIN_OUTPUTS
+            and _HAS_ONEDNN
             and rows.device.type == "cpu"
             and rows.dtype == self.weight.dtype == torch.float32
             and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_compiling()
-            and torch.backends.mkldnn.is_available()
         )
 
 
@@ -52,7 +56,7 @@ class _OneDNNLinear(torch.autograd.Function):
         bias: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(rows, weight)
-        return _product(rows, weight, bias)
+        return product(rows, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -61,10 +65,24 @@ class _OneDNNLinear(torch.autograd.Function):
         gradient: Tensor,
     ) -> tuple[Tensor | None, Tensor, Tensor]:
         rows, weight = ctx.saved_tensors
-        of_rows = _product(gradient, weight.t()) if ctx.needs_input_grad[0] else None
-        return of_rows, _product(gradient.t(), rows.t()), gradient.sum(dim=0)
+        of_rows = product(gradient, weight.t()) if ctx.needs_input_grad[0] else None
+        return of_rows, of_weight(gradient, rows), gradient.sum(dim=0)
 
 
-def _product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return left · rightᵀ + bias. The operator is the one that torch.compile uses for a linear layer."""
-    return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")  # type: ignore[no-any-return]
+def product(
+    left: Tensor, right: Tensor, bias: Tensor | None = None, *, then: Literal["none", "relu"] = "none"
+) -> Tensor:
+    """Return left · rightᵀ + bias by oneDNN, with a ReLU or nothing after it.
+
+    The operator is the one that torch.compile uses for a linear layer.
+    """
+    return torch.ops.mkldnn._linear_pointwise(left, right, bias, then, [], "")  # type: ignore[no-any-return]
+
+
+def of_weight(gradient: Tensor, rows: Tensor) -> Tensor:
+    """Return gradientᵀ · rows, a weight's gradient, (out, in).
+
+    By torch's own product: oneDNN would first copy both factors, transposed. And transposed itself, (in, out), because
+    with few inputs that takes half as long.
+    """
+    return torch.mm(rows.t(), gradient).t()

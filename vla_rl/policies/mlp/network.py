@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vla_rl.policies.mlp.block import Block
 from vla_rl.policies.mlp.linear import Linear
 from vla_rl.policies.parameters import META, fill_linear_and_norms, set_parameter
 from vla_rl.policies.token_policy import TokenOutput, TokenPolicy
@@ -50,9 +51,9 @@ class MLPPolicy(TokenPolicy):
         num_tokens = action_spec.num_tokens
         self.width = None if state_dependent_std else nn.Parameter(torch.zeros(num_tokens))
         num_outputs = num_tokens * (action_spec.num_behavior if state_dependent_std else 1)
-        self.trunk = _block(state_dim, hidden_dim)
-        self.policy_head = nn.Sequential(_block(hidden_dim, hidden_dim), Linear(hidden_dim, num_outputs))
-        critic = nn.Sequential(_block(hidden_dim, hidden_dim // 2), Linear(hidden_dim // 2, 1))
+        self.trunk = Block(state_dim, hidden_dim)
+        self.policy_head = nn.Sequential(Block(hidden_dim, hidden_dim), Linear(hidden_dim, num_outputs))
+        critic = nn.Sequential(Block(hidden_dim, hidden_dim // 2), Linear(hidden_dim // 2, 1))
         self.value_head = critic if has_critic else NoCritic()
 
     def network(self, inputs: PolicyInputs) -> TokenOutput:
@@ -60,11 +61,11 @@ class MLPPolicy(TokenPolicy):
         features: Tensor = self.trunk(inputs.state.float())
         logits: Tensor = self.policy_head(features)
         values: Tensor = self.value_head(features.detach())
-        if self.width is not None:
-            logits = torch.stack([logits, self.width.to(logits.dtype).expand_as(logits)], dim=-1)
-        logits = logits.reshape(-1, self.action_spec.num_tokens, self.action_spec.num_behavior)
-        if self._has_bounded_mean:
-            logits = torch.stack([logits[..., 0].tanh(), logits[..., 1]], dim=-1)
+        if self.width is None:
+            logits = logits.reshape(-1, self.action_spec.num_tokens, self.action_spec.num_behavior)
+        if self._has_bounded_mean or self.width is not None:
+            mean, width = (logits, self.width.to(logits.dtype)) if self.width is not None else logits.unbind(dim=-1)
+            logits = torch.stack([mean.tanh() if self._has_bounded_mean else mean, width.expand_as(mean)], dim=-1)
         return TokenOutput(logits=logits.float(), values=values.reshape(-1).float())
 
     def fill(
@@ -105,10 +106,6 @@ class MLPPolicy(TokenPolicy):
     def is_value_parameter(self, name: str) -> bool:
         """Return whether a parameter belongs to the critic's head."""
         return name.startswith("value_head.")
-
-
-def _block(in_dim: int, out_dim: int) -> nn.Sequential:
-    return nn.Sequential(Linear(in_dim, out_dim), nn.ReLU(), nn.LayerNorm(out_dim))
 
 
 def build_mlp(section: MLPSection, context: PolicyContext, *, device: str, empty: bool = False) -> MLPPolicy:

@@ -91,6 +91,8 @@ def bounded_log_ratio(log_ratio: Tensor) -> Tensor:
 
 def by_sign(advantages: Tensor, positive: float, otherwise: float) -> Tensor:
     """Return `positive` where A > 0, `otherwise` elsewhere (also at A = 0), in the dtype of `advantages`."""
+    if positive == otherwise:
+        return advantages.new_full(advantages.shape, positive)
     return advantages.new_tensor(positive).where(advantages > 0, advantages.new_tensor(otherwise))
 
 
