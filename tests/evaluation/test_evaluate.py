@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 
 import pytest
@@ -14,6 +15,7 @@ from vla_rl.evaluation.evaluate import evaluate
 from vla_rl.evaluation.policy_source import find_policy
 from vla_rl.evaluation.suite_plans import make_suite_plans
 from vla_rl.ipc import memory_check
+from vla_rl.learner.checkpoint import CheckpointError, held_policy
 from vla_rl.run.folder_lock import claim_folder
 
 
@@ -124,6 +126,32 @@ def test_results_are_never_replaced_by_those_of_fewer_or_other_episodes(trained,
     five = evaluated(run, tasks=(0,), episodes_per_task=5)
     assert five.folder == four
     assert [task["episodes"] for task in json.loads((four / "results.json").read_text())["tasks"]] == [5]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_checkpoint_that_its_run_removes_meanwhile_is_played_to_the_end(trained, tmp_path, monkeypatch, links):
+    expected = evaluated(trained, episodes_per_task=1, out=tmp_path / "expected")
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("another file system")))
+
+    def remove(_done, _total, _successes):
+        shutil.rmtree(run / "checkpoints", ignore_errors=True)
+
+    report = evaluated(run, episodes_per_task=1, out=tmp_path / "out", progress=remove)
+    assert not (run / "checkpoints").exists()
+    assert outcomes(report.folder) == outcomes(expected.folder)
+    assert not [path for path in report.folder.iterdir() if path.name.startswith(".")]
+
+
+def test_a_checkpoint_that_is_removed_before_is_told_with_the_way_on(trained, tmp_path):
+    checkpoint = tmp_path / "checkpoints" / "optimizer_step_30"
+    with (
+        pytest.raises(CheckpointError, match=r"optimizer_step_30 was removed meanwhile, .* the same command again"),
+        held_policy(checkpoint, within=tmp_path),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("other", [{"seeds": (1,)}, {"temperature": 1.0}, {"horizon": 4}])

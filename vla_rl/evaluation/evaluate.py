@@ -7,7 +7,8 @@ appended at once, so an interrupted evaluation can be continued if its condition
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,7 @@ from vla_rl.evaluation.suite_plans import (
 )
 from vla_rl.evaluation.video import VIDEOS, Keep, check_video, count_videos, recorded_builders
 from vla_rl.files import atomic_write_bytes
+from vla_rl.learner.checkpoint import held_policy
 from vla_rl.reporting.manifest import MANIFEST_FILE, write_manifest
 from vla_rl.run.plan import Plan, plan_policy
 from vla_rl.workers.episodes import EpisodeJob
@@ -112,16 +114,17 @@ def _evaluate(folder: Path, planned: Planned, progress: Progress | None) -> Eval
         define(folder, planned.perturbed)
         definitions = stored_definitions(folder)
     _write_manifest(folder, planned, definitions)
-    passes = Passes(folder, planned.source.checkpoint, options, Tally(total, progress))
-    episodes = passes.play_all([_filmed(suite, folder, options) for suite in suites], EPISODES_FILE)
-    for name in options.controls:
-        changed = [_blinded(suite) if name == "blind" else _misled(suite, planned) for suite in suites]
-        passes.play_all(changed, episodes_file(name))
-    passes.play_perturbed(
-        planned.perturbed
-        if options.video is None
-        else [suite.filmed(folder / VIDEOS, keep=options.video, seeds=options.seeds) for suite in planned.perturbed]
-    )
+    with _held(planned.source.checkpoint, folder) as checkpoint:
+        passes = Passes(folder, checkpoint, options, Tally(total, progress))
+        episodes = passes.play_all([_filmed(suite, folder, options) for suite in suites], EPISODES_FILE)
+        for name in options.controls:
+            changed = [_blinded(suite) if name == "blind" else _misled(suite, planned) for suite in suites]
+            passes.play_all(changed, episodes_file(name))
+        passes.play_perturbed(
+            planned.perturbed
+            if options.video is None
+            else [suite.filmed(folder / VIDEOS, keep=options.video, seeds=options.seeds) for suite in planned.perturbed]
+        )
     compared, gaps = stored_controls(folder, episodes)
     with preflight():
         perturbed, more_gaps = stored_results(folder, episodes)
@@ -136,6 +139,15 @@ def _evaluate(folder: Path, planned: Planned, progress: Progress | None) -> Eval
         perturbed=perturbed,
         videos=None if options.video is None else _count_videos(folder, planned, episodes, keep=options.video),
     )
+
+
+@contextmanager
+def _held(checkpoint: Path | None, folder: Path) -> Iterator[Path | None]:
+    """Keep a checkpoint, because every pass of every suite reads it anew, and its run may train on."""
+    with ExitStack() as stack:
+        with preflight():
+            held = None if checkpoint is None else stack.enter_context(held_policy(checkpoint, within=folder))
+        yield held
 
 
 def _count_videos(folder: Path, planned: Planned, episodes: Sequence[EpisodeResult], *, keep: Keep) -> tuple[int, int]:

@@ -14,7 +14,15 @@ from vla_rl.envs.kind import EnvironmentSection, known_suites
 from vla_rl.envs.kinds import ENVIRONMENTS
 from vla_rl.evaluation.provenance import UNKNOWN_TRAINING, Training, recorded_training, training_in
 from vla_rl.learner import checkpoint_folder
-from vla_rl.learner.checkpoint import FOLDER, POINTERS, CheckpointError, find_latest, kept_for_the_run, named_by
+from vla_rl.learner.checkpoint import (
+    FOLDER,
+    POINTERS,
+    POLICY_FILE,
+    CheckpointError,
+    find_latest,
+    kept_for_the_run,
+    named_by,
+)
 from vla_rl.policies.file_digest import sampled_digest
 from vla_rl.policies.kind import PolicySection, StoredPolicy
 from vla_rl.policies.kinds import POLICIES
@@ -190,7 +198,7 @@ def _trained(checkpoint: Path, *, run_dir: Path, whole: bool) -> PolicySource:
     if problem is not None:
         raise CheckpointError(f"{checkpoint}: {problem}")
     setup = _on_this_machine(load_recorded_recipe(run_dir / RECIPE_FILE).setup)
-    entry = json.loads((checkpoint / checkpoint_folder.MANIFEST).read_text())["files"]["policy.safetensors"]
+    entry = json.loads((checkpoint / checkpoint_folder.MANIFEST).read_text())["files"][POLICY_FILE]
     return PolicySource(
         location=str(checkpoint),
         name=checkpoint.name,

@@ -23,7 +23,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,7 @@ FORMAT_VERSION = 1
 FOLDER = files.CHECKPOINTS
 LATEST = "latest"
 BEST = "best"
+POLICY_FILE, STATE_FILE = "policy.safetensors", "state.json"
 POINTERS = (LATEST, BEST)  # files that hold the name of a checkpoint beside them
 
 _NAME = re.compile(rf"(?:{re.escape(files.REPLACED_PREFIX)})?optimizer_step_(\d+)")
@@ -160,9 +162,9 @@ def save(
             (mine / name).mkdir()
             writer(mine / name)
         if is_keeper:
-            _write_tensors(partial / "policy.safetensors", policy)
+            _write_tensors(partial / POLICY_FILE, policy)
             _write_tensors(partial / "optimizer.safetensors", _flatten(optimizer))
-            atomic_write_json(partial / "state.json", state)
+            atomic_write_json(partial / STATE_FILE, state)
         atomic_write_json(mine / "rng.json", capture_rng())
         flush_tree(partial if is_keeper else mine)
 
@@ -263,7 +265,7 @@ def load(info: CheckpointInfo, engine: Engine) -> Restored:
     """
     state = check_architecture(info.path, engine.policy)
     progress = Progress(**state["progress"])
-    engine.load_trainable_state(load_file(info.path / "policy.safetensors"))
+    engine.load_trainable_state(load_file(info.path / POLICY_FILE))
     moments = _unflatten(load_file(info.path / "optimizer.safetensors"))
     engine.load_optimizer_state(moments, optimizer_steps=progress.optimizer_steps)
     rng = info.path / f"rank_{engine.collectives.rank}" / "rng.json"
@@ -291,10 +293,35 @@ def load_policy(path: Path, policy: nn.Module) -> None:
     if problem is not None:
         raise CheckpointError(f"{path}: {problem}")
     check_architecture(path, policy)
-    tensors = load_file(path / "policy.safetensors")
+    tensors = load_file(path / POLICY_FILE)
     with torch.no_grad():
         for name, parameter in trainable_parameters(policy).items():
             parameter.copy_(tensors[name])
+
+
+@contextmanager
+def held_policy(path: Path, *, within: Path) -> Iterator[Path]:
+    """Keep what `load_policy` and `kept_for_the_run` read of a checkpoint, also if its run removes it meanwhile.
+
+    Args:
+        path: the checkpoint.
+        within: folder of this process alone, for the time being.
+
+    Yields:
+        The folder to read from.
+
+    Raises:
+        CheckpointError: the checkpoint is gone already.
+    """
+    with ExitStack() as stack:
+        try:
+            place = stack.enter_context(files.held(path, (POLICY_FILE, STATE_FILE), within=within))
+        except FileNotFoundError as error:
+            raise CheckpointError(
+                f"{path} was removed meanwhile, as its run keeps only the newest checkpoints (checkpoint.keep): "
+                "give the same command again to take the newest one"
+            ) from error
+        yield place
 
 
 def architecture(policy: nn.Module) -> dict[str, list[int]]:
@@ -344,10 +371,10 @@ def _by_age(folders: Iterable[Path]) -> list[tuple[int, Path]]:
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    state: dict[str, Any] = json.loads((path / "state.json").read_text())
+    state: dict[str, Any] = json.loads((path / STATE_FILE).read_text())
     if state.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path / 'state.json'}: format_version is {state.get('format_version')!r} and this program reads "
+            f"{path / STATE_FILE}: format_version is {state.get('format_version')!r} and this program reads "
             f"{FORMAT_VERSION}; use the version of vla-rl that wrote it"
         )
     return state

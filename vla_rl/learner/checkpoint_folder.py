@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vla_rl.files import ASIDE, atomic_write_json, read_json_object, rename
@@ -91,6 +94,43 @@ def remove_part(folder: Path, name: str) -> None:
     atomic_write_json(folder / MANIFEST, {"files": {file: listed[file] for file in listed if file not in doomed}})
     for part in parts:
         shutil.rmtree(part)
+
+
+@contextmanager
+def held(folder: Path, names: Iterable[str], *, within: Path) -> Iterator[Path]:
+    """Keep some files of a checkpoint, also if its run removes it meanwhile.
+
+    They are hard links, and copies only where those are impossible.
+
+    Args:
+        folder: the checkpoint.
+        names: its files.
+        within: folder of this process alone.
+
+    Yields:
+        A folder of the same name that is a complete checkpoint of these files, as they were listed when written. It is
+        removed at the end, or by the next call after a kill.
+
+    Raises:
+        FileNotFoundError: the checkpoint was removed before.
+    """
+    aside = within / f"{PARTIAL_PREFIX}held"
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        place = aside / folder.name
+        place.mkdir(parents=True)
+        listed = json.loads((folder / MANIFEST).read_text())["files"]
+        for name in names:
+            try:
+                os.link(folder / name, place / name)
+            except FileNotFoundError:
+                raise
+            except OSError:  # another file system, or one without links
+                shutil.copyfile(folder / name, place / name)
+        atomic_write_json(place / MANIFEST, {"files": {name: listed[name] for name in names}})
+        yield place
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def clear_up(checkpoints: Path) -> None:

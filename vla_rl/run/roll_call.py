@@ -23,7 +23,7 @@ from torch import nn
 
 from vla_rl.errors import UserError
 from vla_rl.files import read_json_object
-from vla_rl.learner.checkpoint import CheckpointInfo, complete_checkpoint
+from vla_rl.learner.checkpoint import POLICY_FILE, CheckpointInfo, complete_checkpoint
 from vla_rl.learner.checkpoint_folder import MANIFEST
 from vla_rl.learner.notice_board import CommonError, NoticeBoard
 from vla_rl.reporting.manifest import by_dotted_name, source_state
@@ -291,7 +291,7 @@ def _weights_of(newest: CheckpointInfo | None) -> dict[str, int]:
             continue
         try:
             files = read_json_object(folder / MANIFEST)["files"]
-            found[step] = int(files["policy.safetensors"]["crc32"])
+            found[step] = int(files[POLICY_FILE]["crc32"])
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return found
