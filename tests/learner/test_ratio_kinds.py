@@ -37,10 +37,11 @@ def test_ratios_by_hand(name: RatioName, logs: list[list[float]], valid: list[li
     of_tokens = torch.tensor([[1.0, 2.0, 4.0, 8.0], [16.0, 32.0, NAN, NAN]], requires_grad=True)
     run = torch.tensor([[True] * 4, [True, True, False, False]])
     found = ratio.of_tokens(of_tokens, run)
-    assert found.tolist() == logs
+    of_valid = torch.tensor(valid)
     assert ratio.valid(run).tolist() == valid
+    assert found.where(of_valid, 0.0).tolist() == logs
     assert ratio.num_valid(np.array([4, 2])) == sum(map(sum, valid))
-    found.sum().backward()
+    found.where(of_valid, 0.0).sum().backward()
     assert of_tokens.grad is not None
     assert of_tokens.grad.tolist() == run.float().tolist()
 

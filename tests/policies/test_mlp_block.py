@@ -69,6 +69,15 @@ def test_large_products_are_one_step_of_the_backward_pass(monkeypatch: pytest.Mo
     assert len(taken) == 1
 
 
+@pytest.mark.parametrize("num_rows", [8, 64])
+def test_nan_stays_nan(num_rows: int) -> None:
+    """Whoever acts or learns from it refuses it."""
+    ours, rows = Block(8, 32), torch.ones(num_rows, 8)
+    rows[3, 5] = torch.nan
+    is_nan = ours(rows).isnan()
+    assert is_nan[3].all() and not is_nan[:3].any()
+
+
 def test_rows_that_need_no_gradient_cost_no_product(monkeypatch: pytest.MonkeyPatch) -> None:
     output = Block(8, 32)(torch.ones(32, 8))
     monkeypatch.setattr(module, "product", None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, TypeVar, cast
 
@@ -40,6 +41,11 @@ class UpdateResult:
     learning_rates: dict[str, float]  # by parameter group
 
 
+def _arithmetic(bf16: bool, device: torch.device) -> AbstractContextManager[object]:
+    """Return the context of a forward pass: autocast to bfloat16, or nothing, which takes no time."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else nullcontext()
+
+
 class TensorForward(nn.Module):
     """Policy in the form that DeepSpeed needs: tensors in, a tuple of tensors out.
 
@@ -63,7 +69,7 @@ class TensorForward(nn.Module):
         with_entropy: bool = False,
     ) -> tuple[Tensor, ...]:
         """Evaluate as the policy does: return values and, as far as they exist, logprobs, entropy and KL, float32."""
-        with torch.autocast(state.device.type, dtype=torch.bfloat16, enabled=self._bf16):
+        with _arithmetic(self._bf16, state.device):
             # Not `self.policy(...)`: ZeRO-3 hooks the call of every module and cannot look into records. See
             # `strategies.gather_with_wrapper` for the parameters that the policy itself holds.
             found = self.policy.forward(
@@ -88,7 +94,7 @@ class LogitsForward(nn.Module):
         self, frames: Tensor, state: Tensor, task_index: Tensor, buckets: tuple[int, ...] | None
     ) -> tuple[Tensor, Tensor]:
         """Return logits (B, A, V), before temperature, and values (B,), float32."""
-        with torch.autocast(state.device.type, dtype=torch.bfloat16, enabled=self._bf16):
+        with _arithmetic(self._bf16, state.device):
             output = self.policy.network(PolicyInputs(frames, state, task_index, buckets=buckets))
         return output.logits.float(), output.values.float()
 

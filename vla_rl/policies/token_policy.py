@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,12 @@ from vla_rl.rl.distributions import Distribution, distribution_of
 from vla_rl.rl.masking import all_finite
 from vla_rl.rl.random_numbers import RandomSource
 from vla_rl.types import Acted, ActionSpec, Evaluation, PolicyInputs
+
+
+def unrounded(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which autocast rounds nothing. Where it is off anyway, torch's own costs a small policy time."""
+    is_on = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if is_on else nullcontext()
 
 
 class TokenOutput(NamedTuple):
@@ -57,7 +64,7 @@ class TokenPolicy(nn.Module):
         values = output.values.float()
         if tokens is None:
             return Evaluation(values)
-        with torch.autocast(values.device.type, enabled=False):
+        with unrounded(values.device):
             terms = self._distribution.terms(
                 output.logits.float(), tokens, self.temperature, behavior=behavior, with_entropy=with_entropy
             )

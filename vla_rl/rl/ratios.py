@@ -32,16 +32,16 @@ class Ratio:
 
         Args:
             logs: (R, A).
-            run: (R, A) bool, executed tokens; the others have no effect, whatever they hold.
+            run: (R, A) bool, executed tokens; the others have no effect on a valid ratio, whatever they hold.
 
         Returns:
             (R, P); no meaning where a ratio is not valid.
         """
-        return self.shared(logs.masked_fill(~run, 0.0)).sum(dim=2)
+        return logs if self.tokens == 1 else self.shared(logs.masked_fill(~run, 0.0)).sum(dim=2)
 
     def valid(self, run: Tensor) -> Tensor:
         """Return the ratios with an executed token, (R, P) bool: the mean of the policy term is one over them."""
-        return self.shared(run).any(dim=2)
+        return run if self.tokens == 1 else self.shared(run).any(dim=2)
 
     def num_valid(self, num_run: NDArray[np.int64]) -> int:
         """Return how many of all ratios are valid, where so many tokens of each decision, its first, were executed."""

@@ -160,8 +160,9 @@ def _accumulate(terms: Tensor, decay: Tensor) -> Tensor:
         own, later = decay[..., :-span], decay[..., span:]
         is_end = own == 0.0
         terms[..., :-span] += (own * terms[..., span:]).masked_fill_(is_end, 0.0)
-        own.copy_((own * later).masked_fill_(is_end, 0.0))
         span *= 2
+        if span < terms.shape[-1]:
+            own.copy_((own * later).masked_fill_(is_end, 0.0))
     return terms
 
 

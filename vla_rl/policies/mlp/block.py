@@ -36,7 +36,7 @@ class Block(nn.Sequential):
 
 
 class _OneDNNBlock(torch.autograd.Function):
-    """Product by oneDNN with the ReLU in it, layer norm, and the gradients of all three."""
+    """Product by oneDNN, ReLU and layer norm, and the gradients of all three."""
 
     @staticmethod
     def forward(
@@ -48,7 +48,7 @@ class _OneDNNBlock(torch.autograd.Function):
         shift: Tensor,
         eps: float,
     ) -> Tensor:
-        active = product(rows, weight, bias, then="relu")
+        active = product(rows, weight, bias).relu_()  # oneDNN's own would make 0 of NaN
         normed, mean, rstd = torch.native_layer_norm(active, [len(weight)], scale, shift, eps)
         ctx.save_for_backward(rows, weight, active, mean, rstd, scale, shift)
         return normed

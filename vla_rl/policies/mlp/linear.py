@@ -6,7 +6,7 @@ the time there and the same elsewhere. Both sum in float32, in a different order
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,14 +69,9 @@ class _OneDNNLinear(torch.autograd.Function):
         return of_rows, of_weight(gradient, rows), gradient.sum(dim=0)
 
 
-def product(
-    left: Tensor, right: Tensor, bias: Tensor | None = None, *, then: Literal["none", "relu"] = "none"
-) -> Tensor:
-    """Return left · rightᵀ + bias by oneDNN, with a ReLU or nothing after it.
-
-    The operator is the one that torch.compile uses for a linear layer.
-    """
-    return torch.ops.mkldnn._linear_pointwise(left, right, bias, then, [], "")  # type: ignore[no-any-return]
+def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return left · rightᵀ + bias by oneDNN. The operator is the one that torch.compile uses for a linear layer."""
+    return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")  # type: ignore[no-any-return]
 
 
 def of_weight(gradient: Tensor, rows: Tensor) -> Tensor:
