@@ -32,7 +32,7 @@ from vla_rl.run.estimate import DryRunReport, Line, estimate
 from vla_rl.run.folder import assets_of
 from vla_rl.run.log import RunLog, log_to
 from vla_rl.run.plan import TrainingPlan, check_contradictions, check_other_machines, make_training_plan
-from vla_rl.run.ranks import number_of_ranks, start_ranks
+from vla_rl.run.ranks import number_of_ranks, ranks_of_machine, start_ranks
 from vla_rl.run.signals import StopRequest
 from vla_rl.run.statistics_key import STATISTICS, check_statistics
 from vla_rl.run.trained_network import check_checkpoint
@@ -113,7 +113,8 @@ def train(
         if is_first_rank():
             check_evaluation(plan.recipe)
             check_other_machines(plan)
-            check_room(estimate(plan, num_ranks=num_ranks).shared_memory_bytes)
+            here = ranks_of_machine(plan.recipe.learner, device=plan.device_kind)
+            check_room(estimate(plan, num_ranks=here).shared_memory_bytes)
         start = find_beginning(recipe, folder, resume=resume, board=board, console=console)
     if num_ranks > 1 and launched_rank() is None:
         start_ranks(plan.recipe.learner, num_ranks, device=plan.device_kind)

@@ -148,7 +148,7 @@ def test_a_checkpoint_that_its_run_removes_meanwhile_is_played_to_the_end(traine
 def test_a_checkpoint_that_is_removed_before_is_told_with_the_way_on(trained, tmp_path):
     checkpoint = tmp_path / "checkpoints" / "optimizer_step_30"
     with (
-        pytest.raises(CheckpointError, match=r"optimizer_step_30 was removed meanwhile, .* the same command again"),
+        pytest.raises(CheckpointError, match=r"optimizer_step_30 was removed meanwhile, .* give the run instead, "),
         held_policy(checkpoint, within=tmp_path),
     ):
         pass

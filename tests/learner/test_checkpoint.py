@@ -290,6 +290,21 @@ def test_a_policy_is_read_without_an_engine(tmp_path: Path) -> None:
     assert fakes.largest_difference(fakes.weights(engine.policy), fakes.weights(policy)) == 0.0
 
 
+def test_what_is_held_of_a_checkpoint_stays_when_it_is_removed(tmp_path: Path) -> None:
+    """Also where its files are links into a store, as annexes and caches keep large ones."""
+    info = save(tmp_path / "run", trained(2))
+    stored = tmp_path / "store"
+    (info.path / "policy.safetensors").rename(stored)
+    (info.path / "policy.safetensors").symlink_to(Path("../../..") / stored.name)
+    assert checkpoint_folder.problem_of(info.path) is None
+    with checkpoint.held_policy(info.path, within=tmp_path) as place:
+        checkpoint_folder.remove_folder(info.path)
+        stored.unlink()
+        assert place.name == info.path.name
+        checkpoint.load_policy(place, fakes.make_policy(seed=9))
+    assert not place.exists()
+
+
 def test_a_checkpoint_without_what_one_writer_wrote_is_complete_and_loads(tmp_path: Path) -> None:
     engine = trained(2)
     writers = {name: lambda folder: (folder / "file").write_text("x") and None for name in ("replay", "governor")}

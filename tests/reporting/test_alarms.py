@@ -1,7 +1,4 @@
 import json
-import math
-
-import pytest
 
 from vla_rl.reporting.alarms import QUIET_POINTS, Alarm, AlarmLimits, Alarms, AlarmsFile, read_alarms
 from vla_rl.reporting.run_folder import read_run
@@ -81,11 +78,12 @@ def test_a_value_loss_explodes_where_it_grows_and_the_values_explain_nothing():
     assert told(follows, value_loss_growth=10.0, explained_variance_min=-0.1)
 
 
-@pytest.mark.parametrize("broken", [{"learner/value_loss": math.nan}, {"nonfinite": ["learner/value_loss"]}])
-def test_a_value_loss_that_is_not_finite_is_told(broken):
-    record = {"optimizer_steps": 1, "env_steps": 1, "episodes": 1, "learner/value_loss": None} | broken
-    assert told([record], value_loss_growth=10.0) == [(1, "value_explosion")]
-    assert told([record]) == []
+def test_updates_that_were_skipped_are_told_when_they_become_more():
+    records = points("learner/skipped_updates", [0, 0, 2, 2, *[2] * 10, 3])
+    assert told(records) == [(3, "updates_skipped"), (15, "updates_skipped")]
+    (alarm,) = Alarms(AlarmLimits(), before=records[:2]).check(records[2])
+    assert alarm.sentence.startswith("2 updates were skipped because a loss or a gradient was not finite")
+    assert Alarms(AlarmLimits(), before=records[:4]).check(records[3]) == []
 
 
 def test_an_alarm_is_told_again_only_after_a_while_without_its_condition():

@@ -81,6 +81,16 @@ def test_points_and_files_arrive_in_order_with_their_clocks(tmp_path: Path, said
     assert said == [f"fake: see {tmp_path / 'service.jsonl'}"]
 
 
+def test_a_folder_of_the_run_may_be_a_link_out_of_it(tmp_path: Path, said: list[str]) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "one.mp4").touch()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "eval").symlink_to(tmp_path / "elsewhere")
+    with start(tmp_path, said) as couriers:
+        couriers.finish("finished", [tmp_path / "run" / "eval" / "one.mp4"])
+    assert [(event["name"], event["there"]) for event in service(tmp_path, "attach")] == [("eval/one.mp4", True)]
+
+
 @pytest.mark.parametrize(
     ("error", "ending"), [(None, "interrupted"), (KeyboardInterrupt(), "interrupted"), (ValueError(), "failed")]
 )

@@ -13,6 +13,7 @@ from vla_rl.learner import launch
 from vla_rl.recipe import find_recipe, load_recipe
 from vla_rl.run.assembly import _inference_settings
 from vla_rl.run.plan import make_plan
+from vla_rl.run.ranks import ranks_of_machine
 from vla_rl.studies.price import usual_jobs
 
 
@@ -59,3 +60,16 @@ def test_the_launcher_and_studies_divide_the_same_cores(monkeypatch: pytest.Monk
     assert launch._environment("ddp", "cpu", 3)["OMP_NUM_THREADS"] == "8"
     without_memory: Any = SimpleNamespace(left=list)  # whose jobs have no estimate of it
     assert usual_jobs(without_memory) == cores
+
+
+@pytest.mark.parametrize(("started", "ranks"), [({}, 1000), ({"LOCAL_WORLD_SIZE": "4"}, 4), ({"LOCAL_RANK": "0"}, 1)])
+def test_a_launcher_says_how_many_ranks_a_machine_has(
+    monkeypatch: pytest.MonkeyPatch, started: dict[str, str], ranks: int
+) -> None:
+    """Then the recipe's number, which may be that of all machines or of another one, counts for nothing."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (started and {"RANK": "0", "WORLD_SIZE": "8"} | started).items():
+        monkeypatch.setenv(name, value)
+    learner = load_recipe(find_recipe("toy"), ["learner.strategy=ddp", "learner.num_ranks=1000"]).learner
+    assert ranks_of_machine(learner, device="cpu") == ranks

@@ -114,6 +114,14 @@ def test_a_machine_that_lacks_the_checkpoint_is_named_with_what_to_copy(tmp_path
     assert "Copy recipe.yaml and checkpoints/optimizer_step_20" in text
 
 
+def test_the_checkpoint_before_the_first_update_is_one(tmp_path: Path) -> None:
+    (tmp_path / "run0").mkdir()
+    add_checkpoint(tmp_path / "run1", 0)
+    text = the_error_of_all(together(*(compares(facts(tmp_path / f"run{rank}")) for rank in (0, 1))))
+    assert f"rank 1 (host1) has optimizer_step_0 in {tmp_path / 'run1'}" in text
+    assert f"rank 0 (host0) does not have it in {tmp_path / 'run0'}" in text
+
+
 def test_checkpoints_of_different_runs_are_not_mixed(tmp_path: Path) -> None:
     add_checkpoint(tmp_path / "run0", 20)
     add_checkpoint(tmp_path / "run1", 20, b"other weights")

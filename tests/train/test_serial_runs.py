@@ -157,6 +157,16 @@ def test_an_update_that_was_skipped_makes_no_new_policy_version(tmp_path, monkey
     assert len(outcomes) == 7
     assert points[-1]["learner/skipped_updates"] == 1
     assert all(point["policy_version"] == point["optimizer_steps"] for point in points)
+    run(toy_recipe(budget={"optimizer_steps": 8}), tmp_path / "run", resume=True)
+    assert metrics(tmp_path / "run")[-1]["learner/skipped_updates"] == 1  # of the whole run
+
+
+def test_log_ratios_at_lag_zero_are_told_only_while_the_weights_are_those_that_acted(tmp_path):
+    run(toy_recipe(learner={"publish_every": 3}, budget={"optimizer_steps": 12}), tmp_path / "run")
+    told = {it["optimizer_steps"]: it.get("ratio/lag0_abs_log_max") for it in metrics(tmp_path / "run")}
+    assert {step for step, value in told.items() if value is not None} <= {1, 4, 7, 10}
+    assert told[1] < 1e-4
+    assert max(value or 0.0 for value in told.values()) < 1e-4
 
 
 def test_on_policy_data_has_log_ratio_zero(tmp_path):

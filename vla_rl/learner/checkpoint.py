@@ -319,7 +319,7 @@ def held_policy(path: Path, *, within: Path) -> Iterator[Path]:
         except FileNotFoundError as error:
             raise CheckpointError(
                 f"{path} was removed meanwhile, as its run keeps only the newest checkpoints (checkpoint.keep): "
-                "give the same command again to take the newest one"
+                f"give the run instead, {path.parents[1]}, and its newest one is taken"
             ) from error
         yield place
 

@@ -122,7 +122,7 @@ def held(folder: Path, names: Iterable[str], *, within: Path) -> Iterator[Path]:
         listed = json.loads((folder / MANIFEST).read_text())["files"]
         for name in names:
             try:
-                os.link(folder / name, place / name)
+                os.link((folder / name).resolve(strict=True), place / name)  # of a link the file that it names
             except FileNotFoundError:
                 raise
             except OSError:  # another file system, or one without links

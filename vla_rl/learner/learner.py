@@ -115,7 +115,9 @@ class Learner(MicroBatched):
         self.moments = RunningMoments()
         self.seconds = {"values": 0.0, "loss": 0.0, "optimizer": 0.0}  # durations of the last update, by part
 
-    def update(self, batch: SegmentBatch, *, policy_version: int, measure: bool = True) -> dict[str, float]:
+    def update(
+        self, batch: SegmentBatch, *, policy_version: int, measure: bool = True, is_published: bool = True
+    ) -> dict[str, float]:
         """Make one update from this rank's batch and those of all other ranks, which call it at the same time.
 
         Args:
@@ -123,6 +125,8 @@ class Learner(MicroBatched):
             policy_version: version of the weights before this update; the lag is measured against it.
             measure: compute the metrics; with small policies they cost about as much as the update. The same on all
                 ranks.
+            is_published: the weights before this update are those of `policy_version`; else they have moved since, and
+                nothing is said of the log-ratios at lag 0.
 
         Returns:
             Metrics of the union of all ranks' batches, the same on every rank; none without `measure`. If the update
@@ -176,7 +180,7 @@ class Learner(MicroBatched):
         if result.applied:
             self.moments.add(moments)
         # 6. Diagnostics of the whole batch, under the weights at which the gradient was taken.
-        return self._metrics(batch, sums, counts, result) if measure else {}
+        return self._metrics(batch, sums, counts, result, is_published=is_published) if measure else {}
 
     @contextlib.contextmanager
     def _clock(self, part: str) -> Iterator[None]:
@@ -469,7 +473,9 @@ class Learner(MicroBatched):
 
     # --- 6. diagnostics ----------------------------------------------------------------------------------------------
 
-    def _metrics(self, batch: SegmentBatch, sums: list[Sums], counts: Counts, result: UpdateResult) -> dict[str, float]:
+    def _metrics(
+        self, batch: SegmentBatch, sums: list[Sums], counts: Counts, result: UpdateResult, *, is_published: bool
+    ) -> dict[str, float]:
         collectives = self._engine.collectives
         metrics = {
             "learner/skipped_updates": float(self._engine.skipped_updates),
@@ -492,6 +498,7 @@ class Learner(MicroBatched):
             ratio=self._ratio,
             with_critic=with_critic,
             old_threshold=self._old_threshold,
+            with_lag_zero=is_published,
         )
         return metrics | {"learner/grad_norm": result.grad_norm}
 

@@ -64,6 +64,7 @@ def ratio_metrics(
     ratio: Ratio,
     with_critic: bool,
     old_threshold: int,
+    with_lag_zero: bool,
 ) -> dict[str, float]:
     """Return drift per executed token, use of the samples per valid ratio, and the fit of a critic per decision.
 
@@ -76,6 +77,7 @@ def ratio_metrics(
         ratio: which tokens share a ratio.
         with_critic: whether values and value targets have a meaning.
         old_threshold: versions.
+        with_lag_zero: decisions of lag 0 were made by the weights of these sums.
     """
     log_ratio, values = torch.cat([part.log_ratio for part in sums]), torch.cat([part.values for part in sums])
     run, advantages, value_targets = (
@@ -98,7 +100,7 @@ def ratio_metrics(
         "learner/clip_fraction": diagnostics.clip_fraction(limited, valid, clip_low=clip_low, clip_high=clip_high),
         **(fit if with_critic else {}),
         "ratio/abs_log_p95": diagnostics.abs_log_ratio_p95(log_ratio, run),
-        **_lag_zero(log_ratio, run, (lag == 0).squeeze(1)),
+        **(_lag_zero(log_ratio, run, (lag == 0).squeeze(1)) if with_lag_zero else {}),
         "utilization/dead": used.dead,
         "utilization/suppressed": used.suppressed,
         "utilization/near_zero": used.near_zero,

@@ -21,7 +21,7 @@ from vla_rl.types import Acted, ActionSpec, Evaluation, PolicyInputs
 
 
 def unrounded(device: torch.device) -> AbstractContextManager[object]:
-    """Return a context in which autocast rounds nothing. Where it is off anyway, torch's own costs a small policy time."""
+    """Return a context in which autocast rounds nothing; where it is off anyway, one that takes no time."""
     is_on = torch.is_autocast_enabled(device.type)
     return torch.autocast(device.type, enabled=False) if is_on else nullcontext()
 

@@ -70,6 +70,7 @@ class Alarms:
         self._episodes_at_success = self._episodes_at_failure = 0
         self._was_below_max = False  # the entropy
         self._opening: list[float] = []  # value losses
+        self._skipped = 0.0  # updates
         for record in before:
             self.check(record)
 
@@ -83,6 +84,7 @@ class Alarms:
             "entropy_high": self._entropy_high,
             "kl_high": self._kl_high,
             "value_explosion": self._value_explosion,
+            "updates_skipped": self._updates_skipped,
         }
         begun = []
         for name, condition in conditions.items():
@@ -179,13 +181,8 @@ class Alarms:
     def _value_explosion(self, record: Mapping[str, Any]) -> str | None:
         loss, limit = _value(record, "learner/value_loss"), self._limits.value_loss_growth
         advice = "lower optimizer.value_lr or loss.value_coefficient, and go back to an earlier checkpoint"
-        if limit is None:
+        if limit is None or loss is None:
             return None
-        if loss is None:
-            is_broken = (
-                "learner/value_loss" in record.get("nonfinite", ()) or record.get("learner/value_loss") is not None
-            )
-            return f"the critic's error is not finite: {advice}" if is_broken else None
         if len(self._opening) < OPENING_POINTS:
             self._opening.append(loss)
             return None
@@ -196,6 +193,17 @@ class Alarms:
         return (
             f"the critic's squared error is {number(loss)}, after at most {number(max(self._opening))} at first, and "
             f"its values explain nothing of the targets: {advice}"
+        )
+
+    def _updates_skipped(self, record: Mapping[str, Any]) -> str | None:
+        before, self._skipped = self._skipped, _value(record, "learner/skipped_updates") or self._skipped
+        new = self._skipped - before
+        if new <= 0:
+            return None
+        updates = "update was" if new == 1 else "updates were"
+        return (
+            f"{number(new)} {updates} skipped because a loss or a gradient was not finite: look at logs/learner.log, "
+            "and lower optimizer.policy_lr and optimizer.value_lr"
         )
 
 

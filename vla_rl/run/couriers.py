@@ -132,8 +132,8 @@ class Couriers:
         try:
             for courier in self._couriers:
                 for file in files:
-                    file = file.resolve()
-                    courier.send(Attachment(file, file.relative_to(self._run_dir).as_posix()))
+                    # Its name from the path as it was given: a folder of the run may be a link out of it.
+                    courier.send(Attachment(file.resolve(), file.relative_to(self._run_dir).as_posix()))
                 courier.send_last(End(ending))
             for courier in self._couriers:
                 courier.wait()

@@ -78,6 +78,13 @@ def number_of_ranks(learner: EngineSection, *, device: Literal["cpu", "cuda"]) -
     return 1 if device == "cpu" else torch.cuda.device_count()
 
 
+def ranks_of_machine(learner: EngineSection, *, device: Literal["cpu", "cuda"]) -> int:
+    """Return the ranks on this machine: those that a launcher has started here, else all that a run would start."""
+    if launched_rank() is not None:
+        return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return number_of_ranks(learner, device=device)
+
+
 def cores_of_rank() -> int:
     """Return the cores of this rank: the usable ones, shared with the ranks beside it; at least 1.
 

@@ -121,8 +121,9 @@ def common_start(
     lacking = [rank for rank, facts in enumerate(everyone) if facts.checkpoint is None]
     common = set.intersection(*(set(facts.complete) for facts in everyone))
     if lacking or not common:
-        ahead = max(range(len(everyone)), key=lambda rank: everyone[rank].checkpoint or -1)
-        behind = lacking[0] if lacking else min(range(len(everyone)), key=lambda rank: everyone[rank].checkpoint or -1)
+        newest_of = [-1 if facts.checkpoint is None else facts.checkpoint for facts in everyone]
+        ahead = newest_of.index(max(newest_of))
+        behind = lacking[0] if lacking else newest_of.index(min(newest_of))
         step, source = everyone[ahead].checkpoint, everyone[ahead].run_dir
         raise CommonError(
             f"--resume: {board.name_of(ahead)} has optimizer_step_{step} in {source}, and {board.name_of(behind)} "

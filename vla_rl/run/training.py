@@ -44,7 +44,7 @@ from vla_rl.types import SegmentBatch
 logger = logging.getLogger(__name__)
 
 RANKS_TIMEOUT_S = 1800.0  # longest wait of one rank for experience while the others wait for it
-EVALUATION_TIMEOUT_S = 7200.0  # the same where rank 0 also evaluates while the others wait
+EVALUATION_TIMEOUT_S = 7 * 86_400.0  # the same where rank 0 also evaluates; ranks that are gone are told by the board
 UNLIMITED = 2**62  # decisions; during warm-up, and while nothing eligible is in the ring
 NOTHING = Progress(optimizer_steps=0, env_steps=0, decisions=0, episodes=0, policy_version=0, consumed=0)
 SAMPLER_FILE = "sampler.json"  # of one rank, in a checkpoint
@@ -227,7 +227,12 @@ class TrainingRun:
         """
         every, done = self.plan.recipe.logging.every_optimizer_steps, self.totals.optimizer_steps
         is_logged = done % every == 0 or (done + 1) % every == 0  # the earlier value if this update is skipped
-        metrics = self.learner.update(batch, policy_version=self.totals.policy_version, measure=is_logged)
+        metrics = self.learner.update(
+            batch,
+            policy_version=self.totals.policy_version,
+            measure=is_logged,
+            is_published=done % self.plan.recipe.learner.publish_every == 0,
+        )
         self.totals.optimizer_steps = self.engine.optimizer_steps
         self.totals.consumed += int(batch.mask.sum())
         self._limit_collection()
@@ -295,6 +300,7 @@ class TrainingRun:
                 "publish_every": recipe.learner.publish_every,
                 "episodes_per_slot": self._first_episode + played,
                 "advantage_moments": self.learner.moments.state_dict(),
+                "skipped_updates": self.engine.skipped_updates,
                 STATISTICS: self.plan.policy.statistics,
                 NETWORK: network_record(self.plan.policy),
             },
@@ -320,6 +326,7 @@ class TrainingRun:
         check_network(self.plan.policy, info.path, restored.extra.get(NETWORK))
         check_statistics(self.plan.policy, info.path, restored.extra.get(STATISTICS))
         self.learner.moments.load_state_dict(restored.extra.get("advantage_moments", {}))
+        self.engine.skipped_updates = int(restored.extra.get("skipped_updates", 0))
         progress = restored.progress
         # Weights of a step between two publishes have no version yet; the newest one is of those that filled the ring.
         every = int(restored.extra.get("publish_every", self.plan.recipe.learner.publish_every))
