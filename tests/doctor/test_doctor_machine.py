@@ -1,9 +1,12 @@
 """GPUs, renderers and the hub, on machines that are not here."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from vla_rl.doctor import accelerators
 from vla_rl.doctor.accelerators import check_egl_devices, check_gpus, check_import
 from vla_rl.doctor.graphics import check_renderers, check_users_choice
 from vla_rl.doctor.internet import check_hub
@@ -54,6 +57,27 @@ def test_a_missing_torch_is_told(child, tmp_path):
 def test_a_gpu_is_found_in_egl_by_its_bus(child, driver, egl, found):
     check = check_egl_devices(run=child(TWO_GPUS, json.dumps(egl)), driver=driver)
     assert (check.status, check.found) == ("ok", found)
+
+
+def test_a_gpu_that_torch_sees_and_cannot_use_is_a_failure(child, tmp_path):
+    gpus = json.loads(TWO_GPUS)
+    gpus["gpus"][1]["failure"] = "CUDA error: no kernel image is available for execution on the device"
+    check = check_gpus(run=child(json.dumps(gpus)), driver=tmp_path / "none")
+    assert check.status == "failed"
+    assert "cannot compute on GPU 1 (NVIDIA H200): CUDA error: no kernel image" in check.found
+    assert "CUDA_VISIBLE_DEVICES" in check.fix
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the card of this test must not be there")
+@pytest.mark.parametrize("computes", [True, False])
+def test_gpus_are_computed_on_only_where_that_is_asked(monkeypatch, capsys, computes):
+    """Those of other users are compared with their EGL devices too."""
+    card = SimpleNamespace(name="card", total_memory=1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _index: card)
+    exec(accelerators._gpus(computes=computes), {})
+    (gpu,) = json.loads(capsys.readouterr().out)["gpus"]
+    assert bool(gpu["failure"]) is computes
 
 
 def test_all_gpus_are_compared_whatever_is_visible(child, driver):

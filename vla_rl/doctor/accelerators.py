@@ -17,6 +17,14 @@ NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 _GPUS = """
 import json, torch
+
+def failure(index):
+    try:
+        torch.zeros(1, device=f"cuda:{index}").add_(1).cpu()
+    except (RuntimeError, AssertionError) as error:
+        return str(error).strip().splitlines()[0]
+    return ""
+
 props = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
 print(json.dumps({
     "torch": torch.__version__,
@@ -26,8 +34,9 @@ print(json.dumps({
             "memory": p.total_memory,
             "bus": "%04x:%02x:%02x.0" % (p.pci_domain_id, p.pci_bus_id, p.pci_device_id)
             if hasattr(p, "pci_bus_id") else "",
+            "failure": failure(index) if computes else "",
         }
-        for p in props
+        for index, p in enumerate(props)
     ],
 }))
 """
@@ -42,15 +51,21 @@ class Gpu:
     name: str
     memory: int  # bytes
     bus: str  # PCI address, like 0000:65:00.0; empty if torch does not report it
+    failure: str = ""  # of a first sum there; empty if it succeeded, or was not tried
 
 
 def check_gpus(*, run: Run = run_python, driver: Path = NVIDIA_DRIVER) -> Check:
-    """Report the GPUs that torch sees; none is fine unless there is an NVIDIA driver."""
-    outcome = run(_GPUS, seconds=IMPORT_SECONDS)
+    """Report the GPUs that torch sees and can compute on; none is fine unless there is an NVIDIA driver."""
+    outcome = run(_gpus(computes=True), seconds=IMPORT_SECONDS)
     if not outcome.ok:
         return Check("gpus", "failed", f"torch cannot be used: {outcome.reason}", "", INSTALL)
     answer = json.loads(outcome.output)
     gpus = [Gpu(**gpu) for gpu in answer["gpus"]]
+    broken = [f"GPU {index} ({gpu.name}): {gpu.failure}" for index, gpu in enumerate(gpus) if gpu.failure]
+    if broken:
+        found = f"torch {answer['torch']} cannot compute on {'; '.join(broken)}"
+        fix = "install a torch built for this card and driver, or leave the card out with CUDA_VISIBLE_DEVICES"
+        return Check("gpus", "failed", found, "", fix)
     if gpus:
         shown = ", ".join(f"{gpu.name} ({gpu.memory / 2**30:.0f} GiB)" for gpu in gpus)
         return Check("gpus", "ok", f"{len(gpus)}: {shown}")
@@ -61,12 +76,19 @@ def check_gpus(*, run: Run = run_python, driver: Path = NVIDIA_DRIVER) -> Check:
     return Check("gpus", "ok", "none: everything runs on CPUs, a 7B policy too slowly to train")
 
 
+def _gpus(*, computes: bool) -> str:
+    """Return the program that lists the GPUs. It computes on each if asked to, which takes memory there."""
+    return f"computes = {computes}\n{_GPUS}"
+
+
 def check_egl_devices(*, run: Run = run_python, driver: Path = NVIDIA_DRIVER) -> Check:
     """Report each GPU's EGL number: a rank's simulators render on the GPU that it computes on."""
     name = "egl devices"
     if not driver.exists():
         return Check(name, "skipped", "no NVIDIA driver")
-    seen = run(_GPUS, seconds=IMPORT_SECONDS, variables={"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(64)))})
+    seen = run(
+        _gpus(computes=False), seconds=IMPORT_SECONDS, variables={"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(64)))}
+    )
     gpus = [Gpu(**gpu) for gpu in json.loads(seen.output)["gpus"]] if seen.ok else []
     if not gpus:
         return Check(name, "skipped", "no GPU")
