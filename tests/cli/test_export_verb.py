@@ -188,6 +188,25 @@ def test_a_run_without_a_critic_is_exported_without_one(tmp_path: Path) -> None:
     assert "value_head.safetensors" not in names(tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("dtype", "choice"),
+    [(None, "policy.train_proprio_projector=true"), ("float32", "policy.train_proprio_projector=false")],
+)
+def test_a_backbone_trained_on_weights_in_bfloat16_is_written_and_compared_in_float32(
+    merged: Any, tmp_path: Path, dtype: str | None, choice: str
+) -> None:
+    """All that is trained is float32, whatever the dtype of the rest, so an export must not round any of it."""
+    export(merged[0], out=tmp_path / "base", dtype="bfloat16", verify=0)
+    whole = ("policy.lora=null", "policy.train_backbone=true", "policy.dtype=bfloat16")
+    base = f"policy.checkpoint={tmp_path / 'base'}"
+    run = make_run(tmp_path / "run", *whole, base, choice, with_replay=False)
+    report = export(run, out=tmp_path / "out", dtype=dtype, verify=2)
+    assert report.verification is not None and report.verification.logits_error <= 1e-4
+    assert report.verification.tolerance == 1e-3
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+
+
 def regression(folder: Path, source: Path) -> Path:
     """A copy with the L1 head of another family, and without what weights do not need."""
     shutil.copytree(source, folder)

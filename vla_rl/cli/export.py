@@ -29,7 +29,11 @@ def export(
     ] = True,
     dtype: Annotated[
         Literal["bfloat16", "float32"] | None,
-        typer.Option("--dtype", help="Dtype of the written weights.", show_default="the frozen weights' own"),
+        typer.Option(
+            "--dtype",
+            help="Dtype of the written weights.",
+            show_default="the frozen weights' own; float32 with policy.train_backbone",
+        ),
     ] = None,
     verify: Annotated[
         int,

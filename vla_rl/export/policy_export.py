@@ -38,6 +38,7 @@ from vla_rl.policies.openvla_oft.policy import OpenVLAOFTPolicy
 from vla_rl.policies.openvla_oft.section import exportable
 from vla_rl.policies.openvla_oft.self_test import network_faults
 from vla_rl.policies.openvla_oft.source import Source, find_checkpoint, find_source
+from vla_rl.policies.parameters import cast_parameters
 from vla_rl.run.plan import plan_policy, resolve_device
 from vla_rl.run.signals import heed_signals, interrupted_by_signals
 from vla_rl.run.trained_network import load_trained
@@ -79,8 +80,9 @@ def export(
             checkpoint directory, also one with an L1 head, is copied; an adapter alone is merged into its base.
         out: must not exist.
         kind: `merged`, a checkpoint in the public layout; `adapter`, a LoRA adapter in peft's.
-        dtype: dtype of the written shards, `float32` or `bfloat16`; default: that of a run's frozen weights, or the
-            stored one of a checkpoint directory (of an adapter's factors: float32).
+        dtype: dtype of the written shards, `float32` or `bfloat16`; default: that of a run's frozen weights, float32
+            where the run trained the backbone, or the stored one of a checkpoint directory (of an adapter's factors:
+            float32).
         verify: observations on which the outputs before and after are compared; 0 for none.
         profile: family of a target that is a checkpoint directory.
 
@@ -142,8 +144,12 @@ def _export_trained(
     verification = None
     if before is not None and shown is not None:
         changes: dict[str, Any] = {"checkpoint": str(folder), "profile": "auto", "image_size": None, "lora": None}
+        if section.train_backbone:  # written in float32, so that reading it in the frozen weights' dtype would round it
+            changes["dtype"] = "float32"
         written_section = section.model_copy(update={**changes, "train_action_rows": False})
         again = plan_policy(setup.model_copy(update={"policy": written_section})).build(device=str(device)).eval()
+        if again.model.proprio_projector is not None and not section.train_proprio_projector:
+            cast_parameters(again.model.proprio_projector, DTYPES[section.dtype])  # it computes in its own dtype
         verification = compare(before, policy_answers(again, shown), origin=shown.origin, dtype=coarsest)
         written = plain_answers(again.model, layers)
         verification = replace(verification, layers=compare_layers(layers, written, dtype=coarsest))

@@ -55,7 +55,7 @@ def write_checkpoint(
         policy: policy with its weights loaded.
         directory: empty.
         step: number in the names of component files.
-        dtype: dtype of the shards; default: that of the frozen weights.
+        dtype: dtype of the shards; default: that of the network, float32 where the backbone was trained.
         max_shard_bytes: size above which the weights are split.
 
     Returns:
