@@ -109,6 +109,11 @@ def test_a_run_that_cannot_be_looked_for_goes_by_the_age_of_its_files(tmp_path: 
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "learner.log").touch()
     assert state_of(tmp_path) == "running"
+    make_old(tmp_path / "logs")
+    assert state_of(tmp_path) == "interrupted"
+    (tmp_path / "logs" / "rank_1").mkdir()
+    (tmp_path / "logs" / "rank_1" / "env_worker_0.log").touch()
+    assert state_of(tmp_path) == "running"
 
 
 def test_without_a_record_the_budget_decides(tmp_path: Path) -> None:

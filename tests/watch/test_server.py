@@ -14,6 +14,7 @@ from watched_runs import Served, make_run, write_points
 
 from vla_rl.errors import UserError
 from vla_rl.reporting.run_state import RunLife
+from vla_rl.watch.run_files import list_logs
 from vla_rl.watch.server import WatchServer, is_loopback
 
 
@@ -65,6 +66,36 @@ def test_logs_are_shown_from_their_end(serve: Any, run_dir: Path) -> None:
     assert len(text) <= 64 << 10
     assert text.startswith("old\n")
     assert text.endswith("� new\n")
+
+
+def test_logs_of_every_rank_are_shown(serve: Any, run_dir: Path) -> None:
+    ranks = [run_dir / "logs" / f"rank_{rank}" for rank in range(2)]
+    for rank in ranks:
+        rank.mkdir()
+        (rank / "learner.log").write_text(f"learner of {rank.name}\n")
+    served = serve(run_dir)
+    assert [log["name"] for log in served.json("/api/runs")[0]["logs"]] == [
+        "logs/env_worker_0.log", "logs/learner.log", "logs/rank_0/learner.log", "logs/rank_1/learner.log",
+    ]  # fmt: skip
+    assert served.json(f"/api/log?run=0&file={named('logs/rank_1/learner.log')}") == {"text": "learner of rank_1\n"}
+
+
+def test_every_rank_keeps_its_learners_log_where_there_are_too_many(run_dir: Path) -> None:
+    for rank, workers in (("rank_0", 300), ("rank_1", 2)):
+        folder = run_dir / "logs" / rank
+        folder.mkdir()
+        for name in ("learner", "inference_worker", *(f"env_worker_{worker}" for worker in range(workers))):
+            (folder / f"{name}.log").touch()
+    names = [log.name for log in list_logs(run_dir)]
+    assert len(names) == 200
+    assert {name for name in names if "rank_0" not in name} == {
+        "logs/env_worker_0.log", "logs/learner.log", "logs/rank_1/learner.log", "logs/rank_1/inference_worker.log",
+        "logs/rank_1/env_worker_0.log", "logs/rank_1/env_worker_1.log",
+    }  # fmt: skip
+    assert {name for name in names if "rank_0" in name} == {
+        "logs/rank_0/learner.log", "logs/rank_0/inference_worker.log",
+        *(f"logs/rank_0/env_worker_{worker}.log" for worker in range(192)),
+    }  # fmt: skip
 
 
 def test_a_video_is_sent_whole_or_in_the_part_that_is_asked_for(serve: Any, run_dir: Path) -> None:
@@ -134,6 +165,10 @@ UNLISTED = [
     "linked/learner.log",
     "logs/pipe.log",
     "logs/none.log",
+    "logs/rank_0/link.log",
+    "logs/rank_0/../learner.log",
+    "logs/rank_1/secret.log",
+    "logs/rank_2/learner.log",
     "recipe.yaml",
 ]
 
@@ -144,6 +179,10 @@ def test_nothing_but_listed_files_is_ever_opened(serve: Any, run_dir: Path, name
     (run_dir.parent / "secret.log").write_text("secret")
     (run_dir / "logs" / "link.log").symlink_to(run_dir.parent / "secret.log")
     (run_dir / "linked").symlink_to(run_dir / "logs")
+    (run_dir / "logs" / "rank_0").mkdir()
+    (run_dir / "logs" / "rank_0" / "link.log").symlink_to(run_dir.parent / "secret.log")
+    (run_dir / "logs" / "rank_1").symlink_to(run_dir.parent)
+    (run_dir / "logs" / "rank_2").symlink_to(run_dir / "logs")
     os.mkfifo(run_dir / "logs" / "pipe.log")
     served = serve(run_dir)
     assert [log["name"] for log in served.json("/api/runs")[0]["logs"]] == ["logs/env_worker_0.log", "logs/learner.log"]

@@ -11,7 +11,7 @@ from vla_rl.evaluation.episode_log import EPISODES_FILE, EpisodeResult, read_epi
 from vla_rl.evaluation.pairs import Comparison, compare
 from vla_rl.evaluation.perturbed import compare_perturbed
 from vla_rl.evaluation.statistics import CONFIDENCE
-from vla_rl.reporting.run_folder import EVALUATIONS
+from vla_rl.reporting.run_layout import EVALUATIONS
 from vla_rl.reporting.text import percent
 
 

@@ -27,7 +27,8 @@ from vla_rl.policies.file_digest import sampled_digest
 from vla_rl.policies.kind import PolicySection, StoredPolicy
 from vla_rl.policies.kinds import POLICIES
 from vla_rl.recipe import Setup, is_supervised, list_recipes, load_recorded_recipe
-from vla_rl.reporting.run_folder import EVALUATIONS, POLICY_FOLDER, RECIPE_FILE
+from vla_rl.reporting.run_folder import POLICY_FOLDER, RECIPE_FILE
+from vla_rl.reporting.run_layout import EVALUATIONS
 from vla_rl.run.statistics_key import STATISTICS
 
 _KINDS_OF_SUITES: Mapping[str, type[EnvironmentSection]] = {

@@ -27,7 +27,7 @@ from vla_rl.learner.rng import capture_rng, restore_rng
 from vla_rl.policies.devices import free_device_memory, is_out_of_memory
 from vla_rl.recipe import Recipe
 from vla_rl.reporting.evaluated_points import EvaluatedPoint
-from vla_rl.reporting.run_folder import EVALUATIONS, WHILE_TRAINING
+from vla_rl.reporting.run_layout import EVALUATIONS, WHILE_TRAINING
 from vla_rl.reporting.text import percent
 
 _FIELDS = {  # of a recipe, by the options of `vla-rl eval` that messages name

@@ -202,7 +202,7 @@ class Alarms:
             return None
         updates = "update was" if new == 1 else "updates were"
         return (
-            f"{number(new)} {updates} skipped because a loss or a gradient was not finite: look at logs/learner.log, "
+            f"{number(new)} {updates} skipped because a loss or a gradient was not finite: look at the learner's log, "
             "and lower optimizer.policy_lr and optimizer.value_lr"
         )
 

@@ -11,13 +11,12 @@ from vla_rl.files import read_json_object
 from vla_rl.reporting.alarms import Alarm, read_alarms
 from vla_rl.reporting.manifest import MANIFEST_FILE
 from vla_rl.reporting.metrics_file import METRICS_FILE, is_number, read_metrics
+from vla_rl.reporting.run_layout import EVALUATIONS, WHILE_TRAINING
 from vla_rl.reporting.run_state import read_state
 from vla_rl.reporting.series import Records
 
 RECIPE_FILE = "recipe.yaml"
 POLICY_FOLDER = "policy"  # of a supervised run: its policy in the public layout
-EVALUATIONS = "eval"  # folder of a run, with one or more evaluations below it
-WHILE_TRAINING = "while_training"  # folder in it with those that the run itself makes, one after another
 RESULTS_FILE = "results.json"  # of one evaluation
 
 

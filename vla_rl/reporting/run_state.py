@@ -16,6 +16,7 @@ import stat
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
@@ -23,11 +24,11 @@ from typing import Any, Literal, Self, get_args
 from vla_rl.errors import RunFailureError, UserError
 from vla_rl.files import atomic_write_json, read_json_object
 from vla_rl.reporting.metrics_file import METRICS_FILE
+from vla_rl.reporting.run_layout import log_folders
 
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "state.json"
-LOGS_FOLDER = "logs"
 RECORDED = Literal["running", "finished", "interrupted", "failed"]
 QUIET_S = 30 * 60.0  # a run that cannot be looked for and has written nothing for so long counts as interrupted
 LONGEST_REASON = 300  # characters
@@ -197,13 +198,9 @@ def _is_recent(seen: float | None) -> bool:
 
 def last_sign(run_dir: Path) -> float | None:
     """Return when a run last wrote metrics, logs or its state, in seconds since 1970; None if it never did."""
-    logs = run_dir / LOGS_FOLDER
-    try:
-        names = [entry.path for entry in os.scandir(logs)]
-    except OSError:
-        names = []
     times = []
-    for path in (run_dir / METRICS_FILE, run_dir / STATE_FILE, *map(Path, names)):
+    logs = chain.from_iterable(map(_paths_in, log_folders(run_dir)))
+    for path in (run_dir / METRICS_FILE, run_dir / STATE_FILE, *logs):
         try:
             found = path.lstat()
         except OSError:
@@ -211,6 +208,13 @@ def last_sign(run_dir: Path) -> float | None:
         if stat.S_ISREG(found.st_mode):
             times.append(found.st_mtime)
     return max(times, default=None)
+
+
+def _paths_in(folder: Path) -> list[Path]:
+    try:
+        return [Path(entry.path) for entry in os.scandir(folder)]
+    except OSError:
+        return []
 
 
 def _boot() -> str | None:

@@ -25,7 +25,8 @@ from typing import Any, Self
 from vla_rl.files import read_json_object
 from vla_rl.reporting.manifest import MANIFEST_FILE
 from vla_rl.reporting.metrics_file import Clocks
-from vla_rl.reporting.run_folder import EVALUATIONS, RECIPE_FILE, RESULTS_FILE
+from vla_rl.reporting.run_folder import RECIPE_FILE, RESULTS_FILE
+from vla_rl.reporting.run_layout import EVALUATIONS
 from vla_rl.run.tracker_process import Answer, Attachment, End, Message, Point, serve
 from vla_rl.tracking import Ending, TrackedRun, Tracker
 from vla_rl.workers.process import start_child

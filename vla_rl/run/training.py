@@ -33,6 +33,7 @@ from vla_rl.replay.ring import ReplayRing
 from vla_rl.replay.ring_file import REPLAY, RING_FILE, load_ring, save_ring
 from vla_rl.replay.sampler import SegmentSampler
 from vla_rl.reporting.metrics_file import Clocks
+from vla_rl.reporting.run_layout import log_folder
 from vla_rl.run.assembly import make_cell, make_memory
 from vla_rl.run.plan import TrainingPlan
 from vla_rl.run.ranks import make_engine
@@ -112,7 +113,7 @@ class TrainingRun:
         self.ranks_before = num_ranks  # of the checkpoint that the run resumes from
         self.decisions_left_out = 0  # of the checkpoint's replay, because this run does not have their tasks
         self.has_replay = False  # whether this rank goes on with experience from before
-        self.log_dir = run_dir / "logs" / (f"rank_{rank}" if num_ranks > 1 else "")
+        self.log_dir = log_folder(run_dir, rank=rank, num_ranks=num_ranks)
         seed = recipe.seed + RANK_SEED_STRIDE * rank
         torch.manual_seed(seed)
         torch.set_num_threads(plan.threads)

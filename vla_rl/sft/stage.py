@@ -35,7 +35,7 @@ from vla_rl.policies.devices import free_device_memory
 from vla_rl.recipe import SupervisedRecipe
 from vla_rl.reporting.evaluated_points import EvaluatedPoint, evaluated_points
 from vla_rl.reporting.metrics_file import METRICS_FILE, MetricsWriter, read_metrics
-from vla_rl.reporting.run_folder import EVALUATIONS
+from vla_rl.reporting.run_layout import EVALUATIONS
 from vla_rl.reporting.text import duration
 from vla_rl.run.beginning import Beginning, Claim, find_beginning, found_in, is_first_rank, open_folder
 from vla_rl.run.couriers import Couriers

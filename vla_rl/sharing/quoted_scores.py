@@ -12,7 +12,8 @@ from vla_rl.evaluation.history import exported_from
 from vla_rl.evaluation.policy_source import PolicySource
 from vla_rl.files import read_json_object
 from vla_rl.reporting.manifest import MANIFEST_FILE
-from vla_rl.reporting.run_folder import RESULTS_FILE, WHILE_TRAINING
+from vla_rl.reporting.run_folder import RESULTS_FILE
+from vla_rl.reporting.run_layout import WHILE_TRAINING
 
 _EXPECTED = ("confidence", "suites", "tasks", "notes", "evaluation", "deviations", "controls")
 

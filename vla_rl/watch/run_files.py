@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import BinaryIO
 
 from vla_rl.files import ASIDE
-from vla_rl.reporting.run_folder import EVALUATIONS
-from vla_rl.reporting.run_state import LOGS_FOLDER
+from vla_rl.reporting.run_layout import EVALUATIONS, LOGS_FOLDER, log_folders
 
 LOG_BYTES = 64 << 10  # of a log, from its end
 MOST_LOGS = 200
@@ -30,11 +31,24 @@ class ListedFile:
 
 
 def list_logs(run_dir: Path) -> list[ListedFile]:
-    """Return the logs of a run's processes, sorted by name, with what a study caught of the run's output."""
-    folders = ((run_dir / LOGS_FOLDER, f"{LOGS_FOLDER}/"), (run_dir, ""))
-    entries = [(f"{prefix}{entry.name}", entry) for folder, prefix in folders for entry in _entries(folder, run_dir)]
-    found = [listed for name, entry in entries if name.endswith(".log") and (listed := _listed(name, entry))]
-    return sorted(found, key=lambda file: (not file.name.startswith(LOGS_FOLDER), file.name))[:MOST_LOGS]
+    """Return the logs of a run's processes, sorted by name, with what a study caught of the run's output.
+
+    Where there are too many, those of the first workers of every rank are kept, besides its learner's.
+    """
+    found: list[tuple[int, ListedFile]] = []  # each with its place in its folder
+    for folder in (*log_folders(run_dir), run_dir):
+        entries = [entry for entry in _entries(folder, run_dir) if entry.name.endswith(".log")]
+        names = [(folder / entry.name).relative_to(run_dir).as_posix() for entry in entries]
+        logs = [file for each in zip(names, entries, strict=True) if (file := _listed(*each))]
+        found += enumerate(sorted(logs, key=_number))
+    kept = [file for _, file in sorted(found, key=itemgetter(0))[:MOST_LOGS]]
+    return sorted(kept, key=lambda file: (not file.name.startswith(LOGS_FOLDER), file.name))
+
+
+def _number(log: ListedFile) -> int:
+    """Return the number of the worker that wrote a log; -1 for a process that is the only one of its kind."""
+    found = re.search(r"(\d+)\.log$", log.name)
+    return int(found[1]) if found else -1
 
 
 def list_videos(run_dir: Path) -> list[ListedFile]:
