@@ -116,6 +116,32 @@ def test_a_run_that_cannot_be_looked_for_goes_by_the_age_of_its_files(tmp_path: 
     assert state_of(tmp_path) == "running"
 
 
+@pytest.mark.parametrize(
+    ("evaluation", "while_training", "closing"),
+    [
+        ("while_training/optimizer_step_20", "running", "running"),
+        ("optimizer_step_20", "interrupted", "running"),  # before the end of its budget it is not the run's own
+    ],
+)
+def test_a_run_elsewhere_that_plays_a_long_evaluation_is_running(
+    tmp_path: Path, evaluation: str, while_training: str, closing: str
+) -> None:
+    record(tmp_path, replace(Process.own(), host="node7", boot="another kernel"))
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "learner.log").touch()
+    former, folder = tmp_path / "eval/while_training/optimizer_step_10", tmp_path / "eval" / evaluation
+    for made in (former, folder):
+        made.mkdir(parents=True)
+        (made / "episodes.jsonl").touch()
+    for quiet in (former, former.parent, tmp_path / "logs", tmp_path):
+        make_old(quiet)
+    os.utime(former, (0, 0))  # begun before the other
+    assert state_of(tmp_path) == while_training
+    assert state_of(tmp_path, is_spent=True) == closing
+    make_old(folder)
+    assert state_of(tmp_path, is_spent=True) == "interrupted"
+
+
 def test_without_a_record_the_budget_decides(tmp_path: Path) -> None:
     assert state_of(tmp_path, is_spent=True) == "finished"
     assert state_of(tmp_path, is_spent=False) == "unknown"

@@ -25,6 +25,28 @@ def log_folders(folder: Path) -> list[Path]:
     return [logs, *sorted(inner for inner in _folders_in(logs) if inner.name.startswith(_OF_A_RANK))]
 
 
+def newest_evaluation(run_dir: Path, *, is_spent: bool) -> Path | None:
+    """Return the folder of the evaluation that a run itself began last; None if it has begun none.
+
+    Args:
+        run_dir: the folder of a run.
+        is_spent: its budget is spent, so that it may be playing its closing evaluation. Otherwise the evaluations in
+            the folder of that one are of somebody else.
+    """
+    evaluations = run_dir / EVALUATIONS
+    found = list(_folders_in(evaluations / WHILE_TRAINING))
+    if is_spent:
+        found += (folder for folder in _folders_in(evaluations) if folder.name != WHILE_TRAINING)
+    return max(found, key=_changed, default=None)
+
+
+def _changed(folder: Path) -> float:
+    try:
+        return folder.lstat().st_mtime
+    except OSError:  # it has gone meanwhile
+        return 0.0
+
+
 def _folders_in(folder: Path) -> Iterator[Path]:
     """Yield the folders in a folder, without links; none if it cannot be read."""
     try:

@@ -24,7 +24,7 @@ from typing import Any, Literal, Self, get_args
 from vla_rl.errors import RunFailureError, UserError
 from vla_rl.files import atomic_write_json, read_json_object
 from vla_rl.reporting.metrics_file import METRICS_FILE
-from vla_rl.reporting.run_layout import log_folders
+from vla_rl.reporting.run_layout import log_folders, newest_evaluation
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ def read_state(run_dir: Path, *, is_spent: bool) -> RunState:
         ValueError: `state.json` is broken.
         OSError: it cannot be read.
     """
-    seen = last_sign(run_dir)
+    seen = last_sign(run_dir, is_spent=is_spent)
     path = run_dir / STATE_FILE
     if not os.path.lexists(path):
         return RunState("finished", "", seen) if is_spent else _unrecorded(seen)
@@ -196,11 +196,21 @@ def _is_recent(seen: float | None) -> bool:
     return seen is not None and time.time() - seen < QUIET_S
 
 
-def last_sign(run_dir: Path) -> float | None:
-    """Return when a run last wrote metrics, logs or its state, in seconds since 1970; None if it never did."""
+def last_sign(run_dir: Path, *, is_spent: bool = False) -> float | None:
+    """Return when a run last wrote something, in seconds since 1970; None if it never did.
+
+    Metrics, state and logs tell it, and the newest of its evaluations, which may take hours and write nothing else.
+
+    Args:
+        run_dir: the folder of a run.
+        is_spent: as of `read_state`.
+    """
+    evaluation = newest_evaluation(run_dir, is_spent=is_spent)
+    folders = log_folders(run_dir)
+    if evaluation is not None:
+        folders += [evaluation, *log_folders(evaluation)]
     times = []
-    logs = chain.from_iterable(map(_paths_in, log_folders(run_dir)))
-    for path in (run_dir / METRICS_FILE, run_dir / STATE_FILE, *logs):
+    for path in (run_dir / METRICS_FILE, run_dir / STATE_FILE, *chain.from_iterable(map(_paths_in, folders))):
         try:
             found = path.lstat()
         except OSError:
