@@ -1,9 +1,17 @@
 import math
+import os
 import stat
 
 import pytest
 
-from vla_rl.files import atomic_write_json, atomic_write_text, directory_bytes, folder_written_aside, written_aside
+from vla_rl.files import (
+    atomic_write_json,
+    atomic_write_text,
+    directory_bytes,
+    folder_written_aside,
+    read_json_object,
+    written_aside,
+)
 
 
 def test_a_written_file_replaces_the_old_one_and_leaves_nothing_aside(tmp_path):
@@ -26,6 +34,14 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_aside(tmp_path, mo
         atomic_write_text(path, "new")
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_name_that_is_no_text_is_written_and_read_back_as_the_same_name(tmp_path):
+    name = os.fsdecode(b"n\xff")
+    atomic_write_json(tmp_path / "a.json", {"command": ["Größe", name]})
+    assert read_json_object(tmp_path / "a.json") == {"command": ["Größe", name]}
+    atomic_write_text(tmp_path / "a.txt", f"run {name}")
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "run n\\udcff"
 
 
 def test_a_number_that_json_lacks_is_refused_before_anything_is_written(tmp_path):

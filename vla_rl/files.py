@@ -51,8 +51,11 @@ def atomic_write_bytes(path: Path, content: bytes) -> None:
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text with `atomic_write_bytes`."""
-    atomic_write_bytes(path, text.encode())
+    """Write UTF-8 text with `atomic_write_bytes`.
+
+    Bytes of a file's name that are no UTF-8 are spelled out with a backslash, which JSON reads back as the same name.
+    """
+    atomic_write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def atomic_write_json(path: Path, value: object) -> None:
@@ -95,6 +98,15 @@ def read_json_object(path: Path) -> dict[str, Any]:
             f"{path}: expected a JSON object, found {type(value).__name__}; put the file back or remove it"
         )
     return value
+
+
+def is_utf8(path: Path) -> bool:
+    """Return whether a path is text; others can be opened here, but not by libraries that take text alone."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def directory_bytes(folder: Path) -> int:

@@ -1,5 +1,6 @@
 import base64
 import json
+import os
 import re
 import subprocess
 import sys
@@ -276,6 +277,13 @@ def test_a_report_of_several_runs_shows_their_comparison(bare_run, tmp_path):
     (bare_run / "metrics.jsonl").write_text("")
     write_report([bare_run, bare_run], tmp_path / "two.html", comparisons=["one beats <two>"])
     assert "one beats <two>" in read_page(tmp_path / "two.html").text
+
+
+def test_a_run_whose_folder_s_name_is_no_text_has_a_report(bare_run, tmp_path):
+    odd = tmp_path / os.fsdecode(b"n\xff")
+    bare_run.rename(odd)
+    report([odd])
+    assert "n\\udcff" in read_page(odd / "report.html").text
 
 
 def test_a_wrong_folder_is_the_users_to_fix(tmp_path):

@@ -44,3 +44,11 @@ def test_logs_and_empty_log_points_are_no_run(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "metrics.jsonl").touch()
     RunFolder.open(tmp_path, resume=False)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_whose_name_is_no_text_is_refused_before_anything_is_written(tmp_path, resume):
+    """Libraries that read weights and write TensorBoard's events cannot open it."""
+    with pytest.raises(ValueError, match=r"^--run-dir: .*found \S+/n\\udcff, from which .* choose another name"):
+        RunFolder.open(tmp_path / os.fsdecode(b"n\xff"), resume=resume)
+    assert list(tmp_path.iterdir()) == []
