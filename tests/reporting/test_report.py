@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -172,14 +173,31 @@ def test_a_report_of_a_run_that_died_early_has_what_there_is(bare_run, tmp_path)
     assert "The run ended before its first log point." in text
 
 
-def test_the_command_draws_several_runs_together_where_it_is_told(full_run, bare_run, tmp_path, monkeypatch):
-    monkeypatch.setattr("vla_rl.reporting.run_plots.write_figures", lambda _folder: [])  # drawn in the test below
+def contents(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_the_command_draws_several_runs_together_where_it_is_told(full_run, bare_run, tmp_path, capsys):
+    before = contents(full_run) | contents(bare_run)
     report([full_run, bare_run, full_run], out=tmp_path / "all.html")
     page = read_page(tmp_path / "all.html")
     assert "Side by side" in page.text
     assert "full (2)" in page.text
     assert page.tags.count("img") == 3 + 2  # three figures shared by all, one evaluation in each of two runs
-    assert not (full_run / "report.html").exists()
+    assert contents(full_run) | contents(bare_run) == before
+    figures = [f"all_figures/{name}.png" for name in ("learning", "optimisation", "policy_lag")]
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / name) for name in [*figures, "all.html"]]
+
+
+def test_a_page_elsewhere_leaves_its_run_as_it_is(bare_run, tmp_path, monkeypatch, capsys):
+    before = contents(bare_run)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    report([bare_run], out=Path("mine.html"))
+    assert contents(bare_run) == before
+    figures = [Path(f"mine_figures/{name}.png") for name in ("learning", "optimisation", "policy_lag")]
+    assert capsys.readouterr().out.splitlines() == [*map(str, figures), "mine.html"]
+    assert all(figure.read_bytes().startswith(PNG_MAGIC) for figure in figures)
 
 
 def test_returns_are_shown_in_the_envs_own_units(bare_run, tmp_path):

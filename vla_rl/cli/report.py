@@ -21,7 +21,7 @@ def report(
         Path | None,
         typer.Option(
             "--out",
-            help="The HTML file.",
+            help="The HTML file; figures come beside it, in a folder NAME_figures.",
             show_default="report.html in the run's folder; for several, in the current folder",
         ),
     ] = None,
@@ -29,7 +29,7 @@ def report(
     """Write figures and one self-contained HTML page about runs."""
     try:
         from vla_rl.reporting.report import write_report
-        from vla_rl.reporting.run_plots import write_figures
+        from vla_rl.reporting.run_plots import FIGURES_FOLDER, write_figures
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise
@@ -42,7 +42,8 @@ def report(
         page = out or (paths[0] / "report.html" if len(paths) == 1 else Path("report.html"))
         if out or len(paths) > 1 or not studies:  # the page of a single study was written with it
             write_report(runs, page, comparisons=compare_runs(runs), studies=studies)
-        pictures = [picture for run in runs for picture in write_figures(run)]
+        shared = page.with_name(f"{page.stem}_{FIGURES_FOLDER}")  # several pages may lie side by side
+        pictures = write_figures(runs, shared if out or len(paths) > 1 else paths[0] / FIGURES_FOLDER)
     for picture in pictures:
         print(picture)
     print(page)

@@ -17,6 +17,7 @@ from vla_rl.files import atomic_write_bytes
 from vla_rl.reporting.panels import CLOCK_LABELS, COLORS, FIGURES, FigureSpec, PanelSpec
 from vla_rl.reporting.run_folder import read_run
 from vla_rl.reporting.series import Records, series, value_of
+from vla_rl.reporting.text import distinct
 
 FIGURES_FOLDER = "figures"
 COLUMNS = 3
@@ -140,24 +141,27 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def write_figures(run_dir: Path) -> list[Path]:
-    """Draw a run's metrics under `figures/`.
+def write_figures(run_dirs: Sequence[Path], out: Path) -> list[Path]:
+    """Draw the metrics of one run, or of several together as on their page.
 
     Args:
-        run_dir: the folder of a run with a `metrics.jsonl`.
+        run_dirs: folders of runs, each with a `metrics.jsonl`. Runs of one name are numbered.
+        out: folder of the figures, created if there are any.
 
     Returns:
         The files that were written; figures without data are left out.
 
     Raises:
-        ValueError: the folder is not a run, or one of its files is broken.
+        ValueError: a folder is not a run, or one of its files is broken.
+        OSError: a figure cannot be written.
     """
-    runs = {run_dir.name: read_run(run_dir).records}
+    found = [read_run(folder) for folder in run_dirs]
+    runs = dict(zip(distinct([run.name for run in found]), (run.records for run in found), strict=True))
     written = []
     for spec in FIGURES:
         figure = draw(spec, runs)
         if figure is not None:
-            path = run_dir / FIGURES_FOLDER / f"{spec.name}.png"
+            path = out / f"{spec.name}.png"
             atomic_write_bytes(path, png(figure))
             written.append(path)
     return written
