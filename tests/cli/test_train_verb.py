@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,26 @@ def test_a_run_s_folder_is_enough_to_resume_it(training: FakeTraining) -> None:
     assert training.called
     assert (training.called["recipe"], training.called["run_dir"], training.called["resume"]) == (recipe, folder, True)
     assert invoke(str(folder)).exit_code == 2
+
+
+def test_a_run_is_resumed_from_another_directory_with_the_checkpoint_that_it_began_with(
+    training: FakeTraining, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, folder = Path.cwd(), Path("runs/mine")
+    folder.mkdir(parents=True)
+    (start / "base").mkdir()
+    recipe = load_recipe(find_recipe("libero_tiny_gipo"), ["policy.checkpoint=base"])
+    (folder / "recipe.yaml").write_text(recipe.dump_yaml(), encoding="utf-8")
+    (folder / "manifest.json").write_text(json.dumps({"directory": str(start)}), encoding="utf-8")
+    assert invoke(str(folder), "--resume").exit_code == 0
+    assert training.called["recipe"] == recipe
+    (start / "other").mkdir()
+    monkeypatch.chdir(start / "other")
+    assert invoke("../runs/mine", "--resume").exit_code == 0
+    assert training.called["recipe"].policy.checkpoint == str(start / "base")
+    (start / "runs" / "mine" / "manifest.json").unlink()
+    result = invoke("../runs/mine", "--resume")
+    assert (result.exit_code, "Run the command in that directory" in result.stderr) == (2, True)
 
 
 def make_run(folder: Path, *, time_limit: str | None) -> None:

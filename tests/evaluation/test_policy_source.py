@@ -7,8 +7,23 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from vla_rl.evaluation.history import history_of, record_history
 from vla_rl.evaluation.policy_source import find_policy
-from vla_rl.learner.checkpoint import CheckpointError
+from vla_rl.learner.checkpoint import CheckpointError, Progress, save
+from vla_rl.learner.engine import Engine
+from vla_rl.policies.openvla_oft.checkpoint_writer import write_checkpoint
+from vla_rl.recipe import build_recipe
+from vla_rl.rl.optimizer_section import OptimizerSection
+from vla_rl.run.folder import RunFolder
+from vla_rl.run.plan import plan_policy
+
+RECIPE = """
+name: tuned
+env: {name: libero, suite: libero_goal, tasks: [3]}
+policy: {name: openvla_oft, image_size: 14, lora: {rank: 2}}
+surrogate: {name: gipo}
+budget: {optimizer_steps: 1}
+"""
 
 
 def test_a_run_stands_for_its_newest_checkpoint(trained):
@@ -43,6 +58,55 @@ def test_a_damaged_checkpoint_is_refused(trained, tmp_path):
     for target in (checkpoint, moved):
         with pytest.raises(CheckpointError, match="damaged"):
             find_policy(str(target), profile="auto")
+
+
+def tuned_run(folder, *overrides):
+    """A run with one checkpoint, started in the current directory."""
+    recipe = build_recipe(RECIPE, overrides)
+    settings = OptimizerSection(policy_lr=0.0, value_lr=0.0, schedule="constant")
+    policy = plan_policy(recipe.setup).build(device="cpu")
+    engine = Engine(policy, strategy="single", zero_stage=2, precision="fp32", device="cpu", optimizer=settings)
+    RunFolder(folder).write_records(recipe, assets={}, deviations=[], extra={}, after_optimizer_step=0)
+    save(folder, engine, progress=Progress(1, 0, 0, 0, 0, 0), extra={}, writers={}, keep=1)
+
+
+def write_base(folder):
+    folder.mkdir()
+    write_checkpoint(plan_policy(build_recipe(RECIPE).setup).build(device="cpu"), folder, step=0)
+
+
+def test_a_relative_checkpoint_of_a_run_is_found_from_every_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tuned_run(tmp_path / "random")
+    write_base(tmp_path / "base")
+    record_history(tmp_path / "base", history_of(find_policy("random", profile="auto")))
+    tuned_run(tmp_path / "runs" / "tuned", "policy.checkpoint=base")
+    here = find_policy("runs/tuned", profile="auto")
+    assert here.policy.checkpoint == "base"
+
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    there = find_policy("../runs/tuned", profile="auto")
+    assert there.policy.checkpoint == str(tmp_path / "base")
+    assert there.fingerprint == here.fingerprint
+    plan_policy(there.setup("libero_goal"))  # reads the base's files
+    history = history_of(there)
+    assert history.base == "base"  # no path of this machine
+    assert history.base_history.run == "tuned"
+
+
+def test_a_checkpoint_that_is_nowhere_is_answered_with_where_it_should_be(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_base(tmp_path / "base")
+    tuned_run(tmp_path / "run", "policy.checkpoint=base")
+    (tmp_path / "base").rename(tmp_path / "moved")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    with pytest.raises(ValueError, match=rf"of the name base .* started in, which was {tmp_path}, .* back there$"):
+        find_policy("../run", profile="auto")
+    (tmp_path / "run" / "manifest.json").unlink()  # as of older runs, which do not tell it
+    with pytest.raises(ValueError, match=r"manifest does not tell\. Run the command in that directory$"):
+        find_policy("../run", profile="auto")
 
 
 def directory(path, weights=b"weights"):

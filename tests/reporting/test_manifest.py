@@ -3,6 +3,7 @@ import math
 import subprocess
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,6 +44,7 @@ def test_a_manifest_says_what_the_run_was_made_with(tmp_path):
     assert manifest["deviations"] == ["horizon 100 instead of 220"]
     assert manifest["extra"] == {"cells": 1}
     assert manifest["command"] == sys.argv
+    assert manifest["directory"] == str(Path.cwd())
     assert manifest["hardware"]["memory_bytes"] > 2**20
     assert manifest["hardware"]["cores_usable"] >= 1
     assert manifest["hardware"]["cpu"]

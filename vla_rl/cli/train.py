@@ -55,11 +55,15 @@ def _train(loaded: Recipe, run_dir: Path, board: NoticeBoard | None, *, resume: 
 def _read(recipe: str, overrides: list[str], run_dir: Path | None, *, resume: bool) -> tuple[Recipe, Path]:
     """Return the recipe with its overrides, and the folder of the run."""
     from vla_rl.recipe import load_recipe
+    from vla_rl.reporting.run_folder import started_in
 
     file, folder = find_file(recipe, verb="train", resume=resume)
     loaded = load_recipe(file, overrides, runs_here=True)
     run_dir = choose_run_dir(recipe, loaded.name, run_dir, folder, resume=resume)
     if resume and (run_dir / "recipe.yaml").is_file():
+        with preflight():
+            policy = loaded.policy.found_from(started_in(run_dir))
+        loaded = loaded.model_copy(update={"policy": policy})
         loaded = _with_the_run_s_time_limit(loaded, run_dir, overrides)
     elif isinstance(file, Path):
         _compare_with_older_run(loaded, file, overrides)

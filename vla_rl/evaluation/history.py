@@ -17,7 +17,7 @@ from vla_rl.files import atomic_write_json, read_json_object
 from vla_rl.policies.openvla_oft.checkpoint_files import RECORD_FILE
 from vla_rl.policies.openvla_oft.hub import is_hub_id
 from vla_rl.policies.openvla_oft.json_files import read_json
-from vla_rl.reporting.manifest import MANIFEST_FILE, changes_in_words, earlier_starts
+from vla_rl.reporting.manifest import MANIFEST_FILE, changes_in_words, directory_of, earlier_starts
 
 _FIELD, _FINGERPRINT = "history", "exported_from"  # fields of a record
 _STATE = "state.json"  # of a checkpoint
@@ -94,14 +94,16 @@ def history_of_run(run_dir: Path, checkpoint: Path, *, stage: Literal["train", "
         has_local_changes=bool(source.get("dirty")),
         deviations=tuple(manifest.get("deviations", ())),
         base=None if base is None else _without_folders("checkpoint", base),
-        base_history=None if base is None else _history_of_base(Path(base).expanduser()),
+        base_history=None if base is None else _history_of_base(Path(base).expanduser(), directory_of(manifest)),
         changes=tuple(
             changes_in_words([{**start, "recipe": shareable(start.get("recipe") or {})} for start in starts])
         ),
     )
 
 
-def _history_of_base(folder: Path) -> History | None:
+def _history_of_base(folder: Path, started_in: Path | None) -> History | None:
+    if not folder.is_dir() and started_in is not None:
+        folder = started_in / folder
     return recorded_history(folder) if folder.is_dir() else None
 
 

@@ -27,7 +27,7 @@ from vla_rl.policies.file_digest import sampled_digest
 from vla_rl.policies.kind import PolicySection, StoredPolicy
 from vla_rl.policies.kinds import POLICIES
 from vla_rl.recipe import Setup, is_supervised, list_recipes, load_recorded_recipe
-from vla_rl.reporting.run_folder import POLICY_FOLDER, RECIPE_FILE
+from vla_rl.reporting.run_folder import POLICY_FOLDER, RECIPE_FILE, started_in
 from vla_rl.reporting.run_layout import EVALUATIONS
 from vla_rl.run.statistics_key import STATISTICS
 
@@ -199,17 +199,18 @@ def _trained(checkpoint: Path, *, run_dir: Path, whole: bool) -> PolicySource:
     if problem is not None:
         raise CheckpointError(f"{checkpoint}: {problem}")
     setup = _on_this_machine(load_recorded_recipe(run_dir / RECIPE_FILE).setup)
+    policy = setup.policy.found_from(started_in(run_dir))
     entry = json.loads((checkpoint / checkpoint_folder.MANIFEST).read_text())["files"][POLICY_FILE]
     return PolicySource(
         location=str(checkpoint),
         name=checkpoint.name,
         home=run_dir / EVALUATIONS,
-        policy=setup.policy,
+        policy=policy,
         checkpoint=checkpoint,
-        fingerprint=_digest(entry, _described(setup.policy), setup.seed),
+        fingerprint=_digest(entry, _described(setup.policy), setup.seed),  # the same from every directory
         training=training_in(setup.env),
         statistics=kept_for_the_run(checkpoint).get(STATISTICS),
-        run=setup,
+        run=setup.model_copy(update={"policy": policy}),
     )
 
 

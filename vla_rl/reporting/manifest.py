@@ -24,6 +24,7 @@ from vla_rl.files import atomic_write_json
 MANIFEST_FILE = "manifest.json"
 SCHEMA = 1
 AFTER, EARLIER = "after_optimizer_step", "earlier_starts"  # keys of a run's manifest
+DIRECTORY = "directory"  # key of the one that a command was given in, to which its relative paths belong
 PACKAGES = (
     "vla-rl",
     "torch",
@@ -76,6 +77,7 @@ def write_manifest(
         "schema": SCHEMA,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": list(sys.argv),
+        DIRECTORY: str(Path.cwd()),
         **origin(Path(__file__).resolve().parents[2]),
         "system": {"os": _os_name(), "kernel": platform.release(), "machine": platform.machine()},
         "seeds": dict(seeds),
@@ -93,6 +95,12 @@ def write_manifest(
             earlier = earlier[:-1]
         manifest[EARLIER] = [dict(start) for start in earlier]
     atomic_write_json(path, manifest)
+
+
+def directory_of(manifest: Mapping[str, Any]) -> Path | None:
+    """Return the directory that a run was started in; None if its manifest does not tell, as older ones do not."""
+    directory = manifest.get(DIRECTORY)
+    return Path(directory) if isinstance(directory, str) else None
 
 
 def earlier_starts(manifest: Mapping[str, Any], *, before: int) -> list[dict[str, Any]]:

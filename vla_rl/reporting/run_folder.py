@@ -9,7 +9,7 @@ from typing import Any
 
 from vla_rl.files import read_json_object
 from vla_rl.reporting.alarms import Alarm, read_alarms
-from vla_rl.reporting.manifest import MANIFEST_FILE
+from vla_rl.reporting.manifest import MANIFEST_FILE, directory_of
 from vla_rl.reporting.metrics_file import METRICS_FILE, is_number, read_metrics
 from vla_rl.reporting.run_layout import EVALUATIONS, WHILE_TRAINING
 from vla_rl.reporting.run_state import read_state
@@ -84,6 +84,14 @@ def reward_scale(manifest: Mapping[str, Any]) -> float:
         case {"recipe": {"env": {"reward_scale": int() | float() as scale}}} if is_number(scale) and scale != 0:
             return float(scale)
     return 1.0
+
+
+def started_in(folder: Path) -> Path | None:
+    """Return the directory that a run was last started in; None if its manifest does not tell, or is broken."""
+    try:
+        return directory_of(_read_json(folder / MANIFEST_FILE) or {})
+    except ValueError:
+        return None
 
 
 def results_of(folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from vla_rl.policies.kind import PolicyContext, PolicyPlan, PolicySection, Store
 from vla_rl.policies.lora_section import LoraSection
 from vla_rl.policies.openvla_oft.adapter_config import CONFIG_FILE as ADAPTER_CONFIG
 from vla_rl.policies.openvla_oft.config import RANDOM_7B, TINY
-from vla_rl.policies.openvla_oft.hub import checkpoint_directory
+from vla_rl.policies.openvla_oft.hub import checkpoint_directory, is_hub_id
 from vla_rl.policies.openvla_oft.profiles import ProfileName, resolve_profile
 from vla_rl.section import PathText, Problem, RulesError
 
@@ -103,6 +103,22 @@ class OpenVLAOFTSection(PolicySection):
 
         if self.self_test:
             check_policy(cast("OpenVLAOFTPolicy", policy), way_on=way_on)
+
+    def found_from(self, started_in: Path | None) -> Self:
+        """Return the section with its checkpoint where the run found it, if it leads nowhere from here; see base."""
+        path = Path(self.checkpoint).expanduser()
+        if self.checkpoint in (TINY, RANDOM_7B) or path.is_absolute() or path.exists():
+            return self
+        if started_in is not None and (started_in / path).exists():
+            return self.model_copy(update={"checkpoint": str(started_in / path)})
+        if is_hub_id(self.checkpoint):
+            return self
+        there = "the run's manifest does not tell" if started_in is None else f"was {started_in}, and has none either"
+        raise ValueError(
+            f"policy.checkpoint: expected a folder, found none of the name {self.checkpoint} below {Path.cwd()}. The "
+            f"path is relative to the directory that the run was started in, which {there}. "
+            + ("Run the command in that directory" if started_in is None else "Put the folder back there")
+        )
 
     @classmethod
     def is_stored_in(cls, folder: Path) -> bool:
