@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,7 +90,7 @@ def test_wandb_keeps_both_sessions_of_a_run_under_one_id(tmp_path: Path) -> None
     said += session("wandb", Wandb(mode="offline"), run_dir, 3, 4, resume=True)  # step 3 again, after a crash
     identity = json.loads((run_dir / "trackers/wandb.json").read_text())["identity"]
     folders = sorted((run_dir / "wandb").glob(f"offline-run-*-{identity}"))
-    assert said == [f"wandb: wandb sync {run_dir}/wandb/offline-run-*-{identity}"] * 2
+    assert said == [f"wandb: wandb sync {shlex.quote(f'{run_dir}/wandb')}/offline-run-*-{identity}"] * 2
     steps = [
         [point["clocks/optimizer_steps"] for point in history(folder) if "learner/kl" in point] for folder in folders
     ]
@@ -130,7 +131,7 @@ def test_mlflow_goes_on_in_the_same_run_of_a_database_beside_it(tmp_path: Path) 
     said = session("mlflow", Mlflow(), run_dir, 1, 2, 3)
     said += session("mlflow", Mlflow(), run_dir, 3, 4, resume=True)
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    assert said == [f"mlflow: mlflow ui --backend-store-uri {uri}"] * 2
+    assert said == [f"mlflow: mlflow ui --backend-store-uri {shlex.quote(uri)}"] * 2
     client = MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name("vla-rl")
     (run,) = client.search_runs([experiment.experiment_id])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
@@ -78,7 +79,7 @@ class _MlflowSession:
 
     def __init__(self, client: MlflowClient, identity: str, uri: str) -> None:
         self._client, self.identity = client, identity
-        self.place = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+        self.place = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
     def log(self, values: Mapping[str, float], *, optimizer_steps: int, time: float) -> None:
         from mlflow.entities import Metric

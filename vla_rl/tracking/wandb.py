@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -90,7 +91,7 @@ class _WandbSession:
     def place(self) -> str:
         if self._run.url:
             return str(self._run.url)
-        folder = Path(self._run.dir).parents[1]
+        folder = shlex.quote(str(Path(self._run.dir).parents[1]))
         return f"wandb sync {folder}/offline-run-*-{self._run.id}"  # one folder for each session
 
     def log(self, values: Mapping[str, float], *, optimizer_steps: int, time: float) -> None:
