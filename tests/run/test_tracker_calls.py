@@ -77,3 +77,13 @@ def test_the_command_of_mlflow_takes_a_folder_with_spaces(tmp_path: Path, monkey
     FakeMlflow(monkeypatch)
     place = Mlflow().begin(run_in(tmp_path / "my runs" / "one", {})).place
     assert shlex.split(place) == ["mlflow", "ui", "--backend-store-uri", f"sqlite:///{tmp_path}/my runs/mlflow.db"]
+
+
+def test_mlflow_gets_a_recipe_in_as_few_calls_as_it_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = FakeMlflow(monkeypatch)
+    recipe = {"seed": 3, "env": {f"field_{number}": number for number in range(249)}, "notes": {}, "name": "n" * 501}
+    Mlflow().begin(run_in(tmp_path / "run", recipe))
+    assert client.calls == ["get_experiment_by_name", "create_run", "log_batch", "log_batch", "log_batch"]
+    assert [len(batch) for batch in client.batches] == [100, 100, 52]
+    assert client.batches[0].items() >= {"seed": "3", "env.field_0": "0"}.items()
+    assert client.batches[2].items() >= {"env.field_248": "248", "notes": "{}", "name": "n" * 500}.items()

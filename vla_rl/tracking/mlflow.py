@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _DATABASE = "mlflow.db"
 _LONGEST_VALUE = 500  # characters of a parameter that every version of the server takes
+_MOST_PARAMS = 100  # that a server takes at once
 _STATUS = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 
 
@@ -50,6 +51,7 @@ class Mlflow(Tracker):
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(max(1, int(self.timeout_s / 8))))
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        from mlflow.entities import Param
         from mlflow.tracking import MlflowClient
 
         beside = run.folder.parent
@@ -67,8 +69,9 @@ class Mlflow(Tracker):
             else found.experiment_id
         )
         identity = str(client.create_run(experiment, run_name=run.name).info.run_id)
-        for key, value in _flattened(run.recipe, ""):
-            client.log_param(identity, key, str(value)[:_LONGEST_VALUE])
+        params = [Param(key, str(value)[:_LONGEST_VALUE]) for key, value in _flattened(run.recipe, "")]
+        for first in range(0, len(params), _MOST_PARAMS):
+            client.log_batch(identity, params=params[first : first + _MOST_PARAMS])
         return _MlflowSession(client, identity, uri)
 
 
