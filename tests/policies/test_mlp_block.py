@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vla_rl.policies.mlp import block as module
+from vla_rl.policies.mlp import linear
 from vla_rl.policies.mlp.block import Block
 
 SHAPES = [(408, 39, 128), (33, 64, 64), (4, 128, 64)]  # the last one is left to torch
@@ -80,5 +81,5 @@ def test_nan_stays_nan(num_rows: int) -> None:
 
 def test_rows_that_need_no_gradient_cost_no_product(monkeypatch: pytest.MonkeyPatch) -> None:
     output = Block(8, 32)(torch.ones(32, 8))
-    monkeypatch.setattr(module, "product", None)
+    monkeypatch.setattr(linear, "product", None)
     output.sum().backward()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from vla_rl.policies.mlp.linear import Linear, of_weight, product
+from vla_rl.policies.mlp.linear import Linear, gradients, product
 
 
 class Block(nn.Sequential):
@@ -64,5 +64,4 @@ class _OneDNNBlock(torch.autograd.Function):
             gradient.contiguous(), active, [len(weight)], mean, rstd, scale, shift, [True, True, True]
         )
         of_product = torch.ops.aten.threshold_backward(of_active, active, 0)
-        of_rows = product(of_product, weight.t()) if ctx.needs_input_grad[0] else None
-        return of_rows, of_weight(of_product, rows), of_product.sum(dim=0), of_scale, of_shift, None
+        return *gradients(of_product, rows, weight, with_rows=ctx.needs_input_grad[0]), of_scale, of_shift, None

@@ -65,8 +65,7 @@ class _OneDNNLinear(torch.autograd.Function):
         gradient: Tensor,
     ) -> tuple[Tensor | None, Tensor, Tensor]:
         rows, weight = ctx.saved_tensors
-        of_rows = product(gradient, weight.t()) if ctx.needs_input_grad[0] else None
-        return of_rows, of_weight(gradient, rows), gradient.sum(dim=0)
+        return gradients(gradient, rows, weight, with_rows=ctx.needs_input_grad[0])
 
 
 def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -74,10 +73,13 @@ def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")  # type: ignore[no-any-return]
 
 
-def of_weight(gradient: Tensor, rows: Tensor) -> Tensor:
-    """Return gradientᵀ · rows, a weight's gradient, (out, in).
+def gradients(
+    gradient: Tensor, rows: Tensor, weight: Tensor, *, with_rows: bool
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Return the gradients of rows, weight and bias from that of `product`; None for rows that need none.
 
-    By torch's own product: oneDNN would first copy both factors, transposed. And transposed itself, (in, out), because
-    with few inputs that takes half as long.
+    The weight's is torch's own product: oneDNN would first copy both factors, transposed. And it is made transposed,
+    (in, out), because with few inputs that takes half as long.
     """
-    return torch.mm(rows.t(), gradient).t()
+    of_rows = product(gradient, weight.t()) if with_rows else None
+    return of_rows, torch.mm(rows.t(), gradient).t(), gradient.sum(dim=0)
