@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -82,6 +83,29 @@ def _can_be_written(text: str) -> str:
 Text = Annotated[str, AfterValidator(_can_be_written)]
 RunName = Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 PathText = Annotated[Text, AfterValidator(_can_be_a_path)]
+
+
+def path_from_here(text: str, started_in: Path | None) -> str:
+    """Return a path of a run's recipe as it leads from here: where it leads nowhere, as the run meant it.
+
+    Args:
+        text: relative to the directory that the run was started in, if it is relative.
+        started_in: that directory; None: unknown.
+    """
+    path = Path(text).expanduser()
+    if started_in is None or path.is_absolute() or path.exists() or not (started_in / path).exists():
+        return text
+    return str(started_in / path)
+
+
+def lost_path(field: str, text: str, started_in: Path | None) -> ValueError:
+    """Return the error of a relative path that leads nowhere, neither from here nor from where its run was started."""
+    there = "the run's manifest does not tell" if started_in is None else f"was {started_in}, and has none either"
+    return ValueError(
+        f"{field}: expected a file or a folder, found none of the name {text} below {Path.cwd()}. The path is relative "
+        f"to the directory that the run was started in, which {there}. "
+        + ("Run the command in that directory" if started_in is None else "Put it back there")
+    )
 
 
 class Section(BaseModel):

@@ -95,13 +95,14 @@ def test_a_run_s_folder_is_enough_to_resume_it(training: FakeTraining) -> None:
     assert invoke(str(folder)).exit_code == 2
 
 
-def test_a_run_is_resumed_from_another_directory_with_the_checkpoint_that_it_began_with(
+def test_a_run_is_resumed_from_another_directory_with_the_files_that_it_began_with(
     training: FakeTraining, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start, folder = Path.cwd(), Path("runs/mine")
     folder.mkdir(parents=True)
     (start / "base").mkdir()
-    recipe = load_recipe(find_recipe("libero_tiny_gipo"), ["policy.checkpoint=base"])
+    (start / "assets").mkdir()
+    recipe = load_recipe(find_recipe("libero_tiny_gipo"), ["policy.checkpoint=base", "env.assets=assets"])
     (folder / "recipe.yaml").write_text(recipe.dump_yaml(), encoding="utf-8")
     (folder / "manifest.json").write_text(json.dumps({"directory": str(start)}), encoding="utf-8")
     assert invoke(str(folder), "--resume").exit_code == 0
@@ -110,6 +111,7 @@ def test_a_run_is_resumed_from_another_directory_with_the_checkpoint_that_it_beg
     monkeypatch.chdir(start / "other")
     assert invoke("../runs/mine", "--resume").exit_code == 0
     assert training.called["recipe"].policy.checkpoint == str(start / "base")
+    assert training.called["recipe"].env.assets == str(start / "assets")
     (start / "runs" / "mine" / "manifest.json").unlink()
     result = invoke("../runs/mine", "--resume")
     assert (result.exit_code, "Run the command in that directory" in result.stderr) == (2, True)

@@ -80,7 +80,8 @@ def test_a_relative_checkpoint_of_a_run_is_found_from_every_directory(tmp_path, 
     tuned_run(tmp_path / "random")
     write_base(tmp_path / "base")
     record_history(tmp_path / "base", history_of(find_policy("random", profile="auto")))
-    tuned_run(tmp_path / "runs" / "tuned", "policy.checkpoint=base")
+    (tmp_path / "assets").mkdir()
+    tuned_run(tmp_path / "runs" / "tuned", "policy.checkpoint=base", "env.assets=assets")
     here = find_policy("runs/tuned", profile="auto")
     assert here.policy.checkpoint == "base"
 
@@ -88,6 +89,7 @@ def test_a_relative_checkpoint_of_a_run_is_found_from_every_directory(tmp_path, 
     monkeypatch.chdir(tmp_path / "other")
     there = find_policy("../runs/tuned", profile="auto")
     assert there.policy.checkpoint == str(tmp_path / "base")
+    assert there.run.env.assets == str(tmp_path / "assets")
     assert there.fingerprint == here.fingerprint
     plan_policy(there.setup("libero_goal"))  # reads the base's files
     history = history_of(there)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,9 @@ from pathlib import Path
 import h5py
 import pytest
 from sft_demos import RECIPE, write_demos
+from typer.testing import CliRunner
 
+from vla_rl.cli.main import app
 from vla_rl.learner.collectives import Collectives
 from vla_rl.recipe import build_supervised_recipe
 from vla_rl.sft import stage
@@ -37,6 +40,27 @@ def test_evaluations_start_from_the_states_that_the_recipe_names(demos: Path) ->
     plays = ("demos.suite=libero_spatial", "evaluation={episodes_per_task: 2, init_states: widened}", "seed=3")
     options = options_of_supervised(planned(demos, *plays))
     assert (options.env.init_states, options.seeds) == ("widened", (3,))
+
+
+def test_a_run_is_resumed_from_another_directory_with_the_demonstrations_and_the_cache_that_it_began_with(
+    demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, folder = tmp_path / "start", tmp_path / "start" / "runs" / "t"
+    for each in (folder, start / "frames", tmp_path / "other"):
+        each.mkdir(parents=True)
+    (start / "toys").symlink_to(demos)
+    recipe = build_supervised_recipe(RECIPE.format(path="toys"), ["demos.cache=frames"])
+    (folder / "recipe.yaml").write_text(recipe.dump_yaml(), encoding="utf-8")
+    (folder / "manifest.json").write_text(json.dumps({"directory": str(start)}), encoding="utf-8")
+    monkeypatch.chdir(tmp_path / "other")
+    resume = ("sft", "../start/runs/t", "--resume", "--dry-run")
+    told = CliRunner().invoke(app, resume)
+    assert told.exit_code == 0
+    assert re.search(rf"on {start / 'toys'} .*in {start / 'frames'}$", told.stdout, re.MULTILINE | re.DOTALL)
+    (start / "toys").unlink()
+    lost = rf"demos\.path: .* of the name toys .* started in, which was {start}, .* back there"
+    refused = CliRunner().invoke(app, resume)
+    assert (refused.exit_code, bool(re.search(lost, refused.stderr))) == (2, True)
 
 
 def prepared(plan: SupervisedPlan, folder: Path) -> SupervisedRun:

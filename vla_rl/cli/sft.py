@@ -61,10 +61,17 @@ def _supervise(
 def _read(recipe: str, overrides: list[str], run_dir: Path | None, *, resume: bool) -> tuple[SupervisedRecipe, Path]:
     """Return the recipe with its overrides, and the folder of the run."""
     from vla_rl.recipe import load_supervised_recipe
+    from vla_rl.reporting.run_folder import started_in
 
     file, folder = find_file(recipe, verb="sft", resume=resume)
     loaded = load_supervised_recipe(file, overrides, runs_here=True)
-    return loaded, choose_run_dir(recipe, loaded.name, run_dir, folder, resume=resume)
+    run_dir = choose_run_dir(recipe, loaded.name, run_dir, folder, resume=resume)
+    if resume and (run_dir / "recipe.yaml").is_file():
+        there = started_in(run_dir)
+        with preflight():
+            found = {"policy": loaded.policy.found_from(there), "demos": loaded.demos.found_from(there)}
+        loaded = loaded.model_copy(update=found)
+    return loaded, run_dir
 
 
 def _summary(outcome: SupervisedOutcome) -> str:

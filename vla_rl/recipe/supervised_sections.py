@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -20,6 +21,8 @@ from vla_rl.section import (
     Section,
     Text,
     Weight,
+    lost_path,
+    path_from_here,
 )
 
 Suite = Literal["libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"]
@@ -61,6 +64,22 @@ class DemosSection(Section):
             rule = "evaluations show these cameras to a checkpoint, in this order"
             raise RulesError([Problem("cameras", rule, str(self.cameras), "[agentview], or [agentview, wrist]")])
         return self
+
+    def found_from(self, started_in: Path | None) -> Self:
+        """Return the section of a run that was started elsewhere, with its relative paths as they were meant there.
+
+        Args:
+            started_in: directory that the run was started in; None: unknown.
+
+        Raises:
+            ValueError: the demonstrations are neither here nor there.
+        """
+        found = path_from_here(self.path, started_in)
+        path = Path(found).expanduser()
+        if not path.is_absolute() and not path.exists():
+            raise lost_path("demos.path", self.path, started_in)
+        cache = None if self.cache is None else path_from_here(self.cache, started_in)
+        return self.model_copy(update={"path": found, "cache": cache})
 
 
 class AugmentationSection(Section):

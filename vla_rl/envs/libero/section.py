@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from vla_rl.envs.kind import EnvironmentSection, EnvOptions, EnvPlan, EvaluationTerms, PerturbedTasks, known_suites
 from vla_rl.envs.libero.perturb_section import PerturbSection
 from vla_rl.libero_suites import CAMERAS, SUITES
-from vla_rl.section import Horizon, NonNegative, PathText, Problem, RulesError, distinct
+from vla_rl.section import Horizon, NonNegative, PathText, Problem, RulesError, distinct, path_from_here
 from vla_rl.types import TaskInfo
 
 
@@ -64,6 +64,12 @@ class LiberoSection(EnvironmentSection):
         chosen = "all" if tasks is None else list(tasks)
         cameras = list(CAMERAS[:num_images])
         return cls.model_validate({"name": "libero", "suite": suite, "tasks": chosen, "cameras": cameras})
+
+    def found_from(self, started_in: Path | None) -> Self:
+        """Return the section with its assets where the run found them, if they are not here; see the base."""
+        if self.assets in ("auto", "proxy"):
+            return self
+        return self.model_copy(update={"assets": path_from_here(self.assets, started_in)})
 
     @property
     def task_ids(self) -> list[int]:

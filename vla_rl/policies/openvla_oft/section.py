@@ -14,7 +14,7 @@ from vla_rl.policies.openvla_oft.adapter_config import CONFIG_FILE as ADAPTER_CO
 from vla_rl.policies.openvla_oft.config import RANDOM_7B, TINY
 from vla_rl.policies.openvla_oft.hub import checkpoint_directory, is_hub_id
 from vla_rl.policies.openvla_oft.profiles import ProfileName, resolve_profile
-from vla_rl.section import PathText, Problem, RulesError
+from vla_rl.section import PathText, Problem, RulesError, lost_path, path_from_here
 
 if TYPE_CHECKING:
     from torch import nn
@@ -106,19 +106,13 @@ class OpenVLAOFTSection(PolicySection):
 
     def found_from(self, started_in: Path | None) -> Self:
         """Return the section with its checkpoint where the run found it, if it leads nowhere from here; see base."""
-        path = Path(self.checkpoint).expanduser()
-        if self.checkpoint in (TINY, RANDOM_7B) or path.is_absolute() or path.exists():
+        if self.checkpoint in (TINY, RANDOM_7B):
             return self
-        if started_in is not None and (started_in / path).exists():
-            return self.model_copy(update={"checkpoint": str(started_in / path)})
-        if is_hub_id(self.checkpoint):
-            return self
-        there = "the run's manifest does not tell" if started_in is None else f"was {started_in}, and has none either"
-        raise ValueError(
-            f"policy.checkpoint: expected a folder, found none of the name {self.checkpoint} below {Path.cwd()}. The "
-            f"path is relative to the directory that the run was started in, which {there}. "
-            + ("Run the command in that directory" if started_in is None else "Put the folder back there")
-        )
+        found = path_from_here(self.checkpoint, started_in)
+        path = Path(found).expanduser()
+        if not (path.is_absolute() or path.exists() or is_hub_id(found)):
+            raise lost_path("policy.checkpoint", self.checkpoint, started_in)
+        return self.model_copy(update={"checkpoint": found})
 
     @classmethod
     def is_stored_in(cls, folder: Path) -> bool:
