@@ -71,6 +71,16 @@ def test_a_single_picture_is_the_one_of_its_row(name: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", FORMATS)
+def test_a_data_set_knows_its_files_from_those_beside_them(name: str, tmp_path: Path) -> None:
+    write, _, _ = FORMATS[name]
+    folder = write(tmp_path / "data", toys())
+    written = {file for file in folder.rglob("*") if file.is_file() and file.name != "dataset_info.json"}
+    (folder / "frames").mkdir()
+    (folder / "frames" / "frames.bin").touch()
+    assert set(open_demos(folder).reader.paths) == written
+
+
+@pytest.mark.parametrize("name", FORMATS)
 def test_no_ops_are_left_out_by_the_same_rule_in_every_format(name: str, tmp_path: Path) -> None:
     """By hand: rows 0, 1, 4 and 7 do nothing (two of them before anything was kept); row 6 moves the gripper."""
     one = toy.toy(toy.TASKS[1], 0, 9)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -165,6 +166,21 @@ def test_frames_in_a_cache_are_prepared_once_for_all_runs_and_stay(demos: Path, 
     assert counted == [1, 2, 3, 4]  # by the first run alone
     with prepared(planned(demos, f"demos.cache={cache}", "demos.cameras=[agentview, wrist]"), tmp_path / "three"):
         assert len(list(cache.glob("*.bin"))) == 2  # other frames have a file of their own
+
+
+def test_frames_are_known_again_however_the_path_is_written_and_whatever_else_lies_beside_the_data(
+    demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(demos, tmp_path / "toys")
+    frames = "demos.cache=~/toys/frames"
+    (tmp_path / "runs").mkdir()
+    for path in (Path("toys"), Path("~/toys"), tmp_path / "runs" / ".." / "toys"):
+        with prepared(planned(path, frames), tmp_path / "runs"):
+            pass
+    assert len(list((tmp_path / "toys" / "frames").glob("*.bin"))) == 1
+    assert not (tmp_path / "~").exists()
 
 
 def test_of_two_runs_that_share_a_cache_one_prepares_the_frames_and_the_other_waits(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -47,6 +48,11 @@ class Reader(Protocol):
     format: str
     rotated: bool  # True: by the format's own rules the stored pictures are already rotated
     documented_gripper: str | None  # the convention that the format prescribes, if it does
+
+    @property
+    def paths(self) -> Sequence[Path]:
+        """Return the files that it reads."""
+        ...
 
     def __len__(self) -> int: ...
 

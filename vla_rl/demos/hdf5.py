@@ -58,6 +58,7 @@ class Hdf5Reader:
         Raises:
             DemosError: a file is broken or of another layout, or raw and regenerated files are mixed.
         """
+        self.paths = files
         self.files = [_examine(file) for file in files]
         self._places = [(file, number) for file in self.files for number in file.numbers]
         first = self.files[0]

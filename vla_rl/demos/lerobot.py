@@ -97,6 +97,13 @@ class LeRobotReader:
         self._check_files_listed()
         self._tasks = self._tasks_v3() if is_v3 else self._tasks_v2()
 
+    @property
+    def paths(self) -> list[Path]:
+        """Return the files that it reads; pictures may lie in files of their own, below images/."""
+        described = (file for part in ("meta", "images") for file in (self._root / part).rglob("*") if file.is_file())
+        used = ({at.file, *(file for file, _ in at.videos.values())} for at in self._placements)
+        return sorted(set(described).union(*used))
+
     def __len__(self) -> int:
         return len(self._placements)
 

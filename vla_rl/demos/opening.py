@@ -150,7 +150,7 @@ def open_demos(
         raise UserError(f"gripper: {gripper!r} does not exist; choose from auto, {', '.join(GRIPPERS)}")
     if rotated not in ("auto", True, False):
         raise UserError(f"rotated: {rotated!r} does not exist; choose from 'auto', True, False")
-    where = Path(path)
+    where = Path(path).expanduser()
     if where.parts[-2:] == INFO.parts:  # the data set is the whole folder
         where = where.parents[1]
     convention: Gripper | Literal["auto"] = (

@@ -45,6 +45,7 @@ class RldsReader:
         Raises:
             DemosError: shards are missing, damaged or truncated, or their number of records is wrong.
         """
+        self.paths = files
         _check_complete(files)
         shards = [list(scan_records(file)) for file in files]
         _check_counts(files, [len(shard) for shard in shards])

@@ -56,9 +56,11 @@ def store_shape(rollouts: Rollouts, cameras: Sequence[str], transform: Transform
 
 
 def identity(demos: Demos, cameras: Sequence[str], transform: Transform) -> str:
-    """Return a digest of everything that the prepared frames depend on: the files' names, sizes and times included."""
-    path = demos.path
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    """Return a digest of everything that the prepared frames depend on: the files' names, sizes and times included.
+
+    It is the same however the path was written, and whatever else lies in the folder, such as these frames.
+    """
+    files = sorted(file.resolve() for file in demos.reader.paths)
     listed = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     settings = (demos.rotated, demos.drops_no_ops, list(cameras), type(transform).__name__, transform.output_size)
     return hashlib.sha256(json.dumps([listed, settings], default=str).encode()).hexdigest()[:16]

@@ -84,7 +84,7 @@ class SupervisedPlan:
         if cache is None:
             return run_dir / "frames" / "frames.bin"
         name = identity(self.demos, self.recipe.demos.cameras, self.transform)
-        return Path(cache) / f"{name}.bin"
+        return Path(cache).expanduser() / f"{name}.bin"
 
     def digest(self) -> str:
         """Return a digest of all numbers of the demonstrations, by which a resumed run recognises them."""

@@ -432,7 +432,7 @@ def _assets_of(plan: SupervisedPlan) -> dict[str, str | None]:
     """Return where the weights and the data come from."""
     return {
         "checkpoint": getattr(plan.recipe.policy, "checkpoint", None),
-        "demos": str(Path(plan.recipe.demos.path).resolve()),
+        "demos": str(plan.demos.path.resolve()),
         "demos_digest": plan.digest(),
         "statistics": plan.key,
     }
