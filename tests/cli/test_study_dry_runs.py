@@ -1,5 +1,6 @@
 """What the dry runs of all studies have in common."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from vla_rl.cli.main import app
 from vla_rl.cli.study import app as study
+from vla_rl.recipe import find_recipe, load_recipe
 from vla_rl.studies import jobs as study_jobs
 from vla_rl.studies import price
 from vla_rl.studies.grouped import runner as grouped_runner
@@ -19,6 +21,7 @@ from vla_rl.studies.libero import runner as libero_runner
 from vla_rl.studies.libero.plan import PRESETS as PLANS
 from vla_rl.studies.metaworld import runner as metaworld_runner
 from vla_rl.studies.metaworld.grid import PRESETS as GRIDS
+from vla_rl.studies.study_plan import memory_of_run
 
 # Verbs with dry runs: a small study, a job of it, a study with which it could not share a folder, and its opener.
 STUDIES = {
@@ -102,8 +105,31 @@ def test_more_runs_than_fit_in_memory_are_priced_and_refused_before_anything_sta
     assert not (tmp_path / "new").exists()
 
 
-def test_by_default_as_many_runs_are_made_at_once_as_fit_in_memory(monkeypatch):
-    monkeypatch.setattr(price, "available_memory", lambda: 2**30)
-    done = dry_run("metaworld")
+@pytest.mark.parametrize("verb", STUDIES)
+def test_by_default_as_many_runs_are_made_at_once_as_fit_in_memory(verb, monkeypatch):
+    monkeypatch.setattr(price, "usable_cores", lambda: 64)
+    monkeypatch.setattr(price, "available_memory", lambda: 8 * 2**30)
+    done = dry_run(verb)
     assert done.exit_code == 0, done.output
-    assert "\n2 runs, 1 at once: about" in done.output
+    each, at_once = (
+        re.search(pattern, done.output) for pattern in (r"\nmemory: ([0-9.]+) (.)iB each", r", (\d+) at once")
+    )
+    assert int(at_once[1]) == int(8 * (1024 if each[2] == "M" else 1) / float(each[1]))
+
+
+def test_a_run_in_libero_takes_the_memory_of_its_simulators_too():
+    recipe = load_recipe(find_recipe("libero_tiny_gipo"), ["rollout.envs_per_worker=2"])
+    more = load_recipe(find_recipe("libero_tiny_gipo"), ["rollout.envs_per_worker=3"])
+    assert 700 * 2**20 <= memory_of_run(more) - memory_of_run(recipe) < 750 * 2**20  # and its slot's arrays
+
+
+@pytest.mark.parametrize("verb", STUDIES)
+def test_a_recipe_for_another_machine_is_refused_in_a_sentence(verb, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    base = {"metaworld": "metaworld_stale", "libero": "libero_tiny_gipo", "groups": "gates"}[verb]
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text(f"base: {base}\nname: own\nruntime:\n  device: cuda\n", encoding="utf-8")
+    more = ["--target", "0.9", "--budget", "1000"] if verb == "groups" else []
+    done = CliRunner().invoke(app, ["study", verb, "--recipe", str(recipe), *more, "--dry-run"])
+    assert done.exit_code == 2, done.output
+    assert "error: runtime.device: cuda was asked for, but torch sees no GPU" in done.output

@@ -177,7 +177,8 @@ def estimate_memory(plan: TrainingPlan, *, num_ranks: int) -> MemoryEstimate:
     recipe, policy = plan.recipe, plan.policy
     slots = slot_fields(plan.observation_spec, plan.action_spec, plan.num_slots, store_logits=plan.store_logits)
     simulator = plan.env.simulator
-    local_worker = PLAIN_WORKER_BYTES if simulator is None else SIMULATOR_BYTES * recipe.rollout.envs_per_worker
+    draws = recipe.env.observes == "frames"
+    local_worker = SIMULATOR_BYTES * recipe.rollout.envs_per_worker if draws else PLAIN_WORKER_BYTES
     env_worker = REMOTE_WORKER_BYTES if recipe.rollout.remote else local_worker
     draws_on_gpu = simulator is not None and simulator.draws_on_gpu
     drawing = OPEN_ENVS_PER_SLOT * plan.num_slots * DRAWING_BYTES if draws_on_gpu else 0

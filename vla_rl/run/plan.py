@@ -119,6 +119,17 @@ def training_plan(recipe: Recipe, *, env: EnvPlan, policy: PolicyPlan, device: s
     )
 
 
+def plan_of_sizes(recipe: Recipe) -> TrainingPlan:
+    """Make the plan of a training as far as its sizes need it, without looking for a simulator; it builds nothing.
+
+    Raises:
+        ValueError: the policy or the device is not possible here.
+    """
+    env = EnvPlan(recipe.env.task_infos(), builders=(), num_init_states=(), horizon=recipe.env.episode_horizon)
+    device = resolve_device(recipe.runtime.device)
+    return training_plan(recipe, env=env, policy=plan_policy(recipe.setup), device=device)
+
+
 def make_plan(setup: Setup, *, only_acts: bool = False) -> Plan:
     """Turn a setup into plain values and check everything that can be checked without starting a process.
 

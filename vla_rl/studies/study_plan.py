@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-from vla_rl.errors import UserError
+from vla_rl.errors import UserError, preflight
 from vla_rl.recipe import Recipe, find_recipe, load_recipe
+from vla_rl.run.estimate import estimate_memory
+from vla_rl.run.plan import plan_of_sizes
 
 SIMILAR = 0.75  # of a name to one that may have been meant
 
@@ -42,6 +44,16 @@ def base_recipe(recipe: str, *, env: str) -> Recipe:
             f"--recipe: env.name is {base.env.name} in {recipe}; this study needs a recipe with env.name {env}"
         )
     return base
+
+
+def memory_of_run(recipe: Recipe) -> int:
+    """Return the estimated bytes that a run takes on the host.
+
+    Raises:
+        UserError: the recipe is not possible here.
+    """
+    with preflight():
+        return estimate_memory(plan_of_sizes(recipe), num_ranks=1).host
 
 
 def in_words(axes: Sequence[Sequence[object]], *, seeds: int) -> str:

@@ -16,8 +16,7 @@ from vla_rl.errors import UserError, preflight
 from vla_rl.files import atomic_write_json
 from vla_rl.recipe import find_recipe, load_recipe
 from vla_rl.recipe.rules import decisions_per_episode
-from vla_rl.run.estimate import estimate_memory
-from vla_rl.run.plan import check_contradictions, make_training_plan, plan_policy
+from vla_rl.run.plan import check_contradictions, plan_policy
 from vla_rl.studies import held_out
 from vla_rl.studies.grouped.plan import LIBERO, METHODS, GroupPlan, GroupRun, Start, group_plan_from
 from vla_rl.studies.held_out import LiberoTasks, evaluation_job, held_out_options
@@ -25,7 +24,7 @@ from vla_rl.studies.jobs import ONE_CORE, Job, Work, resume_option, share_of_env
 from vla_rl.studies.libero import stages
 from vla_rl.studies.pace import Expected
 from vla_rl.studies.study_file import KIND, STUDY_FILE, read_settings, refuse_another_study
-from vla_rl.studies.study_plan import in_words
+from vla_rl.studies.study_plan import in_words, memory_of_run
 
 GROUPS = "groups"  # kind of the study
 RUN_FILE = "study_run.json"
@@ -182,16 +181,15 @@ def _evaluation(plan: GroupPlan, run: GroupRun, out: Path, *, after: bool) -> Jo
 def expect(plan: GroupPlan, run: GroupRun) -> Expected:
     """Return the expected cost of a run; with a recipe that is neither the preset's nor of LIBERO its time is a guess.
 
-    The memory of a run in LIBERO is not estimated: its plan starts the simulator.
-
     Raises:
-        UserError: the recipe does not fit.
+        UserError: the recipe does not fit, or is not possible here.
     """
     start, recipe = plan.start(run), plan.recipe_of(run)
+    memory = memory_of_run(recipe)
     uses = start.replay_ratio if METHODS[run.method].over_replay else 1.0
     if recipe.env.name == LIBERO:
         decisions = start.env_steps / recipe.env.episode_horizon * decisions_per_episode(recipe.env, recipe.policy)
         training = start.env_steps / stages.ENV_STEPS_PER_S + uses * decisions / stages.SAMPLES_PER_S
-        return Expected(held_out.START_S, training)
+        return Expected(held_out.START_S, training, memory=memory)
     training = start.env_steps / ENV_STEPS_PER_S + uses * start.env_steps / SAMPLES_PER_S
-    return Expected(START_S, training, memory=estimate_memory(make_training_plan(recipe), num_ranks=1).host)
+    return Expected(START_S, training, memory=memory)

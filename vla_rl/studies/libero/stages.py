@@ -26,6 +26,7 @@ from vla_rl.studies.libero.plan import (
     choose_start,
 )
 from vla_rl.studies.pace import Expected
+from vla_rl.studies.study_plan import memory_of_run
 
 JOBS = "jobs"
 JOB_FILE = "study_job.json"
@@ -87,7 +88,8 @@ class Stages:
         """Take the plan and the folder of the jobs' folders.
 
         Raises:
-            UserError: the recipe does not fit, or a given start is no checkpoint that it can be trained from.
+            UserError: the recipe does not fit or is not possible here, or a given start is no checkpoint that it can be
+                trained from.
         """
         self._plan, self._folder = plan, folder
         self._recipe = plan.recipe_of(plan.runs()[0])
@@ -95,6 +97,8 @@ class Stages:
         if plan.start:
             with preflight():
                 check_contradictions(plan_policy(self._recipe.setup).contradictions, source=self._recipe.name)
+        alike = {run.regime: run for run in plan.runs()}  # arm and seed change no sizes
+        self._memory = {regime: memory_of_run(plan.recipe_of(run)) for regime, run in alike.items()}
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -244,7 +248,9 @@ class Stages:
                 *("train", plan.recipe, *plan.overrides(run, start=str(self.start())), ONE_CORE),
                 *("--run-dir", str(folder), *resume_option(folder)),
             ],
-            expected=Expected(START_S, env_steps / ENV_STEPS_PER_S + consumed / SAMPLES_PER_S),
+            expected=Expected(
+                START_S, env_steps / ENV_STEPS_PER_S + consumed / SAMPLES_PER_S, memory=self._memory[run.regime]
+            ),
             share=lambda folder: share_of_updates(folder, optimizer_steps=plan.optimizer_steps),
             record={"stage": "run", "arm": run.arm, "regime": run.regime, "seed": run.seed},
             needs=self.choices,

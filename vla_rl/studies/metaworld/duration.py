@@ -13,6 +13,7 @@ difference. Cores that are busy with something else take longer, as do two virtu
 
 from __future__ import annotations
 
+from vla_rl.errors import preflight
 from vla_rl.recipe import Recipe
 from vla_rl.run.estimate import estimate_memory
 from vla_rl.run.plan import make_training_plan
@@ -29,12 +30,15 @@ def expect(recipe: Recipe) -> Expected:
     Raises:
         UserError: the recipe is not possible here.
     """
-    plan, batch = make_training_plan(recipe), recipe.learner.batch_segments * recipe.replay.segment_length
+    with preflight():
+        plan = make_training_plan(recipe)
+        memory = estimate_memory(plan, num_ranks=1).host
+    batch = recipe.learner.batch_segments * recipe.replay.segment_length
     outputs = plan.action_spec.num_tokens * plan.action_spec.num_behavior
     sample = SAMPLE_S + WEIGHT_S * plan.policy.trainable_parameters + OUTPUT_S * outputs
     env_steps = batch / recipe.replay.replay_ratio  # per update
     return Expected(
         start=START_S + recipe.replay.min_decisions * ENV_STEP_S,
         training=recipe.budget.optimizer_steps * (UPDATE_S + batch * sample + env_steps * ENV_STEP_S),
-        memory=estimate_memory(plan, num_ranks=1).host,
+        memory=memory,
     )
