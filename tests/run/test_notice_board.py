@@ -17,13 +17,8 @@ from boards import together
 
 from vla_rl.errors import CellFailureError, RunFailureError, UserError
 from vla_rl.learner import notice_board
-from vla_rl.learner.notice_board import (
-    AnotherRankError,
-    AnotherRankRefusedError,
-    CommonError,
-    NoticeBoard,
-    own_name,
-)
+from vla_rl.learner.notice_board import NoticeBoard, own_name
+from vla_rl.learner.rank_failures import AnotherRankError, AnotherRankRefusedError, CommonError
 from vla_rl.run.ranks import ranks_together
 
 ROOT = Path(__file__).parents[2]

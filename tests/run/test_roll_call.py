@@ -13,7 +13,8 @@ from boards import together
 from vla_rl.errors import UserError, preflight
 from vla_rl.learner.checkpoint import CheckpointInfo, find_latest
 from vla_rl.learner.checkpoint_folder import write_manifest
-from vla_rl.learner.notice_board import CommonError, NoticeBoard
+from vla_rl.learner.notice_board import NoticeBoard
+from vla_rl.learner.rank_failures import CommonError
 from vla_rl.run import roll_call
 from vla_rl.run.folder import RunFolder
 from vla_rl.run.roll_call import Facts, common_start, compare_facts, compare_weights, find_place, kept_folder

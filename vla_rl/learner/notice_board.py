@@ -11,7 +11,6 @@ rank 0), so it needs no other port and works before a process group exists:
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -21,19 +20,25 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
-from datetime import timedelta
 from types import TracebackType
 from typing import Self, TypeVar
 
-from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
 from vla_rl.errors import RunFailureError, UserError
+from vla_rl.learner.rank_failures import (
+    AnotherRankError,
+    CommonError,
+    Failure,
+    first_line,
+    in_words,
+    report_to_launcher,
+)
+from vla_rl.learner.rank_store import PATIENCE_S, STORE_TIMEOUT, address, store_of_ranks, uses_agent_store
 
 logger = logging.getLogger(__name__)
 
 JOIN_S = 600.0  # longest time between the first rank's start and the last one's
-PATIENCE_S = 30.0  # a rank that waits for others for longer ends by itself when it is asked to
 BEAT_S = 1.0  # between two signs of life; more with many ranks
 RANKS_PER_BEAT = 64  # with so many, every rank reads so many counters in each `BEAT_S`
 SILENT_S = 120.0  # a rank that gives no sign of life for so long is gone
@@ -42,32 +47,9 @@ LONGEST_DELAY = 10.0  # a busy machine may delay beats so many times until nobod
 HEARD_S = 10.0  # longest time for which a rank that failed stays so that the others learn why
 AFTER_FAILURE_S = 3.0  # the same once they do, until they no longer use the store
 GRACE_S = 60.0  # a rank that does not come to its end by itself within this time after a failure is ended
-_STORE_TIMEOUT = timedelta(seconds=60)
 LONGEST = 120  # characters of another program's message
 _LEFT = "left"
 Answer = TypeVar("Answer")
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Cause of the end of all ranks."""
-
-    rank: int  # that failed, or that is gone
-    cause: str  # for people; names the rank
-    is_user_error: bool
-    is_common: bool = False  # all ranks found it together
-
-
-class AnotherRankError(RunFailureError):
-    """End of this rank because another one failed or is gone."""
-
-
-class AnotherRankRefusedError(UserError):
-    """User error that another rank found."""
-
-
-class CommonError(UserError):
-    """User error that all ranks find together."""
 
 
 def own_name(rank: int) -> str:
@@ -142,7 +124,7 @@ class NoticeBoard:
         Raises:
             UserError: the address is missing, the port is taken, or nobody answers there.
         """
-        store = _store(rank, timeout_s=timeout_s, heed=heed)
+        store = store_of_ranks(rank, timeout_s=timeout_s, heed=heed)
         start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         return cls(
             PrefixStore(f"vla_rl/{start}", store), rank=rank, num_ranks=num_ranks, name=own_name(rank), heed=heed
@@ -198,7 +180,7 @@ class NoticeBoard:
         except RuntimeError as error:
             self._wait_for_cause()
             if self._failure is not None:
-                noticed = f"{type(error).__name__}: {_first_line(error)}"
+                noticed = f"{type(error).__name__}: {first_line(error)}"
                 raise AnotherRankError(f"{self._failure.cause}. Noticed here as {noticed[:LONGEST]}") from error
             raise
 
@@ -219,13 +201,13 @@ class NoticeBoard:
                 self._failure = self._failure or self._told()
             if self._failure is not None:
                 self._acknowledge()
-                raise _as_error(self._failure)
+                raise self._failure.as_error()
             waited = time.monotonic() - began
             if waited > timeout_s:
                 raise CommonError(
                     f"ranks {_listed(missing)} of {self.num_ranks} did not come within {timeout_s:.0f} s after "
                     f"{self.name}. Start the command on every machine at the same time, look at what it printed there, "
-                    f"and see that {_address()} can be reached from all of them"
+                    f"and see that {address()} can be reached from all of them"
                 )
             if missing:
                 time.sleep(0.05)
@@ -270,7 +252,7 @@ class NoticeBoard:
             return
         self._ended.set()
         if self._watch is not None:
-            self._watch.join(_STORE_TIMEOUT.total_seconds())
+            self._watch.join(STORE_TIMEOUT.total_seconds())
         self._ask(lambda: self._store.set(_beat_key(self.rank), _LEFT), None)
         stays = self._hosts or (self.rank == 0 and self._failure is not None)
         end = time.monotonic() + (HEARD_S if self._failure is None else AFTER_FAILURE_S)
@@ -285,7 +267,7 @@ class NoticeBoard:
             self._wait_for_cause()
         own = Failure(
             self.rank,
-            str(error) if isinstance(error, CommonError) else f"{self.name}: {_in_words(error)}",
+            str(error) if isinstance(error, CommonError) else f"{self.name}: {in_words(error)}",
             is_user_error=isinstance(error, UserError),
             is_common=isinstance(error, CommonError),
         )
@@ -293,11 +275,11 @@ class NoticeBoard:
         self._failure = first
         if first.rank == self.rank or isinstance(error, AnotherRankError | SystemExit | KeyboardInterrupt):
             self._wait_until_heard()
-            _report_to_launcher(first)
+            report_to_launcher(first)
             return
         self._acknowledge()
-        _report_to_launcher(first)
-        raise _as_error(first) from error
+        report_to_launcher(first)
+        raise first.as_error() from error
 
     def _wait_for_cause(self) -> None:
         """Wait a moment for the reason of a failed collective: another rank's word, or its silence.
@@ -325,11 +307,11 @@ class NoticeBoard:
 
     def _post(self, failure: Failure) -> Failure:
         """Write a failure unless another rank was first; return the first."""
-        text = json.dumps(asdict(failure))
-        return self._ask(lambda: _failure_of(self._store.compare_set("failure", "", text)), failure)
+        text = failure.to_text()
+        return self._ask(lambda: Failure.from_text(self._store.compare_set("failure", "", text)), failure)
 
     def _told(self) -> Failure | None:
-        return _failure_of(self._store.get("failure")) if self._store.check(["failure"]) else None
+        return Failure.from_text(self._store.get("failure")) if self._store.check(["failure"]) else None
 
     def _acknowledge(self) -> None:
         self._ask(lambda: self._store.set(f"heard/{self.rank}", ""), None)
@@ -361,7 +343,7 @@ class NoticeBoard:
                 self._is_lost = True
                 self._failure = Failure(
                     0,
-                    f"{self._names[0]} is gone, or its launcher is: {_address()} no longer answers {self.name}. "
+                    f"{self._names[0]} is gone, or its launcher is: {address()} no longer answers {self.name}. "
                     "Look at what was printed there",
                     is_user_error=False,
                 )
@@ -390,7 +372,7 @@ class NoticeBoard:
                 self._seen[rank] = (value, now)
             elif self._silence(rank) > self._silent_s and self._failure is None:
                 gone = self._gone(rank)
-                self._failure = _failure_of(self._store.compare_set("failure", "", json.dumps(asdict(gone))))
+                self._failure = Failure.from_text(self._store.compare_set("failure", "", gone.to_text()))
 
     def _silence(self, rank: int) -> float:
         """Return the seconds between a rank's newest sign of life and this rank's newest look."""
@@ -403,7 +385,7 @@ class NoticeBoard:
             if time.monotonic() > end:
                 sys.stderr.write(f"error: {failure.cause}\n")
                 sys.stderr.flush()
-                _report_to_launcher(failure)
+                report_to_launcher(failure)
                 with suppress(OSError):
                     self.at_forced_end(failure.cause)
                 os._exit(1)
@@ -430,7 +412,7 @@ class NoticeBoard:
 
     @property
     def _hosts(self) -> bool:
-        return self.rank == 0 and not _uses_agent_store()
+        return self.rank == 0 and not uses_agent_store()
 
     @contextmanager
     def _talking(self) -> Iterator[None]:
@@ -447,65 +429,8 @@ class NoticeBoard:
                 raise
             self._is_lost = True
             raise AnotherRankError(
-                f"rank 0 or its launcher is gone: {_address()} no longer answers {self.name}"
+                f"rank 0 or its launcher is gone: {address()} no longer answers {self.name}"
             ) from error
-
-
-def _store(rank: int, *, timeout_s: float, heed: Callable[[], None]) -> TCPStore:
-    """Return a client of the ranks' store, which rank 0 hosts unless its launcher does."""
-    host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
-    if not host or port is None or not port.isdecimal():
-        raise UserError(
-            f"RANK and WORLD_SIZE are set, so this is one of several ranks, but MASTER_ADDR is {host!r} and "
-            f"MASTER_PORT {port!r}. Set them to rank 0's machine and a free port there, or unset RANK and WORLD_SIZE "
-            "for a run of its own"
-        )
-    hosts = rank == 0 and not _uses_agent_store()
-    if not hosts:
-        _wait_for_server(host, int(port), timeout_s, heed)
-    try:
-        store = TCPStore(
-            host,
-            int(port),
-            is_master=hosts,
-            timeout=_STORE_TIMEOUT,
-            wait_for_workers=False,
-            multi_tenant=True,  # the process group of this process shares the server
-        )
-    except RuntimeError as error:
-        raise UserError(
-            f"MASTER_ADDR:MASTER_PORT: {_address()} cannot be {'opened' if hosts else 'used'} ({_first_line(error)}). "
-            + ("Choose a free port of this machine, the same on all machines" if hosts else "Is rank 0 there?")
-        ) from error
-    return store
-
-
-def _wait_for_server(host: str, port: int, timeout_s: float, heed: Callable[[], None]) -> None:
-    """Wait until somebody listens: torch's own client would wait without heeding signals."""
-    began = time.monotonic()
-    while True:
-        try:
-            socket.create_connection((host, port), timeout=5.0).close()
-        except OSError as error:
-            waited = time.monotonic() - began
-            if waited > timeout_s:
-                raise UserError(
-                    f"MASTER_ADDR:MASTER_PORT: {_address()} did not answer within {timeout_s:.0f} s ({error}). It "
-                    "must be rank 0's machine, by a name that this machine knows, and a port that no firewall closes"
-                ) from error
-            time.sleep(0.2)
-            if waited > PATIENCE_S:
-                heed()
-        else:
-            return
-
-
-def _uses_agent_store() -> bool:
-    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-
-
-def _address() -> str:
-    return f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
 
 
 def _beat_key(rank: int) -> str:
@@ -515,40 +440,6 @@ def _beat_key(rank: int) -> str:
 def _listed(ranks: Sequence[int]) -> str:
     shown = ", ".join(map(str, ranks[:8]))
     return f"{shown} and {len(ranks) - 8} more" if len(ranks) > 8 else shown
-
-
-def _failure_of(text: bytes) -> Failure:
-    return Failure(**json.loads(text))
-
-
-def _as_error(failure: Failure) -> Exception:
-    if failure.is_common:
-        return CommonError(failure.cause)
-    return (AnotherRankRefusedError if failure.is_user_error else AnotherRankError)(failure.cause)
-
-
-def _in_words(error: BaseException) -> str:
-    if isinstance(error, UserError | RunFailureError):
-        return str(error)
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted at once, by a second Ctrl-C"
-    if isinstance(error, SystemExit):
-        return f"ended with exit code {error.code}"
-    return f"{type(error).__name__}: {_first_line(error)}; its own output has the traceback"
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-
-
-def _report_to_launcher(failure: Failure) -> None:
-    """Write the cause where torchrun looks for it, so that its own summary says it too."""
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if path:
-        shown = {"timestamp": str(int(time.time())), "py_callstack": failure.cause}
-        message = {"message": failure.cause, "extraInfo": shown}
-        with suppress(OSError), open(path, "w", encoding="utf-8") as file:  # noqa: PTH123 - torchrun's own path
-            json.dump({"message": message}, file)
 
 
 def _end_for_certain(grace_s: float) -> None:

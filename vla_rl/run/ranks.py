@@ -50,7 +50,8 @@ def ranks_together() -> Iterator[NoticeBoard | None]:
             "takes no GPU of its own and joins no group. Set it to the number of this rank on its machine (0 where "
             "each machine has one)"
         )
-    from vla_rl.learner.notice_board import AnotherRankError, AnotherRankRefusedError, CommonError, NoticeBoard
+    from vla_rl.learner.notice_board import NoticeBoard
+    from vla_rl.learner.rank_failures import AnotherRankError, AnotherRankRefusedError, CommonError
 
     speaks = os.environ["LOCAL_RANK"] == "0"
     try:

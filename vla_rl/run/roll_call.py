@@ -25,7 +25,8 @@ from vla_rl.errors import UserError
 from vla_rl.files import read_json_object
 from vla_rl.learner.checkpoint import POLICY_FILE, CheckpointInfo, complete_checkpoint
 from vla_rl.learner.checkpoint_folder import MANIFEST
-from vla_rl.learner.notice_board import CommonError, NoticeBoard
+from vla_rl.learner.notice_board import NoticeBoard
+from vla_rl.learner.rank_failures import CommonError
 from vla_rl.reporting.manifest import by_dotted_name, source_state
 from vla_rl.run.folder import RunFolder
 
