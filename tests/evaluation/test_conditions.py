@@ -1,4 +1,5 @@
 import dataclasses
+import os
 
 import pytest
 
@@ -46,6 +47,15 @@ def test_an_asked_folder_is_gone_on_with_but_not_shared(tmp_path):
     with pytest.raises(UserError, match="protocol: oft and long; seeds: 0 and 1,2"):
         claimed(OTHER, out=out, default=tmp_path)
     assert read_conditions(out) == USUAL
+
+
+@pytest.mark.parametrize("is_asked", [True, False])
+def test_a_folder_whose_name_is_no_text_is_refused_before_anything_is_written(tmp_path, is_asked):
+    """Weights are read from there while it plays."""
+    folder = tmp_path / os.fsdecode(b"n\xff")
+    with pytest.raises(UserError, match=r"^--out: .*found \S+/n\\udcff, from which .* choose another name"):
+        claimed(USUAL, out=folder if is_asked else None, default=folder)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_default_folder_is_numbered_until_it_is_one_s_own(tmp_path):

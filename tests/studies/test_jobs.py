@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from some_work import some_work
 
+from vla_rl.errors import UserError
 from vla_rl.studies import jobs as study_jobs
 from vla_rl.studies.jobs import Job, run_study
 from vla_rl.studies.pace import Expected
@@ -115,6 +116,12 @@ def test_an_interrupted_or_failed_job_goes_on_in_its_folder_or_begins_again(out,
     run(out, [job("a", continues=continues)], at_once=1)
     assert (out / "journal").read_text().split()[3] == found
     assert [path.name for path in (out / "jobs").iterdir()] == ["a"]
+
+
+def test_a_folder_whose_name_is_no_text_is_refused_before_anything_is_written(out):
+    with pytest.raises(UserError, match=r"^--out: .*found \S+/n\\udcff, from which .* choose another name"):
+        run(out / os.fsdecode(b"n\xff"), [job("a")], at_once=1)
+    assert list(out.glob("n*")) == []
 
 
 def test_a_job_is_tidied_up_before_it_has_its_final_name(out):

@@ -15,7 +15,7 @@ from vla_rl.evaluation.episode_log import EPISODES_FILE, EpisodeKey, in_words, r
 from vla_rl.files import atomic_write_json
 from vla_rl.reporting.manifest import MANIFEST_FILE
 from vla_rl.reporting.run_folder import RECIPE_FILE
-from vla_rl.run.folder_lock import claim_folder
+from vla_rl.run.folder_lock import check_name, claim_folder
 
 CONDITIONS_FILE = "evaluation.json"
 
@@ -108,11 +108,13 @@ def evaluation_folder(
         default: folder if the user chose none; numbered if it holds another evaluation.
 
     Raises:
-        UserError: the folder cannot be created, another process is writing there, or it holds something else.
+        UserError: the folder cannot be used (its path is no text, it cannot be created, another process is writing
+            there), or it holds something else.
     """
     with preflight():
         free = (folder for folder in _numbered(default) if _obstacle(folder, conditions, wanted) is None)
         folder = next(free) if out is None else out
+        check_name(folder, option="--out")
     with claim_folder(folder, option="--out"):  # before the first file is written, which might otherwise be another's
         with preflight():
             obstacle = _obstacle(folder, conditions, wanted)

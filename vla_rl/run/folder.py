@@ -10,15 +10,14 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from vla_rl.files import atomic_write_text, is_utf8, read_json_object, rename
+from vla_rl.files import atomic_write_text, read_json_object, rename
 from vla_rl.learner.checkpoint import Search, find_latest
 from vla_rl.learner.checkpoint_folder import CHECKPOINTS
 from vla_rl.recipe import Recipe, SupervisedRecipe
 from vla_rl.reporting.manifest import MANIFEST_FILE, earlier_starts, write_manifest
 from vla_rl.reporting.metrics_file import METRICS_FILE
 from vla_rl.reporting.run_folder import RECIPE_FILE
-from vla_rl.reporting.text import printable
-from vla_rl.run.folder_lock import claim_folder
+from vla_rl.run.folder_lock import check_name, claim_folder
 from vla_rl.run.plan import TrainingPlan
 
 
@@ -36,11 +35,7 @@ class RunFolder:
         Raises:
             ValueError: the folder holds another run and `resume` is off, or `path` is a file or no text.
         """
-        if not is_utf8(path):
-            raise ValueError(
-                f"--run-dir: expected text in UTF-8, found {printable(str(path))}, from which weights cannot be read; "
-                "choose another name, and rename the folder if it is there"
-            )
+        check_name(path, option="--run-dir")
         if path.exists() and not path.is_dir():
             raise ValueError(f"--run-dir: {path} is a file; a run needs a folder, choose another path")
         if not resume and (path / RECIPE_FILE).exists():

@@ -9,6 +9,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vla_rl.errors import UserError
+from vla_rl.files import is_utf8
+from vla_rl.reporting.text import printable
+
+
+def check_name(path: Path, *, option: str) -> None:
+    """Check that weights can be written to a folder and read from it.
+
+    Args:
+        path: the folder; it need not exist.
+        option: command-line option that named it, for messages.
+
+    Raises:
+        ValueError: the path is no text.
+    """
+    if not is_utf8(path):
+        raise ValueError(
+            f"{option}: expected text in UTF-8, found {printable(str(path))}, from which weights cannot be read; "
+            "choose another name, and rename the folder if it is there"
+        )
 
 
 @contextmanager

@@ -21,12 +21,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vla_rl.errors import preflight
 from vla_rl.files import atomic_write_json, rename
 from vla_rl.ipc.parent_death import end_with_parent
 from vla_rl.reporting.metrics_file import METRICS_FILE, read_metrics
 from vla_rl.reporting.run_folder import RECIPE_FILE
 from vla_rl.reporting.text import percent
-from vla_rl.run.folder_lock import claim_folder
+from vla_rl.run.folder_lock import check_name, claim_folder
 from vla_rl.run.signals import StopRequest
 from vla_rl.studies.pace import Expected, Underway, minutes_left
 
@@ -100,9 +101,11 @@ def run_study(work: Work, *, at_once: int, say: Say) -> Progress:
         say: called with one line per event.
 
     Raises:
-        UserError: as of `work.begin`, or a study is running in the folder; nothing was started.
+        UserError: as of `work.begin`, or the folder cannot be used or has a running study; nothing was started.
         KeyboardInterrupt: a second Ctrl-C, while the jobs are being stopped.
     """
+    with preflight():
+        check_name(work.out, option="--out")
     with claim_folder(work.out, option="--out"):
         work.begin()
         return _Session(work, at_once=at_once, say=say).go()
