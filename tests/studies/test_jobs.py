@@ -1,5 +1,6 @@
 """The jobs of a study: in the order of their needs, within the cores, continued or begun again."""
 
+import json
 import os
 import signal
 import threading
@@ -116,6 +117,35 @@ def test_an_interrupted_or_failed_job_goes_on_in_its_folder_or_begins_again(out,
     run(out, [job("a", continues=continues)], at_once=1)
     assert (out / "journal").read_text().split()[3] == found
     assert [path.name for path in (out / "jobs").iterdir()] == ["a"]
+
+
+def seconds_of(out, name):
+    return json.loads((out / "jobs" / name / "done.json").read_text())["seconds"]
+
+
+@pytest.mark.parametrize(("continues", "counted"), [(True, True), (False, False)])
+def test_a_job_that_is_continued_after_a_failure_counts_the_time_before(out, continues, counted):
+    jobs = [job("a", word="fail", continues=continues)]
+    for _ in range(3):
+        run(out, jobs, at_once=1)
+    began = time.monotonic()
+    run(out, [replace(jobs[0], arguments=lambda folder: ["a", str(folder)])], at_once=1)
+    took = time.monotonic() - began
+    assert (seconds_of(out, "a") > took) == counted
+    assert sorted(path.name for path in (out / "jobs" / "a").iterdir()) == ["done.json", "output.log"]
+
+
+def test_a_job_that_is_continued_after_an_interruption_counts_the_time_before(out):
+    def stop():
+        while not (out / "saving").exists():
+            time.sleep(0.02)
+        time.sleep(3.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+    assert run(out, [job("a", word="saves", continues=True)], at_once=1).interrupted
+    run(out, [job("a", continues=True)], at_once=1)
+    assert seconds_of(out, "a") > 3.5
 
 
 def test_a_folder_whose_name_is_no_text_is_refused_before_anything_is_written(out):

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_rl.errors import preflight
-from vla_rl.files import atomic_write_json, rename
+from vla_rl.files import atomic_write_json, read_json_object, rename
 from vla_rl.ipc.parent_death import end_with_parent
 from vla_rl.reporting.metrics_file import METRICS_FILE, read_metrics
 from vla_rl.reporting.run_folder import RECIPE_FILE
@@ -32,6 +32,7 @@ from vla_rl.run.signals import StopRequest
 from vla_rl.studies.pace import Expected, Underway, minutes_left
 
 OUTPUT_FILE = "output.log"  # output of a job's command
+SECONDS_FILE = "seconds.json"  # of an interrupted or failed job that is continued later: what it has taken so far
 ONE_CORE = "runtime.threads_per_process=1"  # jobs run beside each other: a recipe's 0 would take all cores for each
 POLL_S = 0.2
 HEARTBEAT_S = 60.0
@@ -90,6 +91,7 @@ class _Running:
     job: Job
     process: subprocess.Popen[bytes]
     began: float
+    seconds_before: float = 0.0  # in earlier calls
 
 
 def run_study(work: Work, *, at_once: int, say: Say) -> Progress:
@@ -140,7 +142,7 @@ class _Session:
                     if time.monotonic() - self._told_at >= HEARTBEAT_S:
                         self._tell("going on")
             finally:
-                _stop(self._running)
+                _stop(self._running, self._folder)
         self._progress.interrupted = stop.requested
         return self._progress
 
@@ -160,6 +162,7 @@ class _Session:
         seconds, code = _seconds(entry, folder), entry.process.returncode
         if code == 0:
             self._ended.append(Underway(job.expected, seconds, share=1.0))
+            (folder / SECONDS_FILE).unlink(missing_ok=True)
             atomic_write_json(folder / self._record_file, {**job.record, "seconds": seconds})
             if job.tidy is not None:  # before the renaming: what has its final name is complete, and nobody looks again
                 job.tidy(folder)
@@ -167,6 +170,7 @@ class _Session:
             self._unfinished.remove(job.name)
             self._progress.finished.append(job)
         else:
+            _note_seconds(entry, folder)
             rename(folder, aside(self._folder, job, "failed"))
             self._progress.failed.append(job)
             self._block(job.name)
@@ -200,8 +204,20 @@ class _Session:
 
 
 def _seconds(entry: _Running, folder: Path) -> float:
-    """Return how long a job has taken; that of a run which was continued includes what its metrics know of before."""
-    return max(time.monotonic() - entry.began, _last_reading(folder, "seconds"))
+    """Return how long a job has taken in all calls; the metrics of a run know of calls that were killed too."""
+    return max(entry.seconds_before + time.monotonic() - entry.began, _last_reading(folder, "seconds"))
+
+
+def _note_seconds(entry: _Running, folder: Path) -> None:
+    """Write how long a job has taken into its folder, if another call continues it there."""
+    if entry.job.continues:
+        atomic_write_json(folder / SECONDS_FILE, {"seconds": _seconds(entry, folder)})
+
+
+def _noted_seconds(folder: Path) -> float:
+    """Return what `_note_seconds` wrote; 0 if nothing did."""
+    path = folder / SECONDS_FILE
+    return float(read_json_object(path)["seconds"]) if path.exists() else 0.0
 
 
 def share_of_updates(run_dir: Path, *, optimizer_steps: int) -> float:
@@ -240,10 +256,10 @@ def _start(job: Job, folder: Path, *, cores: int) -> _Running:
             start_new_session=True,  # Ctrl-C reaches only the study, which then stops its jobs
             preexec_fn=partial(end_with_parent, signal.SIGTERM),
         )
-    return _Running(job, process, time.monotonic())
+    return _Running(job, process, time.monotonic(), _noted_seconds(own))
 
 
-def _stop(running: Sequence[_Running]) -> None:
+def _stop(running: Sequence[_Running], folder: Path) -> None:
     for entry in running:
         entry.process.terminate()
     began = time.monotonic()
@@ -254,6 +270,7 @@ def _stop(running: Sequence[_Running]) -> None:
         except subprocess.TimeoutExpired:
             entry.process.kill()
             entry.process.wait()
+        _note_seconds(entry, aside(folder, entry.job, "unfinished"))
 
 
 def aside(folder: Path, job: Job, state: str) -> Path:
