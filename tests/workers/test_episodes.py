@@ -122,6 +122,30 @@ def test_a_resumed_run_without_its_ring_begins_a_new_group():
     assert in_groups(3, first_episode=4, played=[job.group for job in jobs[:5]]) == jobs[5:8]
 
 
+def test_a_slot_resumed_before_its_first_episode_completes_the_groups_that_its_team_began():
+    """Two slots, two turns each, one group of lead. The other slot has played two groups, and ran out of lead."""
+    team = [in_groups(6, num_envs=2, slots_per_cell=2, env_index=env) for env in (0, 1)]
+    committed = {0: [], 1: [job.group for job in team[1][:4]]}
+
+    def resumed(env):
+        return group_schedule(
+            Groups(4, 2, 1), seed=0, env_index=env, num_envs=2, num_init_states=[None, None, None],
+            first_episode=4, newest_groups=lambda env: committed[env],
+        )  # fmt: skip
+
+    slow, fast = resumed(0), resumed(1)
+    assert next(fast) is None  # it still waits
+    for expected in team[0][:4]:
+        assert next(slow) == expected
+        committed[0].append(expected.group)
+    assert next(fast) == team[1][4]
+    assert next(resumed(0)) == team[0][4]
+
+
+def test_the_ring_remembers_what_a_slot_plays_while_another_of_its_team_plays_nothing():
+    assert (Groups(4, 2, 1).memory, Groups(8, 8, 2).memory) == (4, 3)
+
+
 def test_runs_with_other_groups_number_them_otherwise():
     ids = [
         {job.group for env in range(6) for job in in_groups(6, env_index=env, **changes)}
@@ -139,7 +163,7 @@ def test_a_slot_waits_for_the_slowest_of_its_team():
     schedules = [
         group_schedule(
             Groups(4, 2, 1), seed=0, env_index=env, num_envs=2, num_init_states=[None],
-            newest_groups=lambda env: committed[env][-2:],
+            newest_groups=lambda env: committed[env][-4:],
         )
         for env in (0, 1)
     ]  # fmt: skip

@@ -350,10 +350,10 @@ def scheduled_jobs(
     """
     env_index = settings.first_env_index + settings.slot_ids.index(slot)
     if settings.groups is not None:
-        turns, first_env = settings.groups.turns, env_index - slot  # of this cell, whose slots the ring counts from 0
+        memory, first_env = settings.groups.memory, env_index - slot  # of this cell, whose slots the ring counts from 0
 
         def newest_groups(env_index: int) -> list[int]:
-            return [] if ring is None else ring.newest_groups(env_index - first_env, turns)
+            return [] if ring is None else ring.newest_groups(env_index - first_env, memory)
 
         return group_schedule(
             settings.groups,

@@ -88,6 +88,11 @@ class Groups:
         """Return the number of members that each slot of a team plays of every group."""
         return self.members // self.team_size
 
+    @property
+    def memory(self) -> int:
+        """Return the episodes that a slot can commit at most while another of its team commits none."""
+        return self.turns * (self.max_lead + 1)
+
 
 def group_schedule(
     groups: Groups,
@@ -104,8 +109,9 @@ def group_schedule(
     All members of a group have the same task, initial state, seed and group id, and are numbered by slot, then turn.
     Tasks follow from `task_of_episode` with teams in place of slots and groups in place of episodes; initial states are
     drawn uniformly. A slot continues after its last committed episode, so a member that was lost with a worker, or with
-    the end of a run, is played again before anything else. None is yielded while the slot is too far ahead of its team,
-    for instance because the worker of another slot restarts: nothing is to be played yet.
+    the end of a run, is played again before anything else; one that has committed none begins with its team's first
+    group. None is yielded while the slot is too far ahead of its team, for instance because the worker of another slot
+    restarts: nothing is to be played yet.
 
     A group id holds who numbered it and its number, so that ids stay distinct in a ring that a resumed run has loaded:
     15 bits of a checksum over the arguments that the schedule depends on, 16 bits for the team, 32 for the number.
@@ -116,8 +122,9 @@ def group_schedule(
         env_index: this slot, 0 .. num_envs - 1, counted over all cells.
         num_envs: slots over all cells.
         num_init_states: number of initial states per task; None if the environment samples them.
-        first_episode: episodes that this slot played in earlier parts of the run; used if the ring knows of none.
-        newest_groups: from a slot to the groups of its newest committed episodes, oldest first, `groups.turns` at most.
+        first_episode: episodes that this slot played in earlier parts of the run; used if the ring knows of none of its
+            team.
+        newest_groups: from a slot to the groups of its newest `groups.memory` committed episodes, oldest first.
     """
     team, num_teams = env_index // groups.team_size, num_envs // groups.team_size
     if num_teams >= 1 << 16:
@@ -127,16 +134,21 @@ def group_schedule(
     checksum = zlib.crc32(repr(arguments).encode()) & 0x7FFF
     first_id = (checksum << 48) + (team << 32) + 1
     before = math.ceil(first_episode / groups.turns)
+    first_of_team = team * groups.team_size
+
+    def committed(slot: int) -> list[int]:
+        """Return the numbers of this schedule's groups that a slot has committed episodes of, oldest first."""
+        return [group - first_id for group in newest_groups(slot) if 0 <= group - first_id < (1 << 32) - 1]
 
     def position(slot: int) -> tuple[int, int]:
         """Return the number of the group that a slot plays next, and the turns in it that it has committed."""
-        own = [group - first_id for group in newest_groups(slot) if 0 <= group - first_id < (1 << 32) - 1]
-        if not own:
-            return before, 0
-        turns = own.count(own[-1])
+        own = committed(slot)
+        if not own:  # its mates wait for it, so they still remember the group with which all began
+            mates = range(first_of_team, first_of_team + groups.team_size)
+            return min((number for mate in mates for number in committed(mate)), default=before), 0
+        turns = own[-groups.turns :].count(own[-1])
         return (own[-1] + 1, 0) if turns == groups.turns else (own[-1], turns)
 
-    first_of_team = team * groups.team_size
     number, turn = position(env_index)
     while True:
         rng = np.random.default_rng([seed, team, number])
