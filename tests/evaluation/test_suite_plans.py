@@ -65,6 +65,19 @@ def test_no_rule_about_learning_refuses_an_evaluation(trained):
     assert suite.plan.env.horizon == 1
 
 
+@pytest.mark.parametrize("asked", [(), ("toy",)])
+def test_a_folder_here_that_is_called_as_the_environment_is_not_taken_for_a_suite(
+    trained, tmp_path, monkeypatch, asked
+):
+    (tmp_path / "toy").mkdir()  # as the run of the recipe toy, seen from runs/
+    monkeypatch.chdir(tmp_path)
+    source = find_policy(str(trained), profile="auto")
+    (suite,) = make_suite_plans(source, EvalOptions(suites=asked, episodes_per_task=1))
+    assert [task.suite for task in suite.plan.env.tasks] == ["toy", "toy"]
+    with pytest.raises(ValueError, match="--suite: toy holds no BDDL files"):
+        make_suite_plans(source, EvalOptions(suites=("./toy",)))
+
+
 def test_an_evaluation_simulates_here_wherever_the_run_did(trained):
     source = find_policy(str(trained), profile="auto")
     recipe = load_recorded_recipe(trained / "recipe.yaml").model_dump(by_alias=True)

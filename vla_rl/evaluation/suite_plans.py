@@ -55,7 +55,8 @@ def make_suite_plans(source: PolicySource, options: EvalOptions) -> list[SuitePl
         raise ValueError(f"--workers: found {options.workers}, but --serial has one; leave out one of the two")
     suites = []
     for name in _asked_suites(source, options):
-        plan = _folder_plan(source, options, Path(name)) if names_folder(name) else _plan(source, options, name)
+        is_folder = _is_folder(source, name)
+        plan = _folder_plan(source, options, Path(name)) if is_folder else _plan(source, options, name)
         _refuse_temperature(plan, options)
         if plan.env.simulator is not None and not options.allow_unpinned:
             _refuse_unpinned(plan.env.simulator)
@@ -70,7 +71,7 @@ def _asked_suites(source: PolicySource, options: EvalOptions) -> Sequence[str]:
     Raises:
         ValueError: one does not exist, stands twice, or must be named; or something does not go with folders.
     """
-    folders = [name for name in options.suites if names_folder(name)]
+    folders = [name for name in options.suites if _is_folder(source, name)]
     named = [name for name in options.suites if name not in folders]
     if not folders:
         return source.suites(named)
@@ -84,6 +85,12 @@ def _asked_suites(source: PolicySource, options: EvalOptions) -> Sequence[str]:
     if named:
         source.suites(named)
     return options.suites
+
+
+def _is_folder(source: PolicySource, suite: str) -> bool:
+    """Return whether a suite is a folder of the user's, and not the environment of the training, by its name."""
+    is_own = source.run is not None and suite == source.run.env.suite_name
+    return not is_own and names_folder(suite)
 
 
 def _plan(source: PolicySource, options: EvalOptions, suite: str) -> Plan:
