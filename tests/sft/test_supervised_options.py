@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import threading
@@ -225,6 +226,19 @@ def test_frames_that_a_killed_run_left_unfinished_are_prepared_again(demos: Path
         assert file.read_bytes() == whole
 
 
+def test_frames_that_find_no_room_say_how_much_they_need_and_leave_none_reserved(demos: Path, tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # 48 rows of 3 x 14 x 14 bytes are 28,224
+    try:
+        with pytest.raises(OSError, match=r"frames take 28 KiB.*demos\.cache=FOLDER.*frames\.bin"):
+            prepared(planned(demos), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (tmp_path / "frames" / "frames.bin").stat().st_size == 0
+    with prepared(planned(demos), tmp_path):
+        pass
+
+
 def test_a_signal_while_frames_are_prepared_ends_the_run_which_can_be_resumed(run, tmp_path: Path, monkeypatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(stage, "_counter", lambda *_: lambda *_: os.kill(os.getpid(), signal.SIGTERM))
@@ -247,6 +261,14 @@ def test_log_points_measurements_and_checkpoints_come_as_often_as_asked(run) -> 
     kept = {path.name for path in (done.run_dir / "checkpoints").glob("optimizer_step_*")}
     assert kept == {"optimizer_step_3", "optimizer_step_4"}
     assert list((done.run_dir / "tensorboard").iterdir())
+
+
+def test_what_is_held_out_is_measured_at_the_end_also_of_a_run_whose_minutes_are_over(run, monkeypatch) -> None:
+    monkeypatch.setattr(stage, "_is_spent", lambda run: run.optimizer_steps == 3)
+    done = run("demos.held_out=0.3", "budget.optimizer_steps=1000", "checkpoint.every_optimizer_steps=1")
+    points = [json.loads(line) for line in (done.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [point["optimizer_steps"] for point in points if "held_out/loss" in point] == [3]
+    assert "held_out/loss" in done.metrics
 
 
 def test_a_run_ends_when_its_minutes_are_over(run) -> None:

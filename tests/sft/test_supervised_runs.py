@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
+import resource
 import shutil
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -18,7 +20,7 @@ from safetensors.torch import load_file
 from sft_demos import RECIPE, write_demos
 
 from vla_rl.envs.libero.section import LiberoSection
-from vla_rl.errors import UserError
+from vla_rl.errors import RunFailureError, UserError
 from vla_rl.evaluation.history import recorded_history
 from vla_rl.evaluation.policy_source import find_policy
 from vla_rl.learner.checkpoint import CheckpointError
@@ -29,7 +31,7 @@ from vla_rl.run.utilisation import hours_on_cards
 from vla_rl.sft import stage
 from vla_rl.sft.plan import make_supervised_plan
 from vla_rl.sft.stage import dry_run
-from vla_rl.sft.written_policy import demonstrated
+from vla_rl.sft.written_policy import demonstrated, write_policy
 from vla_rl.sharing.card import make_card
 from vla_rl.tracking import TrackersSection
 
@@ -146,6 +148,23 @@ budget: {{optimizer_steps: 10}}
     assert all(torch.equal(policy.value_head.state_dict()[name], tensor) for name, tensor in critic.items())
     with pytest.raises(CheckpointError, match=r"only `vla-rl sft .* --resume` reads it"):
         find_policy(str(done.checkpoint), profile="auto")
+
+
+def test_a_run_whose_policy_finds_no_room_says_so_and_writes_it_when_it_is_resumed(run, tmp_path, monkeypatch) -> None:
+    def on_a_full_disk(*arguments: Any) -> Path:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # the weights are larger
+        try:
+            return write_policy(*arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "write_policy", on_a_full_disk)
+        with pytest.raises(RunFailureError, match=r"File too large.*Free space and continue: vla-rl sft .* --resume$"):
+            run("budget.optimizer_steps=1")
+    assert not list((tmp_path / "run").glob("*policy*"))
+    assert run("budget.optimizer_steps=1", resume=True).policy.is_dir()
 
 
 def test_other_demonstrations_than_at_the_start_are_refused(run, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 from vla_rl.demos import Demos
 from vla_rl.demos.episode import Episode
 from vla_rl.files import atomic_write_text
+from vla_rl.ipc.memory_check import readable
 from vla_rl.learner.collectives import Collectives
 from vla_rl.policies.image_transforms import Transform, lanczos3, resample, resampling_matrix, to_frames
 from vla_rl.run.folder_lock import lock
@@ -116,7 +117,7 @@ def prepare_frames(
             if collectives.any_over_ranks(descriptor is not None and not _is_complete(file, shape, settings)):
                 if descriptor is not None:
                     _mark_of(file).unlink(missing_ok=True)
-                    _allocate(descriptor, shape)
+                    _allocate(file, descriptor, shape)
                 collectives.barrier()
                 array = np.memmap(file, np.uint8, "r+", shape=shape)
                 compressed = demos.format == "rlds"  # its pictures are JPEGs already
@@ -184,11 +185,20 @@ def _is_complete(file: Path, shape: tuple[int, ...], settings: str) -> bool:
     return file.is_file() and file.stat().st_size == math.prod(shape)
 
 
-def _allocate(descriptor: int, shape: tuple[int, ...]) -> None:
-    """Reserve the whole file, so that a full disk is an error here and not a signal when a page is written."""
+def _allocate(file: Path, descriptor: int, shape: tuple[int, ...]) -> None:
+    """Reserve the whole file, so that a full disk is an error here and not a signal when a page is written.
+
+    Raises:
+        OSError: the disk is full; what was reserved is free again.
+    """
     size = math.prod(shape)
-    os.truncate(descriptor, size)  # of a run whose data have changed
-    os.posix_fallocate(descriptor, 0, size)
+    try:
+        os.truncate(descriptor, size)  # of a run whose data have changed
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        os.truncate(descriptor, 0)
+        needed = f"the frames take {readable(size)}, elsewhere with demos.cache=FOLDER"
+        raise OSError(error.errno, f"{error.strerror} ({needed})", str(file)) from error
 
 
 def remove_frames(file: Path) -> None:

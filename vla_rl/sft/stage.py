@@ -188,10 +188,25 @@ def _rank(
             start.board.leave()
         if not is_main:
             return None
-        policy = None if interrupted else write_policy(plan, checkpoint, run_dir)
+        policy = None if interrupted else _write_last_policy(plan, checkpoint, run_dir)
     return SupervisedOutcome(
         run_dir, run.optimizer_steps, stage.latest, checkpoint.path, policy, interrupted, evaluation=None
     )
+
+
+def _write_last_policy(plan: SupervisedPlan, checkpoint: CheckpointInfo, run_dir: Path) -> Path:
+    """Write the policy at the end of a run.
+
+    Raises:
+        RunFailureError: it could not be written; the message says how to go on.
+    """
+    try:
+        return write_policy(plan, checkpoint, run_dir)
+    except OSError as error:
+        raise RunFailureError(
+            f"the training is done and saved in {checkpoint.path}, but its policy could not be written: {error}. "
+            f"Free space and continue: vla-rl {VERB} {quote(str(run_dir))} --resume"
+        ) from error
 
 
 def _with_evaluation(outcome: SupervisedOutcome, plan: SupervisedPlan, say: Say) -> SupervisedOutcome:
@@ -234,6 +249,7 @@ class Stage:
         saved = run.resumed_from if run.resumed_from is not None and run.resumed_from.is_in_place else None
         if saved is not None and self._is_evaluated(saved.optimizer_steps):
             self._evaluate(saved)  # the run may have ended before or in the middle of it
+        unmeasured: UpdateResult | None = None  # the newest update, if nothing held out was measured after it
         while run.optimizer_steps < total:
             if run.engine.collectives.any_over_ranks(self._stop.requested or _is_spent(run)):
                 break
@@ -241,17 +257,20 @@ class Stage:
             result = self._update()
             if run.optimizer_steps == done:
                 continue
-            saved = None
+            saved, unmeasured = None, result
             step = run.optimizer_steps
             found: dict[str, float] = {}
             if step % recipe.logging.held_out_every_optimizer_steps == 0 or step == total:
                 found |= run.measure_held_out()
+                unmeasured = None
             if step % recipe.logging.every_optimizer_steps == 0 or found:
                 self._point(result, found)  # before the checkpoint: a run that goes on from there has it
             if step % recipe.checkpoint.every_optimizer_steps == 0 or self._is_evaluated(step):
                 saved = self._save_or_warn()
             if saved is not None and self._is_evaluated(step):
                 self._evaluate(saved)
+        if unmeasured is not None and not run.engine.collectives.any_over_ranks(self._stop.requested):
+            self._point_at_the_end(unmeasured)
         return saved or self._save_last()
 
     def _update(self) -> UpdateResult:
@@ -311,6 +330,12 @@ class Stage:
         if time.monotonic() - self._shown_at >= SHOW_EVERY_S or found:
             self._shown_at = time.monotonic()
             self._say(self._line())
+
+    def _point_at_the_end(self, result: UpdateResult) -> None:
+        """Write a log point of a run whose time is over, with what is held out, if anything is."""
+        found = self._run.measure_held_out()
+        if found:
+            self._point(result, found)
 
     def _write(self, metrics: dict[str, float]) -> None:
         self.latest |= metrics

@@ -10,7 +10,6 @@ from vla_rl.envs.libero.section import LiberoSection
 from vla_rl.errors import SimulatorError, UserError
 from vla_rl.evaluation.history import history_of_run, record_history
 from vla_rl.evaluation.provenance import Training, record_training
-from vla_rl.files import folder_written_aside
 from vla_rl.learner.checkpoint import CheckpointInfo
 from vla_rl.learner.checkpoint_folder import replace_folder
 from vla_rl.reporting.run_folder import POLICY_FOLDER
@@ -28,13 +27,14 @@ def write_policy(plan: SupervisedPlan, checkpoint: CheckpointInfo, run_dir: Path
     Raises:
         OSError: it could not be written; an earlier one is unchanged.
     """
+    from vla_rl.policies.openvla_oft.checkpoint_metadata import appears_whole
     from vla_rl.policies.openvla_oft.checkpoint_writer import write_checkpoint
 
     policy = plan.policy.build(device="cpu")
     load_trained(checkpoint.path, policy, plan.policy)
     new = run_dir / f"{POLICY_FOLDER}.new"
     shutil.rmtree(new, ignore_errors=True)  # left by a run that was killed between the two renames
-    with folder_written_aside(new) as folder:
+    with appears_whole(new) as folder:
         write_checkpoint(policy.eval(), folder, step=checkpoint.optimizer_steps)
         training = demonstrated(plan)
         if training is not None:
