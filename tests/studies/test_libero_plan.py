@@ -79,6 +79,22 @@ def test_a_stale_run_remembers_four_times_as_much_as_a_fresh_one():
     assert (fresh, stale) == (1200, 4800)
 
 
+def test_warm_ups_of_a_recipe_end_before_a_study_that_is_shorter():
+    plan = replace(PLAN, recipe="libero_spatial_gipo", optimizer_steps=400)  # 500 steps of warm-up for both
+    recipe = plan.recipe_of(plan.runs()[0])
+    assert (recipe.optimizer.policy_warmup, recipe.optimizer.value_warmup) == (399, 399)
+
+
+def test_a_regime_of_the_recipe_changes_no_replay_ratio_between_rings_or_budgets(tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        "base: libero_tiny_gipo\nname: own\nregime: fresh\nreplay:\n  replay_ratio: 9.12\n", encoding="utf-8"
+    )
+    plan = replace(PLAN, recipe=str(own), optimizer_steps=100)  # half of the recipe's
+    assert plan.base().replay.replay_ratio == 9.12
+    assert {plan.recipe_of(run).replay.replay_ratio for run in plan.runs()} == {9.12}
+
+
 def test_every_task_has_an_environment_of_its_own():
     recipe = replace(PLAN, tasks=(1, 4)).recipe_of(PLAN.runs()[0])
     assert (recipe.env.tasks, recipe.rollout.envs_per_worker) == ([1, 4], 2)

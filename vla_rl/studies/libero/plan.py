@@ -119,10 +119,13 @@ class Plan:
             f"policy.checkpoint={start}",
             f"rollout.envs_per_worker={len(self.tasks)}",
             f"rollout.max_batch={len(self.tasks)}",
+            "regime=null",  # the recipe's would set another ratio for a larger ring and for another budget
+            f"replay.replay_ratio={base.replay.replay_ratio}",
             f"replay.capacity={base.replay.capacity * RING_SIZES[run.regime]}",
             f"budget.optimizer_steps={self.optimizer_steps}",
             f"optimizer.critic_only_steps={critic_only}",
             f"optimizer.policy_warmup={min(base.optimizer.policy_warmup, self.optimizer_steps - critic_only - 1)}",
+            f"optimizer.value_warmup={min(base.optimizer.value_warmup, self.optimizer_steps - 1)}",
             "budget.env_steps=null",
             "budget.minutes=null",
             *_overrides_of_arm(run.arm),
