@@ -91,6 +91,20 @@ def test_a_recipe_that_names_its_critic_loses_it_where_groups_take_its_place(tmp
     assert heads == ["mlp", "none"]
 
 
+def test_a_recipe_with_a_regime_and_evaluations_of_its_own_has_those_of_the_study(tmp_path):
+    own = tmp_path / "own.yaml"
+    text = "base: gates\nname: own\nbudget: {stop_at_success: 0.9}\ncheckpoint: {keep_best: true}\n"
+    own.write_text(
+        text + "evaluation: {every_optimizer_steps: 10}\nregime: fresh\nreplay: {replay_ratio: 0.1336}\n", "utf-8"
+    )
+    plan = replace(SMALL, recipe=str(own))
+    for method, ratio in {"ppo": 1.0, "gipo": 8.0, "gipo_groups": 8.0}.items():
+        recipe = plan.recipe_of(GroupRun("0.1", method, 0))
+        assert recipe.replay.replay_ratio == ratio
+        assert recipe.evaluation.every_optimizer_steps is None
+        assert recipe.budget.stop_at_success is None
+
+
 def test_a_run_ends_by_its_env_steps_whatever_its_replay_ratio_is():
     for method in METHODS:
         budget = SMALL.recipe_of(GroupRun("0.1", method, 0)).budget

@@ -85,6 +85,16 @@ def test_warm_ups_of_a_recipe_end_before_a_study_that_is_shorter():
     assert (recipe.optimizer.policy_warmup, recipe.optimizer.value_warmup) == (399, 399)
 
 
+def test_all_runs_end_by_their_updates_whatever_else_ends_the_recipes_run(tmp_path):
+    own = tmp_path / "own.yaml"
+    ends = "{minutes: 5, env_steps: 900, stop_at_success: 0.9, stop_after_evaluations_without_gain: 2}"
+    evaluation = "{episodes_per_task: 4, every_optimizer_steps: 10}"
+    own.write_text(f"base: libero_tiny_gipo\nname: own\nbudget: {ends}\nevaluation: {evaluation}\n", encoding="utf-8")
+    plan = replace(PLAN, recipe=str(own), optimizer_steps=7)
+    budget = plan.recipe_of(plan.runs()[0]).budget.model_dump(exclude_none=True)
+    assert budget == {"optimizer_steps": 7}
+
+
 def test_a_regime_of_the_recipe_changes_no_replay_ratio_between_rings_or_budgets(tmp_path):
     own = tmp_path / "own.yaml"
     own.write_text(

@@ -11,6 +11,13 @@ from vla_rl.run.estimate import estimate_memory
 from vla_rl.run.plan import plan_of_sizes
 
 SIMILAR = 0.75  # of a name to one that may have been meant
+# Overrides of a study's runs, which are compared at the end of equal budgets: a recipe's other ends would make some
+# shorter.
+NO_EARLIER_END = (
+    "budget.minutes=null",
+    "budget.stop_at_success=null",
+    "budget.stop_after_evaluations_without_gain=null",
+)
 
 
 def require_known(option: str, found: Sequence[str], known: Sequence[str]) -> None:

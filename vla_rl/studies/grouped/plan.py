@@ -22,7 +22,7 @@ from vla_rl.credit.group import Group
 from vla_rl.errors import UserError
 from vla_rl.recipe import Recipe, find_recipe, load_recipe
 from vla_rl.recipe.rules import decisions_per_episode, smallest_ring
-from vla_rl.studies.study_plan import require_known
+from vla_rl.studies.study_plan import NO_EARLIER_END, require_known
 
 RECIPE = "gates"
 OWN_START = "own"
@@ -190,15 +190,18 @@ class GroupPlan:
         return [
             f"name={run.name}",
             f"seed={run.seed}",
+            "regime=null",  # the methods set how often a decision is used
             *start.overrides,
             *([] if start.capacity is None else [f"replay.capacity={start.capacity}"]),
             *METHODS[run.method].overrides(start, load_recipe(find_recipe(self.recipe))),
             "optimizer.schedule=constant",
             f"budget.optimizer_steps={updates}",
             f"budget.env_steps={start.env_steps}",
-            "budget.minutes=null",
+            *NO_EARLIER_END,
             *([] if start.is_own else checkpoint),
+            "checkpoint.keep_best=false",
             "evaluation.episodes_per_task=0",
+            "evaluation.every_optimizer_steps=null",
             "logging.tensorboard=false",
             f"logging.recent_episodes={start.window}",
         ]

@@ -19,7 +19,7 @@ from vla_rl.errors import UserError
 from vla_rl.recipe import Recipe, decisions_per_episode, find_recipe, load_recipe
 from vla_rl.recipe.regimes import SPANS
 from vla_rl.replay.layout import capacity_for
-from vla_rl.studies.study_plan import base_recipe, in_words, require_known
+from vla_rl.studies.study_plan import NO_EARLIER_END, base_recipe, in_words, require_known
 from vla_rl.studies.surrogate_labels import StudySurrogate, canonical_labels
 
 ENV = "metaworld"
@@ -121,7 +121,7 @@ class Grid:
             f"env.tasks=[{run.task}]",
             f"budget.optimizer_steps={self.optimizer_steps}",
             "budget.env_steps=null",
-            "budget.minutes=null",
+            *NO_EARLIER_END,
             *(f"{field}={value}" for field, value in _scaled(base, self.optimizer_steps).items()),
             *StudySurrogate(run.surrogate).overrides,
         ]
