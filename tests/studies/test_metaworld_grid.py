@@ -15,7 +15,7 @@ import pytest
 
 from vla_rl.errors import UserError
 from vla_rl.learner.checkpoint_folder import problem_of, write_manifest
-from vla_rl.recipe import find_recipe
+from vla_rl.recipe import find_recipe, load_recipe
 from vla_rl.reporting.metrics_file import Clocks, MetricsWriter
 from vla_rl.rl.surrogates import KINDS
 from vla_rl.studies import jobs as study_jobs
@@ -54,6 +54,16 @@ def test_the_full_grid_is_the_authors_400_runs_and_the_small_one_30():
     assert len(PRESETS["full"].runs()) == 8 * 10 * 5 == 400
     assert len(SWEEP_TASKS) == 10
     assert len(PRESETS["small"].runs()) == 3 * 2 * 5
+
+
+def test_a_whole_recipe_as_it_is_shown_makes_the_same_runs_as_the_one_that_comes_with_the_program(tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text(load_recipe(find_recipe("metaworld_stale")).dump_yaml(), encoding="utf-8")
+    for regime, ratio in {"stale": 55.17, "fresh": 5.472}.items():
+        run = StudyRun("push-v3", "ppo", regime, 1)
+        shipped = replace(GRID, optimizer_steps=5000).recipe_of(run)
+        assert (shipped.replay.replay_ratio, shipped.replay.old_threshold) == (ratio, 500)
+        assert replace(GRID, optimizer_steps=5000, recipe=str(own)).recipe_of(run) == shipped
 
 
 def test_the_paper_s_grid_has_every_surrogate_on_both_regimes_at_its_length():

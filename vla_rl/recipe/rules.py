@@ -437,7 +437,8 @@ def _statistics_are_own(policy: PolicySection) -> Problem | None:
     )
 
 
-def _regime(name: str, replay: ReplaySection, learner: LearnerSection, budget: BudgetSection) -> Regime:
+def regime_of(name: str, replay: ReplaySection, learner: LearnerSection, budget: BudgetSection) -> Regime:
+    """Return what a regime sets in a recipe with these sections."""
     return regime_of_run(
         name,
         capacity=replay.capacity,
@@ -463,7 +464,7 @@ def with_regime(data: Mapping[str, Any]) -> dict[str, Any]:
     try:
         learner = LearnerSection.model_validate(data.get("learner", {}))
         budget = BudgetSection.model_validate(data.get("budget", {}))
-        regime = _regime(name, ReplaySection.model_validate(replay), learner, budget)
+        regime = regime_of(name, ReplaySection.model_validate(replay), learner, budget)
     except ValidationError:
         return dict(data)
     settings = {"replay_ratio": regime.replay_ratio, "old_threshold": regime.old_threshold}
@@ -534,7 +535,7 @@ def _regime_sets_threshold(
 def _as_meant(
     field: str, regime: RegimeName, replay: ReplaySection, learner: LearnerSection, budget: BudgetSection
 ) -> Problem | None:
-    found, allowed = getattr(replay, field), getattr(_regime(regime, replay, learner, budget), field)
+    found, allowed = getattr(replay, field), getattr(regime_of(regime, replay, learner, budget), field)
     if field not in replay.model_fields_set or found == allowed:
         return None
     return Problem(
@@ -550,7 +551,7 @@ def _stale_reuses(
 ) -> Problem | None:
     if regime != "stale":
         return None
-    reuse = _regime(regime, replay, learner, budget).replay_ratio
+    reuse = regime_of(regime, replay, learner, budget).replay_ratio
     if reuse >= STALE_REUSE:
         return None
     return Problem(

@@ -18,6 +18,7 @@ from vla_rl.envs.metaworld.tasks import METAWORLD_TASKS
 from vla_rl.errors import UserError
 from vla_rl.recipe import Recipe, decisions_per_episode, find_recipe, load_recipe
 from vla_rl.recipe.regimes import SPANS
+from vla_rl.recipe.rules import regime_of
 from vla_rl.replay.layout import capacity_for
 from vla_rl.studies.study_plan import NO_EARLIER_END, base_recipe, in_words, require_known
 from vla_rl.studies.surrogate_labels import StudySurrogate, canonical_labels
@@ -122,7 +123,7 @@ class Grid:
             f"budget.optimizer_steps={self.optimizer_steps}",
             "budget.env_steps=null",
             *NO_EARLIER_END,
-            *(f"{field}={value}" for field, value in _scaled(base, self.optimizer_steps).items()),
+            *(f"{field}={value}" for field, value in _scaled(base, run.regime, self.optimizer_steps).items()),
             *StudySurrogate(run.surrogate).overrides,
         ]
 
@@ -169,10 +170,11 @@ def joined(first: Grid, second: Grid) -> Grid:
     )
 
 
-def _scaled(base: Recipe, optimizer_steps: int) -> dict[str, int]:
-    """Return the fields of a recipe that follow from the budget.
+def _scaled(base: Recipe, regime: str, optimizer_steps: int) -> dict[str, float]:
+    """Return the fields of a recipe that follow from the budget and the regime.
 
-    They are proportional to it, but the ring still holds the recipe's warm-up, and the log has enough points.
+    They are proportional to the budget, but the ring still holds the recipe's warm-up, and the log has enough points.
+    The regime's are written out, because the recipe may have them written for its own budget.
     """
     scale = optimizer_steps / base.budget.optimizer_steps
     smallest = capacity_for(
@@ -186,8 +188,17 @@ def _scaled(base: Recipe, optimizer_steps: int) -> dict[str, int]:
         "optimizer.critic_only_steps": base.optimizer.critic_only_steps,
     }
     log_every = base.logging.every_optimizer_steps
+    capacity = max(round(base.replay.capacity * scale), smallest)
+    ages = regime_of(
+        regime,
+        base.replay.model_copy(update={"capacity": capacity}),
+        base.learner,
+        base.budget.model_copy(update={"optimizer_steps": optimizer_steps}),
+    )
     return {
-        "replay.capacity": max(round(base.replay.capacity * scale), smallest),
+        "replay.capacity": capacity,
+        "replay.replay_ratio": ages.replay_ratio,
+        "replay.old_threshold": ages.old_threshold,
         "checkpoint.every_optimizer_steps": max(1, round(base.checkpoint.every_optimizer_steps * scale)),
         "logging.every_optimizer_steps": min(log_every, max(1, optimizer_steps // LOG_POINTS)),
         **{field: round(steps * scale) for field, steps in warm_ups.items() if steps},
