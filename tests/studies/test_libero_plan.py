@@ -342,6 +342,12 @@ def test_a_study_that_has_begun_does_not_change(out, changes):
         run(out, replace(TINY, **changes))
 
 
+def test_the_same_recipe_under_another_path_continues_the_study(out, tmp_path):
+    kept = len(run(out, TINY).finished)
+    (tmp_path / "own.yaml").write_text(find_recipe("libero_tiny_gipo").read_text(encoding="utf-8"), encoding="utf-8")
+    assert run(out, replace(TINY, recipe=str(tmp_path / "own.yaml"))).kept == kept
+
+
 def test_a_stage_that_fails_holds_up_what_needs_it_and_is_tried_again(out):
     out.mkdir()
     (out / "broken").touch()
@@ -365,7 +371,9 @@ def test_a_recipe_that_was_changed_since_is_refused(out):
     path = out / "study.json"
     settings = json.loads(path.read_text())
     path.write_text(json.dumps(settings | {"base": settings["base"].replace("gae_lambda: 1.0", "gae_lambda: 0.9")}))
-    with pytest.raises(UserError, match=r"has changed since the study in .* began, in targets\.gae_lambda: "):
+    with pytest.raises(
+        UserError, match=r"began with another recipe than .* is now; they differ in targets\.gae_lambda: "
+    ):
         run(out, TINY)
 
 

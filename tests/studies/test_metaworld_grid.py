@@ -301,12 +301,20 @@ def test_a_study_may_grow_but_not_change_its_budget(fake_train):
         run_grid(replace(GRID, optimizer_steps=7000), fake_train, jobs=2)
 
 
+def test_the_same_recipe_under_another_path_continues_the_study(fake_train, tmp_path):
+    run_grid(replace(GRID, seeds=1), fake_train, jobs=2)
+    (tmp_path / "own.yaml").write_text(find_recipe("metaworld_stale").read_text(encoding="utf-8"), encoding="utf-8")
+    assert run_grid(replace(GRID, seeds=1, recipe=str(tmp_path / "own.yaml")), fake_train, jobs=2).kept == 2
+    with pytest.raises(UserError, match=r"than metaworld_gaussian_stale is now; they differ in .*policy\.distribution"):
+        run_grid(replace(GRID, seeds=1, recipe="metaworld_gaussian_stale"), fake_train, jobs=2)
+
+
 def test_a_recipe_that_was_changed_since_is_refused(fake_train):
     run_grid(replace(GRID, seeds=1), fake_train, jobs=2)
     path = fake_train / "study.json"
     settings = json.loads(path.read_text())
     path.write_text(json.dumps(settings | {"base": settings["base"].replace("hidden_dim: 128", "hidden_dim: 64")}))
-    with pytest.raises(UserError, match=r"has changed since the study in .* began, in policy\.hidden_dim: "):
+    with pytest.raises(UserError, match=r"than metaworld_stale is now; they differ in policy\.hidden_dim: "):
         run_grid(GRID, fake_train, jobs=2)
 
 

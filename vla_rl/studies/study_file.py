@@ -88,11 +88,11 @@ def refuse_another_study(
         after: settings of the call.
         fixed: settings that must be the same.
         began_with: recipe (YAML) that the study began with.
-        recipe: name or path of the call's recipe.
+        recipe: name or path of the call's recipe, which counts by its content alone: it may be written otherwise.
         base: the call's recipe.
 
     Raises:
-        UserError: a fixed setting differs, or the recipe has changed since.
+        UserError: a fixed setting differs, or the recipe says something else.
     """
     names = list(fixed)
     found = differences(
@@ -106,8 +106,8 @@ def refuse_another_study(
         )
     if found.fields:
         raise UserError(
-            f"--out: the recipe {recipe} has changed since the study in {out} began, in {', '.join(found.fields)}: "
-            "runs of both would not be comparable. Choose another folder"
+            f"--out: the study in {out} began with another recipe than {recipe} is now; they differ in "
+            f"{', '.join(found.fields)}: runs of both would not be comparable. Choose another folder"
         )
 
 

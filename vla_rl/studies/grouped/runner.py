@@ -49,7 +49,7 @@ def joined_study(plan: GroupPlan, out: Path) -> GroupPlan:
     """Return a plan together with that of the study in its folder, if there is one.
 
     Raises:
-        UserError: the folder holds another study, or one with a recipe that has changed since.
+        UserError: the folder holds another study, or one with a recipe that says something else.
     """
     if not (out / STUDY_FILE).exists():
         return plan
@@ -67,7 +67,7 @@ def joined_study(plan: GroupPlan, out: Path) -> GroupPlan:
         out,
         there.settings(),
         plan.settings(),
-        fixed=("recipe",),
+        fixed=(),
         began_with=began_with,
         recipe=plan.recipe,
         base=load_recipe(find_recipe(plan.recipe)),

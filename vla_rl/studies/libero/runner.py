@@ -19,6 +19,7 @@ from vla_rl.studies.study_plan import in_words
 
 LIBERO = "libero"
 GROWING = ("arms", "regimes", "seeds")  # fields that a later call may extend
+RECIPE = "recipe"  # field with the recipe's name or path, whose content is compared
 
 
 def open_study(plan: Plan, out: Path) -> None:
@@ -35,7 +36,7 @@ def joined_study(plan: Plan, out: Path) -> Plan:
     """Return a plan together with that of the study in its folder, if there is one.
 
     Raises:
-        UserError: the folder holds another study, or one with a recipe that has changed since.
+        UserError: the folder holds another study, or one with a recipe that says something else.
     """
     if not (out / STUDY_FILE).exists():
         return plan
@@ -46,7 +47,7 @@ def joined_study(plan: Plan, out: Path) -> Plan:
         out,
         before,
         plan.settings(),
-        fixed=[name for name in before if name not in GROWING],
+        fixed=[name for name in before if name not in (*GROWING, RECIPE)],
         began_with=began_with,
         recipe=plan.recipe,
         base=plan.base(),

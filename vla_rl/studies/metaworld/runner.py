@@ -43,7 +43,7 @@ def joined_study(grid: Grid, out: Path) -> Grid:
     """Return a grid together with that of the study in its folder, if there is one.
 
     Raises:
-        UserError: the folder holds a study with another recipe or budget, or with a recipe that has changed since.
+        UserError: the folder holds a study with another budget, or with a recipe that says something else.
     """
     if not (out / STUDY_FILE).exists():
         return grid
@@ -53,7 +53,7 @@ def joined_study(grid: Grid, out: Path) -> Grid:
         out,
         there.settings(),
         grid.settings(),
-        fixed=("recipe", "optimizer_steps"),
+        fixed=("optimizer_steps",),
         began_with=began_with,
         recipe=grid.recipe,
         base=grid.base(),
