@@ -17,6 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from vla_rl.envs.metaworld.control_step import _general_tolerance, tolerance
 from vla_rl.envs.metaworld.env import NUM_GOALS, STATE_DIM, MetaworldEnv, hand_and_objects, quaternion, task_info
+from vla_rl.envs.metaworld.section import MetaworldSection
 from vla_rl.envs.metaworld.tasks import METAWORLD_TASKS
 
 pytestmark = pytest.mark.filterwarnings("ignore:Constant\\(s\\) may be too high")  # the scripted experts say it
@@ -201,3 +202,8 @@ def test_our_quaternion_is_scipy_s_in_every_branch_of_the_formula():
     for rotation in [*rotations, *half_turns, Rotation.identity()]:
         matrix = rotation.as_matrix()
         assert quaternion(matrix) == pytest.approx(Rotation.from_matrix(matrix).as_quat(), abs=1e-14)
+
+
+def test_training_and_every_seed_of_an_evaluation_share_the_initial_states():
+    section = MetaworldSection.model_validate({"name": "metaworld", "tasks": ["door-open-v3"]})
+    assert section.plan(render_size=0).tasks_with_stored_states == [("metaworld", 15)]

@@ -4,10 +4,12 @@ import csv
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from vla_rl.envs.libero.protocol import Protocol
+from vla_rl.envs.toy import ToySection
 from vla_rl.errors import UserError
 from vla_rl.evaluation.episode_log import EPISODES_FILE, read_episodes
 from vla_rl.evaluation.eval_options import EvalOptions
@@ -194,6 +196,25 @@ def test_what_an_evaluation_writes_says_under_which_conditions_it_was_made(train
     assert manifest["assets"]["checkpoint"].endswith("optimizer_step_30")
     assert manifest["extra"]["episodes_per_task"] == 2
     assert set(manifest["recipe"]) == {"seed", "env", "policy", "rollout", "runtime", "precision"}  # nothing is learned
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (None, []),  # every seed draws its own states
+        (3, ["the policy was trained on the sampled initial states of toy", "2 seeds play the same initial states"]),
+    ],
+)
+def test_states_that_are_the_same_in_training_and_with_every_seed_are_told(
+    trained, tmp_path, monkeypatch, count, words
+):
+    plan = ToySection.plan
+    monkeypatch.setattr(
+        ToySection, "plan", lambda self, **size: replace(plan(self, **size), num_init_states=(count,) * 2)
+    )
+    notes = evaluated(trained, episodes_per_task=3, seeds=(0, 1), out=tmp_path).summary.notes
+    found = [note for note in notes if "trained on" in note or "the same initial states," in note]
+    assert [part in note for part, note in zip(words, found, strict=True)] == [True] * len(words)
 
 
 def test_results_lie_in_the_run_under_a_name_that_says_what_is_special(trained):

@@ -20,7 +20,6 @@ SAMPLED = Training(suite="libero_goal", tasks=(3,), init_states="sampled")
         (GOAL, "standard", ("libero_spatial", 5), None),  # the same numbers, of another suite
         (GOAL, "standard", ("libero_goal", 4), None),
         (SPARE, "standard", ("libero_spatial", 0), None),
-        (SAMPLED, "sampled", ("libero_goal", 3), None),  # drawn anew
     ],
 )
 def test_a_score_on_the_training_s_own_states_says_so(training, states, task, words):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ProtocolName = Literal["oft", "long"]
 SAMPLED = "sampled"  # initial states drawn from a seed; the only ones of most environments
-DRAWN = (SAMPLED, "widened")  # sets without stored states: two episodes share one only by chance
+DRAWN = (SAMPLED, "widened")  # LIBERO's sets without stored states: two episodes share one only by chance
 
 EnvBuilder = Callable[[], Environment]
 """Picklable, and free of a simulator until it is called in the process that simulates."""
@@ -65,6 +65,12 @@ class EnvPlan:
     worker_variables: Callable[[str], Mapping[str, str]] = no_variables  # of env workers, by the rank's torch device
     folder: FolderSuite | None = None  # where the tasks are from; None: the environment's own
     identity: Callable[[], Mapping[str, str]] = no_identity  # picklable: what of a machine decides about episodes
+
+    @property
+    def tasks_with_stored_states(self) -> list[tuple[str, int]]:
+        """Return suite and id of the tasks with a fixed set of initial states: of training, too, and of every seed."""
+        counted = zip(self.tasks, self.num_init_states, strict=True)
+        return [(task.suite, task.task_id) for task, count in counted if count is not None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -104,6 +104,7 @@ def summarise(
     results: Iterable[EpisodeResult],
     *,
     languages: Mapping[tuple[str, int], str] = MappingProxyType({}),
+    stored: Collection[str] = (),
     confidence: float = CONFIDENCE,
 ) -> EvaluationSummary:
     """Compute rates and intervals per task and per suite, in the order of names and task ids.
@@ -111,6 +112,7 @@ def summarise(
     Args:
         results: the episodes, in any order: the summary does not depend on it.
         languages: the tasks' texts, by suite and task id.
+        stored: suites whose initial states are the same with every seed; in others a seed draws its own.
         confidence: coverage of every interval.
 
     Raises:
@@ -128,7 +130,7 @@ def summarise(
         ]
         tasks.extend(of_suite)
         suites.append(_summarise_suite(suite, of_suite, list(by_task.values()), confidence=confidence))
-    notes = tuple(note for suite in suites for note in _notes(suite, tasks))
+    notes = tuple(note for suite in suites for note in _notes(suite, tasks, is_stored=suite.suite in stored))
     return EvaluationSummary(confidence=confidence, suites=tuple(suites), tasks=tuple(tasks), notes=notes)
 
 
@@ -193,7 +195,7 @@ def _scores(episodes_by_task: Sequence[Sequence[EpisodeResult]]) -> Float64Array
     return np.array([[column[seed] for column in columns] for seed in columns[0]], dtype=np.float64)
 
 
-def _notes(suite: SuiteSummary, tasks: Sequence[TaskSummary]) -> list[str]:
+def _notes(suite: SuiteSummary, tasks: Sequence[TaskSummary], *, is_stored: bool) -> list[str]:
     notes = []
     width = suite.wilson.high - suite.wilson.low
     if width > WIDE_INTERVAL:
@@ -213,7 +215,7 @@ def _notes(suite: SuiteSummary, tasks: Sequence[TaskSummary]) -> list[str]:
             f"{suite.suite}: within each task all initial states have the same success rate, so a bootstrap has "
             "nothing to redraw; go by Wilson's interval."
         )
-    if suite.seeds > 1:
+    if suite.seeds > 1 and is_stored:
         notes.append(
             f"{suite.suite}: {suite.seeds} seeds play the same initial states, so its episodes are not independent and "
             "Wilson's interval is too narrow; the bootstrap redraws initial states with all their seeds."
@@ -233,6 +235,7 @@ def write_results(
     results: Iterable[EpisodeResult],
     *,
     languages: Mapping[tuple[str, int], str] = MappingProxyType({}),
+    stored: Collection[str] = (),
     notes: Sequence[str] = (),
     columns: Mapping[str, str] = MappingProxyType({}),
     details: Mapping[str, object] = MappingProxyType({}),
@@ -243,6 +246,7 @@ def write_results(
         folder: folder to write to; created if it is missing.
         results: the episodes.
         languages: the tasks' texts, by suite and task id.
+        stored: suites whose initial states are the same with every seed.
         notes: sentences that a reader must know, in addition to those derived from the numbers.
         columns: values added to every row of the table.
         details: more keys of `results.json`.
@@ -253,7 +257,7 @@ def write_results(
     Raises:
         ValueError: there is no episode.
     """
-    summary = summarise(results, languages=languages)
+    summary = summarise(results, languages=languages, stored=stored)
     summary = replace(summary, notes=(*notes, *summary.notes))
     atomic_write_json(folder / RESULTS_FILE, {"schema": SCHEMA, **asdict(summary), **details})
     table = io.StringIO()

@@ -346,13 +346,14 @@ def _write_results(
 ) -> EvaluationSummary:
     source, states = planned.source, planned.conditions.init_states
     tasks = [task for suite in planned.suites for task in suite.plan.env.tasks]
-    played = [(task.suite, task.task_id) for task in tasks]
+    stored = [task for suite in planned.suites for task in suite.plan.env.tasks_with_stored_states]
     categories = summarise_categories(episodes, [suite.plan.env for suite in planned.suites])
-    trained_there = source.training.notes(init_states=states, tasks=played) if source.training is not None else []
+    trained_there = source.training.notes(init_states=states, tasks=stored) if source.training is not None else []
     summary = write_results(
         folder,
         episodes,
         languages={(task.suite, task.task_id): task.language for task in tasks},
+        stored=frozenset(suite for suite, _ in stored),
         notes=[*map(str, categories), *trained_there, *gaps],
         columns={"init_states": states, "trained_on": source.trained_on},
         details={

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vla_rl.envs.kind import DRAWN
 from vla_rl.files import atomic_write_json
 from vla_rl.libero_suites import SUITES
 from vla_rl.policies.openvla_oft.checkpoint_files import RECORD_FILE
@@ -34,9 +33,9 @@ class Training:
         return f"{self.suite} (tasks: {tasks}), {self.init_states} initial states{perturbed}"
 
     def notes(self, *, init_states: str, tasks: Iterable[tuple[str, int]]) -> list[str]:
-        """Return the caveats of an evaluation on a set of states of some tasks (suite, id)."""
+        """Return the caveats of an evaluation on a set of stored states of some tasks (suite, id)."""
         shared = {(self.suite, task) for task in self.tasks} & set(tasks)
-        if init_states != self.init_states or init_states in DRAWN or not shared:
+        if init_states != self.init_states or not shared:
             return []
         return [
             f"the policy was trained on the {init_states} initial states of {self.suite}, on which it is evaluated "
