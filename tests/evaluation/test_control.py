@@ -64,7 +64,16 @@ def test_blank_frames_have_the_shape_of_the_policy_s_own_and_nothing_on_them():
                 "20 episodes are too few to tell whether the right instruction makes a difference",
             ),
         ),
-        ([True] * 4, [True] * 4, ("images make no measurable", "instruction makes no measurable")),
+        ([True] * 20, [True] * 20, ("images make no measurable", "instruction makes no measurable")),
+        (
+            [True] * 4,
+            [True] * 4,
+            (
+                "4 episodes are too few to tell whether images make a difference: success changes by +0 points",
+                "4 episodes are too few to tell whether the right instruction makes a difference",
+            ),
+        ),
+        ([False] + [True] * 3, [True] * 4, ("too few to tell whether images", "too few to tell whether the right")),
         ([False] * 20, [False] * 20, ("its use of images", "its use of the instruction")),
     ],
 )

@@ -15,6 +15,7 @@ import numpy as np
 
 from vla_rl.evaluation.episode_log import EpisodeResult, read_episodes
 from vla_rl.evaluation.pairs import Comparison, compare
+from vla_rl.evaluation.statistics import wilson_interval
 from vla_rl.types import FrameTransform, UInt8Array
 
 ControlName = Literal["blind", "instruction"]
@@ -166,11 +167,20 @@ def compare_control(
         meaning = words.nothing
     elif comparison.distinguishable:
         meaning = words.falls if comparison.difference > 0 else words.rises
-    elif (comparison.difference if comparison.interval is None else comparison.interval.high) >= LARGE:
+    elif _largest_fall(comparison) >= LARGE:
         meaning = (
             f"{comparison.pairs} episodes are too few to tell whether {words.subject} a difference: success changes by "
-            f"{-100 * comparison.difference:+.0f} points, which may be chance"
+            f"{0 - 100 * comparison.difference:+.0f} points, which may be chance"
         )
     else:
         meaning = words.same
     return Control(name=name, success_rate=comparison.second_rate, comparison=comparison, meaning=meaning)
+
+
+def _largest_fall(comparison: Comparison) -> float:
+    """Return the largest fall of the success rate that is not excluded.
+
+    A bootstrap redraws only what happened; that nothing fell in a few initial states excludes as much as Wilson does.
+    """
+    found = comparison.difference if comparison.interval is None else comparison.interval.high
+    return max(found, wilson_interval(0, comparison.initial_states).high)
