@@ -11,6 +11,7 @@ import pytest
 from vla_rl.envs.libero.assets import Assets
 from vla_rl.envs.libero.check import SimulatorReport
 from vla_rl.envs.libero.protocol import Protocol
+from vla_rl.envs.toy import ToySection
 from vla_rl.errors import UserError
 from vla_rl.evaluation.episode_log import read_episodes
 from vla_rl.evaluation.eval_options import EvalOptions
@@ -164,6 +165,17 @@ def test_the_protocol_is_followed_and_every_departure_named():
     conditions = make_conditions(source, odd, suites)
     assert conditions.assets.startswith("proxy, files ")
     assert folder_name(source, odd, conditions, suites) == "libero_spatial_libero_10_2tasks_long_spare_T1.6_seed0-7"
+
+
+def test_versions_of_a_simulator_without_pictures_are_conditions_too(trained, monkeypatch):
+    plan = ToySection.plan
+    identity = {"mujoco": "3.3.0", "metaworld": "3.1.1"}
+    monkeypatch.setattr(
+        ToySection, "plan", lambda self, **size: dataclasses.replace(plan(self, **size), identity=lambda: identity)
+    )
+    source = find_policy(str(trained), profile="auto")
+    suites = make_suite_plans(source, EvalOptions())
+    assert make_conditions(source, EvalOptions(), suites).versions == "mujoco 3.3.0, metaworld 3.1.1"
 
 
 @needs_simulator

@@ -146,7 +146,7 @@ def make_conditions(source: PolicySource, options: EvalOptions, suites: Sequence
     """Return the conditions that must stay equal when the evaluation is continued."""
     plan = suites[0].plan
     simulator = plan.env.simulator
-    versions = {} if simulator is None else {**simulator.versions, "renderer": simulator.renderer}
+    versions = plan.env.identity() if simulator is None else {**simulator.versions, "renderer": simulator.renderer}
     return Conditions(
         checkpoint=source.location,
         fingerprint=source.fingerprint,
