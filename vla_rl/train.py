@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from shlex import quote
 
 from rich.console import Console
 
@@ -26,6 +25,7 @@ from vla_rl.policies.devices import free_device_memory
 from vla_rl.recipe import Recipe
 from vla_rl.reporting.live import make_display
 from vla_rl.reporting.metrics_file import Clocks
+from vla_rl.reporting.run_folder import as_argument
 from vla_rl.run.beginning import Beginning, Claim, find_beginning, found_in, is_first_rank, open_folder
 from vla_rl.run.couriers import Couriers
 from vla_rl.run.estimate import DryRunReport, Line, estimate
@@ -288,7 +288,7 @@ def _save_last(run: TrainingRun, run_log: RunLog, *, earlier: CheckpointInfo | N
     saved = _save_or_warn(run, run_log)
     if saved is not None:
         return saved
-    resume = f"vla-rl train {quote(str(run.run_dir))} --resume"
+    resume = f"vla-rl train {as_argument(run.run_dir)} --resume"
     raise RunFailureError(
         f"the last checkpoint could not be written to {run.run_dir}. "
         + (

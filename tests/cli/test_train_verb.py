@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,11 +78,17 @@ def test_a_run_is_named_after_its_recipe(training: FakeTraining) -> None:
     assert training.called["run_dir"] == Path("runs/other")
 
 
-def test_an_interrupted_run_says_how_to_go_on(training: FakeTraining) -> None:
+@pytest.mark.parametrize("folder", ["runs/toy", "bare", "with a space"])
+def test_an_interrupted_run_says_how_to_go_on(training: FakeTraining, folder: str) -> None:
     training.interrupted = True
-    result = invoke("toy")
+    result = invoke("toy", "--run-dir", folder)
     assert result.exit_code == 130
-    assert "vla-rl train runs/toy --resume" in result.stdout
+    typed = shlex.split(result.stdout.splitlines()[-1].removeprefix("continue with  "))
+    Path(folder).mkdir(parents=True)
+    (Path(folder) / "recipe.yaml").write_text(load_recipe(find_recipe("toy")).dump_yaml(), encoding="utf-8")
+    training.interrupted = False
+    again = CliRunner().invoke(app, typed[1:])
+    assert (typed[0], again.exit_code, training.called["run_dir"]) == ("vla-rl", 0, Path(folder))
 
 
 def test_a_run_s_folder_is_enough_to_resume_it(training: FakeTraining) -> None:

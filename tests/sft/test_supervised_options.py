@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import shutil
 import signal
 import threading
@@ -63,6 +64,17 @@ def test_a_run_is_resumed_from_another_directory_with_the_demonstrations_and_the
     lost = rf"demos\.path: .* of the name toys .* started in, which was {start}, .* back there"
     refused = CliRunner().invoke(app, resume)
     assert (refused.exit_code, bool(re.search(lost, refused.stderr))) == (2, True)
+
+
+def test_commands_that_a_run_advises_can_be_typed(demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("t.yaml").write_text(RECIPE.format(path=demos), encoding="utf-8")
+    done = CliRunner().invoke(app, ["sft", "./t.yaml", "budget.optimizer_steps=1", "--run-dir", "my run"])
+    assert done.stdout.endswith("policy.checkpoint='my run/policy', or vla-rl eval 'my run/policy'\n")
+    refused = CliRunner().invoke(app, ["train", "./my run", "--resume"])
+    advised = re.search("Use `vla-rl (.*)`", refused.stderr)
+    assert advised
+    assert CliRunner().invoke(app, shlex.split(advised[1])).exit_code == 0
 
 
 def prepared(plan: SupervisedPlan, folder: Path) -> SupervisedRun:

@@ -146,7 +146,7 @@ budget: {{optimizer_steps: 10}}
     stored = torch.load(next(done.policy.glob("proprio_projector--*")))
     assert torch.equal(policy.model.proprio_projector.fc1.weight, stored["fc1.weight"])
     assert all(torch.equal(policy.value_head.state_dict()[name], tensor) for name, tensor in critic.items())
-    with pytest.raises(CheckpointError, match=r"only `vla-rl sft .* --resume` reads it"):
+    with pytest.raises(CheckpointError, match=r"which only `vla-rl sft .* --resume` reads"):
         find_policy(str(done.checkpoint), profile="auto")
 
 

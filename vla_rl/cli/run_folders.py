@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Protocol, TypeVar
 
 import typer
@@ -80,7 +81,7 @@ def find_file(recipe: str, *, verb: str, resume: bool) -> tuple[Traversable, Pat
 
     folder = run_folder(recipe, resume=resume)
     file = find_recipe(recipe) if folder is None else folder / "recipe.yaml"
-    refuse_another_verb(file, recipe, verb=verb)
+    refuse_another_verb(file, recipe, verb=verb, resume=resume)
     return file, folder
 
 
@@ -144,13 +145,14 @@ def refuse_another_run(recipe: str, run_dir: Path) -> None:
         )
 
 
-def refuse_another_verb(file: Traversable, recipe: str, *, verb: str) -> None:
+def refuse_another_verb(file: Traversable, recipe: str, *, verb: str, resume: bool) -> None:
     """Refuse the recipe of another stage of training, whose sections would all be unknown keys.
 
     Args:
         file: of the recipe.
         recipe: as it was written on the command line.
         verb: train or sft, the one that was called.
+        resume: option of that name.
 
     Raises:
         UserError: it is a recipe of the other verb.
@@ -160,7 +162,8 @@ def refuse_another_verb(file: Traversable, recipe: str, *, verb: str) -> None:
     other = "sft" if is_supervised(file) else "train"
     if other != verb:
         what = "the supervised stage: it names demonstrations" if other == "sft" else "reinforcement learning"
-        raise UserError(f"{recipe}: a recipe of {what}. Use `vla-rl {other} {recipe}`")
+        option = " --resume" if resume else ""
+        raise UserError(f"{recipe}: a recipe of {what}. Use `vla-rl {other} {quote(recipe)}{option}`")
 
 
 def _runs_beside(folder: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -75,6 +76,8 @@ def _read(recipe: str, overrides: list[str], run_dir: Path | None, *, resume: bo
 
 
 def _summary(outcome: SupervisedOutcome) -> str:
+    from vla_rl.reporting.run_folder import as_argument
+
     lines = [] if outcome.evaluation is None else [str(outcome.evaluation)]
     lines += [
         f"{'interrupted' if outcome.interrupted else 'finished'} after {outcome.optimizer_steps} optimizer steps",
@@ -82,10 +85,11 @@ def _summary(outcome: SupervisedOutcome) -> str:
         f"checkpoint  {outcome.checkpoint}",
     ]
     if outcome.policy is not None:
+        policy = quote(str(outcome.policy))
         lines += [
             f"policy      {outcome.policy}",
-            f"continue with  vla-rl train RECIPE policy.checkpoint={outcome.policy}, or vla-rl eval {outcome.policy}",
+            f"continue with  vla-rl train RECIPE policy.checkpoint={policy}, or vla-rl eval {policy}",
         ]
     elif outcome.interrupted:
-        lines.append(f"continue with  vla-rl sft {outcome.run_dir} --resume")
+        lines.append(f"continue with  vla-rl sft {as_argument(outcome.run_dir)} --resume")
     return "\n".join(lines)

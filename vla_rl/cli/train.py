@@ -111,6 +111,8 @@ def _sets_time_limit(overrides: list[str]) -> bool:
 
 
 def _summary(outcome: TrainOutcome) -> str:
+    from vla_rl.reporting.run_folder import as_argument
+
     clocks = outcome.clocks
     lines = [] if outcome.evaluation is None else [str(outcome.evaluation)]
     lines += [
@@ -121,5 +123,5 @@ def _summary(outcome: TrainOutcome) -> str:
         f"checkpoint  {outcome.checkpoint}",
     ]
     if outcome.interrupted:
-        lines.append(f"continue with  vla-rl train {outcome.run_dir} --resume")
+        lines.append(f"continue with  vla-rl train {as_argument(outcome.run_dir)} --resume")
     return "\n".join(lines)

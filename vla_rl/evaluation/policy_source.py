@@ -27,7 +27,7 @@ from vla_rl.policies.file_digest import sampled_digest
 from vla_rl.policies.kind import PolicySection, StoredPolicy
 from vla_rl.policies.kinds import POLICIES
 from vla_rl.recipe import Setup, is_supervised, list_recipes, load_recorded_recipe
-from vla_rl.reporting.run_folder import POLICY_FOLDER, RECIPE_FILE, started_in
+from vla_rl.reporting.run_folder import POLICY_FOLDER, RECIPE_FILE, as_argument, started_in
 from vla_rl.reporting.run_layout import EVALUATIONS
 from vla_rl.run.statistics_key import STATISTICS
 
@@ -105,7 +105,8 @@ def find_policy(target: str, *, profile: str, statistics: str | None = None) -> 
             raise ValueError(f"--profile: {target} belongs to a run, whose recipe says it; leave the option out")
         if in_run and is_supervised(path.parents[1] / RECIPE_FILE):
             raise CheckpointError(
-                f"{target}: a checkpoint of a supervised run; only `vla-rl sft {path.parents[1]} --resume` reads it; "
+                f"{target}: a checkpoint of a supervised run, which only "
+                f"`vla-rl sft {as_argument(path.parents[1])} --resume` reads; "
                 f"its policy is {path.parents[1] / POLICY_FOLDER}, written at its end and for its evaluations"
             )
         if in_run:
@@ -145,7 +146,7 @@ def _policy_of(run_dir: Path) -> Path:
     if not policy.is_dir():
         raise CheckpointError(
             f"{run_dir}: a supervised run that has not written its policy yet, which it does at its end: "
-            f"`vla-rl sft {run_dir} --resume` continues it, and budget.optimizer_steps=N ends it at N"
+            f"`vla-rl sft {as_argument(run_dir)} --resume` continues it, and budget.optimizer_steps=N ends it at N"
         )
     return policy
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from vla_rl.files import read_json_object
@@ -92,6 +93,12 @@ def started_in(folder: Path) -> Path | None:
         return directory_of(_read_json(folder / MANIFEST_FILE) or {})
     except ValueError:
         return None
+
+
+def as_argument(folder: Path) -> str:
+    """Return a run's folder as it can be typed behind a verb, where a bare name would mean a recipe."""
+    text = str(folder)
+    return quote(text if "/" in text else f"./{text}")
 
 
 def results_of(folder: Path) -> list[Path]:

@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from rich.console import Console
@@ -35,6 +34,7 @@ from vla_rl.policies.devices import free_device_memory
 from vla_rl.recipe import SupervisedRecipe
 from vla_rl.reporting.evaluated_points import EvaluatedPoint, evaluated_points
 from vla_rl.reporting.metrics_file import METRICS_FILE, MetricsWriter, read_metrics
+from vla_rl.reporting.run_folder import as_argument
 from vla_rl.reporting.run_layout import EVALUATIONS
 from vla_rl.reporting.text import duration
 from vla_rl.run.beginning import Beginning, Claim, find_beginning, found_in, is_first_rank, open_folder
@@ -205,7 +205,7 @@ def _write_last_policy(plan: SupervisedPlan, checkpoint: CheckpointInfo, run_dir
     except OSError as error:
         raise RunFailureError(
             f"the training is done and saved in {checkpoint.path}, but its policy could not be written: {error}. "
-            f"Free space and continue: vla-rl {VERB} {quote(str(run_dir))} --resume"
+            f"Free space and continue: vla-rl {VERB} {as_argument(run_dir)} --resume"
         ) from error
 
 
@@ -383,9 +383,10 @@ class Stage:
     def _save_last(self) -> CheckpointInfo:
         saved = self._save_or_warn()
         if saved is None:
-            resume = f"vla-rl {VERB} {quote(str(self._run.run_dir))} --resume"
+            run_dir = self._run.run_dir
             raise RunFailureError(
-                f"the last checkpoint could not be written to {self._run.run_dir}. Free space and continue: {resume}"
+                f"the last checkpoint could not be written to {run_dir}. Free space and continue: "
+                f"vla-rl {VERB} {as_argument(run_dir)} --resume"
             )
         return saved
 
