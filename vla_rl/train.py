@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pydantic import ValidationError
 from rich.console import Console
 
 from vla_rl.errors import CellFailureError, NoSignalError, RunFailureError, preflight
@@ -22,14 +23,14 @@ from vla_rl.learner.launch import launched_rank
 from vla_rl.learner.notice_board import NoticeBoard
 from vla_rl.learner.strategies import close_process_group
 from vla_rl.policies.devices import free_device_memory
-from vla_rl.recipe import Recipe
+from vla_rl.recipe import BudgetSection, Recipe
 from vla_rl.reporting.live import make_display
 from vla_rl.reporting.metrics_file import Clocks
 from vla_rl.reporting.run_folder import as_argument
 from vla_rl.run.beginning import Beginning, Claim, find_beginning, found_in, is_first_rank, open_folder
 from vla_rl.run.couriers import Couriers
 from vla_rl.run.estimate import DryRunReport, Line, estimate
-from vla_rl.run.folder import assets_of
+from vla_rl.run.folder import RunFolder, assets_of
 from vla_rl.run.log import RunLog, log_to
 from vla_rl.run.plan import TrainingPlan, check_contradictions, check_other_machines, make_training_plan
 from vla_rl.run.ranks import number_of_ranks, ranks_of_machine, start_ranks
@@ -156,6 +157,7 @@ def _train_rank(
                     built=start.compare_weights,
                 )
             )
+        cut_short = _cut_short(run, start.folder) if _is_spent(run) else ""
         start.record(
             recipe,
             claim,
@@ -182,7 +184,7 @@ def _train_rank(
         # A rank's machine may be asked to stop alone; all end with it.
         life = claim.life
         life.interrupted = run.engine.collectives.any_over_ranks(stop.requested)
-        life.reason = evaluations.verdict or _reason(run)
+        life.reason = evaluations.verdict or _reason(run) or cut_short
         clocks = run_log.global_clocks()
         close_process_group()
     report = evaluations.report_of(clocks.optimizer_steps)
@@ -299,9 +301,24 @@ def _save_last(run: TrainingRun, run_log: RunLog, *, earlier: CheckpointInfo | N
     )
 
 
-def _is_spent(run: TrainingRun) -> bool:
-    """Return whether the budget of optimizer steps, of time or of control steps is used up."""
-    budget = run.plan.recipe.budget
+def _cut_short(run: TrainingRun, folder: RunFolder) -> str:
+    """Return how the budget of a resume ends a run at once; empty where the budget that it recorded is spent too."""
+    now, before = run.plan.recipe.budget, folder.recorded_recipe().get("budget")
+    try:
+        recorded = BudgetSection.model_validate(before)
+    except ValidationError:  # there is none, or it is of another version
+        return ""
+    if _is_spent(run, recorded):
+        return ""
+    changed = [
+        f"budget.{name}={'null' if value is None else value}" for name, value in now if value != getattr(recorded, name)
+    ]
+    return f"it was resumed with {', '.join(changed)}, which was spent already"
+
+
+def _is_spent(run: TrainingRun, budget: BudgetSection | None = None) -> bool:
+    """Return whether a budget of optimizer steps, of time or of control steps is used up: by default the recipe's."""
+    budget = budget or run.plan.recipe.budget
     if run.totals.optimizer_steps >= budget.optimizer_steps:
         return True
     out_of_time = budget.minutes is not None and run.clocks.seconds > 60 * budget.minutes

@@ -86,6 +86,15 @@ def test_a_resumed_run_goes_on_in_the_same_tracked_run(tracked: Path, tmp_path: 
     assert [point["optimizer_steps"] for point in events(tracked, "log")] == [1, 2, 3, 4]
 
 
+def test_a_resume_that_trains_nothing_tells_trackers_the_recipe_that_trained_the_run(
+    tracked: Path, tmp_path: Path
+) -> None:
+    run(tmp_path)
+    run(tmp_path, "surrogate.name=ppo", "budget.optimizer_steps=3", resume=True)
+    run(tmp_path, "surrogate.name=ppo", "budget.optimizer_steps=5", resume=True)  # trains one more
+    assert [event["recipe"]["surrogate"]["name"] for event in events(tracked, "begin")] == ["gipo", "gipo", "ppo"]
+
+
 def test_a_run_that_fails_is_marked_failed(tracked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_arguments: object, **_names: object) -> None:
         raise RunFailureError("no more")

@@ -595,6 +595,25 @@ def test_a_run_records_how_it_ended(tmp_path, monkeypatch):
     assert (state()["state"], state()["reason"]) == ("failed", "out of luck")
 
 
+def test_a_smaller_budget_that_ends_a_run_at_once_is_recorded_as_the_reason(tmp_path, monkeypatch):
+    def ended(**budget):
+        outcome, _ = run(toy_recipe(budget=budget), tmp_path / "run", resume=True)
+        state = json.loads((tmp_path / "run" / "state.json").read_text())
+        assert (state["state"], state["reason"]) == ("finished", outcome.reason)
+        return outcome.clocks.optimizer_steps, outcome.reason
+
+    run(toy_recipe(budget={"optimizer_steps": 3}), tmp_path / "run")
+    assert ended(optimizer_steps=2) == (3, "")  # its own budget is spent as well
+    with monkeypatch.context() as failing, pytest.raises(RunFailureError):
+        failing.setattr(TrainingRun, "update", lambda self, batch: _raise(RunFailureError("out of luck")))
+        run(toy_recipe(budget={"optimizer_steps": 6}), tmp_path / "run", resume=True)
+    assert ended(optimizer_steps=6, env_steps=1) == (
+        3,
+        "it was resumed with budget.env_steps=1, which was spent already",
+    )
+    assert ended(optimizer_steps=6) == (6, "")
+
+
 def _raise(error):
     raise error
 

@@ -135,7 +135,7 @@ class Beginning:
             claim: the folder's.
             couriers: of the trackers.
             trains: whether the run has anything left to train; otherwise recipe and manifest stay as they are, because
-                they tell what trained its policy.
+                they tell what trained its policy, and so do the trackers.
             device: that the run trains on.
             assets: of the manifest; see `RunFolder.write_records`.
             deviations: of the manifest.
@@ -166,8 +166,10 @@ class Beginning:
                     after_optimizer_step=self.newest.optimizer_steps if self.newest else 0,
                 )
         if self.rank == 0:
+            told = {} if trains else self.folder.recorded_recipe()
+            told = told or recipe.model_dump(mode="json", by_alias=True)
             with preflight():
-                couriers.start(recipe.name, recipe.model_dump(mode="json", by_alias=True), resume=self.resume)
+                couriers.start(told["name"], told, resume=self.resume)
         if claim.is_keeper:
             claim.life.begin()
             if self.board is not None:

@@ -110,6 +110,13 @@ class RunFolder:
             earlier=self._earlier_starts(before=after_optimizer_step),
         )
 
+    def recorded_recipe(self) -> dict[str, Any]:
+        """Return the recipe that last trained the run, as plain values; empty if its manifest is missing or broken."""
+        try:
+            return dict(read_json_object(self.path / MANIFEST_FILE).get("recipe") or {})
+        except ValueError:
+            return {}
+
     def _earlier_starts(self, *, before: int) -> list[dict[str, Any]]:
         try:
             return earlier_starts(read_json_object(self.path / MANIFEST_FILE), before=before) if before else []
