@@ -228,6 +228,14 @@ def test_of_two_runs_that_share_a_cache_one_prepares_the_frames_and_the_other_wa
     assert min(found[1]) > 0
 
 
+def test_a_run_ends_although_something_else_lies_beside_its_frames(run, tmp_path: Path) -> None:
+    beside = tmp_path / "run" / "frames" / ".nfs01"
+    beside.parent.mkdir(parents=True)
+    beside.touch()
+    assert run("budget.optimizer_steps=1").policy.is_dir()
+    assert list(beside.parent.iterdir()) == [beside]
+
+
 def test_frames_that_a_killed_run_left_unfinished_are_prepared_again(demos: Path, tmp_path: Path) -> None:
     with prepared(planned(demos), tmp_path) as run:
         file = run.plan.frames_file(tmp_path)
