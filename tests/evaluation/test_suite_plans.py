@@ -19,7 +19,8 @@ from vla_rl.evaluation.evaluate import evaluate
 from vla_rl.evaluation.play import fit_slots
 from vla_rl.evaluation.policy_source import find_policy
 from vla_rl.evaluation.suite_plans import all_deviations, folder_name, make_conditions, make_suite_plans, usual_workers
-from vla_rl.recipe import Recipe, load_recorded_recipe
+from vla_rl.evaluation.while_training import check_evaluation
+from vla_rl.recipe import Recipe, find_recipe, load_recipe, load_recorded_recipe
 
 needs_simulator = pytest.mark.skipif(importlib.util.find_spec("libero") is None, reason="hf-libero is not installed")
 
@@ -189,6 +190,8 @@ def test_versions_on_which_scores_shift_are_refused_unless_allowed(monkeypatch):
         make_suite_plans(source, options(suites=("libero_goal",)))
     allowed = options(suites=("libero_goal",), allow_unpinned=True)
     assert all_deviations(allowed, make_suite_plans(source, allowed))[0] == warning
+    with pytest.raises(ValueError, match=r"evaluate the run afterwards with `vla-rl eval --allow-unpinned`.*; eval\S+ 0 "):
+        check_evaluation(load_recipe(find_recipe("libero_tiny_gipo"), ["evaluation.episodes_per_task=2"]))
 
 
 @needs_simulator

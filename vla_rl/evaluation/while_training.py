@@ -30,11 +30,12 @@ from vla_rl.reporting.evaluated_points import EvaluatedPoint
 from vla_rl.reporting.run_layout import EVALUATIONS, WHILE_TRAINING
 from vla_rl.reporting.text import percent
 
-_FIELDS = {  # of a recipe, by the options of `vla-rl eval` that messages name
+_FIELDS = {  # words of messages to a run, by those to `vla-rl eval`: the recipe's fields in place of options
     "--episodes-per-task": "evaluation.episodes_per_task",
     "--init-states": "evaluation.init_states",
     "--horizon": "evaluation.horizon",
     "--tasks": "evaluation.tasks",
+    "give --allow-unpinned": "evaluate the run afterwards with `vla-rl eval --allow-unpinned`",
 }
 
 
