@@ -8,10 +8,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pydantic import ValidationError
 from rich.console import Console
 
-from vla_rl.errors import CellFailureError, NoSignalError, RunFailureError, preflight
+from vla_rl.errors import CellFailureError, NoSignalError, RunFailureError, UserError, preflight
 from vla_rl.evaluation.evaluate import evaluate
 from vla_rl.evaluation.outcome import EvaluationReport
 from vla_rl.evaluation.run_evaluations import Evaluations
@@ -23,10 +22,10 @@ from vla_rl.learner.launch import launched_rank
 from vla_rl.learner.notice_board import NoticeBoard
 from vla_rl.learner.strategies import close_process_group
 from vla_rl.policies.devices import free_device_memory
-from vla_rl.recipe import BudgetSection, Recipe
+from vla_rl.recipe import BudgetSection, Recipe, load_recorded_recipe
 from vla_rl.reporting.live import make_display
 from vla_rl.reporting.metrics_file import Clocks
-from vla_rl.reporting.run_folder import as_argument
+from vla_rl.reporting.run_folder import RECIPE_FILE, as_argument
 from vla_rl.run.beginning import Beginning, Claim, find_beginning, found_in, is_first_rank, open_folder
 from vla_rl.run.couriers import Couriers
 from vla_rl.run.estimate import DryRunReport, Line, estimate
@@ -303,15 +302,16 @@ def _save_last(run: TrainingRun, run_log: RunLog, *, earlier: CheckpointInfo | N
 
 def _cut_short(run: TrainingRun, folder: RunFolder) -> str:
     """Return how the budget of a resume ends a run at once; empty where the budget that it recorded is spent too."""
-    now, before = run.plan.recipe.budget, folder.recorded_recipe().get("budget")
     try:
-        recorded = BudgetSection.model_validate(before)
-    except ValidationError:  # there is none, or it is of another version
+        recorded = load_recorded_recipe(folder.path / RECIPE_FILE).budget
+    except UserError:  # there is none, or it is of another version
         return ""
     if _is_spent(run, recorded):
         return ""
     changed = [
-        f"budget.{name}={'null' if value is None else value}" for name, value in now if value != getattr(recorded, name)
+        f"budget.{name}={'null' if value is None else value}"
+        for name, value in run.plan.recipe.budget
+        if value != getattr(recorded, name)
     ]
     return f"it was resumed with {', '.join(changed)}, which was spent already"
 
