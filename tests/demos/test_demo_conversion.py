@@ -45,6 +45,16 @@ def test_what_is_written_is_what_was_read(name: str, tmp_path: Path) -> None:
             np.testing.assert_array_equal(episode.frames[camera], before.frames[camera])
 
 
+@pytest.mark.parametrize("rows", [5, 13])
+def test_states_of_another_length_than_the_episode_are_told(rows: int, tmp_path: Path) -> None:
+    folder = toy.write_hdf5(tmp_path / "data", toys())
+    with h5py.File(folder / f"{toy.TASKS[1]}_demo.hdf5", "a") as file:
+        del file["data/demo_0/states"]
+        file["data/demo_0/states"] = np.zeros((rows, 30))
+    with pytest.raises(DemosError, match=rf"data/demo_0/states: wrong shape\n.*\({rows}, 30\)\n.*each of 12 pictures"):
+        convert_demos(open_demos(folder), tmp_path / "out")
+
+
 def test_the_files_have_the_layout_that_others_read(tmp_path: Path) -> None:
     """As moojink/rlds_dataset_builder reads it: keys by name, pictures turned by 180 degrees, aligned."""
     one = toys()[3]

@@ -106,7 +106,7 @@ class Hdf5Reader:
             image_size=(shapes["agentview"][1], shapes["agentview"][2]),
             lag=file.lag,
             read_pictures=partial(_read_pictures, file.path, name),
-            read_extras=partial(_read_extras, file.path, name, file.lag),
+            read_extras=partial(_read_extras, file.path, name, rows, file.lag),
         )
 
 
@@ -181,14 +181,27 @@ def _read_pictures(file: Path, demo: str, camera: str, rows: Rows) -> UInt8Array
         return read_array(handle[demo], PICTURES[camera], rows)
 
 
-def _read_extras(file: Path, demo: str, lag: int) -> Mapping[str, NDArray[Any]]:
-    """Return the values that other readers of the layout expect, each row at the time of a picture."""
+def _read_extras(file: Path, demo: str, rows: int, lag: int) -> Mapping[str, NDArray[Any]]:
+    """Return the values that other readers of the layout expect, each row at the time of a picture.
+
+    Raises:
+        DemosError: they have not one row for each picture.
+    """
     extras = {}
     with open_h5(file) as handle:
         group = handle[demo]
         for key in ("obs/joint_states", "states", "robot_states", EXECUTED):
             if key in group:
                 values = read_array(group, key)
+                if values.shape[:1] != (rows,):
+                    raise DemosError(
+                        file,
+                        f"{demo}/{key}",
+                        "wrong shape",
+                        found=values.shape,
+                        allowed=f"one row for each of {rows} pictures",
+                        fix="remove this data set from the file, or fetch the file again",
+                    )
                 # A state or an action belongs to the action of its row, everything else to its picture.
                 is_of_action = key in ("states", EXECUTED)
                 extras[key] = np.concatenate([values[lag:], values[len(values) - lag :]]) if is_of_action else values
