@@ -101,6 +101,14 @@ def test_a_broken_hdf5_file_is_told(name: str, tmp_path: Path) -> None:
         assert text in message
 
 
+def test_states_that_are_one_number_tell_no_time(tmp_path: Path) -> None:
+    root = toy.write_hdf5(tmp_path, toys())
+    with h5py.File(root / FILE, "r+") as file:
+        del file["data/demo_0/states"]
+        file["data/demo_0/states"] = 1.0
+    assert open_demos(root).format == "libero_hdf5_regenerated"
+
+
 def test_an_hdf5_file_that_is_cut_off_is_told(tmp_path: Path) -> None:
     root = toy.write_hdf5(tmp_path, toys())
     content = (root / FILE).read_bytes()
@@ -253,6 +261,10 @@ LEROBOT: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "no action": (
         lambda root: edit_info(root, lambda it: it["features"].pop("action")), ["no column for action"],
+    ),
+    "a width that is no list": (
+        lambda root: edit_info(root, lambda it: it["features"]["action"].update(shape=7)),
+        ["features.action.shape: wrong shape", "found    7", "[7]"],
     ),
     "template": (
         lambda root: edit_info(root, lambda it: it.update(data_path="{nonsense}")), ["data_path: is no template"],

@@ -96,7 +96,7 @@ def measured_lag(states: NDArray[Any], joints: NDArray[Any]) -> int | None:
     `states` (T, 1 + positions + velocities) is the simulator's state before the action of its row, and begins with the
     time and the 7 joints; `joints` (T, 7) were observed together with the pictures.
     """
-    if len(states) < 4 or states.ndim != 2 or states.shape[1] < 8 or joints.shape != (len(states), 7):
+    if states.ndim != 2 or len(states) < 4 or states.shape[1] < 8 or joints.shape != (len(states), 7):
         return None
     before = np.median(np.abs(states[1:-1, 1:8] - joints[1:-1]).max(axis=1))
     after = np.median(np.abs(states[2:, 1:8] - joints[1:-1]).max(axis=1))

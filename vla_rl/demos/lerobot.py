@@ -372,7 +372,7 @@ def _find_features(file: Path, features: object) -> Features:
                 file, f"features.{known[camera]}.dtype", "unknown kind of picture", found=kind, allowed="image, video"
             )
     width = features[action].get("shape")
-    if width is not None and list(width) != [ACTION_DIM]:
+    if width not in (None, [ACTION_DIM]):
         raise DemosError(file, f"features.{action}.shape", "wrong shape", found=width, allowed=f"[{ACTION_DIM}]")
     return Features(
         cameras=known,
