@@ -243,6 +243,21 @@ def test_all_problems_are_told_at_once_with_their_places() -> None:
     assert found["budget.optimizer_step"].hint == "did you mean 'optimizer_steps'?"
 
 
+def test_two_fields_that_break_one_rule_are_two_problems_each_with_what_it_allows() -> None:
+    found = problems(TOY, "checkpoint.keep_best=true", "budget.stop_at_success=0.9")
+    of_evaluations = "or a number of optimizer steps as evaluation.every_optimizer_steps"
+    assert {path: problem.allowed for path, problem in found.items()} == {
+        "checkpoint.keep_best": f"false, {of_evaluations}",
+        "budget.stop_at_success": f"null, {of_evaluations}",
+    }
+
+
+def test_a_section_that_only_overrides_name_is_told_with_the_first_of_them() -> None:
+    assert problems(TOY, "seed=3", "optimzer.policy_lr=1", "optimzer.value_lr=1")["optimzer"].place == (
+        "optimzer.policy_lr=1"
+    )
+
+
 @pytest.mark.parametrize(
     ("override", "hint"),
     [

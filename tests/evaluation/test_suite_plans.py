@@ -190,7 +190,9 @@ def test_versions_on_which_scores_shift_are_refused_unless_allowed(monkeypatch):
         make_suite_plans(source, options(suites=("libero_goal",)))
     allowed = options(suites=("libero_goal",), allow_unpinned=True)
     assert all_deviations(allowed, make_suite_plans(source, allowed))[0] == warning
-    with pytest.raises(ValueError, match=r"evaluate the run afterwards with `vla-rl eval --allow-unpinned`.*; eval\S+ 0 "):
+    with pytest.raises(
+        ValueError, match=r"evaluate the run afterwards with `vla-rl eval --allow-unpinned`.*; eval\S+ 0 "
+    ):
         check_evaluation(load_recipe(find_recipe("libero_tiny_gipo"), ["evaluation.episodes_per_task=2"]))
 
 

@@ -356,4 +356,5 @@ def _place(path: KeyPath, problem: Problem, layers: Sequence[Layer], overrides: 
             if key_path in layer.document.lines:
                 return f"line {layer.document.lines[key_path]}{layer.suffix}"
         key_path = key_path[:-1]
-    return ""
+    within = (override.text for override in overrides if override.path[0] == problem.path)  # a section of their own
+    return next(within, "")

@@ -45,7 +45,7 @@ def problems_of(error: ValidationError, root: SectionType = Recipe) -> list[tupl
     for details in error.errors():
         path, section = _locate(details["loc"], root)
         for problem in _translate(details, path, section, root):
-            kind = problem.rule if details["type"] == "value_error" else ""
+            kind = f"{problem.path}: {problem.rule}" if details["type"] == "value_error" else ""
             earlier = found.get((path, kind))
             found[(path, kind)] = problem if earlier is None else _merged(earlier, problem)
     return [(path, problem) for (path, _), problem in found.items()]
