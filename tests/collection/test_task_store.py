@@ -12,13 +12,14 @@ import h5py
 import numpy as np
 import pytest
 
-from vla_rl.collection.collecting import bytes_per_episode, check_collection
+from vla_rl.collection import collecting
+from vla_rl.collection.collecting import bytes_per_episode, check_collection, collect
 from vla_rl.collection.options import CollectOptions, Noise
 from vla_rl.collection.preparing import CollectionPlan, tasks_of
 from vla_rl.collection.store import TaskStore, counted
 from vla_rl.demos import open_demos
 from vla_rl.demos.h5_files import open_h5
-from vla_rl.errors import UserError
+from vla_rl.errors import CellFailureError, UserError
 from vla_rl.types import TaskInfo
 
 TASK = TaskInfo(suite="libero_spatial", task_id=0, name="pick_up_the_bowl", language="pick up the bowl")
@@ -273,6 +274,19 @@ def test_episodes_that_are_on_the_disk_need_no_more_room(tmp_path):
     for attempt in range(5):
         (parts / f"{attempt:06d}.hdf5").touch()
     check_collection(many, (TASK,), tmp_path, assets="proxy")
+
+
+def killed(_name, _log_path, _options, _stores, link):
+    """Stands in for a process that plays, and that the kernel kills for want of memory."""
+    link.recv()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_processes_that_are_killed_one_after_the_other_end_a_collection_which_says_how_they_died(tmp_path, monkeypatch):
+    monkeypatch.setattr(collecting, "worker_main", killed)
+    stores = check_collection(OPTIONS, (TASK,), tmp_path, assets="proxy")
+    with pytest.raises(CellFailureError, match=r"(?s)3 processes failed.*collector_2 died with exit code -9$"):
+        collect(OPTIONS, stores, tmp_path, workers=1)
 
 
 def test_tasks_that_the_suite_does_not_have_are_refused():

@@ -239,6 +239,7 @@ class _Run:
             try:
                 heard = worker.link.recv()
             except (EOFError, ConnectionResetError):
+                worker.process.join(CLOSE_S)  # the pipe is closed a moment before there is an exit code
                 self._bury(worker, f"process {worker.process.name} died with exit code {worker.process.exitcode}")
                 continue
             if isinstance(heard, Failed):
