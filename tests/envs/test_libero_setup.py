@@ -90,7 +90,7 @@ def test_a_folder_that_is_no_assets_folder_is_refused_with_what_it_lacks(home, m
     with pytest.raises(SimulatorError, match="lacks turbosquid_objects, scenes"):
         resolve_assets(str(half))
     monkeypatch.setenv("VLA_RL_LIBERO_ASSETS", str(half))
-    with pytest.raises(SimulatorError, match=r"\$VLA_RL_LIBERO_ASSETS"):
+    with pytest.raises(SimulatorError, match=r"\$VLA_RL_LIBERO_ASSETS = .* or unset the variable, or use 'proxy'$"):
         resolve_assets("auto")
 
 

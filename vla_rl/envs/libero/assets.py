@@ -39,9 +39,10 @@ def resolve_assets(assets: str) -> Assets:
     if assets == "proxy":
         return Assets(proxy_folder(), "proxy")
     if assets != "auto":
-        return _of_folder(_checked(Path(assets).expanduser(), "assets"))
+        return _of_folder(_checked(Path(assets).expanduser(), "assets", otherwise="use 'proxy' or 'auto'"))
     if named := os.environ.get(ASSETS_VARIABLE):
-        return _of_folder(_checked(Path(named).expanduser(), f"${ASSETS_VARIABLE}"))
+        otherwise = "unset the variable, or use 'proxy'"
+        return _of_folder(_checked(Path(named).expanduser(), f"${ASSETS_VARIABLE}", otherwise=otherwise))
     for downloaded in (cache_root() / DOWNLOADED_FOLDER, Path.home() / ".cache" / "libero" / "assets"):
         if not _missing(downloaded):
             return _of_folder(downloaded)
@@ -56,11 +57,11 @@ def _missing(folder: Path) -> list[str]:
     return [name for name in SUBFOLDERS if not (folder / name).is_dir()]
 
 
-def _checked(folder: Path, source: str) -> Path:
+def _checked(folder: Path, source: str, *, otherwise: str) -> Path:
     if absent := _missing(folder):
         state = f"lacks {', '.join(absent)}" if folder.is_dir() else "does not exist"
         raise SimulatorError(
             f"{source} = {str(folder)!r} is not a folder of LIBERO assets: it {state}. It must hold "
-            f"{', '.join(SUBFOLDERS)}, as LIBERO's assets/ does. Fix: name that folder, or use 'proxy' or 'auto'"
+            f"{', '.join(SUBFOLDERS)}, as LIBERO's assets/ does. Fix: name that folder, or {otherwise}"
         )
     return folder.resolve()
