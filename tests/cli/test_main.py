@@ -145,6 +145,7 @@ def test_a_path_that_is_too_long_is_the_user_s_mistake_in_every_verb(arguments: 
     ("raised", "said"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), "error: No space left on device; free some space or "),
+        (OSError(errno.ENOSPC, "No space left on device", "a/x", None, "b/x"), "error: b/x: No space left on device; "),
         (OSError(errno.EROFS, "Read-only file system", "runs/x"), "error: runs/x: Read-only file system; give a path "),
         (OSError(errno.EACCES, "Permission denied", "runs/x"), "error: runs/x: Permission denied; give a path "),
     ],

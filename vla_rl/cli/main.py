@@ -62,8 +62,7 @@ class Program(TyperGroup):
             fix = _FIXES.get(error.errno or 0)
             if fix is None:
                 raise
-            place = "" if error.filename is None else f"{error.filename}: "
-            print(f"error: {place}{error.strerror}; {fix}", file=sys.stderr)
+            print(f"error: {_place(error)}{error.strerror}; {fix}", file=sys.stderr)
             raise typer.Exit(exit_codes.USER_ERROR) from error
         except MemoryError as error:
             print(f"error: out of memory{f': {error}' if str(error) else ''}", file=sys.stderr)
@@ -72,6 +71,13 @@ class Program(TyperGroup):
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             raise typer.Exit(exit_codes.INTERRUPTED) from None
+
+
+def _place(error: OSError) -> str:
+    """Return the path of an error with a colon: of two, as of a copy, the one that could not be written."""
+    is_written = error.errno not in (errno.EACCES, errno.ELOOP) and error.filename2 is not None
+    place = error.filename2 if is_written else error.filename
+    return "" if place is None else f"{place}: "
 
 
 app = typer.Typer(
