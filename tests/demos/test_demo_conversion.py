@@ -21,6 +21,7 @@ from vla_rl.cli.main import app
 from vla_rl.demos import DemosError, open_demos
 from vla_rl.demos.conversion import Converted, convert_demos
 from vla_rl.demos.episode import Episode
+from vla_rl.run.folder_lock import claim_folder
 
 NAMES = [f"{task}_demo.hdf5" for task in toy.TASKS]
 
@@ -185,6 +186,19 @@ def test_an_interrupted_conversion_goes_on(tmp_path: Path) -> None:
     assert f"2 of 2: {NAMES[1]}: 1 episodes, 12 frames" in result.output
     assert "not in the source, therefore not in the new files: robot_states, states" in result.output
     assert (out / NAMES[0]).stat().st_mtime_ns == written
+    assert sorted(it.name for it in out.iterdir()) == NAMES
+
+
+def test_what_a_killed_conversion_left_aside_is_removed_and_a_running_one_is_left_alone(tmp_path: Path) -> None:
+    data, out = toy.write_hdf5(tmp_path / "data", toys()), tmp_path / "out"
+    out.mkdir()
+    left = out / f".tmp-{NAMES[1]}.4711"
+    left.write_bytes(b"half")
+    with claim_folder(out, option="--out"):
+        result = convert(data, "--out", out)
+    assert (result.exit_code, left.exists()) == (2, True)
+    assert "another process is writing to" in result.stderr
+    assert convert(data, "--out", out).exit_code == 0
     assert sorted(it.name for it in out.iterdir()) == NAMES
 
 

@@ -116,6 +116,7 @@ def convert(
     """Write a data set as LIBERO's regenerated HDF5 files, one per task. Never overwrites files."""
     from vla_rl.demos import open_demos
     from vla_rl.demos.conversion import convert_demos
+    from vla_rl.run.folder_lock import claim_folder
 
     only_comments()
     demos = open_demos(path, gripper=gripper, rotated=ROTATED[rotated], drop_no_ops=drop_no_ops)
@@ -126,7 +127,14 @@ def convert(
         replayer = Replayer()
         replayer.check(demos)
     try:
-        result = convert_demos(demos, out, first=first, keep=replayer, say=lambda line: print(line, flush=True))
+        result = convert_demos(
+            demos,
+            out,
+            first=first,
+            keep=replayer,
+            claimed=claim_folder(out, option="--out"),
+            say=lambda line: print(line, flush=True),
+        )
     finally:
         if replayer is not None:
             replayer.close()

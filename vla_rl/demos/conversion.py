@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ from vla_rl.demos.episode import Episode, StoredEpisode
 from vla_rl.demos.h5_files import new_h5, open_h5, read_attribute, write_datasets
 from vla_rl.demos.hdf5 import PICTURES, RESET, Hdf5Reader
 from vla_rl.demos.opening import Demos
+from vla_rl.files import ASIDE
 
 if TYPE_CHECKING:
     from vla_rl.demos.h5_files import File
@@ -48,6 +51,7 @@ def convert_demos(
     *,
     first: int | None = None,
     keep: Callable[[Episode], bool] | None = None,
+    claimed: AbstractContextManager[None] | None = None,
     say: Callable[[str], None] = lambda _line: None,
 ) -> Converted:
     """Write the episodes of `demos`, or the `first` of each task, into the folder `out`.
@@ -57,6 +61,7 @@ def convert_demos(
         out: folder of the new files.
         first: episodes of each task, the lowest numbers; with `keep` the first ones that it accepts.
         keep: a filter of episodes, called in order and only until `first` are found; a task without any gets no file.
+        claimed: keeps other processes from writing into `out`, from the first file on.
         say: called with a line for every task.
 
     Raises:
@@ -64,13 +69,28 @@ def convert_demos(
     """
     say(f"{len(demos)} episodes in {demos.path}")
     by_task = _by_task(demos)
-    out.mkdir(parents=True, exist_ok=True)
+    with claimed or nullcontext():
+        out.mkdir(parents=True, exist_ok=True)
+        return _convert(demos, by_task, out, first=first, keep=keep, say=say)
+
+
+def _convert(
+    demos: Demos,
+    by_task: dict[str, list[int]],
+    out: Path,
+    *,
+    first: int | None,
+    keep: Callable[[Episode], bool] | None,
+    say: Callable[[str], None],
+) -> Converted:
     result = Converted()
     for position, (task, places) in enumerate(by_task.items(), 1):
         file = out / f"{task}_demo.hdf5"
         source = _source(demos, places, first=first, is_filtered=keep is not None)
         is_there = file.exists()
         failed = 0
+        for left in out.glob(f"{ASIDE}{escape(file.name)}.*"):
+            left.unlink()  # of a process that was killed
         if is_there:
             earlier = None if first is None or keep is not None else _source(demos, places[:first])
             _check_same(file, source, earlier)
