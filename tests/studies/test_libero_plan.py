@@ -410,6 +410,15 @@ def test_a_study_from_a_given_checkpoint_clones_nothing_and_begins_there(tmp_pat
     assert f"policy.checkpoint={start}" in told
 
 
+def test_the_suite_of_all_runs_is_that_of_the_recipe(tmp_path):
+    (tmp_path / "start").mkdir()
+    write_start(tmp_path / "start")
+    options = ["--recipe", "libero_object_gipo", "--start", str(tmp_path / "start"), "--tasks", "3", "--dry-run"]
+    done = CliRunner().invoke(app, ["study", "libero", *options])
+    assert done.exit_code == 0, done.output
+    assert done.output.startswith("libero_object, tasks 3 × gipo, ppo, sapo, lr0 × fresh × seed 0\n")
+
+
 def test_a_recipe_that_contradicts_its_start_is_refused_before_anything_starts(tmp_path):
     """The start was cloned with proprioception, and the recipe turns it off."""
     start = tmp_path / "start"

@@ -274,7 +274,7 @@ def test_a_dry_run_prices_every_stage_and_starts_nothing(tmp_path):
     for stage in ("demos", "sft", "choice", "evaluation", "run", "videos"):
         assert f"\n{stage:<12}" in f"\n{done.output}"
     assert "21 jobs, 2 at once: about" in done.output
-    assert done.output.startswith("tasks 2, 7 × gipo, ppo, sapo, lr0 × fresh × seed 0\n")
+    assert done.output.startswith("libero_spatial, tasks 2, 7 × gipo, ppo, sapo, lr0 × fresh × seed 0\n")
     assert not (tmp_path / "study").exists()
 
 

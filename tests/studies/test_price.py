@@ -80,5 +80,5 @@ def test_more_jobs_than_fit_in_memory_are_refused_with_the_number_that_fits(tmp_
         check_memory(study, at_once=64)
     finish(study, "a")
     check_memory(study, at_once=64)  # two are left
-    with pytest.raises(UserError, match=r"--jobs: 1 of these runs need 11\.0 GiB .* lower replay\.capacity"):
+    with pytest.raises(UserError, match=r"--jobs: 1 of these runs need 11\.0 GiB .* make the recipe smaller"):
         check_memory(work(tmp_path, job("d", memory=11 * GIB)), at_once=1)

@@ -53,7 +53,8 @@ def check_memory(work: Work, *, at_once: int) -> None:
     each, together = _memory_of_one(left), min(at_once, len(left))
     if together * each > available:
         fitting = available // each
-        fix = f"choose --jobs {fitting}" if fitting else "free memory, or lower replay.capacity in the recipe"
+        smaller = "free memory, or make the recipe smaller: `vla-rl train RECIPE --dry-run` says what takes how much"
+        fix = f"choose --jobs {fitting}" if fitting else smaller
         raise UserError(
             f"--jobs: {together} of these {work.noun} need {readable(together * each)} of memory at once, and "
             f"{readable(available)} are available; {fix}"

@@ -50,14 +50,15 @@ def libero(  # noqa: PLR0913 - one parameter per option
         ),
     ] = None,
     tasks: Annotated[
-        str | None, typer.Option("--tasks", help="Task ids of the suite, like 0,3 or 0-4.", show_default="the preset's")
+        str | None,
+        typer.Option("--tasks", help="Task ids of the recipe's suite, like 0,3 or 0-4.", show_default="the preset's"),
     ] = None,
     regimes: RegimesOption = None,
     recipe: Annotated[
         str | None,
         typer.Option(
             "--recipe",
-            help="Recipe of all runs, with env.name libero: a name, or a file with a slash or .yaml.",
+            help="Recipe of all runs, with env.name libero, and their suite: a name, or a file with a slash or .yaml.",
             show_default="the preset's",
         ),
     ] = None,
@@ -103,14 +104,16 @@ def libero(  # noqa: PLR0913 - one parameter per option
     folder = study_folder(out, dry_run=dry_run)
     from vla_rl.cli.number_lists import parse_tasks
     from vla_rl.studies.libero.outputs import write_study
-    from vla_rl.studies.libero.plan import PRESETS
+    from vla_rl.studies.libero.plan import ENV, PRESETS
     from vla_rl.studies.libero.results import says_something
     from vla_rl.studies.libero.runner import work_of
+    from vla_rl.studies.study_plan import base_recipe
 
     chosen: dict[str, object] = {"arms": names_in(surrogates), "regimes": names_in(regimes), "recipe": recipe}
     chosen |= {"tasks": None if tasks is None else tuple(parse_tasks(tasks))}
     chosen |= {"seeds": seeds, "optimizer_steps": budget, "states": states, "init_states": init_states}
     chosen |= {"start": None if start is None else str(start)}
+    chosen |= {"suite": None if recipe is None else base_recipe(recipe, env=ENV).env.suite_name}
     plan = with_chosen(PRESETS[preset.value], chosen)
     work = work_of(plan, folder)
     at_once = announce(work, jobs)

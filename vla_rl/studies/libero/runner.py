@@ -79,6 +79,8 @@ def work_of(plan: Plan, out: Path) -> Work:
         begin=partial(open_study, plan, out),
         record_file=JOB_FILE,
         noun="jobs",
-        what=in_words([[f"tasks {', '.join(map(str, plan.tasks))}"], plan.arms, plan.regimes], seeds=plan.seeds),
+        what=in_words(
+            [[f"{plan.suite}, tasks {', '.join(map(str, plan.tasks))}"], plan.arms, plan.regimes], seeds=plan.seeds
+        ),
         kind_field="stage",
     )
