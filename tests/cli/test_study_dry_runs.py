@@ -19,6 +19,7 @@ from vla_rl.studies.grouped import runner as grouped_runner
 from vla_rl.studies.grouped.plan import PRESET, STARTS
 from vla_rl.studies.libero import runner as libero_runner
 from vla_rl.studies.libero.plan import PRESETS as PLANS
+from vla_rl.studies.libero.stages import why_a_guess
 from vla_rl.studies.metaworld import runner as metaworld_runner
 from vla_rl.studies.metaworld.grid import PRESETS as GRIDS
 from vla_rl.studies.study_plan import memory_of_run
@@ -121,6 +122,19 @@ def test_a_run_in_libero_takes_the_memory_of_its_simulators_too():
     recipe = load_recipe(find_recipe("libero_tiny_gipo"), ["rollout.envs_per_worker=2"])
     more = load_recipe(find_recipe("libero_tiny_gipo"), ["rollout.envs_per_worker=3"])
     assert 700 * 2**20 <= memory_of_run(more) - memory_of_run(recipe) < 750 * 2**20  # and its slot's arrays
+
+
+def test_a_dry_run_says_where_its_times_are_a_guess(monkeypatch):
+    monkeypatch.setattr(price, "available_memory", lambda: 2**40)
+    of_groups = ["study", "groups", "--target", "0.9", "--budget", "1000", "--dry-run", "--recipe"]
+    told = {recipe: CliRunner().invoke(app, [*of_groups, recipe]).output for recipe in ("toy", "gates")}
+    assert "\ntimes are a guess: the rates are of the recipe gates\n" in told["toy"]
+    assert "guess" not in told["gates"] + dry_run("libero").output + dry_run("metaworld").output
+    large = load_recipe(find_recipe("libero_spatial_gipo"), ["policy.checkpoint=random-7b"])
+    assert re.fullmatch(
+        r"the rates are of a policy with 4 million parameters on a CPU, and this one has 7,[0-9]{3} million",
+        why_a_guess(large),
+    )
 
 
 @pytest.mark.parametrize("verb", STUDIES)

@@ -32,6 +32,7 @@ def price(work: Work, *, at_once: int) -> str:
                 for kind, own in kinds.items()
             ),
             f"{told}, {at_once} at once: about {_time(wall)} ({_core_time(left)})",
+            *([f"times are a guess: {work.guess}"] if work.guess and left else []),
             *_memory_line(left, at_once=at_once),
         ]
     )

@@ -18,7 +18,7 @@ from vla_rl.recipe import find_recipe, load_recipe
 from vla_rl.recipe.rules import decisions_per_episode
 from vla_rl.run.plan import check_contradictions, plan_policy
 from vla_rl.studies import held_out
-from vla_rl.studies.grouped.plan import LIBERO, METHODS, GroupPlan, GroupRun, Start, group_plan_from
+from vla_rl.studies.grouped.plan import LIBERO, METHODS, RECIPE, GroupPlan, GroupRun, Start, group_plan_from
 from vla_rl.studies.held_out import LiberoTasks, evaluation_job, held_out_options
 from vla_rl.studies.jobs import ONE_CORE, Job, Work, resume_option, share_of_env_steps
 from vla_rl.studies.libero import stages
@@ -113,7 +113,16 @@ def work_of(plan: GroupPlan, out: Path) -> Work:
         noun="jobs",
         what=in_words([[f"starts {', '.join(start.name for start in plan.starts)}"], plan.methods], seeds=plan.seeds),
         kind_field="stage",
+        guess=_why_a_guess(plan),
     )
+
+
+def _why_a_guess(plan: GroupPlan) -> str:
+    """Return why the expected times of a study are a guess; empty where there are rates of such runs."""
+    if plan.recipe == RECIPE:
+        return ""
+    recipe = plan.recipe_of(plan.runs()[0])
+    return stages.why_a_guess(recipe) if recipe.env.name == LIBERO else f"the rates are of the recipe {RECIPE}"
 
 
 def jobs_of(plan: GroupPlan, out: Path) -> list[Job]:

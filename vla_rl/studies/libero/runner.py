@@ -13,7 +13,7 @@ from vla_rl.errors import preflight
 from vla_rl.files import atomic_write_json
 from vla_rl.studies.jobs import Work
 from vla_rl.studies.libero.plan import Plan, grown, plan_from
-from vla_rl.studies.libero.stages import JOB_FILE, JOBS, jobs_of
+from vla_rl.studies.libero.stages import JOB_FILE, JOBS, jobs_of, why_a_guess
 from vla_rl.studies.study_file import KIND, STUDY_FILE, read_settings, refuse_another_study
 from vla_rl.studies.study_plan import in_words
 
@@ -83,4 +83,5 @@ def work_of(plan: Plan, out: Path) -> Work:
             [[f"{plan.suite}, tasks {', '.join(map(str, plan.tasks))}"], plan.arms, plan.regimes], seeds=plan.seeds
         ),
         kind_field="stage",
+        guess=why_a_guess(plan.recipe_of(plan.runs()[0])),
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from vla_rl.errors import preflight
 from vla_rl.evaluation.episode_log import EPISODES_FILE, read_episodes
 from vla_rl.evaluation.eval_results import summarise
+from vla_rl.recipe import Recipe
 from vla_rl.run.plan import check_contradictions, plan_policy
 from vla_rl.studies.held_out import EVALUATED_ENV_STEPS_PER_S, START_S, LiberoTasks, evaluation_job, held_out_options
 from vla_rl.studies.jobs import ONE_CORE, Job, resume_option, share_of_updates
@@ -39,6 +40,7 @@ FRAMES_S = 20.0  # preparation of the demonstrations' frames
 SFT_BATCH, SFT_SAMPLES_PER_S = 16, 130.0
 ENV_STEPS_PER_S = 165.0  # fast physics, the policy's answers included
 SAMPLES_PER_S = 225.0
+RATED_PARAMETERS = 4_460_984  # of the policy that these are the rates of
 SHARE_OF_HORIZON = 0.7  # of a training episode, in the mean: successful ones end early
 FILMED_ENV_STEPS_PER_S = 30.0
 
@@ -64,6 +66,23 @@ def jobs_of(plan: Plan, out: Path) -> list[Job]:
         if number == 0:
             jobs.append(stages.videos(run.name, stages.folder_of(run.name), needs=(run.name,)))
     return jobs
+
+
+def why_a_guess(recipe: Recipe) -> str:
+    """Return why the rates above are not those of a recipe; empty where its policy is about as large as theirs.
+
+    Raises:
+        UserError: the policy is not possible here.
+    """
+    with preflight():
+        policy = plan_policy(recipe.setup)
+    parameters = policy.trainable_parameters + policy.frozen_parameters
+    if parameters < 10 * RATED_PARAMETERS:
+        return ""
+    return (
+        f"the rates are of a policy with {RATED_PARAMETERS / 1e6:.0f} million parameters on a CPU, and this one has "
+        f"{parameters / 1e6:,.0f} million"
+    )
 
 
 def sft_name(steps: int) -> str:
