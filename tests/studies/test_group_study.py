@@ -22,6 +22,7 @@ from vla_rl.studies.grouped.plan import METHODS, PRESET, STARTS, GroupPlan, Grou
 from vla_rl.studies.grouped.results import GroupResult, comparisons, mixed_share, read_gains, says_something, summaries
 from vla_rl.studies.grouped.runner import RUN_FILE, jobs_of, open_study, read_study
 from vla_rl.studies.grouped.words import GroupStudy, cautions, parts
+from vla_rl.workers.episodes import SAMPLED_STATES
 
 SMALL = replace(PRESET, starts=starts_named(["0.1"]), seeds=1)
 START = Start("easy", 0.5, target=0.8, env_steps=400, window=20)
@@ -263,6 +264,17 @@ def test_the_start_is_evaluated_first_and_every_run_after_it_on_the_same_stored_
     for option in ("--suite libero_spatial", "--tasks 2,7", "--horizon 160", "--episodes-per-task 25",
                    "--init-states standard", "--temperature 1.0"):  # fmt: skip
         assert option in told
+
+
+def test_a_recipe_that_trains_on_the_stored_states_is_evaluated_on_drawn_ones(tmp_path, checkpoint):
+    recipe = tmp_path / "own.yaml"
+    text = "base: libero_tiny_gipo\nname: own\nenv: {init_states: standard}\n"
+    recipe.write_text(text, encoding="utf-8")
+    start = own_start(str(recipe), target=0.75, env_steps=3200, tasks=[2, 7], checkpoint=checkpoint, states=25)
+    jobs = {job.name: job for job in jobs_of(replace(PRESET, recipe=str(recipe), starts=(start,), seeds=1), tmp_path)}
+    for name in ("own_before", "own_ppo_seed0_after"):
+        told = " ".join(jobs[name].arguments(tmp_path / "x"))
+        assert f"--init-states sampled --seed {SAMPLED_STATES + 2}" in told
 
 
 def test_an_interrupted_run_in_libero_is_continued_and_one_of_the_toy_starts_again(tmp_path, checkpoint):

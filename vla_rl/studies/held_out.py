@@ -1,7 +1,8 @@
 """Evaluations of a study's policies in LIBERO on held-out initial states, as jobs.
 
 Training draws states with seeds below `SAMPLED_STATES`. Evaluation plays the benchmark's stored states if training
-draws with LIBERO's own sampler, and otherwise draws with a seed above.
+draws with LIBERO's own sampler, and otherwise draws with a seed above: from the same sampler, or from LIBERO's if
+training plays stored states.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vla_rl.envs.kind import SAMPLED
+from vla_rl.envs.kind import DRAWN, SAMPLED
 from vla_rl.studies.jobs import Job
 from vla_rl.studies.pace import Expected
 from vla_rl.workers.episodes import SAMPLED_STATES
@@ -36,7 +37,9 @@ class LiberoTasks:
 
 def held_out_states(init_states: str) -> str:
     """Return the set of states that policies trained on `init_states` are evaluated on."""
-    return STORED if init_states == SAMPLED else init_states
+    if init_states == SAMPLED:
+        return STORED
+    return init_states if init_states in DRAWN else SAMPLED
 
 
 def held_out_options(init_states: str) -> list[str]:
