@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 import sys
@@ -99,6 +100,16 @@ def test_a_broken_hdf5_file_is_told(name: str, tmp_path: Path) -> None:
     message = message_of(root)
     for text in (str(root / FILE), *expected):
         assert text in message
+
+
+def test_a_file_that_another_program_has_open_is_not_called_damaged(tmp_path: Path) -> None:
+    root = toy.write_hdf5(tmp_path, toys())
+    with (root / FILE).open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        message = message_of(root)
+    assert f"{root / FILE}: cannot be locked" in message
+    assert "export HDF5_USE_FILE_LOCKING=FALSE" in message
+    assert "fetch" not in message
 
 
 def test_states_that_are_one_number_tell_no_time(tmp_path: Path) -> None:

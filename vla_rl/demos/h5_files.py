@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from h5py import Group as Group
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # system errors that only writing meets
+LOCKED = "unable to lock file"  # in HDF5's message
+UNLOCK = (
+    "end the program that has it open to write; on a file system without locks, `export HDF5_USE_FILE_LOCKING=FALSE`"
+)
 READABLE = "HDF5 files as LIBERO's scripts write them"
 
 
@@ -30,7 +34,7 @@ def open_h5(file: Path) -> Iterator[File]:
     """Open an HDF5 file for reading.
 
     Raises:
-        DemosError: it is not an HDF5 file, or it is truncated.
+        DemosError: it is not an HDF5 file, or it is truncated, or another program is writing it.
         UserError: h5py is not installed.
     """
     with extra_needed("reading HDF5 files"):
@@ -38,6 +42,8 @@ def open_h5(file: Path) -> Iterator[File]:
     try:
         handle = h5py.File(file, "r")
     except OSError as error:
+        if LOCKED in str(error):
+            raise DemosError(file, "", "cannot be locked", found=error, fix=UNLOCK) from error
         raise damaged(file, "cannot be opened as HDF5", found=error, allowed=READABLE) from error
     with handle:
         try:
