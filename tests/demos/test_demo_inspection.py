@@ -193,6 +193,13 @@ def test_the_sheet_holds_first_and_last_pictures_as_a_policy_sees_them(tmp_path:
     assert [it.name for it in sheet.parent.iterdir()] == ["sheet.png"]
 
 
+def test_a_sheet_below_a_file_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = demos("inspect", toy.write_hdf5(tmp_path / "data", toys()), "--out", tmp_path / "file" / "sheet.png")
+    assert result.exit_code == 2
+    assert f"error: --out: {tmp_path / 'file'} cannot be made" in result.stderr
+
+
 def test_a_sheet_without_all_tasks_says_so(tmp_path: Path) -> None:
     episodes = [replace(toys()[0], task=f"do_task_{number}") for number in range(22)]
     result = demos("inspect", toy.write_hdf5(tmp_path / "data", episodes), "--out", tmp_path / "sheet.png")

@@ -20,6 +20,7 @@ from sft_demos import RECIPE, write_demos
 from typer.testing import CliRunner
 
 from vla_rl.cli.main import app
+from vla_rl.errors import UserError
 from vla_rl.learner.collectives import Collectives
 from vla_rl.recipe import build_supervised_recipe
 from vla_rl.sft import stage
@@ -194,6 +195,14 @@ def test_frames_are_known_again_however_the_path_is_written_and_whatever_else_li
             pass
     assert len(list((tmp_path / "toys" / "frames").glob("*.bin"))) == 1
     assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize("below", ["", "/frames"])
+def test_a_cache_that_cannot_be_a_folder_is_refused_before_anything_is_written(run, tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=rf"demos\.cache: .* found {tmp_path}/file{below}: {tmp_path}/file is a file"):
+        run(f"demos.cache={tmp_path}/file{below}")
+    assert not (tmp_path / "run").exists()
 
 
 def test_of_two_runs_that_share_a_cache_one_prepares_the_frames_and_the_other_waits(

@@ -230,7 +230,12 @@ def collect(  # noqa: PLR0913 - one parameter per option
 
 
 def _make_parent(file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
+    from vla_rl.errors import UserError
+
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out: {file.parent} cannot be made ({error}); choose another path") from error
 
 
 @contextmanager

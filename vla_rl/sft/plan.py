@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -106,6 +107,8 @@ def make_supervised_plan(recipe: SupervisedRecipe, progress: Progress = lambda _
         ValueError: the recipe is not possible here; names the field, the rule, the found and the allowed value.
     """
     section = recipe.demos
+    if section.cache is not None:
+        _check_cache(section.cache)
     device = resolve_device(recipe.runtime.device)
     demos = open_demos(section.path, gripper=section.gripper, rotated=section.rotated, drop_no_ops=section.drop_no_ops)
     key = section.key or section.suite or _name_of(demos.path.resolve())
@@ -135,6 +138,19 @@ def make_supervised_plan(recipe: SupervisedRecipe, progress: Progress = lambda _
     )
     _check_crop(plan)
     return plan
+
+
+def _check_cache(cache: str) -> None:
+    """Refuse a place where no folder of frames can be, before the run has one.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    folder = Path(cache).expanduser()
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        fault = "cannot be written to" if there.is_dir() else "is a file"
+        raise ValueError(f"demos.cache: expected a folder for frames, found {cache}: {there} {fault}. Name another one")
 
 
 def _name_of(path: Path) -> str:
