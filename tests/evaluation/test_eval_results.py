@@ -94,6 +94,15 @@ def test_a_suite_whose_outcomes_never_vary_has_no_bootstrap_interval():
     assert summary.rows()[-1]["bootstrap_low"] == ""
 
 
+def test_seeds_that_play_the_same_states_and_never_differ_leave_no_interval_but_that_of_one_seed():
+    results = played_by(range(2), episodes("s", 0, [False] * 16))
+    _, nothing, same, _ = summarise(results, stored=["s"]).notes
+    assert nothing.endswith("so a bootstrap has nothing to redraw; go by Wilson's interval of a single seed.")
+    assert same.endswith("Wilson's interval is too narrow.")
+    _, varied, _ = summarise(played_by(range(2), episodes("s", 0, EIGHT_OF_TEN)), stored=["s"]).notes
+    assert varied.endswith("too narrow; the bootstrap redraws initial states with all their seeds.")
+
+
 def test_seeds_that_play_the_same_states_do_not_narrow_the_bootstrap():
     once = summarise(episodes("s", 0, EIGHT_OF_TEN)).suites[0]
     thrice = summarise(played_by(range(3), episodes("s", 0, EIGHT_OF_TEN))).suites[0]

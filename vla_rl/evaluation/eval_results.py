@@ -210,15 +210,17 @@ def _notes(suite: SuiteSummary, tasks: Sequence[TaskSummary], *, is_stored: bool
             f"{suite.suite}: its tasks have between {min(counts)} and {max(counts)} episodes; the suite's rate is the "
             "mean of the tasks' rates, Wilson's interval is that of all episodes."
         )
+    is_repeated = suite.seeds > 1 and is_stored
     if suite.bootstrap is None:
         notes.append(
             f"{suite.suite}: within each task all initial states have the same success rate, so a bootstrap has "
-            "nothing to redraw; go by Wilson's interval."
+            f"nothing to redraw; go by Wilson's interval{' of a single seed' if is_repeated else ''}."
         )
-    if suite.seeds > 1 and is_stored:
+    if is_repeated:
+        other = "" if suite.bootstrap is None else "; the bootstrap redraws initial states with all their seeds"
         notes.append(
             f"{suite.suite}: {suite.seeds} seeds play the same initial states, so its episodes are not independent and "
-            "Wilson's interval is too narrow; the bootstrap redraws initial states with all their seeds."
+            f"Wilson's interval is too narrow{other}."
         )
     if suite.seeds > 1 and suite.iqm_interval is None:
         reason = (
