@@ -168,6 +168,14 @@ def test_the_protocol_is_followed_and_every_departure_named():
     assert folder_name(source, odd, conditions, suites) == "libero_spatial_libero_10_2tasks_long_spare_T1.6_seed0-7"
 
 
+@pytest.mark.parametrize(("seeds", "name"), [(range(3), "toy_seed0-1-2"), (range(200), "toy_200seeds")])
+def test_any_number_of_seeds_makes_a_name_that_a_folder_can_have(trained, seeds, name):
+    source = find_policy(str(trained), profile="auto")
+    asked = EvalOptions(seeds=tuple(seeds), episodes_per_task=1)
+    suites = make_suite_plans(source, asked)
+    assert folder_name(source, asked, make_conditions(source, asked, suites), suites) == f"optimizer_step_30_{name}"
+
+
 def test_versions_of_a_simulator_without_pictures_are_conditions_too(trained, monkeypatch):
     plan = ToySection.plan
     identity = {"mujoco": "3.3.0", "metaworld": "3.1.1"}

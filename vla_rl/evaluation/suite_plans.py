@@ -31,6 +31,7 @@ _OPTIONS = {  # options by the fields that they set, for messages
 }
 _SERIAL_SLOTS = 1  # batches of one, so that decisions do not depend on their neighbours
 _SLOTS_PER_WORKER = 2  # one simulates while the other waits for its decision
+_LONGEST_SEEDS = 80  # characters in a folder's name, which may have 255
 MOST_WORKERS = 16  # default limit: each holds graphics contexts in GPU memory beside the policy; the recipes have 10
 _WORKER_BYTES = 2 * 2**30  # memory of a worker with two LIBERO simulators and their graphics contexts, rounded up
 
@@ -182,7 +183,8 @@ def folder_name(source: PolicySource, options: EvalOptions, conditions: Conditio
     if conditions.temperature is not None:
         words.append(f"T{conditions.temperature:g}")
     if conditions.seeds != (0,):
-        words.append("seed" + "-".join(map(str, conditions.seeds)))
+        seeds = "-".join(map(str, conditions.seeds))
+        words.append(f"seed{seeds}" if len(seeds) <= _LONGEST_SEEDS else f"{len(conditions.seeds)}seeds")
     return "_".join(words)
 
 
