@@ -59,6 +59,12 @@ def test_an_entropy_that_rises_above_its_limit_is_told_and_one_that_begins_there
     assert told(records[:2], entropy_max=5.2) == []
 
 
+def test_an_untrained_policy_whose_entropy_wavers_around_the_limit_gives_no_alarm():
+    records = points("learner/entropy", [3.31, 3.285, 3.293, 3.2, 3.3, 3.19, 3.3])
+    assert told(records[:5], entropy_max=3.292) == []
+    assert told(records, entropy_max=3.292) == [(7, "entropy_high")]  # it was 0.1 nat below
+
+
 def test_the_exact_kl_is_what_counts_where_there_is_one():
     assert told(points("learner/approx_kl", [0.1, 0.6]), kl_max=0.5) == [(2, "kl_high")]
     assert told(points("learner/approx_kl", [0.6], **{"learner/kl": 0.4}), kl_max=0.5) == []

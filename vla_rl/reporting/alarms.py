@@ -26,6 +26,7 @@ from vla_rl.reporting.text import number, percent
 ALARMS_FILE = "alarms.jsonl"
 QUIET_POINTS = 10  # log points without the condition, before it may be told again
 OPENING_POINTS = 10  # log points with which a later value loss is compared
+RISE = 0.1  # nat per token by which the entropy must have been below its limit: an untrained policy wavers around it
 STANDARD_ERRORS = 3.0  # of a difference of two success rates, beyond which it is no noise
 
 
@@ -68,7 +69,7 @@ class Alarms:
         self._quiet: dict[str, int] = {}  # log points without its condition, for each alarm that was given
         self._peak = 0.0  # success rate
         self._episodes_at_success = self._episodes_at_failure = 0
-        self._was_below_max = False  # the entropy
+        self._was_below_max = False  # the entropy, clearly
         self._opening: list[float] = []  # value losses
         self._skipped = 0.0  # updates
         for record in before:
@@ -159,7 +160,7 @@ class Alarms:
         entropy, limit = _value(record, "learner/entropy"), self._limits.entropy_max
         if entropy is None or limit is None:
             return None
-        if entropy <= limit:
+        if entropy <= limit - RISE:
             self._was_below_max = True
         if entropy <= limit or not self._was_below_max:  # an untrained policy begins above it
             return None
