@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -141,16 +140,15 @@ def make_supervised_plan(recipe: SupervisedRecipe, progress: Progress = lambda _
 
 
 def _check_cache(cache: str) -> None:
-    """Refuse a place where no folder of frames can be, before the run has one.
+    """Refuse a place where no folder of frames can be. One that is complete may be read-only.
 
     Raises:
         ValueError: naming the field.
     """
     folder = Path(cache).expanduser()
     there = next(place for place in (folder, *folder.parents) if place.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        fault = "cannot be written to" if there.is_dir() else "is a file"
-        raise ValueError(f"demos.cache: expected a folder for frames, found {cache}: {there} {fault}. Name another one")
+    if not there.is_dir():
+        raise ValueError(f"demos.cache: expected a folder for frames, found {cache}: {there} is a file. Name another one")
 
 
 def _name_of(path: Path) -> str:
