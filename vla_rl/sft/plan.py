@@ -148,7 +148,7 @@ def _check_cache(cache: str) -> None:
     folder = Path(cache).expanduser()
     there = next(place for place in (folder, *folder.parents) if place.exists())
     if not there.is_dir():
-        raise ValueError(f"demos.cache: expected a folder for frames, found {cache}: {there} is a file. Name another one")
+        raise ValueError(f"demos.cache: expected a folder for frames, found {cache}: {there} is a file. Name another")
 
 
 def _name_of(path: Path) -> str:
