@@ -268,7 +268,7 @@ def test_the_start_is_evaluated_first_and_every_run_after_it_on_the_same_stored_
 
 def test_a_recipe_that_trains_on_the_stored_states_is_evaluated_on_drawn_ones(tmp_path, checkpoint):
     recipe = tmp_path / "own.yaml"
-    text = "base: libero_tiny_gipo\nname: own\nenv: {init_states: standard}\n"
+    text = "base: libero_tiny_gipo\nname: own\nenv: {init_states: standard}\nevaluation: {tasks: [0]}\n"
     recipe.write_text(text, encoding="utf-8")
     start = own_start(str(recipe), target=0.75, env_steps=3200, tasks=[2, 7], checkpoint=checkpoint, states=25)
     jobs = {job.name: job for job in jobs_of(replace(PRESET, recipe=str(recipe), starts=(start,), seeds=1), tmp_path)}

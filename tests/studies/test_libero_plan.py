@@ -88,7 +88,7 @@ def test_warm_ups_of_a_recipe_end_before_a_study_that_is_shorter():
 def test_all_runs_end_by_their_updates_whatever_else_ends_the_recipes_run(tmp_path):
     own = tmp_path / "own.yaml"
     ends = "{minutes: 5, env_steps: 900, stop_at_success: 0.9, stop_after_evaluations_without_gain: 2}"
-    evaluation = "{episodes_per_task: 4, every_optimizer_steps: 10}"
+    evaluation = "{episodes_per_task: 4, every_optimizer_steps: 10, tasks: [0]}"  # not one of the study's
     own.write_text(f"base: libero_tiny_gipo\nname: own\nbudget: {ends}\nevaluation: {evaluation}\n", encoding="utf-8")
     plan = replace(PLAN, recipe=str(own), optimizer_steps=7)
     budget = plan.recipe_of(plan.runs()[0]).budget.model_dump(exclude_none=True)

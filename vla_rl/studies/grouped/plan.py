@@ -201,6 +201,7 @@ class GroupPlan:
             *([] if start.is_own else checkpoint),
             "checkpoint.keep_best=false",
             "evaluation.episodes_per_task=0",
+            "evaluation.tasks=all",
             "evaluation.every_optimizer_steps=null",
             "logging.tensorboard=false",
             f"logging.recent_episodes={start.window}",

@@ -115,6 +115,7 @@ class Plan:
             f"seed={run.seed}",
             f"env.suite={self.suite}",
             f"env.tasks={list(self.tasks)}",
+            "evaluation.tasks=all",  # the recipe's may be others
             f"env.init_states={self.init_states}",
             f"policy.checkpoint={start}",
             f"rollout.envs_per_worker={len(self.tasks)}",

@@ -120,6 +120,7 @@ class Grid:
             f"seed={run.seed}",
             f"regime={run.regime}",
             f"env.tasks=[{run.task}]",
+            "evaluation.tasks=all",  # the recipe's may be others
             f"budget.optimizer_steps={self.optimizer_steps}",
             "budget.env_steps=null",
             *NO_EARLIER_END,
