@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from vla_rl.cli.eval_view import EvaluationProgress, results_table
 from vla_rl.cli.main import app
 from vla_rl.envs.libero.protocol import Protocol
-from vla_rl.errors import UserError
+from vla_rl.errors import CellFailureError, UserError
 from vla_rl.evaluation.episode_log import EPISODES_FILE, EpisodeLog, EpisodeResult
 from vla_rl.evaluation.eval_options import EvalOptions
 from vla_rl.evaluation.eval_results import summarise
@@ -51,10 +51,12 @@ REPORT = EvaluationReport(
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
-    """Every call of the evaluation, which is replaced; a checkpoint called 'wrong' is refused."""
+    """Every call of the evaluation, which is replaced; the checkpoint 'wrong' is refused, and 'slow' is too slow."""
     noted: list[Call] = []
 
     def evaluate(checkpoint: str, choices: EvalOptions, *, progress: Progress) -> EvaluationReport:
+        if checkpoint == "slow":
+            raise CellFailureError("no sign of life for 130 s (allowed: 120 s, rollout.step_timeout_s)")
         if checkpoint == "wrong":
             raise UserError("checkpoint wrong: no such folder")
         noted.append((checkpoint, choices))
@@ -78,6 +80,7 @@ def test_the_options_reach_the_evaluation(calls: list[Call]) -> None:
         "--episodes-per-task", "5", "--protocol", "long", "--init-states", "spare", "--horizon", "9",
         "--temperature", "1.6", "--seed", "7,8", "--control", "instruction,blind", "--video", "failures",
         "--perturb", "camera:3",
+        "--step-timeout", "600", "--start-timeout", "900",
         "--workers", "2", "--serial", "--assets", "proxy", "--profile", "rlinf", "--out", "there", "--allow-unpinned",
         "--statistics", "libero_90_no_noops_trajall", "--no-self-test",
     )  # fmt: skip
@@ -89,6 +92,7 @@ def test_the_options_reach_the_evaluation(calls: list[Call]) -> None:
                 suites=("libero_goal", "libero_10", "libero_object"), tasks=(0, 2, 3), episodes_per_task=5,
                 protocol=Protocol("long"), init_states="spare", horizon=9, temperature=1.6, seeds=(7, 8),
                 controls=("blind", "instruction"), perturb="camera:3", video="failures", workers=2, serial=True,
+                step_timeout=600.0, start_timeout=900.0,
                 assets="proxy", profile="rlinf", out=Path("there"), allow_unpinned=True,
                 statistics="libero_90_no_noops_trajall", self_test=False,
             ),
@@ -128,6 +132,13 @@ def test_the_table_on_a_terminal_holds_rates_intervals_and_initial_states() -> N
     assert len(text.splitlines()[1:-2]) == 5  # head, rule, a task, its suite, room: nothing is folded at 80 columns
     for cell in ("libero_goal", "8/10", "80.0 %", "49.0 to 94.3", "standard", "sampled initial"):
         assert cell in text
+
+
+@pytest.mark.usefixtures("calls")
+def test_a_failure_names_the_option_that_would_have_prevented_it() -> None:
+    result = invoke("slow")
+    assert result.exit_code == 1
+    assert "no sign of life for 130 s (allowed: 120 s, --step-timeout)" in result.stderr
 
 
 @pytest.mark.usefixtures("calls")

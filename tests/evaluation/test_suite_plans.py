@@ -18,9 +18,16 @@ from vla_rl.evaluation.eval_options import EvalOptions
 from vla_rl.evaluation.evaluate import evaluate
 from vla_rl.evaluation.play import fit_slots
 from vla_rl.evaluation.policy_source import find_policy
-from vla_rl.evaluation.suite_plans import all_deviations, folder_name, make_conditions, make_suite_plans, usual_workers
+from vla_rl.evaluation.suite_plans import (
+    all_deviations,
+    folder_name,
+    make_conditions,
+    make_suite_plans,
+    named_by_options,
+    usual_workers,
+)
 from vla_rl.evaluation.while_training import check_evaluation
-from vla_rl.recipe import Recipe, find_recipe, load_recipe, load_recorded_recipe
+from vla_rl.recipe import Recipe, RecipeError, find_recipe, load_recipe, load_recorded_recipe
 
 needs_simulator = pytest.mark.skipif(importlib.util.find_spec("libero") is None, reason="hf-libero is not installed")
 
@@ -111,6 +118,23 @@ def test_the_number_of_workers_that_was_asked_for_is_taken(trained, monkeypatch)
         assert suite.plan.setup.rollout.num_workers == found
     (suite,) = make_suite_plans(source, options(assets=None, workers=None, serial=True))
     assert suite.plan.num_slots == 1
+
+
+def test_processes_may_be_silent_for_as_long_as_asked_or_else_as_in_the_training(trained):
+    source = find_policy(str(trained), profile="auto")
+    for step, start in ((None, None), (7.0, None), (None, 900.0)):
+        (suite,) = make_suite_plans(source, options(assets=None, step_timeout=step, start_timeout=start))
+        rollout = suite.plan.setup.rollout
+        assert (rollout.step_timeout_s, rollout.start_timeout_s) == (step or 120.0, start or 300.0)
+    with pytest.raises(RecipeError, match="--step-timeout"):
+        make_suite_plans(source, options(assets=None, step_timeout=0.0))
+
+
+def test_a_failure_names_options_instead_of_the_fields_of_a_recipe():
+    silent = "env worker 0 gave no sign of life for 130 s while STEPPING (allowed: 120 s, rollout.step_timeout_s)"
+    used_up = "the cell has used up its 5 restarts (rollout.max_restarts)\nlog"
+    assert named_by_options(silent).endswith("(allowed: 120 s, --step-timeout)")
+    assert named_by_options(used_up) == "the cell has used up its 5 restarts\nlog"
 
 
 @pytest.mark.parametrize(("episodes", "workers", "slots"), [(1, 1, 1), (3, 3, 1), (4, 4, 1), (5, 4, 2), (500, 4, 2)])

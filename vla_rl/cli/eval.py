@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from vla_rl.cli.commentary import only_comments
-from vla_rl.errors import UserError, preflight
+from vla_rl.errors import CellFailureError, UserError, preflight
 from vla_rl.policies.openvla_oft.profiles import ProfileName
 
 if TYPE_CHECKING:
@@ -92,6 +92,23 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
             "--workers", min=1, help="Simulator processes.", show_default="usable cores minus one, at most 16"
         ),
     ] = None,
+    step_timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--step-timeout",
+            help="Seconds in which a simulator must have played a chunk and the policy decided. A simulator that has "
+            "not is started anew.",
+            show_default="as in its training, or 120",
+        ),
+    ] = None,
+    start_timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--start-timeout",
+            help="Seconds for building a simulator or the policy.",
+            show_default="as in its training, or 300",
+        ),
+    ] = None,
     serial: Annotated[
         bool, typer.Option("--serial", help="Use one process and a fixed order, so that a repetition is bit-identical.")
     ] = False,
@@ -160,6 +177,7 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
     from vla_rl.envs.libero.protocol import Protocol
     from vla_rl.evaluation.eval_options import EvalOptions
     from vla_rl.evaluation.evaluate import evaluate as run_evaluation
+    from vla_rl.evaluation.suite_plans import named_by_options
 
     options = EvalOptions(
         suites=tuple(name for entry in suite or () for name in entry.split(",")),
@@ -167,6 +185,8 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
         episodes_per_task=episodes_per_task,
         protocol=Protocol(protocol),
         workers=workers,
+        step_timeout=step_timeout,
+        start_timeout=start_timeout,
         seeds=seeds,
         init_states=init_states,
         horizon=horizon,
@@ -184,8 +204,11 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
     )
     if not as_json:
         only_comments()
-    with EvaluationProgress() as progress:
-        report = run_evaluation(checkpoint, options, progress=progress)
+    try:
+        with EvaluationProgress() as progress:
+            report = run_evaluation(checkpoint, options, progress=progress)
+    except CellFailureError as error:
+        raise CellFailureError(named_by_options(str(error))) from error
     if as_json:
         print(report.to_json())
     else:

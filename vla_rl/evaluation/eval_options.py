@@ -20,6 +20,8 @@ class EvalOptions:
     episodes_per_task: int = EPISODES_PER_TASK  # initial states 0 .. n - 1 of each task, with each seed
     protocol: Protocol = OFT
     workers: int | None = None  # simulator processes; None: `suite_plans.usual_workers`
+    step_timeout: float | None = None  # seconds that a process may be silent; None: as in the training, or 120
+    start_timeout: float | None = None  # the same while it builds; None: as in the training, or 300
     seeds: tuple[int, ...] = (0,)  # seeds of the environments: every episode is played with each
     init_states: InitStates | None = None  # None: `standard`, the benchmark's
     horizon: int | None = None  # control steps, instead of the protocol's

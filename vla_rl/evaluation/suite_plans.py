@@ -28,7 +28,10 @@ _OPTIONS = {  # options by the fields that they set, for messages
     "env.assets": "--assets",
     "rollout.temperature": "--temperature",
     "rollout.num_workers": "--workers",
+    "rollout.step_timeout_s": "--step-timeout",
+    "rollout.start_timeout_s": "--start-timeout",
 }
+_OTHER_FIELDS = " (rollout.max_restarts)"  # in messages of failures, without an option
 _SERIAL_SLOTS = 1  # batches of one, so that decisions do not depend on their neighbours
 _SLOTS_PER_WORKER = 2  # one simulates while the other waits for its decision
 _LONGEST_SEEDS = 80  # characters in a folder's name, which may have 255
@@ -225,8 +228,13 @@ def _setup(source: PolicySource, options: EvalOptions, suite: str) -> Setup:
     }
     if options.serial:
         changes["runtime", "mode"] = "serial"
-    if options.temperature is not None:
-        changes["rollout", "temperature"] = options.temperature
+    for name, value in (
+        ("temperature", options.temperature),
+        ("step_timeout_s", options.step_timeout),
+        ("start_timeout_s", options.start_timeout),
+    ):
+        if value is not None:
+            changes["rollout", name] = value
     trained_here = source.run is not None and source.run.env.suite_name == suite
     statistics = source.statistics if trained_here else None
     for field, value in setup.policy.evaluation_changes(
@@ -240,6 +248,13 @@ def _setup(source: PolicySource, options: EvalOptions, suite: str) -> Setup:
         return change_setup(setup, changes, source=title)
     except RecipeError as error:
         raise RecipeError(title, [_as_option(problem) for problem in error.problems]) from None
+
+
+def named_by_options(message: str) -> str:
+    """Return the message of a failure with the options of an evaluation instead of the fields of a recipe."""
+    for field, option in _OPTIONS.items():
+        message = message.replace(field, option)
+    return message.replace(_OTHER_FIELDS, "")
 
 
 def _as_option(problem: Problem) -> Problem:

@@ -52,6 +52,12 @@ class CellLimits:
     start_timeout_s: float
     max_restarts: int
 
+    def of(self, *, starting: bool) -> tuple[float, str]:
+        """Return how long a process may be silent, in seconds, and the same in words with the field that says it."""
+        if starting:
+            return self.start_timeout_s, f"allowed: {self.start_timeout_s:.0f} s, rollout.start_timeout_s"
+        return self.step_timeout_s, f"allowed: {self.step_timeout_s:.0f} s, rollout.step_timeout_s"
+
 
 @dataclass(slots=True)
 class _EnvWorkerState:
@@ -215,13 +221,13 @@ class Cell:
             )
         silent = self._silence("inference_heartbeat")
         started = self._counters.get("inference_policy_version") >= 0
-        allowed = self._limits.step_timeout_s if started else self._limits.start_timeout_s
+        allowed, named = self._limits.of(starting=not started)
         if silent > allowed:
             self._dump_stack(process)
             process.kill()
             raise CellFailureError(
-                f"the inference worker gave no sign of life for {silent:.0f} s (allowed: {allowed:.0f} s, "
-                f"rollout.step_timeout_s / start_timeout_s)\n" + last_words(self._inference_settings.log_path)
+                f"the inference worker gave no sign of life for {silent:.0f} s ({named})\n"
+                + last_words(self._inference_settings.log_path)
             )
 
     def _check_env_worker(self, state: _EnvWorkerState) -> None:
@@ -239,14 +245,12 @@ class Cell:
         silent = self._silence("env_worker_heartbeat", worker)
         phase = EnvWorkerPhase(int(self._counters.get("env_worker_phase", worker)))
         building = phase in (EnvWorkerPhase.STARTING, EnvWorkerPhase.RESETTING)
-        allowed = self._limits.start_timeout_s if building else self._limits.step_timeout_s
+        allowed, named = self._limits.of(starting=building)
         if silent > allowed:
             self._dump_stack(process)
             process.kill()
             process.join(CLOSE_S)
-            self._restart(
-                state, f"gave no sign of life for {silent:.0f} s while {phase.name} (allowed: {allowed:.0f} s)"
-            )
+            self._restart(state, f"gave no sign of life for {silent:.0f} s while {phase.name} ({named})")
 
     def _restart(self, state: _EnvWorkerState, reason: str) -> None:
         name = f"env worker {state.settings.worker_index}"
