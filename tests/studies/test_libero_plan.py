@@ -95,6 +95,17 @@ def test_all_runs_end_by_their_updates_whatever_else_ends_the_recipes_run(tmp_pa
     assert budget == {"optimizer_steps": 7}
 
 
+def test_no_run_plays_an_evaluation_of_its_own_beside_those_of_the_study(tmp_path):
+    own = tmp_path / "own.yaml"
+    evaluation = "evaluation: {episodes_per_task: 4, every_optimizer_steps: 10}\ncheckpoint: {keep_best: true}\n"
+    own.write_text(f"base: libero_tiny_gipo\nname: own\n{evaluation}", encoding="utf-8")
+    plan = replace(PLAN, recipe=str(own))
+    assert plan.base().evaluation.episodes_per_task == 4
+    for run in plan.runs():
+        recipe = plan.recipe_of(run)
+        assert (recipe.evaluation.episodes_per_task, recipe.evaluation.every_optimizer_steps) == (0, None)
+
+
 def test_a_regime_of_the_recipe_changes_no_replay_ratio_between_rings_or_budgets(tmp_path):
     own = tmp_path / "own.yaml"
     own.write_text(

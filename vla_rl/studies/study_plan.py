@@ -18,6 +18,13 @@ NO_EARLIER_END = (
     "budget.stop_at_success=null",
     "budget.stop_after_evaluations_without_gain=null",
 )
+# Overrides of runs whose own evaluations a study would not read and its price does not count.
+NO_OWN_EVALUATION = (
+    "checkpoint.keep_best=false",
+    "evaluation.episodes_per_task=0",
+    "evaluation.tasks=all",  # the recipe's may be none of the study's
+    "evaluation.every_optimizer_steps=null",
+)
 
 
 def require_known(option: str, found: Sequence[str], known: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ from vla_rl.credit.group import Group
 from vla_rl.errors import UserError
 from vla_rl.recipe import Recipe, find_recipe, load_recipe
 from vla_rl.recipe.rules import decisions_per_episode, smallest_ring
-from vla_rl.studies.study_plan import NO_EARLIER_END, require_known
+from vla_rl.studies.study_plan import NO_EARLIER_END, NO_OWN_EVALUATION, require_known
 
 RECIPE = "gates"
 OWN_START = "own"
@@ -199,10 +199,7 @@ class GroupPlan:
             f"budget.env_steps={start.env_steps}",
             *NO_EARLIER_END,
             *([] if start.is_own else checkpoint),
-            "checkpoint.keep_best=false",
-            "evaluation.episodes_per_task=0",
-            "evaluation.tasks=all",
-            "evaluation.every_optimizer_steps=null",
+            *NO_OWN_EVALUATION,
             "logging.tensorboard=false",
             f"logging.recent_episodes={start.window}",
         ]

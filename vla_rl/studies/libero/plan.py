@@ -24,7 +24,7 @@ from vla_rl.errors import UserError
 from vla_rl.libero_suites import SUITES
 from vla_rl.recipe import Recipe, find_recipe, load_recipe
 from vla_rl.studies.held_out import held_out_states
-from vla_rl.studies.study_plan import NO_EARLIER_END, base_recipe, require_known
+from vla_rl.studies.study_plan import NO_EARLIER_END, NO_OWN_EVALUATION, base_recipe, require_known
 from vla_rl.studies.surrogate_labels import StudySurrogate, canonical_labels
 from vla_rl.workers.episodes import SAMPLED_STATES
 
@@ -115,7 +115,6 @@ class Plan:
             f"seed={run.seed}",
             f"env.suite={self.suite}",
             f"env.tasks={list(self.tasks)}",
-            "evaluation.tasks=all",  # the recipe's may be others
             f"env.init_states={self.init_states}",
             f"policy.checkpoint={start}",
             f"rollout.envs_per_worker={len(self.tasks)}",
@@ -129,6 +128,7 @@ class Plan:
             f"optimizer.value_warmup={min(base.optimizer.value_warmup, self.optimizer_steps - 1)}",
             "budget.env_steps=null",
             *NO_EARLIER_END,
+            *NO_OWN_EVALUATION,
             *_overrides_of_arm(run.arm),
         ]
 
