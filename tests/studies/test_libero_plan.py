@@ -21,6 +21,7 @@ from vla_rl.policies.openvla_oft.checkpoint_writer import write_checkpoint
 from vla_rl.policies.openvla_oft.section import OpenVLAOFTSection
 from vla_rl.recipe import RecipeError, find_recipe
 from vla_rl.recipe.loading import load_supervised_recipe
+from vla_rl.studies import jobs as study_jobs
 from vla_rl.studies.held_out import HELD_OUT_SEED
 from vla_rl.studies.jobs import run_study
 from vla_rl.studies.libero.plan import CHOICE_SEED, PRESETS, RING_SIZES, UNCHANGED, choose_start
@@ -428,6 +429,16 @@ def test_the_suite_of_all_runs_is_that_of_the_recipe(tmp_path):
     done = CliRunner().invoke(app, ["study", "libero", *options])
     assert done.exit_code == 0, done.output
     assert done.output.startswith("libero_object, tasks 3 × gipo, ppo, sapo, lr0 × fresh × seed 0\n")
+
+
+def test_a_recipe_of_another_policy_than_is_cloned_asks_for_a_start_before_anything_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr(study_jobs, "run_study", None)  # nothing calls it
+    out = tmp_path / "out"
+    done = CliRunner().invoke(app, ["study", "libero", "--recipe", "libero_goal_gipo", "--out", str(out)])
+    assert done.exit_code == 2, done.output
+    assert "policy.checkpoint is ./checkpoints/openvla-oft-libero-goal in libero_goal_gipo" in done.output
+    assert "Add --start DIR" in done.output
+    assert not out.exists()
 
 
 def test_a_recipe_that_contradicts_its_start_is_refused_before_anything_starts(tmp_path):

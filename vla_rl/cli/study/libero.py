@@ -70,7 +70,7 @@ def libero(  # noqa: PLR0913 - one parameter per option
             file_okay=False,
             resolve_path=True,
             help="Checkpoint that all runs start from, such as a public one. Without it demonstrations are collected "
-            "and a policy is cloned from them.",
+            "and a tiny policy is cloned from them.",
             show_default=False,
         ),
     ] = None,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vla_rl.errors import preflight
+from vla_rl.errors import UserError, preflight
 from vla_rl.evaluation.episode_log import EPISODES_FILE, read_episodes
 from vla_rl.evaluation.eval_results import summarise
 from vla_rl.recipe import Recipe
@@ -21,6 +21,7 @@ from vla_rl.studies.jobs import ONE_CORE, Job, resume_option, share_of_updates
 from vla_rl.studies.libero.plan import (
     ACTIONS,
     CHOICE_SEED,
+    TINY,
     Actions,
     Plan,
     StudyRun,
@@ -107,8 +108,8 @@ class Stages:
         """Take the plan and the folder of the jobs' folders.
 
         Raises:
-            UserError: the recipe does not fit or is not possible here, or a given start is no checkpoint that it can be
-                trained from.
+            UserError: the recipe does not fit or is not possible here, a given start is no checkpoint that it can be
+                trained from, or none is given and the recipe is of another policy than the study clones.
         """
         self._plan, self._folder = plan, folder
         self._recipe = plan.recipe_of(plan.runs()[0])
@@ -116,6 +117,8 @@ class Stages:
         if plan.start:
             with preflight():
                 check_contradictions(plan_policy(self._recipe.setup).contradictions, source=self._recipe.name)
+        else:
+            _check_cloned(plan)
         alike = {run.regime: run for run in plan.runs()}  # arm and seed change no sizes
         self._memory = {regime: memory_of_run(plan.recipe_of(run)) for regime, run in alike.items()}
 
@@ -274,6 +277,21 @@ class Stages:
             record={"stage": "run", "arm": run.arm, "regime": run.regime, "seed": run.seed},
             needs=self.choices,
             continues=True,
+        )
+
+
+def _check_cloned(plan: Plan) -> None:
+    """Check that a study that clones its start has a recipe of the policy that it clones.
+
+    Raises:
+        UserError: the recipe names another.
+    """
+    checkpoint = getattr(plan.base().policy, "checkpoint", None)
+    if checkpoint != TINY:
+        raise UserError(
+            f"--recipe: policy.checkpoint is {checkpoint} in {plan.recipe}, but without --start all runs start from a "
+            f"clone of the policy {TINY}. Add --start DIR, the folder of the checkpoint to start from, or choose a "
+            f"recipe whose policy.checkpoint is {TINY}"
         )
 
 
