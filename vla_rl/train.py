@@ -6,11 +6,12 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
-from vla_rl.errors import CellFailureError, NoSignalError, RunFailureError, UserError, preflight
+from vla_rl.errors import CellFailureError, NoSignalError, RunFailureError, preflight
 from vla_rl.evaluation.evaluate import evaluate
 from vla_rl.evaluation.outcome import EvaluationReport
 from vla_rl.evaluation.run_evaluations import Evaluations
@@ -22,14 +23,14 @@ from vla_rl.learner.launch import launched_rank
 from vla_rl.learner.notice_board import NoticeBoard
 from vla_rl.learner.strategies import close_process_group
 from vla_rl.policies.devices import free_device_memory
-from vla_rl.recipe import BudgetSection, Recipe, load_recorded_recipe
+from vla_rl.recipe import BudgetSection, Recipe
 from vla_rl.reporting.live import make_display
 from vla_rl.reporting.metrics_file import Clocks
-from vla_rl.reporting.run_folder import RECIPE_FILE, as_argument
+from vla_rl.reporting.run_folder import as_argument
 from vla_rl.run.beginning import Beginning, Claim, find_beginning, found_in, is_first_rank, open_folder
 from vla_rl.run.couriers import Couriers
 from vla_rl.run.estimate import DryRunReport, Line, estimate
-from vla_rl.run.folder import RunFolder, assets_of
+from vla_rl.run.folder import assets_of
 from vla_rl.run.log import RunLog, log_to
 from vla_rl.run.plan import TrainingPlan, check_contradictions, check_other_machines, make_training_plan
 from vla_rl.run.ranks import number_of_ranks, ranks_of_machine, start_ranks
@@ -156,7 +157,7 @@ def _train_rank(
                     built=start.compare_weights,
                 )
             )
-        cut_short = _cut_short(run, start.folder) if _is_spent(run) else ""
+        cut_short = start.cut_short(recipe.budget, partial(_is_spent, run))
         start.record(
             recipe,
             claim,
@@ -298,22 +299,6 @@ def _save_last(run: TrainingRun, run_log: RunLog, *, earlier: CheckpointInfo | N
             else f"No other was written, so what was learned is lost. Make room, and begin anew: {resume}"
         )
     )
-
-
-def _cut_short(run: TrainingRun, folder: RunFolder) -> str:
-    """Return how the budget of a resume ends a run at once; empty where the budget that it recorded is spent too."""
-    try:
-        recorded = load_recorded_recipe(folder.path / RECIPE_FILE).budget
-    except UserError:  # there is none, or it is of another version
-        return ""
-    if _is_spent(run, recorded):
-        return ""
-    changed = [
-        f"budget.{name}={'null' if value is None else value}"
-        for name, value in run.plan.recipe.budget
-        if value != getattr(recorded, name)
-    ]
-    return f"it was resumed with {', '.join(changed)}, which was spent already"
 
 
 def _is_spent(run: TrainingRun, budget: BudgetSection | None = None) -> bool:

@@ -19,6 +19,7 @@ from fake_trackers import Fake, events
 from safetensors.torch import load_file
 from sft_demos import RECIPE, write_demos
 
+from vla_rl.cli import sft as sft_verb
 from vla_rl.envs.libero.section import LiberoSection
 from vla_rl.errors import RunFailureError, UserError
 from vla_rl.evaluation.history import recorded_history
@@ -31,6 +32,7 @@ from vla_rl.run.utilisation import hours_on_cards
 from vla_rl.sft import stage
 from vla_rl.sft.plan import make_supervised_plan
 from vla_rl.sft.stage import dry_run
+from vla_rl.sft.supervised_run import SupervisedRun
 from vla_rl.sft.written_policy import demonstrated, write_policy
 from vla_rl.sharing.card import make_card
 from vla_rl.tracking import TrackersSection
@@ -332,6 +334,25 @@ def test_a_run_does_not_go_on_in_another_random_network(run, demos):
     with pytest.raises(ValueError, match=refused):
         dry(build_supervised_recipe(RECIPE.format(path=demos), [*adapters, "seed=6"]))
     dry(build_supervised_recipe(RECIPE.format(path=demos), [*adapters, "seed=5"]))
+
+
+def test_a_smaller_budget_that_ends_a_run_at_once_is_recorded_as_the_reason(run, tmp_path, monkeypatch) -> None:
+    def failed(_run: SupervisedRun) -> None:
+        raise RunFailureError("out of luck")
+
+    run("budget.optimizer_steps=2")
+    assert run("budget.optimizer_steps=1", resume=True).reason == ""  # its own budget is spent as well
+    with monkeypatch.context() as failing, pytest.raises(RunFailureError):
+        failing.setattr(SupervisedRun, "update", failed)
+        run("budget.optimizer_steps=6", resume=True)
+    ended = run("budget.optimizer_steps=1", resume=True)
+    assert (ended.optimizer_steps, ended.reason) == (
+        2,
+        "it was resumed with budget.optimizer_steps=1, which was spent already",
+    )
+    state = read_state(tmp_path / "run", is_spent=True)
+    assert (state.state, state.reason) == ("finished", ended.reason)
+    assert f"ended early: {ended.reason}\n" in sft_verb._summary(ended)
 
 
 def test_a_run_goes_on_until_its_closing_evaluation_has_ended(run, tmp_path, monkeypatch) -> None:

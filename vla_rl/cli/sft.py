@@ -81,6 +81,7 @@ def _summary(outcome: SupervisedOutcome) -> str:
     lines = [] if outcome.evaluation is None else [str(outcome.evaluation)]
     lines += [
         f"{'interrupted' if outcome.interrupted else 'finished'} after {outcome.optimizer_steps} optimizer steps",
+        *([f"ended early: {outcome.reason}"] if outcome.reason else []),
         f"run         {outcome.run_dir}",
         f"checkpoint  {outcome.checkpoint}",
     ]

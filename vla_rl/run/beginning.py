@@ -12,17 +12,18 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from torch import nn
 
-from vla_rl.errors import preflight
+from vla_rl.errors import UserError, preflight
 from vla_rl.learner.checkpoint import CheckpointInfo, Search
 from vla_rl.learner.launch import launched_rank
 from vla_rl.learner.notice_board import NoticeBoard
-from vla_rl.recipe import Recipe, SupervisedRecipe
+from vla_rl.recipe import BudgetSection, OptimizerSteps, Recipe, SupervisedRecipe, load_any_recipe
 from vla_rl.reporting.metrics_file import Clocks, MetricsWriter
+from vla_rl.reporting.run_folder import RECIPE_FILE
 from vla_rl.reporting.run_state import RunLife
 from vla_rl.run.couriers import Couriers
 from vla_rl.run.folder import RunFolder
@@ -30,6 +31,7 @@ from vla_rl.run.roll_call import Facts, common_start, compare_facts, compare_wei
 from vla_rl.section import Problem
 
 AnyRecipe = Recipe | SupervisedRecipe
+Budget = TypeVar("Budget", BudgetSection, OptimizerSteps)
 
 
 def plain_lines(console: Console) -> Callable[[str], None]:
@@ -174,6 +176,30 @@ class Beginning:
             claim.life.begin()
             if self.board is not None:
                 self.board.at_forced_end = claim.life.fail
+
+    def cut_short(self, budget: Budget, is_spent: Callable[[Budget], bool]) -> str:
+        """Return how the budget of a resume ends a run at once; empty if it does not, or if the recorded one does too.
+
+        Call it before `record`, which writes the recipe that is compared.
+
+        Args:
+            budget: of this call.
+            is_spent: whether the run has used up a budget.
+        """
+        if not is_spent(budget):
+            return ""
+        try:
+            recorded = load_any_recipe(self.folder.path / RECIPE_FILE).budget
+        except UserError:  # there is none, or it is of another version
+            return ""
+        if not isinstance(recorded, type(budget)) or is_spent(recorded):
+            return ""
+        changed = [
+            f"budget.{name}={'null' if value is None else value}"
+            for name, value in budget
+            if value != getattr(recorded, name)
+        ]
+        return f"it was resumed with {', '.join(changed)}, which was spent already"
 
     def metrics_writer(self, couriers: Couriers, clocks: Clocks, *, tensorboard: bool) -> MetricsWriter:
         """Return the writer of log points, which is rank 0's; `clocks` are those that a resumed run goes on from."""

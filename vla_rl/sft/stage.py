@@ -31,7 +31,7 @@ from vla_rl.learner.launch import launched_rank
 from vla_rl.learner.notice_board import NoticeBoard
 from vla_rl.learner.strategies import close_process_group
 from vla_rl.policies.devices import free_device_memory
-from vla_rl.recipe import SupervisedRecipe
+from vla_rl.recipe import OptimizerSteps, SupervisedRecipe
 from vla_rl.reporting.evaluated_points import EvaluatedPoint, evaluated_points
 from vla_rl.reporting.metrics_file import METRICS_FILE, MetricsWriter, read_metrics
 from vla_rl.reporting.run_folder import as_argument
@@ -64,6 +64,7 @@ class SupervisedOutcome:
     checkpoint: Path
     policy: Path | None  # checkpoint directory in the public layout; None: interrupted
     interrupted: bool
+    reason: str  # why it ended by itself before its budget was spent; empty otherwise
     evaluation: EvaluationReport | None
 
 
@@ -153,6 +154,7 @@ def _rank(
                     built=start.compare_weights,
                 )
             )
+        cut_short = start.cut_short(recipe.budget, partial(_is_spent, run))
         start.record(
             recipe,
             claim,
@@ -180,7 +182,7 @@ def _rank(
         checkpoint = stage.train()
         # A rank's machine may be asked to stop alone; all end with it.
         interrupted = run.engine.collectives.any_over_ranks(stop.requested and not _is_spent(run))
-        claim.life.interrupted = interrupted
+        claim.life.interrupted, claim.life.reason = interrupted, cut_short
         if not interrupted:
             run.forget_frames()
         close_process_group()
@@ -190,7 +192,7 @@ def _rank(
             return None
         policy = None if interrupted else _write_last_policy(plan, checkpoint, run_dir)
     return SupervisedOutcome(
-        run_dir, run.optimizer_steps, stage.latest, checkpoint.path, policy, interrupted, evaluation=None
+        run_dir, run.optimizer_steps, stage.latest, checkpoint.path, policy, interrupted, cut_short, evaluation=None
     )
 
 
@@ -221,9 +223,9 @@ def _with_evaluation(outcome: SupervisedOutcome, plan: SupervisedPlan, say: Say)
     return replace(outcome, evaluation=report)
 
 
-def _is_spent(run: SupervisedRun) -> bool:
-    """Return whether the budget of optimizer steps or of time is used up."""
-    budget = run.plan.recipe.budget
+def _is_spent(run: SupervisedRun, budget: OptimizerSteps | None = None) -> bool:
+    """Return whether a budget of optimizer steps or of time is used up: by default the recipe's."""
+    budget = budget or run.plan.recipe.budget
     out_of_time = budget.minutes is not None and run.clocks.seconds > 60 * budget.minutes
     return out_of_time or run.optimizer_steps >= budget.optimizer_steps
 
