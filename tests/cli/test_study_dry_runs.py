@@ -118,6 +118,30 @@ def test_by_default_as_many_runs_are_made_at_once_as_fit_in_memory(verb, monkeyp
     assert int(at_once[1]) == int(8 * (1024 if each[2] == "M" else 1) / float(each[1]))
 
 
+@pytest.mark.parametrize("verb", STUDIES)
+def test_runs_that_compute_on_a_gpu_are_made_one_at_a_time_unless_more_are_asked_for(verb, monkeypatch):
+    monkeypatch.setattr(price, "usable_cores", lambda: 3)
+    monkeypatch.setattr(price, "available_memory", lambda: 2**40)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    of_toy = ["--target", "0.9", "--budget", "1000", "--recipe", "toy"]  # gates names the CPU
+    command = ["study", verb, *(of_toy if verb == "groups" else STUDIES[verb][0]), "--dry-run"]
+    done, both = (CliRunner().invoke(app, [*command, *more]) for more in ([], ["--jobs", "2"]))
+    assert (done.exit_code, both.exit_code) == (0, 0), done.output + both.output
+    assert ", 1 at once: " in done.output
+    assert "would share the memory of one GPU" in done.output
+    assert ", 2 at once: " in both.output
+    assert "GPU" not in both.output
+
+
+def test_runs_that_compute_on_the_cpu_take_all_cores_of_a_machine_with_a_gpu(monkeypatch):
+    monkeypatch.setattr(price, "usable_cores", lambda: 3)
+    monkeypatch.setattr(price, "available_memory", lambda: 2**40)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    told = dry_run("groups").output
+    assert ", 3 at once: " in told
+    assert "GPU" not in told
+
+
 def test_a_run_in_libero_takes_the_memory_of_its_simulators_too():
     recipe = load_recipe(find_recipe("libero_tiny_gipo"), ["rollout.envs_per_worker=2"])
     more = load_recipe(find_recipe("libero_tiny_gipo"), ["rollout.envs_per_worker=3"])

@@ -68,6 +68,7 @@ class Work:
     noun: str  # what the jobs are called in messages, in the plural
     what: str  # the study in a line: the names on its axes
     kind_field: str  # field of a job's record by which its price is told
+    on_gpu: bool = False  # the runs compute on a GPU, all on the same one: nobody gives each a card of its own
     guess: str = ""  # why the expected times are a guess; empty: they are from rates of such runs
 
     def left(self) -> list[Job]:

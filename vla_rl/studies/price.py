@@ -39,9 +39,18 @@ def price(work: Work, *, at_once: int) -> str:
 
 
 def usual_jobs(work: Work) -> int:
-    """Return the default number of jobs at the same time: one for each core, if they fit in memory."""
+    """Return the default number of jobs at the same time: one for each core, if they fit in memory; one on a GPU."""
+    if work.on_gpu:
+        return 1
     cores, each = usable_cores(), _memory_of_one(work.left())
     return max(1, min(cores, available_memory() // each)) if each else cores
+
+
+def why_one(work: Work) -> str:
+    """Return why `usual_jobs` makes one job at a time; empty where it goes by cores and memory."""
+    if not work.on_gpu:
+        return ""
+    return f"one at a time, because the {work.noun} would share the memory of one GPU; --jobs 2 makes two at once"
 
 
 def check_memory(work: Work, *, at_once: int) -> None:

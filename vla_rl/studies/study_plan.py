@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from vla_rl.errors import UserError, preflight
 from vla_rl.recipe import Recipe, find_recipe, load_recipe
 from vla_rl.run.estimate import estimate_memory
-from vla_rl.run.plan import plan_of_sizes
+from vla_rl.run.plan import plan_of_sizes, resolve_device
 
 SIMILAR = 0.75  # of a name to one that may have been meant
 # Overrides of a study's runs, which are compared at the end of equal budgets: a recipe's other ends would make some
@@ -68,6 +68,16 @@ def memory_of_run(recipe: Recipe) -> int:
     """
     with preflight():
         return estimate_memory(plan_of_sizes(recipe), num_ranks=1).host
+
+
+def computes_on_gpu(recipe: Recipe) -> bool:
+    """Return whether a run computes on a GPU of this machine.
+
+    Raises:
+        UserError: the recipe asks for a GPU, and there is none.
+    """
+    with preflight():
+        return resolve_device(recipe.runtime.device) != "cpu"
 
 
 def in_words(axes: Sequence[Sequence[object]], *, seeds: int) -> str:

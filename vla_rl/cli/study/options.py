@@ -47,7 +47,7 @@ JobsOption = Annotated[
         "--jobs",
         min=1,
         help="Runs at the same time, one core each.",
-        show_default="all cores, fewer if the estimated memory is short",
+        show_default="all cores, fewer if the estimated memory is short; on a GPU one",
     ),
 ]
 DryRunOption = Annotated[
@@ -87,10 +87,12 @@ def announce(work: Work, jobs: int | None) -> int:
     Raises:
         UserError: so many jobs do not fit in memory.
     """
-    from vla_rl.studies.price import check_memory, price, usual_jobs
+    from vla_rl.studies.price import check_memory, price, usual_jobs, why_one
 
     at_once = jobs or usual_jobs(work)
     print(price(work, at_once=at_once))
+    if jobs is None and (why := why_one(work)):
+        print(why)
     check_memory(work, at_once=at_once)
     return at_once
 

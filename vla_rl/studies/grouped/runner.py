@@ -24,7 +24,7 @@ from vla_rl.studies.jobs import ONE_CORE, Job, Work, resume_option, share_of_env
 from vla_rl.studies.libero import stages
 from vla_rl.studies.pace import Expected
 from vla_rl.studies.study_file import KIND, STUDY_FILE, read_settings, refuse_another_study
-from vla_rl.studies.study_plan import in_words, memory_of_run
+from vla_rl.studies.study_plan import computes_on_gpu, in_words, memory_of_run
 
 GROUPS = "groups"  # kind of the study
 RUN_FILE = "study_run.json"
@@ -113,6 +113,7 @@ def work_of(plan: GroupPlan, out: Path) -> Work:
         noun="jobs",
         what=in_words([[f"starts {', '.join(start.name for start in plan.starts)}"], plan.methods], seeds=plan.seeds),
         kind_field="stage",
+        on_gpu=computes_on_gpu(plan.recipe_of(plan.runs()[0])),
         guess=_why_a_guess(plan),
     )
 

@@ -15,7 +15,7 @@ from vla_rl.studies.jobs import Work
 from vla_rl.studies.libero.plan import Plan, grown, plan_from
 from vla_rl.studies.libero.stages import JOB_FILE, JOBS, jobs_of, why_a_guess
 from vla_rl.studies.study_file import KIND, STUDY_FILE, read_settings, refuse_another_study
-from vla_rl.studies.study_plan import in_words
+from vla_rl.studies.study_plan import computes_on_gpu, in_words
 
 LIBERO = "libero"
 GROWING = ("arms", "regimes", "seeds")  # fields that a later call may extend
@@ -83,5 +83,6 @@ def work_of(plan: Plan, out: Path) -> Work:
             [[f"{plan.suite}, tasks {', '.join(map(str, plan.tasks))}"], plan.arms, plan.regimes], seeds=plan.seeds
         ),
         kind_field="stage",
+        on_gpu=computes_on_gpu(plan.base()),
         guess=why_a_guess(plan.recipe_of(plan.runs()[0])),
     )

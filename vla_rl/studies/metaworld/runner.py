@@ -23,6 +23,7 @@ from vla_rl.studies.metaworld.duration import expect
 from vla_rl.studies.metaworld.grid import WHOLE, Grid, Share, StudyRun, joined
 from vla_rl.studies.pace import Expected
 from vla_rl.studies.study_file import METAWORLD, STUDY_FILE, SharedByRuns, read_study_file, refuse_another_study
+from vla_rl.studies.study_plan import computes_on_gpu
 
 RUN_FILE = "study_run.json"
 RUNS = "runs"
@@ -137,6 +138,7 @@ def work_of(grid: Grid, out: Path, *, share: Share = WHOLE) -> Work:
         noun="runs",
         what=("" if share == WHOLE else f"share {share.number}/{share.of} of ") + grid.in_words(),
         kind_field="regime",
+        on_gpu=computes_on_gpu(base),
     )
 
 
