@@ -58,7 +58,7 @@ def test_env_workers_that_decide_share_the_half_of_an_inference_worker(
 def test_the_launcher_and_studies_divide_the_same_cores(monkeypatch: pytest.MonkeyPatch, cores: int) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert launch._environment("ddp", "cpu", 3)["OMP_NUM_THREADS"] == "8"
-    without_memory: Any = SimpleNamespace(left=list)  # whose jobs have no estimate of it
+    without_memory: Any = SimpleNamespace(left=list, on_gpu=False)  # whose jobs have no estimate of it
     assert usual_jobs(without_memory) == cores
 
 
