@@ -54,8 +54,10 @@ def nowhere():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stream", ["stdout", "stderr", "both"])
-@pytest.mark.parametrize("kind", ["full", "pipe", "terminal"])
+@pytest.mark.parametrize(
+    ("kind", "stream"),
+    [("full", "both"), ("pipe", "both"), ("terminal", "both"), ("full", "stdout"), ("pipe", "stderr")],
+)
 def test_a_run_whose_terminal_cannot_be_written_to_ends_as_if_it_could(tmp_path, nowhere, kind, stream):
     sink = nowhere(kind)
     names = ("stdout", "stderr")
@@ -205,8 +207,14 @@ def test_an_import_error_after_a_signal_is_an_interruption() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", ASKED)
-@pytest.mark.parametrize("moment", ["logs", "logs/inference_worker.log", "metrics.jsonl"])
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        ("logs", signal.SIGTERM),
+        *(("logs/inference_worker.log", number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)),
+        *(("metrics.jsonl", number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)),
+    ],
+)
 def test_a_signal_to_every_process_of_a_run_leaves_a_checkpoint(tmp_path, moment, number):
     """As a batch system sends it; before the first update there is one of none."""
     run, sizes = tmp_path / "run", {"metrics.jsonl": 1}
