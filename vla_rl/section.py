@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -112,3 +112,18 @@ class Section(BaseModel):
     """Base of every section: frozen, unknown keys refused, no silent conversions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    def found_from(self, started_in: Path | None) -> Self:
+        """Return the section of a run that was started elsewhere, with its relative paths as they were meant there.
+
+        A section with paths of its own overrides this; any other, such as a whole recipe, asks the sections in it.
+
+        Args:
+            started_in: directory that the run was started in; None: unknown.
+
+        Raises:
+            ValueError: a path leads nowhere, neither from here nor from there.
+        """
+        found = {name: part.found_from(started_in) for name, part in self if isinstance(part, Section)}
+        changed = {name: part for name, part in found.items() if part is not getattr(self, name)}
+        return self.model_copy(update=changed) if changed else self

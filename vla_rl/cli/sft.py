@@ -68,10 +68,8 @@ def _read(recipe: str, overrides: list[str], run_dir: Path | None, *, resume: bo
     loaded = load_supervised_recipe(file, overrides, runs_here=True)
     run_dir = choose_run_dir(recipe, loaded.name, run_dir, folder, resume=resume)
     if resume and (run_dir / "recipe.yaml").is_file():
-        there = started_in(run_dir)
         with preflight():
-            found = {"policy": loaded.policy.found_from(there), "demos": loaded.demos.found_from(there)}
-        loaded = loaded.model_copy(update=found)
+            loaded = loaded.found_from(started_in(run_dir))
     return loaded, run_dir
 
 

@@ -126,14 +126,6 @@ class EnvironmentSection(Section):
     def episode_horizon(self) -> int:
         """Return the control steps of the longest episode."""
 
-    def found_from(self, started_in: Path | None) -> Self:  # noqa: ARG002 - for kinds that name folders
-        """Return the section of a run that was started elsewhere, with its relative paths as they were meant there.
-
-        Args:
-            started_in: directory that the run was started in; None: unknown.
-        """
-        return self
-
     @property
     def states(self) -> StateSpace | None:
         """Return sizes for a policy that sees only states; None if states are not sufficient."""

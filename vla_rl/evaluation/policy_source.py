@@ -200,19 +200,18 @@ def _trained(checkpoint: Path, *, run_dir: Path, whole: bool) -> PolicySource:
     if problem is not None:
         raise CheckpointError(f"{checkpoint}: {problem}")
     setup = _on_this_machine(load_recorded_recipe(run_dir / RECIPE_FILE).setup)
-    there = started_in(run_dir)
-    policy = setup.policy.found_from(there)
+    found = setup.found_from(started_in(run_dir))
     entry = json.loads((checkpoint / checkpoint_folder.MANIFEST).read_text())["files"][POLICY_FILE]
     return PolicySource(
         location=str(checkpoint),
         name=checkpoint.name,
         home=run_dir / EVALUATIONS,
-        policy=policy,
+        policy=found.policy,
         checkpoint=checkpoint,
         fingerprint=_digest(entry, _described(setup.policy), setup.seed),  # the same from every directory
         training=training_in(setup.env),
         statistics=kept_for_the_run(checkpoint).get(STATISTICS),
-        run=setup.model_copy(update={"policy": policy, "env": setup.env.found_from(there)}),
+        run=found,
     )
 
 

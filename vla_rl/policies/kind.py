@@ -121,17 +121,6 @@ class PolicySection(Section):
             ValueError: one sentence per fault.
         """
 
-    def found_from(self, started_in: Path | None) -> Self:  # noqa: ARG002 - for kinds that name folders
-        """Return the section of a run that was started elsewhere, with its relative paths as they were meant there.
-
-        Args:
-            started_in: directory that the run was started in; None: unknown.
-
-        Raises:
-            ValueError: a path leads nowhere, neither from here nor from there.
-        """
-        return self
-
     # --- policies without a run --------------------------------------------------------------------------------------
 
     @classmethod

@@ -66,14 +66,7 @@ class DemosSection(Section):
         return self
 
     def found_from(self, started_in: Path | None) -> Self:
-        """Return the section of a run that was started elsewhere, with its relative paths as they were meant there.
-
-        Args:
-            started_in: directory that the run was started in; None: unknown.
-
-        Raises:
-            ValueError: the demonstrations are neither here nor there.
-        """
+        """Return the section with demonstrations and cache where the run found them; see the base."""
         found = path_from_here(self.path, started_in)
         path = Path(found).expanduser()
         if not path.is_absolute() and not path.exists():
