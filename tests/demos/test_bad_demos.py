@@ -70,6 +70,18 @@ HDF5: dict[str, tuple[Damage, list[str]]] = {
     "nothing in it": (
         lambda file: file.__delitem__("data"), ["data: holds no demonstrations", "found    nothing"],
     ),
+    "numbers in place of everything": (
+        lambda file: [file.__delitem__("data"), file.__setitem__("data", [1, 2])],
+        ["data: must be a group", "found    a data set"],
+    ),
+    "numbers in place of the first episode": (
+        lambda file: [file.__delitem__("data/demo_0"), file.__setitem__("data/demo_0", [1, 2])],
+        ["data/demo_0: must be a group", "found    a data set"],
+    ),
+    "numbers in place of a later episode": (
+        lambda file: [file.__delitem__("data/demo_2"), file.__setitem__("data/demo_2", [1, 2])],
+        ["data/demo_2: must be a group", "found    a data set"],
+    ),
     "an empty episode": (
         lambda file: [
             replaced(key, np.zeros((0, *shape), kind))(file)

@@ -104,6 +104,28 @@ def find(group: Group, key: str) -> Dataset:
     return item
 
 
+def find_group(parent: Group, key: str) -> Group:
+    """Return the group of that name, which exists.
+
+    Raises:
+        DemosError: it is something else.
+        KeyError: there is nothing, as where a link is broken.
+    """
+    import h5py
+
+    item = parent[key]
+    if not isinstance(item, h5py.Group):
+        raise DemosError(
+            parent.file.filename,
+            f"{parent.name}/{key}".lstrip("/"),
+            "must be a group",
+            found="a data set" if isinstance(item, h5py.Dataset) else "a type",
+            allowed=READABLE,
+            fix="other layouts cannot be read",
+        )
+    return item
+
+
 @contextmanager
 def new_h5(file: Path) -> Iterator[File]:
     """Write an HDF5 file atomically: it appears under its name when complete, or not at all.

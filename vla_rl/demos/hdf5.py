@@ -22,7 +22,7 @@ from vla_rl.demos.checks import check_episode
 from vla_rl.demos.conventions import instruction_of_task, measured_lag, task_of_file
 from vla_rl.demos.data_errors import DemosError
 from vla_rl.demos.episode import Rows, StoredEpisode
-from vla_rl.demos.h5_files import READABLE, find, open_h5, read_array
+from vla_rl.demos.h5_files import READABLE, find, find_group, open_h5, read_array
 from vla_rl.types import UInt8Array
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Hdf5Reader:
         name = f"data/demo_{number}"
         place = (str(file.path), name)
         with open_h5(file.path) as handle:
-            demo = handle[name]
+            demo = find_group(handle, name)
             actions = read_array(demo, "actions")
             state = _state(demo)
             shapes = {camera: _picture_shape(demo, key) for camera, key in PICTURES.items()}
@@ -116,7 +116,7 @@ def _layout(file: TaskFile) -> str:
 
 def _examine(path: Path) -> TaskFile:
     with open_h5(path) as handle:
-        data = handle.get("data")
+        data = find_group(handle, "data") if "data" in handle else None
         numbers = sorted(int(name[5:]) for name in data or () if re.fullmatch(r"demo_\d+", name))
         if not numbers:
             raise DemosError(
@@ -127,7 +127,7 @@ def _examine(path: Path) -> TaskFile:
                 allowed=f"data/demo_0, data/demo_1, ...: {READABLE}",
                 fix="other layouts cannot be read",
             )
-        demo = data[f"demo_{numbers[0]}"]
+        demo = find_group(data, f"demo_{numbers[0]}")
         raw = is_raw(data, demo)
         lag = int(raw)
         if "states" in demo and "obs/joint_states" in demo:
