@@ -67,6 +67,15 @@ def test_a_run_is_resumed_from_another_directory_with_the_demonstrations_and_the
     assert (refused.exit_code, bool(re.search(lost, refused.stderr))) == (2, True)
 
 
+def test_a_path_that_leads_nowhere_is_told_with_its_field(demos: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    for path, wrong in (("none", "does not exist"), ("notes.txt", "unknown format")):
+        with pytest.raises(ValueError, match=rf"^demos\.path: {tmp_path / path}: {wrong}"):
+            planned(tmp_path / path)
+    with pytest.raises(ValueError, match=r"^policy\.checkpoint: .*none' is not a directory"):
+        planned(demos, f"policy.checkpoint={tmp_path / 'none'}")
+
+
 def test_commands_that_a_run_advises_can_be_typed(demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("t.yaml").write_text(RECIPE.format(path=demos), encoding="utf-8")

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vla_rl.demos import Demos, open_demos
+from vla_rl.demos import Demos, DemosError, open_demos
 from vla_rl.policies.image_transforms import Transform
 from vla_rl.policies.kind import PolicyContext, PolicyPlan
 from vla_rl.recipe import SupervisedRecipe
+from vla_rl.recipe.supervised_sections import DemosSection
 from vla_rl.run.plan import resolve_device
 from vla_rl.run.ranks import cores_of_rank
 from vla_rl.section import Problem
@@ -109,7 +110,7 @@ def make_supervised_plan(recipe: SupervisedRecipe, progress: Progress = lambda _
     if section.cache is not None:
         _check_cache(section.cache)
     device = resolve_device(recipe.runtime.device)
-    demos = open_demos(section.path, gripper=section.gripper, rotated=section.rotated, drop_no_ops=section.drop_no_ops)
+    demos = _open(section)
     key = section.key or section.suite or _name_of(demos.path.resolve())
     rollouts = read_rollouts(demos, progress)
     measured = {key: rollouts.statistics()}
@@ -137,6 +138,22 @@ def make_supervised_plan(recipe: SupervisedRecipe, progress: Progress = lambda _
     )
     _check_crop(plan)
     return plan
+
+
+def _open(section: DemosSection) -> Demos:
+    """Open the demonstrations.
+
+    Raises:
+        ValueError: they cannot be read; names the field where its path is what is wrong, else the file.
+    """
+    try:
+        return open_demos(
+            section.path, gripper=section.gripper, rotated=section.rotated, drop_no_ops=section.drop_no_ops
+        )
+    except DemosError as error:
+        if error.key or error.file != Path(section.path).expanduser():
+            raise
+        raise ValueError(f"demos.path: {error}") from error
 
 
 def _check_cache(cache: str) -> None:

@@ -80,11 +80,7 @@ def find_files(directory: Path, *, adapter: Path | None = None) -> CheckpointFil
     Raises:
         ValueError: not a directory, missing weights, an ambiguity, or a component this program cannot run.
     """
-    if not directory.is_dir():
-        raise ValueError(
-            f"checkpoint {str(directory)!r} is not a directory; give a local checkpoint folder, the name of one on the "
-            "hub, or 'tiny'"
-        )
+    require_directory(directory)
     run = None
     if adapter is not None:
         adapter, run = _adapter_and_run(adapter)
@@ -110,6 +106,19 @@ def find_files(directory: Path, *, adapter: Path | None = None) -> CheckpointFil
         statistics=_recorded(recorded_in, "statistics"),
         num_images=_recorded_cameras(recorded_in),
     )
+
+
+def require_directory(directory: Path) -> None:
+    """Check that there is a folder of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not directory.is_dir():
+        raise ValueError(
+            f"checkpoint {str(directory)!r} is not a directory; give a local checkpoint folder, the name of one on the "
+            "hub, or 'tiny'"
+        )
 
 
 def is_checkpoint(directory: Path) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vla_rl.policies.openvla_oft import tiny
-from vla_rl.policies.openvla_oft.checkpoint_files import CheckpointFiles, find_files
+from vla_rl.policies.openvla_oft.checkpoint_files import CheckpointFiles, find_files, require_directory
 from vla_rl.policies.openvla_oft.checkpoint_reader import DTYPES, Network, check_stored, empty_model, fill_model
 from vla_rl.policies.openvla_oft.config import RANDOM_7B, TINY, OFTConfig, read_config
 from vla_rl.policies.openvla_oft.dataset_statistics import (
@@ -174,12 +174,26 @@ def find_source(
     if checkpoint == RANDOM_7B:
         source = _random(checkpoint, OFTConfig(), profile=profile, proprio=bool(proprio))
     else:
-        source = find_checkpoint(checkpoint_directory(checkpoint, download=False), profile=profile)
+        source = find_checkpoint(_directory_of(checkpoint), profile=profile)
         if not accept_l1_head:
             _refuse_l1_head(source, on_demonstrations=on_demonstrations)
     if image_size not in (None, source.config.image_size):
         raise ValueError(f"image_size is {image_size}, but {source.origin} takes {source.config.image_size} pixels")
     return source
+
+
+def _directory_of(checkpoint: str) -> Path:
+    """Return the local directory of a recipe's checkpoint.
+
+    Raises:
+        ValueError: there is none; names the field.
+    """
+    try:
+        directory = checkpoint_directory(checkpoint, download=False)
+        require_directory(directory)
+    except ValueError as error:
+        raise ValueError(f"policy.checkpoint: {error}") from error
+    return directory
 
 
 def trained_anew(source: Source, measured: Mapping[str, Any], *, num_images: int, add_proprio: bool) -> Source:
