@@ -142,6 +142,17 @@ def test_a_run_ends_by_its_updates_alone(tmp_path):
     assert (budget.optimizer_steps, budget.minutes, budget.env_steps) == (6000, None, None)
 
 
+def test_a_run_plays_no_evaluation_that_the_study_would_not_read(tmp_path):
+    own = tmp_path / "own.yaml"
+    evaluation = "evaluation: {episodes_per_task: 4, every_optimizer_steps: 10}\ncheckpoint: {keep_best: true}\n"
+    own.write_text(f"base: metaworld_stale\nname: own\n{evaluation}", encoding="utf-8")
+    grid = replace(GRID, recipe=str(own))
+    assert grid.base().evaluation.episodes_per_task == 4
+    for run in grid.runs():
+        recipe = grid.recipe_of(run)
+        assert (recipe.evaluation.episodes_per_task, recipe.evaluation.every_optimizer_steps) == (0, None)
+
+
 def test_episodes_that_are_cut_short_are_refused(tmp_path):
     own = tmp_path / "own.yaml"
     text = find_recipe("metaworld_stale").read_text(encoding="utf-8")

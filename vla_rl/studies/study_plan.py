@@ -11,15 +11,12 @@ from vla_rl.run.estimate import estimate_memory
 from vla_rl.run.plan import plan_of_sizes, resolve_device
 
 SIMILAR = 0.75  # of a name to one that may have been meant
-# Overrides of a study's runs, which are compared at the end of equal budgets: a recipe's other ends would make some
-# shorter.
-NO_EARLIER_END = (
+OF_EVERY_RUN = (  # overrides of every run of a study
+    # Runs are compared at the end of equal budgets: a recipe's other ends would make some shorter.
     "budget.minutes=null",
     "budget.stop_at_success=null",
     "budget.stop_after_evaluations_without_gain=null",
-)
-# Overrides of runs whose own evaluations a study would not read and its price does not count.
-NO_OWN_EVALUATION = (
+    # The study would not read a run's own evaluations, and its price does not count them.
     "checkpoint.keep_best=false",
     "evaluation.episodes_per_task=0",
     "evaluation.tasks=all",  # the recipe's may be none of the study's

@@ -22,7 +22,7 @@ from vla_rl.credit.group import Group
 from vla_rl.errors import UserError
 from vla_rl.recipe import Recipe, find_recipe, load_recipe
 from vla_rl.recipe.rules import decisions_per_episode, smallest_ring
-from vla_rl.studies.study_plan import NO_EARLIER_END, NO_OWN_EVALUATION, require_known
+from vla_rl.studies.study_plan import OF_EVERY_RUN, require_known
 
 RECIPE = "gates"
 OWN_START = "own"
@@ -197,9 +197,8 @@ class GroupPlan:
             "optimizer.schedule=constant",
             f"budget.optimizer_steps={updates}",
             f"budget.env_steps={start.env_steps}",
-            *NO_EARLIER_END,
+            *OF_EVERY_RUN,
             *([] if start.is_own else checkpoint),
-            *NO_OWN_EVALUATION,
             "logging.tensorboard=false",
             f"logging.recent_episodes={start.window}",
         ]

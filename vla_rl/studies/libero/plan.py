@@ -24,7 +24,7 @@ from vla_rl.errors import UserError
 from vla_rl.libero_suites import SUITES
 from vla_rl.recipe import Recipe, find_recipe, load_recipe
 from vla_rl.studies.held_out import held_out_states
-from vla_rl.studies.study_plan import NO_EARLIER_END, NO_OWN_EVALUATION, base_recipe, require_known
+from vla_rl.studies.study_plan import OF_EVERY_RUN, base_recipe, require_known
 from vla_rl.studies.surrogate_labels import StudySurrogate, canonical_labels
 from vla_rl.workers.episodes import SAMPLED_STATES
 
@@ -127,8 +127,7 @@ class Plan:
             f"optimizer.policy_warmup={min(base.optimizer.policy_warmup, self.optimizer_steps - critic_only - 1)}",
             f"optimizer.value_warmup={min(base.optimizer.value_warmup, self.optimizer_steps - 1)}",
             "budget.env_steps=null",
-            *NO_EARLIER_END,
-            *NO_OWN_EVALUATION,
+            *OF_EVERY_RUN,
             *_overrides_of_arm(run.arm),
         ]
 

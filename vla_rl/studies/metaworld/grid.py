@@ -20,7 +20,7 @@ from vla_rl.recipe import Recipe, decisions_per_episode, find_recipe, load_recip
 from vla_rl.recipe.regimes import SPANS
 from vla_rl.recipe.rules import regime_of
 from vla_rl.replay.layout import capacity_for
-from vla_rl.studies.study_plan import NO_EARLIER_END, base_recipe, in_words, require_known
+from vla_rl.studies.study_plan import OF_EVERY_RUN, base_recipe, in_words, require_known
 from vla_rl.studies.surrogate_labels import StudySurrogate, canonical_labels
 
 ENV = "metaworld"
@@ -120,10 +120,9 @@ class Grid:
             f"seed={run.seed}",
             f"regime={run.regime}",
             f"env.tasks=[{run.task}]",
-            "evaluation.tasks=all",  # the recipe's may be others
             f"budget.optimizer_steps={self.optimizer_steps}",
             "budget.env_steps=null",
-            *NO_EARLIER_END,
+            *OF_EVERY_RUN,
             *(f"{field}={value}" for field, value in _scaled(base, run.regime, self.optimizer_steps).items()),
             *StudySurrogate(run.surrogate).overrides,
         ]
