@@ -74,6 +74,18 @@ def test_every_run_is_in_one_share_and_shares_are_alike(of):
         assert max(sizes) - min(sizes) <= 9
 
 
+@pytest.mark.parametrize("of", [2, 3, 5])
+@pytest.mark.parametrize(
+    "gain", [{"seeds": 5}, {"regimes": ("fresh", "stale")}, {"seeds": 6, "surrogates": ("gipo", "ppo", "sapo")}]
+)
+def test_what_a_study_gains_moves_no_run_to_another_share(gain, of):
+    for regimes in [("stale",), ("stale", "fresh")]:
+        before = replace(GRID, seeds=3, regimes=regimes)
+        after = replace(before, **gain)
+        for share in [Share(number, of) for number in range(1, of + 1)]:
+            assert set(before.share_of(share)) <= set(after.share_of(share))
+
+
 def test_runs_that_differ_in_their_surrogate_alone_are_made_by_one_machine():
     for share in (Share(1, 3), Share(2, 3), Share(3, 3)):
         places = {(run.task, run.regime, run.seed) for run in PRESETS["paper"].share_of(share)}

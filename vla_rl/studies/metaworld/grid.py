@@ -27,6 +27,7 @@ ENV = "metaworld"
 RECIPE = "metaworld_stale"
 LOG_POINTS = 250  # at least, of a run: closing values are means over the last fifth of them
 REGIMES = tuple(SPANS)
+FRESH = "fresh"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,20 +99,29 @@ class Grid:
         """Return the runs of one share, in the order of the grid; every run is in exactly one of them.
 
         Runs that differ in their surrogate alone are in one share, for they are compared: machines differ in rounding.
-        A regime's are dealt out in turn, so that shares take equally long, up to one task of one seed.
+        A regime's are dealt out in turn, so that shares take equally long, up to one task of one seed. A study that
+        gains seeds, surrogates or a regime moves no run to another share; one that gains tasks does.
 
         Raises:
             UserError: there are so many shares that this one is empty.
         """
-        places = [(regime, seed, task) for regime in self.regimes for seed in range(self.seeds) for task in self.tasks]
-        if share.number > len(places):
+        own = [run for run in self.runs() if self._turn(run) % share.of == share.number - 1]
+        if not own:
+            most = len(self.regimes) * self.seeds * len(self.tasks)
             raise UserError(
                 f"--share: {share.number}/{share.of} has no runs: those that differ in their surrogate alone are in "
-                f"one share, so this study has at most {len(places)} shares, 1/{len(places)} to "
-                f"{len(places)}/{len(places)}"
+                f"one share, so this study has at most {most} shares, 1/{most} to {most}/{most}"
             )
-        own = set(places[share.number - 1 :: share.of])
-        return [run for run in self.runs() if (run.regime, run.seed, run.task) in own]
+        return own
+
+    def _turn(self, run: StudyRun) -> int:
+        """Return when a run is dealt out; a negative turn counts from the last share.
+
+        Fresh runs go from the last share backwards, stale ones from the first forwards: the shares that get one run
+        fewer of a regime are the last to get one fewer of the other, and no turn depends on what the study may gain.
+        """
+        turn = run.seed * len(self.tasks) + self.tasks.index(run.task)
+        return -1 - turn if run.regime == FRESH else turn
 
     def overrides(self, run: StudyRun, base: Recipe) -> list[str]:
         """Return the overrides that make the recipe `base` this run's."""
