@@ -297,3 +297,12 @@ def test_wrong_shapes_are_refused():
         gae(*(tensor.reshape(1, 1, 3) for tensor in args), discount=0.9, gae_lambda=0.5)
     with pytest.raises(ValueError, match="equal shapes"):
         vtrace(*args, torch.zeros(2), discount=0.9)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("time_limit", ["End", "bootstrapped", None])
+def test_a_meaning_of_the_time_limit_that_does_not_exist_is_refused(time_limit):
+    args = hand_segment(NONE, NONE)
+    with pytest.raises(ValueError, match=r"time_limit: found .*, allowed are end, bootstrap"):
+        gae(*args, discount=0.9, gae_lambda=0.5, time_limit=time_limit)
+    with pytest.raises(ValueError, match=r"time_limit: found .*, allowed are end, bootstrap"):
+        vtrace(*args, torch.zeros(3), discount=0.9, time_limit=time_limit)  # type: ignore[arg-type]

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ def gae(
         Advantages; the value targets that belong to them are `advantages + values`.
 
     Raises:
-        ValueError: shapes differ, or are neither (T,) nor (B, T).
+        ValueError: shapes differ, or are neither (T,) nor (B, T), or `time_limit` is unknown.
     """
     _check_shapes(rewards, values, next_values, terminated, truncated)
     deltas = _deltas(rewards, values, next_values, _has_ended(terminated, truncated, time_limit), discount)
@@ -115,7 +116,7 @@ def vtrace(  # noqa: PLR0913 - the quantities of the formula, by name
         time_limit: what a truncation is to the task.
 
     Raises:
-        ValueError: shapes differ, or are neither (T,) nor (B, T).
+        ValueError: shapes differ, or are neither (T,) nor (B, T), or `time_limit` is unknown.
     """
     _check_shapes(rewards, values, next_values, terminated, truncated, log_ratio)
     rho, trace = _capped_ratio(log_ratio, rho_bar), lambda_ * _capped_ratio(log_ratio, c_bar)
@@ -130,6 +131,8 @@ def vtrace(  # noqa: PLR0913 - the quantities of the formula, by name
 
 def _has_ended(terminated: Tensor, truncated: Tensor, time_limit: TimeLimit) -> Tensor:
     """Return 1 − boot: whether the task is over after this element, so that it has no further value."""
+    if time_limit not in get_args(TimeLimit):
+        raise ValueError(f"time_limit: found {time_limit!r}, allowed are {', '.join(get_args(TimeLimit))}")
     return terminated | truncated if time_limit == "end" else terminated
 
 
