@@ -219,15 +219,30 @@ def test_a_full_disk_is_told_as_one(tmp_path: Path) -> None:
 
 
 def test_a_file_of_something_else_is_never_written_over(tmp_path: Path) -> None:
-    root = toy.write_hdf5(tmp_path / "data", toys())
+    root, other = toy.write_hdf5(tmp_path / "data", toys()), toy.write_hdf5(tmp_path / "other", toys())
     assert convert(root, "--out", tmp_path / "out", "--first", 1).exit_code == 0
-    for target, found in ((tmp_path / "out", '"first": 1'), (root, "not written by demos convert")):
+    for target, found in ((tmp_path / "out", '"first": 1'), (other, "not written by demos convert")):
         content = (target / NAMES[0]).read_bytes()
         result = convert(root, "--out", target)
         assert result.exit_code == 2
         assert "exists already, made from something else" in result.stderr
         assert found in result.stderr
         assert (target / NAMES[0]).read_bytes() == content
+
+
+@pytest.mark.parametrize("write", [toy.write_hdf5, toy.write_rlds, toy.write_lerobot_v2])
+def test_nothing_is_written_into_the_folder_of_the_data_set(write: Callable[..., Path], tmp_path: Path) -> None:
+    """HDF5 files beside an RLDS data set would be read in its place, and a fix of `delete the file` would lose data."""
+    root = write(tmp_path / "data", toys())
+    read = open_demos(root)
+    before = sorted(tmp_path.rglob("*"))
+    for target in {root, root / ".", *(file.parent for file in read.reader.paths)}:
+        result = convert(root, "--out", target)
+        assert result.exit_code == 2
+        assert "the data set itself is in this folder" in result.stderr
+        assert "choose another folder for --out" in result.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+    assert open_demos(root).format == read.format
 
 
 def test_a_prompt_that_is_no_file_name_is_told(tmp_path: Path) -> None:

@@ -65,8 +65,9 @@ def convert_demos(
         say: called with a line for every task.
 
     Raises:
-        DemosError: the data are broken, or `out` holds another file of a needed name.
+        DemosError: the data are broken, or `out` is their own folder or holds another file of a needed name.
     """
+    _check_apart(demos, out)
     say(f"{len(demos)} episodes in {demos.path}")
     by_task = _by_task(demos)
     with claimed or nullcontext():
@@ -113,6 +114,13 @@ def _convert(
             notes.append(f"fewer than the {first} asked for")
         say(f"{position} of {len(by_task)}: {file.name}: {', '.join([done, *notes])}")
     return result
+
+
+def _check_apart(demos: Demos, out: Path) -> None:
+    """Check that no new file will lie in the data set: HDF5 files beside others are read in their place."""
+    own = {demos.path, *(file.parent for file in demos.reader.paths)}
+    if out.resolve() in {folder.resolve() for folder in own}:
+        raise DemosError(out, "", "the data set itself is in this folder", fix="choose another folder for --out")
 
 
 def _by_task(demos: Demos) -> dict[str, list[int]]:
