@@ -44,6 +44,12 @@ def test_updates_with_compiled_layers_go_where_plain_ones_do(
     assert (end(compiled) - end(plain)).norm() <= DISTANCE * way
 
 
+def test_what_trains_without_compiling_does_not_import_the_compiler() -> None:
+    """It takes as long as torch itself, in every process that reads a recipe, launches ranks or is refused."""
+    program = "import sys, vla_rl.train; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
 def test_a_policy_without_layers_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^learner.compile is 'layers', but this policy has none: set .*=off$"):
         fakes.make_engine(fakes.make_policy(), compile="layers")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import TorchDynamoException
 
 from vla_rl.policies.devices import is_out_of_memory
 from vla_rl.types import Policy
+
+if TYPE_CHECKING:
+    from torch._dynamo.exc import TorchDynamoException
 
 _ROWS = 2  # a batch of one row gets its own graph when it occurs
 
@@ -43,6 +45,8 @@ def compile_layers(policy: nn.Module, forward: TensorForwardCall, *, device: tor
     """
     if not hasattr(policy, "compile_layers"):
         raise ValueError("learner.compile is 'layers', but this policy has none: set learner.compile=off")
+    from torch._dynamo.exc import TorchDynamoException  # a second and a half, which most processes do without
+
     began, training = time.monotonic(), policy.training
     layered = cast(LayeredPolicy, policy)
     layered.compile_layers()
