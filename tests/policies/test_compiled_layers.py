@@ -154,8 +154,11 @@ def test_outputs_and_gradients_are_those_of_plain_layers(build, make_inputs, dro
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
-@pytest.mark.parametrize("middle", [False, True], ids=["tiny", "middle"])
+@pytest.mark.parametrize(
+    ("middle", "checkpointing"),
+    [(False, False), (False, True), (True, True)],
+    ids=["tiny-kept", "tiny-recomputed", "middle-recomputed"],
+)
 def test_code_that_torch_writes_computes_what_plain_layers_do(build, make_inputs, monkeypatch, middle, checkpointing):
     if middle:
         config = dataclasses.replace(tiny.tiny_config(image_size=112), llama=MIDDLE)
