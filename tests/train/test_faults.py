@@ -271,8 +271,13 @@ def has_memory(run):
     return lambda: bool(shared_maps(run.pid))
 
 
-@pytest.mark.parametrize("victims", ["learner and tracker", "all at once"])
-@pytest.mark.parametrize("moment", ["its memory is made", "its children start", "it collects", "it publishes"])
+@pytest.mark.parametrize(
+    ("moment", "victims"),
+    [
+        *((it, "learner and tracker") for it in ("its memory is made", "its children start", "it collects")),
+        *(("it publishes", victims) for victims in ("learner and tracker", "all at once")),
+    ],
+)
 def test_a_run_that_is_killed_with_its_tracker_leaves_no_process_and_nothing_in_dev_shm(
     start, tmp_path, moment, victims
 ):
