@@ -119,18 +119,22 @@ def test_by_default_as_many_runs_are_made_at_once_as_fit_in_memory(verb, monkeyp
 
 
 @pytest.mark.parametrize("verb", STUDIES)
-def test_runs_that_compute_on_a_gpu_are_made_one_at_a_time_unless_more_are_asked_for(verb, monkeypatch):
+@pytest.mark.parametrize("free", [None, 2**40])
+def test_runs_that_compute_on_a_gpu_go_by_its_memory_where_that_is_known_and_else_one_at_a_time(
+    verb, free, monkeypatch
+):
     monkeypatch.setattr(price, "usable_cores", lambda: 3)
     monkeypatch.setattr(price, "available_memory", lambda: 2**40)
+    monkeypatch.setattr(price, "available_gpu_memory", lambda: free)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     of_toy = ["--target", "0.9", "--budget", "1000", "--recipe", "toy"]  # gates names the CPU
     command = ["study", verb, *(of_toy if verb == "groups" else STUDIES[verb][0]), "--dry-run"]
     done, both = (CliRunner().invoke(app, [*command, *more]) for more in ([], ["--jobs", "2"]))
     assert (done.exit_code, both.exit_code) == (0, 0), done.output + both.output
-    assert ", 1 at once: " in done.output
-    assert "would share the memory of one GPU" in done.output
+    assert f", {3 if free else 1} at once: " in done.output
+    assert ("share one GPU" in done.output) == (free is None)
     assert ", 2 at once: " in both.output
-    assert "GPU" not in both.output
+    assert ("GPU memory: " in both.output) == (free is not None)
 
 
 def test_runs_that_compute_on_the_cpu_take_all_cores_of_a_machine_with_a_gpu(monkeypatch):
@@ -145,7 +149,7 @@ def test_runs_that_compute_on_the_cpu_take_all_cores_of_a_machine_with_a_gpu(mon
 def test_a_run_in_libero_takes_the_memory_of_its_simulators_too():
     recipe = load_recipe(find_recipe("libero_tiny_gipo"), ["rollout.envs_per_worker=2"])
     more = load_recipe(find_recipe("libero_tiny_gipo"), ["rollout.envs_per_worker=3"])
-    assert 700 * 2**20 <= memory_of_run(more) - memory_of_run(recipe) < 750 * 2**20  # and its slot's arrays
+    assert 700 * 2**20 <= memory_of_run(more).host - memory_of_run(recipe).host < 750 * 2**20  # and its slot's arrays
 
 
 def test_a_dry_run_says_where_its_times_are_a_guess(monkeypatch):

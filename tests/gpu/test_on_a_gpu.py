@@ -35,6 +35,7 @@ from vla_rl.policies.token_policy import TokenOutput
 from vla_rl.rl.loss_weights import LossWeights
 from vla_rl.rl.optimizer_section import OptimizerSection
 from vla_rl.rl.surrogates import Gipo
+from vla_rl.studies.gpu_room import available_gpu_memory
 from vla_rl.types import PolicyInputs, SegmentBatch, StateSpace
 from vla_rl.workers.compiled import CompiledForward
 
@@ -358,3 +359,10 @@ def test_peaks_count_what_this_process_allocates():
     block = torch.zeros(2**26, dtype=torch.uint8, device="cuda:0")
     peak = peak_memory("cuda:0")
     assert peak is not None and peak.reserved >= peak.allocated >= block.numel()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_study_is_told_the_free_memory_of_the_card_and_nothing_where_there_is_none(device):
+    free = available_gpu_memory()
+    assert (free is None) == (not HAS_GPU)
+    assert free is None or 0 < free < torch.cuda.get_device_properties(0).total_memory

@@ -7,13 +7,21 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class Memory:
+    """Memory of one job in bytes; 0: not estimated."""
+
+    host: int = 0
+    gpu: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Expected:
     """Expected cost of one job; its seconds are of a busy 2-core cloud machine, others differ by a factor."""
 
     start: float  # imports and warm-up: until the work itself begins
     training: float  # the work itself: all updates or episodes
     cores: int = 1  # that the job keeps busy
-    memory: int = 0  # bytes on the host; 0: not estimated
+    memory: Memory = Memory()
 
     @property
     def seconds(self) -> float:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from vla_rl.container import usable_cores
 from vla_rl.errors import UserError
 from vla_rl.ipc.memory_check import available_memory, readable
+from vla_rl.studies.gpu_room import available_gpu_memory
 from vla_rl.studies.jobs import Job, Work
 from vla_rl.studies.pace import minutes_left
+
+HOST_MEMORY, GPU_MEMORY = "memory", "GPU memory"
 
 
 def price(work: Work, *, at_once: int) -> str:
@@ -33,53 +38,75 @@ def price(work: Work, *, at_once: int) -> str:
             ),
             f"{told}, {at_once} at once: about {_time(wall)} ({_core_time(left)})",
             *([f"times are a guess: {work.guess}"] if work.guess and left else []),
-            *_memory_line(left, at_once=at_once),
+            *(room.in_words(min(at_once, len(left))) for room in _rooms(left)),
         ]
     )
 
 
 def usual_jobs(work: Work) -> int:
-    """Return the default number of jobs at the same time: one for each core, if they fit in memory; one on a GPU."""
-    if work.on_gpu:
-        return 1
-    cores, each = usable_cores(), _memory_of_one(work.left())
-    return max(1, min(cores, available_memory() // each)) if each else cores
+    """Return the default number of jobs at the same time: one for each core, if they fit in memory.
+
+    On a GPU they must fit in its memory too; where it is not known how many do, it is one.
+    """
+    fitting = [room.fitting for room in _rooms(work.left())]
+    return max(1, min([usable_cores(), *fitting, *([1] if why_one(work) else [])]))
 
 
 def why_one(work: Work) -> str:
     """Return why `usual_jobs` makes one job at a time; empty where it goes by cores and memory."""
-    if not work.on_gpu:
+    if not work.on_gpu or GPU_MEMORY in [room.kind for room in _rooms(work.left())]:
         return ""
-    return f"one at a time, because the {work.noun} would share the memory of one GPU; --jobs 2 makes two at once"
+    return (
+        f"one at a time, because the {work.noun} share one GPU, and how many fit in its memory is not known; "
+        "--jobs 2 makes two at once"
+    )
 
 
 def check_memory(work: Work, *, at_once: int) -> None:
-    """Refuse more jobs at the same time than fit in memory.
+    """Refuse more jobs at the same time than fit in memory. One alone may fill a GPU: that is for the job to find out.
 
     Raises:
         UserError: they do not fit; says how many do.
     """
-    left, available = work.left(), available_memory()
-    each, together = _memory_of_one(left), min(at_once, len(left))
-    if together * each > available:
-        fitting = available // each
-        smaller = "free memory, or make the recipe smaller: `vla-rl train RECIPE --dry-run` says what takes how much"
-        fix = f"choose --jobs {fitting}" if fitting else smaller
-        raise UserError(
-            f"--jobs: {together} of these {work.noun} need {readable(together * each)} of memory at once, and "
-            f"{readable(available)} are available; {fix}"
-        )
+    left = work.left()
+    together = min(at_once, len(left))
+    for room in _rooms(left):
+        fitting = max(room.fitting, 1) if room.kind == GPU_MEMORY else room.fitting
+        if together > fitting:
+            smaller = "make the recipe smaller: `vla-rl train RECIPE --dry-run` says what takes how much"
+            fix = f"choose --jobs {fitting}" if fitting else f"free memory, or {smaller}"
+            raise UserError(
+                f"--jobs: {together} of these {work.noun} need {readable(together * room.each)} of {room.kind} at "
+                f"once, and {readable(room.available)} are available; {fix}"
+            )
 
 
-def _memory_of_one(jobs: list[Job]) -> int:
-    """Return the bytes of the largest job; 0 if none is estimated."""
-    return max((job.expected.memory for job in jobs), default=0)
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """Room for jobs in one kind of memory, in bytes."""
+
+    kind: str
+    each: int  # of the largest job
+    available: int
+
+    @property
+    def fitting(self) -> int:
+        return self.available // self.each
+
+    def in_words(self, together: int) -> str:
+        needed = f"{readable(self.each)} each, {readable(together * self.each)} at once"
+        return f"{self.kind}: {needed}; {readable(self.available)} are available"
 
 
-def _memory_line(left: list[Job], *, at_once: int) -> list[str]:
-    each = _memory_of_one(left)
-    together, available = readable(min(at_once, len(left)) * each), readable(available_memory())
-    return [f"memory: {readable(each)} each, {together} at once; {available} are available"] if each else []
+def _rooms(jobs: list[Job]) -> list[_Room]:
+    """Return the room in each kind of memory of which the need is estimated and what is available is known."""
+    host = max((job.expected.memory.host for job in jobs), default=0)
+    gpu = max((job.expected.memory.gpu for job in jobs), default=0)
+    on_card = available_gpu_memory() if gpu else None
+    return [
+        *([_Room(HOST_MEMORY, host, available_memory())] if host else []),
+        *([_Room(GPU_MEMORY, gpu, on_card)] if on_card is not None else []),
+    ]
 
 
 def _core_time(jobs: list[Job]) -> str:

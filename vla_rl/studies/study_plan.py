@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from vla_rl.errors import UserError, preflight
 from vla_rl.recipe import Recipe, find_recipe, load_recipe
 from vla_rl.run.estimate import estimate_memory
-from vla_rl.run.plan import plan_of_sizes, resolve_device
+from vla_rl.run.plan import TrainingPlan, plan_of_sizes, resolve_device
+from vla_rl.studies.pace import Memory
 
 SIMILAR = 0.75  # of a name to one that may have been meant
 OF_EVERY_RUN = (  # overrides of every run of a study
@@ -57,14 +58,24 @@ def base_recipe(recipe: str, *, env: str) -> Recipe:
     return base
 
 
-def memory_of_run(recipe: Recipe) -> int:
-    """Return the estimated bytes that a run takes on the host.
+def memory_of_run(recipe: Recipe) -> Memory:
+    """Return the estimated memory of a run.
 
     Raises:
         UserError: the recipe is not possible here.
     """
     with preflight():
-        return estimate_memory(plan_of_sizes(recipe), num_ranks=1).host
+        return memory_of_plan(plan_of_sizes(recipe))
+
+
+def memory_of_plan(plan: TrainingPlan) -> Memory:
+    """Return the estimated memory of a run.
+
+    Raises:
+        ValueError: the ring is too small.
+    """
+    memory = estimate_memory(plan, num_ranks=1)
+    return Memory(memory.host, memory.gpu if memory.on_gpu else 0)
 
 
 def computes_on_gpu(recipe: Recipe) -> bool:

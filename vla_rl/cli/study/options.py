@@ -47,7 +47,7 @@ JobsOption = Annotated[
         "--jobs",
         min=1,
         help="Runs at the same time, one core each.",
-        show_default="all cores, fewer if the estimated memory is short; on a GPU one",
+        show_default="all cores, fewer if the estimated memory is short, a GPU's too",
     ),
 ]
 DryRunOption = Annotated[

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from vla_rl.errors import preflight
 from vla_rl.recipe import Recipe
-from vla_rl.run.estimate import estimate_memory
 from vla_rl.run.plan import make_training_plan
 from vla_rl.studies.pace import Expected
+from vla_rl.studies.study_plan import memory_of_plan
 
 START_S = 5.0  # imports
 ENV_STEP_S = 340e-6
@@ -32,7 +32,7 @@ def expect(recipe: Recipe) -> Expected:
     """
     with preflight():
         plan = make_training_plan(recipe)
-        memory = estimate_memory(plan, num_ranks=1).host
+        memory = memory_of_plan(plan)
     batch = recipe.learner.batch_segments * recipe.replay.segment_length
     outputs = plan.action_spec.num_tokens * plan.action_spec.num_behavior
     sample = SAMPLE_S + WEIGHT_S * plan.policy.trainable_parameters + OUTPUT_S * outputs
