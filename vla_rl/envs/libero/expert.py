@@ -213,9 +213,11 @@ def check_expert(task: TaskInfo) -> None:
     text = task_files(task).bddl.read_text(encoding="utf-8")
     goal = " ".join(text[text.find("(:goal") :].split())
     if re.match(r"\(:goal \(And \((On|In) \w+ \w+\) ?\) ?\)", goal) is None:
+        wanted = ", ".join(
+            f"{name.lower()}({', '.join(of.split())})" for name, of in re.findall(r"\((\w+)((?: \w+)+) ?\)", goal)
+        )
         raise SimulatorError(
-            f"the scripted expert cannot do {task.suite} task {task.task_id}: it wants {goal.rstrip(') ')[7:]}; it can "
-            f"do {CAN_DO}"
+            f"the scripted expert cannot do {task.suite} task {task.task_id}: it wants {wanted}; it can do {CAN_DO}"
         )
 
 
