@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -51,6 +50,7 @@ class TrainOutcome:
     checkpoint: Path
     interrupted: bool
     reason: str  # why it ended by itself before its budget was spent; empty otherwise
+    spent: str  # the budget that ended it, as an override of its recipe; empty if none did
     evaluation: EvaluationReport | None
 
 
@@ -157,12 +157,12 @@ def _train_rank(
                     built=start.compare_weights,
                 )
             )
-        cut_short = start.cut_short(recipe.budget, partial(_is_spent, run))
+        cut_short = start.cut_short(recipe.budget, lambda budget: bool(_spent(run, budget)))
         start.record(
             recipe,
             claim,
             couriers,
-            trains=not _is_spent(run),
+            trains=not _spent(run, recipe.budget),
             device=plan.device,
             assets=assets_of(plan),
             deviations=plan.env.deviations,
@@ -186,9 +186,10 @@ def _train_rank(
         life.interrupted = run.engine.collectives.any_over_ranks(stop.requested)
         life.reason = evaluations.verdict or _reason(run) or cut_short
         clocks = run_log.global_clocks()
+        spent = _spent(run, recipe.budget)
         close_process_group()
     report = evaluations.report_of(clocks.optimizer_steps)
-    return TrainOutcome(run_dir, clocks, run_log.latest, checkpoint.path, life.interrupted, life.reason, report)
+    return TrainOutcome(run_dir, clocks, run_log.latest, checkpoint.path, life.interrupted, life.reason, spent, report)
 
 
 def _reason(run: TrainingRun) -> str:
@@ -222,7 +223,7 @@ def _loop(
     earlier = run.resumed_from
     if earlier is not None and earlier.is_in_place:
         evaluations.catch_up(earlier)
-    is_over = stop.requested or _is_spent(run) or evaluations.is_over
+    is_over = stop.requested or bool(_spent(run, run.plan.recipe.budget)) or evaluations.is_over
     if run.engine.collectives.any_over_ranks(is_over):  # do not start processes that would have nothing to do
         saved = earlier if earlier is not None and earlier.is_in_place else _save_last(run, run_log, earlier=earlier)
     else:
@@ -242,7 +243,7 @@ def _learn(
         run_log.show()
         if board is not None:
             board.check()
-        return stop.requested or _is_spent(run)
+        return stop.requested or bool(_spent(run, recipe.budget))
 
     run.start()
     saved: CheckpointInfo | None = None  # the current policy
@@ -301,13 +302,15 @@ def _save_last(run: TrainingRun, run_log: RunLog, *, earlier: CheckpointInfo | N
     )
 
 
-def _is_spent(run: TrainingRun, budget: BudgetSection | None = None) -> bool:
-    """Return whether a budget of optimizer steps, of time or of control steps is used up: by default the recipe's."""
-    budget = budget or run.plan.recipe.budget
+def _spent(run: TrainingRun, budget: BudgetSection) -> str:
+    """Return the field of a budget that is used up, with its value, as an override; empty if none is."""
     if run.totals.optimizer_steps >= budget.optimizer_steps:
-        return True
-    out_of_time = budget.minutes is not None and run.clocks.seconds > 60 * budget.minutes
-    return out_of_time or (budget.env_steps is not None and run.env_steps_of_all_ranks >= budget.env_steps)
+        return f"budget.optimizer_steps={budget.optimizer_steps}"
+    if budget.minutes is not None and run.clocks.seconds > 60 * budget.minutes:
+        return f"budget.minutes={budget.minutes:g}"
+    if budget.env_steps is not None and run.env_steps_of_all_ranks >= budget.env_steps:
+        return f"budget.env_steps={budget.env_steps}"
+    return ""
 
 
 def _wait(run: TrainingRun, poll: Callable[[], bool]) -> tuple[SegmentBatch | None, RunFailureError | None]:

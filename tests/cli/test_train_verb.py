@@ -23,6 +23,7 @@ class FakeTraining:
     """Stands in for `vla_rl.train`: notes the call, returns an outcome."""
 
     interrupted: bool = False
+    reason: str = ""
     raised: Exception | None = None
     called: dict[str, Any] | None = None
 
@@ -36,7 +37,8 @@ class FakeTraining:
             clocks=clocks,
             checkpoint=run_dir / "checkpoints",
             interrupted=self.interrupted,
-            reason="",
+            reason=self.reason,
+            spent="budget.minutes=3",
             evaluation=None if self.interrupted else "19 of 20 episodes",
         )
 
@@ -76,6 +78,15 @@ def test_a_run_is_named_after_its_recipe(training: FakeTraining) -> None:
     invoke("toy", "name=other")
     assert training.called
     assert training.called["run_dir"] == Path("runs/other")
+
+
+def test_a_run_says_which_budget_ended_it_unless_something_else_did(training: FakeTraining) -> None:
+    told = "budget.minutes=3 is spent"
+    assert told in invoke("toy").stdout
+    training.reason = "the policy solves what it plays"
+    assert told not in invoke("toy").stdout
+    training.reason, training.interrupted = "", True
+    assert told not in invoke("toy").stdout
 
 
 @pytest.mark.parametrize("folder", ["runs/toy", "bare", "with a space"])

@@ -595,6 +595,15 @@ def test_a_run_records_how_it_ended(tmp_path, monkeypatch):
     assert (state()["state"], state()["reason"]) == ("failed", "out of luck")
 
 
+def test_a_run_names_the_budget_that_ended_it(tmp_path):
+    def spent(folder, **budget):
+        return run(toy_recipe(budget=budget), tmp_path / folder)[0].spent
+
+    assert spent("steps", optimizer_steps=1) == "budget.optimizer_steps=1"
+    assert spent("env", optimizer_steps=50, env_steps=1) == "budget.env_steps=1"
+    assert spent("time", optimizer_steps=50, minutes=1e-6) == "budget.minutes=1e-06"
+
+
 def test_a_smaller_budget_that_ends_a_run_at_once_is_recorded_as_the_reason(tmp_path, monkeypatch):
     def ended(**budget):
         outcome, _ = run(toy_recipe(budget=budget), tmp_path / "run", resume=True)

@@ -111,12 +111,13 @@ def _sets_time_limit(overrides: list[str]) -> bool:
 def _summary(outcome: TrainOutcome) -> str:
     from vla_rl.reporting.run_folder import as_argument
 
-    clocks = outcome.clocks
+    clocks, told = outcome.clocks, outcome.spent and not outcome.reason and not outcome.interrupted
     lines = [] if outcome.evaluation is None else [str(outcome.evaluation)]
     lines += [
         f"{'interrupted' if outcome.interrupted else 'finished'} after {clocks.optimizer_steps} optimizer steps, "
         f"{clocks.episodes} episodes, {clocks.env_steps} env steps",
         *([f"ended early: {outcome.reason}"] if outcome.reason else []),
+        *([f"budget      {outcome.spent} is spent: resume with more to go on"] if told else []),
         f"run         {outcome.run_dir}",
         f"checkpoint  {outcome.checkpoint}",
     ]
