@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -642,6 +643,12 @@ def test_a_base_that_comes_with_the_program_is_no_recipe_by_itself(path: Path) -
     assert path.stem not in list_recipes()
     with pytest.raises(UserError, match=f"it is a base, .* write a file with `base: {path.stem}`"):
         find_recipe(path.stem)
+
+
+def test_the_list_that_a_message_shows_is_one_word_on_the_command_line() -> None:
+    shown = problems(TOY, "env.tasks=0,1")["env.tasks"].allowed.partition("a list, like ")[2]
+    (override,) = shlex.split(f"env.tasks={shown}")
+    assert build_recipe(TOY, [override]).env.task_ids == [0, 1]
 
 
 # --- the time limit --------------------------------------------------------------------------------------------------

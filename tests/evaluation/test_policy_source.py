@@ -179,7 +179,7 @@ def test_an_adapter_without_its_base_is_told_so(tmp_path):
 
 
 def test_a_folder_that_is_no_policy_is_told_why(tmp_path):
-    with pytest.raises(CheckpointError, match="holds neither recipe"):
+    with pytest.raises(CheckpointError, match=r"holds no recipe\.yaml"):
         find_policy(str(tmp_path), profile="auto")
 
 

@@ -170,7 +170,7 @@ def _what_it_is(path: Path) -> str:
     if path.is_file():
         return "it is a file. Give the folder of a run, of a checkpoint, or of exported weights"
     return (
-        f"it holds neither {RECIPE_FILE} (a run), nor is it below {FOLDER}/ of a run, nor is there "
+        f"it holds no {RECIPE_FILE} (a run), is not in {FOLDER}/ of a run, and lacks "
         + " or ".join(kind.stored_as for kind in POLICIES.values() if kind.stored_as)
         + "".join(f"\n  {folder} is one of these" for folder in _policies_in(path))
     )

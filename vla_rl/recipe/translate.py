@@ -22,7 +22,7 @@ _TYPES = {
     "float_type": "a number",
     "bool_type": "true or false",
     "string_type": "text",
-    "list_type": "a list, like [0, 1]",
+    "list_type": "a list, like [0,1]",
     "model_type": "a section of keys",
     "model_attributes_type": "a section of keys",
     "dict_type": "a section of keys",

@@ -52,7 +52,7 @@ def read_run(folder: Path) -> WrittenRun:
     metrics = folder / METRICS_FILE
     if not metrics.is_file():
         raise ValueError(
-            f"{folder}: expected the folder of a run with a {METRICS_FILE}, found none; name a run's folder"
+            f"{folder}: expected the folder of a run with a {METRICS_FILE}, found none; `vla-rl runs DIR` lists runs"
         )
     recipe = folder / RECIPE_FILE
     manifest = _read_json(folder / MANIFEST_FILE)

@@ -40,8 +40,8 @@ class RunFolder:
             raise ValueError(f"--run-dir: {path} is a file; a run needs a folder, choose another path")
         if not resume and (path / RECIPE_FILE).exists():
             raise ValueError(
-                f"--run-dir: {path} already holds a run, and nothing is overwritten. "
-                "Add --resume to continue it, or choose another folder with --run-dir"
+                f"--run-dir: {path} already holds a run, and nothing is overwritten. Add --resume to continue it, or "
+                "choose another folder with name=NAME or --run-dir"
             )
         remains = [] if resume else _remains_of_a_run(path)
         if remains:  # a later --resume would go on from the other run's checkpoint
