@@ -65,6 +65,18 @@ def test_a_named_command_parses(command: str) -> None:
         load_any_recipe(find_recipe(words[0]), [word for word in words[1:] if "=" in word])
 
 
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_the_runs_that_a_page_begins_have_different_folders(document: str) -> None:
+    """A second run in a folder is refused, so the commands of a page can be typed one after the other."""
+    begun = ["runs/quickstart"] if document == "README.md" else []  # by the script in its first lines
+    for block in re.findall(r"^```sh\n(.*?)^```", text_of(document), re.MULTILINE | re.DOTALL):
+        for line in block.splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:2] == ["vla-rl", "train"] and not {"--resume", "--dry-run"} & set(words):
+                begun.append(f"runs/{load_any_recipe(find_recipe(words[2]), words[3:]).name}")
+    assert len(begun) == len(set(begun))
+
+
 @pytest.mark.parametrize("script", sorted({word for line in commands() for word in re.findall(r"^scripts/\w+", line)}))
 def test_a_named_script_can_be_run(script: str) -> None:
     assert os.access(ROOT / script, os.X_OK)

@@ -325,7 +325,7 @@ def test_the_documented_commands_train_to_the_target_and_evaluate_the_best(tmp_p
         assert done.returncode == 0, done.stderr
         if "stop_at_success" in line:
             assert "ended early: the target is reached (budget.stop_at_success 0.95)" in done.stdout
-    assert len(list((tmp_path / "runs" / "toy" / "eval").glob("optimizer_step_*"))) == 1
+    assert len(list((tmp_path / "runs" / "toy-best" / "eval").glob("optimizer_step_*"))) == 1
 
 
 def test_of_two_evaluations_of_one_optimizer_step_the_newer_one_counts():
