@@ -14,9 +14,9 @@ def study() -> None:
     """Run a study: the GIPO paper's experiments, and others."""
 
 
-app.command("figures")(figures.figures)
+app.command("gridworld")(gridworld.gridworld)
 app.command("metaworld")(metaworld.metaworld)
-app.command("merge")(metaworld.merge)
 app.command("libero")(libero.libero)
 app.command("groups")(groups.groups)
-app.command("gridworld")(gridworld.gridworld)
+app.command("merge")(metaworld.merge)
+app.command("figures")(figures.figures)
