@@ -141,6 +141,13 @@ def test_a_path_that_is_too_long_is_the_user_s_mistake_in_every_verb(arguments: 
     assert "File name too long" in result.stderr
 
 
+def test_an_out_below_a_file_is_the_user_s_mistake(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = CliRunner().invoke(app, ["study", "gridworld", "--out", str(tmp_path / "file" / "out")])
+    assert result.exit_code == 2
+    assert result.stderr == f"error: {tmp_path / 'file' / 'out'}: Not a directory; give another path\n"
+
+
 @pytest.mark.parametrize(
     ("raised", "said"),
     [
@@ -148,6 +155,9 @@ def test_a_path_that_is_too_long_is_the_user_s_mistake_in_every_verb(arguments: 
         (OSError(errno.ENOSPC, "No space left on device", "a/x", None, "b/x"), "error: b/x: No space left on device; "),
         (OSError(errno.EROFS, "Read-only file system", "runs/x"), "error: runs/x: Read-only file system; give a path "),
         (OSError(errno.EACCES, "Permission denied", "runs/x"), "error: runs/x: Permission denied; give a path "),
+        (OSError(errno.ENOTDIR, "Not a directory", "a/x"), "error: a/x: Not a directory; give another path"),
+        (OSError(errno.EISDIR, "Is a directory", "a/.x", None, "a"), "error: a: Is a directory; give another path"),
+        (OSError(errno.EEXIST, "File exists", "a"), "error: a: File exists; give another path"),
     ],
 )
 def test_a_place_that_cannot_be_written_to_is_the_user_s_mistake(

@@ -42,6 +42,9 @@ _FIXES = {  # errors of the system that the user can end, by number; the others 
     errno.EFBIG: "raise the limit of file sizes (ulimit -f) or give another path",
     errno.EROFS: "give a path that can be written to",
     errno.EACCES: "give a path that you may use, or change its permissions",
+    errno.ENOTDIR: "give another path",
+    errno.EISDIR: "give another path",
+    errno.EEXIST: "give another path",  # a file where a folder is to be made
 }
 
 
