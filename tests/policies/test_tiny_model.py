@@ -1,6 +1,7 @@
 """The network against stored numbers, the tiny model's tokenizer and its statistics."""
 
 import json
+import re
 import subprocess
 import sys
 import zlib
@@ -94,6 +95,19 @@ def test_a_right_padded_batch_equals_its_members_alone(images, profile):
         fed = None if proprio is None else proprio[row : row + 1]
         alone = model.action_hidden(pixels[row : row + 1], PROMPT[:, :length], proprio=fed)
         assert (together[row] - alone[0]).abs().max() <= 5e-6 * alone.abs().max()
+
+
+@pytest.mark.parametrize("shape", [(1, 0, 28, 28), (1, 5, 28, 28), (1, 6, 28, 14), (1, 6, 14, 28), (6, 28, 28)])
+def test_images_of_another_shape_are_refused_by_it(shape):
+    with pytest.raises(ValueError, match=re.escape(f"{shape}; expected 6 channels per image and 28 pixels a side")):
+        numbered_model().action_hidden(torch.zeros(shape), PROMPT)
+
+
+@torch.no_grad()
+def test_a_prompt_s_ids_may_have_32_bits():
+    model, pixels = numbered_model(), numbers("pixels", (1, 6, 28, 28), 1.0)
+    hidden = model.action_hidden(pixels, PROMPT)
+    assert torch.equal(model.action_hidden(pixels, PROMPT.int()), hidden)
 
 
 def test_the_norms_of_each_part_have_their_own_epsilon():

@@ -127,10 +127,11 @@ class OFTNetwork(nn.Module):
         self, pixel_values: Tensor, prompts: Tensor, lengths: Tensor | None, proprio: Tensor | None = None
     ) -> Tensor:
         """Return the embedded sequence (B, T, d) of complete prompts; arguments as `read_out`."""
-        if pixel_values.shape[1] % CHANNELS_PER_IMAGE or pixel_values.shape[-1] != self.config.image_size:
+        channels, side = pixel_values.shape[1], self.config.image_size
+        if channels == 0 or channels % CHANNELS_PER_IMAGE or pixel_values.shape[2:] != (side, side):
             raise ValueError(
                 f"pixel_values is {tuple(pixel_values.shape)}; expected {CHANNELS_PER_IMAGE} channels per image "
-                f"and {self.config.image_size} pixels a side"
+                f"and {side} pixels a side"
             )
         embed_tokens = self.language_model.model.embed_tokens
         text_ids, is_placeholder = self._text(prompts, lengths)
@@ -174,6 +175,7 @@ def _with_lone_space(input_ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor
     last = input_ids.gather(1, lengths[:, None] - 1).squeeze(1)
     lacking = last != LONE_SPACE_ID
     padded = F.pad(input_ids, (0, 1), value=PAD_ID)
-    completed = padded.scatter(1, lengths[:, None], torch.where(lacking, LONE_SPACE_ID, PAD_ID)[:, None])
+    filler = torch.where(lacking, LONE_SPACE_ID, PAD_ID).to(input_ids.dtype)
+    completed = padded.scatter(1, lengths[:, None], filler[:, None])
     lengths = lengths + lacking.long()
     return completed[:, : int(lengths.max())], lengths

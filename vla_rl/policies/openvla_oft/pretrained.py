@@ -30,7 +30,8 @@ class OpenVLAOFT(OFTNetwork):
 
         Tensors stored in the requested dtype stay views of the mapped files until they are written to: do not change a
         file in place while a network loaded from it is in use (replacing the file is safe). A network that looks broken
-        (see `self_test.network_faults`) is loaded with a warning.
+        (see `self_test.network_faults`) is loaded with a warning. No weight requires a gradient until it is asked to
+        (`requires_grad_`).
 
         Args:
             path: its directory; the folder of an adapter that names its base, which is then merged in float32; or a hub
