@@ -137,6 +137,17 @@ def test_actions_of_the_wrong_shape_are_refused(spatial):
         spatial.step_chunk(np.zeros((8, 6), np.float32))
 
 
+def test_actions_may_be_a_list_and_are_left_as_they_are(spatial):
+    moving = STILL.astype(np.float64) + 0.25
+    spatial.reset(0)
+    spatial.step_chunk(moving)
+    expected = np.concatenate(spatial.physics_state())
+    assert np.array_equal(moving, STILL + 0.25)
+    spatial.reset(0)
+    spatial.step_chunk(moving.tolist())
+    assert np.array_equal(np.concatenate(spatial.physics_state()), expected)
+
+
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
 def test_actions_that_are_not_finite_are_refused_and_the_episode_goes_on(spatial, wrong):
     spatial.reset(0)
@@ -173,7 +184,10 @@ def test_an_argument_that_does_not_exist_is_refused_with_what_does(argument, all
         LiberoEnv("libero_spatial", 0, **({"assets": "proxy"} | argument))
 
 
-def test_closing_twice_is_harmless():
+def test_closing_twice_is_harmless_and_what_is_closed_says_so():
     env = LiberoEnv("libero_spatial", 0, assets="proxy", image_size=64)
     env.close()
     env.close()
+    for use in (lambda: env.reset(0), env.physics_state, lambda: env.start_from(np.zeros(92))):
+        with pytest.raises(RuntimeError, match="closed"):
+            use()

@@ -133,6 +133,7 @@ class LiberoEnv:
         self._episode = (0, 0)  # initial state, seed
         self._elapsed = 0
         self._running = False
+        self._closed = False
         self._chunk_frames: list[UInt8Array] = []
 
     @property
@@ -163,8 +164,10 @@ class LiberoEnv:
 
         Raises:
             ValueError: `seed` is not in 0..2**32 - 1.
+            RuntimeError: the environment is closed.
             SimulatorError: there is no such state, or LIBERO finds no placement.
         """
+        self._check_open()
         self._check_init_state(init_state)
         if not 0 <= seed < NUM_SEEDS:
             raise ValueError(f"seed must be in 0..{NUM_SEEDS - 1}, as numpy's global generator takes it, got {seed}")
@@ -190,8 +193,10 @@ class LiberoEnv:
         Fixtures are not in such a state: they are where a reset with `seed` places them. Nothing is perturbed.
 
         Raises:
+            RuntimeError: the environment is closed.
             SimulatorError: the state has another length.
         """
+        self._check_open()
         shim.use_assets(self._assets.folder)
         self._effect, self._episode = Effect(), (0, seed)
         self._simulation.reset(seed)
@@ -208,7 +213,7 @@ class LiberoEnv:
         return self._observe()
 
     def step_chunk(self, actions: FloatArray) -> ChunkResult:
-        """Execute actions (K, 7) open loop; stops where the episode ends.
+        """Execute actions (K, 7) open loop, an array or what NumPy makes one of; stops where the episode ends.
 
         The observation is that of the last executed control step, also if success ends a chunk early. Reward is 1 in
         the step in which the goal first holds, else 0.
@@ -219,15 +224,16 @@ class LiberoEnv:
         """
         if not self._running:
             raise RuntimeError("step_chunk before reset, or after the end of an episode")
-        if actions.ndim != 2 or actions.shape[1] != ACTION_DIM or len(actions) == 0:
-            raise ValueError(f"actions must be (K, {ACTION_DIM}) with K >= 1, got {actions.shape}")
-        if not np.isfinite(actions).all():  # MuJoCo would restart its simulation in the middle of the episode
-            raise ValueError(f"actions must be finite, got {actions[~np.isfinite(actions).all(axis=1)][0]}")
-        planned = min(len(actions), self._horizon - self._elapsed)
+        commands = np.array(actions, dtype=np.float64)
+        if commands.ndim != 2 or commands.shape[1] != ACTION_DIM or len(commands) == 0:
+            raise ValueError(f"actions must be (K, {ACTION_DIM}) with K >= 1, got {commands.shape}")
+        if not np.isfinite(commands).all():  # MuJoCo would restart its simulation in the middle of the episode
+            raise ValueError(f"actions must be finite, got {commands[~np.isfinite(commands).all(axis=1)][0]}")
+        planned = min(len(commands), self._horizon - self._elapsed)
         self._chunk_frames = []
         terminated = False
         executed = 0
-        for action in actions[:planned].astype(np.float64):
+        for action in commands[:planned]:
             executed += 1
             terminated = self._simulation.step(self._perturbed(action, self._elapsed + executed))
             if self._render == "every_step":
@@ -246,7 +252,12 @@ class LiberoEnv:
         )
 
     def physics_state(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return copies of MuJoCo's positions (nq,) and velocities (nv,)."""
+        """Return copies of MuJoCo's positions (nq,) and velocities (nv,).
+
+        Raises:
+            RuntimeError: the environment is closed.
+        """
+        self._check_open()
         return self._simulation.physics_state()
 
     @property
@@ -287,6 +298,11 @@ class LiberoEnv:
         """Free simulator and graphics; safe to call twice."""
         self._running = False
         self._simulation.close()
+        self._closed = True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the environment is closed; build another LiberoEnv")
 
     def _check_init_state(self, init_state: int) -> None:
         if init_state < 0 or (self._states is not None and init_state >= len(self._states)):
