@@ -33,6 +33,16 @@ def test_drift_is_the_quantile_of_the_absolute_log_ratio():
     assert math.isfinite(diagnostics.abs_log_ratio_p95(torch.full((4,), math.inf), ALL))
 
 
+def test_a_quantile_of_more_elements_than_torch_s_own_takes_is_exact():
+    every = torch.tensor(True)
+    large = torch.zeros(2**24 + 1)
+    large[-1] = 5.0
+    assert diagnostics.abs_log_ratio_p95(large, every) == 0.0
+    for count in (1, 2, 21, 41):  # 0 to count - 1, in no order: the quantile is at 0.95 (count - 1)
+        mixed = (torch.arange(count) * 8) % count if count > 2 else torch.arange(count)
+        assert diagnostics.policy_lag(mixed, every, old_threshold=0).p95 == pytest.approx(0.95 * (count - 1))
+
+
 def test_approx_kl_of_hand_computed_ratios():
     x = torch.tensor([math.log(2.0), math.log(0.5), 0.0, 0.0], dtype=torch.float64)
     expected = ((2 - 1 - math.log(2.0)) + (0.5 - 1 + math.log(2.0))) / 4
