@@ -105,9 +105,9 @@ def test_an_output_that_is_the_result_must_be_complete(nowhere):
     assert (done.returncode, done.stderr) == (0, "")  # `| head` has seen enough
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
-def test_no_output_dies_of_its_encoding(tmp_path, encoding):
-    environment = os.environ | {"PYTHONIOENCODING": encoding}
+def test_no_output_dies_of_its_encoding(tmp_path):
+    """ASCII has the fewest characters; what it lacks is spelled in ASCII, whatever the encoding."""
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     verbs = [("study", "gridworld", "--out", tmp_path / "out"), ("recipes", "fields"), ("train", "σ", "--dry-run")]
     codes = []
     for verb in verbs:
