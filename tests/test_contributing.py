@@ -67,5 +67,4 @@ def test_what_knows_the_kinds_stays_green_beside_all_that_is_added(changed: Path
     add_environment(changed)
     add_policy(changed)
     options = ["-q", "-x", "-p", "no:cacheprovider", "--hypothesis-profile=ci", "-k", NEW]
-    told = call(changed, "-m", "pytest", *options, *KNOW_THE_KINDS).stdout
-    assert "deselected" in told, told
+    call(changed, "-m", "pytest", *options, *KNOW_THE_KINDS)  # an exit code of its own says that nothing was run
