@@ -146,6 +146,17 @@ def test_the_name_of_a_recipe_is_answered_with_its_run(tmp_path, monkeypatch):
         find_policy("toy", profile="auto")
 
 
+def test_a_best_checkpoint_that_a_run_does_not_keep_is_answered_with_the_field_that_keeps_it(tmp_path):
+    checkpoints = tmp_path / "run" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    with pytest.raises(
+        CheckpointError, match=r"best does not exist: .*; runs with checkpoint\.keep_best=true keep one$"
+    ):
+        find_policy(str(checkpoints / "best"), profile="auto")
+    with pytest.raises(CheckpointError, match=r"or exported weights$"):
+        find_policy(str(checkpoints / "optimizer_step_7"), profile="auto")
+
+
 def test_other_weights_have_another_fingerprint(tmp_path):
     large = bytes(10_000_000)
     changed = large[:5_000_000] + bytes([1]) * 1_000_000 + large[6_000_000:]

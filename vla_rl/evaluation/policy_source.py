@@ -15,6 +15,7 @@ from vla_rl.envs.kinds import ENVIRONMENTS
 from vla_rl.evaluation.provenance import UNKNOWN_TRAINING, Training, recorded_training, training_in
 from vla_rl.learner import checkpoint_folder
 from vla_rl.learner.checkpoint import (
+    BEST,
     FOLDER,
     POINTERS,
     POLICY_FILE,
@@ -158,7 +159,10 @@ def _home(policy: Path) -> Path | None:
 
 
 def _meant(target: str) -> str:
-    """Return the run of a recipe whose name was given."""
+    """Return the run of a recipe whose name was given, or what makes a best checkpoint where there is none."""
+    path = Path(target).expanduser()
+    if path.name == BEST and path.parent.name == FOLDER and path.parent.is_dir():
+        return "; runs with checkpoint.keep_best=true keep one"
     if target not in list_recipes():
         return ""
     run = _RUNS / target
