@@ -84,7 +84,9 @@ def test_the_half_width_covers_the_error_of_the_estimate():
         lambda: theory.lambert_w(-0.1),
         lambda: theory.lower_bound_penalty(sigma=1.0, max_advantage=1.0, discount=1.0, alpha=0.0, beta=0.0),
         lambda: theory.lower_bound_penalty(sigma=1.0, max_advantage=1.0, discount=0.9, alpha=2.0, beta=0.0),
+        lambda: theory.lower_bound_penalty(sigma=1.0, max_advantage=-1.0, discount=0.9, alpha=0.1, beta=0.1),
         lambda: theory.finite_sample_half_width(sigma=1.0, max_advantage=1.0, discount=0.9, num_samples=0, delta=0.1),
+        lambda: theory.finite_sample_half_width(sigma=1.0, max_advantage=-1.0, discount=0.9, num_samples=9, delta=0.1),
     ],
 )
 def test_arguments_outside_their_domain_are_refused(call):

@@ -68,6 +68,7 @@ def lower_bound_penalty(*, sigma: float, max_advantage: float, discount: float, 
         beta: max_s D_TV(π′, μ), in [0, 1].
     """
     horizon = _horizon(discount)
+    max_advantage = _not_negative("max_advantage", max_advantage)
     states = 4.0 * max_advantage * discount * _fraction("alpha", alpha) * _fraction("beta", beta) * horizon**2
     return states + max_advantage * horizon * (trust_penalty(sigma) + beta)
 
@@ -91,7 +92,7 @@ def finite_sample_half_width(
     """
     if num_samples < 1 or not 0.0 < delta < 1.0:
         raise ValueError(f"num_samples must be at least 1 and delta in (0, 1); found {num_samples} and {delta}")
-    scale = max_advantage * multiplier_bound(sigma) * _horizon(discount)
+    scale = _not_negative("max_advantage", max_advantage) * multiplier_bound(sigma) * _horizon(discount)
     return scale * math.sqrt(2.0 * math.log(2.0 / delta) / num_samples)
 
 
@@ -104,6 +105,12 @@ def _horizon(discount: float) -> float:
 def _positive(name: str, value: float) -> float:
     if not value > 0.0:
         raise ValueError(f"{name} must be greater than 0; found {value}")
+    return value
+
+
+def _not_negative(name: str, value: float) -> float:
+    if not value >= 0.0:
+        raise ValueError(f"{name} must be at least 0; found {value}")
     return value
 
 
