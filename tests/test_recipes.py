@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import math
 import os
+import pkgutil
 import shlex
 import subprocess
 import sys
@@ -24,6 +27,7 @@ from vla_rl.recipe import (
     Problem,
     Recipe,
     RecipeError,
+    SupervisedRecipe,
     build_recipe,
     field_references,
     find_recipe,
@@ -33,6 +37,7 @@ from vla_rl.recipe import (
     load_recipe,
     load_recorded_recipe,
     recorded_time_limit,
+    rules,
 )
 from vla_rl.recipe.dialect import parse
 from vla_rl.recipe.shape import homes, kinds
@@ -874,6 +879,20 @@ def test_the_reference_tells_what_the_models_allow() -> None:
 def test_every_field_has_a_meaning() -> None:
     silent = [field.path for field in field_references() if not field.description and field.path.count(".") == 1]
     assert {path.split(".")[1] for path in silent} <= {"name"}  # of a kind: its section says what it is
+
+
+def test_every_rule_of_a_subject_is_checked() -> None:
+    fields = {*Recipe.model_fields, *SupervisedRecipe.model_fields}
+    files = [importlib.import_module(f"{rules.__name__}.{file.name}") for file in pkgutil.iter_modules(rules.__path__)]
+    written = {
+        value
+        for file in files
+        for value in vars(file).values()
+        if inspect.isfunction(value) and value.__module__ == file.__name__
+        if inspect.signature(value).parameters.keys() <= fields  # else it helps rules
+    }
+    assert len(files) > 5
+    assert written == {*rules.RULES, *rules.SUPERVISED_RULES}
 
 
 def test_the_reference_names_every_key_that_holds_a_value() -> None:

@@ -24,7 +24,6 @@ from vla_rl.recipe.loading import (
 from vla_rl.recipe.model import Recipe
 from vla_rl.recipe.problems import RecipeError
 from vla_rl.recipe.reference import FieldReference, field_references
-from vla_rl.recipe.rules import decisions_per_episode
 from vla_rl.recipe.sections import (
     BudgetSection,
     CheckpointSection,
@@ -37,6 +36,7 @@ from vla_rl.recipe.sections import (
     RuntimeSection,
 )
 from vla_rl.recipe.setup import Setup
+from vla_rl.recipe.sizes import decisions_per_episode
 from vla_rl.recipe.supervised import SupervisedRecipe
 from vla_rl.section import Problem, Section
 

@@ -17,6 +17,7 @@ from typing import Annotated, Any, TypeVar, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from vla_rl.errors import UserError
+from vla_rl.recipe.completion import completed
 from vla_rl.recipe.dialect import Document, YamlError, parse
 from vla_rl.recipe.dialect import Path as KeyPath
 from vla_rl.recipe.installed import missing_packages
@@ -24,7 +25,7 @@ from vla_rl.recipe.library import find_base, read_text
 from vla_rl.recipe.model import Recipe
 from vla_rl.recipe.overrides import Override, apply_overrides, lay_over, parse_overrides
 from vla_rl.recipe.problems import RecipeError
-from vla_rl.recipe.rules import RULES, SUPERVISED_RULES, broken_rules, completed
+from vla_rl.recipe.rules import RULES, SUPERVISED_RULES, broken_rules
 from vla_rl.recipe.setup import Setup
 from vla_rl.recipe.shape import SectionType
 from vla_rl.recipe.supervised import SupervisedRecipe

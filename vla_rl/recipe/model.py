@@ -10,8 +10,9 @@ from vla_rl.credit import AnyCredit, Gae
 from vla_rl.envs.kinds import EnvSection
 from vla_rl.policies.kinds import AnyPolicy
 from vla_rl.recipe import dialect
+from vla_rl.recipe.completion import completed
 from vla_rl.recipe.regimes import RegimeName
-from vla_rl.recipe.rules import broken_rules, completed
+from vla_rl.recipe.rules import broken_rules
 from vla_rl.recipe.sections import (
     AlarmsSection,
     BudgetSection,

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vla_rl.recipe.completion import usual_time_limit
 from vla_rl.recipe.dialect import Path, YamlError, parse
 from vla_rl.recipe.model import Recipe
-from vla_rl.recipe.rules import usual_time_limit
 from vla_rl.recipe.shape import SectionType, field_names, kinds
 from vla_rl.section import Problem, TimeLimit
 

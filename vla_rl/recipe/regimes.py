@@ -20,6 +20,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from vla_rl.recipe.sections import BudgetSection, LearnerSection, ReplaySection
+
 RegimeName = Literal["fresh", "stale"]
 
 OLD_SHARE = 0.1  # of a run's versions
@@ -35,20 +37,13 @@ class Regime:
     old_threshold: int  # versions
 
 
-def regime_of_run(
-    name: str, *, capacity: int, decisions_per_update: int, optimizer_steps: int, publish_every: int
-) -> Regime:
-    """Return the settings of a regime for a run.
+def regime_of(name: str, replay: ReplaySection, learner: LearnerSection, budget: BudgetSection) -> Regime:
+    """Return what a regime sets in a recipe with these sections.
 
     Each update consumes b decisions, so a ring of `capacity` decisions, each used r times, spans capacity · r / b
     updates; r follows from the span that the regime requires.
-
-    Args:
-        name: name of the regime.
-        capacity: capacity of the ring, decisions.
-        decisions_per_update: b, over the micro-batches of one rank.
-        optimizer_steps: length of the whole run.
-        publish_every: optimizer steps per version.
     """
-    ratio = SPANS[name] * optimizer_steps * decisions_per_update / capacity
-    return Regime(float(f"{ratio:.4g}"), max(1, round(OLD_SHARE * optimizer_steps / publish_every)))
+    per_update = learner.batch_segments * replay.segment_length  # b, over the micro-batches of one rank
+    ratio = SPANS[name] * budget.optimizer_steps * per_update / replay.capacity
+    threshold = max(1, round(OLD_SHARE * budget.optimizer_steps / learner.publish_every))
+    return Regime(float(f"{ratio:.4g}"), threshold)

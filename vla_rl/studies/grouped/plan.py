@@ -21,7 +21,7 @@ from typing import Any
 from vla_rl.credit.group import Group
 from vla_rl.errors import UserError
 from vla_rl.recipe import Recipe, find_recipe, load_recipe
-from vla_rl.recipe.rules import decisions_per_episode, smallest_ring
+from vla_rl.recipe.sizes import decisions_per_episode, smallest_ring
 from vla_rl.studies.study_plan import OF_EVERY_RUN, require_known
 
 RECIPE = "gates"

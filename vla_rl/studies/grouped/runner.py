@@ -15,7 +15,7 @@ from pathlib import Path
 from vla_rl.errors import UserError, preflight
 from vla_rl.files import atomic_write_json
 from vla_rl.recipe import find_recipe, load_recipe
-from vla_rl.recipe.rules import decisions_per_episode
+from vla_rl.recipe.sizes import decisions_per_episode
 from vla_rl.run.plan import check_contradictions, plan_policy
 from vla_rl.studies import held_out
 from vla_rl.studies.grouped.plan import LIBERO, METHODS, RECIPE, GroupPlan, GroupRun, Start, group_plan_from

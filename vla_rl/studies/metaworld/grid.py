@@ -17,8 +17,7 @@ from vla_rl.envs.metaworld.env import HORIZON
 from vla_rl.envs.metaworld.tasks import METAWORLD_TASKS
 from vla_rl.errors import UserError
 from vla_rl.recipe import Recipe, decisions_per_episode, find_recipe, load_recipe
-from vla_rl.recipe.regimes import SPANS
-from vla_rl.recipe.rules import regime_of
+from vla_rl.recipe.regimes import SPANS, regime_of
 from vla_rl.replay.layout import capacity_for
 from vla_rl.studies.study_plan import OF_EVERY_RUN, base_recipe, in_words, require_known
 from vla_rl.studies.surrogate_labels import StudySurrogate, canonical_labels
