@@ -150,7 +150,7 @@ def test_a_best_checkpoint_that_a_run_does_not_keep_is_answered_with_the_field_t
     checkpoints = tmp_path / "run" / "checkpoints"
     checkpoints.mkdir(parents=True)
     with pytest.raises(
-        CheckpointError, match=r"best does not exist: .*; runs with checkpoint\.keep_best=true keep one$"
+        CheckpointError, match=r"best does not exist: .*; only runs whose checkpoint\.keep_best is true keep one$"
     ):
         find_policy(str(checkpoints / "best"), profile="auto")
     with pytest.raises(CheckpointError, match=r"or exported weights$"):

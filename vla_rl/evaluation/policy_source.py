@@ -162,7 +162,7 @@ def _meant(target: str) -> str:
     """Return the run of a recipe whose name was given, or what makes a best checkpoint where there is none."""
     path = Path(target).expanduser()
     if path.name == BEST and path.parent.name == FOLDER and path.parent.is_dir():
-        return "; runs with checkpoint.keep_best=true keep one"
+        return "; only runs whose checkpoint.keep_best is true keep one"
     if target not in list_recipes():
         return ""
     run = _RUNS / target
