@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.core import TyperGroup
 from typer.testing import CliRunner
 
 from vla_rl import __version__
@@ -128,6 +129,17 @@ def test_what_a_verb_raises_becomes_an_exit_code(
     result = CliRunner().invoke(app, ["recipes", "list"])
     assert (result.exit_code, result.stderr) == (code, said)
     assert isinstance(result.exception, ValueError) == (code == 1)  # only a fault of ours keeps its traceback
+
+
+def test_an_interruption_is_told_while_arguments_are_parsed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Typer imports pydantic then, and ends with the same code without a word."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TyperGroup, "parse_args", interrupt)
+    result = CliRunner().invoke(app, ["recipes", "list"])
+    assert (result.exit_code, result.stderr) == (130, "interrupted\n")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import errno
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -48,13 +50,29 @@ _FIXES = {  # errors of the system that the user can end, by number; the others 
 }
 
 
+@contextmanager
+def _interruption_told() -> Iterator[None]:
+    """Say that a signal ended the program; Typer ends with the same code, but without a word."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise typer.Exit(exit_codes.INTERRUPTED) from None
+
+
 class Program(TyperGroup):
     """Command group that turns user errors and Ctrl-C into exit codes."""
 
-    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - Typer bundles Click's types or not, by version
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - Click's types are bundled or not
+        """Parse the arguments. Typer imports pydantic for it, so it takes a while."""
+        with _interruption_told():
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401
         """Run the verb."""
         try:
-            return super().invoke(ctx)
+            with _interruption_told():
+                return super().invoke(ctx)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(exit_codes.USER_ERROR) from error
@@ -71,9 +89,6 @@ class Program(TyperGroup):
             print(f"error: out of memory{f': {error}' if str(error) else ''}", file=sys.stderr)
             print("`vla-rl train RECIPE --dry-run` shows what a recipe needs", file=sys.stderr)
             raise typer.Exit(exit_codes.FAILURE) from error
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            raise typer.Exit(exit_codes.INTERRUPTED) from None
 
 
 def _place(error: OSError) -> str:
