@@ -128,7 +128,7 @@ def test_every_task_has_an_environment_of_its_own():
         ({"arms": ("lr0",)}, "--surrogates: found lr0; at least one surrogate"),
         ({"arms": ("gipo", "lr0", "lr0")}, "--surrogates: .*lr0 once at most"),
         ({"arms": ("gipo", "gipo:1.0")}, "--surrogates: .*every surrogate stands once"),
-        ({"arms": ("gippo",)}, "--surrogates: found 'gippo'"),
+        ({"arms": ("gippo",)}, "--surrogates: found 'gippo'; allowed are gipo, .*, ppo, .*, lr0$"),
         ({"regimes": ("old",)}, "--regimes: found 'old'; allowed are fresh, stale"),
         ({"tasks": (10,)}, "--tasks: found '10'; allowed are 0, 1, 2"),
         ({"tasks": (1, 1)}, "--tasks: found 1,1"),

@@ -19,13 +19,8 @@ class StudySurrogate:
     label: str  # gipo, gipo:0.5, gipo:0.5:0.5 (σ, then the factor on σ for bad actions), or another's name
 
     def __post_init__(self) -> None:
-        name, *numbers = self.label.split(":")
-        if (name != "gipo" and (name not in PLAIN_SURROGATES or numbers)) or len(numbers) > 2:
-            raise UserError(
-                f"--surrogates: found {self.label!r}; allowed are gipo, gipo:SIGMA, gipo:SIGMA:NEGATIVE_SCALE, "
-                f"{', '.join(PLAIN_SURROGATES)}"
-            )
-        if not all(_is_positive(number) for number in numbers):
+        _require_form(self.label)
+        if not all(_is_positive(number) for number in self.label.split(":")[1:]):
             raise UserError(f"--surrogates: found {self.label!r}; sigma and negative scale are finite numbers above 0")
 
     @property
@@ -62,16 +57,34 @@ def label_of(surrogate: Surrogate) -> str:
     return surrogate.kind()
 
 
-def canonical_labels(labels: Sequence[str]) -> tuple[str, ...]:
+def canonical_labels(labels: Sequence[str], *, besides: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the canonical labels.
+
+    Args:
+        labels: as they were written.
+        besides: what the option takes besides surrogates, for messages.
 
     Raises:
         UserError: a label has no meaning, or two mean the same.
     """
+    for label in labels:
+        _require_form(label, besides=besides)
     found = tuple(StudySurrogate(label).canonical for label in labels)
     if len(set(found)) != len(found):
         raise UserError(f"--surrogates: found {','.join(labels)}; every surrogate stands once")
     return found
+
+
+def _require_form(label: str, *, besides: Sequence[str] = ()) -> None:
+    """Check that a label names a surrogate, and has no more numbers than this one takes.
+
+    Raises:
+        UserError: it does not.
+    """
+    name, *numbers = label.split(":")
+    if (name != "gipo" and (name not in PLAIN_SURROGATES or numbers)) or len(numbers) > 2:
+        allowed = ("gipo", "gipo:SIGMA", "gipo:SIGMA:NEGATIVE_SCALE", *PLAIN_SURROGATES, *besides)
+        raise UserError(f"--surrogates: found {label!r}; allowed are {', '.join(allowed)}")
 
 
 def _is_positive(text: str) -> bool:

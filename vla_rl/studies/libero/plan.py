@@ -75,7 +75,7 @@ class Plan:
     sft_recipe: str = SFT_RECIPE
 
     def __post_init__(self) -> None:
-        arms = canonical_labels([arm for arm in self.arms if arm != UNCHANGED])
+        arms = canonical_labels([arm for arm in self.arms if arm != UNCHANGED], besides=[UNCHANGED])
         unchanged = [arm for arm in self.arms if arm == UNCHANGED]
         if len(unchanged) > 1 or not arms:
             raise UserError(
