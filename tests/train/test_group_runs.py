@@ -102,10 +102,10 @@ def test_over_replay_groups_are_used_until_they_leave_the_ring(tmp_path):
     assert last["policy_lag/max"] > 4
 
 
-def without_signal(*, keep, horizon, **sections):
+def without_signal(*, keep, horizon, max_rejected=5, **sections):
     """Groups of four of which none is kept: with a long horizon all succeed, with a short one none does."""
     return group_recipe(
-        targets={"keep": keep, "max_rejected": 5}, env={"horizon": horizon, "tasks": [0]},
+        targets={"keep": keep, "max_rejected": max_rejected}, env={"horizon": horizon, "tasks": [0]},
         replay={"segment_length": 1 if horizon == 1 else 1000, "capacity": 32_768}, **sections,
     )  # fmt: skip
 
@@ -243,7 +243,8 @@ def test_every_rank_plays_and_learns_from_whole_groups_of_its_own(tmp_path):
 
 @pytest.mark.slow
 def test_two_ranks_that_have_nothing_left_to_learn_from_end_well_together(tmp_path):
-    printed = train_on_two_ranks(without_signal(keep=[2.0, 3.0], horizon=2000, **TWO_RANKS), tmp_path)
+    recipe = without_signal(keep=[2.0, 3.0], horizon=2000, max_rejected=1, **TWO_RANKS)
+    printed = train_on_two_ranks(recipe, tmp_path)
     assert "ended early: nothing left to learn from" in printed or "ended early: another rank has nothing" in printed
     assert end_of(tmp_path / "run")[0] == "finished"
 
