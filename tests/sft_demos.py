@@ -54,14 +54,19 @@ def demos(tmp_path_factory) -> Path:
     return write_demos(tmp_path_factory.mktemp("demos") / "toys")
 
 
+def train(run_dir: Path, path: Path, *overrides: str, resume: bool = False) -> SupervisedOutcome:
+    """Train on demonstrations with `RECIPE` and overrides in this process."""
+    recipe = build_supervised_recipe(RECIPE.format(path=path), overrides)
+    outcome = supervise(recipe, run_dir=run_dir, resume=resume, console=Console(quiet=True))
+    assert outcome is not None
+    return outcome
+
+
 @pytest.fixture
 def run(demos, tmp_path):
-    """Train with a recipe and overrides in this process."""
+    """Train in this process, in folders of the test's own."""
 
-    def train(*overrides: str, name: str = "run", path: Path = demos, resume: bool = False) -> SupervisedOutcome:
-        recipe = build_supervised_recipe(RECIPE.format(path=path), overrides)
-        outcome = supervise(recipe, run_dir=tmp_path / name, resume=resume, console=Console(quiet=True))
-        assert outcome is not None
-        return outcome
+    def train_here(*overrides: str, name: str = "run", path: Path = demos, resume: bool = False) -> SupervisedOutcome:
+        return train(tmp_path / name, path, *overrides, resume=resume)
 
-    return train
+    return train_here

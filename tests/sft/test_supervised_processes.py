@@ -15,12 +15,14 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from sft_demos import RECIPE
+from sft_demos import RECIPE, train
+
+from vla_rl.sft.stage import SupervisedOutcome
 
 pytestmark = pytest.mark.slow
 
 DEADLINE_S = 300.0
-STEPS = 12
+STEPS = 6
 
 
 @pytest.fixture
@@ -82,9 +84,24 @@ def ranks(tmp_path: Path, name: str) -> list[psutil.Process]:
     return [found[rank] for rank in sorted(found)]
 
 
+@pytest.fixture(scope="module")
+def begin(demos: Path, tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
+    """The weights before the first update."""
+    still = ("demos.held_out=0.5", "budget.optimizer_steps=1", "optimizer.policy_lr=0", "optimizer.value_lr=0")
+    policy = train(tmp_path_factory.mktemp("begin") / "run", demos, *still).policy
+    assert policy is not None
+    return weights(policy)
+
+
+@pytest.fixture(scope="module")
+def one(demos: Path, tmp_path_factory: pytest.TempPathFactory) -> SupervisedOutcome:
+    """A run on one rank."""
+    return train(tmp_path_factory.mktemp("one") / "run", demos, "demos.held_out=0.5")
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "deepspeed"])
 def test_two_ranks_with_half_a_batch_each_learn_what_one_with_the_whole_batch_does(
-    run, start, tmp_path: Path, strategy: str
+    begin: torch.Tensor, one: SupervisedOutcome, start, tmp_path: Path, strategy: str
 ) -> None:
     """The loss is the mean over both ranks' samples.
 
@@ -95,10 +112,9 @@ def test_two_ranks_with_half_a_batch_each_learn_what_one_with_the_whole_batch_do
         *(f"learner={{strategy: {strategy}, num_ranks: 2, zero_stage: 2, micro_batch: 2}}", "demos.held_out=0.5"),
         name="two",
     )
-    before = run("demos.held_out=0.5", "budget.optimizer_steps=1", "optimizer.policy_lr=0", "optimizer.value_lr=0")
-    one = run("demos.held_out=0.5", name="one")
     succeeded(two, tmp_path / "two.txt")
-    begin, alone, together = map(weights, (before.policy, one.policy, tmp_path / "two" / "policy"))
+    assert one.policy is not None
+    alone, together = weights(one.policy), weights(tmp_path / "two" / "policy")
     distance, way = float((together - alone).norm()), float((alone - begin).norm())
     assert distance < 1e-2 * way, distance / way
     for found, expected in zip(points(tmp_path / "two"), points(one.run_dir), strict=True):
@@ -112,12 +128,12 @@ def test_when_a_rank_dies_all_end_and_the_resumed_run_ends_with_the_same_bits(st
     overrides = (
         "learner={strategy: ddp, num_ranks: 2, micro_batch: 1}",
         f"budget.optimizer_steps={STEPS}",
-        "checkpoint.every_optimizer_steps=3",
+        "checkpoint.every_optimizer_steps=2",
     )
     whole = start(*overrides, name="whole")
     succeeded(whole, tmp_path / "whole.txt")
     killed = start(*overrides, name="killed")
-    wait_until((tmp_path / "killed" / "checkpoints" / "optimizer_step_3").is_dir, "the first checkpoint")
+    wait_until((tmp_path / "killed" / "checkpoints" / "optimizer_step_2").is_dir, "the first checkpoint")
     both = ranks(tmp_path, "killed")
     assert len(both) == 2
     os.kill(both[1].pid, signal.SIGKILL)
