@@ -15,6 +15,7 @@ import pytest
 ASKED = [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
 SMALL = ["runtime.mode=serial", "runtime.device=cpu", "budget.optimizer_steps=3", "checkpoint.every_optimizer_steps=2"]
 SMALL += ["replay.min_decisions=64", "logging.tensorboard=false"]
+UNPLAYED = "evaluation.episodes_per_task=0"  # where a run only prepares or follows what is tested
 DEADLINE_S = 180
 
 
@@ -81,7 +82,7 @@ def test_a_run_without_any_stream_ends_as_if_it_had_them(tmp_path):
 @pytest.mark.slow
 def test_the_other_verbs_whose_results_are_in_files_outlive_their_terminal_too(tmp_path, nowhere):
     run = tmp_path / "run"
-    subprocess.run(train_toy(run), check=True, capture_output=True, timeout=DEADLINE_S)
+    subprocess.run(train_toy(run, UNPLAYED), check=True, capture_output=True, timeout=DEADLINE_S)
     verbs = [
         ("eval", run, "--episodes-per-task", 2, "--serial", "--out", tmp_path / "eval"),
         ("report", run, "--out", tmp_path / "report.html"),
@@ -238,7 +239,7 @@ def test_a_signal_to_every_process_of_a_run_leaves_a_checkpoint(tmp_path, moment
     found = checkpoints(run)
     assert found
     assert found[-1] != "optimizer_step_0" or moment != "metrics.jsonl"
-    resumed = command("train", run, "--resume", "runtime.mode=serial", "budget.optimizer_steps=1")
+    resumed = command("train", run, "--resume", "runtime.mode=serial", "budget.optimizer_steps=1", UNPLAYED)
     assert subprocess.run(resumed, capture_output=True, timeout=DEADLINE_S).returncode == 0
 
 
@@ -261,7 +262,9 @@ def test_ranks_that_still_start_end_together_when_a_batch_system_asks(tmp_path):
 @pytest.mark.slow
 def test_an_evaluation_that_a_batch_system_ends_keeps_what_was_played(tmp_path):
     run, out = tmp_path / "run", tmp_path / "eval"
-    subprocess.run(train_toy(run, "env.step_seconds=0.002"), check=True, capture_output=True, timeout=DEADLINE_S)
+    subprocess.run(
+        train_toy(run, "env.step_seconds=0.002", UNPLAYED), check=True, capture_output=True, timeout=DEADLINE_S
+    )
     log = out / "episodes.jsonl"
     evaluation = command("eval", run, "--episodes-per-task", 50, "--workers", 1, "--out", out)
     code, said = signalled(evaluation, lambda _: log.exists() and log.stat().st_size > 0, signal.SIGUSR2)
