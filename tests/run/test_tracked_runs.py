@@ -18,7 +18,7 @@ from vla_rl.errors import RunFailureError, UserError
 from vla_rl.learner.stepping import TorchStrategy
 from vla_rl.recipe import RecipeError, build_supervised_recipe, find_recipe, load_recipe, load_supervised_recipe
 from vla_rl.run.couriers import Couriers
-from vla_rl.sft import stage
+from vla_rl.sft import supervised_evaluations
 from vla_rl.tracking import TrackersSection, mlflow, trackio, wandb
 
 SMALL = [
@@ -180,13 +180,13 @@ def test_videos_of_an_environment_without_cameras_are_refused() -> None:
 
 def test_the_evaluations_of_both_stages_film_what_the_recipe_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    for module in (training, stage):
+    for module in (training, supervised_evaluations):
         monkeypatch.setattr(module, "evaluate", lambda _policy, options: asked.append(options.video))
     ours = load_recipe(find_recipe("quickstart"), ["evaluation.video=failures"])
     training._closing_evaluation(ours, Path("x"), print)
     theirs = load_supervised_recipe(find_recipe("libero_sft_tiny"), ["evaluation.video=all"])
     plan: Any = SimpleNamespace(recipe=theirs)
-    stage.evaluate_policy(plan, Path("x"), Path("y"), 3, print)
+    supervised_evaluations.evaluate_policy(plan, Path("x"), Path("y"), 3, print)
     assert asked == ["failures", "all"]
 
 

@@ -13,7 +13,7 @@ from sft_demos import RECIPE
 
 from vla_rl.errors import CellFailureError
 from vla_rl.recipe import build_supervised_recipe
-from vla_rl.sft import stage
+from vla_rl.sft import stage, supervised_loop
 
 pytestmark = [pytest.mark.libero, pytest.mark.slow]
 
@@ -49,14 +49,14 @@ def test_a_resumed_run_makes_the_evaluation_before_which_it_ended_and_none_twice
 
 
 def test_an_evaluation_that_fails_costs_no_training(demos, tmp_path, monkeypatch) -> None:
-    play, told = stage.play_while_training, io.StringIO()
+    play, told = supervised_loop.play_while_training, io.StringIO()
 
     def fail_once(*given, optimizer_steps: int, **named):
         if optimizer_steps == 2:
             raise CellFailureError("a simulator died")
         return play(*given, optimizer_steps=optimizer_steps, **named)
 
-    monkeypatch.setattr(stage, "play_while_training", fail_once)
+    monkeypatch.setattr(supervised_loop, "play_while_training", fail_once)
     recipe = build_supervised_recipe(RECIPE.format(path=demos), [*PLAYS, "budget.optimizer_steps=5"])
     console = Console(file=told, width=200)
     done = stage.supervise(recipe, run_dir=tmp_path / "run", resume=False, console=console)

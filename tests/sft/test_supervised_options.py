@@ -26,7 +26,7 @@ from vla_rl.recipe import build_supervised_recipe
 from vla_rl.sft import stage
 from vla_rl.sft.frames import prepare_frames
 from vla_rl.sft.plan import SupervisedPlan, make_supervised_plan
-from vla_rl.sft.stage import options_of_supervised
+from vla_rl.sft.supervised_evaluations import options_of_supervised
 from vla_rl.sft.supervised_run import SupervisedRun, np_spread
 
 
@@ -302,7 +302,7 @@ def test_log_points_measurements_and_checkpoints_come_as_often_as_asked(run) -> 
 
 
 def test_what_is_held_out_is_measured_at_the_end_also_of_a_run_whose_minutes_are_over(run, monkeypatch) -> None:
-    monkeypatch.setattr(stage, "_is_spent", lambda run, _budget=None: run.optimizer_steps == 3)
+    monkeypatch.setattr(SupervisedRun, "is_spent", lambda run, _budget=None: run.optimizer_steps == 3)
     done = run("demos.held_out=0.3", "budget.optimizer_steps=1000", "checkpoint.every_optimizer_steps=1")
     points = [json.loads(line) for line in (done.run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [point["optimizer_steps"] for point in points if "held_out/loss" in point] == [3]

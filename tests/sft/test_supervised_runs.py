@@ -29,7 +29,7 @@ from vla_rl.recipe import RecipeError, build_recipe, build_supervised_recipe
 from vla_rl.reporting.run_state import read_state
 from vla_rl.run.plan import plan_policy
 from vla_rl.run.utilisation import hours_on_cards
-from vla_rl.sft import stage
+from vla_rl.sft import stage, supervised_evaluations
 from vla_rl.sft.plan import make_supervised_plan
 from vla_rl.sft.stage import dry_run
 from vla_rl.sft.supervised_run import SupervisedRun
@@ -361,7 +361,7 @@ def test_a_run_goes_on_until_its_closing_evaluation_has_ended(run, tmp_path, mon
         raise KeyboardInterrupt
 
     states: list[str] = []
-    monkeypatch.setattr(stage, "evaluate", interrupted)
+    monkeypatch.setattr(supervised_evaluations, "evaluate", interrupted)
     evaluation = ("demos.suite=libero_spatial", "evaluation={episodes_per_task: 1, tasks: [7], horizon: 8}")
     assert run(*evaluation, "budget.optimizer_steps=1").interrupted
     assert [*states, read_state(tmp_path / "run", is_spent=True).state] == ["running", "interrupted"]

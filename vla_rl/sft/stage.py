@@ -7,36 +7,20 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from vla_rl.errors import RunFailureError, preflight
-from vla_rl.evaluation.eval_options import EvalOptions
-from vla_rl.evaluation.evaluate import evaluate
 from vla_rl.evaluation.outcome import EvaluationReport
-from vla_rl.evaluation.policy_source import find_policy
-from vla_rl.evaluation.while_training import (
-    EvaluationStoppedError,
-    check_options,
-    in_words,
-    play_or_warn,
-    play_while_training,
-)
 from vla_rl.learner.checkpoint import CheckpointInfo
-from vla_rl.learner.engine import NonFiniteUpdateError, UpdateResult
 from vla_rl.learner.launch import launched_rank
 from vla_rl.learner.notice_board import NoticeBoard
 from vla_rl.learner.strategies import close_process_group
 from vla_rl.policies.devices import free_device_memory
-from vla_rl.recipe import OptimizerSteps, SupervisedRecipe
-from vla_rl.reporting.evaluated_points import EvaluatedPoint, evaluated_points
-from vla_rl.reporting.metrics_file import METRICS_FILE, MetricsWriter, read_metrics
+from vla_rl.recipe import SupervisedRecipe
 from vla_rl.reporting.run_folder import as_argument
-from vla_rl.reporting.run_layout import EVALUATIONS
-from vla_rl.reporting.text import duration
 from vla_rl.run.beginning import Beginning, Claim, find_beginning, found_in, is_first_rank, open_folder
 from vla_rl.run.couriers import Couriers
 from vla_rl.run.log import log_to
@@ -46,12 +30,10 @@ from vla_rl.run.signals import StopRequest
 from vla_rl.run.trained_network import check_checkpoint
 from vla_rl.sft.plan import SupervisedPlan, make_supervised_plan
 from vla_rl.sft.sft_estimate import SupervisedReport, estimate
-from vla_rl.sft.supervised_run import SupervisedRun, check_demonstrations
-from vla_rl.sft.written_policy import check_suite, demonstrated, write_policy
-
-SHOW_EVERY_S = 5.0
-VERB = "sft"
-Say = Callable[[str], None]
+from vla_rl.sft.supervised_evaluations import check_evaluations, evaluate_policy
+from vla_rl.sft.supervised_loop import SHOW_EVERY_S, SupervisedLoop
+from vla_rl.sft.supervised_run import VERB, Say, SupervisedRun, check_demonstrations
+from vla_rl.sft.written_policy import write_policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,12 +136,12 @@ def _rank(
                     built=start.compare_weights,
                 )
             )
-        cut_short = start.cut_short(recipe.budget, partial(_is_spent, run))
+        cut_short = start.cut_short(recipe.budget, run.is_spent)
         start.record(
             recipe,
             claim,
             couriers,
-            trains=not _is_spent(run),
+            trains=not run.is_spent(),
             device=plan.device,
             assets=_assets_of(plan),
             extra=_data_of(plan),
@@ -178,10 +160,10 @@ def _rank(
                     waits=lambda: say("waiting: another run is preparing the same frames"),
                     stop=lambda: stop.requested,
                 )
-        stage = Stage(run, say, writer, stop)
-        checkpoint = stage.train()
+        loop = SupervisedLoop(run, say, writer, stop)
+        checkpoint = loop.train()
         # A rank's machine may be asked to stop alone; all end with it.
-        interrupted = run.engine.collectives.any_over_ranks(stop.requested and not _is_spent(run))
+        interrupted = run.engine.collectives.any_over_ranks(stop.requested and not run.is_spent())
         claim.life.interrupted, claim.life.reason = interrupted, cut_short
         if not interrupted:
             run.forget_frames()
@@ -192,7 +174,7 @@ def _rank(
             return None
         policy = None if interrupted else _write_last_policy(plan, checkpoint, run_dir)
     return SupervisedOutcome(
-        run_dir, run.optimizer_steps, stage.latest, checkpoint.path, policy, interrupted, cut_short, evaluation=None
+        run_dir, run.optimizer_steps, loop.latest, checkpoint.path, policy, interrupted, cut_short, evaluation=None
     )
 
 
@@ -221,239 +203,6 @@ def _with_evaluation(outcome: SupervisedOutcome, plan: SupervisedPlan, say: Say)
     except KeyboardInterrupt:  # the training is done and saved, so its outcome must still be reported
         return replace(outcome, interrupted=True)
     return replace(outcome, evaluation=report)
-
-
-def _is_spent(run: SupervisedRun, budget: OptimizerSteps | None = None) -> bool:
-    """Return whether a budget of optimizer steps or of time is used up: by default the recipe's."""
-    budget = budget or run.plan.recipe.budget
-    out_of_time = budget.minutes is not None and run.clocks.seconds > 60 * budget.minutes
-    return out_of_time or run.optimizer_steps >= budget.optimizer_steps
-
-
-class Stage:
-    """The loop: update, measure, log, evaluate, checkpoint."""
-
-    def __init__(self, run: SupervisedRun, say: Say, writer: MetricsWriter | None, stop: StopRequest) -> None:
-        self._run, self._say, self._writer, self._stop = run, say, writer, stop
-        self.latest: dict[str, float] = {}
-        self._shown_at = -SHOW_EVERY_S
-        self._evaluation_seconds = sum(point.seconds for point in _evaluated(run.run_dir)) if run.rank == 0 else 0.0
-        self._rate_from = (time.monotonic(), run.batches)
-
-    def train(self) -> CheckpointInfo:
-        """Train until the budget is spent or a stop was requested; return the last checkpoint. All ranks together.
-
-        Raises:
-            RunFailureError: too many updates were skipped, or the last checkpoint could not be written.
-        """
-        run, recipe = self._run, self._run.plan.recipe
-        total = recipe.budget.optimizer_steps
-        saved = run.resumed_from if run.resumed_from is not None and run.resumed_from.is_in_place else None
-        if saved is not None and self._is_evaluated(saved.optimizer_steps):
-            self._evaluate(saved)  # the run may have ended before or in the middle of it
-        unmeasured: UpdateResult | None = None  # the newest update, if nothing held out was measured after it
-        while run.optimizer_steps < total:
-            if run.engine.collectives.any_over_ranks(self._stop.requested or _is_spent(run)):
-                break
-            done = run.optimizer_steps
-            result = self._update()
-            if run.optimizer_steps == done:
-                continue
-            saved, unmeasured = None, result
-            step = run.optimizer_steps
-            found: dict[str, float] = {}
-            if step % recipe.logging.held_out_every_optimizer_steps == 0 or step == total:
-                found |= run.measure_held_out()
-                unmeasured = None
-            if step % recipe.logging.every_optimizer_steps == 0 or found:
-                self._point(result, found)  # before the checkpoint: a run that goes on from there has it
-            if step % recipe.checkpoint.every_optimizer_steps == 0 or self._is_evaluated(step):
-                saved = self._save_or_warn()
-            if saved is not None and self._is_evaluated(step):
-                self._evaluate(saved)
-        if unmeasured is not None and not run.engine.collectives.any_over_ranks(self._stop.requested):
-            self._point_at_the_end(unmeasured)
-        return saved or self._save_last()
-
-    def _update(self) -> UpdateResult:
-        try:
-            return self._run.update()
-        except NonFiniteUpdateError as error:
-            raise RunFailureError(str(error)) from error
-
-    def _is_evaluated(self, step: int) -> bool:
-        """Return whether an evaluation follows this step; the one at the end is made after the training."""
-        recipe = self._run.plan.recipe
-        every = recipe.evaluation.every_optimizer_steps
-        wanted = recipe.evaluation.episodes_per_task > 0 and every is not None and step % every == 0
-        return wanted and step < recipe.budget.optimizer_steps
-
-    def _evaluate(self, checkpoint: CheckpointInfo) -> None:
-        """Evaluate a checkpoint on rank 0, unless a log point holds its evaluation; the others wait."""
-        run = self._run
-        step = checkpoint.optimizer_steps
-        if run.rank == 0 and step not in _evaluated_steps(run.run_dir):
-            try:
-                play_or_warn(partial(self._play, checkpoint), partial(self._warn, step))
-            except EvaluationStoppedError:
-                self._say(f"the evaluation of optimizer step {step} was interrupted; a resumed run makes it")
-        run.engine.collectives.barrier()
-        self._rate_from = (time.monotonic(), run.batches)
-
-    def _warn(self, step: int, reason: str) -> None:
-        self._say(f"warning: no evaluation of optimizer step {step}, the training goes on: {reason}")
-
-    def _play(self, checkpoint: CheckpointInfo) -> None:
-        """Play an evaluation and write its log point."""
-        run, step = self._run, checkpoint.optimizer_steps
-        policy = write_policy(run.plan, checkpoint, run.run_dir)
-        self._say(f"evaluating {policy} of optimizer step {step}")
-        point, _ = play_while_training(
-            policy,
-            options_of_supervised(run.plan),
-            run_dir=run.run_dir,
-            optimizer_steps=step,
-            stop=lambda: self._stop.requested,
-        )
-        self._say(f"success at optimizer step {step}: {in_words(point)}")
-        self._evaluation_seconds += point.seconds
-        share = min(1.0, self._evaluation_seconds / max(run.clocks.seconds, 1e-9))
-        self._write(
-            point.metrics() | {"supervised/success_rate": point.success_rate, "perf/evaluation_fraction": share}
-        )
-
-    def _point(self, result: UpdateResult, found: dict[str, float]) -> None:
-        """Write one log point. All ranks call it together."""
-        run = self._run
-        metrics = run.metrics(result) | found | self._rates()
-        self._write(metrics)
-        if self._writer is None:
-            return
-        if time.monotonic() - self._shown_at >= SHOW_EVERY_S or found:
-            self._shown_at = time.monotonic()
-            self._say(self._line())
-
-    def _point_at_the_end(self, result: UpdateResult) -> None:
-        """Write a log point of a run whose time is over, with what is held out, if anything is."""
-        found = self._run.measure_held_out()
-        if found:
-            self._point(result, found)
-
-    def _write(self, metrics: dict[str, float]) -> None:
-        self.latest |= metrics
-        if self._writer is None:
-            return
-        try:
-            self._writer.write(self._run.clocks, metrics)
-        except OSError as error:
-            self._say(f"warning: a log point is lost: {error}")
-
-    def _rates(self) -> dict[str, float]:
-        run, (began, batches) = self._run, self._rate_from
-        now = time.monotonic()
-        per_second = (run.batches - batches) / max(now - began, 1e-9)
-        if now - began > 60.0:  # a recent rate: a slow start is forgotten
-            self._rate_from = (now, run.batches)
-        left = run.plan.recipe.budget.optimizer_steps - run.optimizer_steps
-        cameras = len(run.plan.recipe.demos.cameras)
-        return {
-            "perf/images_per_s": per_second * run.samples_per_batch * cameras,
-            "perf/learner_samples_per_s": per_second * run.samples_per_batch,
-            "perf/seconds_left": left / per_second if per_second else 0.0,
-        }
-
-    def _line(self) -> str:
-        run, latest = self._run, self.latest
-        total = run.plan.recipe.budget.optimizer_steps
-        parts = [
-            f"[{duration(run.clocks.seconds)}] optimizer step {run.optimizer_steps:,}/{total:,}, "
-            f"epoch {latest['supervised/epochs']:.1f}",
-            f"loss {latest['supervised/loss']:.3f}, {_quality(latest, 'supervised')}",
-            *([f"held out: {_quality(latest, 'held_out')}"] if "held_out/loss" in latest else []),
-            f"{latest['perf/images_per_s']:,.0f} images/s",
-            f"left {duration(latest['perf/seconds_left'])}",
-        ]
-        return " | ".join(parts)
-
-    def _save_or_warn(self) -> CheckpointInfo | None:
-        try:
-            return self._run.save()
-        except OSError as error:
-            self._say(f"warning: no checkpoint at {self._run.optimizer_steps}: {error}")
-            return None
-
-    def _save_last(self) -> CheckpointInfo:
-        saved = self._save_or_warn()
-        if saved is None:
-            run_dir = self._run.run_dir
-            raise RunFailureError(
-                f"the last checkpoint could not be written to {run_dir}. Free space and continue: "
-                f"vla-rl {VERB} {as_argument(run_dir)} --resume"
-            )
-        return saved
-
-
-def _quality(metrics: dict[str, float], group: str) -> str:
-    return (
-        f"cross-entropy {metrics[f'{group}/cross_entropy']:.3f}, accuracy {100 * metrics[f'{group}/accuracy']:.1f} %, "
-        f"L1 {metrics[f'{group}/l1']:.4f}"
-    )
-
-
-def _evaluated(run_dir: Path) -> list[EvaluatedPoint]:
-    """Return the evaluations in a run's log points."""
-    metrics = run_dir / METRICS_FILE
-    return evaluated_points(read_metrics(metrics)) if metrics.is_file() else []
-
-
-def _evaluated_steps(run_dir: Path) -> set[int]:
-    return {point.optimizer_steps for point in _evaluated(run_dir)}
-
-
-def options_of_supervised(plan: SupervisedPlan) -> EvalOptions:
-    """Return the options of the recipe's evaluations."""
-    section, suite = plan.recipe.evaluation, plan.recipe.demos.suite
-    assert suite is not None, "the recipe's rules ask for one"
-    return EvalOptions(
-        suites=(suite,),
-        tasks=None if section.tasks == "all" else tuple(section.tasks),
-        episodes_per_task=section.episodes_per_task,
-        workers=section.workers,
-        seeds=(plan.recipe.seed,),
-        init_states=section.init_states,
-        horizon=section.horizon,
-        video=section.video,
-    )
-
-
-def check_evaluations(plan: SupervisedPlan) -> None:
-    """Plan the recipe's evaluations, so that what cannot be evaluated is told before the training.
-
-    The tiny model stands for the policy, which does not exist yet.
-
-    Raises:
-        ValueError: an evaluation would be refused; the message names the field.
-    """
-    recipe = plan.recipe
-    if not recipe.evaluation.episodes_per_task:
-        return
-    source = replace(
-        find_policy("tiny", profile="auto"),
-        location=recipe.name,
-        training=demonstrated(plan),
-        num_images=len(recipe.demos.cameras),
-    )
-    check_options(source, options_of_supervised(plan), workers="evaluation.workers")
-    check_suite(plan)
-
-
-def evaluate_policy(
-    plan: SupervisedPlan, policy: Path, run_dir: Path, optimizer_steps: int, say: Say
-) -> EvaluationReport:
-    """Play the recipe's closing evaluation with a written policy."""
-    say(f"evaluating {policy} of optimizer step {optimizer_steps}")
-    out = run_dir / EVALUATIONS / f"optimizer_step_{optimizer_steps}"
-    return evaluate(policy, replace(options_of_supervised(plan), out=out))
 
 
 def _assets_of(plan: SupervisedPlan) -> dict[str, str | None]:

@@ -16,6 +16,7 @@ from vla_rl.learner.checkpoint import CheckpointInfo, Progress, load, save
 from vla_rl.learner.engine import LogitsEngine, UpdateResult
 from vla_rl.learner.optimizer import POLICY_GROUP, VALUE_GROUP
 from vla_rl.policies.devices import peak_memory, use_device
+from vla_rl.recipe import OptimizerSteps
 from vla_rl.reporting.metrics_file import Clocks
 from vla_rl.run.ranks import make_engine
 from vla_rl.run.statistics_key import STATISTICS
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 RANKS_TIMEOUT_S = 7200.0  # longest wait of one rank for another: while rank 0 evaluates, for instance
 RANK_SEED_STRIDE = 1_000_003  # ranks draw dropout from seeds this far apart
 GIB = 2**30
+VERB = "sft"
 Say = Callable[[str], None]
 
 
@@ -157,6 +159,12 @@ class SupervisedRun:
         """Return the clocks; those of an environment stand still."""
         seconds = self._seconds_before + time.monotonic() - self._began
         return Clocks(optimizer_steps=self.optimizer_steps, seconds=seconds)
+
+    def is_spent(self, budget: OptimizerSteps | None = None) -> bool:
+        """Return whether a budget of optimizer steps or of time is used up: by default the recipe's."""
+        budget = budget or self.plan.recipe.budget
+        out_of_time = budget.minutes is not None and self.clocks.seconds > 60 * budget.minutes
+        return out_of_time or self.optimizer_steps >= budget.optimizer_steps
 
     @property
     def samples_per_batch(self) -> int:
