@@ -39,13 +39,13 @@ def test_a_resumed_run_makes_the_evaluation_before_which_it_ended_and_none_twice
     """A run killed in an evaluation leaves a checkpoint of that step and no log point of the evaluation."""
     ended = run("demos.suite=libero_spatial", "budget.optimizer_steps=2")
     assert (logged(ended.run_dir), evaluated(ended.run_dir)) == ([1, 2], [])
-    resumed = run(*PLAYS, "budget.optimizer_steps=5", resume=True)
-    assert logged(resumed.run_dir) == [1, 2, 3, 4, 5]
-    assert evaluated(resumed.run_dir) == [2, 4]
+    resumed = run(*PLAYS, "budget.optimizer_steps=3", resume=True)
+    assert logged(resumed.run_dir) == [1, 2, 3]
+    assert evaluated(resumed.run_dir) == [2]
     shutil.rmtree(resumed.checkpoint)  # so that it goes on from a step whose evaluation is there
-    again = run(*PLAYS, "budget.optimizer_steps=6", resume=True)
-    assert evaluated(again.run_dir) == [2, 4]
-    assert logged(again.run_dir) == [1, 2, 3, 4, 5, 6]
+    again = run(*PLAYS, "budget.optimizer_steps=4", resume=True)
+    assert evaluated(again.run_dir) == [2]
+    assert logged(again.run_dir) == [1, 2, 3, 4]
 
 
 def test_an_evaluation_that_fails_costs_no_training(demos, tmp_path, monkeypatch) -> None:
