@@ -97,7 +97,7 @@ def test_what_does_not_go_with_a_folder_is_refused_before_anything_starts(traine
 def test_the_tiny_policy_plays_the_folders_of_libero_plus_and_libero_pro(tmp_path):
     plus, pro = plus_folder(tmp_path / "plus"), pro_folder(tmp_path / "pro", "swap")
     asked = options(
-        suites=(str(plus), str(pro)), episodes_per_task=1, workers=2, horizon=8, controls=("instruction",),
+        suites=(str(plus), str(pro)), episodes_per_task=1, workers=1, horizon=8, controls=("instruction",),
         out=tmp_path / "out",
     )  # fmt: skip
     report = evaluate("tiny", asked)

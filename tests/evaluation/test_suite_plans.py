@@ -244,7 +244,7 @@ def test_the_tiny_policy_is_evaluated_on_two_suites_filmed_and_blinded(tmp_path)
         suites=("libero_spatial", "libero_goal"),
         tasks=(1,),
         episodes_per_task=2,
-        workers=2,
+        workers=1,
         horizon=8,
         assets="proxy",
         controls=("blind", "instruction"),
