@@ -13,7 +13,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -28,13 +28,14 @@ from vla_rl.learner.engine import Engine
 from vla_rl.learner.learner import Learner
 from vla_rl.policies.devices import use_device
 from vla_rl.replay.governor import Account, Governor
-from vla_rl.replay.group_sampler import GroupSampler, Outcome
+from vla_rl.replay.group_sampler import GroupSampler
 from vla_rl.replay.ring import ReplayRing
 from vla_rl.replay.ring_file import REPLAY, RING_FILE, load_ring, save_ring
 from vla_rl.replay.sampler import SegmentSampler
 from vla_rl.reporting.metrics_file import Clocks
 from vla_rl.reporting.run_layout import log_folder
 from vla_rl.run.assembly import make_cell, make_memory
+from vla_rl.run.group_signal import no_signal
 from vla_rl.run.plan import TrainingPlan
 from vla_rl.run.ranks import make_engine
 from vla_rl.run.rollout_stats import RolloutStats
@@ -52,7 +53,6 @@ SAMPLER_FILE = "sampler.json"  # of one rank, in a checkpoint
 GOVERNOR, ACCOUNT_FILE = "governor", "account.json"  # folder of one rank in a checkpoint, and the file in it
 ROLLOUT, EPISODES_FILE = "rollout", "recent_episodes.json"  # the same, of the rollout
 RANK_SEED_STRIDE = 1_000_003  # ranks draw from seeds this far apart
-SOLVED_SHARE = 0.9  # of the groups left out: if so many succeeded altogether, the policy solves what it plays
 
 
 @dataclass(slots=True)
@@ -451,42 +451,6 @@ def samples_per_batch(plan: TrainingPlan) -> int:
         return segments
     per_episode = math.ceil(plan.max_episode_decisions / plan.recipe.replay.segment_length)
     return segments // (needs.size * per_episode)
-
-
-def no_signal(rejected: Sequence[Outcome], *, usable: int, needs: int) -> tuple[bool, str]:
-    """Return whether there is no batch because the policy solves what it plays; and why there is none, for people.
-
-    Args:
-        rejected: groups that were left out since the last batch.
-        usable: groups in the ring that a batch could be made of.
-        needs: groups of a batch.
-    """
-    succeeded, failed = sum(it.all_succeeded for it in rejected), sum(it.all_failed for it in rejected)
-    is_solved = succeeded >= SOLVED_SHARE * len(rejected)
-    if is_solved:
-        advice = "The policy solves what it plays: evaluate it, or train on harder tasks or initial states"
-    elif 2 * failed > len(rejected):
-        advice = (
-            "The policy does not solve what it plays: start from a better checkpoint, raise rollout.temperature or "
-            "env.horizon, or use a credit with a critic (targets.name=gae)"
-        )
-    elif succeeded + failed > len(rejected) / 2:
-        advice = (
-            "The policy nearly always solves some of what it plays, and not the rest: leave out the tasks that it "
-            "solves, or use a credit with a critic (targets.name=gae)"
-        )
-    else:
-        advice = "Widen targets.keep, or raise replay.capacity so that the groups that are kept stay in the ring"
-    held = (
-        f"{usable} of the {needs} groups that an update takes"
-        if usable < needs
-        else f"{usable} more, but replay.replay_ratio asks for new ones before the next update"
-    )
-    return is_solved, (
-        f"nothing {'left ' if is_solved else ''}to learn from: {len(rejected)} groups were left out since the last "
-        f"batch (targets.max_rejected), {succeeded} because all their episodes succeeded and {failed} because all "
-        f"failed. The ring holds {held}. {advice}"
-    )
 
 
 def _make_sampler(plan: TrainingPlan, ring: ReplayRing, *, seed: int) -> SegmentSampler:
