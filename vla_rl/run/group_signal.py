@@ -1,4 +1,4 @@
-"""Why a run with groups has no batch: its policy solves what it plays, or there is too little to learn from."""
+"""Reasons why a run with groups has no batch: its policy solves what it plays, or too little is left to learn from."""
 
 from __future__ import annotations
 
