@@ -135,7 +135,7 @@ def test_a_point_that_is_refused_is_one_warning_and_the_next_ones_arrive(tmp_pat
 
 
 def test_a_service_that_hangs_is_killed_with_all_it_started(tmp_path: Path, said: list[str]) -> None:
-    with start(tmp_path, said, trouble="hangs_at_log", timeout_s=1.0) as couriers:
+    with start(tmp_path, said, trouble="hangs_at_log", timeout_s=4.0) as couriers:  # longer than a service's imports
         write(couriers)
         until(lambda: warnings(said), couriers)
         write(couriers)

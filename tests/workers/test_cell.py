@@ -144,6 +144,7 @@ def test_a_pause_of_everything_is_not_taken_for_silence_and_silence_after_it_is(
     monkeypatch.setattr(time, "monotonic", lambda: monotonic() + moved[0])
     monkeypatch.setattr(Cell, "_spawn", lambda *_: LivingProcess())
     monkeypatch.setattr(Cell, "_dump_stack", lambda *_: None)
+    monkeypatch.setattr("vla_rl.workers.cell.PAUSE_S", 10.0)  # a busy machine delays the watch; time is faster below
     with CellCounters.create(num_env_workers=1) as counters:
         settings = SimpleNamespace(worker_index=0, slot_ids=(0,), log_path=tmp_path / "log")
         cell = make_cell(counters, settings)
