@@ -304,7 +304,8 @@ def test_a_run_that_is_killed_with_its_tracker_leaves_no_process_and_nothing_in_
 
 
 def test_the_governor_holds_collection_back_and_the_log_tells_for_how_long(start, tmp_path):
-    ratio, batch, in_flight = 32.0, 16, 2  # so much reuse that workers wait most of the time, however fast updates are
+    # so much reuse that workers wait most of the time, however fast updates are and however busy the machine is
+    ratio, batch, in_flight = 256.0, 16, 2
     run = start(
         async_recipe(replay={"replay_ratio": ratio}, env={"step_seconds": 0.0}, budget={"optimizer_steps": 200})
     )
