@@ -193,6 +193,23 @@ def test_the_sheet_holds_first_and_last_pictures_as_a_policy_sees_them(tmp_path:
     assert [it.name for it in sheet.parent.iterdir()] == ["sheet.png"]
 
 
+@pytest.mark.parametrize(("name", "written"), [("sheet.jpg", "JPEG"), ("sheet.JPEG", "JPEG"), ("sheet.PNG", "PNG")])
+def test_a_sheet_has_the_format_that_its_suffix_names(tmp_path: Path, name: str, written: str) -> None:
+    result = demos("inspect", toy.write_hdf5(tmp_path / "data", toys()), "--out", tmp_path / name)
+    assert result.exit_code == 0, result.output
+    with Image.open(tmp_path / name) as sheet:
+        assert sheet.format == written
+
+
+@pytest.mark.parametrize(("name", "advised"), [("my sheet.gif", "'{}/my sheet.png'"), ("sheet", "{}/sheet.png")])
+def test_a_sheet_of_another_format_is_refused_before_the_data_are_read(tmp_path: Path, name: str, advised: str) -> None:
+    result = demos("inspect", tmp_path / "no such data", "--out", tmp_path / name)
+    assert result.exit_code == 2
+    assert f"--out: expected a name that ends in .png, .jpg, .jpeg, found {tmp_path / name}." in result.stderr
+    assert result.stderr.endswith(f"Write {advised.format(tmp_path)}\n")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_sheet_below_a_file_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     result = demos("inspect", toy.write_hdf5(tmp_path / "data", toys()), "--out", tmp_path / "file" / "sheet.png")

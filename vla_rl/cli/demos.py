@@ -53,7 +53,9 @@ def inspect(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", dir_okay=False, help="PNG file to write, with the first and last pictures of the first 20 tasks."
+            "--out",
+            dir_okay=False,
+            help="PNG or JPEG file to write, with the first and last pictures of the first 20 tasks.",
         ),
     ] = None,
     gripper: GripperOption = "auto",
@@ -65,6 +67,8 @@ def inspect(
     from vla_rl.demos.inspection import inspect_demos
     from vla_rl.demos.traps import traps_of
 
+    if out is not None:
+        _check_sheet(out)
     demos = open_demos(path, gripper=gripper, rotated=ROTATED[rotated])
     with _progress() as progress:
         seen = inspect_demos(demos, progress)
@@ -227,6 +231,17 @@ def collect(  # noqa: PLR0913 - one parameter per option
         result = collect_demos(options, plan.stores, out, workers=processes, progress=progress)
     print(collected(result, out))
     raise_if_given_up(result)
+
+
+def _check_sheet(file: Path) -> None:
+    """Refuse a picture of another kind before the data are read, which takes minutes for large ones."""
+    from vla_rl.demos.contact_sheet import sheet_format
+    from vla_rl.errors import UserError
+
+    try:
+        sheet_format(file)
+    except ValueError as error:
+        raise UserError(f"--out: {error}") from error
 
 
 def _make_parent(file: Path) -> None:
