@@ -276,6 +276,19 @@ def test_what_cannot_be_evaluated_is_refused_before_the_training(
 
 
 @pytest.mark.libero
+def test_a_suite_without_the_demonstrated_tasks_is_refused_without_evaluations_too(
+    run, demos: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"demos\.suite: libero_object has none .*, or set demos\.suite=null$"):
+        run("demos.suite=libero_object")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match=r"demos\.suite: libero_object has none"):
+        dry_run(build_supervised_recipe(RECIPE.format(path=demos), ["demos.suite=libero_object"]))
+    assert dry_run(build_supervised_recipe(RECIPE.format(path=demos), ["demos.suite=libero_object"]), resume=True)
+    assert dry_run(build_supervised_recipe(RECIPE.format(path=demos), ["demos.suite=null"]))
+
+
+@pytest.mark.libero
 def test_a_run_whose_evaluation_is_possible_passes_the_check(demos: Path) -> None:
     asked = ("demos.suite=libero_spatial", "evaluation.episodes_per_task=1", "demos.cameras=[agentview, wrist]")
     assert dry_run(build_supervised_recipe(RECIPE.format(path=demos), asked))

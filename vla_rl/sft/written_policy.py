@@ -48,7 +48,13 @@ def write_policy(plan: SupervisedPlan, checkpoint: CheckpointInfo, run_dir: Path
 
 
 def demonstrated(plan: SupervisedPlan) -> Training | None:
-    """Return the suite and the tasks of the demonstrations; None: of no suite, or hf-libero is missing.
+    """Return the suite and the tasks of the demonstrations; None: of no suite, or hf-libero is missing."""
+    suite, tasks = plan.recipe.demos.suite, _demonstrated_tasks(plan)
+    return Training(suite=suite, tasks=tasks, init_states=DEMONSTRATED) if suite and tasks else None
+
+
+def _demonstrated_tasks(plan: SupervisedPlan) -> tuple[int, ...] | None:
+    """Return the suite's tasks that have demonstrations; None: without a suite or hf-libero nothing tells.
 
     In libero_90 several scenes share an instruction: names of tasks decide where the data have them.
     """
@@ -62,20 +68,22 @@ def demonstrated(plan: SupervisedPlan) -> Training | None:
         return None
     named = {info.language.lower() for info in infos if info.name in rollouts.names}
     other = set(rollouts.instructions) - named
-    tasks = tuple(info.task_id for info in infos if info.name in rollouts.names or info.language.lower() in other)
-    return Training(suite=suite, tasks=tasks, init_states=DEMONSTRATED) if tasks else None
+    return tuple(info.task_id for info in infos if info.name in rollouts.names or info.language.lower() in other)
 
 
 def check_suite(plan: SupervisedPlan) -> None:
-    """Check that an evaluation has demonstrated tasks to play.
+    """Check that the suite is one of the demonstrations, by which the policy's record and statistics name it.
+
+    Tasks that `evaluation.tasks` chooses need not be demonstrated.
 
     Raises:
         UserError: none of the suite's tasks was demonstrated.
     """
     recipe = plan.recipe
-    if recipe.evaluation.tasks == "all" and demonstrated(plan) is None:
+    evaluates = recipe.evaluation.episodes_per_task > 0
+    if _demonstrated_tasks(plan) == () and not (evaluates and recipe.evaluation.tasks != "all"):
         raise UserError(
             f"demos.suite: {recipe.demos.suite} has none of the tasks of {recipe.demos.path}: "
             f"{'; '.join(plan.samples.rollouts.instructions[:5])}. Set it to the suite of these tasks, or set "
-            "evaluation.tasks"
+            f"{'evaluation.tasks' if evaluates else 'demos.suite=null'}"
         )
