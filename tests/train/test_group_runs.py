@@ -18,9 +18,10 @@ from vla_rl.credit import Group
 from vla_rl.errors import NoSignalError
 from vla_rl.recipe import find_recipe, load_recipe
 from vla_rl.replay.group_sampler import Outcome
+from vla_rl.replay.ratio_control import UNLIMITED
 from vla_rl.run.group_signal import no_signal
 from vla_rl.run.plan import make_training_plan
-from vla_rl.run.training import UNLIMITED, TrainingRun
+from vla_rl.run.training import TrainingRun
 
 SIZE = 4
 

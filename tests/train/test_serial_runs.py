@@ -97,6 +97,32 @@ def test_no_resume_lets_a_batch_run_ahead_of_collection(tmp_path, save_replay):
         assert max(ahead) <= batch / 2 + slots
 
 
+@pytest.mark.parametrize(
+    ("account", "allowed"),
+    [
+        (
+            '{"replay_ratio": 2.0, "collected": 10, "consumed": 32}',
+            (32 / 2 - 10) + 16 / 2 + 2,
+        ),  # owed, a batch, in flight
+        (None, 16 / 2 + 2),  # versions before it wrote none
+    ],
+)
+def test_accounts_of_earlier_versions_are_continued(tmp_path, account, allowed):
+    recipe = toy_recipe(budget={"optimizer_steps": 3})
+    run(recipe, tmp_path / "run")
+    newest = find_latest(tmp_path / "run").newest
+    assert newest is not None
+    file = newest.path / "rank_0" / "governor" / "account.json"
+    assert json.loads(file.read_text(encoding="utf-8")).keys() == {"replay_ratio", "collected", "consumed"}
+    file.unlink()
+    if account is not None:
+        file.write_text(account, encoding="utf-8")
+    plan = make_training_plan(recipe)
+    with TrainingRun(plan, tmp_path / "run", resume_from=newest, rank=0, num_ranks=1) as resumed:
+        resumed.start()
+        assert resumed.memory.counters.get("allowed_decisions") == allowed
+
+
 def test_segments_beyond_the_allowed_lag_are_never_consumed(tmp_path):
     recipe = toy_recipe(
         budget={"optimizer_steps": 40},

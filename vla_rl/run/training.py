@@ -15,9 +15,10 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,8 +28,8 @@ from vla_rl.learner.checkpoint import CheckpointInfo, Progress, load, save
 from vla_rl.learner.engine import Engine
 from vla_rl.learner.learner import Learner
 from vla_rl.policies.devices import use_device
-from vla_rl.replay.governor import Account, Governor
 from vla_rl.replay.group_sampler import GroupSampler
+from vla_rl.replay.ratio_control import RatioControl
 from vla_rl.replay.ring import ReplayRing
 from vla_rl.replay.ring_file import REPLAY, RING_FILE, load_ring, save_ring
 from vla_rl.replay.sampler import SegmentSampler
@@ -47,7 +48,6 @@ logger = logging.getLogger(__name__)
 
 RANKS_TIMEOUT_S = 1800.0  # longest wait of one rank for experience while the others wait for it
 EVALUATION_TIMEOUT_S = 7 * 86_400.0  # the same where rank 0 also evaluates; ranks that are gone are told by the board
-UNLIMITED = 2**62  # decisions; during warm-up, and while nothing eligible is in the ring
 NOTHING = Progress(optimizer_steps=0, env_steps=0, decisions=0, episodes=0, policy_version=0, consumed=0)
 SAMPLER_FILE = "sampler.json"  # of one rank, in a checkpoint
 GOVERNOR, ACCOUNT_FILE = "governor", "account.json"  # folder of one rank in a checkpoint, and the file in it
@@ -139,8 +139,14 @@ class TrainingRun:
             assert self.memory.ring is not None
             self.ring = self.memory.ring
             self.sampler = _make_sampler(plan, self.ring, seed=seed + 1)
-            self._unused_before = 0
-            self._account = Account(recipe.replay.replay_ratio, collected=0, consumed=0)
+            self._ratio = RatioControl(
+                self.memory.counters,
+                self.sampler,
+                replay_ratio=recipe.replay.replay_ratio,
+                min_decisions=recipe.replay.min_decisions,
+                batch=recipe.learner.batch_segments * recipe.replay.segment_length,
+                slack=plan.num_slots,
+            )
             self.stats = RolloutStats(recent_episodes=recipe.logging.recent_episodes)
             before = NOTHING
             if resume_from is not None:
@@ -165,7 +171,6 @@ class TrainingRun:
             )
             stack.callback(self.cell.close)
             self._stack = stack.pop_all()
-        self._governor: Governor | None = None
 
     def __enter__(self) -> TrainingRun:
         return self
@@ -181,10 +186,7 @@ class TrainingRun:
         """Publish the first weights and start collecting."""
         if self.engine.compile_seconds:
             logger.info("layers compiled in %.0f s", self.engine.compile_seconds)
-        self.memory.counters.set("allowed_decisions", UNLIMITED)
-        self.sampler.refresh()
-        self._unused_before = self.sampler.num_unused  # of the loaded ring, which was collected before this start
-        self._end_warm_up()  # immediately, before collection, if a resumed run has enough experience
+        self._ratio.start(consumed=self.totals.consumed)
         self.publish()
         self.cell.start()
         self.waits = Waits()
@@ -204,9 +206,9 @@ class TrainingRun:
         try:
             while not stop_requested():
                 self.cell.raise_if_failed()
-                self._refresh()
-                batch = self._sample() if self._may_learn() else None
-                if batch is None and self._governor is not None:  # warm-up ends whatever becomes of the groups
+                self._ratio.refresh(consumed=self.totals.consumed)
+                batch = self._sample() if self._ratio.may_learn(consumed=self.totals.consumed) else None
+                if batch is None and self._ratio.is_warm:  # warm-up ends whatever becomes of the groups
                     self._check_signal()
                 if batch is not None or self.solved:
                     return batch
@@ -236,7 +238,7 @@ class TrainingRun:
         )
         self.totals.optimizer_steps = self.engine.optimizer_steps
         self.totals.consumed += int(batch.mask.sum())
-        self._limit_collection()
+        self._ratio.limit(consumed=self.totals.consumed)
         return metrics
 
     def publish_if_due(self) -> None:
@@ -280,7 +282,8 @@ class TrainingRun:
             OSError: it could not be written; earlier checkpoints are unchanged.
         """
         recipe, ranks = self.plan.recipe, self.engine.collectives
-        account = self._account_now()  # collection continues, and the clocks were read just before
+        # Collection continues, and the clocks were read just before.
+        account = self._ratio.state_dict(consumed=self.totals.consumed)
         consumed = ranks.sum_over_ranks({"consumed": float(self.totals.consumed)})["consumed"]
         own = torch.from_numpy(self.ring.num_episodes - self._episodes_before)
         played = int(ranks.gather_over_ranks(own).max())  # of the slot that is ahead of all others
@@ -345,7 +348,7 @@ class TrainingRun:
         self.ranks_before = int(restored.extra.get("num_ranks", 0)) or len([*info.path.glob("rank_*")])
         account = info.rank_folder(rank, GOVERNOR) / ACCOUNT_FILE
         if account.exists():  # otherwise the checkpoint is from an older version, or from fewer ranks
-            self._account = Account(**json.loads(account.read_text(encoding="utf-8")))
+            self._ratio.load_state_dict(json.loads(account.read_text(encoding="utf-8")))
         episodes = info.rank_folder(rank, ROLLOUT) / EPISODES_FILE
         if episodes.exists():  # otherwise as above
             self.stats.load_state_dict(json.loads(episodes.read_text(encoding="utf-8")))
@@ -362,58 +365,15 @@ class TrainingRun:
         factor = self.plan.recipe.env.reward_factor
         return [f"{it.suite}: {it.name}: {it.language}: rewards times {factor:g}" for it in self.plan.env.tasks]
 
-    def _may_learn(self) -> bool:
-        """Return whether warm-up is over and the governor allows a batch."""
-        governor = self._governor or self._end_warm_up()
-        return governor is not None and governor.may_learn(collected=self._collected, consumed=self.totals.consumed)
-
-    def _end_warm_up(self) -> Governor | None:
-        """Start controlling the ratio, if the ring holds enough; a resumed run continues its checkpoint's account."""
-        replay = self.plan.recipe.replay
-        if self.sampler.num_decisions < replay.min_decisions:
-            return None
-        self._governor = Governor.go_on(
-            self._account,
-            replay_ratio=replay.replay_ratio,
-            collected=self._collected,
-            consumed=self.totals.consumed,
-            batch=self.plan.recipe.learner.batch_segments * replay.segment_length,
-            slack=self.plan.num_slots,
-        )
-        self._limit_collection()
-        return self._governor
-
-    def _account_now(self) -> Account:
-        if self._governor is None:
-            return self._account
-        return self._governor.account(collected=self._collected, consumed=self.totals.consumed)
-
-    def _refresh(self) -> None:
-        """Take note of new episodes; collection must make up for those that nothing is learned from."""
-        unused = self.sampler.num_unused
-        self.sampler.refresh()
-        if self._governor is not None and self.sampler.num_unused != unused:
-            self._limit_collection()
-
-    @property
-    def _collected(self) -> int:
-        """Return the decisions since this start, without those that will be in no batch."""
-        return int(self.memory.counters.total("env_worker_decisions")) - self._unused
-
-    @property
-    def _unused(self) -> int:
-        """Return the decisions since this start that will be in no batch."""
-        return self.sampler.num_unused - self._unused_before
-
     def _sample(self) -> SegmentBatch | None:
         """Sample a batch within the allowed lag; if there is none, collection continues until there is."""
         max_lag = self.plan.recipe.replay.max_policy_lag
         min_version = None if max_lag is None else self.totals.policy_version - max_lag
         batch = self.sampler.sample(samples_per_batch(self.plan), min_version=min_version)
         if batch is None:
-            self.memory.counters.set("allowed_decisions", UNLIMITED)
+            self._ratio.lift()
         else:  # before the update, in which this rank may wait for others
-            self._limit_collection()
+            self._ratio.limit(consumed=self.totals.consumed)
         return batch
 
     def _check_signal(self) -> None:
@@ -434,14 +394,9 @@ class TrainingRun:
             raise NoSignalError(told)
         self.solved = told
 
-    def _limit_collection(self) -> None:
-        assert self._governor is not None
-        allowed = self._governor.allowed_decisions(consumed=self.totals.consumed) + self._unused
-        self.memory.counters.set("allowed_decisions", allowed)
 
-
-def _write_account(account: Account, folder: Path) -> None:
-    (folder / ACCOUNT_FILE).write_text(json.dumps(asdict(account)), encoding="utf-8")
+def _write_account(account: dict[str, Any], folder: Path) -> None:
+    (folder / ACCOUNT_FILE).write_text(json.dumps(account), encoding="utf-8")
 
 
 def samples_per_batch(plan: TrainingPlan) -> int:
