@@ -30,7 +30,8 @@ from vla_rl.run.beginning import Beginning, Claim, find_beginning, found_in, is_
 from vla_rl.run.couriers import Couriers
 from vla_rl.run.estimate import DryRunReport, Line, estimate
 from vla_rl.run.folder import assets_of
-from vla_rl.run.log import RunLog, log_to
+from vla_rl.run.log import RunLog
+from vla_rl.run.log_file import log_to
 from vla_rl.run.plan import TrainingPlan, check_contradictions, check_other_machines, make_training_plan
 from vla_rl.run.ranks import number_of_ranks, ranks_of_machine, start_ranks
 from vla_rl.run.signals import StopRequest

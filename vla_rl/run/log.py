@@ -1,15 +1,12 @@
-"""Output of a run while it is in progress: metrics over all ranks, the live view, the log file."""
+"""Output of a run while it is in progress: metrics over all ranks, the live view."""
 
 from __future__ import annotations
 
 import logging
 import math
-import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import torch
 
@@ -24,7 +21,6 @@ from vla_rl.reporting.evaluated_points import EvaluatedPoint
 from vla_rl.reporting.live import Display
 from vla_rl.reporting.metrics_file import METRICS_FILE, Clocks, MetricsWriter, read_metrics
 from vla_rl.reporting.run_snapshot import RunSnapshot
-from vla_rl.reporting.streams import losses
 from vla_rl.run.estimate import estimate_memory
 from vla_rl.run.rollout_stats import group_metrics, group_sums, rollout_metrics
 from vla_rl.run.training import TrainingRun
@@ -37,40 +33,6 @@ LOWEST_ENTROPY = 0.01  # nat per token, of a choice among bins
 LOWEST_GAUSSIAN_ENTROPY = -4.0  # nat: a standard deviation of exp(-4) / sqrt(2 pi e) = 0.0044
 HIGHEST_SHARE = 0.95  # of the entropy of a uniform choice among the bins
 GIB = 2**30
-
-
-class _LogFile(logging.FileHandler):
-    """Log file that tolerates a full disk: only its own lines are lost."""
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Ignore a full disk; report any other error, which is a bug."""
-        if not isinstance(sys.exc_info()[1], OSError):
-            super().handleError(record)
-
-    def close(self) -> None:
-        """Close the file; data that cannot be written any more is lost."""
-        with suppress(OSError):
-            super().close()
-
-
-@contextmanager
-def log_to(path: Path) -> Iterator[None]:
-    """Send what the program logs in this process to a file, and not across the live view."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = _LogFile(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-    logger = logging.getLogger("vla_rl")
-    level = logger.level
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    for loss in losses():  # terminal losses from before the log existed
-        logger.warning("%s", loss)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        handler.close()
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from vla_rl.recipe import SupervisedRecipe
 from vla_rl.reporting.run_folder import as_argument
 from vla_rl.run.beginning import Beginning, Claim, find_beginning, found_in, is_first_rank, open_folder
 from vla_rl.run.couriers import Couriers
-from vla_rl.run.log import log_to
+from vla_rl.run.log_file import log_to
 from vla_rl.run.plan import check_contradictions
 from vla_rl.run.ranks import number_of_ranks, start_ranks
 from vla_rl.run.signals import StopRequest
