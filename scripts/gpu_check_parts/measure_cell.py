@@ -16,7 +16,7 @@ from gpu_check_parts.tasks import TASKS
 from vla_rl.envs.kind import EnvPlan
 from vla_rl.recipe import find_recipe, load_recipe
 from vla_rl.run.estimate import estimate_memory
-from vla_rl.run.log import Moment, rates
+from vla_rl.run.performance import Moment, rates
 from vla_rl.run.plan import TrainingPlan, plan_policy, resolve_device, training_plan
 from vla_rl.run.training import TrainingRun
 from vla_rl.types import SegmentBatch, TaskInfo

@@ -7,8 +7,9 @@ import pytest
 from vla_rl.ipc.counters import CellCounters
 from vla_rl.policies.devices import PeakMemory
 from vla_rl.reporting.catalogue import CATALOGUE
-from vla_rl.run.log import Moment, changed_ranks, memory_metrics, rates, utilisation_metrics
+from vla_rl.run.log import changed_ranks
 from vla_rl.run.log_file import log_to
+from vla_rl.run.performance import Moment, memory_metrics, rates, utilisation_metrics
 from vla_rl.run.utilisation import bf16_peak
 
 
