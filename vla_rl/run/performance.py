@@ -1,4 +1,4 @@
-"""What a run's processes make of their time and of the GPU: rates, shares of time, utilisation, peak memory."""
+"""Rates, shares of time, utilisation and peak memory of a run's processes."""
 
 from __future__ import annotations
 
