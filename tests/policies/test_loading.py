@@ -90,11 +90,19 @@ def test_an_adapter_folder_is_its_base_with_the_products_added(base, adapter):
 def test_an_adapter_that_names_no_base_is_loaded_with_one(base, adapter):
     named = OpenVLAOFT.from_pretrained(adapter)
     edit(adapter, base_model_name_or_path="")
-    with pytest.raises(ValueError, match=r"base_model_name_or_path is empty.*adapter= this folder"):
+    with pytest.raises(ValueError, match=r'_path is empty, .* there, like "base_model_name_or_path": "path/to/[^ ]*"$'):
         OpenVLAOFT.from_pretrained(adapter)
     given = OpenVLAOFT.from_pretrained(base, adapter=adapter)
     for (name, one), (_, other) in zip(named.named_parameters(), given.named_parameters(), strict=True):
         assert torch.equal(one, other), name
+
+
+@pytest.mark.parametrize("written", ["{adapter}", "adapter", "."])
+def test_an_adapter_that_names_itself_as_its_base_is_refused(adapter, written, monkeypatch):
+    monkeypatch.chdir(adapter if written == "." else adapter.parent)
+    edit(adapter, base_model_name_or_path=written.format(adapter=adapter))
+    with pytest.raises(ValueError, match=r"base_model_name_or_path is .*, the adapter's own folder, so nothing says"):
+        find_files(adapter)
 
 
 def test_an_adapter_beside_shards_is_merged_already_and_not_read(base, adapter, tmp_path):

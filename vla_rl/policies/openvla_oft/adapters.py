@@ -62,7 +62,8 @@ def base_directory(folder: Path) -> Path:
     """Find the base checkpoint of an adapter folder: a directory relative to here or to the folder, or a hub id.
 
     Raises:
-        ValueError: `base_model_name_or_path` is empty, names nothing that exists here, or is ambiguous.
+        ValueError: `base_model_name_or_path` is empty, names nothing that exists here, or the adapter itself, or is
+            ambiguous.
     """
     path = folder / CONFIG_FILE
     base = read_json(path).get(BASE_FIELD) or ""
@@ -76,10 +77,12 @@ def base_directory(folder: Path) -> Path:
             f"{path}: base_model_name_or_path {base!r} names two checkpoints, {' and '.join(map(str, found))}; write "
             "the whole path of the right one there"
         )
-    if not base or (not found and places == [folder]):
+    names_itself = bool(places) and all(place.samefile(folder) for place in places)
+    if not base or (names_itself and not found):
+        what = f"is {base!r}, the adapter's own folder" if base else "is empty"
         raise ValueError(
-            f"{path}: base_model_name_or_path is empty, so nothing says which weights it adapts; write the base "
-            "checkpoint's directory there, or load the base with adapter= this folder"
+            f"{path}: {BASE_FIELD} {what}, so nothing says which weights it adapts; write the base checkpoint's "
+            f'directory or its name on the hub there, like "{BASE_FIELD}": "path/to/openvla-7b"'
         )
     return next(iter([*found.values(), *places]), None) or checkpoint_directory(base, download=False)
 
