@@ -13,7 +13,8 @@ from vla_rl.demos.conventions import GIVE_GRIPPER, GRIPPERS, Gripper, gripper_of
 from vla_rl.demos.data_errors import DemosError
 from vla_rl.demos.episode import Episode, Reader, StoredEpisode
 from vla_rl.demos.hdf5 import SUFFIXES, Hdf5Reader
-from vla_rl.demos.lerobot import INFO, LeRobotReader
+from vla_rl.demos.lerobot import LeRobotReader
+from vla_rl.demos.lerobot_metadata import INFO
 from vla_rl.demos.rlds import RldsReader
 from vla_rl.errors import UserError
 
