@@ -13,7 +13,6 @@ from typing import cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.modules.dropout import _DropoutNd
 
 from vla_rl.credit import Credit, Experience
 from vla_rl.learner.batches import (
@@ -22,9 +21,6 @@ from vla_rl.learner.batches import (
     at,
     bootstrap_rows,
     decision_rows,
-    distinct_rows,
-    first_draws,
-    policy_inputs,
     token_mask,
 )
 from vla_rl.learner.engine import Engine, UpdateResult
@@ -42,6 +38,7 @@ from vla_rl.learner.objective import (
     share_of_loss,
 )
 from vla_rl.learner.optimizer import POLICY_GROUP, VALUE_GROUP
+from vla_rl.learner.passes import Passes, first_of
 from vla_rl.learner.update_metrics import lag_metrics, loss_metrics, ratio_metrics
 from vla_rl.rl.loss_weights import LossWeights
 from vla_rl.rl.masking import NonFiniteError
@@ -95,22 +92,19 @@ class Learner(MicroBatched):
         if loss.aggregation == "constant" and longest_episode is None:
             raise ValueError("loss.aggregation: constant needs the decisions of the longest episode")
         self.batch_size = batch_size
-        self._policy = engine.policy
-        policy = cast(Policy, engine.policy)
-        self._bucket_of = policy.bucket_of
-        self._action_dim, num_tokens = policy.action_spec.action_dim, policy.action_spec.num_tokens
+        action_spec = cast(Policy, engine.policy).action_spec
+        self._action_dim, num_tokens = action_spec.action_dim, action_spec.num_tokens
         self._ratio = RATIOS[loss.ratio](self._action_dim, num_tokens)
         self._longest_episode = (longest_episode or 0) * num_tokens // self._ratio.tokens  # in ratios
         self._fill = 1.0  # share of the most decisions of a batch that the fullest rank's has
-        self._has_dropout = any(isinstance(module, _DropoutNd) and module.p > 0 for module in engine.policy.modules())
+        self._passes = Passes(engine, loss=loss, merge_repeats=reuse_passes)
         self._surrogate = surrogate
         self._credit = credit
         self._has_critic = credit.needs_values
         self._loss = loss
         self._old_threshold = old_threshold
         self._policy_version = 0  # of the weights before the current update
-        self._merges_repeats = reuse_passes and not self._has_dropout
-        self._keeps_passes = self._merges_repeats
+        self._keeps_passes = self._passes.merges_repeats
         self._evaluates_decisions = credit.needs_current_values or credit.needs_log_ratios
         self.moments = RunningMoments()
         self.seconds = {"values": 0.0, "loss": 0.0, "optimizer": 0.0}  # durations of the last update, by part
@@ -140,12 +134,12 @@ class Learner(MicroBatched):
         self._policy_version = policy_version
         self.seconds = dict.fromkeys(self.seconds, 0.0)
         # 1. Rows: the decisions, and the observations after them whose values are missing. Global counts.
-        rows, after = self._in_buckets(batch, decision_rows(batch)), self._rows_after(batch)
+        rows, after = self._passes.in_buckets(batch, decision_rows(batch)), self._rows_after(batch)
         counts, lacks_values = self._survey(batch, rows, after)
         self._fill = self._fullest(batch) if self._credit.groups else 1.0
         normalizes, before = self._loss.normalize_advantages, self._moments_before()
         needs_all = bool(self._credit.groups) or (normalizes and before is None)  # groups compare episodes
-        if self._evaluates_decisions and not self._has_dropout and not needs_all:
+        if self._evaluates_decisions and not self._passes.has_dropout and not needs_all:
             # 2. to 4. Nothing depends on the whole batch: micro-batches of whole segments take one pass each.
             with self._clock("loss"):
                 loss, sums = self._with_memory(
@@ -217,15 +211,6 @@ class Learner(MicroBatched):
             return rows
         return rows[np.isnan(batch.behavior_values[rows.segment, rows.time]) & self._credit.needs_values]
 
-    def _in_buckets(self, batch: SegmentBatch, rows: Rows) -> Rows:
-        """Sort rows by their buckets, so that few micro-batches hold more than one and are padded.
-
-        If segments that were drawn several times pass once, their rows come together too.
-        """
-        if self._merges_repeats:
-            rows = rows.sorted_by(first_draws(batch)[rows.segment])
-        return rows.sorted_by(self._bucket_of(batch.task_index[rows.segment]))
-
     def _survey(self, batch: SegmentBatch, rows: Rows, after: Rows) -> tuple[Counts, bool]:
         """Return denominators over the ranks, and whether a rank has an observation whose value is missing."""
         num_run = batch.executed[rows.segment, rows.time].astype(np.int64) * self._action_dim
@@ -273,25 +258,25 @@ class Learner(MicroBatched):
         each micro-batch of the decisions, keep their graphs.
         """
         experience, kept = self._experience(batch), list[Evaluation]()
-        if self._evaluates_decisions and not self._has_dropout and (parts == 1 or self._keeps_passes):
-            self._set_training(True)
+        if self._evaluates_decisions and not self._passes.has_dropout and (parts == 1 or self._keeps_passes):
+            self._passes.set_training(True)
             for cut, cut_after in zip(decisions.cuts(parts), after.cuts(parts), strict=True):
                 own_decisions, own_after = decisions[cut], after[cut_after]
-                evaluation = self._forward(batch, own_decisions, own_after, for_loss=True, measure=measure)
+                evaluation = self._passes.forward(batch, own_decisions, own_after, for_loss=True, measure=measure)
                 self._enter(experience, batch, own_decisions, own_after, evaluation)
-                kept.append(_first(evaluation, len(own_decisions)))
+                kept.append(first_of(evaluation, len(own_decisions)))
             return experience, kept
         rows = decisions.followed_by(after) if self._evaluates_decisions else after
-        rows = self._in_buckets(batch, rows)
+        rows = self._passes.in_buckets(batch, rows)
         nothing = rows[:0]
-        self._set_training(False)
+        self._passes.set_training(False)
         with torch.no_grad():
             for cut in rows.cuts(parts):
                 part = rows[cut]
                 is_decision = part.time < batch.mask.sum(axis=1)[part.segment]
                 own = part[is_decision], part[~is_decision]
                 decided, valued = own if self._credit.needs_log_ratios else (nothing, part)
-                self._enter(experience, batch, decided, valued, self._forward(batch, decided, valued))
+                self._enter(experience, batch, decided, valued, self._passes.forward(batch, decided, valued))
         return experience, kept
 
     def _enter(
@@ -350,12 +335,14 @@ class Learner(MicroBatched):
         measure: bool,
     ) -> tuple[float, list[Sums]]:
         """Compute gradients in micro-batches; `kept` are their evaluations, if the passes were made already."""
-        self._set_training(True)
+        self._passes.set_training(True)
         kept.reverse()  # each is let go after its backward pass, and its activations with it
 
         def loss_of(part: Decisions) -> tuple[Tensor, Sums]:
             evaluation = (
-                kept.pop() if kept else self._forward(batch, part.rows, part.rows[:0], for_loss=True, measure=measure)
+                kept.pop()
+                if kept
+                else self._passes.forward(batch, part.rows, part.rows[:0], for_loss=True, measure=measure)
             )
             return self._micro_loss(batch, part, evaluation, counts)
 
@@ -381,17 +368,19 @@ class Learner(MicroBatched):
             experience, _ = self._evaluate(batch, rows, after, parts, measure)
             decisions = self._credited(batch, rows, experience).normalized(moments)
             return self._accumulate(batch, decisions, [], counts, parts, measure)
-        self._set_training(True)
+        self._passes.set_training(True)
 
         def loss_of(segments: Index) -> tuple[Tensor, Sums]:
             own, own_after = rows.of_segments(segments), after.of_segments(segments)
-            evaluation = self._forward(batch, own, own_after, for_loss=True, measure=measure)
+            evaluation = self._passes.forward(batch, own, own_after, for_loss=True, measure=measure)
             experience = self._experience(batch)
             self._enter(experience, batch, own, own_after, evaluation)
             decisions = self._credited(batch, own, experience).normalized(moments)
-            return self._micro_loss(batch, decisions, _first(evaluation, len(own)), counts)
+            return self._micro_loss(batch, decisions, first_of(evaluation, len(own)), counts)
 
-        order = self._in_buckets(batch, Rows(np.arange(len(batch.mask)), np.zeros(len(batch.mask), np.int64))).segment
+        order = self._passes.in_buckets(
+            batch, Rows(np.arange(len(batch.mask)), np.zeros(len(batch.mask), np.int64))
+        ).segment
         return self._engine.accumulate(
             [functools.partial(loss_of, segments) for segments in np.array_split(order, parts)]
         )
@@ -415,46 +404,7 @@ class Learner(MicroBatched):
             sums = no_sums(decisions, evaluation, self._loss)
         return share_of_loss(sums, counts, self._loss), sums.detached()
 
-    # --- the forward pass --------------------------------------------------------------------------------------------
-
-    def _set_training(self, training: bool) -> None:
-        """Set the mode of all modules unless it is set: visiting them takes a small policy as long as a layer."""
-        if self._policy.training != training:
-            self._policy.train(training)
-
-    def _forward(
-        self, batch: SegmentBatch, decisions: Rows, others: Rows, *, for_loss: bool = False, measure: bool = False
-    ) -> Evaluation:
-        """Evaluate decisions, and value other observations, in one pass; their values follow those of the decisions.
-
-        Without rows a pass is run on a dummy, because other ranks may wait inside it.
-
-        Args:
-            batch: its segments.
-            decisions: rows whose stored tokens are evaluated.
-            others: rows of which only values are needed.
-            for_loss: also compute the terms of the loss besides log-probabilities and values.
-            measure: compute all of these that are metrics.
-        """
-        if not len(decisions) + len(others):
-            first = Rows(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))  # every segment has a decision
-            found = self._forward(batch, first, others, for_loss=for_loss, measure=measure)
-            return _first(found, 0)
-        given = (decisions, others)
-        if self._merges_repeats:
-            (decisions, again), (others, others_again) = (distinct_rows(batch, rows) for rows in given)
-        rows, loss = decisions.followed_by(others), self._loss
-        device, behavior = self._engine.device, batch.behavior_logits if for_loss and loss.kl_coefficient > 0 else None
-        buckets = self._bucket_of(batch.task_index[rows.segment])
-        evaluation = self._engine.forward(
-            policy_inputs(batch, rows, device, buckets=buckets),
-            at(batch.tokens, decisions).to(device) if for_loss or len(decisions) else None,
-            behavior=None if behavior is None else at(behavior, decisions).to(device),
-            with_entropy=for_loss and (measure or loss.entropy_coefficient > 0),
-        )
-        if len(rows) == sum(map(len, given)):
-            return evaluation
-        return _repeated(evaluation, again, np.concatenate([again, len(decisions) + others_again]))
+    # --- memory -------------------------------------------------------------------------------------------------------
 
     @property
     def _num_parts(self) -> int:
@@ -501,26 +451,6 @@ class Learner(MicroBatched):
             with_lag_zero=is_published,
         )
         return metrics | {"learner/grad_norm": result.grad_norm}
-
-
-def _first(evaluation: Evaluation, count: int) -> Evaluation:
-    """Return the evaluation of the first decisions, and nothing else."""
-    values, *terms = (
-        None if term is None else term[:count]
-        for term in (evaluation.values, evaluation.logprobs, evaluation.entropy, evaluation.kl)
-    )
-    assert values is not None
-    return Evaluation(values, *terms)
-
-
-def _repeated(evaluation: Evaluation, decisions: Index, every: Index) -> Evaluation:
-    """Return the evaluation of rows that repeat: places of decisions, and of all values, among the distinct ones."""
-    device = evaluation.values.device
-    one, all_of_them = (torch.from_numpy(index).to(device) for index in (decisions, every))
-    logprobs, entropy, kl = (
-        None if term is None else term[one] for term in (evaluation.logprobs, evaluation.entropy, evaluation.kl)
-    )
-    return Evaluation(evaluation.values[all_of_them], logprobs, entropy, kl)
 
 
 def _place(rows: Rows) -> tuple[Tensor, Tensor]:
