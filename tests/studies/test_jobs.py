@@ -15,8 +15,9 @@ from vla_rl.studies import jobs as study_jobs
 from vla_rl.studies.jobs import Job, run_study
 from vla_rl.studies.pace import Expected
 
-# Stands in for `vla-rl`: notes when it began and ended, its environment and what its folder held; `fail` fails, and
-# `saves` takes half a second to save when it is asked to end.
+# Stands in for `vla-rl`: notes when it began and ended, its environment and what its folder held; `fail` fails,
+# `with-c` goes on until `c` has begun, but no longer than half a minute, and `saves` takes half a second to save when
+# it is asked to end.
 FAKE = """
 import os, signal, sys, time
 from pathlib import Path
@@ -33,6 +34,9 @@ if word == "saves":
     signal.signal(signal.SIGTERM, save)
     (journal.parent / "saving").touch()
     time.sleep(30)
+gives_up = time.monotonic() + 30
+while word == "with-c" and "begin c" not in journal.read_text() and time.monotonic() < gives_up:
+    time.sleep(0.02)
 time.sleep(0.3)
 with journal.open("a") as file:
     file.write(f"end {word}\\n")
@@ -67,10 +71,10 @@ def journal(out):
 
 
 def test_a_job_waits_for_those_it_needs_and_others_pass_it(out):
-    run(out, [job("a"), job("b", needs=("a",)), job("c")], at_once=2)
+    run(out, [job("a", word="with-c"), job("b", needs=("a",)), job("c")], at_once=2)
     lines = journal(out)
-    assert lines.index(["begin", "b"]) > lines.index(["end", "a"])
-    assert lines.index(["begin", "c"]) < lines.index(["end", "a"])
+    assert lines.index(["begin", "b"]) > lines.index(["end", "with-c"])
+    assert lines.index(["begin", "c"]) < lines.index(["end", "with-c"])
 
 
 def test_what_a_job_is_told_may_depend_on_what_it_needs(out):
