@@ -103,6 +103,25 @@ def test_images_of_another_shape_are_refused_by_it(shape):
         numbered_model().action_hidden(torch.zeros(shape), PROMPT)
 
 
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (
+            {"pixel_values": (3, 6, 28, 28)},
+            "pixel_values is (3, 6, 28, 28); expected 2 rows, as many as there are",
+        ),
+        ({"proprio": (1, 8)}, "proprio is (1, 8); expected (2, 8): a state per prompt"),
+        ({"proprio": (2, 7)}, "proprio is (2, 7); expected (2, 8): a state per prompt"),
+        ({"attention_mask": (1, 12)}, "attention_mask is (1, 12); expected the shape of input_ids, (2, 12)"),
+        ({"attention_mask": (2, 11)}, "attention_mask is (2, 11); expected the shape of input_ids, (2, 12)"),
+    ],
+)
+def test_inputs_that_do_not_fit_the_prompts_are_refused_by_shape(changed, told):
+    shapes = {"pixel_values": (2, 6, 28, 28), "attention_mask": (2, 12), "proprio": (2, 8)} | changed
+    with pytest.raises(ValueError, match=re.escape(told)):
+        numbered_model().action_hidden(input_ids=PROMPT.expand(2, -1), **{k: torch.ones(v) for k, v in shapes.items()})
+
+
 @torch.no_grad()
 def test_a_prompt_s_ids_may_have_32_bits():
     model, pixels = numbered_model(), numbers("pixels", (1, 6, 28, 28), 1.0)

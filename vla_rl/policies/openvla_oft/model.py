@@ -72,7 +72,15 @@ class OFTNetwork(nn.Module):
             input_ids: (B, L) prompt with BOS, right-padded; the lone space 29871 is appended if it is not the last.
             attention_mask: (B, L), 0 at padding; None when nothing is padded.
             proprio: (B, S) normalised; needs a proprioception projector.
+
+        Raises:
+            ValueError: a shape does not fit the others' or the network.
         """
+        if attention_mask is not None and attention_mask.shape != input_ids.shape:
+            raise ValueError(
+                f"attention_mask is {tuple(attention_mask.shape)}; expected the shape of input_ids, "
+                f"{tuple(input_ids.shape)}"
+            )
         lengths = _prompt_lengths(input_ids, attention_mask)
         prompts, lengths = _with_lone_space(input_ids, lengths)
         uniform = bool((lengths == prompts.shape[1]).all())
@@ -126,12 +134,21 @@ class OFTNetwork(nn.Module):
     def embed(
         self, pixel_values: Tensor, prompts: Tensor, lengths: Tensor | None, proprio: Tensor | None = None
     ) -> Tensor:
-        """Return the embedded sequence (B, T, d) of complete prompts; arguments as `read_out`."""
+        """Return the embedded sequence (B, T, d) of complete prompts; arguments as `read_out`.
+
+        Raises:
+            ValueError: pictures or proprioception of a shape that does not fit the prompts or the network.
+        """
         channels, side = pixel_values.shape[1], self.config.image_size
         if channels == 0 or channels % CHANNELS_PER_IMAGE or pixel_values.shape[2:] != (side, side):
             raise ValueError(
                 f"pixel_values is {tuple(pixel_values.shape)}; expected {CHANNELS_PER_IMAGE} channels per image "
                 f"and {side} pixels a side"
+            )
+        batch = prompts.shape[0]
+        if pixel_values.shape[0] != batch:
+            raise ValueError(
+                f"pixel_values is {tuple(pixel_values.shape)}; expected {batch} rows, as many as there are prompts"
             )
         embed_tokens = self.language_model.model.embed_tokens
         text_ids, is_placeholder = self._text(prompts, lengths)
@@ -140,6 +157,9 @@ class OFTNetwork(nn.Module):
         if proprio is not None:
             if self.proprio_projector is None:
                 raise ValueError("proprio was given, but this checkpoint has no proprio_projector file")
+            if proprio.shape != (batch, self.config.proprio_dim):
+                expected = (batch, self.config.proprio_dim)
+                raise ValueError(f"proprio is {tuple(proprio.shape)}; expected {expected}: a state per prompt")
             parts.append(self.proprio_projector(proprio)[:, None].to(text.dtype))
         return torch.cat([*parts, text], dim=1)
 
