@@ -284,8 +284,15 @@ def test_a_suite_without_the_demonstrated_tasks_is_refused_without_evaluations_t
     assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match=r"demos\.suite: libero_object has none"):
         dry_run(build_supervised_recipe(RECIPE.format(path=demos), ["demos.suite=libero_object"]))
-    assert dry_run(build_supervised_recipe(RECIPE.format(path=demos), ["demos.suite=libero_object"]), resume=True)
-    assert dry_run(build_supervised_recipe(RECIPE.format(path=demos), ["demos.suite=null"]))
+
+
+@pytest.mark.libero
+def test_a_run_is_resumed_without_a_suite_but_not_with_one_without_its_tasks(run) -> None:
+    run("demos.suite=libero_spatial", "budget.optimizer_steps=1")
+    more = "budget.optimizer_steps=2"
+    with pytest.raises(UserError, match=r"demos\.suite: libero_object has none .*, or set demos\.suite=null$"):
+        run("demos.suite=libero_object", more, resume=True)
+    assert run("demos.suite=null", more, resume=True).optimizer_steps == 2
 
 
 @pytest.mark.libero

@@ -67,7 +67,7 @@ def dry_run(recipe: SupervisedRecipe, *, run_dir: Path | None = None, resume: bo
         check_contradictions(plan.contradictions, source=recipe.name)
     if newest is not None:
         check_demonstrations(plan, newest.path, check_checkpoint(plan.policy, newest.path))
-    check_evaluations(plan, resume=resume)
+    check_evaluations(plan)
     return estimate(plan, num_ranks=number_of_ranks(recipe.learner, device=plan.device_kind))
 
 
@@ -96,7 +96,7 @@ def supervise(
         if not resume:
             check_contradictions(plan.contradictions, source=recipe.name)
         if is_first_rank():
-            check_evaluations(plan, resume=resume)
+            check_evaluations(plan)
         num_ranks = number_of_ranks(recipe.learner, device=plan.device_kind)
         start = find_beginning(recipe, folder, resume=resume, board=board, console=console)
     if num_ranks > 1 and launched_rank() is None:

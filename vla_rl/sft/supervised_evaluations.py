@@ -32,22 +32,17 @@ def options_of_supervised(plan: SupervisedPlan) -> EvalOptions:
     )
 
 
-def check_evaluations(plan: SupervisedPlan, *, resume: bool) -> None:
+def check_evaluations(plan: SupervisedPlan) -> None:
     """Plan the recipe's evaluations, so that what cannot be evaluated is told before the training.
 
     The tiny model stands for the policy, which does not exist yet.
-
-    Args:
-        plan: of the run.
-        resume: the run has begun, so that a suite that nothing is played of can stay as it is.
 
     Raises:
         ValueError: an evaluation would be refused, or the suite is not the demonstrations'; names the field.
     """
     recipe = plan.recipe
     if not recipe.evaluation.episodes_per_task:
-        if not resume:
-            check_suite(plan)
+        check_suite(plan)
         return
     source = replace(
         find_policy("tiny", profile="auto"),
