@@ -16,8 +16,8 @@ from vla_rl.studies.jobs import Job, run_study
 from vla_rl.studies.pace import Expected
 
 # Stands in for `vla-rl`: notes when it began and ended, its environment and what its folder held; `fail` fails,
-# `with-c` goes on until `c` has begun, but no longer than half a minute, and `saves` takes half a second to save when
-# it is asked to end.
+# `with-c` goes on until `c` has begun, but no longer than half a minute, and `saves`, when it is asked to end, has saved
+# once it may.
 FAKE = """
 import os, signal, sys, time
 from pathlib import Path
@@ -28,12 +28,14 @@ with journal.open("a") as file:
     file.write(f"begin {word} {os.environ['OMP_NUM_THREADS']} {kept}\\n")
 if word == "saves":
     def save(*_):
-        time.sleep(0.5)
+        (journal.parent / "asked").touch()
+        while not (journal.parent / "may_save").exists():
+            time.sleep(0.02)
         (journal.parent / "saving").write_text("saved")
         sys.exit()
     signal.signal(signal.SIGTERM, save)
     (journal.parent / "saving").touch()
-    time.sleep(30)
+    time.sleep(600)
 gives_up = time.monotonic() + 30
 while word == "with-c" and "begin c" not in journal.read_text() and time.monotonic() < gives_up:
     time.sleep(0.02)
@@ -48,6 +50,26 @@ sys.exit(word == "fail")
 def out(stand_in, tmp_path):
     stand_in(FAKE)
     return tmp_path
+
+
+class Clock:
+    """The time of a study, which the test may move on."""
+
+    def __init__(self, poll_s=0.0):
+        self.moved, self._poll_s = 0.0, poll_s
+
+    def monotonic(self):
+        return time.monotonic() + self.moved
+
+    def sleep(self, seconds):
+        time.sleep(seconds)
+        self.moved += self._poll_s
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 def job(name, *, word=None, cores=1, needs=(), continues=False):
@@ -128,28 +150,35 @@ def seconds_of(out, name):
 
 
 @pytest.mark.parametrize(("continues", "counted"), [(True, True), (False, False)])
-def test_a_job_that_is_continued_after_a_failure_counts_the_time_before(out, continues, counted):
+def test_a_job_that_is_continued_after_a_failure_counts_the_time_before(out, monkeypatch, continues, counted):
+    clock = Clock(poll_s=1000.0)
+    monkeypatch.setattr(study_jobs, "time", clock)
     jobs = [job("a", word="fail", continues=continues)]
     for _ in range(3):
         run(out, jobs, at_once=1)
-    began = time.monotonic()
+    began = clock.monotonic()
     run(out, [replace(jobs[0], arguments=lambda folder: ["a", str(folder)])], at_once=1)
-    took = time.monotonic() - began
+    took = clock.monotonic() - began
     assert (seconds_of(out, "a") > took) == counted
     assert sorted(path.name for path in (out / "jobs" / "a").iterdir()) == ["done.json", "output.log"]
 
 
-def test_a_job_that_is_continued_after_an_interruption_counts_the_time_before(out):
+def test_a_job_that_is_continued_after_an_interruption_counts_the_time_before(out, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(study_jobs, "time", clock)
+
     def stop():
-        while not (out / "saving").exists():
-            time.sleep(0.02)
-        time.sleep(3.0)
+        wait_for(out / "saving")
+        clock.moved += 1000.0
         os.kill(os.getpid(), signal.SIGTERM)
+        wait_for(out / "asked")
+        clock.moved += 100.0
+        (out / "may_save").touch()
 
     threading.Thread(target=stop, daemon=True).start()
     assert run(out, [job("a", word="saves", continues=True)], at_once=1).interrupted
     run(out, [job("a", continues=True)], at_once=1)
-    assert seconds_of(out, "a") > 3.5
+    assert seconds_of(out, "a") > 1100.0
 
 
 def test_a_folder_whose_name_is_no_text_is_refused_before_anything_is_written(out):
@@ -171,13 +200,17 @@ def test_a_job_is_tidied_up_before_it_has_its_final_name(out):
 @pytest.mark.parametrize(("continues", "ends"), [(True, "of itself"), (False, "killed")])
 def test_an_interrupted_study_waits_longer_for_jobs_that_save_what_they_go_on_from(out, monkeypatch, continues, ends):
     monkeypatch.setattr(study_jobs, "STOP_S", 0.1)
+    has_ended = threading.Event()
 
     def stop():
-        while not (out / "saving").exists():
-            time.sleep(0.02)
+        wait_for(out / "saving")
         os.kill(os.getpid(), signal.SIGTERM)
+        wait_for(out / "asked")
+        if not has_ended.wait(0.5 if continues else 20.0):  # past the time of those that are not continued
+            (out / "may_save").touch()
 
     threading.Thread(target=stop, daemon=True).start()
     progress = run(out, [job("a", word="saves", continues=continues)], at_once=1)
+    has_ended.set()
     assert (progress.interrupted, progress.finished) == (True, [])
     assert ((out / "saving").read_text() == "saved") == (ends == "of itself")
