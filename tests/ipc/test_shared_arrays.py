@@ -267,8 +267,15 @@ def test_12_kills_of_owner_and_tracker_at_all_moments_leave_no_process_and_no_fi
     counts = []
     for kill in range(12):
         mark = f"{os.getpid()}-{kill}"
-        owner = subprocess.Popen([sys.executable, "-c", OWNER], env=os.environ | {"TEST_MARK": mark})
-        time.sleep(0.2 * kill)
+        owner = subprocess.Popen(
+            [sys.executable, "-c", OWNER], env=os.environ | {"TEST_MARK": mark}, stdout=subprocess.PIPE
+        )
+        assert owner.stdout is not None
+        if kill < 10:
+            time.sleep(0.2 * kill)
+        else:  # with its children, however long a busy machine takes over their start
+            assert owner.stdout.readline() == b"started\n"
+            time.sleep(kill - 10)
         owner.send_signal(signal.SIGSTOP)  # so that it starts no process while we look
         members = of_run(mark)
         counts.append(len(members))
@@ -277,7 +284,7 @@ def test_12_kills_of_owner_and_tracker_at_all_moments_leave_no_process_and_no_fi
                 if process.pid == owner.pid or "resource_tracker" in " ".join(process.cmdline()):
                     process.kill()
         owner.kill()  # also where its environment could not be read, as while it is still being executed
-        owner.wait(10)
+        owner.communicate(timeout=60)
         deadline = time.monotonic() + 60
         while left := of_run(mark):
             assert time.monotonic() < deadline, left

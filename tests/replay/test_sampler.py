@@ -274,7 +274,8 @@ def test_a_reader_racing_a_fast_writer_never_returns_a_mixed_row():
         num_batches = 0
         try:
             deadline = time.monotonic() + 60
-            while num_batches < 200 and time.monotonic() < deadline:
+            # On a busy machine one of the two may sleep through the other's work: go on until they really race.
+            while (num_batches < 200 or sampler.total_committed <= 500) and time.monotonic() < deadline:
                 sampler.refresh()
                 batch = sampler.sample(3)
                 if batch is not None:
@@ -290,7 +291,7 @@ def test_a_reader_racing_a_fast_writer_never_returns_a_mixed_row():
             stop.set()
             writer.join(30)
         assert writer.exitcode == 0
-        assert num_batches == 200
+        assert num_batches >= 200
         assert sampler.total_committed > 500  # the race was real
 
 
