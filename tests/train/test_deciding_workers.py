@@ -43,24 +43,37 @@ def test_a_run_has_no_inference_worker_and_its_decisions_carry_the_version_that_
 
 def test_a_killed_worker_is_restarted_and_the_other_goes_on(tmp_path):
     recipe = toy_recipe(
-        **LOCAL, env={"step_seconds": 0.002}, budget={"optimizer_steps": 150}, checkpoint={"every_optimizer_steps": 150}
-    )
-    log = tmp_path / "run" / "logs" / "env_worker_0.log"
+        **LOCAL, env={"step_seconds": 0.002}, budget={"optimizer_steps": 1_000_000},
+        checkpoint={"every_optimizer_steps": 1_000_000},
+    )  # fmt: skip
+    log, has_ended = tmp_path / "run" / "logs" / "env_worker_0.log", threading.Event()
 
-    def kill_once():
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
+    def wait_until(condition):
+        deadline = time.monotonic() + 120
+        while not has_ended.is_set() and time.monotonic() < deadline:
             with suppress(OSError, ValueError, IndexError):
-                if len(points(tmp_path / "run")) >= 3:
-                    os.kill(int(log.read_text().split("process ")[1].split()[0]), signal.SIGKILL)
+                if condition():
                     return
             time.sleep(0.02)
 
-    killer = threading.Thread(target=kill_once)
+    def kill_once_and_end_the_run_when_it_has_gone_on():
+        wait_until(lambda: len(points(tmp_path / "run")) >= 3)
+        wait_until(lambda: os.kill(int(log.read_text().split("process ")[1].split()[0]), signal.SIGKILL) is None)
+        wait_until(lambda: "start 1 of this worker" in log.read_text())
+        steps = len(points(tmp_path / "run"))
+        wait_until(lambda: len(points(tmp_path / "run")) >= steps + 20)
+        if not has_ended.is_set():
+            os.kill(os.getpid(), signal.SIGINT)
+
+    killer = threading.Thread(target=kill_once_and_end_the_run_when_it_has_gone_on)
     killer.start()
-    run(recipe, tmp_path / "run")
-    killer.join()
+    try:
+        outcome, _ = run(recipe, tmp_path / "run")
+    finally:
+        has_ended.set()
+        killer.join()
+    assert outcome.interrupted
     assert "start 1 of this worker, which decides itself, slots [0, 1]" in log.read_text()
     found = points(tmp_path / "run")
-    assert (found[-1]["optimizer_steps"], found[-1]["system/env_worker_restarts"]) == (150, 1)
+    assert found[-1]["system/env_worker_restarts"] == 1
     assert min(point["perf/inference_batch_size"] for point in found) >= 0  # its counts go on, they never fall
