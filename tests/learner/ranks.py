@@ -11,19 +11,20 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from ports import free_port
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 
 
 def run_ranks(function: str, folder: Path, *, num_ranks: int, deadline_s: float = 240.0, **arguments: Any) -> list[Any]:
-    port = _free_port()
+    port = free_port()
     processes = [_start(function, folder, rank, num_ranks, port, arguments) for rank in range(num_ranks)]
     end = time.monotonic() + deadline_s
     try:
@@ -68,9 +69,3 @@ def _start(
 
 def _file(folder: Path, function: str, rank: int, suffix: str) -> Path:
     return folder / f"{function}_rank{rank}.{suffix}"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

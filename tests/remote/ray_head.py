@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+from ports import free_port
 
 ROOT = Path(__file__).parents[2]
 START_S = 90.0
@@ -28,12 +29,6 @@ def documented_start() -> list[str]:
     lines = (ROOT / "docs" / "remote.md").read_text(encoding="utf-8").splitlines()
     (line,) = [line for line in lines if " ray start " in line]
     return shlex.split(line)
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @dataclass

@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from ports import free_port
 from ray_head import documented_start
 
 from vla_rl.envs.libero.assets import resolve_assets
@@ -149,12 +150,6 @@ def test_the_documented_command_is_the_one_that_errors_tell_to_type() -> None:
     assert shlex.split(START_RAY) == documented_start()
 
 
-def closed_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 @contextmanager
 def listener(answer: bytes) -> Iterator[str]:
     """Something that listens and is no Ray; yields its address."""
@@ -175,7 +170,7 @@ def listener(answer: bytes) -> Iterator[str]:
 
 
 def test_all_machines_that_do_not_answer_are_named_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    addresses = [f"127.0.0.1:{closed_port()}" for _ in range(2)]
+    addresses = [f"127.0.0.1:{free_port()}" for _ in range(2)]
     with pytest.raises(UserError) as raised:
         dry_run(recipe(f"rollout.remote={addresses}", "rollout.num_workers=2"))
     lines = str(raised.value).splitlines()

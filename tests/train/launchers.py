@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,17 +13,12 @@ from pathlib import Path
 from typing import Literal
 
 import psutil
+from ports import free_port
 
 ROOT = Path(__file__).parents[2]
 MARK = "TEST_RUN"  # in the environment of a run's processes
 DEADLINE_S = 120.0
 Launcher = Literal["torchrun", "accelerate", "none"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def command(launcher: Launcher, node: int, nodes: int, port: int) -> list[str]:

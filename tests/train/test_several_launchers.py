@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from launchers import DEADLINE_S, ROOT, free_port, launched, wait_until
+from launchers import DEADLINE_S, ROOT, launched, wait_until
+from ports import free_port
 from toy_runs import run, toy_recipe
 
 from vla_rl.reporting.run_state import read_state
@@ -170,9 +171,7 @@ def test_the_documented_slurm_script_saves_before_its_time_is_up_and_queues_agai
     for name, body in SLURM.items():
         (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / "bin" / name).chmod(0o755)
-    port = free_port()
-    while not 20000 <= port < 40000:
-        port = free_port()
+    port = free_port()  # the script reckons it from the job's number
     environment = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     environment |= {"SLURM_JOB_ID": str(port - 20000), "SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "here"}
     environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
