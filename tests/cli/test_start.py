@@ -266,7 +266,7 @@ def test_an_evaluation_that_a_batch_system_ends_keeps_what_was_played(tmp_path):
         train_toy(run, "env.step_seconds=0.002", UNPLAYED), check=True, capture_output=True, timeout=DEADLINE_S
     )
     log = out / "episodes.jsonl"
-    evaluation = command("eval", run, "--episodes-per-task", 50, "--workers", 1, "--out", out)
+    evaluation = command("eval", run, "--episodes-per-task", 5000, "--workers", 1, "--out", out)
     code, said = signalled(evaluation, lambda _: log.exists() and log.stat().st_size > 0, signal.SIGUSR2)
     assert code == 130, said
     assert len(log.read_text(encoding="utf-8").splitlines()) > 0

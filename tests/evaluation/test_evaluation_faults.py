@@ -90,7 +90,7 @@ def test_a_killed_evaluation_goes_on_where_it_was_with_other_workers_too(start, 
     children = psutil.Process(first.pid).children(recursive=True)
     first.kill()
     first.wait(10)
-    _, alive = psutil.wait_procs(children, timeout=10)
+    _, alive = psutil.wait_procs(children, timeout=60)
     assert alive == []
     kept = (tmp_path / "out" / EPISODES_FILE).read_bytes()
     kept = kept[: kept.rfind(b"\n") + 1]

@@ -169,10 +169,10 @@ def test_a_killed_env_worker_breaks_no_group(start, tmp_path):
 
 def test_a_hung_env_worker_is_restarted(start, tmp_path):
     """Whatever it was doing when it hung: the run goes on until the restart has been counted, then ends by Ctrl-C."""
-    run = start(async_recipe(rollout={"step_timeout_s": 3.0, "start_timeout_s": 30.0}))
+    run = start(async_recipe(rollout={"step_timeout_s": 8.0, "start_timeout_s": 90.0}))
     wait_until(learning(tmp_path / "run"), "the first update")
     os.kill(pid_of(tmp_path / "run", "env_worker_1"), signal.SIGSTOP)
-    wait_until(lambda: points(tmp_path / "run")[-1]["system/env_worker_restarts"] == 1, "the restart")
+    wait_until(lambda: points(tmp_path / "run")[-1]["system/env_worker_restarts"] >= 1, "the restart")
     run.send_signal(signal.SIGINT)
     assert finished(run) == 130, (tmp_path / "output.txt").read_text()
 

@@ -219,7 +219,7 @@ def train_on_two_ranks(recipe, tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text(recipe.dump_yaml(), encoding="utf-8")
     command = [sys.executable, "-m", "vla_rl", "train", str(file), "--run-dir", str(tmp_path / "run")]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -138,27 +138,36 @@ def test_processes_that_still_start_are_ended_at_once_and_others_get_time(monkey
     assert [process.calls[0] for process in spawned] == [first, first]
 
 
+def look(cell, times=1):
+    """Wait until the watching thread has looked so often, or has found a failure."""
+    end = time.perf_counter() + 60
+    for _ in range(times):
+        before = cell._looked
+        while cell._looked == before and cell._failure is None and time.perf_counter() < end:
+            time.sleep(0.001)
+
+
 def test_a_pause_of_everything_is_not_taken_for_silence_and_silence_after_it_is(monkeypatch, tmp_path):
     """Ctrl-Z and fg: the clock has moved on, and nothing has given a sign of life."""
     monotonic, moved = time.monotonic, [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: monotonic() + moved[0])
     monkeypatch.setattr(Cell, "_spawn", lambda *_: LivingProcess())
     monkeypatch.setattr(Cell, "_dump_stack", lambda *_: None)
+    monkeypatch.setattr("vla_rl.workers.cell.WATCH_PERIOD_S", 0.01)
     monkeypatch.setattr("vla_rl.workers.cell.PAUSE_S", 10.0)  # a busy machine delays the watch; time is faster below
     with CellCounters.create(num_env_workers=1) as counters:
         settings = SimpleNamespace(worker_index=0, slot_ids=(0,), log_path=tmp_path / "log")
         cell = make_cell(counters, settings)
         cell._inference_settings = settings
         cell.start()
-        time.sleep(0.3)
+        look(cell, times=2)
         moved[0] += 1000.0
-        time.sleep(0.5)
+        look(cell, times=3)
         cell.raise_if_failed()
-        deadline = monotonic() + 30
         with pytest.raises(CellFailureError, match=r"for 6[0-9] s .*\(allowed: 60 s, rollout\.start_timeout_s\)"):
-            while monotonic() < deadline:
+            for _ in range(200):
                 moved[0] += 1.0
-                time.sleep(0.15)
+                look(cell)
                 cell.raise_if_failed()
         monkeypatch.setattr("vla_rl.workers.cell.CLOSE_S", 0.1)
         cell.close()
