@@ -16,8 +16,8 @@ from vla_rl.studies.jobs import Job, run_study
 from vla_rl.studies.pace import Expected
 
 # Stands in for `vla-rl`: notes when it began and ended, its environment and what its folder held; `fail` fails,
-# `with-c` goes on until `c` has begun, but no longer than half a minute, and `saves`, when it is asked to end, has saved
-# once it may.
+# `with-c` goes on until `c` has begun, but no longer than half a minute, and `saves` saves once it is asked to end
+# and may.
 FAKE = """
 import os, signal, sys, time
 from pathlib import Path
