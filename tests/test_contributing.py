@@ -50,7 +50,7 @@ def test_the_new_files_are_in_good_style(changed: Path) -> None:
 KNOW_THE_KINDS = (
     "tests/test_layers.py",
     "tests/test_readme.py",
-    "tests/test_recipes.py",
+    "tests/recipe",
     "tests/rl/test_surrogates.py",
     "tests/rl/test_log_weights.py",
     "tests/studies/test_gridworld.py",
