@@ -124,6 +124,15 @@ def make_learner(
     )
 
 
+def updated(
+    batch: SegmentBatch, *, policy: torch.nn.Module | None = None, **settings
+) -> tuple[torch.nn.Module, dict[str, float]]:
+    """A policy after an update by a learner with these settings, and what that measured."""
+    policy = policy or make_policy()
+    learner = make_learner(make_engine(policy), **settings)
+    return policy, learner.update(batch, policy_version=20)
+
+
 def make_batch(num_segments: int = 4, *, seed: int = 0) -> SegmentBatch:
     """Segments of 3 decisions; every second one is an episode's end after 2, so it has padding."""
     generator = np.random.default_rng(seed)
