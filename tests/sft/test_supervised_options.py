@@ -23,6 +23,7 @@ from vla_rl.cli.main import app
 from vla_rl.errors import UserError
 from vla_rl.learner.collectives import Collectives
 from vla_rl.recipe import build_supervised_recipe
+from vla_rl.reporting.run_index import index_run
 from vla_rl.sft import stage
 from vla_rl.sft.frames import prepare_frames
 from vla_rl.sft.plan import SupervisedPlan, make_supervised_plan
@@ -299,6 +300,21 @@ def test_log_points_measurements_and_checkpoints_come_as_often_as_asked(run) -> 
     kept = {path.name for path in (done.run_dir / "checkpoints").glob("optimizer_step_*")}
     assert kept == {"optimizer_step_3", "optimizer_step_4"}
     assert list((done.run_dir / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("ends", ["budget.optimizer_steps=3", "budget.optimizer_steps=1000"])
+def test_the_last_update_has_a_log_point_however_rare_they_are(run, monkeypatch, ends: str) -> None:
+    monkeypatch.setattr(SupervisedRun, "is_spent", lambda run, _budget=None: run.optimizer_steps == 3)
+    done = run("demos.held_out=0", "logging.every_optimizer_steps=2", ends)
+    points = [json.loads(line) for line in (done.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [point["optimizer_steps"] for point in points] == [2, 3]
+    assert index_run(done.run_dir).optimizer_steps == 3
+
+
+def test_a_run_whose_minutes_are_over_after_a_log_point_writes_no_other(run, monkeypatch) -> None:
+    monkeypatch.setattr(SupervisedRun, "is_spent", lambda run, _budget=None: run.optimizer_steps == 2)
+    done = run("demos.held_out=0", "logging.every_optimizer_steps=2", "budget.optimizer_steps=1000")
+    assert len((done.run_dir / "metrics.jsonl").read_text().splitlines()) == 1
 
 
 def test_what_is_held_out_is_measured_at_the_end_also_of_a_run_whose_minutes_are_over(run, monkeypatch) -> None:

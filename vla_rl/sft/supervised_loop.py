@@ -44,6 +44,7 @@ class SupervisedLoop:
         if saved is not None and self._is_evaluated(saved.optimizer_steps):
             self._evaluate(saved)  # the run may have ended before or in the middle of it
         unmeasured: UpdateResult | None = None  # the newest update, if nothing held out was measured after it
+        is_told = False  # whether a log point has the newest update
         while run.optimizer_steps < total:
             if run.engine.collectives.any_over_ranks(self._stop.requested or run.is_spent()):
                 break
@@ -57,14 +58,15 @@ class SupervisedLoop:
             if step % recipe.logging.held_out_every_optimizer_steps == 0 or step == total:
                 found |= run.measure_held_out()
                 unmeasured = None
-            if step % recipe.logging.every_optimizer_steps == 0 or found:
+            is_told = step % recipe.logging.every_optimizer_steps == 0 or step == total or bool(found)
+            if is_told:
                 self._point(result, found)  # before the checkpoint: a run that goes on from there has it
             if step % recipe.checkpoint.every_optimizer_steps == 0 or self._is_evaluated(step):
                 saved = self._save_or_warn()
             if saved is not None and self._is_evaluated(step):
                 self._evaluate(saved)
         if unmeasured is not None and not run.engine.collectives.any_over_ranks(self._stop.requested):
-            self._point_at_the_end(unmeasured)
+            self._point_at_the_end(unmeasured, is_told=is_told)
         return saved or self._save_last()
 
     def _update(self) -> UpdateResult:
@@ -125,10 +127,10 @@ class SupervisedLoop:
             self._shown_at = time.monotonic()
             self._say(self._line())
 
-    def _point_at_the_end(self, result: UpdateResult) -> None:
-        """Write a log point of a run whose time is over, with what is held out, if anything is."""
+    def _point_at_the_end(self, result: UpdateResult, *, is_told: bool) -> None:
+        """Write a log point of a run whose time is over, if something is held out or its newest update has none."""
         found = self._run.measure_held_out()
-        if found:
+        if found or not is_told:
             self._point(result, found)
 
     def _write(self, metrics: dict[str, float]) -> None:
