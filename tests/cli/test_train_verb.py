@@ -247,12 +247,15 @@ def test_a_name_that_no_file_can_have_is_the_user_s_mistake(
     assert result.stderr.startswith("error: ")
 
 
-@pytest.mark.parametrize("arguments", [["mine"], ["mine", "--resume"]])
-def test_a_run_s_folder_is_given_by_its_path(training: FakeTraining, arguments: list[str]) -> None:
-    Path("mine").mkdir()
-    result = invoke(*arguments)
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [("mine", [], "./mine"), ("mine", ["--resume"], "./mine"), ("my run", [], "'./my run'")],
+)
+def test_a_run_s_folder_is_given_by_its_path(training: FakeTraining, name: str, options: list[str], told: str) -> None:
+    Path(name).mkdir()
+    result = invoke(name, *options)
     assert (result.exit_code, training.called) == (2, None)
-    assert "for the folder of that name here write ./mine" in result.stderr
+    assert f"for the folder of that name here write {told}\n" in result.stderr
 
 
 def test_a_dry_run_prints_its_report_and_trains_nothing(training: FakeTraining) -> None:

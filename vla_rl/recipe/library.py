@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from shlex import quote
 
 from vla_rl.errors import UserError
 
@@ -126,7 +127,8 @@ def _unknown_name(name: str, shipped: Sequence[str]) -> str:
         )
     known = f"recipe '{name}': none of that name comes with the program; known names: {', '.join(shipped)}"
     if name in (entry.name for entry in Path().iterdir()):
-        return f"{known}; for the {'folder' if Path(name).is_dir() else 'file'} of that name here write ./{name}"
+        kind = "folder" if Path(name).is_dir() else "file"
+        return f"{known}; for the {kind} of that name here write {quote('./' + name)}"
     return known + _meant(name, shipped)
 
 
