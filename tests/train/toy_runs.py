@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 from dataclasses import dataclass
@@ -52,6 +53,17 @@ def metrics(run_dir: Path) -> list[dict[str, float]]:
         {name: value for name, value in json.loads(line).items() if name != "seconds" and not name.startswith("perf/")}
         for line in lines
     ]
+
+
+def own_blocks() -> set[str]:
+    """Shared memory that this process still maps."""
+    gc.collect()  # views may be held by cycles
+    return {line for line in Path("/proc/self/maps").read_text().splitlines() if "memfd:vla_rl" in line}
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Every file below a folder with what is in it."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @dataclass(frozen=True)
