@@ -131,6 +131,7 @@ def test_a_task_that_the_expert_cannot_do_is_refused_before_anything_starts(tmp_
     wants = "cannot do libero_goal task 0: it wants open(wooden_cabinet_1_middle_region); it can do one goal"
     assert wants in " ".join(done.stderr.split())
     assert not (tmp_path / "new").exists()
+    assert "\nLeave these tasks out: --tasks 1,2,3,4,5,6,8,9\n" in done.stderr
 
 
 @pytest.mark.slow

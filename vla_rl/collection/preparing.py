@@ -86,16 +86,20 @@ def prepare(options: CollectOptions, out: Path) -> CollectionPlan:
     tasks = tuple(known[task] for task in options.tasks)
     check_installed()
     simulator = check_simulator(gl=options.gl, assets=options.assets)
-    problems = []
+    problems, able = [], []
     for task in tasks:
-        for check in (
-            lambda task=task: check_expert(task),
-            lambda task=task: check_task_assets(simulator.assets, task),
-        ):
-            try:
-                check()
-            except SimulatorError as error:
-                problems.append(str(error))
+        try:
+            check_expert(task)
+            able.append(str(task.task_id))
+        except SimulatorError as error:
+            problems.append(str(error))
+    if problems and able:
+        problems.append(f"Leave these tasks out: --tasks {','.join(able)}")
+    for task in tasks:
+        try:
+            check_task_assets(simulator.assets, task)
+        except SimulatorError as error:
+            problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))
     stores = check_collection(options, tasks, out, assets=simulator.assets.kind)
