@@ -97,7 +97,7 @@ def export(
         if origin.checkpoint is not None:
             report = _export_trained(origin, origin.checkpoint, out, folder, kind=kind, dtype=chosen, verify=verify)
         elif kind == "adapter":
-            raise ValueError(f"{origin.location} was not trained here, so there is no adapter: export it merged")
+            raise ValueError(f"{origin.location} was not trained here, so there is no adapter. Leave --adapter out")
         else:
             report = _export_network(origin, out, folder, profile=profile, dtype=chosen, verify=verify)
         if origin.training is not None:
