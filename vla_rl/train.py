@@ -260,7 +260,7 @@ def _learn(
         if is_applied:
             earlier, saved = saved or earlier, None
             run.publish_if_due()
-        if totals.optimizer_steps % recipe.logging.every_optimizer_steps == 0:
+        if run.has_log_point(totals.optimizer_steps):
             run_log.point(metrics)
         if is_applied:
             saved = _save_if_due(run, run_log, evaluations)

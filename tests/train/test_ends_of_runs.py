@@ -4,7 +4,7 @@ import gc
 import json
 
 import pytest
-from toy_runs import contents, run, toy_recipe
+from toy_runs import contents, metrics, run, toy_recipe
 
 from vla_rl import train as training
 from vla_rl.errors import CellFailureError, RunFailureError, UserError
@@ -24,6 +24,14 @@ def test_a_finished_run_that_is_resumed_starts_nothing_and_writes_no_checkpoint(
         assert outcome.clocks.decisions == first.clocks.decisions
     assert started == []
     assert contents(tmp_path / "run" / "checkpoints") == before
+
+
+def test_log_points_come_after_every_few_updates_and_after_the_last(tmp_path):
+    """A list of runs shows the steps of the newest point, and a finished run has made all of them."""
+    run(toy_recipe(budget={"optimizer_steps": 7}, logging={"every_optimizer_steps": 5}), tmp_path / "run")
+    points = metrics(tmp_path / "run")
+    assert [point["optimizer_steps"] for point in points] == [5, 7]
+    assert points[0].keys() == points[1].keys()
 
 
 def test_the_learner_s_policy_is_gone_before_the_closing_evaluation_loads_its_own(tmp_path, monkeypatch):

@@ -228,8 +228,8 @@ class TrainingRun:
         Returns:
             Metrics if a log point can be due after this step; otherwise none.
         """
-        every, done = self.plan.recipe.logging.every_optimizer_steps, self.totals.optimizer_steps
-        is_logged = done % every == 0 or (done + 1) % every == 0  # the earlier value if this update is skipped
+        done = self.totals.optimizer_steps
+        is_logged = self.has_log_point(done) or self.has_log_point(done + 1)  # the first if this update is skipped
         metrics = self.learner.update(
             batch,
             policy_version=self.totals.policy_version,
@@ -240,6 +240,13 @@ class TrainingRun:
         self.totals.consumed += int(batch.mask.sum())
         self._ratio.limit(consumed=self.totals.consumed)
         return metrics
+
+    def has_log_point(self, optimizer_steps: int) -> bool:
+        """Return whether a log point is due after so many steps: regularly, and after the last one."""
+        recipe = self.plan.recipe
+        return optimizer_steps % recipe.logging.every_optimizer_steps == 0 or (
+            optimizer_steps == recipe.budget.optimizer_steps
+        )
 
     def publish_if_due(self) -> None:
         """Publish the weights as a new version every `learner.publish_every` optimizer steps."""
