@@ -339,7 +339,7 @@ def test_without_verification_nothing_is_compared(run: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("target", "choices", "message"),
     [
-        ("tiny", ["--adapter"], "export it merged"),
+        ("tiny", ["--adapter"], "Leave --adapter out"),
         ("nowhere", [], "nowhere does not exist"),
     ],
 )
